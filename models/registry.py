@@ -1,0 +1,18 @@
+"""Which page computes which architecture. Imports torch: for workers, not for deciding rooms."""
+
+from collections.abc import Callable
+
+from muxd.models.gemma3 import Gemma3
+from muxd.models.layers import Model, Weights
+from muxd.models.llama import Llama
+from muxd.models.spec import ModelSpec
+
+ARCHITECTURES: dict[str, Callable[[ModelSpec, Weights], Model]] = {
+    "LlamaForCausalLM": Llama,
+    "Gemma3ForCausalLM": Gemma3,
+}
+
+
+def build(spec: ModelSpec, weights: Weights) -> Model:
+    """The model of ``spec``. ``read_spec`` has already refused unknown architectures."""
+    return ARCHITECTURES[spec.architecture](spec, weights)

@@ -1,0 +1,181 @@
+"""What muxd knows about a model without touching its weights: ``config.json`` as one frozen struct.
+
+Owns ``ModelSpec`` and ``read_spec``. Everybody may use it: it imports no torch, so the deciding rooms size
+rows and check contexts with the same facts the worker computes with.
+"""
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from muxd.errors import ConfigError, ModelFolderError
+from muxd.models.config_file import Fields, read_json
+from muxd.models.rope import Rope, per_layer_type, single
+
+
+class ModelSpec(Struct, frozen=True):
+    """The shape of a decoder-only transformer and the constants its formulas need."""
+
+    architecture: str  # the name in config.json, key of muxd.models.registry
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_positions: int
+    eos_ids: tuple[int, ...]
+    bos_id: int | None
+    tied_embeddings: bool
+    norm_eps: float
+    attention_scale: float  # multiplies q·k before the softmax
+    rope: Rope  # of layers that see everything
+    local_rope: Rope  # of layers with a window
+    windows: tuple[int | None, ...]  # per layer: a token sees itself and window - 1 before it; None: all
+    logit_softcap: float | None = None
+
+    @property
+    def blocks_per_row(self) -> int:
+        """Head blocks in one row: one per layer and KV head."""
+        return self.layers * self.kv_heads
+
+    def tokens_per_row(self, block_bytes: int, itemsize: int) -> int:
+        """Tokens whose K and V of one KV head fit one head block.
+
+        Raises ConfigError when not even one fits.
+        """
+        tokens = block_bytes // (2 * self.head_dim * itemsize)
+        if tokens == 0:
+            least = 2 * self.head_dim * itemsize
+            raise ConfigError(
+                f"pool.block_bytes: {block_bytes} holds no token of a model with head_dim {self.head_dim}; "
+                f"at least {least} are needed"
+            )
+        return tokens
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """Read ``config.json`` (and ``generation_config.json``) as transformers 4.x or 5.x writes them.
+
+    Raises ModelFolderError naming the file, the field and the reason.
+    """
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise ModelFolderError(f"{folder} is not a folder; set path to a folder with config.json")
+    fields = Fields(path, read_json(path))
+    readers = {"LlamaForCausalLM": _llama, "Gemma3ForCausalLM": _gemma3}
+    architecture = _architecture(fields)
+    if architecture not in readers:
+        raise ModelFolderError(
+            f"{path}: architecture {architecture!r} is not known; known: {', '.join(sorted(readers))}"
+        )
+    spec = readers[architecture](fields, _eos_ids(folder, fields))
+    if spec.heads % spec.kv_heads:
+        raise ModelFolderError(
+            f"{path}: num_attention_heads {spec.heads} is not a multiple of "
+            f"num_key_value_heads {spec.kv_heads}"
+        )
+    if spec.head_dim % 2:
+        raise ModelFolderError(f"{path}: head_dim {spec.head_dim} is odd; rotary embedding needs pairs")
+    return spec
+
+
+def _architecture(fields: Fields) -> str:
+    named = fields.raw.get("architectures")
+    if isinstance(named, list) and named and isinstance(named[0], str):
+        return named[0]
+    by_type = {"llama": "LlamaForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
+    model_type = fields.text("model_type")
+    return by_type.get(model_type, model_type)
+
+
+def _eos_ids(folder: Path, fields: Fields) -> tuple[int, ...]:
+    """Both files count: chat models often add their end-of-turn token in generation_config.json only."""
+    found = fields.ids("eos_token_id")
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        found += Fields(generation, read_json(generation)).ids("eos_token_id")
+    return tuple(sorted(set(found)))
+
+
+def _llama(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
+    fields.must_be("hidden_act", "silu", default="silu")
+    fields.must_be("attention_bias", False, default=False)
+    fields.must_be("mlp_bias", False, default=False)
+    heads, layers = fields.integer("num_attention_heads"), fields.integer("num_hidden_layers")
+    head_dim = _head_dim(fields, heads)
+    rope = single(fields)
+    return ModelSpec(
+        architecture="LlamaForCausalLM",
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=fields.integer("hidden_size"),
+        layers=layers,
+        heads=heads,
+        kv_heads=fields.integer("num_key_value_heads", heads),
+        head_dim=head_dim,
+        intermediate_size=fields.integer("intermediate_size"),
+        max_positions=fields.integer("max_position_embeddings", 2048),
+        eos_ids=eos_ids,
+        bos_id=fields.optional_id("bos_token_id"),
+        tied_embeddings=fields.flag("tie_word_embeddings", False),
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        attention_scale=head_dim**-0.5,
+        rope=rope,
+        local_rope=rope,
+        windows=(None,) * layers,
+    )
+
+
+def _gemma3(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
+    fields.must_be("hidden_activation", "gelu_pytorch_tanh", default="gelu_pytorch_tanh")
+    fields.must_be("attention_bias", False, default=False)
+    fields.must_be("attn_logit_softcapping", None, default=None)
+    fields.must_be("use_bidirectional_attention", False, default=False)
+    heads, layers = fields.integer("num_attention_heads"), fields.integer("num_hidden_layers")
+    rope, local_rope = per_layer_type(fields)
+    return ModelSpec(
+        architecture="Gemma3ForCausalLM",
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=fields.integer("hidden_size"),
+        layers=layers,
+        heads=heads,
+        kv_heads=fields.integer("num_key_value_heads", 4),
+        head_dim=fields.integer("head_dim", 256),
+        intermediate_size=fields.integer("intermediate_size"),
+        max_positions=fields.integer("max_position_embeddings", 131_072),
+        eos_ids=eos_ids,
+        bos_id=fields.optional_id("bos_token_id"),
+        tied_embeddings=fields.flag("tie_word_embeddings", True),
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        attention_scale=fields.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        rope=rope,
+        local_rope=local_rope,
+        windows=_windows(fields, layers),
+        logit_softcap=fields.optional_number("final_logit_softcapping"),
+    )
+
+
+def _head_dim(fields: Fields, heads: int) -> int:
+    hidden = fields.integer("hidden_size")
+    if fields.raw.get("head_dim") is None and hidden % heads:
+        raise ModelFolderError(
+            f"{fields.path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads} "
+            "and head_dim is not given"
+        )
+    return fields.integer("head_dim", hidden // heads)
+
+
+def _windows(fields: Fields, layers: int) -> tuple[int | None, ...]:
+    """Which layers slide: ``layer_types`` (5.x), else every ``sliding_window_pattern``-th layer is full."""
+    kinds = fields.raw.get("layer_types")
+    if kinds is None:
+        pattern = fields.integer("sliding_window_pattern", 6)
+        kinds = ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)]
+    known = {"sliding_attention", "full_attention"}
+    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= known:
+        raise ModelFolderError(
+            f"{fields.path}: layer_types must list {layers} times one of {', '.join(sorted(known))}"
+        )
+    window = fields.integer("sliding_window", 4096) if "sliding_attention" in kinds else None
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -1,0 +1,126 @@
+"""The weights region: planned from safetensors headers, filled straight from the files. No torch.
+
+The daemon calls ``plan`` at load, allocates ``plan.bytes`` of shared memory and runs ``fill`` in a thread;
+every worker of the model maps the region and finds its tensors by ``plan.tensors``.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from muxd.errors import ModelFolderError
+from muxd.messages import Dtype, TensorEntry
+from muxd.models.convert import convert
+from muxd.models.safetensors_index import ITEMSIZE, Stored, index
+from muxd.models.spec import ModelSpec
+from muxd.models.tensors import Wanted, harmless, wanted
+
+ALIGNMENT = 64  # a cache line, and what oneDNN and cuBLAS like
+_CHUNK = 4 << 20  # elements converted at a time: bounds the scratch to some tens of MiB
+
+
+class Source(Struct, frozen=True):
+    """One stored tensor and the byte of the region where its first element goes."""
+
+    name: str
+    stored: Stored
+    offset: int
+
+
+class WeightPlan(Struct, frozen=True):
+    """Layout of the region: ``tensors`` for the worker, ``sources`` for ``fill``, ``bytes`` in all."""
+
+    tensors: list[TensorEntry]
+    bytes: int
+    dtype: Dtype
+    sources: list[Source]
+
+
+def plan(folder: Path, spec: ModelSpec, dtype: Dtype) -> WeightPlan:
+    """Lay out every tensor of the model in ``dtype``, each aligned to 64 bytes.
+
+    Query, key and value rows form one tensor, gate and up rows another.
+    Raises ModelFolderError naming file, tensor, and what was expected.
+    """
+    stored = index(folder)
+    tensors, sources, end = [], [], 0
+    for tensor in wanted(spec):
+        start = -(-end // ALIGNMENT) * ALIGNMENT
+        tensors.append(TensorEntry(tensor.name, dtype, tensor.shape, start))
+        end = start
+        for source in _sources(folder, tensor, stored, start, ITEMSIZE[dtype]):
+            sources.append(source)
+            end = source.offset + int(np.prod(source.stored.shape)) * ITEMSIZE[dtype]
+    _refuse_unknown(stored, {source.name for source in sources}, spec)
+    return WeightPlan(tensors, end, dtype, sources)
+
+
+def _sources(
+    folder: Path, tensor: Wanted, stored: dict[str, Stored], offset: int, itemsize: int
+) -> list[Source]:
+    found = []
+    for name, shape in tensor.parts:
+        if name not in stored:
+            raise ModelFolderError(f"{folder}: tensor {name} is missing from the safetensors files")
+        if stored[name].shape != shape:
+            raise ModelFolderError(
+                f"{stored[name].file}: tensor {name} has shape {list(stored[name].shape)}, "
+                f"config.json asks for {list(shape)}"
+            )
+        found.append(Source(name, stored[name], offset))
+        offset += int(np.prod(shape)) * itemsize
+    return found
+
+
+def _refuse_unknown(stored: dict[str, Stored], used: set[str], spec: ModelSpec) -> None:
+    """A tensor nobody reads (a bias, an adapter) would make the model silently compute something else."""
+    for name in sorted(stored.keys() - used):
+        if not harmless(name, spec):
+            raise ModelFolderError(
+                f"{stored[name].file}: tensor {name} is not part of {spec.architecture} as config.json "
+                "describes it"
+            )
+
+
+def fill(plan: WeightPlan, buffer: memoryview | NDArray[np.uint8], progress: Callable[[int], None]) -> None:
+    """Read and convert every tensor into ``buffer`` (at least ``plan.bytes`` bytes, writable).
+
+    ``progress`` is called with the bytes of the region filled so far. Raises ModelFolderError.
+    """
+    region = np.frombuffer(buffer, dtype=np.uint8)
+    done, itemsize = 0, ITEMSIZE[plan.dtype]
+    for source in sorted(plan.sources, key=lambda s: (s.stored.file, s.stored.offset)):
+        count = int(np.prod(source.stored.shape))
+        for first in range(0, count, _CHUNK):
+            size = min(_CHUNK, count - first)
+            start = source.offset + first * itemsize
+            _copy(source, first, region[start : start + size * itemsize], size, plan.dtype)
+            done += size * itemsize
+            progress(done)
+
+
+def _copy(source: Source, first: int, into: NDArray[np.uint8], size: int, dtype: Dtype) -> None:
+    """``size`` elements from the ``first`` on; read in place when no conversion is needed."""
+    stored = source.stored
+    itemsize = ITEMSIZE[stored.dtype]
+    same = stored.dtype == dtype
+    raw = into if same else np.empty(size * itemsize, dtype=np.uint8)
+    try:
+        with stored.file.open("rb", buffering=0) as file:
+            file.seek(stored.offset + first * itemsize)
+            _read_fully(file.readinto, raw.data)
+        if not same:
+            into[:] = convert(raw, stored.dtype, dtype)
+    except (OSError, EOFError, OverflowError) as error:
+        raise ModelFolderError(f"{stored.file}: tensor {source.name}: {error}") from None
+
+
+def _read_fully(readinto: Callable[[memoryview], int | None], view: memoryview) -> None:
+    while len(view):
+        count = readinto(view)
+        if not count:
+            raise EOFError("the file ended early; it changed since it was checked")
+        view = view[count:]

@@ -1,0 +1,3 @@
+"""muxd: many LLMs on one host, one memory pool, one scheduler."""
+
+__version__ = "0.1.0"

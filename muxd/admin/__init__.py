@@ -1,0 +1,1 @@
+"""The local door: a Unix socket for muxctl."""

@@ -1,0 +1,155 @@
+"""muxctl's end of the local door: blocking calls over the Unix socket. Imports nothing of the daemon.
+
+A connection that fails is turned into a sentence that says what to start.
+"""
+
+import http.client
+import os
+import select
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from muxd.admin.claim import peer_pid
+from muxd.admin.schemas import VERSION_HEADER, ModelRow, ProcessRow, Status, Stopping
+from muxd.config import home
+from muxd.errors import DaemonUnreachable, MuxdError
+
+T = TypeVar("T")
+
+
+def socket_path(configured: str, env: Mapping[str, str] = os.environ) -> Path:
+    """Where the admin socket lies: as configured, else ``$XDG_RUNTIME_DIR/muxd.sock``, else under MUXD_HOME.
+
+    Daemon and muxctl both ask here, so that they meet without being told.
+    """
+    if configured:
+        return Path(configured).expanduser()
+    if runtime := env.get("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "muxd.sock"
+    return home(env) / "muxd.sock"
+
+
+class AdminClient:
+    """One call, one connection. Every call raises DaemonUnreachable where no daemon answers, and MuxdError
+    with the daemon's own sentence where it refuses."""
+
+    def __init__(self, path: Path, *, timeout: float = 10.0):
+        self.path = path
+        self.daemon_version: str | None = None  # known after the first answer
+        self._timeout = timeout
+
+    def status(self) -> Status:
+        return self._call("GET", "/v0/status", Status)
+
+    def models(self) -> list[ModelRow]:
+        return self._call("GET", "/v0/models", list[ModelRow])
+
+    def ps(self) -> list[ProcessRow]:
+        return self._call("GET", "/v0/ps", list[ProcessRow])
+
+    def stop(self, *, wait: float) -> int:
+        """Ask the daemon to end and wait up to ``wait`` seconds until its process is gone; returns its pid.
+
+        Raises DaemonUnreachable, and TimeoutError (the message names the pid) where it is still there.
+        """
+        deadline = time.monotonic() + wait
+        with _connected(self.path, self._timeout) as probe:
+            pid = peer_pid(probe)
+        # The process is held before it is told to end: afterwards its number might be another's.
+        process = _open_process(pid)
+        try:
+            said = self._call("POST", "/v0/stop", Stopping).pid
+            gone = self._wait_exit(process, deadline) if process is not None else self._wait_refused(deadline)
+        finally:
+            if process is not None:
+                os.close(process)
+        if not gone:
+            raise TimeoutError(f"muxd (pid {said}) is still running {wait:g} s after it was asked to stop")
+        return said
+
+    def _wait_exit(self, process: int, deadline: float) -> bool:
+        return bool(select.select([process], [], [], max(0.0, deadline - time.monotonic()))[0])
+
+    def _wait_refused(self, deadline: float) -> bool:
+        """For a daemon in another pid namespace: its socket stops answering."""
+        while time.monotonic() < deadline:
+            try:
+                _connected(self.path, self._timeout).close()
+            except DaemonUnreachable:
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _call(self, method: str, route: str, answer: type[T]) -> T:
+        connection = _UnixConnection(self.path, self._timeout)
+        try:
+            connection.request(method, route)
+            response = connection.getresponse()
+            body = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise DaemonUnreachable(
+                f"muxd at {self.path} did not answer ({type(error).__name__}); see its log"
+            ) from None
+        finally:
+            connection.close()
+        self.daemon_version = response.headers.get(VERSION_HEADER)
+        if response.status >= 400:
+            raise MuxdError(_sentence(body, response.status))
+        try:
+            return msgspec.json.decode(body, type=answer)
+        except msgspec.DecodeError as error:
+            raise MuxdError(
+                f"cannot read the answer of muxd {self.daemon_version} to {route}: {error}; "
+                "install the same version of muxd and muxctl"
+            ) from None
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float):
+        super().__init__("muxd", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = _connected(self._path, self.timeout or 10.0)
+
+
+def _connected(path: Path, timeout: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout)
+    try:
+        connection.connect(str(path))
+    except OSError as error:
+        connection.close()
+        raise DaemonUnreachable(_why(path, error)) from None
+    return connection
+
+
+def _why(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
+        return (
+            f"no muxd is running at {path}. Start one with `muxd serve --config muxd.toml` or "
+            "`muxd serve --demo`, or name its socket with --socket or MUXD_SOCKET."
+        )
+    if isinstance(error, PermissionError):
+        return f"not allowed to talk to {path}: only the user who started muxd (or root) may."
+    return f"cannot reach muxd at {path}: {error.strerror or error}"
+
+
+def _open_process(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid) if pid > 0 else None
+    except OSError:
+        return None
+
+
+def _sentence(body: bytes, status: int) -> str:
+    try:
+        found: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
+        return str(found["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return f"muxd answered with status {status}"

@@ -1,0 +1,100 @@
+"""What the local door says: plain structs, the same on both ends. Used by the daemon, the server and muxctl.
+
+Units are in the names; memory is in bytes, times are seconds unless they say ``_ms``.
+"""
+
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+VERSION_HEADER = "Muxd-Version"
+
+
+class PoolStatus(Struct, frozen=True):
+    """The shared KV memory. ``free_blocks`` are owned by nobody, ``cached_blocks`` could be reclaimed."""
+
+    bytes: int
+    block_bytes: int
+    total_blocks: int
+    free_blocks: int
+    cached_blocks: int = 0
+
+
+class RequestStatus(Struct, frozen=True):
+    """Requests now (running, waiting) and since the start (how each one ended)."""
+
+    running: int = 0
+    waiting: int = 0
+    served: int = 0
+    refused: int = 0
+    cancelled: int = 0
+    failed: int = 0
+
+
+class Status(Struct, frozen=True):
+    """The daemon as a whole."""
+
+    version: str
+    pid: int
+    uptime_seconds: float
+    address: str  # "http://127.0.0.1:8000"
+    policy: str
+    cores: int
+    pool: PoolStatus
+    models: dict[str, int]  # state -> how many models are in it
+    requests: RequestStatus
+
+
+class ModelRow(Struct, frozen=True):
+    """One served model."""
+
+    name: str
+    state: str  # "loading", "ready", "restarting", "draining" or "failed"
+    detail: str  # why, where the state needs a reason ("model.safetensors: missing shard"); else ""
+    chat: bool  # has a chat template
+    pid: int | None
+    share: int  # percent of the device
+    weights_bytes: int
+    kv_used_bytes: int
+    kv_min_bytes: int  # guaranteed
+    kv_max_bytes: int
+    running: int
+    waiting: int
+    ttft_p99_ms: float | None  # None: no request yet
+    tokens_total: int  # generated since the daemon started
+    since_seconds: float  # how long it has been in this state
+
+
+class ProcessRow(Struct, frozen=True):
+    """One process of the daemon's family."""
+
+    pid: int
+    role: Literal["daemon", "worker"]
+    model: str  # "" for the daemon
+    phases: str  # "prefill+decode"; "" for the daemon
+    cores: int  # threads it computes with
+    memory_bytes: int  # its own; pool and weights are shared and not counted here
+    cpu_seconds: float
+    restarts: int
+    uptime_seconds: float
+
+
+class Stopping(Struct, frozen=True):
+    """The answer to ``stop``: accepted, the process ``pid`` is on its way out."""
+
+    pid: int
+
+
+class Steward(Protocol):
+    """What the daemon lets the local door see and do. Every method returns at once.
+
+    ``stop`` asks for the same orderly end as SIGTERM and may be called twice.
+    """
+
+    def status(self) -> Status: ...
+
+    def models(self) -> list[ModelRow]: ...
+
+    def ps(self) -> list[ProcessRow]: ...
+
+    def stop(self) -> None: ...

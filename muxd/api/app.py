@@ -1,0 +1,44 @@
+"""The aiohttp application: routes and wiring. ``muxd.daemon`` makes one and runs it with ``make_runner``."""
+
+from aiohttp import web
+
+from muxd.api import host, models
+from muxd.api.chat import chat
+from muxd.api.completions import completions
+from muxd.api.context import CONTEXT, Context
+from muxd.api.door import door, sign
+from muxd.api.metrics import HttpMetrics
+from muxd.api.serving import Serving
+from muxd.api.tokenize import detokenize, tokenize
+from muxd.clock import Clock, MonotonicClock
+
+
+def make_app(
+    serving: Serving, *, max_body: int, metrics: HttpMetrics, clock: Clock | None = None
+) -> web.Application:
+    """``max_body`` in bytes. Run it with ``make_runner``, or clients that go away are noticed too late."""
+    app = web.Application(middlewares=[door], client_max_size=max_body)
+    app[CONTEXT] = Context(serving, metrics, clock or MonotonicClock(), max_body)
+    app.on_response_prepare.append(sign)
+    app.add_routes(
+        [
+            web.get("/", host.index),
+            web.get("/health", host.health),
+            web.get("/ping", host.health),
+            web.post("/ping", host.health),
+            web.get("/version", host.version),
+            web.get("/metrics", host.metrics),
+            web.get("/v1/models", models.list_models),
+            web.get("/v1/models/{id:.+}", models.get_model),
+            web.post("/v1/chat/completions", chat),
+            web.post("/v1/completions", completions),
+            web.post("/tokenize", tokenize),
+            web.post("/detokenize", detokenize),
+        ]
+    )
+    return app
+
+
+def make_runner(app: web.Application, *, shutdown_timeout: float = 60.0) -> web.AppRunner:
+    """The runner muxd needs: a handler is cancelled the moment its client goes away; our access log only."""
+    return web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=shutdown_timeout)

@@ -1,0 +1,59 @@
+"""What every handler of the application shares, and how it finds it."""
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from muxd.api.metrics import HttpMetrics
+from muxd.api.serving import ServedModel, Serving
+from muxd.api.trace import Trace
+from muxd.clock import Clock
+from muxd.errors import ModelFolderError, ModelNotReady, NotFound, ShuttingDown
+from muxd.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Context:
+    """The application's wiring; one per ``make_app``."""
+
+    serving: Serving
+    metrics: HttpMetrics
+    clock: Clock
+    max_body: int  # bytes
+
+
+CONTEXT = web.AppKey("context", Context)
+TRACE = web.RequestKey("trace", Trace)
+
+
+def context(request: web.Request) -> Context:
+    return request.app[CONTEXT]
+
+
+def trace(request: web.Request) -> Trace:
+    """The request's record, made by the door's middleware."""
+    return request[TRACE]
+
+
+def find_model(serving: Serving, name: str) -> ServedModel:
+    """Raises NotFound (404, ``model_not_found``) naming what is served."""
+    model = serving.models().get(name)
+    if model is None:
+        served = ", ".join(serving.models()) or "none"
+        raise NotFound(f"The model {name!r} does not exist. Served models: {served}", param="model")
+    return model
+
+
+def tokenizer_of(model: ServedModel) -> Tokenizer:
+    """The model's tokenizer, once it may be used.
+
+    A restarting model passes: the engine decides whether to queue. Raises ModelFolderError when the model
+    has failed, ShuttingDown when it drains, ModelNotReady while it loads.
+    """
+    if model.state == "failed":
+        raise ModelFolderError(f"The model {model.name!r} cannot be served: {model.detail}", param="model")
+    if model.state == "draining":
+        raise ShuttingDown("muxd is shutting down and takes no new requests")
+    if model.tokenizer is None:
+        raise ModelNotReady(f"The model {model.name!r} is {model.state}; try again shortly", param="model")
+    return model.tokenizer

@@ -1,0 +1,65 @@
+"""What happens around every handler: request id, errors as objects, one access line, one count."""
+
+import asyncio
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from muxd.api import errors
+from muxd.api.context import TRACE, context
+from muxd.api.host import VERSION
+from muxd.api.trace import Trace, log_access, outcome_of, request_id
+
+_PROBES = frozenset({"/health", "/ping", "/metrics"})
+_CLIENT_GONE = 499  # nginx's number for it; only ever logged and counted
+
+
+@web.middleware
+async def door(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns every exception into a response. A cancelled handler means that its client went away."""
+    clock = context(request).clock
+    record = Trace(request_id(request.headers.get("x-request-id")), clock.now())
+    request[TRACE] = record
+    status = 500
+    try:
+        response = await _answer(request, handler, record)
+        status = response.status
+        return response
+    except asyncio.CancelledError:
+        record.outcome = "cancelled"
+        raise
+    finally:
+        _book(request, record, status, clock.now())
+
+
+async def _answer(request: web.Request, handler: Handler, record: Trace) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status in (404, 405):
+            error.text = f"Unknown request URL: {request.method} {request.path}"
+        return errors.reply(error, record.id)
+    except Exception as error:
+        return errors.reply(error, record.id)
+
+
+def _book(request: web.Request, record: Trace, status: int, now: float) -> None:
+    if record.outcome is None:
+        record.outcome = outcome_of(status)
+    metrics = context(request).metrics
+    if record.outcome == "cancelled":
+        status = _CLIENT_GONE
+        metrics.client_gone(record.model)
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else "unknown"
+    metrics.answered(route, request.method, status)
+    path = request.rel_url.raw_path
+    log_access(record, method=request.method, path=path, status=status, now=now, quiet=path in _PROBES)
+
+
+async def sign(request: web.Request, response: web.StreamResponse) -> None:
+    """``on_response_prepare``: the request id on every answer, streams included."""
+    response.headers["Server"] = f"muxd/{VERSION}"
+    record = request.get(TRACE)
+    if record is not None:
+        response.headers["x-request-id"] = record.id

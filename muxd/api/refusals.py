@@ -1,0 +1,83 @@
+"""Fields that would change the answer and that muxd does not serve: refused by name, never ignored.
+
+Each has a test of the values at which it changes nothing (``tools: []``, ``response_format: {"type":
+"text"}``). The structs of ``muxd.api.schemas`` declare the fields; the generating endpoints call
+``refuse_unserved`` after decoding.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from muxd.errors import BadRequest
+
+
+def _empty(value: Any) -> bool:
+    return not value
+
+
+def _no_choice(value: Any) -> bool:
+    return value in ("none", "auto")
+
+
+HARMLESS: dict[str, Callable[[Any], bool]] = {
+    # OpenAI's
+    "logit_bias": _empty,
+    "response_format": lambda value: value == {"type": "text"},
+    "tools": _empty,
+    "tool_choice": _no_choice,
+    "functions": _empty,
+    "function_call": _no_choice,
+    "modalities": lambda value: value == ["text"],
+    "audio": _empty,
+    "web_search_options": lambda value: False,
+    "suffix": _empty,
+    "best_of": lambda value: value == 1,
+    # vLLM's
+    "use_beam_search": _empty,
+    "length_penalty": lambda value: value == 1,
+    "bad_words": _empty,
+    "allowed_token_ids": _empty,
+    "prompt_logprobs": lambda value: False,
+    "truncate_prompt_tokens": lambda value: False,
+    "include_stop_str_in_output": _empty,
+    "skip_special_tokens": lambda value: value is True,
+    "structured_outputs": _empty,
+    "guided_json": lambda value: False,
+    "guided_regex": lambda value: False,
+    "guided_choice": lambda value: False,
+    "guided_grammar": lambda value: False,
+    "documents": _empty,
+    "chat_template": lambda value: False,
+    "continue_final_message": _empty,
+    "prompt_embeds": lambda value: False,
+}
+_HINTS = {
+    "tools": 'send tool_choice "none" to have the tools left out',
+    "functions": 'send function_call "none" to have the functions left out',
+    "response_format": 'only {"type": "text"} is served',
+    "modalities": 'only ["text"] is served',
+    "skip_special_tokens": "special tokens are always left out of the text",
+    "chat_template": "the operator sets the template, with chat_template in the model's [[model]] table",
+    "best_of": "it must equal n",
+}
+_SWITCHED_OFF_BY = {"tools": "tool_choice", "functions": "function_call"}
+
+
+def refuse_unserved(body: Struct) -> None:
+    """Raises BadRequest naming the first field of ``body`` that muxd would have to ignore."""
+    for name in body.__struct_fields__:
+        harmless = HARMLESS.get(name)
+        value = getattr(body, name) if harmless else None
+        if harmless is None or value is None or harmless(value) or _switched_off(body, name, value):
+            continue
+        hint = _HINTS.get(name, "leave it out")
+        raise BadRequest(f"{name} with this value is not supported by this server; {hint}", param=name)
+
+
+def _switched_off(body: Struct, name: str, value: Any) -> bool:
+    if name == "best_of":
+        return bool(value == (getattr(body, "n", None) or 1))
+    switch = _SWITCHED_OFF_BY.get(name)
+    return switch is not None and getattr(body, switch) == "none"

@@ -1,0 +1,77 @@
+"""From the parameters of a request to what the engine and the stop-string matcher take.
+
+What a request leaves out comes from the model's generation_config.json, then from OpenAI's defaults.
+"""
+
+import secrets
+from typing import Any
+
+import msgspec
+
+from muxd.api.schemas import Generation
+from muxd.api.serving import ServedModel
+from muxd.errors import ContextTooLong
+from muxd.messages import Sampling
+from muxd.text.stop import StopStrings
+
+_SEED_MASK = 2**63 - 1  # seeds travel as int64
+
+
+def sampling_of(body: Generation, model: ServedModel, logprobs: int) -> Sampling:
+    """One sequence's sampling; ``logprobs`` as in ``Sampling``. Without a seed, a random one."""
+
+    def pick(name: str, fallback: Any) -> Any:
+        asked = getattr(body, name)
+        default = model.default_sampling.get(name)
+        return next(value for value in (asked, default, fallback) if value is not None)
+
+    seed = body.seed if body.seed is not None else secrets.randbits(63)
+    return Sampling(
+        temperature=float(pick("temperature", 1.0)),
+        top_p=float(pick("top_p", 1.0)),
+        top_k=max(0, int(pick("top_k", 0))),
+        min_p=float(pick("min_p", 0.0)),
+        seed=seed & _SEED_MASK,
+        presence_penalty=float(body.presence_penalty or 0.0),
+        frequency_penalty=float(body.frequency_penalty or 0.0),
+        repetition_penalty=float(pick("repetition_penalty", 1.0)),
+        min_tokens=body.min_tokens or 0,
+        banned_first=tuple(sorted(ending_ids(body, model))) if body.min_tokens else (),
+        logprobs=logprobs,
+    )
+
+
+def for_choice(sampling: Sampling, index: int) -> Sampling:
+    """Choice ``index`` of the same request: its own random numbers, the first keeps the seed asked for."""
+    return msgspec.structs.replace(sampling, seed=(sampling.seed + index) & _SEED_MASK)
+
+
+def ending_ids(body: Generation, model: ServedModel) -> frozenset[int]:
+    """Token ids that end the sequence: the model's (unless ``ignore_eos``) and ``stop_token_ids``."""
+    eos = frozenset() if body.ignore_eos else model.eos
+    return eos | frozenset(body.stop_token_ids or ())
+
+
+def stop_strings(body: Generation) -> list[str]:
+    """Raises BadRequest for a stop string that the matcher does not take (an empty one, say)."""
+    stops = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
+    StopStrings(stops)
+    return stops
+
+
+def token_budget(model: ServedModel, prompt: int, asked: int | None, default: int | None, param: str) -> int:
+    """How many tokens may be generated after ``prompt`` tokens.
+
+    ``default`` (None: all that fits) is clamped to the context; what was ``asked`` for is not: raises
+    ContextTooLong naming ``param`` when it cannot fit.
+    """
+    room = model.max_context - prompt
+    if asked is None:
+        return min(room, default or room)
+    if asked > room:
+        raise ContextTooLong(
+            f"This model's maximum context length is {model.max_context} tokens. The prompt has {prompt} and "
+            f"{param} asks for {asked} more: at most {room} fit",
+            param=param,
+        )
+    return asked

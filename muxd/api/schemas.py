@@ -1,0 +1,134 @@
+"""Request bodies as msgspec structs: types and ranges in one place, so that an error names its field.
+
+Unknown fields are ignored. Fields that would change the answer and are not served are typed ``Any`` and
+refused by name in ``muxd.api.refusals``. ``None`` always means "not given", as clients send ``null``.
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+Stops = Annotated[list[str], Meta(max_length=4)]
+
+
+class StreamOptions(Struct):
+    """``stream_options``; ``include_obfuscation`` and the like are ignored."""
+
+    include_usage: bool | None = None
+
+
+class Part(Struct):
+    """One element of a message's content list; only ``type: text`` is served."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(Struct):
+    """One turn. ``tool_calls`` and ``tool_call_id`` go to the template as they are."""
+
+    role: Role
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
+
+
+class Unserved(Struct, kw_only=True):
+    """Declared on both endpoints to be refused; most of these are vLLM's extensions."""
+
+    logit_bias: Any = None
+    response_format: Any = None
+    best_of: Any = None
+    use_beam_search: Any = None
+    length_penalty: Any = None
+    bad_words: Any = None
+    allowed_token_ids: Any = None
+    prompt_logprobs: Any = None
+    truncate_prompt_tokens: Any = None
+    include_stop_str_in_output: Any = None
+    skip_special_tokens: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+
+
+class Generation(Unserved, kw_only=True):
+    """What both generating endpoints take. Ranges are OpenAI's where OpenAI has the field."""
+
+    model: str
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None  # -1 and 0: off
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: Seed | None = None
+    stop: str | Stops | None = None
+    stop_token_ids: list[TokenId] | None = None
+    max_tokens: Count | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    ignore_eos: bool | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+
+
+class ChatRequest(Generation, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: Count | None = None  # wins over max_tokens
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    # refused
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    modalities: Any = None
+    audio: Any = None
+    web_search_options: Any = None
+    documents: Any = None
+    chat_template: Any = None
+    continue_final_message: Any = None
+
+
+class CompletionRequest(Generation, kw_only=True):
+    """POST /v1/completions. ``prompt``: text, texts, token ids, or lists of token ids."""
+
+    prompt: str | list[str | TokenId | list[TokenId]]
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    # refused
+    suffix: Any = None
+    prompt_embeds: Any = None
+
+
+class TokenizeRequest(Struct, kw_only=True):
+    """POST /tokenize, as vLLM has it: ``prompt`` or ``messages``."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    add_special_tokens: bool | None = None  # default: true for a prompt, false for messages
+    return_token_strs: bool = False
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeRequest(Struct, kw_only=True):
+    """POST /detokenize, as vLLM has it."""
+
+    model: str | None = None
+    tokens: list[TokenId]

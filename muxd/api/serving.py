@@ -1,0 +1,68 @@
+"""What the HTTP door needs from the engine, as protocols. ``muxd.daemon`` passes the real thing in.
+
+Read by every file of this room; implemented by the engine's unit and, in tests, by a scripted double.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+from muxd.engine.request import Request
+from muxd.engine.stream import TokenStream
+from muxd.text.template import ChatTemplate
+from muxd.text.tokenizer import Tokenizer
+
+State = Literal["loading", "ready", "restarting", "failed", "draining"]
+
+
+class ServedModel(Protocol):
+    """One model as the door sees it. ``tokenizer`` is None until it has been read."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def created(self) -> int:
+        """Unix time, seconds."""
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and answer together."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table: every prompt id must lie below, or a worker would fault."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """None for a base model without a chat template."""
+
+    @property
+    def default_sampling(self) -> Mapping[str, Any]:
+        """``generation_config.json``: temperature, top_p, top_k, min_p, repetition_penalty; may be empty."""
+
+    @property
+    def eos(self) -> frozenset[int]: ...
+
+    @property
+    def state(self) -> str:
+        """One of ``State``."""
+
+    @property
+    def detail(self) -> str:
+        """Why, when failed."""
+
+
+class Serving(Protocol):
+    """The engine, seen from the door."""
+
+    @property
+    def healthy(self) -> bool: ...
+
+    def models(self) -> Mapping[str, ServedModel]:
+        """By served name, in the order to show them."""
+
+    def submit(self, request: Request) -> TokenStream:
+        """Queue one sequence. Raises QueueFull, ModelNotReady, ShuttingDown or ContextTooLong."""

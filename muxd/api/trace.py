@@ -1,0 +1,79 @@
+"""One request's record: what the access log line says about it. Never prompt text, never a key."""
+
+import json
+import logging
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Literal
+
+access = logging.getLogger("muxd.access")
+
+Outcome = Literal["served", "refused", "cancelled", "failed"]
+_PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
+_PLAIN = re.compile(r"[\w./:@%+,-]+", re.ASCII)
+
+
+@dataclass(slots=True)
+class Trace:
+    """Filled in by the handlers, logged once by the door. Times are seconds of the door's clock."""
+
+    id: str
+    started: float
+    model: str = ""  # served names only: what a client made up stays out
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_token: float | None = None
+    finish: str = ""
+    outcome: Outcome | None = None  # set by a handler that knows better than the status
+
+    def tokens(self, count: int, now: float) -> None:
+        """``count`` more tokens arrived."""
+        if self.first_token is None:
+            self.first_token = now
+        self.completion_tokens += count
+
+
+def request_id(given: str | None) -> str:
+    """The client's ``x-request-id`` where it is printable ASCII of at most 128 characters, else a new one."""
+    if given and _PRINTABLE.fullmatch(given):
+        return given
+    return secrets.token_hex(16)
+
+
+def outcome_of(status: int) -> Outcome:
+    if status < 400:
+        return "served"
+    return "refused" if status < 500 or status == 503 else "failed"
+
+
+def log_access(trace: Trace, *, method: str, path: str, status: int, now: float, quiet: bool) -> None:
+    """One logfmt line. ``quiet``: a probe (health, metrics), logged at debug."""
+    level = logging.DEBUG if quiet else logging.INFO
+    if not access.isEnabledFor(level):
+        return
+    fields: dict[str, object] = {
+        "id": trace.id,
+        "method": method,
+        "path": path[:200],
+        "status": status,
+        "outcome": trace.outcome or outcome_of(status),
+        "ms": f"{(now - trace.started) * 1000:.1f}",
+    }
+    if trace.model:
+        fields |= {
+            "model": trace.model,
+            "prompt_tokens": trace.prompt_tokens,
+            "completion_tokens": trace.completion_tokens,
+        }
+    if trace.first_token is not None:
+        fields["ttft_ms"] = f"{(trace.first_token - trace.started) * 1000:.1f}"
+    if trace.finish:
+        fields["finish"] = trace.finish
+    access.log(level, "%s", " ".join(f"{key}={_value(value)}" for key, value in fields.items()))
+
+
+def _value(value: object) -> str:
+    """logfmt: quoted where a space, a quote or anything unusual could break the line apart."""
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)

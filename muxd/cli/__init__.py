@@ -1,0 +1,1 @@
+"""The two programs: muxd and muxctl."""

@@ -1,0 +1,55 @@
+"""What the daemon's log looks like: one text line per event, on standard error. Used by the muxd command.
+
+Under systemd the journal stamps the time and reads the level from a ``<6>`` prefix, so both leave the text.
+Nothing here ever sees a prompt: the rooms that log do not pass one.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import TextIO
+
+# Levels of sd-daemon(3).
+_PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+
+def set_up(level: str, *, stream: TextIO | None = None, env: Mapping[str, str] = os.environ) -> None:
+    """Log from ``level`` ("debug" ... "error") upwards; replaces what an earlier call set up."""
+    out = stream or sys.stderr
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(JournalLines() if under_journal(out, env) else TextLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # asyncio's debug lines and aiohttp's own access log say nothing the access line does not.
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def under_journal(stream: TextIO, env: Mapping[str, str] = os.environ) -> bool:
+    """Is ``stream`` the one systemd connected to the journal?
+
+    $JOURNAL_STREAM alone does not say so: children inherit it and redirect their output. It names device and
+    inode of the stream (systemd.exec(5)), which are compared.
+    """
+    try:
+        device, inode = (int(part) for part in env.get("JOURNAL_STREAM", "").split(":"))
+        found = os.fstat(stream.fileno())
+    except (ValueError, OSError):  # unset or odd variable; a stream without a file
+        return False
+    return (found.st_dev, found.st_ino) == (device, inode)
+
+
+class TextLines(logging.Formatter):
+    """``2026-11-21 04:05:06 INFO    loaded smollm2 in 0.8 s``"""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S")
+
+
+class JournalLines(logging.Formatter):
+    """``<6>loaded smollm2 in 0.8 s``; every line of a traceback carries the level."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"<{_PRIORITY.get(record.levelno, 6)}>"
+        return "\n".join(prefix + line for line in super().format(record).splitlines())

@@ -1,0 +1,119 @@
+"""The muxd command: serve, check a configuration, fetch the demo models.
+
+Settings come from flags, then MUXD_* environment variables, then the file, then defaults.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from muxd import __version__
+from muxd.admin.schemas import Steward
+from muxd.cli import logs, ready
+from muxd.cli.failing import EX_CONFIG, fail, sentences
+from muxd.config import Config, home, load
+
+_PROGRAM = "muxd"
+_HELP = """Serve many LLMs from one host, with one memory pool and one scheduler.
+
+Settings come from flags, then MUXD_* environment variables, then the file, then defaults."""
+
+app = typer.Typer(
+    name=_PROGRAM, help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+
+@app.command()
+def serve(
+    config: Annotated[
+        Path | None, typer.Option(envvar="MUXD_CONFIG", help="The configuration.", metavar="muxd.toml")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="HTTP address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port [8000]; 0 takes a free one.")] = None,
+    socket: Annotated[str | None, typer.Option(help="Unix socket for muxctl.", metavar="PATH")] = None,
+    pool_bytes: Annotated[
+        str | None, typer.Option(help="KV memory all models share [1G].", metavar="SIZE")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [info].")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Fetch two small models and serve them.")] = False,
+) -> None:
+    """Serve the models of a configuration until SIGTERM, Ctrl-C or `muxctl stop`."""
+    flags = {
+        "server.host": host,
+        "server.port": port,
+        "server.socket": socket,
+        "server.log_level": log_level,
+        "pool.bytes": pool_bytes,
+    }
+    with sentences(_PROGRAM, config_code=EX_CONFIG):
+        settings = _settings(config, demo, {key: value for key, value in flags.items() if value is not None})
+        logs.set_up(settings.server.log_level)
+        from muxd.daemon import run  # here, so that --help and a wrong setting answer at once
+
+        code = run(settings, _announce)
+    raise typer.Exit(code)
+
+
+@app.command(name="fetch-demo")
+def fetch_demo() -> None:
+    """Fetch the demo models into MUXD_HOME, if they are not there, and write a configuration for them."""
+    with sentences(_PROGRAM, config_code=EX_CONFIG):
+        typer.echo(f"muxd serve --config {_demo_file()}")
+
+
+@app.command(name="check-config")
+def check_config(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+    """Check a configuration and the model folders it names; exit 78 if something is wrong."""
+    with sentences(_PROGRAM, config_code=EX_CONFIG):
+        settings = load(file)
+        broken = _broken_models(settings)
+    for sentence in broken:
+        typer.echo(f"{_PROGRAM}: {sentence}", err=True)
+    if broken:
+        raise typer.Exit(EX_CONFIG)
+    names = ", ".join(model.name for model in settings.model) or "no models"
+    typer.echo(f"{file} is fine: {names}; pool of {settings.pool.bytes}.")
+
+
+@app.command()
+def version() -> None:
+    """Print muxd's version."""
+    typer.echo(f"muxd {__version__}")
+
+
+def _settings(config: Path | None, demo: bool, flags: dict[str, Any]) -> Config:
+    if demo == (config is not None):
+        fail(_PROGRAM, "say what to serve: either --config muxd.toml, or --demo for two small models", code=2)
+    return load(_demo_file() if demo else config, flags=flags)
+
+
+def _demo_file() -> Path:
+    """Fetch what is missing; returns the configuration, which is written anew each time."""
+    from muxd.cli.progress import reporter
+    from muxd.importer.demo import demo_config, fetch_demo
+
+    with reporter() as progress:
+        fetch_demo(home(), progress)
+    file = home() / "demo.toml"
+    partial = file.with_suffix(".new")
+    partial.write_text(demo_config(home()))
+    partial.replace(file)
+    return file
+
+
+def _broken_models(settings: Config) -> list[str]:
+    from muxd.fleet.catalog import Entry  # the reading of folders that the daemon itself does
+
+    entries = [Entry(model) for model in settings.model]
+    for entry in entries:
+        entry.open()
+    return [entry.error for entry in entries if entry.error]
+
+
+def _announce(steward: Steward) -> None:
+    typer.echo(ready.banner(steward.status().address, steward.models()))
+
+
+if __name__ == "__main__":
+    app()

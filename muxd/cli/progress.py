@@ -1,0 +1,81 @@
+"""How far a long job is, on standard error: a bar for people at a terminal, plain lines elsewhere.
+
+Implements the importer's ``Progress`` protocol (muxd.importer.progress).
+"""
+
+import sys
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from muxd.importer.progress import Progress as Reports
+
+
+class Bars:
+    """One bar per task. A context manager: leaving it gives the terminal back, also on an error."""
+
+    def __init__(self, stream: TextIO):
+        self._console = Console(file=stream)
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        self._bars = Progress(*columns, console=self._console)
+        self._task = self._bars.add_task("", total=0, visible=False)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def start(self, total: int, label: str) -> None:
+        self._task = self._bars.add_task(label, total=total)
+
+    def advance(self, amount: int) -> None:
+        self._bars.advance(self._task, amount)
+
+    def finish(self) -> None:
+        self._bars.update(self._task, completed=self._bars.tasks[self._task].total)
+
+    def note(self, text: str) -> None:
+        # Not markup: a licence text may contain brackets.
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Lines:
+    """One line when a task starts and one when it ends: for logs, CI and pipes."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self._label = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        pass
+
+    def start(self, total: int, label: str) -> None:
+        self._label = label
+        self.note(f"{label} ({total / (1 << 20):.1f} MiB) ...")
+
+    def advance(self, amount: int) -> None:
+        pass
+
+    def finish(self) -> None:
+        self.note(f"{self._label}: done")
+
+    def note(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+def reporter(stream: TextIO | None = None) -> Bars | Lines:
+    """What fits ``stream`` (standard error if not given)."""
+    out = stream or sys.stderr
+    return Bars(out) if out.isatty() else Lines(out)
+
+
+# mypy proves here that both speak the importer's protocol.
+_: type[Reports] = Bars
+_ = Lines

@@ -1,0 +1,101 @@
+"""How muxctl prints for people: upper-case headers, left-aligned columns, three spaces, no rules."""
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+
+from muxd.admin.schemas import ModelRow, ProcessRow, Status
+
+_GAP = "   "
+_MODEL_HEADERS = ("MODEL", "STATE", "SHARE", "WEIGHTS", "KV USED/MIN/MAX", "RUN", "WAIT", "TTFT99", "TOKENS")
+_BINARY = ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
+
+
+def render(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as text; cells lose control characters, which could otherwise rewrite the terminal."""
+    lines = [list(headers), *([_clean(cell) for cell in row] for row in rows)]
+    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(headers))]
+    return "\n".join(_GAP.join(map(_padded, line, widths)).rstrip() for line in lines)
+
+
+def models(rows: Sequence[ModelRow]) -> str:
+    return render((*_MODEL_HEADERS, "SINCE", "DETAIL"), [_model(row) for row in rows])
+
+
+def processes(rows: Sequence[ProcessRow]) -> str:
+    headers = ("PROCESS", "PID", "PHASES", "CORES", "MEMORY", "CPU", "RESTARTS", "UP")
+    return render(headers, [_process(row) for row in rows])
+
+
+def status(now: Status) -> str:
+    """Name and value, one a line."""
+    pool, requests = now.pool, now.requests
+    free = 100 * pool.free_blocks // pool.total_blocks if pool.total_blocks else 0
+    lines = {
+        "muxd": f"{now.version}, pid {now.pid}, up {duration(now.uptime_seconds)}",
+        "http": now.address,
+        "policy": f"{now.policy}, {_count(now.cores, 'core')}",
+        "pool": f"{size(pool.bytes)} in {pool.total_blocks} blocks of {size(pool.block_bytes)}; "
+        f"{pool.free_blocks} free ({free} %), {pool.cached_blocks} cached",
+        "models": ", ".join(f"{count} {state}" for state, count in sorted(now.models.items())) or "none",
+        "requests": f"{requests.running} running, {requests.waiting} waiting; {requests.served} served, "
+        f"{requests.refused} refused, {requests.cancelled} cancelled, {requests.failed} failed",
+    }
+    return "\n".join(f"{name:<8}{_GAP}{_clean(value)}" for name, value in lines.items())
+
+
+def size(count: int) -> str:
+    """Bytes in the configuration's own units, which are binary: "512M", "1.5G"."""
+    for unit, letter in _BINARY:
+        if count >= unit:
+            return f"{count / unit:.1f}".removesuffix(".0") + letter
+    return str(count)
+
+
+def duration(seconds: float) -> str:
+    """The largest whole unit: "7s", "5m", "2h", "3d"."""
+    for unit, letter in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= unit:
+            return f"{int(seconds // unit)}{letter}"
+    return f"{int(seconds)}s"
+
+
+def _model(row: ModelRow) -> list[str]:
+    return [
+        row.name,
+        row.state,
+        f"{row.share}%",
+        size(row.weights_bytes),
+        "/".join(map(size, (row.kv_used_bytes, row.kv_min_bytes, row.kv_max_bytes))),
+        str(row.running),
+        str(row.waiting),
+        "-" if row.ttft_p99_ms is None else f"{row.ttft_p99_ms:.0f}ms",
+        str(row.tokens_total),
+        duration(row.since_seconds),
+        row.detail,
+    ]
+
+
+def _process(row: ProcessRow) -> list[str]:
+    return [
+        row.model or row.role,
+        str(row.pid),
+        row.phases or "-",
+        str(row.cores),
+        size(row.memory_bytes),
+        f"{row.cpu_seconds:.1f}s",
+        str(row.restarts),
+        duration(row.uptime_seconds),
+    ]
+
+
+def _padded(cell: str, width: int) -> str:
+    return cell + " " * (width - cell_len(cell))
+
+
+def _clean(cell: str) -> str:
+    return "".join(sign if sign.isprintable() else " " for sign in cell)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

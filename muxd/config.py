@@ -1,0 +1,236 @@
+"""``muxd.toml`` as frozen structs: defaults in one place, unknown keys and wrong types refused by name.
+
+Precedence: command-line flags, then ``MUXD_*`` environment variables, then the file, then the default.
+Nothing is read at import.
+"""
+
+import math
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from muxd.errors import ConfigError
+from muxd.messages import Dtype
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[server]``: doors and manners."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    socket: str = ""  # admin Unix socket; empty: $XDG_RUNTIME_DIR/muxd.sock, else MUXD_HOME/muxd.sock
+    max_body: str = "8M"
+    shutdown_grace: float = 10.0  # seconds that running streams get to end after SIGTERM
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[pool]``: the KV memory all models share."""
+
+    bytes: str = "1G"
+    block_bytes: int = 8192
+
+
+class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[scheduler]``: knobs of adaptive batch scheduling (docs/design.md §5)."""
+
+    overbook: int = 0  # percent of shares that may be booked above 100, in total
+    drain_timeout: float = 0.5  # seconds a waiting prefill may hold back decode steps
+    prefill_tokens: int = 512  # token budget of one prefill batch
+    look_ahead: int = 64  # generated tokens charged at admission
+
+
+class QuotaConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``quota`` of a model: how much of the pool it is guaranteed and may take at most."""
+
+    min: str = "0"  # "64M" or "10%"
+    max: str = "100%"
+
+
+class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[[model]]``: one served model."""
+
+    name: str
+    path: str
+    share: int = 0  # percent of the device under contention; 0: an equal part
+    dtype: Dtype = "bfloat16"
+    quota: QuotaConfig = msgspec.field(default_factory=QuotaConfig)
+    max_context: int = 0  # 0: what the model and the pool allow
+    max_running: int = 32  # sequences decoded together
+    max_queue: int = 256  # waiting requests before 429
+    chat_template: str = ""  # file with a jinja template, overrides the model folder's
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    server: ServerConfig = msgspec.field(default_factory=ServerConfig)
+    pool: PoolConfig = msgspec.field(default_factory=PoolConfig)
+    scheduler: SchedulerConfig = msgspec.field(default_factory=SchedulerConfig)
+    model: list[ModelConfig] = msgspec.field(default_factory=list)
+
+
+def home(env: Mapping[str, str] = os.environ) -> Path:
+    """Where models and sockets live: ``$MUXD_HOME``, else ``~/.cache/muxd``."""
+    return Path(env.get("MUXD_HOME") or Path.home() / ".cache" / "muxd")
+
+
+def size(text: str, *, key: str, whole: int | None = None) -> int:
+    """Bytes from "64M", "1.5G", "4096" or, where ``whole`` is given, "10%" of it.
+
+    Raises ConfigError naming ``key``.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(i?B)?\s*", text)
+    if match:
+        return int(float(match[1]) * _UNITS[match[2]])
+    percent = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*", text)
+    if percent and whole is not None and float(percent[1]) <= 100:
+        return int(float(percent[1]) / 100 * whole)
+    allowed = '"512M", "2G" or a number of bytes' + (
+        ', or a percentage such as "25%"' if whole is not None else ""
+    )
+    raise ConfigError(f"{key} = {text!r} is not a size; write {allowed}")
+
+
+def load(
+    path: Path | None, *, env: Mapping[str, str] = os.environ, flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Read and check the configuration. ``flags`` maps dotted keys ("server.port") to given values.
+
+    Raises ConfigError naming file and key.
+    """
+    raw = _read(path) if path else {}
+    for key, value in {**_from_env(env), **(flags or {})}.items():
+        _set(raw, key, value)
+    try:
+        config = msgspec.convert(raw, Config, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path or 'configuration'}: {_explain(str(error))}") from None
+    _check(config, path)
+    return _anchored(config, path.parent) if path else config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
+    """MUXD_PORT, MUXD_POOL_BYTES, MUXD_SCHEDULER_OVERBOOK ...: [server] keys need no room name."""
+    found: dict[str, Any] = {}
+    for room, struct in (("server", ServerConfig), ("pool", PoolConfig), ("scheduler", SchedulerConfig)):
+        for field in msgspec.structs.fields(struct):
+            prefix = "MUXD_" if room == "server" else f"MUXD_{room.upper()}_"
+            text = env.get(prefix + field.encode_name.upper())
+            if text is not None:
+                try:
+                    value = msgspec.convert(text, field.type, strict=False)
+                except msgspec.ValidationError as error:
+                    raise ConfigError(f"{prefix}{field.encode_name.upper()}={text!r}: {error}") from None
+                found[f"{room}.{field.encode_name}"] = value
+    return found
+
+
+def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+    room, _, name = key.partition(".")
+    table = raw.setdefault(room, {})
+    if isinstance(table, dict):
+        table[name] = value
+
+
+def _explain(error: str) -> str:
+    """msgspec's sentence, with its path ``$.model[...].share`` put first as a key."""
+    match = re.fullmatch(r"(.*) - at `(?:key in )?\$\.?(.*)`", error)
+    return f"{match[2]}: {match[1]}" if match and match[2] else error
+
+
+def _anchored(config: Config, folder: Path) -> Config:
+    """Relative paths of a model are meant from the file that names them, wherever muxd is started."""
+
+    def anchor(text: str) -> str:
+        return str(folder.absolute() / Path(text).expanduser()) if text else ""
+
+    models = [
+        msgspec.structs.replace(m, path=anchor(m.path), chat_template=anchor(m.chat_template))
+        for m in config.model
+    ]
+    return msgspec.structs.replace(config, model=models)
+
+
+def _check(config: Config, path: Path | None) -> None:
+    where = path or "configuration"
+    names = [model.name for model in config.model]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: model.name: two models are called {name!r}; names must differ")
+    for model in config.model:
+        if not model.name:
+            raise ConfigError(f"{where}: model.name: must not be empty")
+        if not model.path:
+            raise ConfigError(f"{where}: model.path: must name a model folder ({model.name})")
+        if not 0 <= model.share <= 100:
+            raise ConfigError(
+                f"{where}: model.share: {model.share} is not a percentage from 0 to 100 ({model.name})"
+            )
+    _check_ranges(config, where)
+
+
+def _check_ranges(config: Config, where: Path | str) -> None:
+    block = config.pool.block_bytes
+    if block < 1024 or block & (block - 1):
+        raise ConfigError(f"{where}: pool.block_bytes: {block} is not a power of two of at least 1024")
+    pool = size(config.pool.bytes, key=f"{where}: pool.bytes")
+    if pool < block:
+        raise ConfigError(f"{where}: pool.bytes: {config.pool.bytes!r} holds no block of {block} bytes")
+    size(config.server.max_body, key=f"{where}: server.max_body")
+    _check_quotas(config, where, pool)
+    positive = {
+        "server.shutdown_grace": config.server.shutdown_grace,
+        "scheduler.drain_timeout": config.scheduler.drain_timeout,
+        "scheduler.prefill_tokens": config.scheduler.prefill_tokens,
+        **{f"model.max_running ({m.name})": m.max_running for m in config.model},
+        **{f"model.max_queue ({m.name})": m.max_queue for m in config.model},
+    }
+    for key, value in positive.items():
+        if not 0 < value < math.inf:  # also refuses nan
+            raise ConfigError(f"{where}: {key}: {value} must be above 0 and finite")
+    not_negative = {
+        "scheduler.look_ahead": config.scheduler.look_ahead,
+        **{f"model.max_context ({m.name})": m.max_context for m in config.model},
+    }
+    for key, value in not_negative.items():
+        if value < 0:
+            raise ConfigError(f"{where}: {key}: {value} must not be negative")
+    if not 0 <= config.scheduler.overbook <= 100:
+        raise ConfigError(f"{where}: scheduler.overbook: must lie between 0 and 100")
+    if not 0 <= config.server.port <= 65535:
+        raise ConfigError(f"{where}: server.port: {config.server.port} is not a port")
+
+
+def _check_quotas(config: Config, where: Path | str, pool: int) -> None:
+    """Every guarantee must be one that can be kept, also when all are claimed at once."""
+    promised = 0
+    for model in config.model:
+        least = size(model.quota.min, key=f"{where}: model.quota.min ({model.name})", whole=pool)
+        most = size(model.quota.max, key=f"{where}: model.quota.max ({model.name})", whole=pool)
+        if least > most:
+            values = f"min {model.quota.min!r} is above max {model.quota.max!r}"
+            raise ConfigError(f"{where}: model.quota ({model.name}): {values}")
+        promised += least
+    if promised > pool:
+        raise ConfigError(
+            f"{where}: model.quota.min: together {promised} bytes, but pool.bytes is {pool}; "
+            "raise pool.bytes or lower the guarantees"
+        )

@@ -1,0 +1,156 @@
+"""The CPU as a device: memory is memfd, cores are threads, shares are whole numbers of threads.
+
+Used by the daemon (regions, spawn environment) and by the worker's runner (``threads``). No torch here.
+"""
+
+import fcntl
+import mmap
+import os
+from bisect import bisect_right
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxd.device import cgroup
+from muxd.errors import ConfigError
+
+
+class CpuRegion:
+    """An anonymous, sealed memfd: pages are zero until touched, and it can neither shrink nor grow."""
+
+    def __init__(self, nbytes: int, label: str):
+        self.nbytes = nbytes
+        self._fd = os.memfd_create(f"muxd-{label}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self._fd, nbytes)
+            # A file that shrinks under a mapping is SIGBUS in every worker: rule it out.
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        except OSError:
+            os.close(self._fd)
+            raise
+
+    @property
+    def fd(self) -> int:
+        """Descriptor to pass to workers. Raises ValueError after ``close``."""
+        if self._fd < 0:
+            raise ValueError("region is closed")
+        return self._fd
+
+    @property
+    def untouched(self) -> int:
+        """Bytes promised but not yet backed by pages."""
+        return max(0, self.nbytes - os.fstat(self.fd).st_blocks * 512)
+
+    def array(self) -> NDArray[np.uint8]:
+        """A writable mapping uint8[nbytes], e.g. to fill weights.
+
+        It lives as long as the array or anything made from it by numpy. Not so ``torch.frombuffer``, which
+        keeps nothing alive: keep the array beside such a tensor.
+        """
+        return np.frombuffer(mmap.mmap(self.fd, self.nbytes), dtype=np.uint8)
+
+    def close(self) -> None:
+        """Close the descriptor; mappings stay valid. May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Cpu:
+    """This machine's CPU, as far as the process may use it."""
+
+    name = "cpu"
+
+    def __init__(self, cores: int | None = None):
+        self.cores = cores or available_cores()
+        self.rungs = rungs(self.cores)
+        self._regions: list[CpuRegion] = []
+
+    def worker_env(self) -> dict[str, str]:
+        """See ``worker_env`` below."""
+        return worker_env(self.cores)
+
+    def allocate(self, nbytes: int, label: str) -> CpuRegion:
+        """See ``device.base.Device.allocate``. Memory promised before but not yet touched counts as used."""
+        if nbytes < 1:
+            raise ConfigError(f"{label}: cannot allocate {nbytes} bytes")
+        self._regions = [region for region in self._regions if region._fd >= 0]
+        promised = sum(region.untouched for region in self._regions)
+        free, source = available_memory()
+        if nbytes + promised > free:
+            more = "" if label == "pool" else " or serve fewer models"
+            raise ConfigError(
+                f"not enough memory for {label}: {_mib(nbytes)} wanted, {_mib(max(0, free - promised))} left "
+                f"({source}, {_mib(promised)} of it promised already): lower pool.bytes{more}"
+            )
+        region = CpuRegion(nbytes, label)
+        self._regions.append(region)
+        return region
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo")) -> tuple[int, str]:
+    """Bytes that can be used without swapping, and who says so."""
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    machine = int(lines["MemAvailable"].split()[0]) * 1024
+    group = cgroup.memory_left()
+    if group is not None and group < machine:
+        return group, "memory limit of the control group"
+    return machine, "MemAvailable of the machine"
+
+
+def available_cores() -> int:
+    """CPUs this process may run on: its affinity, or its control group's quota if that is less."""
+    affinity = len(os.sched_getaffinity(0))
+    quota = cgroup.cpu_quota()
+    return affinity if quota is None else max(1, min(affinity, int(quota)))
+
+
+def threads(share: int, cores: int) -> int:
+    """Threads for a share of ``share`` percent, at least one; exact at each rung."""
+    return max(1, bisect_right(_steps(cores), share))
+
+
+def rungs(cores: int) -> tuple[int, ...]:
+    """Shares in percent, ascending, at which the number of threads grows: (50, 100) on two cores.
+
+    Rungs that add up to at most 100 never mean more threads than cores: threads that spin on a taken core
+    cost ten times what they give.
+    """
+    return tuple(dict.fromkeys(_steps(cores)))
+
+
+@cache
+def _steps(cores: int) -> tuple[int, ...]:
+    """Percent for 1, 2 ... ``cores`` threads.
+
+    Rounded down, so that equal parts of whole percents (33 of three cores) get their whole thread, where that
+    is safe: floor(a) + floor(b) <= floor(a + b), so one thread too many is cheapest as cores + 1 single
+    threads, and must still cost more than 100. Else rounded up, which is always safe.
+    """
+    if (cores + 1) * (100 // cores) > 100:
+        return tuple(100 * n // cores for n in range(1, cores + 1))
+    return tuple(-(-100 * n // cores) for n in range(1, cores + 1))
+
+
+def worker_env(cores: int) -> dict[str, str]:
+    """What a worker's environment must say at spawn; OpenMP reads it once, before torch is imported.
+
+    The runner chooses the threads of a batch from the granted share, never above ``cores``.
+    """
+    return {
+        "OMP_NUM_THREADS": str(cores),
+        "MKL_NUM_THREADS": str(cores),
+        "OPENBLAS_NUM_THREADS": "1",  # numpy's own pool would compete with torch's
+        # Threads wait spinning for a bounded while (libgomp's own default, written down so that no shell
+        # profile decides it). Measured: sleeping at once (0, PASSIVE) costs a lone worker 40 %, and no
+        # count rescues workers that have more threads than cores: that is for ``threads`` to prevent.
+        "GOMP_SPINCOUNT": "300000",
+        "OMP_DYNAMIC": "false",
+        "OMP_PROC_BIND": "false",  # bound threads of all workers would sit on the same first cores
+    }
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:,.0f} MiB"

@@ -1,0 +1,1 @@
+"""One unit's queue: sequences, the pure scheduler, and its asynchronous driver."""

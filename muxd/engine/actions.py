@@ -1,0 +1,94 @@
+"""The scheduler's whole window on the world: events in, actions out."""
+
+from msgspec import Struct
+
+from muxd.engine.request import Finish
+from muxd.engine.sequence import Sequence
+from muxd.errors import MuxdError
+from muxd.messages import Decode, Prefill
+
+
+class Arrived(Struct, frozen=True):
+    """A new sequence. Answered by ``Rejected`` or by nothing, in the same call."""
+
+    sequence: Sequence
+
+
+class BatchDone(Struct, frozen=True):
+    """A worker finished ``batch``; ``tokens`` in the command's order."""
+
+    model: str
+    batch: int
+    tokens: list[int]
+
+
+class Cancelled(Struct, frozen=True):
+    """Its reader went away, or has what it wants."""
+
+    sequence: Sequence
+
+
+class WorkerReady(Struct, frozen=True):
+    """The model's worker takes commands (again)."""
+
+    model: str
+
+
+class WorkerLost(Struct, frozen=True):
+    """The model's worker is gone. ``final``: it will not come back."""
+
+    model: str
+    error: MuxdError
+    final: bool = False
+
+
+class Tick(Struct, frozen=True):
+    """Nothing happened, time passed."""
+
+
+Event = Arrived | BatchDone | Cancelled | WorkerReady | WorkerLost | Tick
+
+
+class Launch(Struct, frozen=True):
+    """Send the command to the model's worker."""
+
+    model: str
+    command: Prefill | Decode
+
+
+class Emit(Struct, frozen=True):
+    """New tokens, ``tokens[i]`` (reply index ``index[i]``) for ``sequences[i]``."""
+
+    sequences: list[Sequence]
+    tokens: list[int]
+    index: list[int]
+
+
+class Ended(Struct, frozen=True):
+    """The sequence is complete and its rows are free."""
+
+    sequence: Sequence
+    finish: Finish
+
+
+class Failed(Struct, frozen=True):
+    """The sequence cannot go on; its rows are free."""
+
+    sequence: Sequence
+    error: MuxdError
+
+
+class Rejected(Struct, frozen=True):
+    """The sequence was never admitted."""
+
+    sequence: Sequence
+    error: MuxdError
+
+
+class Preempted(Struct, frozen=True):
+    """The sequence lost its rows and waits again; it will be recomputed."""
+
+    sequence: Sequence
+
+
+Action = Launch | Emit | Ended | Failed | Rejected | Preempted

@@ -1,0 +1,118 @@
+"""The engine's Prometheus series: requests, tokens, latencies, pool, workers. Imports no torch.
+
+Written by ``muxd.engine.observer`` and the daemon, read by ``GET /metrics``. One instance per registry, no
+global state. Labels are model names, phases and fixed words only: their number is bounded by the plan.
+Intervals are seconds of one clock, taken by the caller. Buckets are vLLM's, so that its boards fit.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+Outcome = Literal["served", "refused", "cancelled", "failed"]
+PhaseName = Literal["prefill", "decode"]
+BlockState = Literal["used", "cached", "free"]
+
+TTFT_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+    1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
+)  # fmt: skip
+TOKEN_BUCKETS = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
+    1, 2.5, 5, 7.5, 10, 20, 40, 80,
+)  # fmt: skip
+REQUEST_BUCKETS = (
+    0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50,
+    60, 120, 240, 480, 960, 1920, 7680,
+)  # fmt: skip
+BATCH_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Metrics:
+    """Named methods for what happens; every series carries ``model`` and none a request id."""
+
+    def __init__(self, registry: CollectorRegistry):
+        self.registry = registry
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"muxd_{name}", text, ("model", *labels), registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"muxd_{name}", text, ("model", *labels), registry=registry)
+
+        def seconds(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            full = f"muxd_{name}_seconds"
+            return Histogram(full, text, ("model", *labels), registry=registry, buckets=buckets)
+
+        self._requests = counter("requests", "Sequences by how they ended", "outcome")
+        self._prompt = counter("prompt_tokens", "Prompt tokens of admitted sequences")
+        self._generated = counter("generation_tokens", "Tokens generated")
+        self._preemptions = counter("preemptions", "Sequences that lost their rows and were recomputed")
+        self._restarts = counter("worker_restarts", "Workers started again after they were lost")
+        self._running = gauge("requests_running", "Sequences in prefill or decode")
+        self._waiting = gauge("requests_waiting", "Sequences that have not started")
+        self._blocks = gauge("pool_blocks", 'Head blocks by state; free ones under model=""', "state")
+        self._ttft = seconds("time_to_first_token", "Arrival to first token", TTFT_BUCKETS)
+        self._itl = seconds("inter_token_latency", "Token to next token", TOKEN_BUCKETS)
+        self._e2e = seconds("e2e_request_latency", "Arrival to last token", REQUEST_BUCKETS)
+        self._queue = seconds("request_queue_time", "Arrival to first batch", REQUEST_BUCKETS)
+        self._batch = seconds("batch", "One batch on the device", BATCH_BUCKETS, "phase")
+
+    def add_model(self, model: str) -> None:
+        """Make the model's series exist at zero, so that rates start with its first request."""
+        for outcome in ("served", "refused", "cancelled", "failed"):
+            self._requests.labels(model, outcome)
+        series: Iterable[Counter | Gauge | Histogram] = (
+            self._prompt, self._generated, self._preemptions, self._restarts,
+            self._running, self._waiting, self._ttft, self._itl, self._e2e, self._queue,
+        )  # fmt: skip
+        for one in series:
+            one.labels(model)
+
+    # ---- one sequence -----------------------------------------------------------------------------
+
+    def arrived(self, model: str, prompt_tokens: int = 0) -> None:
+        """A sequence was handed to the scheduler."""
+        self._prompt.labels(model).inc(prompt_tokens)
+
+    def started(self, model: str, queued: float) -> None:
+        """Its first batch was launched after ``queued`` seconds."""
+        self._queue.labels(model).observe(queued)
+
+    def first_token(self, model: str, ttft: float) -> None:
+        """Its first token came ``ttft`` seconds after arrival."""
+        self._generated.labels(model).inc()
+        self._ttft.labels(model).observe(ttft)
+
+    def token(self, model: str, gap: float) -> None:
+        """One more token, ``gap`` seconds after the one before."""
+        self._generated.labels(model).inc()
+        self._itl.labels(model).observe(gap)
+
+    def ended(self, model: str, outcome: Outcome, e2e: float | None = None) -> None:
+        """It is over; ``e2e`` seconds from arrival, given for those that were served."""
+        self._requests.labels(model, outcome).inc()
+        if e2e is not None:
+            self._e2e.labels(model).observe(e2e)
+
+    def preempted(self, model: str) -> None:
+        self._preemptions.labels(model).inc()
+
+    # ---- the unit ---------------------------------------------------------------------------------
+
+    def queue(self, model: str, *, running: int, waiting: int) -> None:
+        """How many sequences the model has now."""
+        self._running.labels(model).set(running)
+        self._waiting.labels(model).set(waiting)
+
+    def blocks(self, model: str, state: BlockState, count: int) -> None:
+        """Head blocks ``model`` holds in ``state``. Free blocks belong to nobody: ``model`` is ""."""
+        self._blocks.labels(model, state).set(count)
+
+    def batch(self, model: str, phase: PhaseName, seconds: float) -> None:
+        """A batch was done after ``seconds`` on the device."""
+        self._batch.labels(model, phase).observe(seconds)
+
+    def worker_restarted(self, model: str) -> None:
+        self._restarts.labels(model).inc()

@@ -1,0 +1,82 @@
+"""What the unit's driver reports: times and outcomes per request, all from one clock.
+
+Counts are kept here for muxctl and for the audit "every request ends exactly once"; the same calls feed
+``engine/metrics.py``. It decides nothing.
+"""
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable
+from math import ceil
+
+from muxd.engine.actions import Launch
+from muxd.engine.metrics import Metrics, Outcome
+from muxd.engine.request import Request
+from muxd.engine.sequence import Sequence
+from muxd.messages import Prefill
+
+
+class Observer:
+    """Called by ``engine/unit.py`` only. Times are seconds of the unit's clock."""
+
+    def __init__(self, metrics: Metrics):
+        self._metrics = metrics
+        self.arrivals = 0
+        self.outcomes: Counter[Outcome] = Counter()
+        self.tokens_out: Counter[str] = Counter()
+        self._ttft: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=1000))
+        self._queued: dict[int, float] = {}  # sequence -> arrival, until its first batch is launched
+        self._last: dict[int, float] = {}  # sequence -> when its newest token came
+
+    # ---- one sequence -----------------------------------------------------------------------------
+
+    def arrived(self, sequence: Sequence) -> None:
+        self.arrivals += 1
+        self._queued[sequence.id] = sequence.arrived
+        self._metrics.arrived(sequence.model, sequence.prompt_tokens)
+
+    def tokens(self, sequences: Iterable[Sequence], now: float) -> None:
+        """One new token for each."""
+        for sequence in sequences:
+            before = self._last.get(sequence.id)
+            self._last[sequence.id] = now
+            self.tokens_out[sequence.model] += 1
+            if before is None:
+                self._ttft[sequence.model].append(now - sequence.arrived)
+                self._metrics.first_token(sequence.model, now - sequence.arrived)
+            else:
+                self._metrics.token(sequence.model, now - before)
+
+    def turned_away(self, request: Request) -> None:
+        """Refused before it became a sequence."""
+        self.arrivals += 1
+        self.outcomes["refused"] += 1
+        self._metrics.ended(request.model, "refused")
+
+    def ended(self, sequence: Sequence, outcome: Outcome, now: float) -> None:
+        """Exactly once per sequence that arrived."""
+        self.outcomes[outcome] += 1
+        self._queued.pop(sequence.id, None)
+        self._last.pop(sequence.id, None)
+        self._metrics.ended(sequence.model, outcome, now - sequence.arrived if outcome == "served" else None)
+
+    def preempted(self, sequence: Sequence) -> None:
+        self._metrics.preempted(sequence.model)
+
+    def ttft_p99_ms(self, model: str) -> float | None:
+        """Of the last 1,000 requests that got a token; None before the first."""
+        seconds = sorted(self._ttft[model])
+        return seconds[ceil(0.99 * len(seconds)) - 1] * 1000 if seconds else None
+
+    # ---- batches ----------------------------------------------------------------------------------
+
+    def launched(self, launch: Launch, now: float) -> None:
+        """A command left for the worker."""
+        if isinstance(launch.command, Prefill):
+            for chunk in launch.command.chunks:
+                arrived = self._queued.pop(chunk.seq, None)
+                if arrived is not None:
+                    self._metrics.started(launch.model, now - arrived)
+
+    def batch_done(self, model: str, *, prefill: bool, seconds: float) -> None:
+        """``seconds`` on the device, as the worker measured."""
+        self._metrics.batch(model, "prefill" if prefill else "decode", seconds)

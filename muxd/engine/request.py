@@ -1,0 +1,28 @@
+"""What the doors hand to the engine: plain data, already tokenised and checked."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from muxd.messages import Sampling, TokenLogprob
+
+Finish = Literal["stop", "length"]
+
+
+class Request(Struct, frozen=True):
+    """One sequence to generate. ``n`` choices of one HTTP request are ``n`` of these."""
+
+    id: str  # unique, shown to people ("chatcmpl-..." plus choice index)
+    model: str
+    prompt: list[int]
+    max_tokens: int
+    sampling: Sampling
+    eos: frozenset[int]  # token ids that end the sequence; empty with ignore_eos
+
+
+class Delta(Struct, frozen=True):
+    """What one wake-up of a stream brings: new tokens, and at the end why it ended."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprob] | None = None  # one per token, where asked for
+    finish: Finish | None = None  # set on the last delta only

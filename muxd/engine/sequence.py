@@ -1,0 +1,97 @@
+"""One sequence's life inside a unit. Owned by the scheduler; the driver only carries it around."""
+
+from collections.abc import Sequence as Ids
+from enum import Enum
+
+import numpy as np
+
+from muxd.engine.request import Finish, Request
+
+
+class Phase(Enum):
+    """Where a sequence is. Every sequence ends in ENDED exactly once."""
+
+    WAITING = "waiting"  # no rows, or some chunks of its prompt still to compute
+    RUNNING = "running"  # decoding
+    ENDED = "ended"
+
+
+class Sequence:
+    """Tokens, rows and progress of one request.
+
+    Half-open intervals over token positions::
+
+        [0, computed)            K and V are in ``rows``
+        [computed, len(tokens))  known, still to be computed (one token while decoding)
+        [prompt_tokens, ...)     generated here
+    """
+
+    __slots__ = (
+        "arrived",
+        "batch",
+        "closing",
+        "computed",
+        "id",
+        "phase",
+        "preemptions",
+        "prompt_tokens",
+        "request",
+        "reruns",
+        "rows",
+        "tokens",
+    )
+
+    def __init__(self, id: int, request: Request, arrived: float):
+        self.id = id
+        self.request = request
+        self.arrived = arrived
+        self.tokens = list(request.prompt)
+        self.prompt_tokens = len(request.prompt)
+        self.computed = 0
+        self.rows: list[int] = []
+        self.phase = Phase.WAITING
+        self.batch: int | None = None  # the batch in flight that contains it
+        self.closing = False  # to be released when that batch is done
+        self.preemptions = 0
+        self.reruns = 0  # started over because a worker died before any token was sent
+
+    @property
+    def model(self) -> str:
+        return self.request.model
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def remaining(self) -> int:
+        """Tokens whose K and V are not computed yet."""
+        return len(self.tokens) - self.computed
+
+    def chunk(self, budget: int) -> Ids[int]:
+        """The next at most ``budget`` tokens to compute."""
+        return self.tokens[self.computed : self.computed + budget]
+
+    def reset(self) -> None:
+        """Forget all computed state; the rows have gone back to the ledger."""
+        self.computed = 0
+        self.rows = []
+        self.phase = Phase.WAITING
+        self.batch = None
+
+    def take(self, token: int, max_context: int) -> Finish | None:
+        """Append a sampled token; says why the sequence is complete, if it is.
+
+        The stopping token itself is not appended: it is not part of the answer.
+        """
+        if token in self.request.eos and self.generated >= self.request.sampling.min_tokens:
+            return "stop"
+        self.tokens.append(token)
+        if self.generated >= self.request.max_tokens or len(self.tokens) >= max_context:
+            return "length"
+        return None
+
+
+def pack(ids: Ids[int]) -> bytes:
+    """int32 little-endian bytes, as ids travel on the wire."""
+    return np.asarray(ids, dtype="<i4").tobytes()

@@ -1,0 +1,172 @@
+"""Drives one unit's scheduler: messages in, commands out, tokens to their streams.
+
+Runs on the daemon's event loop and never awaits: every event is handled to its end, commands first (the
+device must not wait for Python), then tokens. It is the only caller of ``Scheduler.handle``.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from itertools import count
+
+from muxd.clock import Clock
+from muxd.engine.actions import (
+    Action,
+    Arrived,
+    BatchDone,
+    Cancelled,
+    Emit,
+    Ended,
+    Event,
+    Failed,
+    Launch,
+    Preempted,
+    Rejected,
+    Tick,
+    WorkerLost,
+    WorkerReady,
+)
+from muxd.engine.observer import Observer
+from muxd.engine.request import Request
+from muxd.engine.scheduler import Scheduler
+from muxd.engine.sequence import Sequence
+from muxd.engine.stream import TokenStream
+from muxd.errors import MuxdError, ShuttingDown
+from muxd.messages import BatchDone as BatchReply
+from muxd.messages import Decode, Prefill, TokenLogprob
+
+Send = Callable[[str, Prefill | Decode], None]
+
+
+class Unit:
+    """The asynchronous face of a scheduler.
+
+    ``send(model, command)`` must not block. Every submitted request ends in exactly one of served, refused,
+    cancelled, failed; ``observer`` hears which.
+    """
+
+    def __init__(self, scheduler: Scheduler, send: Send, clock: Clock, observer: Observer):
+        self._scheduler = scheduler
+        self._send = send
+        self._clock = clock
+        self._observer = observer
+        self._streams: dict[int, TokenStream] = {}
+        self._ids = count(1)
+        self._timer: asyncio.TimerHandle | None = None
+        self._draining = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    # ---- requests ---------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> TokenStream:
+        """Queue a request. Raises MuxdError (QueueFull, ContextTooLong, ...) when it is refused."""
+        if self._draining:
+            self._observer.turned_away(request)
+            raise ShuttingDown("muxd is shutting down and takes no new requests")
+        sequence = Sequence(next(self._ids), request, self._clock.now())
+        stream = TokenStream(lambda served: self._close(sequence, served))
+        self._streams[sequence.id] = stream
+        self._empty.clear()
+        self._observer.arrived(sequence)
+        for action in self._handle(Arrived(sequence)):
+            if isinstance(action, Rejected) and action.sequence is sequence:
+                raise action.error
+        return stream
+
+    def _close(self, sequence: Sequence, served: bool) -> None:
+        if self._streams.pop(sequence.id, None) is None:
+            return
+        self._observer.ended(sequence, "served" if served else "cancelled", self._clock.now())
+        self._handle(Cancelled(sequence))
+        self._note_empty()
+
+    # ---- workers ----------------------------------------------------------------------------------
+
+    def worker_ready(self, model: str) -> None:
+        self._handle(WorkerReady(model))
+
+    def worker_lost(self, model: str, error: MuxdError, *, final: bool = False) -> None:
+        """Streams that have sent tokens end with ``error``; with ``final`` the waiting ones too."""
+        self._handle(WorkerLost(model, error, final))
+
+    def batch_done(self, model: str, reply: BatchReply) -> None:
+        flight = self._scheduler.lanes[model].flight
+        if flight is not None and flight.batch == reply.batch:
+            self._observer.batch_done(model, prefill=flight.prefill, seconds=reply.seconds)
+        self._handle(BatchDone(model, reply.batch, reply.tokens), reply.logprobs)
+
+    @property
+    def idle(self) -> bool:
+        """No request is anywhere in the unit."""
+        return not self._streams
+
+    # ---- shutdown ---------------------------------------------------------------------------------
+
+    async def drain(self, grace: float) -> None:
+        """Take no new requests; give the running ones ``grace`` seconds, then tell the rest why."""
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._empty.wait(), grace)
+        except TimeoutError:
+            self.fail_all(ShuttingDown("muxd is shutting down; the answer was cut short"))
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def fail_all(self, error: MuxdError) -> None:
+        """End every request in every lane with ``error``."""
+        for model in self._scheduler.lanes:
+            self.worker_lost(model, error, final=True)
+
+    # ---- the loop ---------------------------------------------------------------------------------
+
+    def _handle(self, event: Event, logprobs: Mapping[int, TokenLogprob] | None = None) -> list[Action]:
+        now = self._clock.now()
+        actions = self._scheduler.handle(event, now)
+        for action in actions:
+            if isinstance(action, Launch):
+                self._send(action.model, action.command)
+        for action in actions:
+            self._perform(action, now, logprobs or {})
+        self._note_empty()
+        self._set_timer()
+        return actions
+
+    def _perform(self, action: Action, now: float, logprobs: Mapping[int, TokenLogprob]) -> None:
+        match action:
+            case Emit():
+                self._emit(action, now, logprobs)
+            case Ended():
+                self._observer.ended(action.sequence, "served", now)
+                if stream := self._streams.pop(action.sequence.id, None):
+                    stream.end(action.finish)
+            case Failed():
+                self._observer.ended(action.sequence, "failed", now)
+                if stream := self._streams.pop(action.sequence.id, None):
+                    stream.fail(action.error)
+            case Rejected():
+                self._observer.ended(action.sequence, "refused", now)
+                self._streams.pop(action.sequence.id, None)
+            case Preempted():
+                self._observer.preempted(action.sequence)
+            case Launch():
+                self._observer.launched(action, now)
+
+    def _emit(self, emit: Emit, now: float, logprobs: Mapping[int, TokenLogprob]) -> None:
+        for sequence, token, index in zip(emit.sequences, emit.tokens, emit.index, strict=True):
+            stream = self._streams.get(sequence.id)
+            if stream is not None:
+                stream.put(token, logprobs.get(index))
+        self._observer.tokens(emit.sequences, now)
+
+    def _note_empty(self) -> None:
+        if not self._streams:
+            self._empty.set()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self._clock.now()
+        deadline = self._scheduler.deadline(now)
+        if deadline is not None:
+            self._timer = asyncio.get_running_loop().call_later(deadline - now, self._handle, Tick())

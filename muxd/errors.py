@@ -1,0 +1,110 @@
+"""One hierarchy of errors, named by what the caller can do next.
+
+Each error knows its HTTP status, its OpenAI ``type`` and ``code``, the request field it is about, and
+whether trying again can help. The API turns any of them into the same four-key error object; a worker
+sends them as data, never as a pickled exception.
+"""
+
+
+class MuxdError(Exception):
+    """Base: something muxd can explain. Subclasses fix ``status``, ``kind`` and ``code``."""
+
+    status = 500
+    kind = "server_error"
+    code: str | None = None
+    retry_after: float | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ):
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+        if retry_after is not None:
+            self.retry_after = retry_after
+
+
+class ConfigError(MuxdError):
+    """Start-up must stop: a setting is wrong. The message names the key and the file."""
+
+    status = 500
+    code = "config_error"
+
+
+class ModelFolderError(MuxdError):
+    """A model folder cannot be served. The message names the file and the reason; other models go on."""
+
+    status = 503
+    code = "model_unavailable"
+
+
+class BadRequest(MuxdError):
+    """The client must change the request; ``param`` names the field."""
+
+    status = 400
+    kind = "invalid_request_error"
+
+
+class ContextTooLong(BadRequest):
+    """Prompt (plus requested tokens) can never fit the model's context or the pool."""
+
+    code = "context_length_exceeded"
+
+
+class NotFound(MuxdError):
+    """No such model, route or request."""
+
+    status = 404
+    kind = "invalid_request_error"
+    code = "model_not_found"
+
+
+class TooLarge(MuxdError):
+    """The body is larger than the server accepts."""
+
+    status = 413
+    kind = "invalid_request_error"
+    code = "request_too_large"
+
+
+class QueueFull(MuxdError):
+    """Try again later: the model's queue is at its bound."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    retry_after = 1.0
+
+
+class ModelNotReady(MuxdError):
+    """Try again later: the model is loading, restarting or has failed; the message says which."""
+
+    status = 503
+    code = "model_not_ready"
+    retry_after = 2.0
+
+
+class WorkerLost(MuxdError):
+    """The worker died while this request was streaming; another try may work."""
+
+    status = 500
+    code = "worker_lost"
+
+
+class ShuttingDown(MuxdError):
+    """The daemon is stopping."""
+
+    status = 503
+    code = "shutting_down"
+    retry_after = 5.0
+
+
+class DaemonUnreachable(MuxdError):
+    """muxctl could not reach the daemon; the message says what to start."""

@@ -1,0 +1,1 @@
+"""Which workers live: their states (pure) and the supervisor that spawns them."""

@@ -1,0 +1,135 @@
+"""The models a daemon serves: what their folders say, and how they stand now.
+
+An entry whose folder is broken stays in the catalog with the reason, so that clients get a 503 that
+explains and the other models serve on.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from muxd.config import ModelConfig
+from muxd.errors import ModelFolderError, MuxdError
+from muxd.fleet.state import Life, State
+from muxd.models.spec import ModelSpec, read_spec
+from muxd.models.weights import WeightPlan, plan
+from muxd.text.template import ChatTemplate
+from muxd.text.tokenizer import Tokenizer
+
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+_SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+# What clients are told, by worker state.
+_SHOWN = {
+    State.COLD: "loading",
+    State.LOADING: "loading",
+    State.READY: "ready",
+    State.RESTARTING: "restarting",
+    State.FAILED: "failed",
+    State.STOPPED: "draining",
+}
+
+
+class Opened:
+    """A readable model folder. Raises ModelFolderError, naming the file, when it is not one."""
+
+    def __init__(self, config: ModelConfig):
+        folder = Path(config.path).expanduser()
+        if not folder.is_dir():
+            raise ModelFolderError(f"model.path of {config.name}: {folder} is not a folder")
+        self.folder = folder
+        self.spec: ModelSpec = read_spec(folder)
+        self.plan: WeightPlan = plan(folder, self.spec, config.dtype)
+        self.tokenizer = Tokenizer.load(folder)
+        self.template = self._template(config)
+        self.eos = frozenset(self.spec.eos_ids) | self.tokenizer.eos
+        self.default_sampling = _default_sampling(folder)
+
+    def _template(self, config: ModelConfig) -> ChatTemplate | None:
+        file = Path(config.chat_template).expanduser() if config.chat_template else None
+        return ChatTemplate.load(self.folder, self.tokenizer.specials, file)
+
+
+class Entry:
+    """One ``[[model]]`` as clients and muxctl see it."""
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        self.name = config.name
+        self.created = int(time.time())
+        self.life = Life()
+        self.opened: Opened | None = None
+        self.error = ""  # why ``opened`` is None
+        self.max_context = 0
+
+    def open(self) -> None:
+        """Read the folder; slow (tokenizers), so call it in a thread. A broken folder becomes ``error``."""
+        try:
+            self.opened = Opened(self.config)
+        except MuxdError as error:
+            self.error = error.message
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.opened.tokenizer if self.opened else None
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        return self.opened.template if self.opened else None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.opened.spec.vocab_size if self.opened else 0
+
+    @property
+    def eos(self) -> frozenset[int]:
+        return self.opened.eos if self.opened else frozenset()
+
+    @property
+    def default_sampling(self) -> Mapping[str, Any]:
+        return self.opened.default_sampling if self.opened else {}
+
+    def row_tokens(self, block_bytes: int) -> int:
+        """T of docs/design.md §1 for an opened entry. Raises ModelFolderError if no token fits a block."""
+        assert self.opened is not None
+        tokens = self.opened.spec.tokens_per_row(block_bytes, ITEM_BYTES[self.config.dtype])
+        if tokens < 1:
+            raise ModelFolderError(
+                f"{self.name}: K and V of one token in one head are larger than pool.block_bytes = "
+                f"{block_bytes}; raise it"
+            )
+        return tokens
+
+    def fit(self, row_tokens: int, capacity_rows: int) -> None:
+        """Fix ``max_context`` to what model, configuration and pool allow. Raises ModelFolderError."""
+        assert self.opened is not None
+        if capacity_rows < 1:
+            raise ModelFolderError(
+                f"{self.name} needs {self.opened.spec.blocks_per_row} blocks for its first {row_tokens} "
+                "tokens and the pool leaves it less; raise pool.bytes or its quota.max, or lower the "
+                "quota.min of others"
+            )
+        most = min(self.opened.spec.max_positions, capacity_rows * row_tokens)
+        self.max_context = min(self.config.max_context or most, most)
+
+    @property
+    def state(self) -> str:
+        return "failed" if self.error else _SHOWN[self.life.state]
+
+    @property
+    def detail(self) -> str:
+        return self.error or self.life.detail
+
+
+def _default_sampling(folder: Path) -> dict[str, Any]:
+    file = folder / "generation_config.json"
+    if not file.exists():
+        return {}
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(f"{file}: not readable as JSON: {error}") from None
+    return {key: values[key] for key in _SAMPLING_KEYS if isinstance(values.get(key), int | float)}

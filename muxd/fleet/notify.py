@@ -1,0 +1,41 @@
+"""Telling systemd: READY=1, STOPPING=1, STATUS=... (sd_notify(3)), without libsystemd. Used by the daemon.
+
+Outside systemd ($NOTIFY_SOCKET unset) every call does nothing.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+
+
+def notify(*states: str, env: Mapping[str, str] = os.environ) -> bool:
+    """Send the assignments, such as ``"READY=1"``, in one datagram; True if somebody was told.
+
+    A service manager that cannot be reached is no reason to fail: the result is False then.
+    """
+    where = env.get("NOTIFY_SOCKET", "")
+    if not where.startswith(("/", "@")):
+        return False
+    # A leading "@" names an abstract socket, whose real address begins with a zero byte.
+    address = "\0" + where[1:] if where.startswith("@") else where
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender.sendto("\n".join(states).encode(), address)
+        except OSError:
+            return False
+    return True
+
+
+def ready(summary: str, *, env: Mapping[str, str] = os.environ) -> bool:
+    """The daemon serves; ``summary`` is what ``systemctl status`` shows."""
+    return notify("READY=1", f"STATUS={_line(summary)}", f"MAINPID={os.getpid()}", env=env)
+
+
+def stopping(summary: str = "stopping", *, env: Mapping[str, str] = os.environ) -> bool:
+    """The daemon has begun to end."""
+    return notify("STOPPING=1", f"STATUS={_line(summary)}", env=env)
+
+
+def _line(text: str) -> str:
+    """One line: a newline in a status would be read as the next assignment."""
+    return " ".join(text.split())

@@ -1,0 +1,1 @@
+"""From somebody else's file to a model folder: GGUF import and the demo models."""

@@ -1,0 +1,87 @@
+"""``import_gguf``: one GGUF file in, one model folder in Hugging Face's layout out.
+
+Entry point of the importer for the command line and the demo; holds the list of known architectures.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from muxd.errors import ModelFolderError
+from muxd.importer.gemma3 import plan_gemma3
+from muxd.importer.layout import ModelLayout, Planner
+from muxd.importer.llama import plan_llama
+from muxd.importer.progress import Progress
+from muxd.importer.source import GgufFile
+from muxd.importer.staging import staged
+from muxd.importer.vocabulary import Vocabulary, read_vocabulary
+from muxd.importer.weights import weights_bytes, write_safetensors
+
+_ARCHITECTURES: dict[str, Planner] = {"llama": plan_llama, "gemma3": plan_gemma3}
+
+
+def import_gguf(
+    source: Path, folder: Path, *, progress: Progress, extras: dict[str, bytes] | None = None
+) -> None:
+    """Write ``folder`` (config, tokenizer, chat template if any, bfloat16 safetensors) from ``source``.
+
+    ``extras`` are further small files for it, such as licences, by name. The folder appears complete or not
+    at all. Raises ModelFolderError if the file cannot be imported or the disk is full, ConfigError if
+    ``folder`` exists or its parent cannot be written.
+    """
+    with staged(folder) as partial:
+        file = GgufFile(source)
+        layout = _plan(file)
+        vocabulary = read_vocabulary(file)
+        _check_space(folder.parent, weights_bytes(layout.tensors))
+        progress.start(weights_bytes(layout.tensors), f"Converting {source.name}")
+        try:
+            _write(partial, file, layout, vocabulary, progress)
+            for name, content in (extras or {}).items():
+                (partial / name).write_bytes(content)
+        except OSError as error:
+            raise ModelFolderError(f"{folder}: cannot be written: {error.strerror}") from None
+        progress.finish()
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plan(file: GgufFile) -> ModelLayout:
+    architecture = file.text("general.architecture")
+    planner = _ARCHITECTURES.get(architecture)
+    if planner is None:
+        known = ", ".join(sorted(_ARCHITECTURES))
+        file.fail(f"architecture {architecture!r} is not supported; known are {known}")
+    return planner(file)
+
+
+def _check_space(where: Path, needed: int) -> None:
+    free = shutil.disk_usage(where).free
+    if free < needed:
+        raise ModelFolderError(
+            f"{where}: {needed >> 20} MiB are needed, only {free >> 20} MiB are free on this disk"
+        )
+
+
+def _write(
+    folder: Path, file: GgufFile, layout: ModelLayout, vocabulary: Vocabulary, progress: Progress
+) -> None:
+    context = layout.config["max_position_embeddings"]
+    _json(folder / "config.json", {**layout.config, **vocabulary.ids})
+    _json(folder / "generation_config.json", vocabulary.ids)
+    _json(folder / "tokenizer_config.json", {**vocabulary.settings, "model_max_length": context})
+    _json(folder / "import.json", {"source": file.path.name, "sha256": sha256(file.path)})
+    (folder / "tokenizer.json").write_text(vocabulary.tokenizer.to_str(), encoding="utf-8")
+    if vocabulary.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(vocabulary.chat_template, encoding="utf-8")
+    write_safetensors(folder / "model.safetensors", file, layout.tensors, progress)
+
+
+def _json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,85 @@
+"""What an importer of one architecture produces: a Hugging Face config and a list of tensors to write."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf import ReaderTensor
+
+from muxd.importer.source import GgufFile
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor of the model folder and how to get it from the GGUF file."""
+
+    name: str  # in the folder, Hugging Face's name
+    source: ReaderTensor
+    row_order: npt.NDArray[np.intp] | None = None  # output row i is source row row_order[i]
+    subtract: float = 0.0  # taken from every value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Row-major; GGUF lists dimensions fastest first."""
+        return tuple(int(size) for size in reversed(self.source.shape))
+
+
+@dataclass(frozen=True)
+class ModelLayout:
+    """``config`` is config.json without token ids, which the vocabulary adds."""
+
+    config: dict[str, Any]
+    tensors: list[TensorPlan]
+
+
+Planner = Callable[[GgufFile], ModelLayout]
+
+
+def plan_tensors(
+    file: GgufFile,
+    layers: int,
+    globals_: dict[str, str],
+    per_layer: dict[str, str],
+    optional: frozenset[str],
+    make: Callable[[str, ReaderTensor], TensorPlan],
+) -> list[TensorPlan]:
+    """Match the file's tensors with the expected names, both ways.
+
+    ``globals_`` and ``per_layer`` map GGUF names (the latter below ``blk.N.``) to Hugging Face names (below
+    ``model.layers.N.``); names in ``optional`` may be absent. Raises ModelFolderError for a tensor that is
+    missing, and for one that nobody reads: a model without it would compute something else.
+    """
+    wanted = dict(globals_)
+    for layer in range(layers):
+        wanted |= {f"blk.{layer}.{old}": f"model.layers.{layer}.{new}" for old, new in per_layer.items()}
+    unknown = sorted(file.tensors.keys() - wanted.keys())
+    if unknown:
+        file.fail(f"tensor {unknown[0]!r} is not known for this architecture; it cannot be imported")
+    plans = []
+    for old, new in wanted.items():
+        short = old.split(".", 2)[2] if old.startswith("blk.") else old
+        if old in file.tensors:
+            plans.append(make(new, file.tensors[old]))
+        elif short not in optional:
+            file.fail(f"tensor {old!r} is missing")
+    return plans
+
+
+def check_shape(file: GgufFile, plan: TensorPlan, expected: tuple[int, ...]) -> None:
+    """Raises ModelFolderError if a tensor's shape contradicts the metadata."""
+    if plan.shape != expected:
+        file.fail(
+            f"tensor {plan.source.name!r} has shape {list(plan.shape)}, the metadata say {list(expected)}"
+        )
+
+
+def linear_rope_scaling(file: GgufFile, prefix: str) -> dict[str, Any] | None:
+    """Hugging Face's ``rope_scaling``. Raises ModelFolderError for kinds other than none and linear."""
+    kind = file.text(f"{prefix}.rope.scaling.type", "none")
+    if kind == "none":
+        return None
+    if kind != "linear":
+        file.fail(f"rope scaling {kind!r} is not supported; known are none and linear")
+    return {"rope_type": "linear", "factor": file.number(f"{prefix}.rope.scaling.factor")}

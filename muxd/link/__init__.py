@@ -1,0 +1,1 @@
+"""The wire between daemon and workers: ZeroMQ messages and passed file descriptors."""

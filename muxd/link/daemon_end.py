@@ -1,0 +1,160 @@
+"""The daemon's end of the wire: one ZeroMQ ROUTER for all workers, read from the event loop.
+
+Owned by the daemon; the unit driver sends commands, the supervisor announces and forgets workers. Runs in
+the loop's thread only and never raises into a caller because of a worker.
+
+A raw socket under ``loop.add_reader`` instead of ``zmq.asyncio``: measured with 32-token replies and uvloop,
+a round trip costs the daemon 51 us of CPU instead of 68 and takes 82 us instead of 92 (two cores, medians
+of three runs), and all messages of a wake-up are read at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from muxd.errors import ConfigError
+from muxd.messages import FromWorker, ToWorker, decode_from_worker, encode
+
+log = logging.getLogger(__name__)
+
+_BURST = 256  # messages read before the loop's other work gets its turn
+
+
+def private_directory(parent: Path | None = None) -> Path:
+    """A new directory that only this user can enter (0700), for the daemon's sockets.
+
+    Under ``parent``, else $XDG_RUNTIME_DIR, else the temporary directory. The caller removes it at the end.
+    """
+    where = parent or Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    try:
+        return Path(tempfile.mkdtemp(prefix="muxd-", dir=where))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make a directory for sockets in {where}: {error.strerror}; set XDG_RUNTIME_DIR to a "
+            "directory you may write to"
+        ) from None
+
+
+class DaemonEnd:
+    """Binds ``ipc://<directory>/workers``; made inside a running event loop.
+
+    ``on_message(worker, message)`` gets what announced workers say, in order per worker.
+    ``on_lost(worker, reason)`` is called once for a worker that cannot be reached or talks nonsense; from
+    then on it is ignored. Both run from the event loop, never inside a call to ``send``.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        on_message: Callable[[str, FromWorker], None],
+        on_lost: Callable[[str, str], None],
+    ):
+        self._path = directory / "workers"
+        self.endpoint = f"ipc://{self._path}"
+        self._on_message, self._on_lost = on_message, on_lost
+        self._workers: set[str] = set()
+        self._draining: asyncio.Handle | None = None
+        _check_path(self._path)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.set(zmq.ROUTER_MANDATORY, 1)  # an unreachable worker is an error here, not silence
+        self._socket.bind(self.endpoint)
+        self._loop = asyncio.get_running_loop()
+        self._fd = int(self._socket.get(zmq.FD))
+        self._loop.add_reader(self._fd, self._drain)
+
+    def announce(self, worker: str) -> None:
+        """Listen to ``worker`` (its identity, unique per spawn); call before it is spawned."""
+        if not 0 < len(worker.encode()) < 256:
+            raise ConfigError(
+                f"model.name: the worker identity {worker[:40]!r}... is {len(worker.encode())} bytes long, "
+                "ZeroMQ allows 255; choose a shorter model.name"
+            )
+        self._workers.add(worker)
+
+    def forget(self, worker: str) -> None:
+        """Drop whatever ``worker`` may still say; call when its process has ended."""
+        self._workers.discard(worker)
+
+    def send(self, worker: str, message: ToWorker) -> None:
+        """Post a command. A worker that cannot take it is reported through ``on_lost``, never raised."""
+        if worker not in self._workers:
+            log.debug("no command for %s: it is gone", worker)
+            return
+        try:
+            self._socket.send_multipart([worker.encode(), encode(message)], zmq.NOBLOCK)
+        except zmq.Again:
+            self._lose(worker, "does not read its commands")
+        except zmq.ZMQError as error:
+            self._lose(worker, f"is not connected ({error.strerror})")
+        # Sending may consume the wake-up of a message that has just arrived (ZMQ_FD is edge-triggered).
+        self._look_again()
+
+    def close(self) -> None:
+        """Stop listening and remove the socket file. Unsent messages are dropped."""
+        self._loop.remove_reader(self._fd)
+        if self._draining is not None:
+            self._draining.cancel()
+        self._workers.clear()
+        self._context.destroy(linger=0)
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+    def _look_again(self) -> None:
+        if self._draining is None and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            self._draining = self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        """Read until the socket is empty, as an edge-triggered descriptor demands, or for one burst."""
+        if self._draining is not None:
+            self._draining.cancel()
+            self._draining = None
+        for _ in range(_BURST):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self._receive(frames)
+            if self._socket.closed:  # a callback stopped the daemon
+                return
+        self._look_again()
+
+    def _receive(self, frames: list[bytes]) -> None:
+        worker = frames[0].decode(errors="replace")
+        if worker not in self._workers:
+            log.debug("dropped a message of %r, which is not one of this daemon's workers", worker[:64])
+            return
+        try:
+            message = decode_from_worker(b"".join(frames[1:]))
+        except msgspec.DecodeError as error:
+            self._lose(worker, f"sent a message that cannot be read: {error}")
+            return
+        try:
+            self._on_message(worker, message)
+        except Exception:
+            # One model's defect must not stop the reading of all others.
+            log.exception("handling %s of %s failed", type(message).__name__, worker)
+            self._lose(worker, f"its {type(message).__name__} could not be handled")
+
+    def _lose(self, worker: str, reason: str) -> None:
+        log.error("worker %s %s", worker, reason)
+        self._workers.discard(worker)
+        self._loop.call_soon(self._on_lost, worker, reason)
+
+
+def _check_path(path: Path) -> None:
+    if len(os.fsencode(path)) > zmq.IPC_PATH_MAX_LEN:
+        raise ConfigError(
+            f"{path} is too long for a Unix socket ({len(os.fsencode(path))} bytes, at most "
+            f"{zmq.IPC_PATH_MAX_LEN}): set XDG_RUNTIME_DIR to a shorter directory"
+        )
+    folder = path.parent.stat()
+    if folder.st_uid != os.geteuid() or folder.st_mode & 0o077:
+        raise ConfigError(f"{path.parent} must belong to you and be closed to others (chmod 700)")

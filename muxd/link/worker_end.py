@@ -1,0 +1,36 @@
+"""The worker's end of the wire: a blocking ZeroMQ DEALER. Used by the worker's main thread only."""
+
+import msgspec
+import zmq
+
+from muxd.link.fds import WireError
+from muxd.messages import FromWorker, ToWorker, decode_to_worker, encode
+
+_LINGER_MS = 2000  # a last word (Refused, BatchFailed) still goes out; a dead daemon does not hold us
+
+
+class WorkerEnd:
+    """Connected to the daemon's ROUTER under the name ``worker``."""
+
+    def __init__(self, endpoint: str, worker: str):
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.set(zmq.ROUTING_ID, worker.encode())
+        self._socket.connect(endpoint)
+
+    def receive(self) -> ToWorker:
+        """Wait for the next command. Raises WireError when it cannot be read."""
+        data = self._socket.recv()
+        try:
+            command: ToWorker = decode_to_worker(data)
+        except msgspec.DecodeError as error:
+            raise WireError(f"malformed command of {len(data)} bytes: {error}") from None
+        return command
+
+    def send(self, message: FromWorker) -> None:
+        """Post a reply; never waits for the daemon."""
+        self._socket.send(encode(message))
+
+    def close(self) -> None:
+        """Deliver what was sent, for at most two seconds, and disconnect."""
+        self._context.destroy(linger=_LINGER_MS)

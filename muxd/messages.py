@@ -1,0 +1,154 @@
+"""Everything that crosses between daemon and worker, as msgspec tagged structs.
+
+Arrays travel as little-endian ``int32`` bytes so that a row table costs 4 bytes per head block and no
+Python object each. Commands carry a batch number; the reply carries it back, so a late reply can never be
+taken for the next one.
+"""
+
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+class TensorEntry(Struct, frozen=True, array_like=True):
+    """One tensor inside the weights region: ``offset`` bytes from its start, row-major."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Setup(Struct, frozen=True, tag="setup"):
+    """First message on the inherited socketpair, with the file descriptors ``[pool, weights]``."""
+
+    worker: str  # identity on the link, unique per spawn: "<model>/<phases>/<generation>"
+    model: str
+    folder: str
+    dtype: Dtype  # of weights and of K and V
+    link: str  # ZeroMQ endpoint of the daemon
+    device: str  # "cpu"
+    pool_bytes: int
+    block_bytes: int
+    max_rows: int  # row ids lie in [0, max_rows)
+    weights_bytes: int
+    tensors: list[TensorEntry]
+    cores: int  # a share of 100 % means this many threads
+    max_context: int
+
+
+class Sampling(Struct, frozen=True, array_like=True):
+    """How to pick the next token. ``temperature`` 0 is greedy and exact.
+
+    A token at position p of a sequence is drawn from a counter-based generator keyed by ``(seed, p)``, so a
+    sequence that is preempted and recomputed, or batched differently, draws the same numbers.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0  # while fewer are generated, ``banned_first`` cannot be sampled
+    banned_first: tuple[int, ...] = ()
+    logprobs: int = -1  # -1: none; k >= 0: the chosen token's and the k best
+
+
+class NewRows(Struct, frozen=True, array_like=True):
+    """Rows the worker has not seen yet; appended to its table, never rebuilt."""
+
+    ids: bytes = b""  # int32[n]
+    blocks: bytes = b""  # int32[n, layers * kv_heads], head-block ids, layer-major
+
+
+class Chunk(Struct, frozen=True, array_like=True):
+    """One sequence's part of a prefill batch: tokens at positions [start, start + len(tokens))."""
+
+    seq: int
+    start: int
+    tokens: bytes  # int32[n]
+    rows: bytes  # int32[k]: row ids appended to this sequence's block table
+    last: bool  # sample one token after this chunk
+    sampling: Sampling
+    prompt_tokens: int  # tokens at and after this position were generated (recomputed after preemption)
+
+
+class Prefill(Struct, frozen=True, tag="prefill"):
+    """Run one prefill batch with ``share`` percent of the device."""
+
+    batch: int
+    share: int
+    rows: NewRows
+    chunks: list[Chunk]
+    forget: list[int]  # sequences whose worker-side state can go
+
+
+class Decode(Struct, frozen=True, tag="decode"):
+    """Run one decode step: one token for each of ``seqs``."""
+
+    batch: int
+    share: int
+    rows: NewRows
+    seqs: list[int]
+    grown: list[tuple[int, int]]  # (seq, row id appended to its block table)
+    forget: list[int]
+
+
+class Shutdown(Struct, frozen=True, tag="shutdown"):
+    """Finish and exit 0."""
+
+
+ToWorker = Prefill | Decode | Shutdown
+
+
+class Ready(Struct, frozen=True, tag="ready"):
+    """The worker has mapped pool and weights, warmed up and takes commands."""
+
+    worker: str
+    pid: int
+    torch: str
+    load_seconds: float
+    warm_seconds: float
+
+
+class TokenLogprob(Struct, frozen=True, array_like=True):
+    """Log-probability of the sampled token and of the best alternatives ``(token, logprob)``."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class BatchDone(Struct, frozen=True, tag="done"):
+    """One token per decoded sequence, or per chunk with ``last``, in the command's order."""
+
+    batch: int
+    tokens: list[int]
+    seconds: float
+    logprobs: dict[int, TokenLogprob] | None = None  # index in ``tokens`` -> logprob, where asked for
+
+
+class BatchFailed(Struct, frozen=True, tag="failed"):
+    """The batch raised; the worker's sequence state is undefined and it is about to exit."""
+
+    batch: int
+    error: str
+
+
+class Refused(Struct, frozen=True, tag="refused"):
+    """The worker cannot serve this model: the reason, for people. It exits after sending this."""
+
+    worker: str
+    reason: str
+
+
+FromWorker = Ready | BatchDone | BatchFailed | Refused
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
+decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode

@@ -1,0 +1,81 @@
+"""``python -m muxd.worker --fd N``: one model in a process of its own.
+
+Spawned by the supervisor, from its main thread, with ``muxd.device.cpu.worker_env`` in the environment and
+``N`` one end of a socketpair on which ``Setup`` and the descriptors ``[pool, weights]`` arrive. The order
+below is the worker's biography. Exit codes: ``muxd.link.exits``. SIGTERM ends it at once (nothing here
+needs saving), SIGINT is ignored.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import time
+
+from muxd.errors import MuxdError
+from muxd.link import fds
+from muxd.link.exits import Exit
+from muxd.link.worker_end import WorkerEnd
+from muxd.messages import Ready, Refused, Setup
+from muxd.worker import lifeline
+
+log = logging.getLogger("muxd.worker")
+
+
+def main(argv: list[str] | None = None) -> Exit:
+    """Run a worker to its end."""
+    parser = argparse.ArgumentParser(prog="python -m muxd.worker", description="one model, one process")
+    parser.add_argument("--fd", type=int, required=True, help="inherited end of a Unix socketpair")
+    try:
+        sock = socket.socket(fileno=parser.parse_args(argv).fd)
+        lifeline.hold(sock)
+    except OSError as error:
+        print(
+            f"muxd.worker: --fd is no socket ({error.strerror}); the daemon starts workers", file=sys.stderr
+        )
+        return Exit.BAD_SETUP
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        setup, received = fds.receive(sock, Setup)
+    except EOFError:
+        return Exit.ORPHANED
+    except fds.WireError as error:
+        log.error("set-up: %s", error)
+        return Exit.BAD_SETUP
+    lifeline.set_title(setup.model)
+    # ``sock`` stays referenced here until the end: the lifeline polls it.
+    return _work(setup, received)
+
+
+def _work(setup: Setup, received: list[int]) -> Exit:
+    """Map, build, warm up, serve. torch is imported only here, when the lifeline already holds."""
+    import torch
+
+    from muxd.worker.loop import serve
+    from muxd.worker.memory import map_regions
+    from muxd.worker.runner import Runner
+
+    try:
+        pool, weights = map_regions(setup, received)
+    except (fds.WireError, OSError) as error:
+        log.error("set-up: %s", error)
+        return Exit.BAD_SETUP
+    link = WorkerEnd(setup.link, setup.worker)
+    try:
+        began = time.monotonic()
+        runner = Runner(setup, pool, weights)
+        loaded = time.monotonic()
+        runner.warm_up()
+        warm = time.monotonic()
+        link.send(Ready(setup.worker, os.getpid(), str(torch.__version__), loaded - began, warm - loaded))
+        return serve(link, runner)
+    except MuxdError as error:
+        link.send(Refused(setup.worker, error.message))
+        return Exit.REFUSED
+    finally:
+        link.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Attention of one batch over the paged pool: what a model page's ``attend`` calls.
+
+Everything that is the same in all layers (where to write, what to gather, masks, scratch views) is worked
+out once per step; a layer then writes, gathers and attends with a handful of tensor operations.
+"""
+
+from collections.abc import Sequence as Items
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from muxd.kernels.attention import decode_attention, prefill_attention
+from muxd.worker.kv import PagedKv
+from muxd.worker.sequence import Sequence
+
+_SCRATCH_BYTES = 8 << 20  # keys of one group: stays in the last-level cache
+_NEG_INF = float("-inf")
+
+
+class _Group(NamedTuple):
+    """Sequences [first, stop) of the batch, gathered and attended together."""
+
+    first: int
+    stop: int
+    places: Tensor  # int32 [layers, blocks]
+    gathered: tuple[Tensor, Tensor]  # [blocks, T · head_dim], scratch
+    keys: Tensor  # [pairs, s, head_dim], the same memory; a pair is (sequence, KV head)
+    values: Tensor
+    mask: Tensor | None  # [pairs, 1, s]
+
+
+class DecodeAttend:
+    """One decode step. ``sequences`` must be ordered by ``cached``, longest first.
+
+    The step's token of each sequence is at position ``cached``; its row must be there already.
+    """
+
+    def __init__(self, kv: PagedKv, sequences: Items[Sequence]):
+        self._kv = kv
+        positions = np.array([s.cached for s in sequences], dtype=np.int64)
+        self._kv_heads = kv.spec.kv_heads
+        rows = np.array([s.rows[s.cached // kv.tokens] for s in sequences], dtype=np.int64)
+        self._blocks, self._slots = kv.write_places(rows, positions)
+        lengths = positions + 1
+        longest = int(lengths[0])
+        groups: dict[int, list[_Group]] = {}
+        self._groups = []  # by layer
+        for window in kv.spec.windows:
+            reach = longest if window is None else min(window, longest)
+            if reach not in groups:
+                groups[reach] = _groups(kv, sequences, lengths, reach)
+            self._groups.append(groups[reach])
+
+    def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        """q [n, heads, head_dim], kv [n, 2 · kv_heads, head_dim] -> [n, heads · head_dim]."""
+        blocks, scale = self._kv.blocks, self._kv.spec.attention_scale
+        blocks.write(self._blocks[layer], self._slots, kv)
+        seen = []
+        for group in self._groups[layer]:
+            blocks.gather(group.places[layer], *group.gathered)
+            part = q[group.first : group.stop]
+            seen.append(decode_attention(part, group.keys, group.values, group.mask, scale))
+        return seen[0] if len(seen) == 1 else torch.cat(seen)
+
+
+def _groups(kv: PagedKv, sequences: Items[Sequence], lengths: NDArray[np.int64], reach: int) -> list[_Group]:
+    """Split the batch so that padding at most doubles the work and the scratch stays bounded."""
+    first_seen = np.maximum(lengths - reach, 0)
+    first_rows, stop_rows = first_seen // kv.tokens, -(-lengths // kv.tokens)
+    counts = stop_rows - first_rows
+    row_bytes = kv.spec.kv_heads * kv.tokens * kv.spec.head_dim * kv.dtype.itemsize
+    limit = _SCRATCH_BYTES // row_bytes
+    spans, start = [], 0
+    for i in range(1, len(sequences) + 1):
+        full = i < len(sequences) and (i + 1 - start) * counts[start] > limit
+        if i == len(sequences) or full or 2 * counts[i] < counts[start]:
+            spans.append((start, i))
+            start = i
+    return [_group(kv, sequences, lengths, first_seen, first_rows, counts, a, b) for a, b in spans]
+
+
+def _group(
+    kv: PagedKv,
+    sequences: Items[Sequence],
+    lengths: NDArray[np.int64],
+    first_seen: NDArray[np.int64],
+    first_rows: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    first: int,
+    stop: int,
+) -> _Group:
+    """Rows are padded with the sequence's own last one, which is finite and masked."""
+    most = int(counts[first:stop].max())
+    rows = np.empty((stop - first, most), dtype=np.int64)
+    for i, at in enumerate(range(first, stop)):
+        own = sequences[at].rows[first_rows[at] : first_rows[at] + counts[at]]
+        rows[i, : len(own)] = own
+        rows[i, len(own) :] = own[-1]
+    offset = first_rows[first:stop] * kv.tokens
+    low, high = first_seen[first:stop] - offset, lengths[first:stop] - offset
+    span = slice(int(low.min()), int(high.max()))
+    keys, values = kv.scratch(rows.size * kv.spec.kv_heads)
+    pairs = (stop - first) * kv.spec.kv_heads
+    shape = (pairs, -1, kv.spec.head_dim)
+    return _Group(
+        first,
+        stop,
+        kv.gather_places(rows),
+        (keys, values),
+        keys.view(shape)[:, span],
+        values.view(shape)[:, span],
+        _decode_mask(low, high, span, kv),
+    )
+
+
+def _decode_mask(low: NDArray[np.int64], high: NDArray[np.int64], span: slice, kv: PagedKv) -> Tensor | None:
+    """0 for tokens in [low, high), -inf for the padding; None when nobody is padded."""
+    if (low == low[0]).all() and (high == high[0]).all():
+        return None
+    at = np.arange(span.start, span.stop)
+    hidden = torch.from_numpy((at < low[:, None]) | (at >= high[:, None]))
+    mask = torch.zeros(hidden.shape, dtype=kv.dtype).masked_fill_(hidden, _NEG_INF)
+    return mask.repeat_interleave(kv.spec.kv_heads, 0)[:, None]
+
+
+class Span(NamedTuple):
+    """One sequence's part of a prefill batch: tokens [start, stop) of its context."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+
+
+class PrefillAttend:
+    """One prefill batch: the spans' tokens one after another."""
+
+    def __init__(self, kv: PagedKv, spans: Items[Span]):
+        self._kv, self._spans = kv, spans
+        positions = np.concatenate([np.arange(s.start, s.stop, dtype=np.int64) for s in spans])
+        rows = np.concatenate(
+            [
+                np.asarray(s.sequence.rows, dtype=np.int64)[np.arange(s.start, s.stop) // kv.tokens]
+                for s in spans
+            ]
+        )
+        self.positions = torch.from_numpy(positions)
+        self._blocks, self._slots = kv.write_places(rows, positions)
+        self._views = {w: [_view(kv, span, w) for span in spans] for w in set(kv.spec.windows)}
+
+    def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        """q [n, heads, head_dim], kv [n, 2 · kv_heads, head_dim] -> [n, heads · head_dim]."""
+        spec = self._kv.spec
+        self._kv.blocks.write(self._blocks[layer], self._slots, kv)
+        out = torch.empty(q.shape[0], spec.heads, spec.head_dim, dtype=q.dtype)
+        end = 0
+        for span, view in zip(self._spans, self._views[spec.windows[layer]], strict=True):
+            here = slice(end, end := end + span.stop - span.start)
+            keys, values = self._seen(layer, view, kv[here])
+            seen = prefill_attention(q[here].transpose(0, 1), keys, values, view.mask, spec.attention_scale)
+            out[here] = seen.transpose(0, 1)
+        return out.flatten(1)
+
+    def _seen(self, layer: int, view: "_View", kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [kv_heads, s, head_dim]: the chunk's own, or from the pool when there are older."""
+        spec = self._kv.spec
+        if view.places is None:
+            both = kv.transpose(0, 1)
+            return both[: spec.kv_heads], both[spec.kv_heads :]
+        gathered = self._kv.scratch(view.places.shape[1])
+        self._kv.blocks.gather(view.places[layer], *gathered)
+        keys, values = (half.view(spec.kv_heads, -1, spec.head_dim)[:, view.part] for half in gathered)
+        return keys, values
+
+
+class _View(NamedTuple):
+    """What one span sees in layers with one window: in the chunk itself, or gathered."""
+
+    mask: Tensor | None  # [n, s]; None: plain causal
+    places: Tensor | None  # int32 [layers, blocks]; None: nothing before the chunk
+    part: slice  # tokens of the gathered rows that may be seen
+
+
+def _view(kv: PagedKv, span: Span, window: int | None) -> _View:
+    """Query at p sees keys k with p - window < k <= p."""
+    low = 0 if window is None else max(0, span.start + 1 - window)
+    if span.start == 0:
+        plain = window is None or span.stop <= window
+        return _View(None if plain else _prefill_mask(kv, span, 0, window), None, slice(0, span.stop))
+    first, stop = low // kv.tokens, -(-span.stop // kv.tokens)
+    rows = np.asarray(span.sequence.rows[first:stop], dtype=np.int64)[None]
+    part = slice(low - first * kv.tokens, span.stop - first * kv.tokens)
+    return _View(_prefill_mask(kv, span, low, window), kv.gather_places(rows), part)
+
+
+def _prefill_mask(kv: PagedKv, span: Span, low: int, window: int | None) -> Tensor:
+    """[stop - start, stop - low], 0 where seen and -inf elsewhere."""
+    query = torch.arange(span.start, span.stop)[:, None]
+    key = torch.arange(low, span.stop)[None]
+    hidden = key > query
+    if window is not None:
+        hidden |= key <= query - window
+    return torch.zeros(hidden.shape, dtype=kv.dtype).masked_fill_(hidden, _NEG_INF)

@@ -1,0 +1,62 @@
+"""A worker never outlives its daemon: parent-death signal, a look at the parent, and the death pipe.
+
+Called first thing by ``worker.__main__``, before torch is imported (seconds in which the daemon may die).
+Linux only.
+"""
+
+import ctypes
+import os
+import select
+import signal
+import socket
+import struct
+import threading
+
+from muxd.link.exits import Exit
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def hold(sock: socket.socket) -> None:
+    """Tie this process's life to the daemon at the other end of ``sock``.
+
+    SIGKILL from the kernel when the daemon dies (strictly: when the *thread* that spawned us ends, so the
+    supervisor must spawn from its main thread), and an exit by ourselves when the socket closes, which
+    also covers a daemon that only dropped us. Ctrl-C is the daemon's to handle.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an ignored signal would be inherited through exec
+    # A daemon that died before the line above sends no signal any more; the socket knows who made it.
+    maker = _maker(sock)
+    if maker > 0 and os.getppid() != maker:
+        os._exit(Exit.ORPHANED)
+    threading.Thread(target=_watch, args=(sock.fileno(),), name="lifeline", daemon=True).start()
+
+
+def set_title(model: str) -> None:
+    """Show ``muxd:<model>`` in ``ps`` and ``top`` (the kernel keeps 15 bytes)."""
+    _prctl(_PR_SET_NAME, ctypes.create_string_buffer(f"muxd:{model}".encode()[:15]))
+
+
+def _watch(fd: int) -> None:
+    """Wait for the hang-up alone: what is on the socket is for the main thread to read."""
+    poll = select.poll()
+    poll.register(fd, select.POLLRDHUP)
+    while not any(events for _, events in poll.poll()):
+        pass
+    os._exit(Exit.ORPHANED)
+
+
+def _maker(sock: socket.socket) -> int:
+    """Process id of whoever made the socketpair; 0 where it is not visible (another pid namespace)."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
+
+
+def _prctl(option: int, argument: object) -> None:
+    if _libc.prctl(option, argument, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl({option})")

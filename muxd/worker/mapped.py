@@ -1,0 +1,38 @@
+"""The weights region as the model pages ask for it: named views, and matrices packed where that is faster.
+
+Packing copies: the private copy lives beside the shared region, which stays the source for a restart.
+"""
+
+import torch
+from torch import Tensor
+
+from muxd.kernels.linear import PackedLinear, PlainLinear, packs
+from muxd.messages import Dtype, TensorEntry
+from muxd.models.layers import Linear
+
+DTYPES: dict[Dtype, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+class MappedWeights:
+    """Tensors by name over ``region`` (uint8 [bytes]); implements ``muxd.models.layers.Weights``."""
+
+    def __init__(self, entries: list[TensorEntry], region: Tensor):
+        self._entries = {entry.name: entry for entry in entries}
+        self._region = region
+        self._pack = {dtype: packs(dtype) for dtype in {DTYPES[entry.dtype] for entry in entries}}
+
+    def tensor(self, name: str) -> Tensor:
+        """A zero-copy view."""
+        entry = self._entries[name]
+        dtype = DTYPES[entry.dtype]
+        size = torch.Size(entry.shape).numel() * dtype.itemsize
+        return self._region[entry.offset : entry.offset + size].view(dtype).view(entry.shape)
+
+    def linear(self, name: str) -> Linear:
+        """The matrix ``name`` as something to multiply by."""
+        weight = self.tensor(name)
+        return PackedLinear(weight) if self._pack[weight.dtype] else PlainLinear(weight)

@@ -1,0 +1,131 @@
+"""From logits to the next token of each row.
+
+Greedy is the argmax, exactly. Everything else draws one uniform number per token from a counter-based
+generator keyed by (seed, position), so the outcome depends neither on the batch nor on preemption.
+Called by ``muxd.worker.runner`` only.
+"""
+
+from collections.abc import Sequence as Items
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muxd.messages import Sampling, TokenLogprob
+from muxd.worker.sequence import Sequence
+
+_SHORTLIST = 512  # candidates tried before a whole vocabulary is sorted
+
+
+def sample(logits: Tensor, sequences: Items[Sequence]) -> tuple[list[int], dict[int, TokenLogprob] | None]:
+    """One token per row of ``logits`` [n, vocab], and log-probabilities of the rows that asked for them.
+
+    A row's position is the length of its sequence's history. Log-probabilities are of the model's own
+    distribution, before temperature and penalties.
+    """
+    tokens: list[int] = logits.argmax(-1).tolist()
+    found: dict[int, TokenLogprob] = {}
+    for row, sequence in enumerate(sequences):
+        sampling = sequence.sampling
+        if not _plain(sampling, sequence):
+            tokens[row] = _pick(logits[row].float(), sequence)
+        if sampling.logprobs >= 0:
+            found[row] = _logprob(logits[row].float(), tokens[row], sampling.logprobs)
+    return tokens, found or None
+
+
+def uniform(seed: int, position: int) -> float:
+    """The number in [0, 1) that belongs to ``position`` under ``seed``: Philox 4x64 (Salmon et al. 2011)."""
+    return float(np.random.Generator(np.random.Philox(key=seed % 2**64, counter=position)).random())
+
+
+def _plain(sampling: Sampling, sequence: Sequence) -> bool:
+    """Whether the argmax of the raw logits is the answer."""
+    return sampling.temperature == 0 and not _adjusted(sampling) and not _banned(sequence)
+
+
+def _adjusted(sampling: Sampling) -> bool:
+    return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0)
+
+
+def _banned(sequence: Sequence) -> list[int]:
+    sampling = sequence.sampling
+    generated = len(sequence.history) - sequence.prompt_tokens
+    return list(sampling.banned_first) if generated < sampling.min_tokens else []
+
+
+def _pick(logits: Tensor, sequence: Sequence) -> int:
+    """logits: float32 [vocab] of one row."""
+    sampling = sequence.sampling
+    if _adjusted(sampling):
+        logits = penalise(logits, sequence)
+    if banned := _banned(sequence):
+        logits = logits.index_fill(0, torch.tensor(banned), float("-inf"))
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    # Largest first, then divided: a tiny temperature must not overflow to inf - inf.
+    scaled = (logits - logits.max()) / sampling.temperature
+    return draw(scaled, sampling, uniform(sampling.seed, len(sequence.history)))
+
+
+def penalise(logits: Tensor, sequence: Sequence) -> Tensor:
+    """Repetition penalty over prompt and output (Keskar et al. 2019), presence and frequency over output.
+
+    logits: float32 [vocab]; returns a copy.
+    """
+    sampling = sequence.sampling
+    logits = logits.clone()
+    if sampling.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted(set(sequence.history)), dtype=torch.int64)
+        old = logits[seen]
+        logits[seen] = torch.where(
+            old > 0, old / sampling.repetition_penalty, old * sampling.repetition_penalty
+        )
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        tokens, counts = np.unique(np.array(sequence.generated, dtype=np.int64), return_counts=True)
+        penalty = sampling.presence_penalty + sampling.frequency_penalty * counts.astype(np.float32)
+        logits[torch.from_numpy(tokens)] -= torch.from_numpy(penalty)
+    return logits
+
+
+def draw(scaled: Tensor, sampling: Sampling, u: float) -> int:
+    """Invert the distribution left by min_p, top_k and top_p at ``u``; ``scaled``: float32 [vocab], max 0.
+
+    The three filters keep a prefix of the tokens in falling order, so they commute except that top_p is a
+    fraction of what top_k and min_p left.
+    """
+    if sampling.top_k <= 0 and sampling.top_p >= 1 and sampling.min_p <= 0:
+        return _invert(scaled.double().exp(), u)
+    size = scaled.numel()
+    limit = min(sampling.top_k, size) if sampling.top_k > 0 else size
+    tries = [limit] if sampling.top_k > 0 else [min(_SHORTLIST, size), size]
+    for count in tries:
+        values, ids = torch.topk(scaled, count)
+        weights = values.double().exp()
+        if sampling.min_p > 0:
+            weights = weights[weights >= sampling.min_p * weights[0]]
+        # When the filter cut inside the shortlist, nothing beyond it could have passed either.
+        complete = count == limit or len(weights) < count
+        total = weights.sum() if complete else scaled.double().exp().sum()
+        if sampling.top_p < 1:
+            before = weights.cumsum(0) - weights
+            kept = weights[before < sampling.top_p * total]
+            complete = complete or len(kept) < len(weights)
+            weights = kept
+        if complete:
+            break
+    return int(ids[_invert(weights[: max(len(weights), 1)], u)])
+
+
+def _invert(weights: Tensor, u: float) -> int:
+    """Index i with sum(weights[:i]) <= u · total < sum(weights[:i + 1]); never one of weight 0."""
+    cumulative = weights.cumsum(0)
+    index = int(torch.searchsorted(cumulative, u * float(cumulative[-1]), right=True))
+    return min(index, len(weights) - 1)
+
+
+def _logprob(logits: Tensor, token: int, count: int) -> TokenLogprob:
+    """logits: float32 [vocab], raw."""
+    logprobs = torch.log_softmax(logits, -1)
+    values, ids = torch.topk(logprobs, min(count, len(logprobs)))
+    return TokenLogprob(float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))

@@ -1,0 +1,21 @@
+"""What the worker remembers of one sequence between batches. Owned by ``muxd.worker.runner``."""
+
+from dataclasses import dataclass, field
+
+from muxd.messages import Sampling
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Tokens known so far, how many of them have K and V in the pool, and in which rows."""
+
+    sampling: Sampling
+    prompt_tokens: int  # tokens of ``history`` from here on were generated
+    rows: list[int] = field(default_factory=list)  # block table: row i holds tokens [i · T, (i + 1) · T)
+    history: list[int] = field(default_factory=list)  # prompt, then generated tokens
+    cached: int = 0  # tokens whose K and V lie in the pool; history is one longer while decoding
+
+    @property
+    def generated(self) -> list[int]:
+        """Tokens sampled so far, also those recomputed after preemption."""
+        return self.history[self.prompt_tokens :]

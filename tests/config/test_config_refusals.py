@@ -1,0 +1,82 @@
+"""A wrong setting is refused with its file, its key and what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from muxd.config import load
+from muxd.errors import ConfigError
+
+MODEL = '[[model]]\nname = "a"\npath = "a"\n'
+
+
+def refusal(tmp_path: Path, text: str, env: dict[str, str] | None = None) -> str:
+    file = tmp_path / "muxd.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(file, env=env or {})
+    assert str(file) in caught.value.message or env
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[server]\nprot = 1", ("server", "`prot`")),
+        ("[sever]\nport = 1", ("`sever`",)),
+        ("[server]\nport = '1'", ("server.port", "`int`", "`str`")),
+        ("[server]\nport = 70000", ("server.port", "70000")),
+        ("[server]\nlog_level = 'loud'", ("server.log_level", "loud")),
+        ("[server]\nshutdown_grace = 0", ("server.shutdown_grace", "above 0")),
+        ("[server]\nshutdown_grace = nan", ("server.shutdown_grace", "nan")),
+        ("[scheduler]\ndrain_timeout = inf", ("scheduler.drain_timeout", "inf")),
+        ("[server]\nmax_body = 'big'", ("server.max_body", "'big'")),
+        ("server = 3", ("server", "`object`", "`int`")),
+        ("[pool]\nblock_bytes = 5000", ("pool.block_bytes", "5000", "power of two")),
+        ("[pool]\nblock_bytes = 512", ("pool.block_bytes", "512")),
+        ("[pool]\nbytes = '4K'", ("pool.bytes", "8192")),
+        ("[pool]\nbytes = 'x'", ("pool.bytes", "'x'")),
+        ("[scheduler]\noverbook = 101", ("scheduler.overbook", "100")),
+        ("[scheduler]\nlook_ahead = -1", ("scheduler.look_ahead", "-1")),
+        ("[model]\nname = 'a'\npath = 'a'", ("model", "`array`")),
+        ("[[model]]\nname = 'a'", ("model", "`path`")),
+        ("[[model]]\nname = ''\npath = 'a'", ("model.name", "empty")),
+        ("[[model]]\nname = 'a'\npath = ''", ("model.path", "(a)")),
+        (MODEL + MODEL, ("model.name", "'a'", "differ")),
+        (MODEL + "share = 101", ("model.share", "101", "(a)")),
+        (MODEL + "dtype = 'int8'", ("model", "dtype", "int8")),
+        (MODEL + "max_running = 0", ("model.max_running (a)", "above 0")),
+        (MODEL + "max_context = -5", ("model.max_context (a)", "-5")),
+        (MODEL + "quota = { min = '1x' }", ("model.quota.min (a)", "'1x'")),
+        (MODEL + "quota = { min = '60%', max = '50%' }", ("model.quota (a)", "60%", "50%")),
+        (MODEL + "quota = { least = '1M' }", ("quota", "`least`")),
+        (MODEL + "quota = { min = '2G' }", ("model.quota.min", "pool.bytes", "raise")),
+        ("[server", ("not valid TOML",)),
+    ],
+)
+def test_names_what_is_wrong(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+    message = refusal(tmp_path, text)
+    assert [word for word in words if word not in message] == [], message
+
+
+def test_guarantees_are_added_up(tmp_path: Path) -> None:
+    three = "".join(f'[[model]]\nname = "{n}"\npath = "m"\nquota = {{ min = "40%" }}\n' for n in "abc")
+    assert "together" in refusal(tmp_path, three)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MUXD_PORT", "eighty"), ("MUXD_SCHEDULER_OVERBOOK", "1.5"), ("MUXD_LOG_LEVEL", "loud")],
+)
+def test_a_wrong_environment_variable_is_named(tmp_path: Path, name: str, value: str) -> None:
+    message = refusal(tmp_path, MODEL, {name: value})
+    assert name in message
+    assert value in message
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*nope.toml: No such file"):
+        load(tmp_path / "nope.toml", env={})
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"bytes\.toml is not valid TOML"):
+        load(tmp_path / "bytes.toml", env={})

@@ -1,0 +1,58 @@
+"""muxd.example.toml: it loads, it mentions every key, and the defaults it shows are the real ones."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from muxd.config import Config, ModelConfig, PoolConfig, QuotaConfig, SchedulerConfig, ServerConfig, load
+
+EXAMPLE = Path(__file__).parents[2] / "muxd.example.toml"
+TEXT = EXAMPLE.read_text()
+ROOMS = {
+    "[server]": ServerConfig,
+    "[pool]": PoolConfig,
+    "[scheduler]": SchedulerConfig,
+    "[[model]]": ModelConfig,
+}
+
+
+def section(header: str) -> str:
+    """From the first ``header`` to the next one."""
+    return re.split(r"^\[", TEXT.split(f"\n{header}\n", 1)[1], maxsplit=1, flags=re.M)[0]
+
+
+def test_it_loads() -> None:
+    first, second = load(EXAMPLE, env={}).model
+    assert (first.name, first.share, first.quota.min) == ("smollm2", 50, "25%")
+    assert second == ModelConfig(name="gemma3", path=str(EXAMPLE.parent / "models/gemma3"))
+
+
+@pytest.mark.parametrize("header", ROOMS)
+def test_every_key_stands_in_its_section(header: str) -> None:
+    lines = section(header).splitlines()
+    for field in msgspec.structs.fields(ROOMS[header]):
+        key = re.compile(rf"(# )?{field.encode_name} = ")
+        assert any(key.match(line) for line in lines), f"{header} {field.encode_name} is not in the example"
+
+
+def test_every_room_of_the_configuration_is_covered() -> None:
+    assert [field.name for field in msgspec.structs.fields(Config)] == [
+        "server",
+        "pool",
+        "scheduler",
+        "model",
+    ]
+    for field in msgspec.structs.fields(QuotaConfig):
+        assert re.search(rf"^quota = .*\b{field.name} = ", TEXT, re.M)
+
+
+def test_the_defaults_it_shows_are_the_real_ones() -> None:
+    shown = re.sub(r"^# ([a-z_]+ = \S.*)$", r"\1", TEXT.split("# One [[model]]")[0], flags=re.M)
+    shown = shown[shown.index("[server]") :]
+    assert msgspec.convert(tomllib.loads(shown), Config) == Config()
+    assert len(re.findall(r"^[a-z_]+ = ", shown, re.M)) == sum(
+        len(msgspec.structs.fields(room)) for room in (ServerConfig, PoolConfig, SchedulerConfig)
+    )

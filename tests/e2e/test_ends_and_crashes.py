@@ -1,0 +1,96 @@
+"""SIGTERM, a killed daemon, a killed worker: who is told what, and that nothing stays behind."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import muxd_test_leaks as leaks
+import openai
+import pytest
+from support.live import LiveDaemon, demo_config, live
+
+pytestmark = pytest.mark.demo
+
+
+def memfds_of(pids: list[int]) -> list[str]:
+    return [name for pid in pids if Path(f"/proc/{pid}").exists() for name in leaks.memfds(pid)]
+
+
+def endless(client: openai.OpenAI, model: str) -> Iterator[str]:
+    """A stream that does not end by itself for a long while; yields texts, after the first has come."""
+    stream = client.completions.create(
+        model=model, prompt="Tell me about the sea.", stream=True, max_tokens=1900, temperature=0,
+        extra_body={"ignore_eos": True},
+    )  # fmt: skip
+    texts = (chunk.choices[0].text for chunk in stream if chunk.choices)
+    first = next(texts)
+    yield first
+    yield from texts
+
+
+def test_sigterm_lets_short_streams_end_tells_long_ones_why_and_leaves_nothing(tmp_path: Path) -> None:
+    config = demo_config("smol", "gemma", extra="[server]\nshutdown_grace = 2.0\n")
+    with live(config, tmp_path) as daemon, daemon.client() as client:
+        pids = [daemon.process.pid, *daemon.workers().values()]
+        assert memfds_of([daemon.process.pid])
+        short = client.completions.create(
+            model="gemma", prompt="Hello", stream=True, max_tokens=24, temperature=0,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        long = endless(client, "smol")
+        next(long)
+        daemon.process.send_signal(signal.SIGTERM)
+        finishes = [chunk.choices[0].finish_reason for chunk in short if chunk.choices]
+        assert finishes[-1] == "length"
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(long)
+        assert daemon.process.wait(30) == 0
+        assert all(leaks.gone(pid, 5) for pid in pids)
+        assert memfds_of(pids) == []
+        assert not daemon.socket.exists()
+
+
+def test_sigkill_of_the_daemon_takes_every_worker_with_it_within_five_seconds(tmp_path: Path) -> None:
+    daemon = LiveDaemon(demo_config("smol", "gemma"), tmp_path)
+    try:
+        workers = daemon.wait_ready().workers()
+        assert len(workers) == 2
+        with daemon.client() as client:
+            stream = endless(client, "smol")
+            next(stream)
+            os.kill(daemon.process.pid, signal.SIGKILL)
+            with pytest.raises(openai.OpenAIError):
+                list(stream)
+        assert all(leaks.gone(pid, 5) for pid in workers.values())
+        daemon.process.wait()
+    finally:
+        daemon.close()
+
+
+def test_sigkill_of_a_worker_ends_its_streams_restarts_it_and_spares_the_other_model(tmp_path: Path) -> None:
+    with live(demo_config("smol", "gemma"), tmp_path) as daemon, daemon.client() as client:
+        doomed, spared = endless(client, "smol"), endless(client, "gemma")
+        next(doomed)
+        next(spared)
+        before = daemon.workers()
+        os.kill(before["smol"], signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="SIGKILL"):
+            list(doomed)
+        # A request sent meanwhile waits for the new worker and is served.
+        answer = client.completions.create(model="smol", prompt="Hello", max_tokens=4, temperature=0)
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 4
+        after = daemon.workers()
+        assert after["gemma"] == before["gemma"]
+        assert after["smol"] != before["smol"]
+        assert [next(spared) for _ in range(20)]
+        assert 'muxd_worker_restarts_total{model="smol"} 1.0' in metrics(daemon)
+        spared.close()  # type: ignore[attr-defined]
+
+
+def metrics(daemon: LiveDaemon) -> str:
+    import urllib.request
+
+    with urllib.request.urlopen(f"{daemon.url}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())

@@ -1,0 +1,253 @@
+"""A unit without processes: the real scheduler and ledger, and workers that only keep the books.
+
+The workers check what a real one relies on: every row they are told to use is theirs, positions follow each
+other, one batch at a time. Tests choose the order in which batches finish.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from muxd.engine.actions import (
+    Action,
+    Arrived,
+    BatchDone,
+    Cancelled,
+    Emit,
+    Ended,
+    Event,
+    Failed,
+    Launch,
+    Preempted,
+    Rejected,
+    WorkerLost,
+    WorkerReady,
+)
+from muxd.engine.lane import LaneSpec
+from muxd.engine.request import Request
+from muxd.engine.scheduler import Scheduler, Settings
+from muxd.engine.sequence import Phase, Sequence
+from muxd.engine.shares import Shares
+from muxd.errors import WorkerLost as WorkerLostError
+from muxd.messages import Decode, Prefill, Sampling
+from muxd.pool.ledger import Ledger
+
+EOS = 1
+
+
+@dataclass
+class Spec:
+    """A model of the test: ``blocks`` per row, T = ``row_tokens``."""
+
+    name: str
+    blocks: int = 2
+    row_tokens: int = 4
+    share: int = 50
+    min_blocks: int = 0
+    max_running: int = 8
+    max_queue: int = 1000
+    max_context: int = 10_000
+
+
+@dataclass
+class Worker:
+    """What the process at the other end of the link would know."""
+
+    spec: Spec
+    rows: dict[int, tuple[int, ...]] = field(default_factory=dict)  # row id -> blocks
+    sequences: dict[int, list[int]] = field(default_factory=dict)  # seq -> row ids
+    position: dict[int, int] = field(default_factory=dict)
+    busy: Prefill | Decode | None = None
+
+    def receive(self, command: Prefill | Decode) -> None:
+        assert self.busy is None, "two batches at once on one worker"
+        self.busy = command
+        for seq in command.forget:
+            self.sequences.pop(seq, None)
+            self.position.pop(seq, None)
+        ids = np.frombuffer(command.rows.ids, "<i4")
+        blocks = np.frombuffer(command.rows.blocks, "<i4").reshape(len(ids), self.spec.blocks)
+        for row, held in zip(ids.tolist(), blocks.tolist(), strict=True):
+            self.rows[row] = tuple(held)
+        if isinstance(command, Prefill):
+            self._prefill(command)
+        else:
+            self._decode(command)
+
+    def _prefill(self, command: Prefill) -> None:
+        assert command.chunks, "an empty prefill batch"
+        for chunk in command.chunks:
+            if chunk.start == 0:
+                self.sequences[chunk.seq], self.position[chunk.seq] = [], 0
+            assert self.position[chunk.seq] == chunk.start
+            self.sequences[chunk.seq] += np.frombuffer(chunk.rows, "<i4").tolist()
+            self._advance(chunk.seq, len(chunk.tokens) // 4)
+
+    def _decode(self, command: Decode) -> None:
+        assert command.seqs
+        assert len(set(command.seqs)) == len(command.seqs)
+        for seq, row in command.grown:
+            self.sequences[seq].append(row)
+        for seq in command.seqs:
+            self._advance(seq, 1)
+
+    def _advance(self, seq: int, tokens: int) -> None:
+        assert tokens > 0
+        self.position[seq] += tokens
+        assert self.position[seq] <= len(self.sequences[seq]) * self.spec.row_tokens, "token without a row"
+
+    def sampled(self) -> int:
+        """Tokens the reply to the running command carries."""
+        assert self.busy is not None
+        if isinstance(self.busy, Prefill):
+            return sum(chunk.last for chunk in self.busy.chunks)
+        return len(self.busy.seqs)
+
+    def blocks_of_batch(self) -> set[int]:
+        """Head blocks the running batch may write."""
+        assert self.busy is not None
+        command = self.busy
+        seqs = [c.seq for c in command.chunks] if isinstance(command, Prefill) else command.seqs
+        return {block for seq in seqs for row in self.sequences[seq] for block in self.rows[row]}
+
+
+class BenchUnit:
+    """Events go in by method; ``served``, ``failed``, ``rejected`` and ``emitted`` tell what came out."""
+
+    def __init__(
+        self,
+        specs: list[Spec],
+        total_blocks: int = 64,
+        *,
+        rungs: tuple[int, ...] = (50, 100),
+        overbook: int = 0,
+        settings: Settings | None = None,
+        ready: bool = True,
+    ):
+        self.ledger = Ledger(total_blocks)
+        self.settings = settings or Settings(drain_timeout=0.5, prefill_tokens=16, look_ahead=4)
+        lanes = []
+        for spec in specs:
+            self.ledger.add_model(spec.name, spec.blocks, total_blocks // spec.blocks, spec.min_blocks)
+        for spec in specs:
+            capacity = self.ledger.limit(spec.name)
+            lanes.append(
+                LaneSpec(
+                    model=spec.name,
+                    share=spec.share,
+                    row_tokens=spec.row_tokens,
+                    max_context=min(spec.max_context, capacity * spec.row_tokens),
+                    max_running=spec.max_running,
+                    max_queue=spec.max_queue,
+                    capacity_rows=capacity,
+                )
+            )
+        self.shares = Shares(rungs, overbook)
+        self.scheduler = Scheduler(lanes, self.ledger, self.shares, self.settings)
+        self.workers = {spec.name: Worker(spec) for spec in specs}
+        self.specs = {spec.name: spec for spec in specs}
+        self.now = 0.0
+        self.all: list[Sequence] = []
+        self.outcome: dict[int, str] = {}
+        self.emitted: dict[int, list[int]] = {}
+        self.preempted: list[int] = []
+        self.launches: list[tuple[float, str, Prefill | Decode]] = []
+        if ready:
+            for spec in specs:
+                self.handle(WorkerReady(spec.name))
+
+    def handle(self, event: Event) -> list[Action]:
+        actions = self.scheduler.handle(event, self.now)
+        for action in actions:
+            self._perform(action)
+        self.check()
+        return actions
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Launch():
+                self.launches.append((self.now, action.model, action.command))
+                self.workers[action.model].receive(action.command)
+            case Emit():
+                for sequence, token in zip(action.sequences, action.tokens, strict=True):
+                    assert sequence.id not in self.outcome, "a token after the end"
+                    self.emitted.setdefault(sequence.id, []).append(token)
+            case Ended():
+                self._end(action.sequence, "served")
+            case Failed():
+                self._end(action.sequence, "failed")
+            case Rejected():
+                self._end(action.sequence, "refused")
+            case Preempted():
+                self.preempted.append(action.sequence.id)
+
+    def _end(self, sequence: Sequence, outcome: str) -> None:
+        assert sequence.id not in self.outcome, "ended twice"
+        self.outcome[sequence.id] = outcome
+
+    # ---- what happens -----------------------------------------------------------------------------
+
+    def arrive(
+        self, model: str, prompt: int, max_tokens: int = 8, eos: frozenset[int] = frozenset()
+    ) -> Sequence:
+        greedy = Sampling(temperature=0.0)
+        request = Request(f"r{len(self.all)}", model, [7] * prompt, max_tokens, greedy, eos)
+        sequence = Sequence(len(self.all), request, self.now)
+        self.all.append(sequence)
+        self.handle(Arrived(sequence))
+        return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        if sequence.id not in self.outcome:
+            self._end(sequence, "cancelled")
+            self.handle(Cancelled(sequence))
+
+    def finish(self, model: str, seconds: float = 0.01, token: int = 5) -> None:
+        """The running batch of ``model`` is done, ``seconds`` later."""
+        worker = self.workers[model]
+        assert worker.busy is not None
+        self.now += seconds
+        batch, tokens = worker.busy.batch, [token] * worker.sampled()
+        worker.busy = None
+        self.handle(BatchDone(model, batch, tokens))
+
+    def lose(self, model: str, *, final: bool = False) -> None:
+        self.workers[model] = Worker(self.specs[model])
+        self.handle(WorkerLost(model, WorkerLostError("killed"), final))
+
+    def revive(self, model: str) -> None:
+        self.handle(WorkerReady(model))
+
+    def busy(self) -> list[str]:
+        return [name for name, worker in self.workers.items() if worker.busy is not None]
+
+    def run(self, steps: int = 100_000) -> None:
+        """Finish batches in turn until nothing runs."""
+        for _ in range(steps):
+            running = self.busy()
+            if not running:
+                return
+            self.finish(min(running, key=lambda m: self.workers[m].busy.batch))  # type: ignore[union-attr]
+        raise AssertionError("the unit does not come to rest")
+
+    # ---- invariants -------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Design §3 and §5, after every event."""
+        self.ledger.audit()
+        booked = sum(w.busy.share for w in self.workers.values() if w.busy is not None)
+        assert booked == self.shares.limit - self.shares.free <= self.shares.limit
+        assert sum(isinstance(w.busy, Prefill) for w in self.workers.values()) <= 1
+        held: dict[str, int] = dict.fromkeys(self.workers, 0)
+        for sequence in self.all:
+            if sequence.phase is Phase.ENDED:
+                assert not sequence.rows
+                assert sequence.batch is None
+            held[sequence.model] += len(sequence.rows)
+        usage = self.ledger.usage()
+        assert {model: use.rows for model, use in usage.items()} == held
+        written = [w.blocks_of_batch() for w in self.workers.values() if w.busy is not None]
+        assert sum(map(len, written)) == len(set().union(*written)), "two batches write one block"
+        for name, lane in self.scheduler.lanes.items():
+            assert lane.admitted == sum(bool(s.rows) for s in self.all if s.model == name)
+            assert lane.admitted <= self.specs[name].max_running

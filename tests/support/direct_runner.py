@@ -1,0 +1,131 @@
+"""A worker's Runner driven without processes: this plays the daemon, with deliberately scattered blocks."""
+
+import itertools
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from muxd.messages import BatchDone, Chunk, Decode, Dtype, NewRows, Prefill, Sampling, Setup
+from muxd.models.spec import read_spec
+from muxd.models.weights import fill, plan
+from muxd.worker.runner import Runner
+
+GREEDY = Sampling(temperature=0.0)
+_ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+def int32(values: Sequence[int]) -> bytes:
+    return np.asarray(values, dtype="<i4").tobytes()
+
+
+class DirectRunner:
+    """Owns a pool full of garbage (NaN in every type), hands out rows of random head blocks."""
+
+    def __init__(
+        self,
+        folder: Path,
+        dtype: Dtype = "float32",
+        *,
+        block_bytes: int = 8192,
+        rows: int = 64,
+        cores: int = 2,
+        seed: int = 0,
+    ):
+        self.spec = read_spec(folder)
+        self.tokens = self.spec.tokens_per_row(block_bytes, _ITEMSIZE[dtype])
+        layout = plan(folder, self.spec, dtype)
+        weights = np.zeros(layout.bytes, dtype=np.uint8)
+        fill(layout, weights, lambda done: None)
+        blocks = rows * self.spec.blocks_per_row
+        pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8)
+        self.pool = pool
+        setup = Setup(
+            worker="direct", model=folder.name, folder=str(folder), dtype=dtype, link="", device="cpu",
+            pool_bytes=pool.numel(), block_bytes=block_bytes, max_rows=rows, weights_bytes=layout.bytes,
+            tensors=layout.tensors, cores=cores, max_context=self.spec.max_positions,
+        )  # fmt: skip
+        self.runner = Runner(setup, pool, torch.from_numpy(weights))
+        self.logits: list[torch.Tensor] = []
+        self._capture()
+        shuffle = random.Random(seed)
+        self._blocks = shuffle.sample(range(blocks), blocks)
+        self._free = shuffle.sample(range(rows), rows)
+        self._told: set[int] = set()
+        self._lengths: dict[int, int] = {}  # tokens with K and V
+        self._rows: dict[int, list[int]] = {}
+        self._batch = itertools.count(1)
+
+    def _capture(self) -> None:
+        """Keep the float32 logits of every batch, as sampled from."""
+        model = self.runner._model
+        original = model.logits
+
+        def logits(hidden: torch.Tensor) -> torch.Tensor:
+            self.logits.append(original(hidden))
+            return self.logits[-1]
+
+        model.logits = logits  # type: ignore[method-assign]
+
+    def prefill(
+        self,
+        chunks: list[tuple[int, int, list[int], bool]],
+        sampling: Sampling = GREEDY,
+        *,
+        prompt_tokens: int | None = None,
+        forget: Sequence[int] = (),
+    ) -> BatchDone:
+        """One batch of (sequence, start, tokens, last)."""
+        made, fresh = [], []
+        for seq, start, tokens, last in chunks:
+            if start == 0:
+                self.free(seq)
+            grown = self._grow(seq, start + len(tokens))
+            fresh += grown
+            generated_from = start + len(tokens) if prompt_tokens is None else prompt_tokens
+            made.append(Chunk(seq, start, int32(tokens), int32(grown), last, sampling, generated_from))
+            self._lengths[seq] = start + len(tokens)
+        return self.runner.prefill(Prefill(next(self._batch), 100, self._new(fresh), made, list(forget)))
+
+    def decode(self, seqs: list[int], share: int = 100) -> list[int]:
+        """One step; the tokens in the order of ``seqs``."""
+        return self.decode_step(seqs, share).tokens
+
+    def decode_step(self, seqs: list[int], share: int = 100) -> BatchDone:
+        grown = []
+        for seq in seqs:
+            self._lengths[seq] += 1
+            grown += [(seq, row) for row in self._grow(seq, self._lengths[seq])]
+        rows = self._new([row for _, row in grown])
+        return self.runner.decode(Decode(next(self._batch), share, rows, seqs, grown, []))
+
+    def generate(self, prompts: list[list[int]], count: int) -> list[list[int]]:
+        """Greedy, all prompts in one prefill batch, then decoded together."""
+        seqs = list(range(len(prompts)))
+        done = self.prefill([(seq, 0, prompt, True) for seq, prompt in enumerate(prompts)])
+        out = [[token] for token in done.tokens]
+        for _ in range(count - 1):
+            for tokens, token in zip(out, self.decode(seqs), strict=True):
+                tokens.append(token)
+        return out
+
+    def free(self, seq: int) -> None:
+        """Rows go back; the next owner gets them with whatever is in them."""
+        self._free += self._rows.pop(seq, [])
+        self._lengths.pop(seq, None)
+
+    def _grow(self, seq: int, tokens: int) -> list[int]:
+        held = self._rows.setdefault(seq, [])
+        grown = [self._free.pop() for _ in range(-(-tokens // self.tokens) - len(held))]
+        held += grown
+        return grown
+
+    def _new(self, rows: list[int]) -> NewRows:
+        """Rows are told once; their blocks never move."""
+        fresh = [row for row in rows if row not in self._told]
+        self._told.update(fresh)
+        per_row = self.spec.blocks_per_row
+        blocks = [block for row in fresh for block in self._blocks[row * per_row : (row + 1) * per_row]]
+        return NewRows(int32(fresh), int32(blocks))

@@ -1,0 +1,120 @@
+"""A real daemon in a process of its own, as a user starts it, for end-to-end tests.
+
+Readiness comes over ``$NOTIFY_SOCKET`` (the way systemd hears it): a message, not a poll.
+"""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+
+from muxd.admin.client import AdminClient
+from muxd.admin.schemas import Status
+from muxd.config import home
+
+DEMO = {"smol": "smollm2-135m-instruct", "gemma": "gemma3-270m"}
+
+
+def demo_folder(name: str) -> Path:
+    """The folder of a demo model (made by ``make demo``)."""
+    return home() / "models" / DEMO[name]
+
+
+def demo_config(*names: str, dtype: str = "bfloat16", pool: str = "512M", extra: str = "") -> str:
+    """muxd.toml for demo models under short names; ``extra`` goes before the models."""
+    models = "".join(
+        f'[[model]]\nname = "{name}"\npath = "{demo_folder(name.split("-")[0])}"\ndtype = "{dtype}"\n'
+        for name in names
+    )
+    return f'[pool]\nbytes = "{pool}"\n{extra}\n{models}'
+
+
+class LiveDaemon:
+    """``muxd serve`` on a free port."""
+
+    def __init__(self, config: str, folder: Path):
+        # Unix socket paths are short: pytest's own folders can be too deep.
+        self._sockets = tempfile.TemporaryDirectory(prefix="muxd-test-")
+        self.socket = Path(self._sockets.name) / "admin"
+        self._log = folder / "daemon.log"
+        file = folder / "muxd.toml"
+        file.write_text(config)
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(f"{self._sockets.name}/notify")
+        command = [sys.executable, "-m", "muxd.cli.muxd", "serve", "--config", str(file), "--port", "0"]
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, "--socket", str(self.socket)],
+                env={**os.environ, "NOTIFY_SOCKET": f"{self._sockets.name}/notify"},
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.admin = AdminClient(self.socket)
+        self.url = ""
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait_ready(self, seconds: float = 120) -> "LiveDaemon":
+        """Until every model is ready or has failed. Fails the test, with the log, if the daemon ends."""
+        with open(os.pidfd_open(self.process.pid), closefd=True) as ended:
+            while True:
+                readable, _, _ = select.select([self._notify, ended], [], [], seconds)
+                if self._notify in readable and b"READY=1" in self._notify.recv(4096):
+                    break
+                assert readable, f"not ready after {seconds} s:\n{self.log}"
+                assert ended not in readable, f"the daemon ended with {self.process.wait()}:\n{self.log}"
+        self.url = self.admin.status().address
+        return self
+
+    def status(self) -> Status:
+        return self.admin.status()
+
+    def workers(self) -> dict[str, int]:
+        """Model -> process id."""
+        return {row.model: row.pid for row in self.admin.ps() if row.role == "worker"}
+
+    @contextmanager
+    def client(self) -> Iterator[openai.OpenAI]:
+        """The official client, without its own retries."""
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def terminate(self, number: signal.Signals = signal.SIGTERM, seconds: float = 60) -> int:
+        """Send the signal and wait for the end; returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._notify.close()
+        self._sockets.cleanup()
+
+
+@contextmanager
+def live(config: str, folder: Path) -> Iterator[LiveDaemon]:
+    """A ready daemon; on leaving it must end with exit code 0 on SIGTERM, if it still runs."""
+    daemon = LiveDaemon(config, folder)
+    try:
+        yield daemon.wait_ready()
+        if daemon.process.poll() is None:
+            assert daemon.terminate() == 0, daemon.log
+    finally:
+        daemon.close()

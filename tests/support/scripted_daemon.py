@@ -1,0 +1,113 @@
+"""A real process with a real admin door and a scripted Steward: ``python scripted_daemon.py SOCKET [deaf]``.
+
+Prints "ready" when it listens; ends when told to stop, unless it is deaf.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from muxd.admin.schemas import ModelRow, PoolStatus, ProcessRow, RequestStatus, Status
+from muxd.admin.server import AdminServer
+
+POOL = PoolStatus(bytes=1 << 30, block_bytes=8192, total_blocks=131072, free_blocks=98304, cached_blocks=100)
+REQUESTS = RequestStatus(running=3, waiting=1, served=120, refused=4, cancelled=2, failed=1)
+MODELS = [
+    ModelRow(
+        name="smol_lm.2",
+        state="ready",
+        detail="",
+        chat=True,
+        pid=4711,
+        share=50,
+        weights_bytes=269 << 20,
+        kv_used_bytes=12 << 20,
+        kv_min_bytes=256 << 20,
+        kv_max_bytes=1 << 30,
+        running=3,
+        waiting=0,
+        ttft_p99_ms=41.6,
+        tokens_total=98765,
+        since_seconds=3700,
+    ),
+    ModelRow(
+        name="gemma",
+        state="failed",
+        detail="model.safetensors: missing",
+        chat=False,
+        pid=None,
+        share=50,
+        weights_bytes=0,
+        kv_used_bytes=0,
+        kv_min_bytes=0,
+        kv_max_bytes=1 << 30,
+        running=0,
+        waiting=0,
+        ttft_p99_ms=None,
+        tokens_total=0,
+        since_seconds=5,
+    ),
+]
+PROCESSES = [
+    ProcessRow(4710, "daemon", "", "", 0, 80 << 20, 12.34, 0, 3700),
+    ProcessRow(4711, "worker", "smol_lm.2", "prefill+decode", 1, 200 << 20, 1000.5, 2, 59),
+]
+
+
+class ScriptedSteward:
+    """Answers with the rows above; ``stopped`` tells that it was asked to stop."""
+
+    def __init__(self) -> None:
+        self.stopped = asyncio.Event()
+
+    def status(self) -> Status:
+        return Status(
+            version="0.1.0",
+            pid=os.getpid(),
+            uptime_seconds=3700,
+            address="http://127.0.0.1:8000",
+            policy="mux",
+            cores=2,
+            pool=POOL,
+            models={"ready": 1, "failed": 1},
+            requests=REQUESTS,
+        )
+
+    def models(self) -> list[ModelRow]:
+        return MODELS
+
+    def ps(self) -> list[ProcessRow]:
+        return PROCESSES
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+@contextmanager
+def scripted(path: Path, *, deaf: bool = False) -> Iterator["subprocess.Popen[str]"]:
+    """The process, listening; killed at the end if it is still there."""
+    command = [sys.executable, __file__, str(path), *(["deaf"] if deaf else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+async def main(path: Path, deaf: bool) -> None:
+    steward = ScriptedSteward()
+    server = AdminServer(steward, path)
+    await server.start()
+    print("ready", flush=True)
+    await (asyncio.Event() if deaf else steward.stopped).wait()
+    await server.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2:] == ["deaf"]))
