@@ -10,7 +10,7 @@ divide by it.
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -72,21 +72,26 @@ class BareLoop:
             norms += ["self_attn.q_norm", "self_attn.k_norm"]
         return ops | {norm.split(".")[-1]: self._norm(weights[f"{name}{norm}.weight"]) for norm in norms}
 
-    @torch.inference_mode()
     def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[list[list[int]], float]:
         """As ``bare_loop``."""
+        begun = time.perf_counter()
+        out = list(self.steps(prompts, new_tokens))
+        seconds = time.perf_counter() - begun
+        return torch.stack(out, 1).tolist(), seconds
+
+    @torch.inference_mode()
+    def steps(self, prompts: list[list[int]], new_tokens: int) -> Iterator[Tensor]:
+        """Next token of every prompt [b]: first after the prefill, then after each decode step."""
         spec, lengths = self.spec, torch.tensor([len(prompt) for prompt in prompts])
         room = int(lengths.max()) + new_tokens
         shape = (spec.layers, 2, len(prompts), spec.kv_heads, room, spec.head_dim)
         cache = torch.zeros(shape, dtype=self.dtype)
-        begun = time.perf_counter()
         last = torch.cat([self._prefill(p, cache[:, :, i : i + 1]) for i, p in enumerate(prompts)])
-        out = [last]
+        yield last
         for _ in range(new_tokens - 1):
-            out.append(last := self._step(last, lengths, cache))
+            last = self._step(last, lengths, cache)
+            yield last
             lengths = lengths + 1
-        seconds = time.perf_counter() - begun
-        return torch.stack(out, 1).tolist(), seconds
 
     def _prefill(self, prompt: list[int], cache: Tensor) -> Tensor:
         """cache [layers, 2, 1, kv_heads, room, head_dim] -> next token [1]."""

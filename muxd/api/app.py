@@ -1,5 +1,7 @@
 """The aiohttp application: routes and wiring. ``muxd.daemon`` makes one and runs it with ``make_runner``."""
 
+import logging
+
 from aiohttp import web
 
 from muxd.api import host, models
@@ -7,6 +9,7 @@ from muxd.api.chat import chat
 from muxd.api.completions import completions
 from muxd.api.context import CONTEXT, Context
 from muxd.api.door import door, sign
+from muxd.api.errors import Discreet
 from muxd.api.metrics import HttpMetrics
 from muxd.api.serving import Serving
 from muxd.api.tokenize import detokenize, tokenize
@@ -40,5 +43,11 @@ def make_app(
 
 
 def make_runner(app: web.Application, *, shutdown_timeout: float = 60.0) -> web.AppRunner:
-    """The runner muxd needs: a handler is cancelled the moment its client goes away; our access log only."""
-    return web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=shutdown_timeout)
+    """The runner muxd needs: a handler is cancelled the moment its client goes away; our own logs only."""
+    return web.AppRunner(
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        logger=Discreet(logging.getLogger("muxd.api")),
+        shutdown_timeout=shutdown_timeout,
+    )

@@ -60,6 +60,14 @@ def report(error: BaseException, request_id: str) -> None:
     log.error("unexpected %s in request %s\n%s", type(error).__name__, request_id, stack)
 
 
+class Discreet(logging.LoggerAdapter[logging.Logger]):
+    """For aiohttp's own use: it logs the bytes it could not parse, and those may hold a key or a prompt."""
+
+    def exception(self, msg: object, *args: object, exc_info: Any = None, **_: Any) -> None:
+        kind = type(exc_info).__name__ if isinstance(exc_info, BaseException) else "error"
+        self.warning("connection dropped: %s", kind)
+
+
 def _retry_headers(error: MuxdError) -> dict[str, str]:
     """openai-python retries 408, 409, 429 and 5xx twice unless told not to."""
     headers = {}

@@ -12,7 +12,6 @@ from muxd.api.context import tokenizer_of
 from muxd.api.schemas import CompletionRequest, Message
 from muxd.api.serving import ServedModel
 from muxd.errors import BadRequest, ContextTooLong
-from muxd.text.template import missing_template
 from muxd.text.tokenizer import Tokenizer
 
 _THREAD_CHARS = 4096  # about 1 ms of tokenising: above, the hop to a thread is the smaller evil
@@ -51,7 +50,12 @@ async def render_chat(
     Raises BadRequest when the model has no template, or the template refuses the conversation.
     """
     if model.template is None:
-        raise missing_template(model.name)
+        raise BadRequest(
+            f"The model {model.name!r} has no chat template, so it completes text only: use /v1/completions, "
+            f'or set chat_template = "FILE" (a jinja template) in its [[model]] table of muxd.toml',
+            param="model",
+            code="no_chat_template",
+        )
     for name in kwargs or {}:
         if name in _OWN_KWARGS:
             raise BadRequest(f"chat_template_kwargs must not set {name}", param="chat_template_kwargs")

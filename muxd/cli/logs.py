@@ -16,9 +16,8 @@ _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERRO
 
 def set_up(level: str, *, stream: TextIO | None = None, env: Mapping[str, str] = os.environ) -> None:
     """Log from ``level`` ("debug" ... "error") upwards; replaces what an earlier call set up."""
-    out = stream or sys.stderr
-    handler = logging.StreamHandler(out)
-    handler.setFormatter(JournalLines() if under_journal(out, env) else TextLines())
+    handler = logging.StreamHandler(stream) if stream else _StandardError()
+    handler.setFormatter(JournalLines() if under_journal(stream or sys.stderr, env) else TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -38,6 +37,19 @@ def under_journal(stream: TextIO, env: Mapping[str, str] = os.environ) -> bool:
     except (ValueError, OSError):  # unset or odd variable; a stream without a file
         return False
     return (found.st_dev, found.st_ino) == (device, inode)
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Asks for ``sys.stderr`` at every line: while a progress bar is drawn, rich stands there and keeps the
+    two apart."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        pass  # the base class's constructor sets it
 
 
 class TextLines(logging.Formatter):

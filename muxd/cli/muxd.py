@@ -49,9 +49,7 @@ def serve(
     with sentences(_PROGRAM, config_code=EX_CONFIG):
         settings = _settings(config, demo, {key: value for key, value in flags.items() if value is not None})
         logs.set_up(settings.server.log_level)
-        from muxd.daemon import run  # here, so that --help and a wrong setting answer at once
-
-        code = run(settings, _announce)
+        code = _run(settings)
     raise typer.Exit(code)
 
 
@@ -111,8 +109,17 @@ def _broken_models(settings: Config) -> list[str]:
     return [entry.error for entry in entries if entry.error]
 
 
-def _announce(steward: Steward) -> None:
-    typer.echo(ready.banner(steward.status().address, steward.models()))
+def _run(settings: Config) -> int:
+    from muxd.cli.progress import Loading
+    from muxd.daemon import run  # here, so that --help and a wrong setting answer at once
+
+    with Loading() as loading:
+
+        def announce(steward: Steward) -> None:
+            loading.stop()
+            typer.echo(ready.banner(steward.status().address, steward.models()))
+
+        return run(settings, announce, loading.report)
 
 
 if __name__ == "__main__":

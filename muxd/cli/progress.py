@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from muxd.importer.progress import Progress as Reports
 
@@ -68,6 +68,34 @@ class Lines:
 
     def note(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
+
+
+class Loading:
+    """One bar per model while weights are read, several at once; only at a terminal, as the log says the
+    same in words. A context manager; ``stop`` may come earlier. Reports may come from any thread."""
+
+    def __init__(self, stream: TextIO | None = None):
+        out = stream or sys.stderr
+        columns = (TextColumn("Loading {task.description}"), BarColumn(), DownloadColumn())
+        self._bars = Progress(*columns, console=Console(file=out), transient=True, disable=not out.isatty())
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def report(self, model: str, done: int, total: int) -> None:
+        """``done`` of ``total`` bytes of the model's weights are there."""
+        if model not in self._tasks:
+            self._tasks[model] = self._bars.add_task(model, total=total)
+        self._bars.update(self._tasks[model], completed=done)
+
+    def stop(self) -> None:
+        """Remove the bars. Idempotent."""
+        self._bars.stop()
 
 
 def reporter(stream: TextIO | None = None) -> Bars | Lines:

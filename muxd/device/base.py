@@ -23,7 +23,7 @@ class Region(Protocol):
         ...
 
     def array(self) -> NDArray[np.uint8]:
-        """A writable view uint8[nbytes] for filling it; drop it before ``close``."""
+        """A writable mapping uint8[nbytes] for filling it; it lives as long as the array."""
         ...
 
     def close(self) -> None:

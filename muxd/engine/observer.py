@@ -77,6 +77,10 @@ class Observer:
                 if arrived is not None:
                     self._metrics.started(launch.model, now - arrived)
 
+    def worker_restarted(self, model: str) -> None:
+        """Its worker was lost and another one is on its way."""
+        self._metrics.worker_restarted(model)
+
     def batch_done(self, model: str, *, prefill: bool, seconds: float) -> None:
         """``seconds`` on the device, as the worker measured."""
         self._metrics.batch(model, "prefill" if prefill else "decode", seconds)

@@ -87,6 +87,8 @@ class Unit:
 
     def worker_lost(self, model: str, error: MuxdError, *, final: bool = False) -> None:
         """Streams that have sent tokens end with ``error``; with ``final`` the waiting ones too."""
+        if not final:
+            self._observer.worker_restarted(model)
         self._handle(WorkerLost(model, error, final))
 
     def batch_done(self, model: str, reply: BatchReply) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGUFReader, ReaderTensor
+from gguf import GGMLQuantizationType, GGUFReader, ReaderField, ReaderTensor
 
 from muxd.errors import ModelFolderError
 
@@ -30,6 +30,13 @@ class _BoundedReader(GGUFReader):
                 f"the file ends after {self.data.size} bytes but names data up to byte {end} (truncated?)"
             )
         return super()._get(int(offset), dtype, int(count), override_order)
+
+    def _build_tensors(self, start_offs: int, fields: list[ReaderField]) -> None:
+        for field in fields:
+            name, number = bytes(field.parts[1]).decode(), int(field.parts[4][0])
+            if number not in set(GGMLQuantizationType):
+                raise ValueError(f"tensor {name!r} has quantisation number {number}, which is not known")
+        super()._build_tensors(start_offs, fields)
 
 
 class GgufFile:

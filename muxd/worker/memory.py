@@ -15,7 +15,7 @@ _mappings: list[mmap.mmap] = []
 
 
 def map_regions(setup: Setup, fds: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(pool, weights)`` as uint8 tensors over shared memory; closes ``fds``.
+    """``(pool, weights)`` as uint8 tensors over shared memory; closes ``fds`` (mmap keeps its own copies).
 
     Weights are read-only pages: a stray write ends this worker instead of silently changing the model for
     every worker that maps it. Raises WireError when the descriptors do not fit the set-up.
@@ -32,8 +32,9 @@ def map_regions(setup: Setup, fds: list[int]) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _map(fd: int, nbytes: int, name: str, protection: int) -> torch.Tensor:
+    size = os.fstat(fd).st_size
     # Mapping beyond the end would succeed and be SIGBUS later.
-    if not 0 < nbytes <= (size := os.fstat(fd).st_size):
+    if not 0 < nbytes <= size:
         raise WireError(f"{name}: the set-up says {nbytes} bytes, its descriptor has {size}")
     mapping = mmap.mmap(fd, nbytes, mmap.MAP_SHARED, protection)
     _mappings.append(mapping)

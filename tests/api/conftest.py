@@ -1,7 +1,9 @@
 """The real application on a loopback port, over a scripted engine: real TokenStreams, a real tokenizer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,5 +171,39 @@ async def door(serving: Scripted) -> AsyncIterator[Door]:
 
 
 @pytest.fixture
-def chat_body() -> Iterator[dict[str, Any]]:
-    yield {"model": "org/chat-model", "messages": [{"role": "user", "content": "hi"}]}
+def chat_body() -> dict[str, Any]:
+    return {"model": "org/chat-model", "messages": [{"role": "user", "content": "hi"}]}
+
+
+Connect = Callable[[bytes], Any]
+
+
+@pytest.fixture
+async def connect(door: Door) -> AsyncIterator[Connect]:
+    """Bare connections, so that the test decides when they are read and when they are gone."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def send(data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, port = door.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=2048)
+        writers.append(writer)
+        writer.write(data)
+        return reader, writer
+
+    yield send
+    for writer in writers:
+        writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+@pytest.fixture
+def post_raw(connect: Connect) -> Callable[[dict[str, Any]], Any]:
+    """A chat request over a bare connection."""
+
+    async def post(body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        data = json.dumps(body).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        return await connect(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+
+    return post

@@ -134,12 +134,11 @@ async def test_lost_in_the_middle_is_an_error_event(door, serving):
         stream.fail(WorkerLost("the worker died"))
 
     serving.play = play
-    text = ""
     stream = await door.openai.chat.completions.create(**CHAT, stream=True)
+    assert (await anext(stream)).choices[0].delta.role == "assistant"
+    assert (await anext(stream)).choices[0].delta.content == "hello"
     with pytest.raises(openai.APIError, match="the worker died"):
-        async for chunk in stream:
-            text += chunk.choices[0].delta.content or ""
-    assert text == "hello"
+        await anext(stream)
     assert serving.closed == []
 
 
@@ -189,7 +188,7 @@ async def test_stop_strings_wait_for_min_tokens(door, serving):
     answer = await door.openai.chat.completions.create(
         **CHAT, stop="one", extra_body={"min_tokens": len(tokens)}
     )
-    assert answer.choices[0].message.content == serving.tokenizer.decode(tokens[:-1]) + " "
+    assert answer.choices[0].message.content == "one one one "
 
 
 async def test_logprobs_of_both_shapes(door, serving):

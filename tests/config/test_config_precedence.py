@@ -91,7 +91,7 @@ def test_whole_sizes_are_exact(count: int, unit: str) -> None:
 def test_percentages_need_a_whole_and_stop_at_100() -> None:
     assert size("25%", key="k", whole=1000) == 250
     for text, whole in (("25%", None), ("101%", 1000)):
-        with pytest.raises(ConfigError, match="k = .* is not a size"):
+        with pytest.raises(ConfigError, match=r"k = .* is not a size"):
             size(text, key="k", whole=whole)
 
 

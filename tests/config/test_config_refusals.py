@@ -50,7 +50,7 @@ def refusal(tmp_path: Path, text: str, env: dict[str, str] | None = None) -> str
         (MODEL + "quota = { min = '1x' }", ("model.quota.min (a)", "'1x'")),
         (MODEL + "quota = { min = '60%', max = '50%' }", ("model.quota (a)", "60%", "50%")),
         (MODEL + "quota = { least = '1M' }", ("quota", "`least`")),
-        (MODEL + "quota = { min = '2G' }", ("model.quota.min", "pool.bytes", "raise")),
+        (MODEL + "quota = { min = '2G' }", ("model.quota (a)", "'2G'", "'100%'")),
         ("[server", ("not valid TOML",)),
     ],
 )

@@ -51,7 +51,7 @@ def test_every_room_of_the_configuration_is_covered() -> None:
 
 def test_the_defaults_it_shows_are_the_real_ones() -> None:
     shown = re.sub(r"^# ([a-z_]+ = \S.*)$", r"\1", TEXT.split("# One [[model]]")[0], flags=re.M)
-    shown = shown[shown.index("[server]") :]
+    shown = shown[shown.index("\n[server]") :]
     assert msgspec.convert(tomllib.loads(shown), Config) == Config()
     assert len(re.findall(r"^[a-z_]+ = ", shown, re.M)) == sum(
         len(msgspec.structs.fields(room)) for room in (ServerConfig, PoolConfig, SchedulerConfig)

@@ -5,9 +5,9 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import muxd_test_leaks as leaks
 import openai
 import pytest
+from support import leaks
 from support.live import LiveDaemon, demo_config, live
 
 pytestmark = pytest.mark.demo

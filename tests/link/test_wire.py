@@ -1,6 +1,8 @@
 """Daemon end and worker end over real ZeroMQ, under uvloop and the plain loop."""
 
 import asyncio
+import itertools
+import select
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -172,6 +174,28 @@ def test_nonsense_from_a_worker_loses_that_worker_only(play: Play, nonsense: byt
         assert await bench.next() == ("good", BatchDone(3, [3], 0.0))
         bench.end.send("good", Shutdown())
         await asyncio.to_thread(thread.join)
+        context.destroy(linger=0)
+
+    play(scene)
+
+
+def test_a_wake_up_swallowed_by_sending_is_not_lost(play: Play) -> None:
+    """ZMQ_FD is edge-triggered: a send that finds the arrival signal takes it, and no event follows."""
+
+    async def scene(bench: Bench) -> None:
+        bench.end.announce("w")
+        context, socket = raw_worker(bench, b"w")
+        socket.send(encode(ready("w")))
+        await bench.next()
+        socket.send(encode(BatchDone(1, [], 0.0)))
+        poll = select.poll()
+        poll.register(bench.end._fd, select.POLLIN)
+        assert poll.poll(10_000)  # it has arrived; the loop has not run since
+        for batch in itertools.count():
+            bench.end.send("w", command(batch))
+            if not poll.poll(0):
+                break
+        assert await bench.next() == ("w", BatchDone(1, [], 0.0))
         context.destroy(linger=0)
 
     play(scene)

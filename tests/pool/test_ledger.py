@@ -66,6 +66,21 @@ def test_a_raised_guarantee_is_owed_until_borrowers_give_back() -> None:
     assert ledger.available("small") == 0
 
 
+def test_models_below_raised_guarantees_do_not_wait_for_each_other() -> None:
+    ledger = two_models()
+    ledger.add_model("third", blocks_per_row=1, max_rows=100)
+    ledger.take("third", 50)
+    ledger.release("third", np.arange(20, dtype=np.int32))
+    ledger.set_quota("small", 45)
+    ledger.set_quota("large", 50)  # 95 guaranteed, 70 free
+    assert ledger.owed_blocks == 25
+    assert (ledger.available("small"), ledger.available("large")) == (15, 5)
+    assert ledger.available("third") == 0
+    assert ledger.take("small", 15) is not None
+    assert ledger.owed_blocks == 25  # filling a guarantee owes nobody more
+    assert ledger.available("large") == 2
+
+
 def test_shared_rows_are_freed_with_their_last_holder() -> None:
     ledger = two_models()
     rows = ledger.take("small", 4)

@@ -180,6 +180,7 @@ class LedgerHistory(RuleBasedStateMachine):
         for model, (width, _, _, high) in self.quota.items():
             available = self.ledger.available(model)
             assert available <= self.ledger.limit(model) or self.owed()
+            assert available >= min(self.free(), self.unfilled(model)) // width
             if not self.owed():
                 assert available * width >= self.unfilled(model)
             elif not self.unfilled(model):

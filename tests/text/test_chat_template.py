@@ -28,10 +28,11 @@ def render(source: str, messages: list[dict[str, Any]] = HELLO, **extra: Any) ->
         ("{{ {'a': '<é>\"', 'b': [1, none]} | tojson }}", '{"a": "<é>\\"", "b": [1, null]}'),
         ("{% for m in messages %}{% if m.role == 'user' %}{% continue %}{% endif %}x{% endfor %}", ""),
         ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "hello"),
-        ("{% set ns = namespace(n=0) %}{% for i in range(5) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
+        ("{% set ns = namespace(n=0) %}{% for i in [1, 9] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
          "10"),
         ("{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f('a') ~ f('b') ~ 1 }}", "<a><b>1"),
-        ("{% for m in messages | selectattr('role', 'equalto', 'user') %}{{ loop.last }}{% endfor %}", "True"),
+        ("{% for m in messages | selectattr('role', 'equalto', 'user') %}{{ loop.last }}{% endfor %}",
+         "True"),
         ("{{ strftime_now('%Y')|length }}", "4"),
         ("{{ missing }}{{ messages[7] }}", ""),
         ("{{ 'ab' * 2 + '-' + 'c' * 3 }}{{ 3 * 4 + 2 ** 5 }}{{ [1] + [2] }}", "abab-ccc44[1, 2]"),
@@ -59,7 +60,7 @@ def test_a_refusal_carries_the_templates_own_sentence() -> None:
 
 
 def test_messages_that_do_not_fit_are_a_bad_request() -> None:
-    with pytest.raises(BadRequest, match="cannot render these messages: .*NoneType"):
+    with pytest.raises(BadRequest, match=r"cannot render these messages: .*NoneType"):
         render("{{ 'x' + messages[0].content }}", [{"role": "user", "content": None}])
 
 
@@ -69,14 +70,14 @@ def test_messages_that_do_not_fit_are_a_bad_request() -> None:
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
         "{{ 'x' * 10 ** 9 }}",
-        "{{ 10 ** 10 ** 10 }}",
+        "{{ 10 ** (10 ** 10) }}",
         "{{ 'x'.ljust(999999999) }}",
         "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
         "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
         "{% set x = 'x' * 9999999 %}{% for i in range(100) %}{{ x }}{% endfor %}",
         "{{ messages.append(1) }}",
         "{{ ''.__class__.__mro__ }}",
-        "{{ raise_exception.__globals__ }}",
+        "{{ raise_exception.__globals__['os'] }}",
         "{% set counted = 1 %}{% for a in range(99999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
     ],
 )

@@ -1,0 +1,244 @@
+"""Every refusal: status, the four keys, the field. After each of them the door serves on."""
+
+import io
+import json
+
+import pytest
+
+pytestmark = pytest.mark.anyio
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+USER = [{"role": "user", "content": "hi"}]
+IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
+
+
+def error_of(answer):
+    assert set(answer) == {"error"}
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert isinstance(answer["error"]["message"], str)
+    assert answer["error"]["message"]
+    return answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),  # this template refuses
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 2.5}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -5}, "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"n": 0}, "n"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": [1]}, "stop[0]"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["x" * 5000]}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logit_bias": {"5": 100}}, "logit_bias"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"audio": {"voice": "x"}}, "audio"),
+        ({"guided_json": {}}, "guided_json"),
+        ({"chat_template": ""}, "chat_template"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"skip_special_tokens": False}, "skip_special_tokens"),
+    ],
+)
+async def test_chat_field(door, serving, chat_body, change, param):
+    status, answer, _ = await door.post(CHAT, chat_body | change)
+    error = error_of(answer)
+    assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert serving.requests == []
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": ["a", [1]]}, "prompt"),
+        ({"prompt": [-1]}, "prompt[0]"),
+        ({"prompt": [399, 400]}, "prompt"),
+        ({"prompt": [2**40]}, "prompt[0]"),
+        ({"prompt": {"a": 1}}, "prompt"),
+        ({"prompt": ["a"] * 600, "n": 2}, "n"),
+        ({"suffix": "end"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+        ({"best_of": 1, "n": 2}, None),
+        ({"echo": True, "logprobs": 1}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+    ],
+)
+async def test_completion_field(door, serving, change, param):
+    status, answer, _ = await door.post(TEXT, {"model": "base", "prompt": "x"} | change)
+    if param is None:
+        assert status == 200
+        return
+    assert (status, error_of(answer)["param"]) == (400, param)
+    assert serving.requests == []
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"tools": []},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
+        {"tool_choice": "auto"},
+        {"response_format": {"type": "text"}},
+        {"logit_bias": {}},
+        {"modalities": ["text"]},
+        {"best_of": 2, "n": 2},
+        {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "unheard_of": [1]},
+        {"temperature": None, "stop": None, "seed": None, "n": None, "max_tokens": None, "stream": None},
+        {"stream_options": None, "logprobs": None, "top_k": -1},
+    ],
+)
+async def test_harmless(door, chat_body, harmless):
+    assert (await door.post(CHAT, chat_body | harmless))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(b"", b"{", b"nul", b"[1]", b'"x"', b'{"model": "\xff"}', b'{"a":' + b"[" * 5000, b"\xef\xbb\xbf{}"),
+        *(rb'{"model": "\ud800"}', b'{"model": 1e999}'),
+    ],
+)
+async def test_not_json(door, raw):
+    for path in (CHAT, TEXT, "/tokenize", "/detokenize"):
+        async with door.http.post(path, data=raw, headers={"Content-Type": "application/json"}) as answer:
+            assert answer.status == 400
+            error_of(await answer.json())
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "nonsense"])
+async def test_content_type(door, chat_body, kind):
+    headers = {"Content-Type": kind}
+    async with door.http.post(CHAT, data=json.dumps(chat_body).encode(), headers=headers) as answer:
+        assert answer.status == 415
+        assert "application/json" in error_of(await answer.json())["message"]
+
+
+async def test_broken_compression(door):
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    async with door.http.post(CHAT, data=b"not gzip at all", headers=headers) as answer:
+        assert answer.status == 400
+        error_of(await answer.json())
+
+
+async def test_body_of_ten_megabytes(door, chat_body):
+    for data in (
+        io.BytesIO(b"x" * (10 << 20)),
+        chunks(b"x" * 65536, 160),
+    ):  # with and without a length in front
+        async with door.http.post(CHAT, data=data, headers={"Content-Type": "application/json"}) as answer:
+            assert answer.status == 413
+            assert error_of(await answer.json())["code"] == "request_too_large"
+    assert (await door.post(CHAT, chat_body))[0] == 200
+
+
+async def chunks(chunk, times):
+    for _ in range(times):
+        yield chunk
+
+
+async def test_routes_and_methods(door):
+    for method, path in (("GET", "/v1/nothing"), ("POST", "/"), ("GET", "/v1/models/")):
+        async with door.http.request(method, path) as answer:
+            assert answer.status == (405 if path == "/" else 404)
+            error_of(await answer.json())
+    for method, path, allow in (
+        ("GET", CHAT, "POST"),
+        ("DELETE", "/v1/models", "GET,HEAD"),
+        ("TRACE", CHAT, "POST"),
+        ("PROPFIND", "/health", "GET,HEAD"),
+    ):
+        async with door.http.request(method, path) as answer:
+            assert (answer.status, answer.headers["Allow"]) == (405, allow)
+            assert error_of(await answer.json())["code"] == "method_not_allowed"
+    text = await (await door.http.get("/metrics")).text()
+    assert 'muxd_http_requests_total{method="other",route="unknown",status="405"} 1.0' in text
+    assert "PROPFIND" not in text
+
+
+async def test_too_long(door, serving, chat_body):
+    for path, body, param in (
+        (TEXT, {"model": "base", "prompt": "x " * 600}, "prompt"),
+        (TEXT, {"model": "base", "prompt": [5] * 512}, "prompt"),
+        (TEXT, {"model": "base", "prompt": [5] * 500, "max_tokens": 13}, "max_tokens"),
+        (CHAT, chat_body | {"messages": [{"role": "user", "content": "x " * 5000}]}, "messages"),
+        (CHAT, chat_body | {"max_completion_tokens": 512}, "max_completion_tokens"),
+    ):
+        status, answer, headers = await door.post(path, body)
+        error = error_of(answer)
+        assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", param)
+        assert "512" in error["message"]
+        assert headers["x-should-retry"] == "false"
+    assert serving.requests == []
+    await door.post(TEXT, {"model": "base", "prompt": [5] * 500, "max_tokens": 12})
+    await door.post(TEXT, {"model": "base", "prompt": [5] * 500})
+    await door.post(CHAT, chat_body)
+    assert [r.max_tokens for r in serving.requests[:2]] == [12, 12]
+    assert serving.requests[2].max_tokens == 512 - len(serving.requests[2].prompt)
+
+
+async def test_token_that_the_embedding_lacks(door, serving):
+    """A tokenizer may know special tokens beyond the model's embedding (Gemma 3's image token)."""
+    image = serving.ids("<image>")
+    assert len(image) == 1
+    serving.by_name["base"].vocab_size = image[0]
+    status, answer, _ = await door.post(TEXT, {"model": "base", "prompt": "<image>"})
+    assert (status, error_of(answer)["param"]) == (400, "prompt")
+
+
+async def test_chat_without_template(door):
+    status, answer, _ = await door.post(CHAT, {"model": "base", "messages": USER})
+    assert (status, error_of(answer)["code"]) == (400, "no_chat_template")
+    assert "[[model]]" in answer["error"]["message"]
+    assert 'chat_template = "FILE"' in answer["error"]["message"]
+
+
+async def test_model_states(door, serving, chat_body):
+    model = serving.by_name["org/chat-model"]
+    model.state, model.detail = "failed", "model.safetensors: missing shard 2"
+    status, answer, headers = await door.post(CHAT, chat_body)
+    assert (status, error_of(answer)["code"]) == (503, "model_unavailable")
+    assert "missing shard 2" in answer["error"]["message"]
+    assert headers["x-should-retry"] == "false"
+    model.state, model.tokenizer = "loading", None
+    status, answer, headers = await door.post(CHAT, chat_body)
+    assert (status, error_of(answer)["code"], headers["Retry-After"]) == (503, "model_not_ready", "2")
+    model.state = "draining"
+    status, answer, headers = await door.post(CHAT, chat_body)
+    assert (status, error_of(answer)["code"]) == (503, "shutting_down")
+    assert (await door.post(TEXT, {"model": "base", "prompt": "x"}))[0] == 200

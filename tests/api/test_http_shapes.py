@@ -1,0 +1,219 @@
+"""Raw bodies, frames and headers, key by key."""
+
+import json
+import re
+
+import pytest
+
+from muxd.errors import WorkerLost
+
+pytestmark = pytest.mark.anyio
+
+
+async def frames(door, path, body):
+    """(headers, the ``data:`` payloads in order); checks the framing itself."""
+    async with door.http.post(path, json=body) as answer:
+        assert answer.status == 200
+        raw = (await answer.read()).decode()
+    assert raw.endswith("data: [DONE]\n\n")
+    events = raw.split("\n\n")[:-1]
+    assert all(event.startswith("data: ") and "\n" not in event for event in events)
+    payloads = [event.removeprefix("data: ") for event in events]
+    return answer.headers, [json.loads(p) if p != "[DONE]" else p for p in payloads]
+
+
+async def test_whole_chat(door, serving, chat_body):
+    status, answer, _ = await door.post("/v1/chat/completions", chat_body)
+    assert status == 200
+    assert re.fullmatch(r"chatcmpl-[0-9a-f]{24}", answer.pop("id"))
+    assert isinstance(answer.pop("created"), int)
+    prompt, completion = len(serving.requests[0].prompt), len(serving.ids("hello world"))
+    message = {"role": "assistant", "content": "hello world", "refusal": None}
+    assert answer == {
+        "object": "chat.completion",
+        "model": "org/chat-model",
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        },
+    }
+
+
+async def test_whole_completion(door, serving):
+    status, answer, _ = await door.post("/v1/completions", {"model": "base", "prompt": "x"})
+    assert status == 200
+    assert answer.pop("id").startswith("cmpl-")
+    assert set(answer) == {"object", "created", "model", "choices", "usage"}
+    assert answer["object"] == "text_completion"
+    assert answer["choices"] == [
+        {"index": 0, "text": "hello world", "logprobs": None, "finish_reason": "stop"}
+    ]
+
+
+@pytest.mark.parametrize("usage", [False, True])
+async def test_streamed_chat(door, serving, chat_body, usage):
+    body = chat_body | {"stream": True} | ({"stream_options": {"include_usage": True}} if usage else {})
+    headers, chunks = await frames(door, "/v1/chat/completions", body)
+    assert headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert headers["Cache-Control"] == "no-cache"
+    assert headers["X-Accel-Buffering"] == "no"
+    assert chunks.pop() == "[DONE]"
+    if usage:
+        last = chunks.pop()
+        assert last["choices"] == []
+        assert last["usage"]["completion_tokens"] == len(serving.ids("hello world"))
+        assert [chunk.pop("usage") for chunk in chunks] == [None] * len(chunks)
+    for chunk in chunks:
+        assert set(chunk) == {"id", "object", "created", "model", "choices"}
+        assert (chunk["object"], chunk["model"]) == ("chat.completion.chunk", "org/chat-model")
+        assert set(chunk["choices"][0]) == {"index", "delta", "logprobs", "finish_reason"}
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+    assert choices[-1]["delta"] == {}
+    assert [c["finish_reason"] for c in choices] == [None] * (len(choices) - 1) + ["stop"]
+    assert "".join(c["delta"]["content"] for c in choices[1:-1]) == "hello world"
+
+
+async def test_streamed_completion(door, serving):
+    body = {"model": "base", "prompt": "the", "stream": True, "echo": True}
+    _, chunks = await frames(door, "/v1/completions", body)
+    chunks.pop()
+    assert {chunk["object"] for chunk in chunks} == {"text_completion"}
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert all(set(c) == {"index", "text", "logprobs", "finish_reason"} for c in choices)
+    assert "".join(c["text"] for c in choices) == "thehello world"
+    assert choices[-1] == {"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}
+
+
+async def test_text_that_json_and_sse_must_escape(door, serving, chat_body):
+    text = 'a "quote"\n\ndata: [DONE]\n\n\\ \u2028 \x00 end'
+    serving.play = serving.say(text)
+    _, chunks = await frames(door, "/v1/chat/completions", chat_body | {"stream": True})
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks[:-1]) == text
+
+
+async def test_error_event_then_done(door, serving, chat_body):
+    def play(request, stream):
+        serving.hold("hello")(request, stream)
+        stream.fail(WorkerLost("the worker died"))
+
+    serving.play = play
+    _, chunks = await frames(door, "/v1/chat/completions", chat_body | {"stream": True})
+    assert chunks[-1] == "[DONE]"
+    assert chunks[-2] == {
+        "error": {"message": "the worker died", "type": "server_error", "param": None, "code": "worker_lost"}
+    }
+    text = await (await door.http.get("/metrics")).text()
+    assert 'muxd_http_stream_errors_total{model="org/chat-model"} 1.0' in text
+
+
+async def test_a_bug_in_a_running_stream_is_told_and_logged_without_text(door, serving, chat_body, caplog):
+    def play(request, stream):
+        serving.hold("hello")(request, stream)
+
+        def broken():
+            raise RuntimeError("".join(["sec", "ret"]))
+
+        stream._take = broken
+
+    serving.play = play
+    status, answer, _ = await door.post("/v1/chat/completions", chat_body)
+    assert (status, answer["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in json.dumps(answer)
+    assert "secret" not in caplog.text
+    assert len([r for r in caplog.records if "unexpected RuntimeError" in r.getMessage()]) == 1
+    assert serving.closed == [False]
+    serving.play = serving.say("fine")
+    assert (await door.post("/v1/chat/completions", chat_body))[0] == 200
+
+
+async def test_host_pages(door, serving):
+    async with door.http.get("/health") as answer:
+        assert (answer.status, await answer.read()) == (200, b"")
+    for method in ("GET", "POST"):
+        async with door.http.request(method, "/ping") as answer:
+            assert answer.status == 200
+    serving.healthy = False
+    assert (await door.http.get("/health")).status == 503
+    assert set(await (await door.http.get("/version")).json()) == {"version"}
+    index = await (await door.http.get("/")).json()
+    assert index["models"] == {"org/chat-model": "ready", "base": "ready"}
+    async with door.http.get("/metrics") as answer:
+        assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert "muxd_http_requests_total" in await answer.text()
+
+
+async def test_model_object(door):
+    listed = await (await door.http.get("/v1/models")).json()
+    assert listed["object"] == "list"
+    assert listed["data"][0] == {
+        "id": "org/chat-model",
+        "object": "model",
+        "created": 1700000000,
+        "owned_by": "muxd",
+        "root": "org/chat-model",
+        "parent": None,
+        "max_model_len": 512,
+        "status": "ready",
+    }
+    for path in ("/v1/models/org/chat-model", "/v1/models/org%2Fchat-model"):
+        assert await (await door.http.get(path)).json() == listed["data"][0]
+
+
+async def test_tokenize_and_back(door, serving):
+    ids = serving.ids("one two")
+    status, answer, _ = await door.post(
+        "/tokenize", {"model": "base", "prompt": "one two", "return_token_strs": True}
+    )
+    assert status == 200
+    assert answer["tokens"] == ids
+    assert (answer["count"], answer["max_model_len"]) == (len(ids), 512)
+    assert "".join(answer["token_strs"]) == "one two"
+    assert (await door.post("/detokenize", {"model": "base", "tokens": ids}))[1] == {"prompt": "one two"}
+    messages = [{"role": "user", "content": "hi"}]
+    body = {"model": "org/chat-model", "messages": messages, "add_generation_prompt": False}
+    assert (await door.post("/tokenize", body))[1]["tokens"] == serving.ids("[user] hi\n")
+    status, answer, _ = await door.post("/tokenize", {"prompt": "x"})
+    assert (status, answer["error"]["param"]) == (400, "model")
+    del serving.by_name["base"]
+    assert (await door.post("/tokenize", {"prompt": "one two"}))[1]["tokens"] == ids
+
+
+async def test_request_id(door, chat_body):
+    path = "/v1/chat/completions"
+    assert (await door.post(path, chat_body, **{"X-Request-ID": "abc-1"}))[2]["x-request-id"] == "abc-1"
+    made = (await door.post(path, chat_body))[2]["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", made)
+    for bad in ("x" * 129, "a b", "ünder"):
+        given = (await door.post(path, chat_body, **{"X-Request-ID": bad}))[2]["x-request-id"]
+        assert re.fullmatch("[0-9a-f]{32}", given)
+    async with door.http.post(
+        path, json=chat_body | {"stream": True}, headers={"x-request-id": "s"}
+    ) as answer:
+        await answer.read()
+        assert answer.headers["x-request-id"] == "s"
+
+
+async def test_access_line(door, serving, chat_body, caplog):
+    caplog.set_level("DEBUG", "muxd.access")
+    body = chat_body | {"messages": [{"role": "user", "content": "my secret prompt"}]}
+    await door.post("/v1/chat/completions?key=sesame", body, **{"X-Request-ID": "abc"})
+    await door.post("/v1/completions", {"model": "who is this", "prompt": "x"})
+    await door.http.get("/health")
+    lines = [r for r in caplog.records if r.name == "muxd.access"]
+    text = lines[0].getMessage()
+    tokens = len(serving.ids("hello world"))
+    for part in (
+        "id=abc method=POST path=/v1/chat/completions status=200 outcome=served ms=",
+        f"model=org/chat-model prompt_tokens={len(serving.requests[0].prompt)} completion_tokens={tokens}",
+        "ttft_ms=",
+        "finish=stop",
+    ):
+        assert part in text
+    assert "status=404 outcome=refused" in lines[1].getMessage()
+    assert "who is this" not in caplog.text
+    assert lines[2].levelname == "DEBUG"
+    assert "secret" not in caplog.text
+    assert "sesame" not in caplog.text

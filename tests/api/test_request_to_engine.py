@@ -1,0 +1,112 @@
+"""What the engine gets for what the client asked, value by value."""
+
+import pytest
+
+pytestmark = pytest.mark.anyio
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+async def asked(door, serving, path, body):
+    serving.requests.clear()
+    status, answer, _ = await door.post(path, body)
+    assert status == 200, answer
+    return serving.requests[0]
+
+
+async def test_openai_defaults(door, serving, chat_body):
+    request = await asked(door, serving, CHAT, chat_body)
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (1.0, 1.0, 0, 0.0)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.0, 0.0)
+    assert (sampling.repetition_penalty, sampling.logprobs, sampling.min_tokens) == (1.0, -1, 0)
+    assert sampling.banned_first == ()
+    assert request.eos == serving.tokenizer.eos
+    assert request.model == "org/chat-model"
+    assert request.prompt == serving.ids("[user] hi\n[assistant]")
+
+
+async def test_the_models_defaults_come_before_openais_and_the_clients_before_both(door, serving, chat_body):
+    defaults = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": None, "repetition_penalty": 1.1}
+    serving.by_name["org/chat-model"].default_sampling = defaults
+    sampling = (await asked(door, serving, CHAT, chat_body)).sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.6, 0.9, 20, 0.0)
+    assert sampling.repetition_penalty == 1.1
+    body = chat_body | {"temperature": 0, "top_p": 0.5, "top_k": -1, "min_p": 0.1, "repetition_penalty": 1}
+    sampling = (await asked(door, serving, CHAT, body)).sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.0, 0.5, 0, 0.1)
+    assert sampling.repetition_penalty == 1.0
+
+
+async def test_seeds(door, serving, chat_body):
+    drawn = {(await asked(door, serving, CHAT, chat_body)).sampling.seed for _ in range(4)}
+    assert len(drawn) == 4
+    for seed in (0, 7, 2**63 - 1, -1):
+        got = (await asked(door, serving, CHAT, chat_body | {"seed": seed})).sampling.seed
+        assert got == seed % 2**63
+    await asked(door, serving, CHAT, chat_body | {"seed": 2**63 - 1, "n": 2})
+    assert [r.sampling.seed for r in serving.requests] == [2**63 - 1, 0]
+
+
+async def test_endings(door, serving, chat_body):
+    eos = serving.tokenizer.eos
+    request = await asked(door, serving, CHAT, chat_body | {"stop_token_ids": [7, 9]})
+    assert request.eos == eos | {7, 9}
+    request = await asked(door, serving, CHAT, chat_body | {"ignore_eos": True, "stop_token_ids": [7]})
+    assert request.eos == {7}
+    request = await asked(door, serving, CHAT, chat_body | {"min_tokens": 5, "stop_token_ids": [7]})
+    assert (request.sampling.min_tokens, request.sampling.banned_first) == (5, tuple(sorted(eos | {7})))
+
+
+async def test_token_limits(door, serving, chat_body):
+    both = chat_body | {"max_tokens": 5, "max_completion_tokens": 9}
+    assert (await asked(door, serving, CHAT, both)).max_tokens == 9
+    assert (await asked(door, serving, CHAT, chat_body | {"max_tokens": 5})).max_tokens == 5
+    assert (await asked(door, serving, TEXT, {"model": "base", "prompt": "x"})).max_tokens == 16
+
+
+async def test_penalties_and_logprobs(door, serving, chat_body):
+    body = chat_body | {"presence_penalty": 0.5, "frequency_penalty": -1, "logprobs": True, "top_logprobs": 3}
+    sampling = (await asked(door, serving, CHAT, body)).sampling
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.logprobs) == (0.5, -1.0, 3)
+    assert (await asked(door, serving, CHAT, chat_body | {"logprobs": True})).sampling.logprobs == 0
+    body = {"model": "base", "prompt": "x", "logprobs": 0}
+    assert (await asked(door, serving, TEXT, body)).sampling.logprobs == 0
+
+
+async def test_conversation(door, serving, chat_body):
+    messages = [
+        {"role": "developer", "content": "be kind"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+    ]
+    body = chat_body | {"messages": messages, "chat_template_kwargs": {"shout": True}}
+    request = await asked(door, serving, CHAT, body)
+    assert request.prompt == serving.ids("[system] be kind\n[user] a\nb\nLOUD [assistant]")
+    request = await asked(door, serving, CHAT, chat_body | {"add_generation_prompt": False})
+    assert request.prompt == serving.ids("[user] hi\n")
+
+
+async def test_the_ending_token_is_not_text(door, serving, chat_body):
+    """Should the engine hand over the token that ended the sequence, it stays out of the text."""
+    word = serving.ids("hello world")
+    serving.play = lambda request, stream: ([stream.put(t) for t in word], stream.end("stop"))
+    body = chat_body | {"stop_token_ids": [word[-1]]}
+    _, answer, _ = await door.post(CHAT, body)
+    assert answer["choices"][0]["message"]["content"] == serving.tokenizer.decode(word[:-1])
+
+
+async def test_long_prompts_are_tokenised_beside_the_loop(door, serving, monkeypatch):
+    """The loop's thread must not tokenise them; short ones need no thread."""
+    import threading
+
+    threads = []
+    encode = serving.tokenizer.encode
+
+    def spy(text, add_special=True):
+        threads.append(threading.current_thread() is threading.main_thread())
+        return encode(text, add_special)
+
+    monkeypatch.setattr(serving.tokenizer, "encode", spy)
+    serving.by_name["base"].max_context = 100_000
+    await door.post(TEXT, {"model": "base", "prompt": "the quick " * 1000})
+    await door.post(TEXT, {"model": "base", "prompt": "the quick"})
+    assert threads == [False, True]

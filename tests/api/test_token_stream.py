@@ -1,0 +1,72 @@
+"""The stream between engine and door: order, errors last, and one word back to the engine at most."""
+
+import asyncio
+
+import pytest
+
+from muxd.engine.stream import TokenStream
+from muxd.errors import WorkerLost
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def closed():
+    return []
+
+
+@pytest.fixture
+def stream(closed):
+    return TokenStream(closed.append)
+
+
+async def test_one_delta_for_all_that_waits(stream):
+    stream.put(1)
+    stream.put(2)
+    assert (await anext(stream)).tokens == [1, 2]
+    stream.put(3)
+    stream.end("length")
+    last = await anext(stream)
+    assert (last.tokens, last.finish) == ([3], "length")
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_tokens_come_before_the_error(stream):
+    stream.put(1)
+    stream.fail(WorkerLost("gone"))
+    assert (await anext(stream)).tokens == [1]
+    with pytest.raises(WorkerLost):
+        await anext(stream)
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_close_is_told_once(stream, closed):
+    stream.put(1)
+    stream.close(served=True)
+    stream.close()
+    assert closed == [True]
+
+
+async def test_close_after_the_engine_ended_it_is_not_told(closed):
+    for end in (lambda s: s.end("stop"), lambda s: s.fail(WorkerLost("gone"))):
+        stream = TokenStream(closed.append)
+        end(stream)
+        stream.close()
+        stream.close()
+    ended = TokenStream(closed.append)
+    ended.fail(WorkerLost("gone"))
+    with pytest.raises(WorkerLost):
+        await anext(ended)
+    ended.close()
+    assert closed == []
+
+
+async def test_close_wakes_a_reader_and_drops_later_tokens(stream):
+    reader = asyncio.ensure_future(anext(stream, None))
+    await asyncio.sleep(0)
+    stream.close()
+    assert await asyncio.wait_for(reader, 1) is None
+    stream.put(1)
+    assert stream._tokens == []

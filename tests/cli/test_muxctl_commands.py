@@ -1,0 +1,105 @@
+"""muxctl as people and programs run it, against a real daemon door."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from support.scripted_daemon import MODELS, PROCESSES, scripted
+
+from muxd.admin.schemas import ModelRow, ProcessRow, Status
+
+
+def muxctl(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "muxd.cli.muxctl", *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        cwd="/",
+        env={**os.environ, "COLUMNS": "200", **env},
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "muxd.sock"
+
+
+def test_tables_for_people(path: Path) -> None:
+    with scripted(path):
+        models = muxctl("models", "--socket", str(path))
+        processes = muxctl("ps", MUXD_SOCKET=str(path))
+    assert (models.returncode, models.stderr) == (0, "")
+    assert models.stdout.splitlines() == [
+        "MODEL       STATE    SHARE   WEIGHTS   KV USED/MIN/MAX   RUN   WAIT   TTFT99   TOKENS   SINCE   DETAIL",
+        "smol_lm.2   ready    50%     269M      12M/256M/1G       3     0      42ms     98765    1h",
+        "gemma       failed   50%     0         0/0/1G            0     0      -        0        5s      "
+        "model.safetensors: missing",
+    ]
+    assert processes.stdout.splitlines() == [
+        "PROCESS     PID    PHASES           CORES   MEMORY   CPU       RESTARTS   UP",
+        "daemon      4710   -                0       80M      12.3s     0          1h",
+        "smol_lm.2   4711   prefill+decode   1       200M     1000.5s   2          59s",
+    ]
+
+
+def test_status_for_people(path: Path) -> None:
+    with scripted(path) as process:
+        shown = muxctl("status", "--socket", str(path)).stdout
+    assert shown.splitlines() == [
+        f"muxd       0.1.0, pid {process.pid}, up 1h",
+        "http       http://127.0.0.1:8000",
+        "policy     mux, 2 cores",
+        "pool       1G in 131072 blocks of 8K; 98304 free (75 %), 100 cached",
+        "models     1 failed, 1 ready",
+        "requests   3 running, 1 waiting; 120 served, 4 refused, 2 cancelled, 1 failed",
+    ]
+
+
+def test_json_for_programs_is_everything(path: Path) -> None:
+    with scripted(path) as process:
+        models, processes, status = (
+            muxctl(verb, "--json", "--socket", str(path)).stdout for verb in ("models", "ps", "status")
+        )
+        pid = process.pid
+    assert msgspec.json.decode(models, type=list[ModelRow]) == MODELS
+    assert msgspec.json.decode(processes, type=list[ProcessRow]) == PROCESSES
+    assert msgspec.json.decode(status, type=Status).pid == pid
+
+
+def test_version_of_both_and_of_one(path: Path) -> None:
+    assert muxctl("version", "--socket", str(path)).stdout == "muxctl 0.1.0\nmuxd   not running\n"
+    with scripted(path):
+        both = muxctl("version", "--json", "--socket", str(path))
+    assert msgspec.json.decode(both.stdout) == {"muxctl": "0.1.0", "muxd": "0.1.0"}
+
+
+@pytest.mark.parametrize("verb", ["ps", "models", "status", "stop"])
+def test_a_missing_daemon_is_one_sentence_and_exit_1(path: Path, verb: str) -> None:
+    done = muxctl(verb, MUXD_SOCKET=str(path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(
+        f"muxctl: no muxd is running at {path}. Start one with `muxd serve --config"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_stop_waits_for_the_end(path: Path) -> None:
+    with scripted(path) as process:
+        done = muxctl("stop", "--socket", str(path))
+        assert process.poll() == 0  # gone before muxctl was
+        assert (done.returncode, done.stdout) == (0, f"muxd (pid {process.pid}) has stopped.\n")
+
+
+def test_stop_gives_up_with_a_sentence(path: Path) -> None:
+    with scripted(path, deaf=True) as process:
+        done = muxctl("stop", "--timeout", "0.1", "--socket", str(path))
+        assert process.poll() is None
+        assert done.returncode == 1
+        assert (
+            done.stderr
+            == f"muxctl: muxd (pid {process.pid}) is still running 0.1 s after it was asked to stop\n"
+        )

@@ -1,0 +1,37 @@
+"""Tables and units for people."""
+
+import pytest
+
+from muxd.cli.tables import duration, render, size
+
+
+def test_columns_are_as_wide_as_their_widest_cell_and_three_apart() -> None:
+    assert render(["A", "LONG"], [["wide", "x"], ["", "y"]]) == "A      LONG\nwide   x\n       y"
+
+
+def test_wide_characters_are_counted_as_they_are_shown() -> None:
+    assert render(["N", "X"], [["日本", "1"], ["ab", "2"]]) == "N      X\n日本   1\nab     2"
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    assert render(["N"], [["a\x1b[2Jb\nc\r"]]) == "N\na [2Jb c"
+
+
+def test_no_rows_leave_the_headers() -> None:
+    assert render(["A", "B"], []) == "A   B"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0"), (1023, "1023"), (1024, "1K"), (1536, "1.5K"), (512 << 20, "512M"), (3 << 40, "3T")],
+)
+def test_sizes_are_in_the_units_of_the_configuration(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.9, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m"), (3600, "1h"), (86399, "23h"), (200000, "2d")],
+)
+def test_durations_are_in_the_largest_whole_unit(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

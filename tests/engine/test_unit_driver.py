@@ -1,0 +1,181 @@
+"""The asynchronous driver: what readers get, what the audit counts, what a shutdown does."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from muxd.clock import VirtualClock
+from muxd.engine.lane import LaneSpec
+from muxd.engine.metrics import Metrics
+from muxd.engine.observer import Observer
+from muxd.engine.request import Request
+from muxd.engine.scheduler import Scheduler, Settings
+from muxd.engine.shares import Shares
+from muxd.engine.stream import TokenStream
+from muxd.engine.unit import Unit
+from muxd.errors import ContextTooLong, ModelNotReady, QueueFull, ShuttingDown, WorkerLost
+from muxd.messages import BatchDone, Prefill, Sampling, TokenLogprob
+from muxd.pool.ledger import Ledger
+
+
+class Bench:
+    """A unit with one model, its commands caught; ``step`` answers the running one."""
+
+    def __init__(self, max_queue: int = 100):
+        self.ledger = Ledger(64)
+        self.ledger.add_model("m", 2, 32)
+        lane = LaneSpec("m", 50, 4, 100, 8, max_queue, 32)
+        scheduler = Scheduler([lane], self.ledger, Shares([50, 100]), Settings())
+        self.sent: list = []  # type: ignore[type-arg]
+        self.clock = VirtualClock()
+        self.observer = Observer(Metrics(CollectorRegistry()))
+        self.unit = Unit(scheduler, lambda model, command: self.sent.append(command), self.clock, self.observer)
+
+    def ready(self) -> "Bench":
+        self.unit.worker_ready("m")
+        return self
+
+    def submit(self, max_tokens: int = 3, prompt: int = 4) -> TokenStream:
+        return self.unit.submit(
+            Request("r", "m", [1] * prompt, max_tokens, Sampling(temperature=0.0), frozenset([9]))
+        )
+
+    def step(self, token: int = 5, logprobs: dict[int, TokenLogprob] | None = None) -> None:
+        command = self.sent.pop(0)
+        count = len(command.chunks) if isinstance(command, Prefill) else len(command.seqs)
+        self.clock.advance(0.1)
+        self.unit.batch_done("m", BatchDone(command.batch, [token] * count, 0.1, logprobs))
+
+
+def in_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    def run() -> None:
+        asyncio.run(test())  # type: ignore[arg-type]
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+@in_loop
+async def test_a_reader_gets_every_token_once_and_the_finish_last() -> None:
+    bench = Bench().ready()
+    stream = bench.submit()
+    seen = []
+    for _ in range(3):
+        bench.step()
+        seen.append(await anext(stream))
+    assert [delta.tokens for delta in seen] == [[5], [5], [5]]
+    assert [delta.finish for delta in seen] == [None, None, "length"]
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    assert bench.observer.outcomes == {"served": 1}
+
+
+@in_loop
+async def test_a_slow_reader_gets_what_has_gathered_in_one_piece() -> None:
+    bench = Bench().ready()
+    stream = bench.submit()
+    for _ in range(3):
+        bench.step()
+    delta = await anext(stream)
+    assert (delta.tokens, delta.finish) == ([5, 5, 5], "length")
+
+
+@in_loop
+async def test_tokens_come_before_the_error_that_ends_a_stream() -> None:
+    bench = Bench().ready()
+    stream = bench.submit()
+    bench.step()
+    bench.unit.worker_lost("m", WorkerLost("gone"))
+    assert (await anext(stream)).tokens == [5]
+    with pytest.raises(WorkerLost):
+        await anext(stream)
+    assert bench.observer.outcomes == {"failed": 1}
+    assert bench.ledger.free_blocks == 64
+
+
+@in_loop
+async def test_logprobs_travel_with_their_tokens() -> None:
+    bench = Bench().ready()
+    first, second = bench.submit(), bench.submit()
+    bench.step(logprobs=None)  # prefill of the first alone: the second had not arrived
+    bench.step(logprobs=None)
+    bench.step(logprobs={1: TokenLogprob(-0.5, [])})
+    assert (await anext(first)).logprobs is None
+    assert (await anext(second)).logprobs == [TokenLogprob(-0.5, [])]
+
+
+@in_loop
+async def test_closing_a_stream_cancels_it_within_the_running_step() -> None:
+    bench = Bench().ready()
+    stream = bench.submit(max_tokens=50)
+    bench.step()
+    stream.close()
+    stream.close()
+    bench.step()
+    assert bench.sent == []
+    assert bench.ledger.free_blocks == 64
+    assert bench.observer.outcomes == {"cancelled": 1}
+    assert bench.unit.idle
+
+
+@in_loop
+async def test_a_satisfied_reader_counts_as_served() -> None:
+    bench = Bench().ready()
+    stream = bench.submit(max_tokens=50)
+    bench.step()
+    await anext(stream)
+    stream.close(served=True)
+    assert bench.observer.outcomes == {"served": 1}
+
+
+@in_loop
+async def test_closing_after_the_end_changes_nothing() -> None:
+    bench = Bench().ready()
+    stream = bench.submit(max_tokens=1)
+    bench.step()
+    stream.close()
+    assert bench.observer.outcomes == {"served": 1}
+
+
+@in_loop
+async def test_refusals_are_raised_and_counted() -> None:
+    bench = Bench(max_queue=1)
+    bench.submit()
+    with pytest.raises(QueueFull):
+        bench.submit()
+    with pytest.raises(ContextTooLong):
+        bench.submit(prompt=100)
+    bench.unit.worker_lost("m", ModelNotReady("broken folder"), final=True)
+    with pytest.raises(ModelNotReady, match="broken folder"):
+        bench.submit()
+    assert bench.observer.outcomes == {"refused": 3, "failed": 1}
+    assert bench.observer.arrivals == sum(bench.observer.outcomes.values())
+
+
+@in_loop
+async def test_drain_waits_for_streams_and_refuses_newcomers() -> None:
+    bench = Bench().ready()
+    stream = bench.submit(max_tokens=2)
+    drain = asyncio.create_task(bench.unit.drain(60))
+    await asyncio.sleep(0)
+    with pytest.raises(ShuttingDown):
+        bench.submit()
+    bench.step()
+    bench.step()
+    await drain
+    assert (await anext(stream)).finish == "length"
+    assert bench.observer.outcomes == {"served": 1, "refused": 1}
+
+
+@in_loop
+async def test_drain_tells_the_rest_why_when_the_grace_is_over() -> None:
+    bench = Bench().ready()
+    stream = bench.submit(max_tokens=50)
+    bench.step()
+    await bench.unit.drain(0)
+    assert (await anext(stream)).tokens == [5]
+    with pytest.raises(ShuttingDown):
+        await anext(stream)
+    assert bench.ledger.free_blocks == 64

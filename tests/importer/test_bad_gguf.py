@@ -1,0 +1,155 @@
+"""A file that cannot be imported gets its name and the reason, and leaves nothing behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from muxd.errors import ConfigError, ModelFolderError
+from muxd.importer.convert import import_gguf
+from muxd.importer.progress import Silent
+
+
+def refused(path: Path) -> str:
+    """The error's text; asserts that it names the file and that no folder exists afterwards."""
+    with pytest.raises(ModelFolderError) as caught:
+        import_gguf(path, path.parent / "out" / "model", progress=Silent())
+    assert str(path) in caught.value.message
+    assert list((path.parent / "out").iterdir()) == []
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"GG", b"PK\x03\x04" + b"\0" * 100, b"GGUF", b"GGUF\x63\0\0\0" + b"\0" * 16]
+)
+def test_a_file_that_is_no_gguf(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.gguf").write_bytes(content)
+    assert "GGUF" in refused(tmp_path / "x.gguf") or "version" in refused(tmp_path / "x.gguf")
+
+
+def test_a_file_that_is_not_there_and_a_folder(tmp_path: Path) -> None:
+    assert "No such file" in refused(tmp_path / "x.gguf")
+    (tmp_path / "folder").mkdir()
+    assert "Is a directory" in refused(tmp_path / "folder")
+
+
+def test_a_truncated_file_at_any_length(write_tiny: Any) -> None:
+    path = write_tiny("llama").path
+    whole = path.read_bytes()
+    for keep in [5, 23, 30, 100, 1000, len(whole) // 10, len(whole) // 2, len(whole) - 40]:
+        path.write_bytes(whole[:keep])
+        assert "truncated" in refused(path)
+
+
+@pytest.fixture
+def tiny_gguf(write_tiny: Any) -> Path:
+    return write_tiny("llama").path  # type: ignore[no-any-return]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@given(at=st.integers(0, 3000), value=st.binary(min_size=1, max_size=8))
+def test_damaged_metadata_never_escape_as_another_error(tiny_gguf: Path, at: int, value: bytes) -> None:
+    """Either it still is a model, or it is refused in time; never an IndexError, a hang or a half folder."""
+    damaged = tiny_gguf.with_name("damaged.gguf")
+    content = bytearray(tiny_gguf.read_bytes())
+    content[at : at + len(value)] = value
+    damaged.write_bytes(content)
+    out = damaged.parent / "out"
+    try:
+        import_gguf(damaged, out / "model", progress=Silent())
+    except ModelFolderError:
+        assert list(out.iterdir()) == []
+    else:
+        (out / "model").rename(damaged.parent / f"kept-{len(list(damaged.parent.iterdir()))}")
+
+
+def _value(key: str, value: object) -> Any:
+    return lambda writer: writer.kv_data[0].__getitem__(key).__setattr__("value", value)
+
+
+def _without(key: str) -> Any:
+    return lambda writer: writer.kv_data[0].pop(key)
+
+
+def _rename(old: str, new: str) -> Any:
+    return lambda writer: writer.tensors[0].__setitem__(new, writer.tensors[0].pop(old))
+
+
+def _no_end(writer: gguf.GGUFWriter) -> None:
+    _without("tokenizer.ggml.eos_token_id")(writer)
+    writer.kv_data[0]["tokenizer.ggml.tokens"].value[0] = "<|other|>"  # was <|endoftext|>
+
+
+@pytest.mark.parametrize(
+    ("alter", "reason"),
+    [
+        (
+            _value("general.architecture", "mamba"),
+            "architecture 'mamba' is not supported; known are gemma3, llama",
+        ),
+        (_without("llama.embedding_length"), "'llama.embedding_length' is missing"),
+        (_no_end, "'tokenizer.ggml.eos_token_id' is missing"),
+        (_value("tokenizer.ggml.eos_token_id", 99999), "outside the vocabulary of 384"),
+        (_value("tokenizer.ggml.model", "rwkv"), "tokenizer 'rwkv' is not supported"),
+        (_value("tokenizer.ggml.pre", "deepseek"), "pre 'deepseek' is not supported"),
+        (_value("tokenizer.ggml.merges", ["abc"]), "'abc' is not two pieces"),
+        (_value("tokenizer.ggml.merges", ["日 本"]), "do not fit"),
+        (_value("llama.attention.head_count", 0), "must be above 0"),
+        (_value("llama.attention.head_count", 8), "'blk.0.attn_k.weight' has shape"),
+        (_value("llama.block_count", 3), "tensor 'blk.2.attn_norm.weight' is missing"),
+        (_value("llama.block_count", 1), "tensor 'blk.1.attn_k.weight' is not known"),
+        (_rename("output_norm.weight", "rope_freqs.weight"), "Llama 3.1"),
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope scaling 'yarn'"),
+    ],
+)
+def test_what_is_missing_or_unknown_is_named(write_tiny: Any, alter: Any, reason: str) -> None:
+    assert reason in refused(write_tiny("llama", alter=alter).path)
+
+
+def test_a_quantisation_that_cannot_be_undone(write_tiny: Any) -> None:
+    tiny = write_tiny("llama", "Q8_0")
+    content = tiny.path.read_bytes()
+    name = b"blk.0.attn_v.weight"
+    at = content.index(name) + len(name) + 4 + 16  # n_dims, two sizes, then the type
+    for kind, reason in (
+        (99, "number 99, which is not known"),
+        (int(gguf.GGMLQuantizationType.I8), "I8, which cannot"),
+    ):
+        tiny.path.write_bytes(content[:at] + kind.to_bytes(4, "little") + content[at + 4 :])
+        assert reason in refused(tiny.path)
+
+
+def test_an_existing_folder_is_left_alone(write_tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ConfigError, match=r"model already exists; remove it or choose another name"):
+        import_gguf(write_tiny("llama").path, tmp_path / "model", progress=Silent())
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from muxd.errors import ModelFolderError
+from muxd.importer.convert import import_gguf
+from muxd.importer.progress import Silent
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    import_gguf(Path(sys.argv[1]), Path(sys.argv[2]), progress=Silent())
+except ModelFolderError as error:
+    print(error.message)
+"""
+
+
+def test_a_write_that_fails_halfway_leaves_nothing(write_tiny: Any) -> None:
+    """The kernel refuses the file's growth, as a full disk does."""
+    tiny = write_tiny("llama")
+    out = tiny.path.parent / "out"
+    command = [sys.executable, "-c", _FULL_DISK, str(tiny.path), str(out / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{out / 'model'}: cannot be written: File too large" in done.stdout
+    assert list(out.iterdir()) == []
