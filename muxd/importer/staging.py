@@ -51,8 +51,8 @@ def staged(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``, a file (made if missing) or a folder; waits for other holders."""
-    fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
+    """Hold an exclusive lock on the file ``path``, made if missing; waits for other holders."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -61,16 +61,18 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _make(parent: Path, name: str) -> tuple[Path, int]:
-    folder = parent / f".{name}{_MARK}{uuid4().hex[:12]}"
+    unique = uuid4().hex[:12]
+    folder = parent / f".{name}{_MARK}{unique}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        # The parent's lock closes the moment between making a folder and locking it, in which another
-        # process would take it for abandoned.
-        with locked(parent):
-            _remove_abandoned(parent)
-            folder.mkdir()
-            lock = os.open(folder, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        _remove_abandoned(parent)
+        # Locked before it gets the name that marks it as ours: nobody ever sees such a folder unlocked
+        # while its maker lives.
+        unmarked = parent / f".{name}.{unique}"
+        unmarked.mkdir()
+        lock = os.open(unmarked, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.rename(unmarked, folder)
     except OSError as error:
         raise ConfigError(f"cannot write into {parent}: {error.strerror}") from None
     return folder, lock

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muxd.kernels.attention import decode_attention, prefill_attention
+from muxd.kernels.attention import FEW_PAIRS, decode_attention, prefill_attention
 from muxd.worker.kv import PagedKv
 from muxd.worker.sequence import Sequence
 
@@ -101,9 +101,11 @@ def _group(
         rows[i, len(own) :] = own[-1]
     offset = first_rows[first:stop] * kv.tokens
     low, high = first_seen[first:stop] - offset, lengths[first:stop] - offset
-    span = slice(int(low.min()), int(high.max()))
     keys, values = kv.scratch(rows.size * kv.spec.kv_heads)
     pairs = (stop - first) * kv.spec.kv_heads
+    # Many pairs are multiplied as they lie (a slice would be copied); few are cut to what is seen.
+    cut = pairs < FEW_PAIRS
+    span = slice(int(low.min()), int(high.max())) if cut else slice(0, most * kv.tokens)
     shape = (pairs, -1, kv.spec.head_dim)
     return _Group(
         first,
@@ -117,8 +119,8 @@ def _group(
 
 
 def _decode_mask(low: NDArray[np.int64], high: NDArray[np.int64], span: slice, kv: PagedKv) -> Tensor | None:
-    """0 for tokens in [low, high), -inf for the padding; None when nobody is padded."""
-    if (low == low[0]).all() and (high == high[0]).all():
+    """0 for tokens in [low, high), -inf for the padding; None when there is none in ``span``."""
+    if (low == span.start).all() and (high == span.stop).all():
         return None
     at = np.arange(span.start, span.stop)
     hidden = torch.from_numpy((at < low[:, None]) | (at >= high[:, None]))

@@ -81,7 +81,7 @@ class Runner:
         for seq, row in cmd.grown:
             self._kv.take([row], 0)
             self._sequences[seq].rows.append(row)
-        wanted = [self._sequences[seq] for seq in cmd.seqs]
+        wanted = [self._reach(seq, self._sequences[seq].cached) for seq in cmd.seqs]
         ordered = sorted(wanted, key=lambda sequence: -sequence.cached)
         attend = DecodeAttend(self._kv, ordered)
         tokens = torch.tensor([sequence.history[-1] for sequence in ordered])
@@ -119,7 +119,15 @@ class Runner:
         sequence.rows += rows
         sequence.history += tokens
         sequence.cached = stop
+        self._reach(chunk.seq, stop - 1)
         return Span(sequence, chunk.start, stop)
+
+    def _reach(self, seq: int, position: int) -> Sequence:
+        """The sequence, its rows reaching to ``position``. Raises ValueError when they do not."""
+        sequence = self._sequences[seq]
+        if position // self._kv.tokens >= len(sequence.rows):
+            raise ValueError(f"sequence {seq}: no row for token {position}")
+        return sequence
 
     def _finish(self, batch: int, hidden: Tensor, sequences: list[Sequence], begun: float) -> BatchDone:
         """Logits only for the rows that sample: hidden [m, hidden]."""

@@ -87,6 +87,15 @@ def test_a_folder_of_another_name_is_never_touched(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {".mine", "a.partial-b"}
 
 
+def test_a_folder_can_be_made_inside_another_in_the_making(tmp_path: Path) -> None:
+    """As `muxctl import --force` does, to swap the folders at the end."""
+    with scratch(tmp_path, "room") as room:
+        with staged(room / "model") as folder:
+            (folder / "file").write_text("x")
+        os.rename(room / "model", tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_the_second_of_two_at_once_is_told(tmp_path: Path) -> None:
     def overtaken() -> None:
         with staged(tmp_path / "model"):

@@ -30,9 +30,10 @@ class DirectRunner:
         dtype: Dtype = "float32",
         *,
         block_bytes: int = 8192,
-        rows: int = 64,
+        rows: int = 400,
         cores: int = 2,
         seed: int = 0,
+        capture: bool = True,
     ):
         self.spec = read_spec(folder)
         self.tokens = self.spec.tokens_per_row(block_bytes, _ITEMSIZE[dtype])
@@ -49,7 +50,8 @@ class DirectRunner:
         )  # fmt: skip
         self.runner = Runner(setup, pool, torch.from_numpy(weights))
         self.logits: list[torch.Tensor] = []
-        self._capture()
+        if capture:
+            self._capture()
         shuffle = random.Random(seed)
         self._blocks = shuffle.sample(range(blocks), blocks)
         self._free = shuffle.sample(range(rows), rows)

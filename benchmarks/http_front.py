@@ -1,0 +1,203 @@
+"""CPU microseconds per streamed token of the HTTP front end, beside a bare loop that writes the same bytes.
+
+    python benchmarks/http_front.py
+
+Server and client are processes of their own; counted is the server's CPU time (user and system) over real
+TCP loopback. The engine is scripted: every ``STEP`` seconds one token for every stream, as a decode batch
+gives them. The bare server writes a ready frame per token straight to its transport, under the same pacing.
+"""
+
+import asyncio
+import multiprocessing
+import resource
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection
+from types import SimpleNamespace
+
+import tokenizers
+import uvloop
+from aiohttp import web
+from msgspec import json
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from rich.table import Table
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from muxd.api.app import make_app, make_runner
+from muxd.api.metrics import HttpMetrics
+from muxd.api.shapes import Answer
+from muxd.api.sse import DONE, Frames
+from muxd.engine.request import Request
+from muxd.engine.stream import TokenStream
+from muxd.text.tokenizer import Tokenizer
+
+STEP = 0.003  # seconds between tokens of a stream
+TOKENS = 400  # per stream
+REPEATS = 5
+WORDS = "the quick brown fox jumps over the lazy dog and runs away from here "
+
+
+def make_tokenizer() -> Tokenizer:
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.train_from_iterator([WORDS], trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    return Tokenizer(inner, {}, frozenset())
+
+
+class Paced:
+    """Calls every registered writer once a step; both servers use it, so its cost is in both numbers."""
+
+    def __init__(self) -> None:
+        self.writers: list[object] = []
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(STEP)
+            self.writers = [writer for writer in self.writers if next(writer, None) is None]  # type: ignore[call-overload]
+
+
+class ScriptedServing:
+    """``muxd.api.serving.Serving`` that answers with ``TOKENS`` tokens of WORDS, one a step."""
+
+    healthy = True
+
+    def __init__(self, paced: Paced):
+        tokenizer = make_tokenizer()
+        words = tokenizer.encode(WORDS)
+        self._script = (words * (TOKENS // len(words) + 1))[:TOKENS]
+        self._paced = paced
+        self._models = {"m": SimpleNamespace(
+            name="m", created=0, max_context=1 << 20, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer,
+            template=None, default_sampling={}, eos=frozenset(), state="ready", detail="",
+        )}  # fmt: skip
+
+    def models(self) -> dict[str, SimpleNamespace]:
+        return self._models
+
+    def submit(self, request: Request) -> TokenStream:
+        stream = TokenStream(lambda served: None)
+        self._paced.writers.append(self._play(stream))
+        return stream
+
+    def _play(self, stream: TokenStream):  # type: ignore[no-untyped-def]
+        for token in self._script:
+            stream.put(token)
+            yield
+        stream.end("length")
+        yield True
+
+
+@asynccontextmanager
+async def front(paced: Paced) -> AsyncIterator[int]:
+    app = make_app(ScriptedServing(paced), max_body=1 << 20, metrics=HttpMetrics(CollectorRegistry()))  # type: ignore[arg-type]
+    runner = make_runner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield runner.addresses[0][1]
+    await runner.cleanup()
+
+
+class Bare(asyncio.Protocol):
+    """Answers any request with a head, TOKENS frames and the end."""
+
+    def __init__(self, paced: Paced):
+        self._paced = paced
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._paced.writers.append(self._play(self._transport))
+
+    def _play(self, transport):  # type: ignore[no-untyped-def]
+        answer = Answer("text", "cmpl-" + "0" * 24, 1700000000, "m")
+        frame = Frames(answer, 0, include_usage=False).piece(" brown", None)
+        chunk = b"%x\r\n%b\r\n" % (len(frame), frame)
+        transport.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(TOKENS):
+            transport.write(chunk)
+            yield
+        transport.write(DONE)
+        yield True
+
+
+@asynccontextmanager
+async def bare(paced: Paced) -> AsyncIterator[int]:
+    server = await asyncio.get_running_loop().create_server(lambda: Bare(paced), "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def serve(kind: str, pipe: Connection) -> None:
+    """Tell the port, then the CPU seconds used so far whenever asked, until told to stop."""
+    paced = Paced()
+    pacing = asyncio.ensure_future(paced.run())
+    async with {"front": front, "bare": bare}[kind](paced) as port:
+        pipe.send(port)
+        while await asyncio.to_thread(pipe.recv):
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            pipe.send(used.ru_utime + used.ru_stime)
+    pacing.cancel()
+
+
+def server_process(kind: str, pipe: Connection) -> None:
+    uvloop.run(serve(kind, pipe))
+
+
+async def read_one(port: int) -> None:
+    """One streamed completion, read to its last event."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = json.encode({"model": "m", "prompt": "the", "max_tokens": TOKENS, "stream": True})
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d"
+    writer.write(head % len(body) + b"\r\n\r\n" + body)
+    tail = b""
+    while DONE not in tail:
+        data = await reader.read(1 << 16)
+        assert data, "the server hung up"
+        tail = tail[-64:] + data
+    writer.close()
+    await writer.wait_closed()
+
+
+async def read_all(port: int, streams: int) -> None:
+    await asyncio.gather(*(read_one(port) for _ in range(streams)))
+
+
+def measure(kind: str, streams: int) -> float:
+    """Server CPU microseconds per token, best of REPEATS (a shared machine only ever adds)."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=server_process, args=(kind, theirs))
+    process.start()
+    port = ours.recv()
+    uvloop.run(read_all(port, streams))  # warm
+    costs = []
+    for _ in range(REPEATS):
+        before = ask(ours)
+        uvloop.run(read_all(port, streams))
+        costs.append((ask(ours) - before) / (streams * TOKENS) * 1e6)
+    ours.send(False)
+    process.join()
+    return min(costs)
+
+
+def ask(pipe: Connection) -> float:
+    pipe.send(True)
+    return float(pipe.recv())
+
+
+def main() -> None:
+    table = Table(
+        "streams", "bare loop, µs/token", "front end, µs/token", "difference", "tokens/s of one core"
+    )
+    for streams in (1, 32):
+        least, ours = measure("bare", streams), measure("front", streams)
+        row = (streams, f"{least:.1f}", f"{ours:.1f}", f"{ours - least:.1f}", f"{1e6 / ours:,.0f}")
+        table.add_row(*map(str, row))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Sequences and granted rows as they go on the wire. Used by the scheduler only; decides nothing."""
+
+import numpy as np
+
+from muxd.engine.sequence import Sequence, pack
+from muxd.messages import Chunk, NewRows
+from muxd.pool.ledger import Rows
+
+NO_ROWS = Rows(ids=np.empty(0, np.int32), blocks=np.empty((0, 0), np.int32))
+
+
+def chunk_of(sequence: Sequence, budget: int, rows: Rows) -> Chunk:
+    """Its next at most ``budget`` tokens, with the rows it was just given."""
+    tokens = sequence.chunk(budget)
+    return Chunk(
+        seq=sequence.id,
+        start=sequence.computed,
+        tokens=pack(tokens),
+        rows=rows.ids.astype("<i4").tobytes(),
+        last=len(tokens) == sequence.remaining,
+        sampling=sequence.request.sampling,
+        prompt_tokens=sequence.prompt_tokens,
+    )
+
+
+def new_rows(granted: list[Rows]) -> NewRows:
+    """Every grant of one command, one after another."""
+    return NewRows(
+        b"".join(rows.ids.astype("<i4").tobytes() for rows in granted),
+        b"".join(rows.blocks.astype("<i4").tobytes() for rows in granted),
+    )
+
+
+def drain(forget: list[int]) -> list[int]:
+    """Take everything out of the list: each sequence is told once."""
+    drained = forget.copy()
+    forget.clear()
+    return drained

@@ -1,0 +1,78 @@
+"""Small random models of both architectures, saved as transformers saves them, with their reference."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+COMMON: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "use_cache": True}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def save(model: PreTrainedModel, folder: Path, **options: Any) -> PreTrainedModel:
+    """Norm weights are made to matter: fresh models have them all one (or zero)."""
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(weight, mean=float(weight.detach().mean()), std=0.3)
+        elif weight.dim() == 2:
+            torch.nn.init.normal_(weight, std=0.08)
+    model.save_pretrained(folder, **options)
+    return model.eval()
+
+
+def llama(folder: Path, **changes: Any) -> PreTrainedModel:
+    """SmolLM2's proportions in small: 3 query heads to a KV head, head_dim 64."""
+    torch.manual_seed(1)
+    shape = {
+        "vocab_size": 331, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+    }  # fmt: skip
+    return save(LlamaForCausalLM(LlamaConfig(**COMMON | shape | changes)), folder)
+
+
+def gemma3(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Gemma 3 270M's proportions in small: one KV head, head_dim 256, mostly sliding layers."""
+    torch.manual_seed(2)
+    shape = {
+        "vocab_size": 307, "hidden_size": 80, "intermediate_size": 144, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "max_position_embeddings": 512,
+        "sliding_window": 21, "query_pre_attn_scalar": 192,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    }  # fmt: skip
+    return save(Gemma3ForCausalLM(Gemma3TextConfig(**COMMON | shape | changes)), folder)
+
+
+@torch.inference_mode()
+def reference_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
+    """float32 [len(tokens), vocab], no cache."""
+    logits: torch.Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0].float()
+    return logits
+
+
+def continuation_logits(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> torch.Tensor:
+    """The reference's logits at every position where one of ``tokens`` was chosen: [len(tokens), vocab]."""
+    return reference_logits(model, prompt + tokens)[len(prompt) - 1 : -1]
+
+
+def greedy_choices(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> list[int]:
+    """What the reference chooses at each step of that continuation.
+
+    Equal to ``tokens`` exactly when its own greedy decoding gives ``tokens``, by induction over the steps.
+    """
+    choices: list[int] = continuation_logits(model, prompt, tokens).argmax(-1).tolist()
+    return choices

@@ -1,0 +1,109 @@
+"""Prefill, chunked prefill and decode through the paged pool give what transformers gives, in float32.
+
+The pool starts full of NaN, blocks and rows are handed out in random order, and rows are used again.
+"""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.direct_runner import DirectRunner
+from support.tiny_models import (
+    LLAMA3_ROPE,
+    continuation_logits,
+    gemma3,
+    greedy_choices,
+    llama,
+    reference_logits,
+)
+from transformers import PreTrainedModel
+
+Make = Callable[..., PreTrainedModel]
+VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
+    "llama": (llama, {}),
+    "llama untied": (llama, {"tie_word_embeddings": False}),
+    "llama one KV head each": (llama, {"num_key_value_heads": 6, "head_dim": 16}),
+    "llama head_dim not dividing a block": (llama, {"head_dim": 24, "num_key_value_heads": 3}),
+    "llama llama3 rope": (llama, {"rope_parameters": LLAMA3_ROPE}),
+    "gemma3": (gemma3, {}),
+    "gemma3 odd": (gemma3, {"head_dim": 32, "num_key_value_heads": 2, "sliding_window": 7}),
+    "gemma3 soft cap, untied": (gemma3, {"final_logit_softcapping": 5.0, "tie_word_embeddings": False}),
+}
+STEPS = 40  # past row borders, past the window
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return random.Random(seed * 1000 + length).choices(range(3, 300), k=length)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    make, changes = VARIANTS[request.param]
+    folder = tmp_path_factory.mktemp("model")
+    return folder, make(folder, **changes)
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(found.float(), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_batch_of_unequal_prompts_decodes_to_the_same_tokens_and_logits(pair: tuple[Path, Any]) -> None:
+    folder, reference = pair
+    direct = DirectRunner(folder, block_bytes=4096)
+    prompts = [prompt(n) for n in (1, 5, 33, 90)]
+    found = direct.generate(prompts, STEPS)
+    for i, (tokens, start) in enumerate(zip(found, prompts, strict=True)):
+        wanted = continuation_logits(reference, start, tokens)
+        assert tokens == wanted.argmax(-1).tolist(), f"prompt of {len(start)}"
+        close(torch.stack([logits[i] for logits in direct.logits]), wanted)
+
+
+def test_a_large_batch_is_split_into_groups_and_keeps_its_order(pair: tuple[Path, Any]) -> None:
+    folder, reference = pair
+    direct = DirectRunner(folder, block_bytes=4096)
+    prompts = [prompt(n, seed=1) for n in (3, 70, 2, 31, 64, 1, 12, 128, 4, 40, 7, 100)]
+    for tokens, start in zip(direct.generate(prompts, 4), prompts, strict=True):
+        assert tokens == greedy_choices(reference, start, tokens)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 50])
+def test_chunked_prefill_beside_a_decoding_sequence(pair: tuple[Path, Any], chunk: int) -> None:
+    folder, reference = pair
+    direct = DirectRunner(folder, block_bytes=4096)
+    tokens, other = prompt(61), prompt(9)
+    running = direct.prefill([(7, 0, other, True)]).tokens
+    for start in range(0, len(tokens), chunk):
+        part = tokens[start : start + chunk]
+        done = direct.prefill([(1, start, part, start + chunk >= len(tokens))])
+        running += direct.decode([7]) if start % 3 == 0 else []
+    found = done.tokens + direct.decode([1]) + direct.decode([1])
+    assert found == greedy_choices(reference, tokens, found)
+    assert running == greedy_choices(reference, other, running)
+
+
+def test_several_chunks_of_different_sequences_in_one_batch(pair: tuple[Path, Any]) -> None:
+    folder, reference = pair
+    direct = DirectRunner(folder, block_bytes=4096)
+    first, second = prompt(45), prompt(30)
+    assert direct.prefill([(1, 0, first[:20], False)]).tokens == []
+    done = direct.prefill([(1, 20, first[20:], True), (2, 0, second, True)])
+    for i, tokens in enumerate((first, second)):
+        wanted = reference_logits(reference, tokens)[-1]
+        close(direct.logits[-1][i], wanted)
+        assert done.tokens[i] == int(wanted.argmax())
+
+
+def test_preempted_sequence_is_recomputed_in_other_rows(pair: tuple[Path, Any]) -> None:
+    folder, reference = pair
+    direct = DirectRunner(folder, block_bytes=4096)
+    start = prompt(25)
+    before = direct.prefill([(1, 0, start, True)]).tokens + direct.decode([1]) + direct.decode([1])
+    direct.free(1)
+    direct.prefill([(2, 0, prompt(40), True)])  # takes and fills rows that were ours
+    again = direct.prefill([(1, 0, start + before, True)], prompt_tokens=len(start)).tokens
+    after = again + direct.decode([2, 1])[1:] + direct.decode([1])
+    assert len(before + after) == 6
+    assert before + after == greedy_choices(reference, start, before + after)
