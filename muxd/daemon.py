@@ -9,6 +9,7 @@ import logging
 import shutil
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 
 import uvloop
 from aiohttp import web
@@ -17,12 +18,12 @@ from prometheus_client import CollectorRegistry
 from muxd.admin.client import socket_path
 from muxd.admin.schemas import Steward
 from muxd.admin.server import AdminServer
-from muxd.api.app import make_app
+from muxd.api.app import make_app, make_runner
 from muxd.api.metrics import HttpMetrics
 from muxd.clock import MonotonicClock
 from muxd.config import Config, size
 from muxd.device.cpu import Cpu
-from muxd.engine.lane import LaneSpec
+from muxd.engine.lane import Lane, LaneSpec
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
 from muxd.engine.request import Request
@@ -42,7 +43,7 @@ from muxd.report import Report
 _log = logging.getLogger("muxd")
 
 _AUDIT_PERIOD = 5.0  # seconds between audits of the ledger while nothing is served
-_HTTP_GRACE = 2.0  # seconds that answered connections get to close
+_HTTP_GRACE = 2.0  # seconds that handlers get to write their last words
 
 
 def run(
@@ -99,29 +100,30 @@ class Daemon:
         return 0
 
     async def _serve(self, on_ready: Callable[[Steward], None]) -> None:
-        """Doors open, hosts running, until ``stop``; then everything down."""
-        runner = web.AppRunner(
-            make_app(self, max_body=size(self.config.server.max_body, key="server.max_body"),
-                     metrics=HttpMetrics(self.registry)),
-            access_log=None, handler_cancellation=True, shutdown_timeout=_HTTP_GRACE,
-        )  # fmt: skip
-        tasks: list[asyncio.Task[None]] = []
-        admin: AdminServer | None = None
-        try:
-            await self._open_http(runner)
-            report = self._make_report()
+        """Doors open, hosts running, until ``stop``; then everything down, in the reverse order."""
+        report = self._make_report()
+        async with AsyncExitStack() as stack:
+            # The local door first: a second daemon hears who already runs, not that a port is taken.
             admin = AdminServer(report, socket_path(self.config.server.socket))
             await admin.start()
+            stack.push_async_callback(admin.close)
+            runner = self._make_http()
+            stack.push_async_callback(runner.cleanup)
+            await self._open_http(runner)
             tasks = [asyncio.create_task(host.run()) for host in self.hosts.values()]
-            tasks.append(asyncio.create_task(self._audit_when_idle()))
+            stack.push_async_callback(self._end_hosts, tasks)
+            idle = asyncio.create_task(self._audit_when_idle())
+            stack.callback(idle.cancel)
             announce = asyncio.create_task(self._announce(report, on_ready))
+            stack.callback(announce.cancel)
             await self.stopping.wait()
-            announce.cancel()
-        finally:
             notify.stopping()
-            await self._take_down(runner, tasks)
-            if admin is not None:
-                await admin.close()
+            await self.unit.drain(self.config.server.shutdown_grace)
+
+    def _make_http(self) -> web.AppRunner:
+        max_body = size(self.config.server.max_body, key="server.max_body")
+        app = make_app(self, max_body=max_body, metrics=HttpMetrics(self.registry), clock=self.clock)
+        return make_runner(app, shutdown_timeout=_HTTP_GRACE)
 
     async def _open_http(self, runner: web.AppRunner) -> None:
         server = self.config.server
@@ -144,14 +146,9 @@ class Daemon:
         notify.ready(f"{states.count('ready')} of {len(states)} models ready on {self.address}")
         on_ready(report)
 
-    async def _take_down(self, runner: web.AppRunner, tasks: list[asyncio.Task[None]]) -> None:
-        """Streams first (they end, or are told why), then doors, then workers: nobody loses a word."""
-        await self.unit.drain(self.config.server.shutdown_grace)
-        await runner.cleanup()
+    async def _end_hosts(self, tasks: list[asyncio.Task[None]]) -> None:
         await asyncio.gather(*(host.stop() for host in self.hosts.values()))
-        for task in tasks[len(self.hosts) :]:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks)
 
     def _on_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -177,6 +174,7 @@ class Daemon:
         shares = Shares(self.device.rungs, scheduler.overbook)
         self.scheduler = Scheduler(lanes, self.arena.ledger, shares, settings)
         self.unit = Unit(self.scheduler, self._send, self.clock, self.observer)
+        self._watch()
 
     def _open_accounts(self) -> list[LaneSpec]:
         """Ledger accounts and lanes for every model whose folder could be read."""
@@ -222,7 +220,6 @@ class Daemon:
             if entry.error:
                 _log.error("%s is not served: %s", entry.name, entry.error)
                 continue
-            self.metrics.add_model(entry.name)
             self.hosts[entry.name] = Host(
                 entry, self._setup(entry), device=self.device, pool_fd=self.arena.fd, unit=self.unit,
                 clock=self.clock, link=self.link, progress=on_progress,
@@ -250,8 +247,21 @@ class Daemon:
     def _make_report(self) -> Report:
         return Report(
             entries=self.entries, arena=self.arena, scheduler=self.scheduler, observer=self.observer,
-            clock=self.clock, address=self.address, cores=self.device.cores, stop=self.stop,
+            clock=self.clock, address=lambda: self.address, cores=self.device.cores, stop=self.stop,
         )  # fmt: skip
+
+    def _watch(self) -> None:
+        """Gauges that ask when somebody scrapes."""
+        ledger = self.arena.ledger
+        self.metrics.watch_blocks("", "free", lambda: ledger.free_blocks)
+        for lane in self.scheduler.lanes.values():
+            self._watch_lane(lane)
+
+    def _watch_lane(self, lane: Lane) -> None:
+        name, ledger = lane.spec.model, self.arena.ledger
+        self.metrics.add_model(name)
+        self.metrics.watch_queue(name, running=lambda: lane.admitted, waiting=lambda: lane.queued)
+        self.metrics.watch_blocks(name, "used", lambda: ledger.usage()[name].blocks)
 
     # ---- the link ---------------------------------------------------------------------------------
 

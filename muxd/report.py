@@ -8,6 +8,7 @@ from pathlib import Path
 from muxd import __version__
 from muxd.admin.schemas import ModelRow, PoolStatus, ProcessRow, RequestStatus, Status
 from muxd.clock import Clock
+from muxd.device.cpu import threads
 from muxd.engine.observer import Observer
 from muxd.engine.scheduler import Scheduler
 from muxd.fleet.catalog import Entry
@@ -27,7 +28,7 @@ class Report:
         scheduler: Scheduler,
         observer: Observer,
         clock: Clock,
-        address: str,
+        address: Callable[[], str],
         cores: int,
         stop: Callable[[], None],
     ):
@@ -43,7 +44,7 @@ class Report:
             version=__version__,
             pid=os.getpid(),
             uptime_seconds=self._clock.now() - self._began,
-            address=self._address,
+            address=self._address(),
             policy="mux",
             cores=self._cores,
             pool=PoolStatus(
@@ -94,6 +95,11 @@ class Report:
             since_seconds=self._clock.now() - entry.life.since if entry.life.since else 0.0,
         )
 
+    def _threads(self, model: str) -> int:
+        """Threads of the model's own share; it may use more while others are quiet."""
+        lane = self._scheduler.lanes.get(model)
+        return threads(self._scheduler.shares.floor(lane.spec.share), self._cores) if lane else 1
+
     def _process(self, pid: int, role: str, *, restarts: int, model: str = "") -> ProcessRow | None:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -107,7 +113,7 @@ class Report:
             role="worker" if role == "worker" else "daemon",
             model=model,
             phases="prefill+decode" if role == "worker" else "",
-            cores=self._cores if role == "worker" else 1,
+            cores=self._threads(model),
             memory_bytes=memory,
             cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICK,
             restarts=restarts,

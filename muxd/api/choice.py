@@ -18,7 +18,7 @@ class Piece(Struct):
     """What one wake-up adds to the answer: safe to show, never part of a stop string."""
 
     text: str
-    tokens: int
+    tokens: list[int]
     scored: list[Scored] | None
     finish: Finish | None
 
@@ -44,7 +44,7 @@ class Choice:
         text = self._detokenizer.push(self._shown(delta))
         if delta.finish:
             text += self._detokenizer.finish()
-        return Piece(text, len(delta.tokens), _scored(delta, len(delta.tokens)), delta.finish)
+        return Piece(text, delta.tokens, _scored(delta, len(delta.tokens)), delta.finish)
 
     def _shown(self, delta: Delta) -> list[int]:
         """Without the token that ended the sequence, should the engine hand it over."""
@@ -60,13 +60,13 @@ class Choice:
             text += more
             if hit:
                 self.stream.close(served=True)
-                return Piece(text, taken, _scored(delta, taken), "stop")
+                return Piece(text, delta.tokens[:taken], _scored(delta, taken), "stop")
         finish = delta.finish
         if finish:
             more, hit = self._guard(self._detokenizer.finish(), stops)
             text += more if hit else more + stops.flush()
             finish = "stop" if hit else finish
-        return Piece(text, len(delta.tokens), _scored(delta, len(delta.tokens)), finish)
+        return Piece(text, delta.tokens, _scored(delta, len(delta.tokens)), finish)
 
     def _guard(self, text: str, stops: StopStrings) -> tuple[str, bool]:
         """Stop strings count only once ``min_tokens`` are there."""

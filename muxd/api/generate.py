@@ -37,6 +37,7 @@ class Job:
     prompt_tokens: int
     stream: bool
     include_usage: bool
+    token_ids: bool  # show them beside the text
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Reader:
 
     def take(self, choice: Choice, piece: Piece) -> None:
         """Book the piece's tokens."""
-        self.trace.tokens(piece.tokens, self.clock.now())
+        self.trace.tokens(len(piece.tokens), self.clock.now())
         if piece.finish:
             self.trace.finish = piece.finish
 
@@ -95,7 +96,10 @@ def _close(choices: Iterable[Choice]) -> None:
 
 
 async def _whole(reader: _Reader, choices: list[Choice]) -> web.Response:
-    wholes = [Whole(choice.index, echo, [], "", len(echo)) for choice, echo in _with_echo(reader, choices)]
+    wholes = [
+        Whole(choice.index, echo, [], "", len(echo), [] if reader.job.token_ids else None)
+        for choice, echo in _with_echo(reader, choices)
+    ]
     await _together([_collect(reader, choice, wholes[choice.index]) for choice in choices])
     body = whole_answer(reader.job.answer, wholes, reader.usage(), reader.tokenizer)
     return web.Response(body=msgspec.json.encode(body), content_type="application/json")
@@ -108,6 +112,8 @@ async def _collect(reader: _Reader, choice: Choice, whole: Whole) -> None:
         reader.take(choice, piece)
         texts.append(piece.text)
         whole.scored += piece.scored or ()
+        if whole.token_ids is not None:
+            whole.token_ids += piece.tokens
         if piece.finish:
             whole.text, whole.finish = "".join(texts), piece.finish
             return
@@ -152,8 +158,10 @@ async def _pump(reader: _Reader, choice: Choice, echo: str, out: EventStream) ->
     async for delta in choice.stream:
         piece = choice.take(delta)
         reader.take(choice, piece)
-        if piece.text or piece.scored:
-            data += frames.piece(piece.text, _logprobs(reader, piece, offset) if piece.scored else None)
+        shown = piece.tokens if reader.job.token_ids else None
+        if piece.text or piece.scored or shown:
+            scores = _logprobs(reader, piece, offset) if piece.scored else None
+            data += frames.piece(piece.text, scores, shown)
             offset += len(piece.text)
         if piece.finish:
             data += frames.ending(piece.finish)

@@ -41,6 +41,7 @@ def make_job(
         stops=stop_strings(body),
         prompt_tokens=sum(len(ids) for ids, _ in prompts),
         stream=bool(body.stream),
+        token_ids=bool(body.return_token_ids),
         include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
     )
 

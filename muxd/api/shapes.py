@@ -28,6 +28,7 @@ class Whole(Struct):
     scored: list[Scored]
     finish: str
     echoed: int  # characters of ``text`` that are the prompt
+    token_ids: list[int] | None  # of the answer, where asked for
 
 
 def whole_answer(
@@ -56,7 +57,7 @@ def usage_object(prompt: int, completion: int) -> dict[str, int]:
 
 
 def _chat_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
-    return {
+    return _token_ids(choice) | {
         "index": choice.index,
         "message": {"role": "assistant", "content": choice.text, "refusal": None},
         "logprobs": chat_logprobs(choice.scored, tokenizer) if choice.scored else None,
@@ -66,9 +67,13 @@ def _chat_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _text_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
     logprobs = text_logprobs(choice.scored, tokenizer, choice.echoed) if choice.scored else None
-    return {
+    return _token_ids(choice) | {
         "index": choice.index,
         "text": choice.text,
         "logprobs": logprobs,
         "finish_reason": choice.finish,
     }
+
+
+def _token_ids(choice: Whole) -> dict[str, Any]:
+    return {} if choice.token_ids is None else {"token_ids": choice.token_ids}

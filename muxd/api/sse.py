@@ -39,12 +39,13 @@ class Frames:
         delta = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
         return self._head + delta + self._tail
 
-    def piece(self, text: str, logprobs: dict[str, Any] | None) -> bytes:
-        """More text."""
-        if logprobs is None:
+    def piece(self, text: str, logprobs: dict[str, Any] | None, token_ids: list[int] | None = None) -> bytes:
+        """More text, with its tokens' scores and ids where asked for."""
+        if logprobs is None and token_ids is None:
             return b"".join((self._before, _encode(text), self._plain))
         scores = self._scored + _encode(logprobs) + b',"finish_reason":null'
-        return b"".join((self._before, _encode(text), scores, self._tail))
+        ids = b"" if token_ids is None else b',"token_ids":' + _encode(token_ids)
+        return b"".join((self._before, _encode(text), scores, ids, self._tail))
 
     def ending(self, finish: str) -> bytes:
         """Why the choice ended; no text."""

@@ -5,7 +5,7 @@ global state. Labels are model names, phases and fixed words only: their number 
 Intervals are seconds of one clock, taken by the caller. Buckets are vLLM's, so that its boards fit.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -101,14 +101,14 @@ class Metrics:
 
     # ---- the unit ---------------------------------------------------------------------------------
 
-    def queue(self, model: str, *, running: int, waiting: int) -> None:
-        """How many sequences the model has now."""
-        self._running.labels(model).set(running)
-        self._waiting.labels(model).set(waiting)
+    def watch_queue(self, model: str, *, running: Callable[[], int], waiting: Callable[[], int]) -> None:
+        """How many sequences the model has, asked when somebody reads the series."""
+        self._running.labels(model).set_function(running)
+        self._waiting.labels(model).set_function(waiting)
 
-    def blocks(self, model: str, state: BlockState, count: int) -> None:
+    def watch_blocks(self, model: str, state: BlockState, count: Callable[[], int]) -> None:
         """Head blocks ``model`` holds in ``state``. Free blocks belong to nobody: ``model`` is ""."""
-        self._blocks.labels(model, state).set(count)
+        self._blocks.labels(model, state).set_function(count)
 
     def batch(self, model: str, phase: PhaseName, seconds: float) -> None:
         """A batch was done after ``seconds`` on the device."""

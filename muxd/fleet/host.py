@@ -80,6 +80,7 @@ class Host:
             await self._load()
         except MuxdError as error:
             self._handle(Died(error.message, final=True))
+            self._free_weights()
             return
         while self._delay is not None:
             await asyncio.sleep(self._delay)

@@ -12,6 +12,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,7 @@ def private_directory(parent: Path | None = None) -> Path:
     Under ``parent``, else $XDG_RUNTIME_DIR, else the temporary directory. The caller removes it at the end.
     """
     where = parent or Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    _sweep(where)
     try:
         return Path(tempfile.mkdtemp(prefix="muxd-", dir=where))
     except OSError as error:
@@ -40,6 +43,16 @@ def private_directory(parent: Path | None = None) -> Path:
             f"cannot make a directory for sockets in {where}: {error.strerror}; set XDG_RUNTIME_DIR to a "
             "directory you may write to"
         ) from None
+
+
+def _sweep(where: Path) -> None:
+    """Remove the directories of daemons that were killed: nobody answers at their socket."""
+    for path in where.glob("muxd-*/workers"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                shutil.rmtree(path.parent, ignore_errors=True)
 
 
 class DaemonEnd:

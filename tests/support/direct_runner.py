@@ -31,7 +31,7 @@ class DirectRunner:
         *,
         block_bytes: int = 8192,
         rows: int = 400,
-        cores: int = 2,
+        cores: int = 1,
         seed: int = 0,
         capture: bool = True,
     ):

@@ -1,0 +1,169 @@
+"""config.json in both layouts transformers has written, and every refusal by file and field."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.tiny_models import LLAMA3_ROPE, gemma3, llama
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from muxd.errors import ConfigError, ModelFolderError
+from muxd.models.spec import ModelSpec, read_spec
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "vocab_size": 49152,
+    "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
+    "max_position_embeddings": 2048, "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "bos_token_id": 1,
+    "tie_word_embeddings": True, "eos_token_id": 2, "head_dim": None, "rope_scaling": None,
+}  # fmt: skip
+GEMMA: dict[str, Any] = {
+    "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_size": 640,
+    "vocab_size": 262144, "num_hidden_layers": 12, "num_attention_heads": 4, "num_key_value_heads": 1,
+    "head_dim": 256, "intermediate_size": 2048, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0,
+    "sliding_window": 512, "sliding_window_pattern": 6, "query_pre_attn_scalar": 256, "eos_token_id": [1, 106],
+}  # fmt: skip
+
+
+def written(folder: Path, config: dict[str, Any], **changes: Any) -> Path:
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def test_old_llama_layout(tmp_path: Path) -> None:
+    spec = read_spec(written(tmp_path, LLAMA))
+    assert (spec.layers, spec.heads, spec.kv_heads, spec.head_dim) == (30, 9, 3, 64)
+    assert (spec.hidden_size, spec.intermediate_size, spec.vocab_size) == (576, 1536, 49152)
+    assert (spec.max_positions, spec.norm_eps, spec.tied_embeddings) == (2048, 1e-5, True)
+    assert spec.windows == (None,) * 30
+    assert spec.attention_scale == pytest.approx(0.125)
+    assert (spec.blocks_per_row, spec.bos_id, spec.eos_ids) == (90, 1, (2,))
+    assert spec.tokens_per_row(8192, 2) == 32
+
+
+def test_old_gemma_layout_has_a_full_layer_every_pattern(tmp_path: Path) -> None:
+    spec = read_spec(written(tmp_path, GEMMA))
+    assert spec.windows == ((512,) * 5 + (None,)) * 2
+    assert (spec.rope.theta, spec.local_rope.theta) == (1e6, 1e4)
+    assert spec.tied_embeddings
+    assert spec.eos_ids == (1, 106)
+    assert spec.tokens_per_row(8192, 2) == 8
+
+
+@pytest.mark.parametrize("make", [llama, gemma3])
+def test_what_this_transformers_saves_is_read_back(tmp_path: Path, make: Callable[..., Any]) -> None:
+    config = make(tmp_path).config
+    spec = read_spec(tmp_path)
+    assert spec.layers == config.num_hidden_layers
+    assert spec.max_positions == config.max_position_embeddings
+    assert spec.tied_embeddings == config.tie_word_embeddings
+    assert spec.eos_ids == (2,)
+    if make is gemma3:
+        assert spec.windows == (21, 21, None, 21)
+        assert spec.attention_scale == pytest.approx(192**-0.5)
+        assert spec.rope.theta == config.rope_parameters["full_attention"]["rope_theta"]
+        assert spec.local_rope.theta == config.rope_parameters["sliding_attention"]["rope_theta"]
+
+
+def test_old_and_new_layout_mean_the_same(tmp_path: Path) -> None:
+    old = read_spec(written(tmp_path, LLAMA, rope_theta=5e5, rope_scaling=LLAMA3_ROPE))
+    new_rope = LLAMA3_ROPE | {"rope_theta": 5e5}
+    config = {key: value for key, value in LLAMA.items() if not key.startswith("rope")}
+    assert read_spec(written(tmp_path, config, rope_parameters=new_rope)) == old
+    kinds = (["sliding_attention"] * 5 + ["full_attention"]) * 2
+    gemma = read_spec(written(tmp_path, GEMMA))
+    ropes = {
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    config = {key: value for key, value in GEMMA.items() if "rope" not in key and "pattern" not in key}
+    assert read_spec(written(tmp_path, config, rope_parameters=ropes, layer_types=kinds)) == gemma
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_inverse_frequencies_are_transformers_own(tmp_path: Path, scaled: bool) -> None:
+    rope = LLAMA3_ROPE if scaled else {"rope_type": "default", "rope_theta": 10_000.0}
+    model = llama(tmp_path, rope_parameters=rope)
+    if scaled:
+        wanted, _ = ROPE_INIT_FUNCTIONS["llama3"](model.config, "cpu")
+    else:
+        wanted = model.model.rotary_emb.inv_freq
+    found = torch.from_numpy(read_spec(tmp_path).rope.inverse_frequencies(64))
+    torch.testing.assert_close(found, wanted, atol=0, rtol=1e-6)
+
+
+def test_end_tokens_of_both_files_count(tmp_path: Path) -> None:
+    written(tmp_path, LLAMA)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 32007]}')
+    assert read_spec(tmp_path).eos_ids == (2, 32007)
+
+
+def test_architecture_may_come_from_model_type(tmp_path: Path) -> None:
+    assert read_spec(written(tmp_path, LLAMA, architectures=None)).architecture == "LlamaForCausalLM"
+
+
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "unknown": (LLAMA, {"architectures": ["MambaForCausalLM"]}, "known: Gemma3ForCausalLM, LlamaForCausalLM"),
+    "type": (LLAMA, {"hidden_size": "576"}, "hidden_size must be a whole number of at least 1, not '576'"),
+    "bool": (LLAMA, {"num_hidden_layers": True}, "num_hidden_layers must be a whole number"),
+    "missing": (LLAMA, {"intermediate_size": None}, "intermediate_size is missing"),
+    "zero": (LLAMA, {"num_key_value_heads": 0}, "num_key_value_heads must be a whole number of at least 1"),
+    "groups": (LLAMA, {"num_key_value_heads": 2}, "num_attention_heads 9 is not a multiple"),
+    "odd": (LLAMA, {"head_dim": 63}, "head_dim 63 is odd"),
+    "uneven": (LLAMA, {"hidden_size": 577}, "hidden_size 577 is not a multiple"),
+    "bias": (LLAMA, {"attention_bias": True}, "attention_bias = true is not supported"),
+    "act": (LLAMA, {"hidden_act": "relu"}, 'hidden_act = "relu" is not supported; only "silu" is'),
+    "eps": (LLAMA, {"rms_norm_eps": -1}, "rms_norm_eps must be a number above 0"),
+    "eos": (LLAMA, {"eos_token_id": "</s>"}, "eos_token_id must be a token id or a list"),
+    "yarn": (LLAMA, {"rope_scaling": {"rope_type": "yarn"}}, '"yarn" is not supported; supported: "default"'),
+    "linear": (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2}}, '"linear" is not supported'),
+    "factor": (LLAMA, {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling.factor is missing"),
+    "table": (LLAMA, {"rope_parameters": 5}, "rope_parameters must be an object"),
+    "tie": (LLAMA, {"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),
+    "kinds": (GEMMA, {"layer_types": ["full_attention"]}, "layer_types must list 12 times"),
+    "kind": (GEMMA, {"layer_types": ["chunked"] * 12}, "one of full_attention, sliding_attention"),
+    "window": (GEMMA, {"sliding_window": 0}, "sliding_window must be a whole number"),
+    "both ways": (GEMMA, {"use_bidirectional_attention": True}, "use_bidirectional_attention = true"),
+    "score cap": (GEMMA, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0 is not supported"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_name_file_and_field(tmp_path: Path, case: str) -> None:
+    config, changes, reason = REFUSED[case]
+    with pytest.raises(ModelFolderError) as caught:
+        read_spec(written(tmp_path, config, **changes))
+    assert str(tmp_path / "config.json") in str(caught.value)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [(None, "is missing"), ("{", "is not valid JSON"), ("[1]", "must hold a JSON object"), ("\x80", "JSON")],
+)
+def test_unreadable_config(tmp_path: Path, text: str | None, reason: str) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ModelFolderError, match=reason):
+        read_spec(tmp_path)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match="not a folder"):
+        read_spec(tmp_path / "nowhere")
+
+
+def test_a_block_too_small_for_one_token_names_the_setting(tmp_path: Path) -> None:
+    spec: ModelSpec = read_spec(written(tmp_path, GEMMA))
+    with pytest.raises(ConfigError, match=r"pool\.block_bytes: 1024 .* at least 2048"):
+        spec.tokens_per_row(1024, 4)
+
+
+@pytest.mark.parametrize("module", ["spec", "weights", "tensors", "rope", "convert"])
+def test_the_deciding_side_loads_no_torch(module: str) -> None:
+    code = f"import sys, muxd.models.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

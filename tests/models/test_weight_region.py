@@ -1,0 +1,214 @@
+"""The weights region holds what the files hold, converted exactly; broken folders are refused by name."""
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.tiny_models import gemma3, llama
+
+from muxd.errors import ModelFolderError
+from muxd.messages import Dtype
+from muxd.models.spec import read_spec
+from muxd.models.weights import fill, plan
+from muxd.worker.mapped import DTYPES, MappedWeights
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    llama(folder, tie_word_embeddings=False)
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(original, tmp_path / "model"))
+
+
+def loaded(folder: Path, dtype: Dtype) -> MappedWeights:
+    layout = plan(folder, read_spec(folder), dtype)
+    region = np.zeros(layout.bytes, dtype=np.uint8)
+    fill(layout, memoryview(region), lambda done: None)
+    return MappedWeights(layout.tensors, torch.from_numpy(region))
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def shard(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in halves.items():
+        save_file({name: tensors[name] for name in part}, folder / file)
+    index = {"weight_map": {name: file for file, part in halves.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("stored", list(DTYPES))
+@pytest.mark.parametrize("wanted", list(DTYPES))
+def test_every_conversion_is_torchs(folder: Path, stored: Dtype, wanted: Dtype) -> None:
+    tensors = {k: v.to(DTYPES[stored]) for k, v in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    weights = loaded(folder, wanted)
+    assert torch.equal(weights.tensor("embed"), tensors["model.embed_tokens.weight"].to(DTYPES[wanted]))
+    attention = [tensors[f"model.layers.1.self_attn.{part}_proj.weight"] for part in "qkv"]
+    assert torch.equal(weights.tensor("layers.1.qkv"), torch.cat(attention).to(DTYPES[wanted]))
+    mlp = [tensors[f"model.layers.2.mlp.{part}_proj.weight"] for part in ("gate", "up")]
+    assert torch.equal(weights.tensor("layers.2.gate_up"), torch.cat(mlp).to(DTYPES[wanted]))
+    assert torch.equal(weights.tensor("head"), tensors["lm_head.weight"].to(DTYPES[wanted]))
+
+
+def test_bfloat16_rounding_at_every_edge(folder: Path) -> None:
+    """Ties both ways, the carry into infinity, subnormals, NaN payloads, minus zero."""
+    patterns = [
+        0x3F808000,
+        0x3F818000,
+        0x3F808001,
+        0x7F7FFFFF,
+        0x00000001,
+        0x80000000,
+        0x7FFFFFFF,
+        0x7F800001,
+    ]
+    edges = torch.from_numpy(np.array(patterns * 12, dtype=np.uint32).view(np.float32))
+    rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": edges.clone()}))
+    found = loaded(folder, "bfloat16").tensor("norm")
+    wanted = edges.bfloat16()
+    assert torch.equal(found.isnan(), wanted.isnan())
+    numbers = ~wanted.isnan()
+    assert torch.equal(found.view(torch.int16)[numbers], wanted.view(torch.int16)[numbers])
+
+
+def test_layout_is_aligned_dense_and_complete(original: Path) -> None:
+    layout = plan(original, read_spec(original), "bfloat16")
+    end = 0
+    for entry in layout.tensors:
+        assert entry.offset % 64 == 0
+        assert 0 <= entry.offset - end < 64
+        end = entry.offset + 2 * int(np.prod(entry.shape))
+    assert layout.bytes == end
+    stored = sum(t.numel() for t in load_file(original / "model.safetensors").values())
+    assert sum(int(np.prod(entry.shape)) for entry in layout.tensors) == stored
+
+
+def test_progress_ends_at_all_bytes(original: Path) -> None:
+    layout = plan(original, read_spec(original), "float32")
+    seen: list[int] = []
+    fill(layout, np.zeros(layout.bytes + 100, dtype=np.uint8), seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == sum(4 * int(np.prod(entry.shape)) for entry in layout.tensors)
+
+
+def test_shards_give_the_same_region(folder: Path) -> None:
+    before = loaded(folder, "bfloat16")
+    shard(folder)
+    assert torch.equal(loaded(folder, "bfloat16")._region, before._region)
+
+
+def test_harmless_extras_are_left_out(tmp_path: Path) -> None:
+    gemma3(tmp_path)
+    before = loaded(tmp_path, "float32")._region
+
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+
+    rewrite(tmp_path, add)
+    assert torch.equal(loaded(tmp_path, "float32")._region, before)
+
+
+def drop(name: str) -> Callable[[Path], None]:
+    return lambda folder: rewrite(folder, lambda tensors: tensors.pop(name))
+
+
+def put(name: str, tensor: torch.Tensor) -> Callable[[Path], None]:
+    return lambda folder: rewrite(folder, lambda tensors: tensors.update({name: tensor}))
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-10])
+
+
+def header(text: bytes, length: int | None = None) -> Callable[[Path], None]:
+    data = struct.pack("<Q", len(text) if length is None else length) + text
+    return lambda folder: (folder / "model.safetensors").write_bytes(data) and None
+
+
+def shard_lost(folder: Path) -> None:
+    shard(folder)
+    (folder / "b.safetensors").unlink()
+
+
+def index_says(**weight_map: Any) -> Callable[[Path], None]:
+    return lambda folder: (
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map})) and None
+    )
+
+
+NORM = "model.norm.weight"
+BROKEN: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "tensor missing": (drop("lm_head.weight"), "", "tensor lm_head.weight is missing"),
+    "shape": (put(NORM, torch.ones(95)), "model.safetensors", "has shape [95], config.json asks for [96]"),
+    "dtype": (put(NORM, torch.ones(96, dtype=torch.int8)), "model.safetensors", "dtype I8; served are BF16"),
+    "extra": (put("model.layers.0.self_attn.q_proj.bias", torch.ones(4)), "model.safetensors", "q_proj.bias"),
+    "pickle": (pickled, "pytorch_model.bin", "never loaded"),
+    "nothing": (lambda folder: (folder / "model.safetensors").unlink(), "", "neither model.safetensors nor"),
+    "cut": (cut, "model.safetensors", "is truncated"),
+    "short": (header(b"", 0), "model.safetensors", "header is not a JSON object"),
+    "empty": (lambda f: (f / "model.safetensors").write_bytes(b"") and None, "model.safetensors", "truncated"),
+    "announces": (header(b"{}", 10**12), "model.safetensors", "header of 1000000000000 announced"),
+    "not JSON": (header(b"garbage!"), "model.safetensors", "header is not a JSON object"),
+    "list": (header(b"[1, 2]"), "model.safetensors", "header is not a JSON object"),
+    "entry": (header(b'{"a": {"dtype": "F32"}}'), "model.safetensors", "header entry of tensor a"),
+    "offsets": (
+        header(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}'),
+        "model.safetensors",
+        "data offsets 0..4 do not fit its shape",
+    ),
+    "shard": (shard_lost, "b.safetensors", "is missing; model.safetensors.index.json lists it"),
+    "path": (index_says(a="../x.safetensors"), "model.safetensors.index.json", "not a plain file name"),
+    "map": (index_says(a=5), "model.safetensors.index.json", "weight_map must map"),
+    "lies": (index_says(a="model.safetensors"), "model.safetensors", "tensor a is not in it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_folders_are_refused_by_file_and_reason(folder: Path, case: str) -> None:
+    damage, file, reason = BROKEN[case]
+    damage(folder)
+    with pytest.raises(ModelFolderError) as caught:
+        plan(folder, read_spec(folder), "bfloat16")
+    assert str(folder / file) in str(caught.value)
+    assert reason in str(caught.value)
+
+
+def test_values_beyond_float16_are_refused_not_made_infinite(folder: Path) -> None:
+    put(NORM, torch.full((96,), 1e6))(folder)
+    layout = plan(folder, read_spec(folder), "float16")
+    with pytest.raises(ModelFolderError, match=r"model\.norm\.weight: values leave the range of float16"):
+        fill(layout, np.zeros(layout.bytes, dtype=np.uint8), lambda done: None)
+
+
+def test_a_file_that_shrinks_after_planning_is_noticed(folder: Path) -> None:
+    layout = plan(folder, read_spec(folder), "float32")
+    cut(folder)
+    with pytest.raises(ModelFolderError, match="ended early"):
+        fill(layout, np.zeros(layout.bytes, dtype=np.uint8), lambda done: None)

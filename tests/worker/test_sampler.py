@@ -1,0 +1,167 @@
+"""The sampler against plain reference code, its filters by property, its randomness by distribution."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muxd.messages import Sampling
+from muxd.worker.sampler import penalise, sample, uniform
+from muxd.worker.sequence import Sequence
+
+VOCAB = 700  # beyond the sampler's shortlist
+
+
+def sequence(sampling: Sampling, history: list[int] | None = None, prompt_tokens: int = 0) -> Sequence:
+    return Sequence(sampling, prompt_tokens, [], history or [])
+
+
+def logits_of(seed: int, spread: float = 3.0, vocab: int = VOCAB) -> torch.Tensor:
+    """All different, so that every order is the only one."""
+    order = np.random.default_rng(seed).permutation(vocab)
+    return torch.from_numpy((order / vocab * 2 - 1) * spread).float()
+
+
+def reference(logits: torch.Tensor, sampling: Sampling, u: float) -> int:
+    """Temperature, min_p, top_k, top_p, then invert: in plain Python, over the whole vocabulary."""
+    order = sorted(range(len(logits)), key=lambda i: -float(logits[i]))
+    weights = [math.exp((float(logits[i]) - float(logits[order[0]])) / sampling.temperature) for i in order]
+    kept = [w for w in weights if w >= sampling.min_p]
+    kept = kept[: sampling.top_k] if sampling.top_k else kept
+    total, nucleus, before = sum(kept), [], 0.0
+    for weight in kept:
+        if sampling.top_p < 1 and before >= sampling.top_p * total:
+            break
+        nucleus.append(weight)
+        before += weight
+    mark, reached = u * sum(nucleus), 0.0
+    for i, weight in zip(order, nucleus, strict=False):
+        reached += weight
+        if mark < reached:
+            return i
+    return order[len(nucleus) - 1]
+
+
+FILTERS = st.builds(
+    Sampling,
+    temperature=st.floats(0.05, 3),
+    top_p=st.floats(0.01, 1) | st.just(1.0),
+    top_k=st.integers(0, 40) | st.just(VOCAB + 5),
+    min_p=st.floats(0, 1) | st.just(0.0),
+    seed=st.integers(0, 2**63 - 1),
+).filter(lambda s: s.top_k > 0 or s.top_p < 1 or s.min_p > 0)
+
+
+@settings(deadline=None, max_examples=150)
+@given(FILTERS, st.integers(0, 50), st.integers(0, 300))
+def test_filters_pick_what_plain_python_picks(sampling: Sampling, seed: int, position: int) -> None:
+    logits = logits_of(seed)
+    u = uniform(sampling.seed, position)
+    tokens, _ = sample(logits[None], [sequence(sampling, [0] * position, position)])
+    near = {reference(logits, sampling, x) for x in (u, max(0.0, u - 1e-5), min(1 - 1e-9, u + 1e-5))}
+    assert tokens[0] in near
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**63 - 1), st.integers(0, 100), st.floats(0.1, 4))
+def test_without_filters_the_whole_vocabulary_is_inverted_in_order(seed: int, at: int, heat: float) -> None:
+    logits = logits_of(3)
+    tokens, _ = sample(logits[None], [sequence(Sampling(temperature=heat, seed=seed), [1] * at, at)])
+    cumulative = torch.softmax(logits.double() / heat, -1).cumsum(0)
+    u = uniform(seed, at)
+    low = float(cumulative[tokens[0] - 1]) if tokens[0] else 0.0
+    assert low - 1e-6 <= u <= float(cumulative[tokens[0]]) + 1e-6
+
+
+def test_greedy_is_the_argmax_also_among_sampled_rows() -> None:
+    logits = torch.stack([logits_of(i) for i in range(4)])
+    greedy, warm = Sampling(temperature=0.0), Sampling(temperature=2.0, seed=1)
+    tokens, logprobs = sample(logits, [sequence(s) for s in (greedy, warm, greedy, greedy)])
+    best = logits.argmax(-1).tolist()
+    assert [tokens[0], tokens[2], tokens[3]] == [best[0], best[2], best[3]]
+    assert logprobs is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_logits_give_the_first_token_as_argmax_does(dtype: torch.dtype) -> None:
+    logits = torch.zeros(3, 5000, dtype=dtype)
+    logits[1, [17, 4000]] = 2.0
+    tokens, _ = sample(logits, [sequence(Sampling(temperature=0.0))] * 3)
+    assert tokens == [0, 17, 0]
+
+
+def test_tiny_temperature_is_greedy_and_finite() -> None:
+    logits = logits_of(5, spread=80)
+    tokens, _ = sample(logits[None], [sequence(Sampling(temperature=1e-6, seed=9))])
+    assert tokens == [int(logits.argmax())]
+
+
+def test_frequencies_follow_the_distribution() -> None:
+    logits, count = torch.tensor([2.0, 1.0, 0.0, -1.0]), 4000
+    sampling = Sampling(temperature=1.3, seed=42)
+    found = [sample(logits[None], [sequence(sampling, [0] * i, i)])[0][0] for i in range(count)]
+    expected = torch.softmax(logits / 1.3, -1) * count
+    chi2 = float(((torch.bincount(torch.tensor(found), minlength=4) - expected) ** 2 / expected).sum())
+    assert chi2 < 16.3  # 3 degrees of freedom, p = 0.001
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 10**6))
+def test_uniform_depends_on_seed_and_position_only(seed: int, position: int) -> None:
+    assert uniform(seed, position) == uniform(seed, position)
+    assert 0 <= uniform(seed, position) < 1
+    assert uniform(seed, position) != uniform(seed, position + 1)
+    assert uniform(seed, position) != uniform(seed ^ 1, position)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.integers(0, 19), min_size=1, max_size=30),
+    st.integers(0, 30),
+    st.floats(-2, 2),
+    st.floats(-2, 2),
+    st.floats(0.5, 2),
+)
+def test_penalties_against_plain_code(
+    history: list[int], prompt: int, presence: float, frequency: float, repetition: float
+) -> None:
+    prompt = min(prompt, len(history))
+    sampling = Sampling(presence_penalty=presence, frequency_penalty=frequency, repetition_penalty=repetition)
+    logits = logits_of(1, vocab=20)
+    wanted = logits.tolist()
+    for token in set(history):
+        wanted[token] = wanted[token] / repetition if wanted[token] > 0 else wanted[token] * repetition
+    for token in set(history[prompt:]):
+        wanted[token] -= presence + frequency * history[prompt:].count(token)
+    found = penalise(logits, sequence(sampling, history, prompt))
+    torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_banned_tokens_wait_for_min_tokens(temperature: float) -> None:
+    logits = torch.full((1, 10), -30.0)
+    logits[0, 4], logits[0, 7] = 30.0, 10.0
+    sampling = Sampling(temperature=temperature, min_tokens=2, banned_first=(4,))
+    held = sequence(sampling, [1, 2, 3], prompt_tokens=3)
+    found = []
+    for _ in range(4):
+        tokens, _ = sample(logits, [held])
+        held.history += tokens
+        found += tokens
+    assert found == [7, 7, 4, 4]
+
+
+def test_logprobs_are_of_the_raw_distribution() -> None:
+    logits = torch.stack([logits_of(1), logits_of(2)])
+    sampling = Sampling(temperature=0.1, repetition_penalty=1.5, logprobs=0)
+    tokens, found = sample(logits, [sequence(sampling, [3, 4], 1), sequence(Sampling(logprobs=2, seed=3))])
+    assert found is not None
+    wanted = torch.log_softmax(logits, -1)
+    assert found[0].top == []
+    assert found[0].logprob == pytest.approx(float(wanted[0, tokens[0]]), abs=1e-5)
+    assert found[1].top == [
+        (token, pytest.approx(float(wanted[1, token]), abs=1e-5))
+        for token in wanted[1].topk(2).indices.tolist()
+    ]
