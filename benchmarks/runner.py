@@ -83,9 +83,8 @@ def main() -> None:
             _profile(direct, prompts)
     for size in (32, 128, 512):
         bare, ours = prefill(loop, direct, [draw.randrange(5, 40_000) for _ in range(size)], 5)
-        print(
-            f"prefill {size}: bare {size / bare:.0f}, runner {size / ours:.0f} tokens/s, ratio {bare / ours:.3f}"
-        )
+        rates = f"bare {size / bare:7.0f}, runner {size / ours:7.0f} tokens/s"
+        print(f"prefill {size:4d} tokens: {rates}, ratio {bare / ours:.3f}", flush=True)
 
 
 def _profile(direct: DirectRunner, prompts: list[list[int]]) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TILE = 128  # queries of a prefill attended at a time
 FEW_PAIRS = 8  # below, one fused call beats two batched products; above, those are 1.4 times as fast (CPU)
 
 
@@ -35,14 +36,38 @@ def decode_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
 
 
 def prefill_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """One sequence; with no mask, plain causal over as many keys as queries.
+    """One sequence, its queries the last n of s positions; with no mask plain causal, n == s.
 
-    q [heads, n, head_dim]; keys and values [kv_heads, s, head_dim]; mask [n, s] (0 or -inf).
+    q [heads, n, head_dim]; keys and values [kv_heads, s, head_dim]; mask [n, s] (0 or -inf), causal too.
     Returns [heads, n, head_dim].
     """
-    group = q.shape[0] // keys.shape[0]
+    heads, n, head_dim = q.shape
+    group = heads // keys.shape[0]
+    if q.dtype is torch.bfloat16 and n >= TILE // 2:
+        return _tiled(q * scale, keys, values, mask).view(heads, n, head_dim)
     keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
     out = F.scaled_dot_product_attention(
         q[None], keys[None], values[None], attn_mask=mask, is_causal=mask is None, scale=scale
     )
     return out[0]
+
+
+def _tiled(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Batched products, ``TILE`` queries at a time and no keys after them: two to four times as fast as the
+    fused call in bfloat16 (oneDNN's products use its instructions), scores rounded to bfloat16 as in the
+    eager reference. A tile's scores stay in cache, whatever the context.
+    """
+    (heads, n, head_dim), (kv_heads, s, _) = q.shape, keys.shape
+    grouped, seen = q.view(kv_heads, -1, n, head_dim), []
+    for first in range(0, n, TILE):
+        stop = min(first + TILE, n)
+        end = s - n + stop
+        part = grouped[:, :, first:stop].reshape(kv_heads, -1, head_dim)
+        scores = torch.bmm(part, keys[:, :end].transpose(1, 2)).view(kv_heads, -1, stop - first, end)
+        if mask is None:
+            scores += torch.full(scores.shape[2:], float("-inf"), dtype=q.dtype).triu_(first + 1)
+        else:
+            scores += mask[first:stop, :end]
+        weights = torch.softmax(scores, -1).view(kv_heads, -1, end)
+        seen.append(torch.bmm(weights, values[:, :end]).view(heads, stop - first, head_dim))
+    return seen[0] if len(seen) == 1 else torch.cat(seen, 1)

@@ -31,7 +31,9 @@ class Bench:
         self.sent: list = []  # type: ignore[type-arg]
         self.clock = VirtualClock()
         self.observer = Observer(Metrics(CollectorRegistry()))
-        self.unit = Unit(scheduler, lambda model, command: self.sent.append(command), self.clock, self.observer)
+        self.unit = Unit(
+            scheduler, lambda model, command: self.sent.append(command), self.clock, self.observer
+        )
 
     def ready(self) -> "Bench":
         self.unit.worker_ready("m")

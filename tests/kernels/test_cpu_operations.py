@@ -140,6 +140,20 @@ def test_both_ways_of_decode_attention_are_covered() -> None:
     assert 2 * 3 < FEW_PAIRS <= 5 * 3
 
 
+@pytest.mark.parametrize(("n", "s"), [(63, 63), (64, 64), (129, 129), (300, 300), (300, 437), (65, 500)])
+@pytest.mark.parametrize("window", [None, 50])
+def test_tiled_bfloat16_prefill_is_the_untiled_one(n: int, s: int, window: int | None) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(heads, tokens, 16).bfloat16() for heads, tokens in ((6, n), (2, s), (2, s)))
+    query, key = torch.arange(s - n, s)[:, None], torch.arange(s)[None]
+    hidden = (key > query) if window is None else (key > query) | (key <= query - window)
+    mask = torch.zeros(n, s).masked_fill_(hidden, float("-inf"))
+    wanted = prefill_attention(q.float(), k.float(), v.float(), mask, 0.25)
+    plain = n == s and window is None
+    found = prefill_attention(q, k, v, None if plain else mask.bfloat16(), 0.25)
+    torch.testing.assert_close(found.float(), wanted, atol=0.03, rtol=0.03)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "n"), [(1, 1, 1), (6, 2, 13), (4, 1, 64)])
 def test_prefill_attention_is_causal(heads: int, kv_heads: int, n: int) -> None:
     torch.manual_seed(0)

@@ -25,7 +25,8 @@ GEMMA: dict[str, Any] = {
     "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_size": 640,
     "vocab_size": 262144, "num_hidden_layers": 12, "num_attention_heads": 4, "num_key_value_heads": 1,
     "head_dim": 256, "intermediate_size": 2048, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0,
-    "sliding_window": 512, "sliding_window_pattern": 6, "query_pre_attn_scalar": 256, "eos_token_id": [1, 106],
+    "sliding_window": 512, "sliding_window_pattern": 6, "query_pre_attn_scalar": 256,
+    "eos_token_id": [1, 106],
 }  # fmt: skip
 
 

@@ -147,6 +147,10 @@ def cut(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(whole[:-10])
 
 
+def empty(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+
+
 def header(text: bytes, length: int | None = None) -> Callable[[Path], None]:
     data = struct.pack("<Q", len(text) if length is None else length) + text
     return lambda folder: (folder / "model.safetensors").write_bytes(data) and None
@@ -173,7 +177,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "nothing": (lambda folder: (folder / "model.safetensors").unlink(), "", "neither model.safetensors nor"),
     "cut": (cut, "model.safetensors", "is truncated"),
     "short": (header(b"", 0), "model.safetensors", "header is not a JSON object"),
-    "empty": (lambda f: (f / "model.safetensors").write_bytes(b"") and None, "model.safetensors", "truncated"),
+    "empty": (empty, "model.safetensors", "truncated"),
     "announces": (header(b"{}", 10**12), "model.safetensors", "header of 1000000000000 announced"),
     "not JSON": (header(b"garbage!"), "model.safetensors", "header is not a JSON object"),
     "list": (header(b"[1, 2]"), "model.safetensors", "header is not a JSON object"),

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+VOCAB = 320
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -16,7 +19,7 @@ CONFIG = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
-    "vocab_size": 128,
+    "vocab_size": VOCAB,
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
@@ -29,7 +32,7 @@ CONFIG = {
 def tiny_llama(folder: Path, seed: int = 0) -> Path:
     """Write config.json and model.safetensors (float32) into ``folder``."""
     draw = np.random.default_rng(seed)
-    shapes = {"model.embed_tokens.weight": (128, 64), "model.norm.weight": (64,)}
+    shapes = {"model.embed_tokens.weight": (VOCAB, 64), "model.norm.weight": (64,)}
     for layer in range(2):
         part = f"model.layers.{layer}."
         for name, shape in {
@@ -42,4 +45,19 @@ def tiny_llama(folder: Path, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+def tiny_served(folder: Path, seed: int = 0) -> Path:
+    """The same with a byte-level tokenizer, so that a daemon can serve it: one token a byte."""
+    tiny_llama(folder, seed)
+    specials = ["<unk>", "<s>", "</s>"]
+    alphabet = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder

@@ -52,7 +52,7 @@ def test_float32_is_greedy_for_greedy_transformers(demo: tuple[Path, Any, list[l
 
 def test_float32_beyond_the_window_in_chunks(demo: tuple[Path, Any, list[list[int]]]) -> None:
     folder, reference, prompts = demo
-    text = (sum(prompts, []) * 20)[:LONG]
+    text = ([token for prompt in prompts for token in prompt] * 20)[:LONG]
     direct = DirectRunner(folder, "float32", cores=2, rows=300)
     for start in range(0, LONG, 256):
         part = text[start : start + 256]
@@ -69,11 +69,9 @@ def test_bfloat16_first_token_logits(demo: tuple[Path, Any, list[list[int]]]) ->
     direct = DirectRunner(folder, "bfloat16", cores=2, rows=300)
     direct.prefill([(seq, 0, prompt, True) for seq, prompt in enumerate(prompts)])
     for i, prompt in enumerate(prompts):
-        wanted = reference_logits(reference, prompt)[-1]
-        found = direct.logits[0][i].float()
-        # Rounded to 8 bits in every layer: a few percent of the spread, and no other distribution.
-        assert float((found - wanted).abs().mean()) < 0.04 * float(wanted.std())
-        divergence = torch.nn.functional.kl_div(
-            found.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="sum"
-        )
-        assert float(divergence) < 0.02
+        wanted = reference_logits(reference, prompt)[-1].log_softmax(-1)
+        found = direct.logits[0][i].float().log_softmax(-1)
+        # transformers' own bfloat16 is off by 0.02 to 0.06 and 0.0000 to 0.0027 nats on these prompts.
+        off = found - wanted
+        assert float((off - off.mean()).abs().mean()) < 0.1
+        assert float((wanted.exp() * -off).sum()) < 0.01

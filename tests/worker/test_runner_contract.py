@@ -1,4 +1,4 @@
-"""What the Runner promises the daemon besides right tokens: isolation in the pool, threads, clear refusals."""
+"""What the Runner promises the daemon besides right tokens: isolation, threads, clear refusals."""
 
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def test_rows_nobody_named_are_refused(folder: Path) -> None:
 def test_new_rows_outside_pool_or_table_are_refused(folder: Path, ids: list[int], first: int) -> None:
     direct = DirectRunner(folder, rows=64)
     blocks = list(range(first, first + direct.spec.blocks_per_row))
-    with pytest.raises(ValueError, match="must lie in|ids below"):
+    with pytest.raises(ValueError, match=r"must lie in|ids below"):
         direct.runner.decode(Decode(1, 100, NewRows(int32(ids), int32(blocks)), [], [], []))
 
 
