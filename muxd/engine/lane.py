@@ -43,6 +43,7 @@ class Lane:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.flight: InFlight | None = None
+        self.starving = False  # a running sequence found no row for its next token
         self.forget: list[int] = []  # told to the worker with the next command
         self.decode_ended = 0.0
         self.prefilled_since_decode = False

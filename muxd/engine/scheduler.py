@@ -8,7 +8,6 @@ docs/design.md §5; the story is in ``engine/design.md``.
 from collections.abc import Iterable
 
 import numpy as np
-from msgspec import Struct
 
 from muxd.engine.actions import (
     Action,
@@ -29,6 +28,7 @@ from muxd.engine.actions import (
 from muxd.engine.commands import NO_ROWS, chunk_of, drain, new_rows
 from muxd.engine.lane import InFlight, Lane, LaneSpec
 from muxd.engine.sequence import Phase, Sequence
+from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.errors import ContextTooLong, MuxdError, QueueFull
 from muxd.messages import Chunk, Decode, NewRows, Prefill
@@ -36,14 +36,6 @@ from muxd.pool.ledger import Ledger, Rows
 
 # A held prefill that has waited this many drain timeouts lets no decode step pass any more.
 _STRICT_AFTER = 4
-
-
-class Settings(Struct, frozen=True):
-    """``[scheduler]`` of muxd.toml: times in seconds, budgets in tokens."""
-
-    drain_timeout: float = 0.5
-    prefill_tokens: int = 512
-    look_ahead: int = 64
 
 
 class Scheduler:
@@ -128,6 +120,7 @@ class Scheduler:
         lane.ready = False
         lane.failed = event.error if event.final else None
         lane.flight = None
+        lane.starving = False
         self.shares.release(event.model)
         for sequence in list(lane.sequences()):
             self._evicting.discard(sequence.id)
@@ -249,9 +242,18 @@ class Scheduler:
         """Whether the head of the queue can be (or already is) given its rows."""
         head = lane.waiting[0]
         return bool(head.rows) or (
-            lane.admitted < lane.spec.max_running
+            not self._starving
+            and lane.admitted < lane.spec.max_running
             and self._rows_at_admission(lane, head) <= self.ledger.available(lane.spec.model)
         )
+
+    @property
+    def _starving(self) -> bool:
+        """A running sequence waits for its next row: what comes free is its, not a newcomer's.
+
+        Otherwise a prompt that was preempted to make room would be admitted into that very room again.
+        """
+        return any(lane.starving and lane.running for lane in self.lanes.values())
 
     def _rows_at_admission(self, lane: Lane, sequence: Sequence) -> int:
         """Rows for what is known plus a bounded look-ahead of what will be generated."""
@@ -284,7 +286,7 @@ class Scheduler:
         """The rows it needs beyond those it has; None if it must wait."""
         if sequence.rows:
             return NO_ROWS
-        if lane.admitted >= lane.spec.max_running:
+        if lane.admitted >= lane.spec.max_running or self._starving:
             return None
         rows = self.ledger.take(lane.spec.model, self._rows_at_admission(lane, sequence))
         if rows is not None:
@@ -330,6 +332,7 @@ class Scheduler:
                 need.remove(victim)
         if not need or granted is None:
             granted = NO_ROWS
+        lane.starving = bool(stalled)
         grown = list(zip((s.id for s in need), granted.ids.tolist(), strict=True))
         for sequence, (_, row) in zip(need, grown, strict=True):
             sequence.rows.append(row)

@@ -6,7 +6,7 @@ import pytest
 from support.bench_unit import EOS, BenchUnit, Spec
 
 from muxd.engine.actions import BatchDone, Tick
-from muxd.engine.scheduler import Settings
+from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.errors import ContextTooLong, QueueFull
 from muxd.messages import Decode, Prefill
@@ -214,6 +214,18 @@ def test_out_of_rows_preempts_the_youngest_of_the_model_most_over_and_loses_no_t
     assert set(unit.preempted) <= {sequences[0].id, sequences[1].id}
     assert [len(unit.emitted[s.id]) for s in sequences] == [30, 30, 16]
     assert set(unit.outcome.values()) == {"served"}
+
+
+def test_a_prompt_preempted_to_make_room_is_not_admitted_into_that_room():
+    """It was: one chunk of a, preempted for b, admitted again, for ever; b never got its row."""
+    unit = BenchUnit(
+        [Spec("a", blocks=1), Spec("b", blocks=1, min_blocks=2)], 12, settings=Settings(0.5, 8, 4)
+    )
+    unit.arrive("b", prompt=4, max_tokens=40)
+    unit.finish("b")
+    unit.arrive("a", prompt=36, max_tokens=4)
+    unit.run(steps=500)
+    assert unit.outcome == {0: "served", 1: "served"}
 
 
 def test_a_sequence_alone_can_use_all_the_pool_leaves_it():

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.bench_unit import EOS, BenchUnit, Spec
 
-from muxd.engine.scheduler import Settings
+from muxd.engine.settings import Settings
 
 # Models that differ in blocks per row, tokens per row, share and guarantee.
 SPECS = [

@@ -11,7 +11,8 @@ from muxd.engine.lane import LaneSpec
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
 from muxd.engine.request import Request
-from muxd.engine.scheduler import Scheduler, Settings
+from muxd.engine.scheduler import Scheduler
+from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.engine.stream import TokenStream
 from muxd.engine.unit import Unit

@@ -25,8 +25,9 @@ from muxd.engine.actions import (
 )
 from muxd.engine.lane import LaneSpec
 from muxd.engine.request import Request
-from muxd.engine.scheduler import Scheduler, Settings
+from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Phase, Sequence
+from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.errors import WorkerLost as WorkerLostError
 from muxd.messages import Decode, Prefill, Sampling
