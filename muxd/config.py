@@ -18,6 +18,9 @@ from msgspec import Struct
 from muxd.errors import ConfigError
 from muxd.messages import Dtype
 
+Policy = Literal["mux"]
+Admission = Literal["queue", "slo"]
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -40,8 +43,11 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[scheduler]``: knobs of adaptive batch scheduling (docs/design.md §5)."""
+    """``[scheduler]``: who runs when (docs/design.md §5)."""
 
+    policy: Policy = "mux"
+    admission: Admission = "queue"  # "slo": refuse what cannot meet its model's ttft_slo
+    adapt_period: float = 8.0  # seconds between moves of the quotas
     overbook: int = 0  # percent of shares that may be booked above 100, in total
     drain_timeout: float = 0.5  # seconds a waiting prefill may hold back decode steps
     prefill_tokens: int = 512  # token budget of one prefill batch
@@ -53,6 +59,7 @@ class QuotaConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     min: str = "0"  # "64M" or "10%"
     max: str = "100%"
+    weight: float = 1.0  # its part of what nobody is guaranteed, against the other models' weights
 
 
 class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,6 +73,8 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_context: int = 0  # 0: what the model and the pool allow
     max_running: int = 32  # sequences decoded together
     max_queue: int = 256  # waiting requests before 429
+    ttft_slo: float = 0.0  # seconds from arrival to the first token; 0: no target
+    tpot_slo: float = 0.0  # seconds a token after the first, mean of a request; 0: no target
     chat_template: str = ""  # file with a jinja template, overrides the model folder's
 
 
@@ -200,6 +209,8 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         "server.shutdown_grace": config.server.shutdown_grace,
         "scheduler.drain_timeout": config.scheduler.drain_timeout,
         "scheduler.prefill_tokens": config.scheduler.prefill_tokens,
+        "scheduler.adapt_period": config.scheduler.adapt_period,
+        **{f"model.quota.weight ({m.name})": m.quota.weight for m in config.model},
         **{f"model.max_running ({m.name})": m.max_running for m in config.model},
         **{f"model.max_queue ({m.name})": m.max_queue for m in config.model},
     }
@@ -209,10 +220,14 @@ def _check_ranges(config: Config, where: Path | str) -> None:
     not_negative = {
         "scheduler.look_ahead": config.scheduler.look_ahead,
         **{f"model.max_context ({m.name})": m.max_context for m in config.model},
+        **{f"model.ttft_slo ({m.name})": m.ttft_slo for m in config.model},
+        **{f"model.tpot_slo ({m.name})": m.tpot_slo for m in config.model},
     }
     for key, value in not_negative.items():
-        if value < 0:
-            raise ConfigError(f"{where}: {key}: {value} must not be negative")
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{where}: {key}: {value} must not be negative, and finite")
+    if config.scheduler.admission == "slo" and config.model and not any(m.ttft_slo for m in config.model):
+        raise ConfigError(f'{where}: scheduler.admission: "slo" needs a ttft_slo in at least one [[model]]')
     if not 0 <= config.scheduler.overbook <= 100:
         raise ConfigError(f"{where}: scheduler.overbook: must lie between 0 and 100")
     if not 0 <= config.server.port <= 65535:

@@ -21,8 +21,9 @@ from muxd.admin.server import AdminServer
 from muxd.api.app import make_app, make_runner
 from muxd.api.metrics import HttpMetrics
 from muxd.clock import MonotonicClock
-from muxd.config import Config, size
+from muxd.config import Config, SchedulerConfig, size
 from muxd.device.cpu import Cpu
+from muxd.engine.forecast import Forecast
 from muxd.engine.lane import Lane, LaneSpec
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
@@ -30,6 +31,7 @@ from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
+from muxd.engine.slo import Slo
 from muxd.engine.stream import TokenStream
 from muxd.engine.unit import Unit
 from muxd.errors import ConfigError, MuxdError
@@ -39,7 +41,7 @@ from muxd.fleet.host import Host, Progress
 from muxd.link.daemon_end import DaemonEnd, private_directory
 from muxd.messages import BatchDone, BatchFailed, Decode, FromWorker, Prefill, Ready, Refused, Setup
 from muxd.pool.arena import Arena
-from muxd.report import Report
+from muxd.steward import Steward as DaemonSteward
 
 _log = logging.getLogger("muxd")
 
@@ -68,13 +70,14 @@ class Daemon:
         if not config.model:
             raise ConfigError("no [[model]] is configured: add one with name and path, or try --demo")
         self.config = config
+        _warn_of_idle_settings(config)
         self.clock = MonotonicClock()
         self.device = Cpu()
         self.entries = {model.name: Entry(model) for model in config.model}
         self.hosts: dict[str, Host] = {}
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
-        self.observer = Observer(self.metrics)
+        self.observer = Observer(self.metrics, {m.name: Slo(m.ttft_slo, m.tpot_slo) for m in config.model})
         self.stopping = asyncio.Event()
         self.address = ""
 
@@ -140,7 +143,7 @@ class Daemon:
         host, port = runner.addresses[0][:2]
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    async def _announce(self, report: Report, on_ready: Callable[[Steward], None]) -> None:
+    async def _announce(self, report: DaemonSteward, on_ready: Callable[[Steward], None]) -> None:
         for host in self.hosts.values():
             await host.settled.wait()
         states = [entry.state for entry in self.entries.values()]
@@ -173,7 +176,12 @@ class Daemon:
         scheduler = self.config.scheduler
         settings = Settings(scheduler.drain_timeout, scheduler.prefill_tokens, scheduler.look_ahead)
         shares = Shares(self.device.rungs, scheduler.overbook)
-        self.scheduler = Scheduler(lanes, self.arena.ledger, shares, settings)
+        forecast = None
+        if scheduler.admission == "slo":
+            forecast = Forecast(self.observer.attainment.targets, settings.prefill_tokens)
+        self.scheduler = Scheduler(
+            lanes, self.arena.ledger, shares, settings, policy=scheduler.policy, forecast=forecast
+        )
         self.unit = Unit(self.scheduler, self._send, self.clock, self.observer)
         self._watch()
 
@@ -245,8 +253,8 @@ class Daemon:
             max_context=entry.max_context,
         )
 
-    def _make_report(self) -> Report:
-        return Report(
+    def _make_report(self) -> DaemonSteward:
+        return DaemonSteward(unit=self.unit,
             entries=self.entries, arena=self.arena, scheduler=self.scheduler, observer=self.observer,
             clock=self.clock, address=lambda: self.address, cores=self.device.cores, stop=self.stop,
         )  # fmt: skip
@@ -297,3 +305,13 @@ class Daemon:
     def stop(self) -> None:
         """Begin the orderly end. May be called twice."""
         self.stopping.set()
+
+
+def _warn_of_idle_settings(config: Config) -> None:
+    """Settings that are read and checked but steer nothing yet."""
+    plain = SchedulerConfig()
+    if config.scheduler.adapt_period != plain.adapt_period:
+        _log.warning("scheduler.adapt_period has no effect yet: quotas do not move by themselves")
+    for model in config.model:
+        if model.quota.weight != 1.0:
+            _log.warning("model.quota.weight (%s) has no effect yet: quotas are min and max", model.name)

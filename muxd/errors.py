@@ -83,6 +83,23 @@ class QueueFull(MuxdError):
     retry_after = 1.0
 
 
+class CannotMeetSlo(QueueFull):
+    """Try again later: by what waits ahead, the first token would come after the model's ttft_slo.
+
+    ``retry_after`` is when the same request would fit, if nothing else came.
+    """
+
+    code = "slo_unattainable"
+
+
+class Busy(MuxdError):
+    """Not while requests are in the unit: the operator has to wait until it is idle."""
+
+    status = 409
+    kind = "conflict_error"
+    code = "busy"
+
+
 class ModelNotReady(MuxdError):
     """Try again later: the model is loading, restarting or has failed; the message says which."""
 

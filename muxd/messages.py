@@ -68,7 +68,11 @@ class NewRows(Struct, frozen=True, array_like=True):
 
 
 class Chunk(Struct, frozen=True, array_like=True):
-    """One sequence's part of a prefill batch: tokens at positions [start, start + len(tokens))."""
+    """One sequence's part of a prefill batch: tokens at positions [start, start + len(tokens)).
+
+    A sequence's first chunk starts after the rows it shares with others (a multiple of a row's tokens; 0
+    without any): they are the first of ``rows``, were filled by this worker, and are not written again.
+    """
 
     seq: int
     start: int
@@ -77,6 +81,8 @@ class Chunk(Struct, frozen=True, array_like=True):
     last: bool  # sample one token after this chunk
     sampling: Sampling
     prompt_tokens: int  # tokens at and after this position were generated (recomputed after preemption)
+    first: bool = False  # the sequence begins (again) with this chunk; a chunk at 0 always begins one
+    known: bytes = b""  # int32[start], on the first chunk: the tokens before it, for penalties
 
 
 class Prefill(Struct, frozen=True, tag="prefill"):

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from muxd import __version__
@@ -17,40 +18,41 @@ from muxd.pool.arena import Arena
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
+@dataclass(kw_only=True)
 class Report:
-    """The Steward of the local door."""
+    """What the local door's Steward tells without changing anything."""
 
-    def __init__(
-        self,
-        *,
-        entries: Mapping[str, Entry],
-        arena: Arena,
-        scheduler: Scheduler,
-        observer: Observer,
-        clock: Clock,
-        address: Callable[[], str],
-        cores: int,
-        stop: Callable[[], None],
-    ):
-        self._entries, self._arena, self._scheduler = entries, arena, scheduler
-        self._observer, self._clock, self._address, self._cores = observer, clock, address, cores
-        self.stop = stop
-        self._began = clock.now()
+    entries: Mapping[str, Entry]
+    arena: Arena
+    scheduler: Scheduler
+    observer: Observer
+    clock: Clock
+    address: Callable[[], str]
+    cores: int
+    stop: Callable[[], None]
+    _began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._began = self.clock.now()
 
     def status(self) -> Status:
-        ledger, outcomes = self._arena.ledger, self._observer.outcomes
-        lanes = self._scheduler.lanes.values()
+        ledger, outcomes = self.arena.ledger, self.observer.outcomes
+        lanes = self.scheduler.lanes.values()
         return Status(
             version=__version__,
             pid=os.getpid(),
-            uptime_seconds=self._clock.now() - self._began,
-            address=self._address(),
+            uptime_seconds=self.clock.now() - self._began,
+            address=self.address(),
             policy="mux",
-            cores=self._cores,
+            cores=self.cores,
             pool=PoolStatus(
-                self._arena.nbytes, self._arena.block_bytes, ledger.total_blocks, ledger.free_blocks
+                self.arena.nbytes,
+                self.arena.block_bytes,
+                ledger.total_blocks,
+                ledger.free_blocks,
+                ledger.cached_blocks,
             ),
-            models=dict(Counter(entry.state for entry in self._entries.values())),
+            models=dict(Counter(entry.state for entry in self.entries.values())),
             requests=RequestStatus(
                 running=sum(lane.admitted for lane in lanes),
                 waiting=sum(lane.queued for lane in lanes),
@@ -62,11 +64,11 @@ class Report:
         )
 
     def models(self) -> list[ModelRow]:
-        return [self._model(entry) for entry in self._entries.values()]
+        return [self._model(entry) for entry in self.entries.values()]
 
     def ps(self) -> list[ProcessRow]:
         rows = [self._process(os.getpid(), "daemon", restarts=0)]
-        for entry in self._entries.values():
+        for entry in self.entries.values():
             if entry.life.pid is not None:
                 rows.append(
                     self._process(entry.life.pid, "worker", restarts=entry.life.restarts, model=entry.name)
@@ -74,9 +76,9 @@ class Report:
         return [row for row in rows if row is not None]
 
     def _model(self, entry: Entry) -> ModelRow:
-        usage = self._arena.ledger.usage().get(entry.name)
-        lane = self._scheduler.lanes.get(entry.name)
-        block = self._arena.block_bytes
+        usage = self.arena.ledger.usage().get(entry.name)
+        lane = self.scheduler.lanes.get(entry.name)
+        block = self.arena.block_bytes
         return ModelRow(
             name=entry.name,
             state=entry.state,
@@ -90,15 +92,18 @@ class Report:
             kv_max_bytes=usage.max_blocks * block if usage else 0,
             running=lane.admitted if lane else 0,
             waiting=lane.queued if lane else 0,
-            ttft_p99_ms=self._observer.ttft_p99_ms(entry.name),
-            tokens_total=self._observer.tokens_out[entry.name],
-            since_seconds=self._clock.now() - entry.life.since if entry.life.since else 0.0,
+            ttft_p99_ms=self.observer.ttft_p99_ms(entry.name),
+            tokens_total=self.observer.tokens_out[entry.name],
+            since_seconds=self.clock.now() - entry.life.since if entry.life.since else 0.0,
+            ttft_slo=entry.config.ttft_slo,
+            tpot_slo=entry.config.tpot_slo,
+            goodput=self.observer.attainment.rolling(entry.name),
         )
 
     def _threads(self, model: str) -> int:
         """Threads of the model's own share; it may use more while others are quiet."""
-        lane = self._scheduler.lanes.get(model)
-        return threads(self._scheduler.shares.floor(lane.spec.share), self._cores) if lane else 1
+        lane = self.scheduler.lanes.get(model)
+        return threads(self.scheduler.shares.floor(lane.spec.share), self.cores) if lane else 1
 
     def _process(self, pid: int, role: str, *, restarts: int, model: str = "") -> ProcessRow | None:
         try:

@@ -11,12 +11,24 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
 from muxd.admin.claim import peer_pid
-from muxd.admin.schemas import VERSION_HEADER, ModelRow, ProcessRow, Status, Stopping
+from muxd.admin.schemas import (
+    VERSION_HEADER,
+    ModelRow,
+    PolicyChange,
+    PolicyState,
+    ProcessRow,
+    QuotaChange,
+    QuotaRow,
+    Status,
+    Stopping,
+)
 from muxd.config import home
+from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import DaemonUnreachable, MuxdError
 
 T = TypeVar("T")
@@ -52,6 +64,25 @@ class AdminClient:
     def ps(self) -> list[ProcessRow]:
         return self._call("GET", "/v0/ps", list[ProcessRow])
 
+    def quota(self) -> list[QuotaRow]:
+        return self._call("GET", "/v0/quota", list[QuotaRow])
+
+    def set_quota(self, change: QuotaChange) -> list[QuotaRow]:
+        return self._call("POST", "/v0/quota", list[QuotaRow], change)
+
+    def policy(self) -> PolicyState:
+        return self._call("GET", "/v0/policy", PolicyState)
+
+    def set_policy(self, name: str) -> PolicyState:
+        return self._call("POST", "/v0/policy", PolicyState, PolicyChange(name))
+
+    def why(self, id: str) -> list[RequestTimes]:
+        """All choices of the answer with this id or ``x-request-id``."""
+        return self._call("GET", f"/v0/why/{quote(id, safe='')}", list[RequestTimes])
+
+    def trace(self) -> Trace:
+        return self._call("GET", "/v0/trace", Trace)
+
     def stop(self, *, wait: float) -> int:
         """Ask the daemon to end and wait up to ``wait`` seconds until its process is gone; returns its pid.
 
@@ -85,12 +116,12 @@ class AdminClient:
             time.sleep(0.05)
         return False
 
-    def _call(self, method: str, route: str, answer: type[T]) -> T:
+    def _call(self, method: str, route: str, answer: type[T], body: object = None) -> T:
         connection = _UnixConnection(self.path, self._timeout)
         try:
-            connection.request(method, route)
+            connection.request(method, route, None if body is None else msgspec.json.encode(body))
             response = connection.getresponse()
-            body = response.read()
+            said = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise DaemonUnreachable(
                 f"muxd at {self.path} did not answer ({type(error).__name__}); see its log"
@@ -99,9 +130,9 @@ class AdminClient:
             connection.close()
         self.daemon_version = response.headers.get(VERSION_HEADER)
         if response.status >= 400:
-            raise MuxdError(_sentence(body, response.status))
+            raise MuxdError(_sentence(said, response.status))
         try:
-            return msgspec.json.decode(body, type=answer)
+            return msgspec.json.decode(said, type=answer)
         except msgspec.DecodeError as error:
             raise MuxdError(
                 f"cannot read the answer of muxd {self.daemon_version} to {route}: {error}; "

@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from muxd.engine.trace import RequestTimes, Trace
+
 VERSION_HEADER = "Muxd-Version"
 
 
@@ -63,6 +65,9 @@ class ModelRow(Struct, frozen=True):
     ttft_p99_ms: float | None  # None: no request yet
     tokens_total: int  # generated since the daemon started
     since_seconds: float  # how long it has been in this state
+    ttft_slo: float = 0.0  # seconds; 0: no target
+    tpot_slo: float = 0.0
+    goodput: float | None = None  # part of the last 1,000 requests within both; None: none measured yet
 
 
 class ProcessRow(Struct, frozen=True):
@@ -79,6 +84,39 @@ class ProcessRow(Struct, frozen=True):
     uptime_seconds: float
 
 
+class QuotaRow(Struct, frozen=True):
+    """What a model may hold of the pool, and what it holds. ``borrowed``: beyond what it is guaranteed."""
+
+    model: str
+    weight: float
+    min_bytes: int
+    max_bytes: int
+    used_bytes: int
+    cached_bytes: int
+    borrowed_bytes: int
+    pool_bytes: int
+
+
+class QuotaChange(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is None stays. Sizes as in muxd.toml: "64M", "10%"."""
+
+    model: str
+    min: str | None = None
+    max: str | None = None
+    weight: float | None = None
+
+
+class PolicyState(Struct, frozen=True):
+    """Who decides what runs next, and who else could."""
+
+    policy: str
+    policies: list[str]
+
+
+class PolicyChange(Struct, frozen=True, forbid_unknown_fields=True):
+    policy: str
+
+
 class Stopping(Struct, frozen=True):
     """The answer to ``stop``: accepted, the process ``pid`` is on its way out."""
 
@@ -88,6 +126,8 @@ class Stopping(Struct, frozen=True):
 class Steward(Protocol):
     """What the daemon lets the local door see and do. Every method returns at once.
 
+    ``set_quota`` and ``set_policy`` answer with how things are afterwards. They raise BadRequest or NotFound
+    for what cannot be, ``set_policy`` raises Busy while requests are served, ``why`` NotFound.
     ``stop`` asks for the same orderly end as SIGTERM and may be called twice.
     """
 
@@ -96,5 +136,17 @@ class Steward(Protocol):
     def models(self) -> list[ModelRow]: ...
 
     def ps(self) -> list[ProcessRow]: ...
+
+    def quota(self) -> list[QuotaRow]: ...
+
+    def set_quota(self, change: QuotaChange) -> list[QuotaRow]: ...
+
+    def policy(self) -> PolicyState: ...
+
+    def set_policy(self, name: str) -> PolicyState: ...
+
+    def why(self, id: str) -> list[RequestTimes]: ...
+
+    def trace(self) -> Trace: ...
 
     def stop(self) -> None: ...

@@ -74,11 +74,12 @@ async def run(request: web.Request, job: Job) -> web.StreamResponse:
 
 
 def _submit(request: web.Request, job: Job, tokenizer: Tokenizer) -> list[Choice]:
-    """All choices or none."""
-    serving = context(request).serving
+    """All choices or none, each under the id that the client was told."""
+    serving, http_id = context(request).serving, trace(request).id
     choices: list[Choice] = []
     try:
-        for index, one in enumerate(job.requests):
+        for index, checked in enumerate(job.requests):
+            one = msgspec.structs.replace(checked, http_id=http_id)
             detokenizer = Detokenizer(tokenizer)
             choices.append(Choice(index, one, serving.submit(one), detokenizer, job.stops))
     except BaseException:

@@ -1,4 +1,4 @@
-"""The muxctl command: look at a running muxd and stop it, over its Unix socket; import model files.
+"""The muxctl command: look at a running muxd, steer and stop it, over its Unix socket; import model files.
 
 Tables for people, ``--json`` for programs. Loads nothing of the daemon.
 """
@@ -10,55 +10,43 @@ import msgspec
 import typer
 
 from muxd import __version__
-from muxd.admin.client import AdminClient, socket_path
-from muxd.cli import tables
+from muxd.cli import bench, controls, explain, simulate, tables, workload
+from muxd.cli.asking import PROGRAM, Json, Socket, client_at, print_as, show
 from muxd.cli.failing import sentences
 from muxd.errors import DaemonUnreachable
 
-_PROGRAM = "muxctl"
-_HELP = "Look at a running muxd and stop it; import model files. Every command but import takes --json."
+_HELP = "Look at a running muxd, steer and stop it; import model files. All that asks muxd takes --json."
 
 app = typer.Typer(
-    name=_PROGRAM, help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    name=PROGRAM, help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-
-Socket = Annotated[
-    str,
-    typer.Option(
-        "--socket",
-        envvar="MUXD_SOCKET",
-        help="muxd's Unix socket. Default: where muxd puts it.",
-        metavar="PATH",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 @app.command()
 def ps(socket: Socket = "", json: Json = False) -> None:
     """List the daemon's processes."""
-    with sentences(_PROGRAM):
-        client = _client(socket)
+    with sentences(PROGRAM):
+        client = client_at(socket)
         rows = client.ps()
-        _show(client, rows, json, tables.processes(rows))
+        show(client, rows, json, tables.processes(rows))
 
 
 @app.command()
 def models(socket: Socket = "", json: Json = False) -> None:
     """List the served models: state, memory, queue, latency."""
-    with sentences(_PROGRAM):
-        client = _client(socket)
+    with sentences(PROGRAM):
+        client = client_at(socket)
         rows = client.models()
-        _show(client, rows, json, tables.models(rows))
+        show(client, rows, json, tables.models(rows))
 
 
 @app.command()
 def status(socket: Socket = "", json: Json = False) -> None:
     """Show the daemon as a whole: pool, models, requests."""
-    with sentences(_PROGRAM):
-        client = _client(socket)
+    with sentences(PROGRAM):
+        client = client_at(socket)
         now = client.status()
-        _show(client, now, json, tables.status(now))
+        show(client, now, json, tables.status(now))
 
 
 @app.command()
@@ -68,10 +56,20 @@ def stop(
     json: Json = False,
 ) -> None:
     """Stop the daemon and wait until it is gone. Running streams get its shutdown_grace to end."""
-    with sentences(_PROGRAM):
-        client = _client(socket)
+    with sentences(PROGRAM):
+        client = client_at(socket)
         pid = client.stop(wait=timeout)
-        _show(client, {"stopped": pid}, json, f"muxd (pid {pid}) has stopped.")
+        show(client, {"stopped": pid}, json, f"muxd (pid {pid}) has stopped.")
+
+
+# In modules of their own; their help texts are their docstrings.
+app.command()(explain.why)
+app.command()(explain.trace)
+app.command()(controls.quota)
+app.command()(controls.policy)
+app.command()(simulate.simulate)
+app.command()(bench.bench)
+app.command()(workload.workload)
 
 
 @app.command(name="import")
@@ -83,7 +81,7 @@ def import_(
     """Turn a GGUF file into a model folder under MUXD_HOME."""
     from muxd.cli.importing import import_model  # gguf and numpy take half a second to load
 
-    with sentences(_PROGRAM):
+    with sentences(PROGRAM):
         folder = import_model(source, name, force=force)
         typer.echo(f"Imported into {folder}. To serve it, add to muxd.toml:\n")
         typer.echo(f'[[model]]\nname = "{name}"\npath = {_toml_string(str(folder))}')
@@ -92,27 +90,13 @@ def import_(
 @app.command()
 def version(socket: Socket = "", json: Json = False) -> None:
     """Print the versions of muxctl and, where one runs, of the daemon."""
-    with sentences(_PROGRAM):
+    with sentences(PROGRAM):
         try:
-            daemon = _client(socket).status().version
+            daemon = client_at(socket).status().version
         except DaemonUnreachable:
             daemon = None
         both = {"muxctl": __version__, "muxd": daemon}
-        _print(both, json, f"muxctl {__version__}\nmuxd   {daemon or 'not running'}")
-
-
-def _client(socket: str) -> AdminClient:
-    return AdminClient(socket_path(socket))
-
-
-def _show(client: AdminClient, value: object, json: bool, text: str) -> None:
-    _print(value, json, text)
-    if client.daemon_version not in (None, __version__):
-        typer.echo(f"{_PROGRAM}: this is {__version__}, the daemon is {client.daemon_version}", err=True)
-
-
-def _print(value: object, json: bool, text: str) -> None:
-    typer.echo(msgspec.json.format(msgspec.json.encode(value)).decode() if json else text)
+        print_as(both, json, f"muxctl {__version__}\nmuxd   {daemon or 'not running'}")
 
 
 def _toml_string(text: str) -> str:

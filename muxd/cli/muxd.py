@@ -10,7 +10,7 @@ import typer
 
 from muxd import __version__
 from muxd.admin.schemas import Steward
-from muxd.cli import logs, ready
+from muxd.cli import logs, profile, ready
 from muxd.cli.failing import EX_CONFIG, fail, sentences
 from muxd.config import Config, home, load
 
@@ -72,6 +72,9 @@ def check_config(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
         raise typer.Exit(EX_CONFIG)
     names = ", ".join(model.name for model in settings.model) or "no models"
     typer.echo(f"{file} is fine: {names}; pool of {settings.pool.bytes}.")
+
+
+app.command()(profile.profile)
 
 
 @app.command()

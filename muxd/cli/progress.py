@@ -4,11 +4,22 @@ Implements the importer's ``Progress`` protocol (muxd.importer.progress).
 """
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from muxd.importer.progress import Progress as Reports
 
@@ -96,6 +107,16 @@ class Loading:
     def stop(self) -> None:
         """Remove the bars. Idempotent."""
         self._bars.stop()
+
+
+@contextmanager
+def counting(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar that counts to ``total``, gone at the end; only at a terminal. Yields the step to call."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    quiet = not sys.stderr.isatty()
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=quiet) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda steps: bar.advance(task, steps)
 
 
 def reporter(stream: TextIO | None = None) -> Bars | Lines:

@@ -19,7 +19,10 @@ def render(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def models(rows: Sequence[ModelRow]) -> str:
-    return render((*_MODEL_HEADERS, "SINCE", "DETAIL"), [_model(row) for row in rows])
+    """With a column SLO, the rolling goodput, where a model has a target."""
+    measured = any(row.ttft_slo or row.tpot_slo for row in rows)
+    headers = (*_MODEL_HEADERS, *(["SLO"] if measured else []), "SINCE", "DETAIL")
+    return render(headers, [_model(row, measured) for row in rows])
 
 
 def processes(rows: Sequence[ProcessRow]) -> str:
@@ -60,7 +63,7 @@ def duration(seconds: float) -> str:
     return f"{int(seconds)}s"
 
 
-def _model(row: ModelRow) -> list[str]:
+def _model(row: ModelRow, measured: bool) -> list[str]:
     return [
         row.name,
         row.state,
@@ -71,6 +74,7 @@ def _model(row: ModelRow) -> list[str]:
         str(row.waiting),
         "-" if row.ttft_p99_ms is None else f"{row.ttft_p99_ms:.0f}ms",
         str(row.tokens_total),
+        *(["-" if row.goodput is None else f"{100 * row.goodput:.0f}%"] if measured else []),
         duration(row.since_seconds),
         row.detail,
     ]

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from math import ceil
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from muxd.engine.sequence import Phase, Sequence
 from muxd.errors import MuxdError
@@ -37,7 +37,9 @@ class Lane:
 
     def __init__(self, spec: LaneSpec):
         self.spec = spec
+        self.model_context = spec.max_context
         self.ready = False
+        self.blocked = ""  # what the head of the queue waits for: worker, slots, rows, share, turn
         self.failed: MuxdError | None = None  # set when its worker will not come back
         self.admitted = 0  # sequences that hold rows
         self.waiting: deque[Sequence] = deque()
@@ -47,6 +49,11 @@ class Lane:
         self.forget: list[int] = []  # told to the worker with the next command
         self.decode_ended = 0.0
         self.prefilled_since_decode = False
+
+    def refit(self, capacity_rows: int) -> None:
+        """Quotas moved: no sequence may need more rows than it could ever be given."""
+        most = min(self.model_context, capacity_rows * self.spec.row_tokens)
+        self.spec = structs.replace(self.spec, capacity_rows=capacity_rows, max_context=most)
 
     def rows_for(self, tokens: int) -> int:
         return ceil(tokens / self.spec.row_tokens)

@@ -10,7 +10,8 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-Outcome = Literal["served", "refused", "cancelled", "failed"]
+from muxd.engine.slo import Outcome, Slo, Verdict
+
 PhaseName = Literal["prefill", "decode"]
 BlockState = Literal["used", "cached", "free"]
 
@@ -50,6 +51,8 @@ class Metrics:
         self._generated = counter("generation_tokens", "Tokens generated")
         self._preemptions = counter("preemptions", "Sequences that lost their rows and were recomputed")
         self._restarts = counter("worker_restarts", "Workers started again after they were lost")
+        self._slo = counter("slo_requests", "Ended requests by target, met or not", "target", "met")
+        self._good = counter("goodput_requests", "Requests served within all targets of their model")
         self._running = gauge("requests_running", "Sequences in prefill or decode")
         self._waiting = gauge("requests_waiting", "Sequences that have not started")
         self._blocks = gauge("pool_blocks", 'Head blocks by state; free ones under model=""', "state")
@@ -95,6 +98,19 @@ class Metrics:
         self._requests.labels(model, outcome).inc()
         if e2e is not None:
             self._e2e.labels(model).observe(e2e)
+
+    def add_slo(self, model: str, slo: Slo) -> None:
+        """Make the series of the model's targets exist at zero; without targets it has none."""
+        for target in slo.targets:
+            self._good.labels(model)
+            for met in ("true", "false"):
+                self._slo.labels(model, target, met)
+
+    def judged(self, model: str, verdict: Verdict) -> None:
+        """A request was measured against its model's targets."""
+        for target, met in verdict.items():
+            self._slo.labels(model, target, str(met).lower()).inc()
+        self._good.labels(model).inc(verdict.good)
 
     def preempted(self, model: str) -> None:
         self._preemptions.labels(model).inc()

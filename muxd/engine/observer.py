@@ -1,30 +1,35 @@
 """What the unit's driver reports: times and outcomes per request, all from one clock.
 
 Counts are kept here for muxctl and for the audit "every request ends exactly once"; the same calls feed
-``engine/metrics.py``. It decides nothing.
+``engine/metrics.py`` and measure requests against their model's targets. It decides nothing.
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import ceil
 
 from muxd.engine.actions import Launch
-from muxd.engine.metrics import Metrics, Outcome
+from muxd.engine.metrics import Metrics
 from muxd.engine.request import Request
 from muxd.engine.sequence import Sequence
+from muxd.engine.slo import Attainment, Course, Outcome, Slo
 from muxd.messages import Prefill
 
 
 class Observer:
     """Called by ``engine/unit.py`` only. Times are seconds of the unit's clock."""
 
-    def __init__(self, metrics: Metrics):
+    def __init__(self, metrics: Metrics, targets: Mapping[str, Slo] | None = None):
         self._metrics = metrics
+        self.attainment = Attainment(targets or {})
+        for model, slo in self.attainment.targets.items():
+            metrics.add_slo(model, slo)
         self.arrivals = 0
         self.outcomes: Counter[Outcome] = Counter()
         self.tokens_out: Counter[str] = Counter()
         self._ttft: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=1000))
         self._queued: dict[int, float] = {}  # sequence -> arrival, until its first batch is launched
+        self._first: dict[int, float] = {}  # sequence -> when its first token came
         self._last: dict[int, float] = {}  # sequence -> when its newest token came
 
     # ---- one sequence -----------------------------------------------------------------------------
@@ -41,6 +46,7 @@ class Observer:
             self._last[sequence.id] = now
             self.tokens_out[sequence.model] += 1
             if before is None:
+                self._first[sequence.id] = now
                 self._ttft[sequence.model].append(now - sequence.arrived)
                 self._metrics.first_token(sequence.model, now - sequence.arrived)
             else:
@@ -56,8 +62,18 @@ class Observer:
         """Exactly once per sequence that arrived."""
         self.outcomes[outcome] += 1
         self._queued.pop(sequence.id, None)
-        self._last.pop(sequence.id, None)
         self._metrics.ended(sequence.model, outcome, now - sequence.arrived if outcome == "served" else None)
+        verdict = self.attainment.ended(sequence.model, self._course(sequence, outcome, now))
+        if verdict is not None:
+            self._metrics.judged(sequence.model, verdict)
+
+    def _course(self, sequence: Sequence, outcome: Outcome, now: float) -> Course:
+        """How it went; forgets its times."""
+        first, last = self._first.pop(sequence.id, None), self._last.pop(sequence.id, None)
+        age, gaps = now - sequence.arrived, sequence.generated - 1
+        if first is None or last is None:
+            return Course(outcome, age)
+        return Course(outcome, age, first - sequence.arrived, (last - first) / gaps if gaps > 0 else None)
 
     def preempted(self, sequence: Sequence) -> None:
         self._metrics.preempted(sequence.model)

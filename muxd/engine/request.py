@@ -18,6 +18,7 @@ class Request(Struct, frozen=True):
     max_tokens: int
     sampling: Sampling
     eos: frozenset[int]  # token ids that end the sequence; empty with ignore_eos
+    http_id: str = ""  # x-request-id of the HTTP request, by which `muxctl why` finds it too
 
 
 class Delta(Struct, frozen=True):

@@ -26,13 +26,16 @@ from muxd.engine.actions import (
     WorkerReady,
 )
 from muxd.engine.commands import NO_ROWS, chunk_of, drain, new_rows
+from muxd.engine.forecast import Forecast
 from muxd.engine.lane import InFlight, Lane, LaneSpec
 from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
-from muxd.errors import ContextTooLong, MuxdError, QueueFull
+from muxd.errors import Busy, ConfigError, ContextTooLong, MuxdError, QueueFull
 from muxd.messages import Chunk, Decode, NewRows, Prefill
 from muxd.pool.ledger import Ledger, Rows
+
+POLICIES = ("mux",)
 
 # A held prefill that has waited this many drain timeouts lets no decode step pass any more.
 _STRICT_AFTER = 4
@@ -41,11 +44,23 @@ _STRICT_AFTER = 4
 class Scheduler:
     """Single writer of queues, rows and shares of one unit. Everything goes through ``handle``."""
 
-    def __init__(self, lanes: Iterable[LaneSpec], ledger: Ledger, shares: Shares, settings: Settings):
+    def __init__(
+        self,
+        lanes: Iterable[LaneSpec],
+        ledger: Ledger,
+        shares: Shares,
+        settings: Settings,
+        *,
+        policy: str = "mux",
+        forecast: Forecast | None = None,
+    ):
         self.lanes = {spec.model: Lane(spec) for spec in lanes}
         self.ledger = ledger
         self.shares = shares
         self.settings = settings
+        _check_policy(policy)
+        self.policy = policy
+        self.forecast = forecast  # set: refuse what cannot meet its first-token target
         self._batches = 0
         self._prefill_turn: list[str] = list(self.lanes)  # round-robin orders, next model first
         self._decode_turn: list[str] = list(self.lanes)
@@ -60,7 +75,7 @@ class Scheduler:
         actions: list[Action] = []
         match event:
             case Arrived():
-                self._on_arrived(event.sequence, actions)
+                self._on_arrived(event.sequence, now, actions)
             case BatchDone():
                 self._on_batch_done(event, now, actions)
             case Cancelled():
@@ -73,6 +88,10 @@ class Scheduler:
             case Tick():
                 pass
         self._launch(now, actions)
+        for lane in self.lanes.values():
+            lane.blocked = self._why_waiting(lane)
+        if self.forecast is not None:
+            self.forecast.observe(event, actions, now)
         return actions
 
     def deadline(self, now: float) -> float | None:
@@ -83,9 +102,36 @@ class Scheduler:
         due = [lane.decode_ended + patience for lane in self.lanes.values() if lane.idle and lane.running]
         return min((time for time in due if time > now), default=None)
 
-    def _on_arrived(self, sequence: Sequence, actions: list[Action]) -> None:
+    def set_policy(self, name: str) -> None:
+        """Raises ConfigError for a policy there is not, Busy while any sequence is in the unit."""
+        _check_policy(name)
+        if any(lane.waiting or lane.running for lane in self.lanes.values()):
+            raise Busy("policy: requests are being served; try again when the daemon is idle")
+        self.policy = name
+
+    def set_quota(self, model: str, min_blocks: int, max_blocks: int) -> None:
+        """Move a model's quota, in head blocks. Raises ConfigError, changing nothing, if it cannot hold."""
+        self.ledger.set_quota(model, min_blocks, max_blocks)
+        for lane in self.lanes.values():
+            lane.refit(self.ledger.limit(lane.spec.model))
+
+    def _why_waiting(self, lane: Lane) -> str:
+        """What the head of the lane's queue waits for; "" when nothing waits or its own batch runs."""
+        if not lane.waiting:
+            return ""
+        if not lane.ready:
+            return "worker"
+        if not lane.waiting[0].rows and not self._admissible(lane):
+            return "slots" if lane.admitted >= lane.spec.max_running else "rows"
+        if lane.flight is not None:
+            return ""
+        return "share" if self._held == lane.spec.model else "turn"
+
+    def _on_arrived(self, sequence: Sequence, now: float, actions: list[Action]) -> None:
         lane = self.lanes[sequence.model]
         error = self._refusal(lane, sequence)
+        if error is None and self.forecast is not None:
+            error = self.forecast.refusal(lane, sequence, self.lanes, now)
         if error is not None:
             sequence.phase = Phase.ENDED
             actions.append(Rejected(sequence, error))
@@ -400,3 +446,8 @@ class Scheduler:
         """The models before ``model`` were passed over, they keep their turn."""
         turn.remove(model)
         turn.append(model)
+
+
+def _check_policy(name: str) -> None:
+    if name not in POLICIES:
+        raise ConfigError(f"policy: {name!r} is not one of {', '.join(POLICIES)}")

@@ -25,10 +25,12 @@ from muxd.engine.actions import (
     WorkerLost,
     WorkerReady,
 )
+from muxd.engine.journal import Journal
 from muxd.engine.observer import Observer
 from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Sequence
+from muxd.engine.slo import Outcome
 from muxd.engine.stream import TokenStream
 from muxd.errors import MuxdError, ShuttingDown
 from muxd.messages import BatchDone as BatchReply
@@ -49,6 +51,7 @@ class Unit:
         self._send = send
         self._clock = clock
         self._observer = observer
+        self.journal = Journal(scheduler.lanes, scheduler.ledger, clock.now())
         self._streams: dict[int, TokenStream] = {}
         self._ids = count(1)
         self._timer: asyncio.TimerHandle | None = None
@@ -76,7 +79,10 @@ class Unit:
     def _close(self, sequence: Sequence, served: bool) -> None:
         if self._streams.pop(sequence.id, None) is None:
             return
-        self._observer.ended(sequence, "served" if served else "cancelled", self._clock.now())
+        outcome: Outcome = "served" if served else "cancelled"
+        now = self._clock.now()
+        self._observer.ended(sequence, outcome, now)
+        self.journal.ended(sequence, outcome, now)
         self._handle(Cancelled(sequence))
         self._note_empty()
 
@@ -101,6 +107,24 @@ class Unit:
     def idle(self) -> bool:
         """No request is anywhere in the unit."""
         return not self._streams
+
+    # ---- controls ---------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> str:
+        return self._scheduler.policy
+
+    def set_policy(self, name: str) -> None:
+        """Schedule by ``name`` from now on. Raises Busy while any request is in the unit."""
+        self._scheduler.set_policy(name)
+        self.journal.mark("policy", self._clock.now(), detail=name)
+
+    def set_quota(self, model: str, min_blocks: int, max_blocks: int, weight: float) -> None:
+        """Move a model's quota, in head blocks. Raises ConfigError where it cannot hold beside the others."""
+        self._scheduler.set_quota(model, min_blocks, max_blocks)
+        detail = f"min {min_blocks}, max {max_blocks} blocks, weight {weight:g}"
+        self.journal.mark("quota", self._clock.now(), model, detail)
+        self._handle(Tick())  # who was short of rows may start now
 
     # ---- shutdown ---------------------------------------------------------------------------------
 
@@ -129,6 +153,7 @@ class Unit:
                 self._send(action.model, action.command)
         for action in actions:
             self._perform(action, now, logprobs or {})
+        self.journal.record(event, actions, now)
         self._note_empty()
         self._set_timer()
         return actions

@@ -1,14 +1,16 @@
-"""The rows of one model: which are held, how often, and by which head blocks.
+"""The rows of one model: which are held, how often, which are cached, and by which head blocks.
 
 Owned by ``pool.ledger``, which alone decides whether a model may grow; nobody else calls this.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from muxd.errors import MuxdError
+from muxd.pool.cache import Cache, Stamp
 
 Ids = NDArray[np.int32]
 
@@ -28,27 +30,46 @@ class Rows:
 
 
 class Account:
-    """One model's block table, reference counts and row ids.
+    """One model's block table, reference counts, row ids and cache.
 
-    ``references[row] == 0`` exactly when ``row`` is unused; its line in ``table`` is then -1.
+    A row id is held (``references > 0``), cached (none, but idle in ``cache``) or unused; only then is its
+    line in ``table`` -1.
     """
 
-    def __init__(self, name: str, blocks_per_row: int, max_rows: int, min_blocks: int, max_blocks: int):
+    def __init__(
+        self, name: str, blocks_per_row: int, max_rows: int, min_blocks: int, max_blocks: int, row_tokens: int
+    ):
         self.name = name
         self.width = blocks_per_row
         self.max_rows = max_rows
         self.min_blocks = min_blocks
         self.max_blocks = max_blocks
-        self.rows = 0
+        self.row_tokens = row_tokens
+        self.seconds_per_row = 0.0  # what recomputing a row costs
+        self.asked_tokens = self.matched_tokens = 0
+        self.rows = 0  # held
         self.table: Ids = np.full((max_rows, blocks_per_row), -1, np.int32)
         self.references: Ids = np.zeros(max_rows, np.int32)
+        self.cache = Cache(max_rows)
         # A stack whose top is the lowest id, so that ids stay small and the worker's table dense.
         self._unused: Ids = np.arange(max_rows - 1, -1, -1, dtype=np.int32)
+        self.unused = max_rows  # unused ids are _unused[:unused]
 
     @property
     def blocks(self) -> int:
         """Head blocks held."""
         return self.rows * self.width
+
+    @property
+    def cached_rows(self) -> int:
+        """Rows kept without a holder."""
+        return len(self.cache.idle)
+
+    @property
+    def next_idle(self) -> tuple[float, int]:
+        """Priority (seconds a block, inflated) of the cached row to go first, and when it was given back."""
+        stamp = next(iter(self.cache.idle.values()))
+        return stamp.level + self.seconds_per_row / self.width, stamp.call
 
     @property
     def guaranteed(self) -> int:
@@ -62,8 +83,9 @@ class Account:
 
     def hold(self, blocks: Ids) -> Ids:
         """Name ``blocks`` (int32[n, width]) with n unused row ids, each referenced once."""
-        top = self.max_rows - self.rows
-        ids = self._unused[top - len(blocks) : top][::-1].copy()
+        rest = self.unused - len(blocks)
+        ids = self._unused[rest : self.unused][::-1].copy()
+        self.unused = rest
         self.table[ids] = blocks
         self.references[ids] = 1
         self.rows += len(ids)
@@ -74,8 +96,22 @@ class Account:
         rows, times = self._held(row_ids, "share")
         self.references[rows] += times
 
-    def release(self, row_ids: Ids) -> Ids:
-        """One reference less to each. Returns the head blocks (int32[k]) nobody refers to any more."""
+    def adopt(self, rows: Sequence[int]) -> Ids:
+        """One more reference to each of these registered rows, held or cached, each listed once."""
+        ids = np.array(rows, dtype=np.int32)
+        self.rows += int((self.references[ids] == 0).sum())
+        self.references[ids] += 1
+        self.cache.revive(rows)
+        return ids
+
+    def count(self, *, asked: int, matched: int) -> None:
+        """Rows that a sequence looked for and found."""
+        self.asked_tokens += asked * self.row_tokens
+        self.matched_tokens += matched * self.row_tokens
+
+    def release(self, row_ids: Ids, stamp: Stamp) -> Ids:
+        """One reference less to each. Rows without any are cached if registered; the head blocks (int32[k])
+        of the others are returned."""
         rows, times = self._held(row_ids, "release")
         if (short := rows[self.references[rows] < times]).size:
             raise LedgerError(
@@ -84,12 +120,33 @@ class Account:
             )
         self.references[rows] -= times
         freed = rows[self.references[rows] == 0]
-        blocks: Ids = self.table[freed].reshape(-1)
-        self.table[freed] = -1
-        top = self.max_rows - self.rows
-        self._unused[top : top + freed.size] = freed[::-1]
         self.rows -= freed.size
+        if (known := self.cache.registered[freed]).any():
+            lost = self.cache.keep(freed[known].tolist(), stamp)
+            freed = np.concatenate([freed[~known], np.array(lost, dtype=np.int32)])
+        return self.drop(freed)
+
+    def drop(self, rows: Ids) -> Ids:
+        """These ids are unused from now on; returns their head blocks."""
+        blocks: Ids = self.table[rows].reshape(-1)
+        self.table[rows] = -1
+        self._unused[self.unused : self.unused + rows.size] = rows[::-1]
+        self.unused += rows.size
         return blocks
+
+    def register(self, rows: Sequence[int], keys: Sequence[bytes], start: int) -> None:
+        """``rows[i]`` holds what ``keys[i]`` names, from ``start`` on. Changes nothing when it raises."""
+        if not 0 <= start <= len(keys) <= len(rows):
+            raise LedgerError(f"model {self.name}: {len(keys)} keys for {len(rows)} rows from {start} on")
+        fresh = rows[start : len(keys)]
+        _, times = self._held(np.array(fresh, dtype=np.int32), "registration")
+        if (times > 1).any():
+            raise LedgerError(f"model {self.name}: registration of rows {fresh}, one of them twice")
+        for row, key in zip(fresh, keys[start:], strict=True):
+            if self.cache.key_of(row) not in (None, key):
+                raise LedgerError(f"model {self.name}: row {row} is registered under another key")
+        for depth, row in enumerate(fresh, start):
+            self.cache.register(row, keys, depth)
 
     def _held(self, row_ids: Ids, verb: str) -> tuple[Ids, Ids]:
         """Distinct rows and how often each is listed; LedgerError unless all are held."""
@@ -106,11 +163,15 @@ class Account:
         """What is wrong inside this account, for the audit."""
         found = []
         held = np.flatnonzero(self.references)
-        unused = np.sort(self._unused[: self.max_rows - self.rows])
+        used = np.zeros(self.max_rows, np.bool_)
+        used[held] = True
+        used[list(self.cache.idle)] = True
         if held.size != self.rows:
             found.append(f"counts {self.rows} rows, {held.size} are referenced")
         if (self.references < 0).any():
             found.append(f"negative references at rows {np.flatnonzero(self.references < 0)[:8].tolist()}")
-        if not np.array_equal(unused, np.flatnonzero(self.references == 0)):
-            found.append("the unused row ids are not exactly the rows without references")
-        return [f"model {self.name}: {fault}" for fault in found]
+        if self.references[list(self.cache.idle)].any():
+            found.append("rows are cached and held at once")
+        if not np.array_equal(np.sort(self._unused[: self.unused]), np.flatnonzero(~used)):
+            found.append("the unused row ids are not exactly the rows neither held nor cached")
+        return [f"model {self.name}: {fault}" for fault in [*found, *self.cache.faults()]]

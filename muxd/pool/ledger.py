@@ -1,36 +1,56 @@
-"""Who holds which head block: one free stack for all models, quotas, reference counts, an audit.
+"""Who holds which head block: one free stack for all models, quotas, reference counts, cached rows.
 
-Pure: numpy only, no torch, no clock, no I/O. Called by the scheduler (take, share, release), the quota
-controller (set_quota) and the daemon at load and unload of a model. ``design.md`` beside it tells the rule.
+Pure: numpy only, no torch, no clock, no I/O. Called by the scheduler (take, admit, register, share,
+release), the quota controller (set_quota, set_cost) and the daemon at load and unload of a model.
+``design.md`` beside it tells the rules.
 """
 
-from collections import deque
-from collections.abc import Iterable
+import heapq
+from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from muxd.errors import ConfigError
+from muxd.pool import audit, quotas
 from muxd.pool.account import Account, Ids, LedgerError, Rows
+from muxd.pool.cache import Stamp
 
-__all__ = ["Ledger", "LedgerError", "Rows", "Usage"]
+__all__ = ["Grant", "Ledger", "LedgerError", "Rows", "Usage"]
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a model holds and may hold. ``rows`` in rows of the model, the rest in head blocks."""
+    """What a model holds, may hold and has cached.
+
+    ``rows`` and ``cached_rows`` in rows of the model, ``*_blocks`` in head blocks. The token counts only
+    grow: of admitted prompts, tokens in full rows (``asked``) and those found computed (``matched``).
+    """
 
     rows: int
     blocks: int
     min_blocks: int
     max_blocks: int
+    cached_rows: int = 0
+    cached_blocks: int = 0
+    asked_tokens: int = 0
+    matched_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grant:
+    """What ``admit`` gives: a sequence's block table is ``shared``, then ``rows.ids``."""
+
+    shared: Ids  # int32[k], rows that hold the first k keys: nothing to compute, never to be written
+    rows: Rows  # the others, newly taken
 
 
 class Ledger:
-    """Every head block of one pool, free or held by exactly one row of one model.
+    """Every head block of one pool: free, cached, or held by exactly one row of one model.
 
     The rule: a model may always grow to its ``min_blocks``; beyond, only into blocks that no other model's
-    unfilled guarantee needs, and never above ``max_blocks``.
+    unfilled guarantee needs, and never above ``max_blocks``. Cached blocks are as good as free for it.
     """
 
     def __init__(self, total_blocks: int):
@@ -42,23 +62,31 @@ class Ledger:
         self.total_blocks = total_blocks
         self._stack: Ids = np.arange(total_blocks - 1, -1, -1, dtype=np.int32)
         self._free = total_blocks  # free blocks are _stack[:_free]
+        self._held = 0  # blocks of held rows; what is neither free nor held is cached
         self._reserved = 0  # sum of unfilled guarantees
+        self._level = 0.0  # inflation of GreedyDual-Size: the highest priority reclaimed so far
+        self._releases = 0
         self._accounts: dict[str, Account] = {}
         self._story: deque[tuple[str, str, int]] = deque(maxlen=64)  # the last calls, for the audit
 
     @property
     def free_blocks(self) -> int:
-        """Head blocks nobody holds."""
+        """Head blocks that hold nothing."""
         return self._free
+
+    @property
+    def cached_blocks(self) -> int:
+        """Head blocks nobody holds, kept because a later prompt may want them; free to whoever asks."""
+        return self.total_blocks - self._free - self._held
 
     @property
     def owed_blocks(self) -> int:
         """Head blocks that guarantees need and borrowers still hold.
 
-        Above 0 only after a guarantee was raised over what is free; shrinks as rows come back. The scheduler
-        preempts borrowers while it lasts; nobody can borrow more meanwhile.
+        Above 0 only after a guarantee was raised over what is free or cached; shrinks as rows come back. The
+        scheduler preempts borrowers while it lasts; nobody can borrow more meanwhile.
         """
-        return max(0, self._reserved - self._free)
+        return max(0, self._reserved - self._unheld)
 
     def add_model(
         self,
@@ -67,8 +95,13 @@ class Ledger:
         max_rows: int,
         min_blocks: int = 0,
         max_blocks: int | None = None,
+        *,
+        row_tokens: int = 1,
     ) -> None:
-        """Open an account. Raises ConfigError when the quotas of all models cannot hold together."""
+        """Open an account. Raises ConfigError when the quotas of all models cannot hold together.
+
+        ``row_tokens``: tokens of a row, for the token counts of ``Usage``; without it they are rows.
+        """
         if name in self._accounts:
             raise LedgerError(f"model {name} has an account already")
         if blocks_per_row < 1 or max_rows < 1 or min_blocks // blocks_per_row > max_rows:
@@ -76,49 +109,100 @@ class Ledger:
                 f"model {name}: {max_rows} rows of {blocks_per_row} blocks cannot hold {min_blocks} blocks"
             )
         top = self.total_blocks if max_blocks is None else max_blocks
-        account = Account(name, blocks_per_row, max_rows, min_blocks, top)
-        self._check_quotas([*self._accounts.values(), account])
+        account = Account(name, blocks_per_row, max_rows, min_blocks, top, row_tokens)
+        quotas.check(self.total_blocks, [*self._accounts.values(), account])
         self._accounts[name] = account
         self._reserved += account.unfilled
         self._story.append(("add_model", name, max_rows))
 
     def remove_model(self, name: str) -> None:
-        """Close an account. Raises LedgerError while rows are held."""
+        """Close an account and drop what it cached. Raises LedgerError while rows are held."""
         account = self._account(name)
         if account.rows:
             raise LedgerError(f"model {name} still holds {account.rows} rows; release them before removal")
+        self.drop_cache(name)
         del self._accounts[name]
         self._reserved -= account.unfilled
         self._story.append(("remove_model", name, 0))
 
     def available(self, model: str) -> int:
         """Rows that ``take`` would grant now. O(1)."""
-        account = self._account(model)
-        own = account.unfilled
-        # The first term is the rule. The second matters only while blocks are owed: two models below their
-        # guarantees must not wait for each other's reservation, first come is first served.
-        growth = max(self._free - (self._reserved - own), min(self._free, own))
-        growth = min(growth, account.max_blocks - account.blocks)
-        return max(0, min(growth // account.width, account.max_rows - account.rows))
+        return self._growth(self._account(model))
 
     def limit(self, model: str) -> int:
         """Rows the model could hold if everybody else kept to their guarantees: more can never fit."""
-        return self._limit(self._account(model), self._accounts.values())
+        return quotas.limit(self.total_blocks, self._account(model), self._accounts.values())
 
     def take(self, model: str, n_rows: int) -> Rows | None:
         """``n_rows`` rows, each referenced once, or None: not now. Changes nothing when None."""
         account = self._account(model)
         if n_rows < 0:
             raise LedgerError(f"model {model}: cannot take {n_rows} rows")
-        if n_rows > self.available(model):
+        if n_rows > self._growth(account):
             return None
-        own, rest = account.unfilled, self._free - n_rows * account.width
-        blocks = self._stack[rest : self._free].reshape(n_rows, account.width).copy()
-        ids = account.hold(blocks)
-        self._free = rest
-        self._reserved += account.unfilled - own
+        rows = self._take(account, n_rows)
         self._story.append(("take", model, n_rows))
-        return Rows(ids, blocks)
+        return rows
+
+    def fits(self, model: str, keys: Sequence[bytes], n_rows_total: int) -> bool:
+        """Whether ``admit`` would grant this now. Looks at ``keys`` only when they decide."""
+        account = self._account(model)
+        growth = self._growth(account)
+        if n_rows_total <= growth:
+            return True
+        shared = account.cache.match(keys[:n_rows_total])
+        return n_rows_total - len(shared) + account.cache.idle_among(shared) <= growth
+
+    def matched(self, model: str, keys: Sequence[bytes]) -> int:
+        """Rows of the chain that are known now: what ``admit`` would share."""
+        return len(self._account(model).cache.match(keys))
+
+    def admit(self, model: str, keys: Sequence[bytes], n_rows_total: int) -> Grant | None:
+        """``n_rows_total`` rows for a sequence whose first rows are named ``keys``, or None: not now.
+
+        Rows known under the first keys are shared (one reference more), the rest is taken. Cached rows that
+        come back to life count as growth like new ones. Changes nothing when None.
+        """
+        account = self._account(model)
+        if n_rows_total < 0:
+            raise LedgerError(f"model {model}: cannot take {n_rows_total} rows")
+        keys = keys[:n_rows_total]
+        shared = account.cache.match(keys)
+        fresh = n_rows_total - len(shared)
+        if fresh + account.cache.idle_among(shared) > self._growth(account):
+            return None
+        before = account.blocks, account.unfilled
+        adopted = account.adopt(shared)  # first: what is held cannot be reclaimed for the rest
+        self._rebook(account, *before)
+        rows = self._take(account, fresh)
+        account.count(asked=len(keys), matched=len(shared))
+        self._story.append(("admit", model, n_rows_total))
+        return Grant(adopted, rows)
+
+    def register(self, model: str, rows: Sequence[int], keys: Sequence[bytes], start: int = 0) -> None:
+        """Rows computed to the end may be shared from now on: ``rows[i]`` is what ``keys[i]`` names.
+
+        ``rows`` and ``keys`` count from the sequence's first row (``rows`` may be longer); those before
+        ``start`` are not looked at. A key that another row has stays with it. Raises LedgerError, changing
+        nothing, unless the rows are held and not registered otherwise.
+        """
+        self._account(model).register(rows, keys, start)
+        self._story.append(("register", model, len(keys) - start))
+
+    def set_cost(self, model: str, seconds_per_row: float) -> None:
+        """What computing a row of the model again costs; at once the weight of all its cached rows."""
+        if not 0 <= seconds_per_row < float("inf"):
+            raise LedgerError(f"model {model}: a row cannot cost {seconds_per_row} seconds")
+        self._account(model).seconds_per_row = seconds_per_row
+
+    def drop_cache(self, model: str) -> None:
+        """Forget all computed rows of the model: cached ones are free, held ones will be.
+
+        For an unload, and for a lost worker: its successor does not know where the rows are.
+        """
+        account = self._account(model)
+        self._to_stack(account.drop(np.array(account.cache.clear(), dtype=np.int32)))
+        self._story.append(("drop_cache", model, 0))
 
     def share(self, model: str, row_ids: Ids) -> None:
         """One more holder for each row. Raises LedgerError, changing nothing, unless all are held."""
@@ -126,16 +210,15 @@ class Ledger:
         self._story.append(("share", model, len(row_ids)))
 
     def release(self, model: str, row_ids: Ids) -> None:
-        """One holder less for each row; without holders its blocks are free.
+        """One holder less for each row; without holders it is cached if registered, else its blocks are free.
 
         Raises LedgerError naming model and row, changing nothing, when a row is not held that often.
         """
         account = self._account(model)
-        own = account.unfilled
-        blocks = account.release(row_ids)
-        self._stack[self._free : self._free + blocks.size] = blocks
-        self._free += blocks.size
-        self._reserved += account.unfilled - own
+        before = account.blocks, account.unfilled
+        self._releases += 1
+        self._to_stack(account.release(row_ids, Stamp(self._level, self._releases)))
+        self._rebook(account, *before)
         self._story.append(("release", model, len(row_ids)))
 
     def set_quota(self, model: str, min_blocks: int, max_blocks: int | None = None) -> None:
@@ -146,7 +229,7 @@ class Ledger:
         account.min_blocks = min_blocks
         account.max_blocks = self.total_blocks if max_blocks is None else max_blocks
         try:
-            self._check_quotas(self._accounts.values())
+            quotas.check(self.total_blocks, self._accounts.values())
         except ConfigError:
             account.min_blocks, account.max_blocks = before
             raise
@@ -155,35 +238,95 @@ class Ledger:
 
     def usage(self) -> dict[str, Usage]:
         """Per model, in the order of ``add_model``."""
-        return {a.name: Usage(a.rows, a.blocks, a.min_blocks, a.max_blocks) for a in self._accounts.values()}
+        return {a.name: _usage(a) for a in self._accounts.values()}
 
     def audit(self) -> None:
-        """Raise LedgerError with the full story unless every block is free or held exactly once.
+        """Raise LedgerError with the full story unless every block is free, cached or held exactly once.
 
-        O(total_blocks) in numpy: for tests after every step and for the daemon when it is idle.
+        For tests after every step and for the daemon when it is idle.
         """
-        accounts = self._accounts.values()
-        parts = [self._stack[: self._free], *(a.table[a.references > 0].reshape(-1) for a in accounts)]
-        seen = np.concatenate(parts)
-        faults = [fault for account in accounts for fault in account.faults()]
-        if ((seen < 0) | (seen >= self.total_blocks)).any():
-            faults.append("block ids outside the pool")
-        else:
-            owners = np.bincount(seen, minlength=self.total_blocks)
-            for ids, what in ((owners == 0, "lost"), (owners > 1, "owned twice")):
-                if ids.any():
-                    faults.append(f"{ids.sum()} blocks {what}: {np.flatnonzero(ids)[:8].tolist()}")
-        if self._free + sum(a.blocks for a in accounts) != self.total_blocks:
-            faults.append("free and held blocks do not add up to the pool")
-        if self._reserved != (unfilled := sum(a.unfilled for a in accounts)):
-            faults.append(f"{self._reserved} blocks reserved, guarantees need {unfilled}")
+        faults = audit.faults(
+            self.total_blocks, self._stack[: self._free], self._accounts.values(),
+            reserved=self._reserved, held=self._held, level=self._level,
+        )  # fmt: skip
         if faults:
             raise LedgerError(f"pool audit: {'; '.join(faults)}. {self._tell()}")
+
+    # ---- cached rows are reclaimed before anybody is refused --------------------------------------------
+
+    def _take(self, account: Account, n_rows: int) -> Rows:
+        """New rows, which must be within the model's growth: what is not free is reclaimed."""
+        if n_rows > account.unused:
+            self._reclaim_own(account, n_rows - account.unused)
+        need = n_rows * account.width
+        if need > self._free:
+            self._reclaim(need - self._free)
+        before = account.blocks, account.unfilled
+        rest = self._free - need
+        blocks = self._stack[rest : self._free].reshape(n_rows, account.width).copy()
+        self._free = rest
+        ids = account.hold(blocks)
+        self._rebook(account, *before)
+        return Rows(ids, blocks)
+
+    def _reclaim(self, blocks: int) -> None:
+        """Free at least that many, the cheapest cached rows of all models first.
+
+        GreedyDual-Size (Cao and Irani 1997): a row's priority is the inflation when it was last given back
+        plus the seconds a block of it costs to compute again; inflation rises to what is reclaimed, so a row
+        that nobody asks for is overtaken in the end, however dear. Equal priorities: least recently used.
+        """
+        heads = [(*account.next_idle, account) for account in self._accounts.values() if account.cached_rows]
+        heapq.heapify(heads)  # a release has its own number, so accounts are never compared
+        victims: dict[str, list[int]] = defaultdict(list)
+        while blocks > 0:
+            priority, _, account = heads[0]
+            self._level = max(self._level, priority)
+            victims[account.name].append(account.cache.pop())
+            blocks -= account.width
+            if account.cached_rows:
+                heapq.heapreplace(heads, (*account.next_idle, account))
+            else:
+                heapq.heappop(heads)
+        for name, rows in victims.items():
+            self._to_stack(self._accounts[name].drop(np.array(rows, dtype=np.int32)))
+
+    def _reclaim_own(self, account: Account, rows: int) -> None:
+        """The model has no row ids left but those of its cached rows."""
+        victims = []
+        for _ in range(rows):
+            self._level = max(self._level, account.next_idle[0])
+            victims.append(account.cache.pop())
+        self._to_stack(account.drop(np.array(victims, dtype=np.int32)))
+
+    # ---- books --------------------------------------------------------------------------------------
+
+    @property
+    def _unheld(self) -> int:
+        return self.total_blocks - self._held
+
+    def _growth(self, account: Account) -> int:
+        own = account.unfilled
+        # The first term is the rule. The second matters only while blocks are owed: two models below their
+        # guarantees must not wait for each other's reservation, first come is first served.
+        growth = max(self._unheld - (self._reserved - own), min(self._unheld, own))
+        growth = min(growth, account.max_blocks - account.blocks)
+        return max(0, min(growth // account.width, account.max_rows - account.rows))
+
+    def _to_stack(self, blocks: Ids) -> None:
+        self._stack[self._free : self._free + blocks.size] = blocks
+        self._free += blocks.size
+
+    def _rebook(self, account: Account, blocks: int, unfilled: int) -> None:
+        """After the account has changed from ``blocks`` held and ``unfilled``."""
+        self._held += account.blocks - blocks
+        self._reserved += account.unfilled - unfilled
 
     def _tell(self) -> str:
         books = ", ".join(f"{name}: {usage}" for name, usage in self.usage().items())
         calls = ", ".join(f"{call}({model}, {n})" for call, model, n in self._story)
-        return f"{self._free} of {self.total_blocks} blocks free; {books}; last calls: {calls}"
+        free = f"{self._free} of {self.total_blocks} blocks free, {self.cached_blocks} cached"
+        return f"{free}; {books}; last calls: {calls}"
 
     def _account(self, model: str) -> Account:
         try:
@@ -193,28 +336,10 @@ class Ledger:
                 f"no model {model} in the pool, only: {', '.join(self._accounts) or 'none'}"
             ) from None
 
-    def _limit(self, account: Account, accounts: Iterable[Account]) -> int:
-        others = sum(a.guaranteed for a in accounts if a is not account)
-        blocks = min(account.max_blocks, self.total_blocks - others)
-        return max(0, min(blocks // account.width, account.max_rows))
 
-    def _check_quotas(self, accounts: Iterable[Account]) -> None:
-        accounts = list(accounts)
-        for a in accounts:
-            if not 0 <= a.min_blocks <= a.max_blocks <= self.total_blocks:
-                raise ConfigError(
-                    f"quota of model {a.name}: min {a.min_blocks}, max {a.max_blocks} blocks; "
-                    f"needs 0 <= min <= max <= {self.total_blocks} (the pool)"
-                )
-        if sum(a.min_blocks for a in accounts) > self.total_blocks:
-            parts = ", ".join(f"{a.name} {a.min_blocks}" for a in accounts if a.min_blocks)
-            raise ConfigError(
-                f"quota.min of the models add up to more than the pool ({parts}; pool {self.total_blocks} "
-                "blocks): lower a model's quota.min or raise pool.bytes"
-            )
-        for a in accounts:
-            if not self._limit(a, accounts):
-                raise ConfigError(
-                    f"model {a.name} could never hold one row ({a.width} of {self.total_blocks} blocks): "
-                    "raise pool.bytes or its quota.max, or lower the quota.min of others"
-                )
+def _usage(account: Account) -> Usage:
+    cached = account.cached_rows
+    return Usage(
+        account.rows, account.blocks, account.min_blocks, account.max_blocks,
+        cached, cached * account.width, account.asked_tokens, account.matched_tokens,
+    )  # fmt: skip

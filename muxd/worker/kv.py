@@ -42,7 +42,7 @@ class PagedKv:
         self._known[ids] = True
 
     def take(self, rows: list[int] | NDArray[np.int32], clear_from: int) -> None:
-        """Rows join a sequence; those from index ``clear_from`` on are zeroed: this batch does not fill them.
+        """Rows join a sequence; those from index ``clear_from`` on are zeroed: nothing has filled them yet.
 
         Raises ValueError for a row whose head blocks were never sent.
         """

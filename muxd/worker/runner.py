@@ -107,20 +107,32 @@ class Runner:
 
     def _take_chunk(self, chunk: Chunk) -> Span:
         """Bring the sequence up to date with its next chunk. Raises ValueError when one was skipped."""
-        if chunk.start == 0:
-            self._sequences[chunk.seq] = Sequence(chunk.sampling, chunk.prompt_tokens)
+        if chunk.first or chunk.start == 0:
+            self._sequences[chunk.seq] = self._begun(chunk)
         sequence = self._sequences[chunk.seq]
         if chunk.start != sequence.cached:
             raise ValueError(f"sequence {chunk.seq}: chunk starts at {chunk.start}, not {sequence.cached}")
         tokens: list[int] = np.frombuffer(chunk.tokens, dtype="<i4").tolist()
         rows: list[int] = np.frombuffer(chunk.rows, dtype="<i4").tolist()
         stop = chunk.start + len(tokens)
+        # Full rows are filled by this chunk, or shared and full already; later ones are garbage until zeroed.
         self._kv.take(rows, max(0, stop // self._kv.tokens - len(sequence.rows)))
         sequence.rows += rows
         sequence.history += tokens
         sequence.cached = stop
         self._reach(chunk.seq, stop - 1)
         return Span(sequence, chunk.start, stop)
+
+    def _begun(self, chunk: Chunk) -> Sequence:
+        """A sequence at its first chunk, what it shares already computed. Raises ValueError when a shared row
+        would be written, or its tokens are missing."""
+        known: list[int] = np.frombuffer(chunk.known, dtype="<i4").tolist()
+        if len(known) != chunk.start or chunk.start % self._kv.tokens:
+            raise ValueError(
+                f"sequence {chunk.seq}: begins at {chunk.start} with {len(known)} known tokens; "
+                f"both must be the same multiple of {self._kv.tokens}"
+            )
+        return Sequence(chunk.sampling, chunk.prompt_tokens, history=known, cached=chunk.start)
 
     def _reach(self, seq: int, position: int) -> Sequence:
         """The sequence, its rows reaching to ``position``. Raises ValueError when they do not."""

@@ -80,6 +80,12 @@ def test_every_read_arrives_as_it_was_given(path: Path) -> None:
     ("method", "route", "status"),
     [
         ("GET", "/v0/status", 200),
+        ("GET", "/v0/quota", 200),
+        ("GET", "/v0/policy", 200),
+        ("GET", "/v0/trace", 200),
+        ("GET", "/v0/why/chatcmpl-5-0", 200),
+        ("GET", "/v0/why/", 404),
+        ("POST", "/v0/trace", 405),
         ("GET", "/v1/nothing", 404),
         ("DELETE", "/v0/models", 405),
         ("GET", "/v0/stop", 405),

@@ -96,6 +96,16 @@ async def test_the_ending_token_is_not_text(door, serving, chat_body):
     assert answer["choices"][0]["message"]["content"] == serving.tokenizer.decode(word[:-1])
 
 
+async def test_the_engine_knows_both_ids_the_client_was_told(door, serving, chat_body):
+    """`muxctl why` takes either."""
+    body = chat_body | {"n": 2}
+    _, answer, headers = await door.post(CHAT, body, **{"x-request-id": "from/client?7"})
+    assert [request.id for request in serving.requests] == [f"{answer['id']}-0", f"{answer['id']}-1"]
+    assert {request.http_id for request in serving.requests} == {"from/client?7"}
+    _, _, headers = await door.post(TEXT, {"model": "base", "prompt": "x"})
+    assert serving.requests[-1].http_id == headers["x-request-id"] != ""
+
+
 async def test_long_prompts_are_tokenised_beside_the_loop(door, serving, monkeypatch):
     """The loop's thread must not tokenise them; short ones need no thread."""
     threads = []

@@ -78,9 +78,9 @@ def test_version_of_both_and_of_one(path: Path) -> None:
     assert msgspec.json.decode(both.stdout) == {"muxctl": "0.1.0", "muxd": "0.1.0"}
 
 
-@pytest.mark.parametrize("verb", ["ps", "models", "status", "stop"])
+@pytest.mark.parametrize("verb", ["ps", "models", "status", "stop", "quota", "policy", "why x", "trace x"])
 def test_a_missing_daemon_is_one_sentence_and_exit_1(path: Path, verb: str) -> None:
-    done = muxctl(verb, MUXD_SOCKET=str(path))
+    done = muxctl(*verb.split(), MUXD_SOCKET=str(path))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(
         f"muxctl: no muxd is running at {path}. Start one with `muxd serve --config"

@@ -40,11 +40,12 @@ def test_environment_names_every_room_and_converts() -> None:
         "MUXD_POOL_BYTES": "64M",
         "MUXD_POOL_BLOCK_BYTES": "4096",
         "MUXD_SCHEDULER_OVERBOOK": "20",
+        "MUXD_SCHEDULER_POLICY": "mux",
     }
     config = load(None, env=env)
     assert (config.server.log_level, config.server.shutdown_grace) == ("debug", 2.5)
     assert (config.pool.bytes, config.pool.block_bytes) == ("64M", 4096)
-    assert config.scheduler.overbook == 20
+    assert (config.scheduler.overbook, config.scheduler.policy) == (20, "mux")
 
 
 def test_paths_of_models_start_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

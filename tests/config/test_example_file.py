@@ -27,6 +27,7 @@ def section(header: str) -> str:
 def test_it_loads() -> None:
     first, second = load(EXAMPLE, env={}).model
     assert (first.name, first.share, first.quota.min) == ("smollm2", 50, "25%")
+    assert (first.quota.weight, first.ttft_slo, first.tpot_slo) == (2.0, 2.0, 0.2)
     assert second == ModelConfig(name="gemma3", path=str(EXAMPLE.parent / "models/gemma3"))
 
 

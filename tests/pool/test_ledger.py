@@ -213,7 +213,30 @@ def test_work_per_call_does_not_grow_with_rows_or_heads() -> None:
     assert wide.usage()["m"].rows == 1000
 
 
+def test_work_per_named_row_does_not_grow_with_heads() -> None:
+    """Naming, caching, reclaiming and finding 50 rows of 90 head blocks costs the lines of 50 of one."""
+    keys, other = ([bytes([kind, row]) for row in range(50)] for kind in (1, 2))
+    counts = []
+    for width in (90, 1):
+        ledger = Ledger(75 * width)
+        ledger.add_model("m", width, 75)
+        rows = ledger.take("m", 50)
+        assert rows is not None
+        counts.append(
+            [
+                steps(ledger.register, "m", rows.ids.tolist(), keys),
+                steps(ledger.release, "m", rows.ids),
+                steps(ledger.admit, "m", other, 50),  # reclaims 25
+                steps(ledger.admit, "m", keys, 50),  # finds 25, and there is room for no more
+            ]
+        )
+        assert ledger.matched("m", keys) == 25
+        assert ledger.usage()["m"].rows == 50
+    assert counts[0] == counts[1]
+
+
 def test_ledger_device_and_link_need_no_torch() -> None:
-    modules = "muxd.pool.ledger, muxd.pool.arena, muxd.device.cpu, muxd.link.daemon_end, muxd.link.fds"
+    pool = "muxd.pool.ledger, muxd.pool.prefix, muxd.pool.arena"
+    modules = f"{pool}, muxd.device.cpu, muxd.link.daemon_end, muxd.link.fds"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,56 +1,43 @@
-"""The ledger against a plain-Python model of it, over random histories."""
+"""The ledger against a plain-Python model of it, over random histories of models, sequences and prefixes."""
 
 from collections import Counter
+from dataclasses import dataclass
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.naive_pool import NaivePool, keys_of
 
 from muxd.errors import ConfigError
 from muxd.pool.ledger import Ledger, LedgerError
 
 NAMES = ["a", "b", "c", "d"]
+ROW_TOKENS = 4
+SECONDS = st.sampled_from([0.0, 0.25, 1.0, 3.5, 40.0])
+
+
+@dataclass(eq=False)
+class Running:
+    """A sequence: its rows, the path of tokens they hold, and how many are registered."""
+
+    model: str
+    path: str
+    rows: list[int]
+    registered: int
 
 
 class LedgerHistory(RuleBasedStateMachine):
-    """``held[model][row]`` = [references, blocks], ``quota[model]`` = (width, max_rows, min, max)."""
-
-    @initialize(total=st.integers(1, 60))
-    def start(self, total: int) -> None:
+    @initialize(total=st.integers(1, 60), widths=st.lists(st.integers(1, 3), max_size=2))
+    def start(self, total: int, widths: list[int]) -> None:
         self.ledger = Ledger(total)
-        self.total = total
-        self.held: dict[str, dict[int, list]] = {}
-        self.quota: dict[str, tuple[int, int, int, int]] = {}
+        self.naive = NaivePool(total)
+        self.running: list[Running] = []
+        for model, width in zip(NAMES, widths, strict=False):
+            self.add(model, width, 8 + total % 12, 0, None, 0.5 * width)
 
-    # -- the rule, written a second time from its statement -------------------------------------------
-
-    def blocks(self, model: str) -> int:
-        return len(self.held[model]) * self.quota[model][0]
-
-    def unfilled(self, model: str) -> int:
-        width, _, low, _ = self.quota[model]
-        return max(0, low // width * width - self.blocks(model))
-
-    def free(self) -> int:
-        return self.total - sum(self.blocks(m) for m in self.held)
-
-    def owed(self) -> int:
-        return max(0, sum(self.unfilled(m) for m in self.held) - self.free())
-
-    def quotas_fit(self, quota: dict[str, tuple[int, int, int, int]]) -> bool:
-        if any(not 0 <= low <= high <= self.total for _, _, low, high in quota.values()):
-            return False
-        if sum(low for _, _, low, _ in quota.values()) > self.total:
-            return False
-        for model, (width, _, _, high) in quota.items():
-            others = sum(low // w * w for m, (w, _, low, _) in quota.items() if m != model)
-            if min(high, self.total - others) < width:
-                return False
-        return True
-
-    # -- events -------------------------------------------------------------------------------------------
+    # -- models -------------------------------------------------------------------------------------------
 
     @rule(
         model=st.sampled_from(NAMES),
@@ -58,79 +45,197 @@ class LedgerHistory(RuleBasedStateMachine):
         rows=st.integers(8, 30),
         low=st.integers(0, 20),
         high=st.one_of(st.none(), st.integers(0, 60)),
+        seconds=SECONDS,
     )
-    def add(self, model: str, width: int, rows: int, low: int, high: int | None) -> None:
-        if model in self.quota or low // width > rows:
+    def add(self, model: str, width: int, rows: int, low: int, high: int | None, seconds: float) -> None:
+        if model in self.naive.quota or low // width > rows:
             return
-        wanted = {**self.quota, model: (width, rows, low, self.total if high is None else high)}
+        quota = (width, rows, low, self.naive.total if high is None else high)
+        fit = self.naive.quotas_fit({**self.naive.quota, model: quota})
         try:
-            self.ledger.add_model(model, width, rows, low, high)
+            self.ledger.add_model(model, width, rows, low, high, row_tokens=ROW_TOKENS)
         except ConfigError:
-            assert not self.quotas_fit(wanted)
+            assert not fit
         else:
-            assert self.quotas_fit(wanted)
-            self.quota, self.held[model] = wanted, {}
+            assert fit
+            self.naive.add(model, quota)
+            self.costs(model, seconds)
 
-    @precondition(lambda self: self.quota)
+    @precondition(lambda self: self.naive.quota)
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
-        model = data.draw(st.sampled_from(sorted(self.quota)))
-        if self.held[model]:
+        model = self.some_model(data)
+        if self.naive.held(model):
             with pytest.raises(LedgerError, match=f"model {model} still holds"):
                 self.ledger.remove_model(model)
         else:
             self.ledger.remove_model(model)
-            del self.quota[model], self.held[model]
+            self.naive.remove(model)
+            self.running = [it for it in self.running if it.model != model]
 
-    @precondition(lambda self: self.quota)
+    @precondition(lambda self: self.naive.quota)
+    @rule(data=st.data(), low=st.integers(0, 40), high=st.one_of(st.none(), st.integers(0, 60)))
+    def set_quota(self, data: st.DataObject, low: int, high: int | None) -> None:
+        model = self.some_model(data)
+        width, max_rows, _, _ = self.naive.quota[model]
+        if low // width > max_rows:
+            return
+        quota = (width, max_rows, low, self.naive.total if high is None else high)
+        wanted = {**self.naive.quota, model: quota}
+        try:
+            self.ledger.set_quota(model, low, high)
+        except ConfigError:
+            assert not self.naive.quotas_fit(wanted)
+        else:
+            assert self.naive.quotas_fit(wanted)
+            self.naive.quota = wanted
+
+    @precondition(lambda self: self.naive.quota)
+    @rule(data=st.data(), seconds=SECONDS)
+    def set_cost(self, data: st.DataObject, seconds: float) -> None:
+        self.costs(self.some_model(data), seconds)
+
+    def costs(self, model: str, seconds: float) -> None:
+        self.ledger.set_cost(model, seconds)
+        self.naive.cost[model] = seconds
+
+    @precondition(lambda self: self.naive.quota)
+    @rule(data=st.data())
+    def drop_cache(self, data: st.DataObject) -> None:
+        model = self.some_model(data)
+        self.ledger.drop_cache(model)
+        for row in self.naive.cached(model):
+            del self.naive.rows[model][row]
+        for it in self.naive.rows[model].values():
+            it.key = None
+
+    # -- rows -------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.naive.quota)
     @rule(data=st.data(), n=st.integers(0, 12))
     def take(self, data: st.DataObject, n: int) -> None:
-        model = data.draw(st.sampled_from(sorted(self.quota)))
-        width, max_rows, _, high = self.quota[model]
-        others = sum(self.unfilled(m) for m in self.held if m != model)
-        need, held = n * width, self.blocks(model)
-        within_rule = need <= self.free() - others or need <= min(self.free(), self.unfilled(model))
-        allowed = within_rule and held + need <= high and len(self.held[model]) + n <= max_rows
-        owed_before = self.owed()
+        model = self.some_model(data)
+        allowed, owed_before = self.naive.may_grow(model, n), self.naive.owed()
         rows = self.ledger.take(model, n)
-        assert (rows is not None) == (allowed or n == 0)
+        assert (rows is not None) == allowed
         if rows is None:
             return
         assert rows.ids.dtype == rows.blocks.dtype == np.int32
-        assert rows.blocks.shape == (n, width)
-        for row, blocks in zip(rows.ids.tolist(), rows.blocks.tolist(), strict=True):
-            assert row not in self.held[model]
-            assert 0 <= row < max_rows
-            self.held[model][row] = [1, blocks]
-        assert self.owed() <= owed_before
+        assert rows.blocks.shape == (n, self.naive.quota[model][0])
+        self.naive.make_room(model, n)
+        self.naive.granted(model, rows.ids.tolist(), rows.blocks.tolist())
+        assert self.naive.owed() <= owed_before
 
-    @precondition(lambda self: any(self.held.values()))
+    @precondition(lambda self: self.naive.quota)
+    @rule(data=st.data(), path=st.text("ab", max_size=7), more=st.integers(-2, 3))
+    def admit(self, data: st.DataObject, path: str, more: int) -> None:
+        self.admitted(self.some_model(data), path, more)
+
+    @precondition(lambda self: self.naive.quota)
+    @rule(data=st.data(), path=st.text("abc", min_size=1, max_size=7), ends=st.sampled_from([0, 1, 1]))
+    def compute(self, data: st.DataObject, path: str, ends: int) -> None:
+        """A sequence whose rows are all full; most end and leave them cached."""
+        if (it := self.admitted(self.some_model(data), path, 0)) is not None:
+            self.registered(it, len(path), it.registered)
+            if ends:
+                self.finished(it)
+
+    def admitted(self, model: str, path: str, more: int) -> Running | None:
+        keys, n = keys_of(path), max(0, len(path) + more)
+        shared = self.naive.match(model, keys[:n])
+        idle = [row for row in shared if row in self.naive.cached(model)]
+        fresh = n - len(shared)
+        allowed, owed_before = self.naive.may_grow(model, fresh + len(idle)), self.naive.owed()
+        assert self.ledger.fits(model, keys, n) == allowed
+        grant = self.ledger.admit(model, keys, n)
+        assert (grant is not None) == allowed
+        if grant is None:
+            return None
+        assert grant.shared.tolist() == shared
+        for row in shared:
+            self.naive.rows[model][row].references += 1
+        self.naive.make_room(model, fresh)
+        self.naive.granted(model, grant.rows.ids.tolist(), grant.rows.blocks.tolist())
+        self.naive.tokens[model, "asked"] += len(keys[:n]) * ROW_TOKENS
+        self.naive.tokens[model, "matched"] += len(shared) * ROW_TOKENS
+        assert self.naive.owed() <= owed_before
+        self.running.append(Running(model, path, [*shared, *grant.rows.ids.tolist()], len(shared)))
+        return self.running[-1]
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def register(self, data: st.DataObject) -> None:
+        it = data.draw(st.sampled_from(self.running))
+        most = min(len(it.path), len(it.rows))
+        stop = data.draw(st.integers(min(it.registered, most), most))
+        self.registered(it, stop, data.draw(st.integers(0, min(it.registered, stop))))
+
+    def registered(self, it: Running, stop: int, first: int) -> None:
+        keys = keys_of(it.path)[:stop]
+        self.ledger.register(it.model, it.rows, keys, first)
+        for row, key in list(zip(it.rows, keys, strict=False))[first:]:
+            if key not in self.naive.index(it.model):
+                self.naive.rows[it.model][row].key = key
+        it.registered = stop
+
+    @precondition(lambda self: any(it.registered for it in self.running))
+    @rule(data=st.data(), kind=st.sampled_from(["other key", "short", "outside", "not held"]))
+    def register_wrongly(self, data: st.DataObject, kind: str) -> None:
+        it = data.draw(st.sampled_from([it for it in self.running if it.registered]))
+        rows, keys = it.rows[: it.registered], keys_of(it.path)[: it.registered]
+        if kind == "other key":
+            if rows[-1] not in self.naive.index(it.model).values():
+                return  # another row had the key first, or the cache was dropped
+            keys[-1] = b"other"
+        elif kind == "short":
+            rows = rows[:-1]
+        elif kind == "outside":
+            rows[-1] = self.naive.quota[it.model][1]
+        else:
+            unheld = set(range(self.naive.quota[it.model][1])) - set(self.naive.held(it.model))
+            if not unheld:
+                return
+            rows[-1] = min(unheld)
+        with pytest.raises(LedgerError, match=rf"model {it.model}: "):
+            self.ledger.register(it.model, rows, keys)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        self.finished(data.draw(st.sampled_from(self.running)))
+
+    def finished(self, it: Running) -> None:
+        self.running.remove(it)
+        self.ledger.release(it.model, np.array(it.rows, np.int32))
+        self.naive.release(it.model, it.rows)
+
+    @precondition(lambda self: any(map(self.naive.held, self.naive.quota)))
     @rule(data=st.data())
     def share(self, data: st.DataObject) -> None:
         model, rows = self.some_rows(data)
         self.ledger.share(model, np.array(rows, np.int32))
         for row in rows:
-            self.held[model][row][0] += 1
+            self.naive.rows[model][row].references += 1
 
-    @precondition(lambda self: any(self.held.values()))
+    @precondition(lambda self: any(map(self.naive.held, self.naive.quota)))
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
+        """Any rows: whoever ran on them is no longer looked after."""
         model, rows = self.some_rows(data)
-        rows = [row for row, n in Counter(rows).items() for _ in range(min(n, self.held[model][row][0]))]
+        references = {row: self.naive.rows[model][row].references for row in rows}
+        rows = [row for row, n in Counter(rows).items() for _ in range(min(n, references[row]))]
         self.ledger.release(model, np.array(rows, np.int32))
-        for row in rows:
-            self.held[model][row][0] -= 1
-            if self.held[model][row][0] == 0:
-                del self.held[model][row]
+        self.naive.release(model, rows)
+        self.running = [it for it in self.running if it.model != model or not set(rows) & set(it.rows)]
 
-    @precondition(lambda self: any(self.held.values()))
+    @precondition(lambda self: any(map(self.naive.held, self.naive.quota)))
     @rule(data=st.data(), kind=st.sampled_from(["too often", "not held", "outside"]))
     def release_wrongly(self, data: st.DataObject, kind: str) -> None:
         model, rows = self.some_rows(data)
-        held, max_rows = self.held[model], self.quota[model][1]
-        unheld = [row for row in range(max_rows) if row not in held]
+        max_rows = self.naive.quota[model][1]
+        unheld = [row for row in range(max_rows) if row not in self.naive.held(model)]
         if kind == "too often":
-            rows += [rows[0]] * held[rows[0]][0]
+            rows += [rows[0]] * self.naive.rows[model][rows[0]].references
         elif kind == "not held" and unheld:
             rows.append(data.draw(st.sampled_from(unheld)))
         else:
@@ -138,57 +243,63 @@ class LedgerHistory(RuleBasedStateMachine):
         with pytest.raises(LedgerError, match=rf"model {model}: .*row -?\d+"):
             self.ledger.release(model, np.array(rows, np.int32))
 
-    @precondition(lambda self: self.quota)
-    @rule(data=st.data(), low=st.integers(0, 40), high=st.one_of(st.none(), st.integers(0, 60)))
-    def set_quota(self, data: st.DataObject, low: int, high: int | None) -> None:
-        model = data.draw(st.sampled_from(sorted(self.quota)))
-        width, max_rows, _, _ = self.quota[model]
-        if low // width > max_rows:
-            return
-        wanted = {**self.quota, model: (width, max_rows, low, self.total if high is None else high)}
-        try:
-            self.ledger.set_quota(model, low, high)
-        except ConfigError:
-            assert not self.quotas_fit(wanted)
-        else:
-            assert self.quotas_fit(wanted)
-            self.quota = wanted
+    def some_model(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from(sorted(self.naive.quota)))
 
     def some_rows(self, data: st.DataObject) -> tuple[str, list[int]]:
-        model = data.draw(st.sampled_from(sorted(m for m in self.held if self.held[m])))
-        return model, data.draw(st.lists(st.sampled_from(sorted(self.held[model])), min_size=1, max_size=6))
+        model = data.draw(st.sampled_from(sorted(m for m in self.naive.quota if self.naive.held(m))))
+        rows = st.sampled_from(sorted(self.naive.held(model)))
+        return model, data.draw(st.lists(rows, min_size=1, max_size=6))
 
     # -- what always holds ----------------------------------------------------------------------------
 
     @invariant()
     def books_agree(self) -> None:
         self.ledger.audit()
-        assert self.ledger.free_blocks == self.free()
-        assert self.ledger.owed_blocks == self.owed()
+        naive = self.naive
+        assert self.ledger.cached_blocks == naive.cached_blocks()
+        assert self.ledger.free_blocks == naive.unheld() - naive.cached_blocks()
+        assert self.ledger.owed_blocks == naive.owed()
+        assert self.ledger._level == naive.level
         usage = self.ledger.usage()
-        assert list(usage) == list(self.quota)
+        assert list(usage) == list(naive.quota)
         for model, seen in usage.items():
-            assert (seen.rows, seen.blocks) == (len(self.held[model]), self.blocks(model))
-            assert (seen.min_blocks, seen.max_blocks) == self.quota[model][2:]
-        every = [block for rows in self.held.values() for _, blocks in rows.values() for block in blocks]
-        assert len(every) == len(set(every))
+            assert (seen.rows, seen.blocks) == (len(naive.held(model)), naive.blocks(model))
+            assert (seen.min_blocks, seen.max_blocks) == naive.quota[model][2:]
+            assert seen.cached_rows == len(naive.cached(model))
+            assert seen.cached_blocks == len(naive.cached(model)) * naive.quota[model][0]
+            assert seen.asked_tokens == naive.tokens[model, "asked"]
+            assert seen.matched_tokens == naive.tokens[model, "matched"]
+
+    @invariant()
+    def exactly_the_rows_that_were_kept_are_found(self) -> None:
+        for model in self.naive.quota:
+            known = self.naive.index(model)
+            for key in known:
+                keys = keys_of(key.decode())
+                assert self.ledger.matched(model, keys) == len(self.naive.match(model, keys))
+            for row in self.naive.cached(model):
+                key = self.naive.rows[model][row].key
+                assert key is not None
+                assert self.naive.whole(model, key)
 
     @invariant()
     def nobody_below_its_guarantee_is_refused_while_another_borrows(self) -> None:
         """With nothing owed, every guarantee can be filled at once; while something is owed (a guarantee
         was just raised over what is free), nobody beyond its own guarantee gets another row."""
-        for model, (width, _, _, high) in self.quota.items():
-            available = self.ledger.available(model)
-            assert available <= self.ledger.limit(model) or self.owed()
-            assert available >= min(self.free(), self.unfilled(model)) // width
-            if not self.owed():
-                assert available * width >= self.unfilled(model)
-            elif not self.unfilled(model):
+        naive, owed, unheld = self.naive, self.naive.owed(), self.naive.unheld()
+        for model, (width, _, _, high) in naive.quota.items():
+            available, unfilled = self.ledger.available(model), naive.unfilled(model)
+            assert available <= self.ledger.limit(model) or owed
+            assert available >= min(unheld, unfilled) // width
+            if not owed:
+                assert available * width >= unfilled
+            elif not unfilled:
                 assert available == 0
-            assert self.blocks(model) + available * width <= max(high, self.blocks(model))
-        if not self.owed():
-            assert sum(self.unfilled(m) for m in self.held) <= self.free()
+            assert naive.blocks(model) + available * width <= max(high, naive.blocks(model))
+        if not owed:
+            assert sum(map(naive.unfilled, naive.quota)) <= unheld
 
 
-LedgerHistory.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+LedgerHistory.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestLedgerHistory = LedgerHistory.TestCase

@@ -11,8 +11,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from muxd.admin.schemas import ModelRow, PoolStatus, ProcessRow, RequestStatus, Status
+from msgspec.structs import replace
+
+from muxd.admin.schemas import (
+    ModelRow,
+    PolicyState,
+    PoolStatus,
+    ProcessRow,
+    QuotaChange,
+    QuotaRow,
+    RequestStatus,
+    Status,
+)
 from muxd.admin.server import AdminServer
+from muxd.engine.trace import Mark, RequestTimes, Sample, Span, Trace
+from muxd.errors import Busy, NotFound
 
 POOL = PoolStatus(bytes=1 << 30, block_bytes=8192, total_blocks=131072, free_blocks=98304, cached_blocks=100)
 REQUESTS = RequestStatus(running=3, waiting=1, served=120, refused=4, cancelled=2, failed=1)
@@ -57,6 +70,41 @@ PROCESSES = [
     ProcessRow(4711, "worker", "smol_lm.2", "prefill+decode", 1, 200 << 20, 1000.5, 2, 59),
 ]
 
+GIB = 1 << 30
+QUOTAS = [
+    QuotaRow("smol_lm.2", 2.0, 256 << 20, GIB, 300 << 20, 16 << 20, 44 << 20, GIB),
+    QuotaRow("gemma", 1.0, 0, GIB // 2, 0, 0, 0, GIB),
+]
+WHY = RequestTimes(
+    id="chatcmpl-5-0",
+    http_id="from/client?1",
+    model="smol_lm.2",
+    state="served",
+    arrived=100.0,
+    total=2.0,
+    prompt_tokens=40,
+    generated_tokens=12,
+    waits={"share": 0.31, "turn": 0.04},
+    prefill=0.15,
+    recompute=0.2,
+    decode=1.1,
+    held=0.2,
+    cached_tokens=32,
+    preemptions=1,
+    started=100.35,
+    ttft=0.5,
+    beside={"gemma": 0.3},
+)
+TRACE = Trace(
+    now=200.0,
+    spans=[
+        Span("gemma", "prefill", 190.0, 190.25, 7, 50, 2, 96),
+        Span("gemma", "decode", 191.0, None, 8, 100, 2, 2),
+    ],
+    marks=[Mark(190.5, "preempted", "gemma", "chatcmpl-5-0")],
+    samples=[Sample(190.0, 60, 4, ("gemma",), (36,), (1,), (2,))],
+)
+
 
 class ScriptedSteward:
     """Answers with the rows above; ``stopped`` tells that it was asked to stop."""
@@ -82,6 +130,28 @@ class ScriptedSteward:
 
     def ps(self) -> list[ProcessRow]:
         return PROCESSES
+
+    def quota(self) -> list[QuotaRow]:
+        return QUOTAS
+
+    def set_quota(self, change: QuotaChange) -> list[QuotaRow]:
+        return [replace(row, weight=change.weight or row.weight) for row in QUOTAS]
+
+    def policy(self) -> PolicyState:
+        return PolicyState("mux", ["mux", "temporal", "spatial"])
+
+    def set_policy(self, name: str) -> PolicyState:
+        if name == "spatial":
+            raise Busy("3 requests are being served; wait until muxd is idle")
+        return PolicyState(name, ["mux", "temporal", "spatial"])
+
+    def why(self, id: str) -> list[RequestTimes]:
+        if id not in (WHY.id, WHY.http_id):
+            raise NotFound(f"no request {id!r}")
+        return [WHY]
+
+    def trace(self) -> Trace:
+        return TRACE
 
     def stop(self) -> None:
         self.stopped.set()

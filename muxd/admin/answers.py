@@ -1,0 +1,56 @@
+"""What every route of the local door shares: finding the Steward, reading a body, answering, explaining."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from muxd import __version__
+from muxd.admin.schemas import VERSION_HEADER, Steward
+from muxd.errors import BadRequest, MuxdError
+
+_LOG = logging.getLogger(__name__)
+STEWARD = web.AppKey("steward", Steward)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+T = TypeVar("T")
+
+
+async def read(request: web.Request, wanted: type[T]) -> T:
+    """The body as ``wanted``. Raises BadRequest naming the field that is wrong."""
+    try:
+        return msgspec.json.decode(await request.read(), type=wanted)
+    except msgspec.DecodeError as error:
+        raise BadRequest(f"{request.method} {request.path}: {error}") from None
+
+
+def answer(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(value), status=status, headers=headers, content_type="application/json"
+    )
+
+
+@web.middleware
+async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every refusal as ``{"error": {"message": ...}}``; a defect is logged and does not end the daemon."""
+    try:
+        return await handler(request)
+    except MuxdError as error:
+        return _error(error.status, error.message)
+    except web.HTTPException as error:
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        return _error(error.status, f"{request.method} {request.path}: {error.reason}", headers)
+    except Exception:
+        _LOG.exception("admin: %s %s failed", request.method, request.path)
+        return _error(500, "internal error; the daemon's log says more")
+
+
+async def stamp(request: web.Request, response: web.StreamResponse) -> None:
+    """``on_response_prepare``: the daemon's version on every answer."""
+    response.headers[VERSION_HEADER] = __version__
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    return answer({"error": {"message": message}}, status=status, headers=headers)

@@ -1,0 +1,65 @@
+"""The routes of the local door: each asks the Steward one thing."""
+
+from aiohttp import web
+
+from muxd.admin.answers import STEWARD, answer, read
+from muxd.admin.schemas import PolicyChange, QuotaChange, Stopping
+
+
+def routes() -> list[web.RouteDef]:
+    """Everything under /v0/."""
+    return [
+        web.get("/v0/status", _status),
+        web.get("/v0/ps", _ps),
+        web.get("/v0/models", _models),
+        web.get("/v0/quota", _quota),
+        web.post("/v0/quota", _set_quota),
+        web.get("/v0/policy", _policy),
+        web.post("/v0/policy", _set_policy),
+        web.get("/v0/why/{id:.+}", _why),
+        web.get("/v0/trace", _trace),
+        web.post("/v0/stop", _stop),
+    ]
+
+
+async def _status(request: web.Request) -> web.Response:
+    return answer(request.app[STEWARD].status())
+
+
+async def _ps(request: web.Request) -> web.Response:
+    return answer(request.app[STEWARD].ps())
+
+
+async def _models(request: web.Request) -> web.Response:
+    return answer(request.app[STEWARD].models())
+
+
+async def _quota(request: web.Request) -> web.Response:
+    return answer(request.app[STEWARD].quota())
+
+
+async def _set_quota(request: web.Request) -> web.Response:
+    return answer(request.app[STEWARD].set_quota(await read(request, QuotaChange)))
+
+
+async def _policy(request: web.Request) -> web.Response:
+    return answer(request.app[STEWARD].policy())
+
+
+async def _set_policy(request: web.Request) -> web.Response:
+    return answer(request.app[STEWARD].set_policy((await read(request, PolicyChange)).policy))
+
+
+async def _why(request: web.Request) -> web.Response:
+    return answer(request.app[STEWARD].why(request.match_info["id"]))
+
+
+async def _trace(request: web.Request) -> web.Response:
+    return answer(request.app[STEWARD].trace())
+
+
+async def _stop(request: web.Request) -> web.Response:
+    steward = request.app[STEWARD]
+    accepted = answer(Stopping(pid=steward.status().pid), status=202)
+    steward.stop()
+    return accepted

@@ -1,0 +1,65 @@
+"""``muxctl quota`` and ``muxctl policy``: show what steers a running muxd, and change it."""
+
+from typing import Annotated
+
+import typer
+
+from muxd.admin.schemas import PolicyState, QuotaChange, QuotaRow
+from muxd.cli.asking import PROGRAM, Json, Socket, client_at, show
+from muxd.cli.failing import fail, sentences
+from muxd.cli.tables import render, size
+
+_Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model. Without one: all.")]
+_Size = "A size or a part of the pool: 64M, 10%."
+
+
+def quota(
+    model: _Model = "",
+    min: Annotated[str | None, typer.Option(help=f"Memory it is guaranteed. {_Size}")] = None,
+    max: Annotated[str | None, typer.Option(help=f"Memory it may take at most. {_Size}")] = None,
+    weight: Annotated[float | None, typer.Option(help="Its part of what nobody is guaranteed.")] = None,
+    socket: Socket = "",
+    json: Json = False,
+) -> None:
+    """Show what each model may hold of the pool and holds; change a model's quota. Takes effect at once."""
+    with sentences(PROGRAM):
+        client = client_at(socket)
+        change = any(value is not None for value in (min, max, weight))
+        if change and not model:
+            fail(PROGRAM, "name the model whose quota is to change: muxctl quota MODEL --min 64M")
+        rows = client.set_quota(QuotaChange(model, min, max, weight)) if change else client.quota()
+        chosen = [row for row in rows if model in ("", row.model)]
+        if not chosen and model:
+            fail(PROGRAM, f"no model {model!r}; there are: {', '.join(row.model for row in rows) or 'none'}")
+        show(client, chosen, json, quota_table(chosen))
+
+
+def policy(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The policy to schedule by from now on.")] = "",
+    socket: Socket = "",
+    json: Json = False,
+) -> None:
+    """Show who decides what runs next; change it while no request is served."""
+    with sentences(PROGRAM):
+        client = client_at(socket)
+        state = client.set_policy(name) if name else client.policy()
+        show(client, state, json, _policies(state))
+
+
+def quota_table(rows: list[QuotaRow]) -> str:
+    """Bytes, and percent of the pool."""
+    headers = ("MODEL", "MIN", "WEIGHT", "MAX", "USED", "CACHED", "BORROWED")
+    return render(headers, [_quota(row) for row in rows])
+
+
+def _quota(row: QuotaRow) -> list[str]:
+    def part(count: int) -> str:
+        return f"{size(count)} {100 * count / row.pool_bytes:.0f}%" if count else "0"
+
+    used, cached, borrowed = map(part, (row.used_bytes, row.cached_bytes, row.borrowed_bytes))
+    return [row.model, part(row.min_bytes), f"{row.weight:g}", part(row.max_bytes), used, cached, borrowed]
+
+
+def _policies(state: PolicyState) -> str:
+    others = ", ".join(name for name in state.policies if name != state.policy)
+    return f"{state.policy} (others: {others})"

@@ -1,0 +1,64 @@
+"""What the daemon adds to a batch: a live muxd against the cost table, on an otherwise idle machine.
+
+One stream, then several at once, through HTTP. What they take longer than the table says is the overhead: the
+wire, the scheduler, detokenising, HTTP, the client's own work on the same cores.
+"""
+
+import asyncio
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import uvloop
+
+from muxd.cli.local_daemon import local_daemon
+from muxd.cost.profile import Overhead
+from muxd.cost.table import CostTable
+from muxd.messages import Dtype
+from muxd.sim.records import Records
+from muxd.sim.replay import Replay
+from muxd.sim.workload import Item, Workload
+
+_IN, _OUT = 64, 96
+_STREAMS = 8
+_SINGLES = 5
+PARTS = 2  # measurements, for the progress bar
+
+
+def measure_overhead(folder: Path, name: str, dtype: Dtype, cost: CostTable) -> Overhead:
+    """``cost`` must know ``name``, without overhead."""
+    with tempfile.TemporaryDirectory(prefix="muxd-overhead-") as scratch:
+        config = Path(scratch, "muxd.toml")
+        config.write_text(f'[[model]]\nname = "{name}"\npath = "{folder.absolute()}"\ndtype = "{dtype}"\n')
+        with local_daemon(config) as admin:
+            url = admin.status().address
+            for _ in range(2):  # a new worker is slow at first: pages and kernels it has not touched
+                _replay(url, [Item(0.0, name, _IN, _OUT)] * _STREAMS)
+            gap = 2 * cost.alone(name, _IN, _OUT) + 0.2  # so that one ends before the next begins
+            singles = _replay(url, [Item(i * gap, name, _IN, _OUT) for i in range(_SINGLES)])
+            together = _replay(url, [Item(0.0, name, _IN, _OUT)] * _STREAMS)
+    return fitted(cost, name, singles, together)
+
+
+def fitted(cost: CostTable, name: str, singles: Records, together: Records) -> Overhead:
+    """Extra seconds of a step at batch 1 and at ``_STREAMS`` give a constant and a part per token."""
+    context = _IN + _OUT / 2
+    one = _step(singles) - cost.decode(name, 1, context, 100)
+    many = _step(together) - cost.decode(name, len(together.sent), context, 100)
+    token = max(0.0, (many - one) / (len(together.sent) - 1))
+    batch = max(0.0, one - token)
+    first = median((singles.first - singles.sent).tolist()) - cost.prefill(name, _IN, 0, 100)
+    return Overhead(batch=batch, token=token, request=max(0.0, first - batch - token))
+
+
+def _step(records: Records) -> float:
+    """Median seconds a token after the first."""
+    outputs = np.array([item.output_tokens for item in records.workload.items])
+    return float(np.median((records.end - records.first) / (outputs - 1)))
+
+
+def _replay(url: str, items: list[Item]) -> Records:
+    run = Replay(Workload(items, {}), url, progress=lambda done: None)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run.run())

@@ -1,0 +1,106 @@
+"""``muxd profile``: measure what a model's batches cost on this machine, for the simulator and for SLOs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import msgspec
+import typer
+
+from muxd.cli.failing import fail, sentences
+from muxd.cli.progress import counting
+from muxd.messages import Dtype
+
+if TYPE_CHECKING:
+    from muxd.cost.profile import Profile
+
+_PROGRAM = "muxd"
+
+
+def profile(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The model folder.")],
+    name: Annotated[str, typer.Option(help="The model's name in the file.", metavar="NAME")],
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file; other models in it stay. Default: MUXD_HOME/cost.json.", metavar="FILE"),
+    ] = None,
+    daemon: Annotated[bool, typer.Option(help="Measure the daemon's overhead, too.")] = True,
+    roofline: Annotated[
+        str, typer.Option(help="Compute for a100, h100 or h200 from config.json instead of measuring.")
+    ] = "",
+) -> None:
+    """Measure prefill and decode of a model over batch, context and share. Takes about two minutes."""
+    from muxd.config import home
+    from muxd.cost.profile import save
+
+    with sentences(_PROGRAM):
+        if dtype not in (kinds := get_args(Dtype)):
+            fail(_PROGRAM, f"--dtype {dtype!r}: must be one of {', '.join(kinds)}", code=2)
+        kind: Dtype = msgspec.convert(dtype, Dtype)
+        file = out or home() / "cost.json"
+        made = (
+            _computed(folder, name, kind, roofline, file)
+            if roofline
+            else _measured(folder, name, kind, file, daemon)
+        )
+        save(file, made)
+    typer.echo(f"{file}: {', '.join(made.models)}")
+    typer.echo(_summary(made, name))
+
+
+def _measured(folder: Path, name: str, dtype: Dtype, file: Path, daemon: bool) -> "Profile":
+    from muxd.cli.overhead import PARTS, measure_overhead
+    from muxd.cli.profiling import cells, measure, merged
+    from muxd.cost.table import CostTable
+    from muxd.device.cpu import Cpu
+
+    with counting(f"Measuring {name}", cells(Cpu().rungs) + PARTS * daemon) as advance:
+        model = measure(folder, dtype, lambda: advance(1))
+        made = merged(file, name, model)
+        if daemon:
+            extra = measure_overhead(folder, name, dtype, CostTable(made))
+            made.models[name] = msgspec.structs.replace(model, overhead=extra)
+            advance(PARTS)
+    return made
+
+
+def _computed(folder: Path, name: str, dtype: Dtype, device: str, file: Path) -> "Profile":
+    from muxd.cost import analytic
+    from muxd.cost.profile import FORMAT, Profile, Shape, load
+    from muxd.errors import ConfigError
+    from muxd.models.spec import read_spec
+    from muxd.models.weights import plan
+
+    spec = read_spec(folder)
+    shape = Shape(spec.layers, spec.kv_heads, spec.head_dim, spec.max_positions, dtype)
+    parameters = sum(_elements(entry.shape) for entry in plan(folder, spec, dtype).tensors)
+    model = analytic.roofline(shape, parameters, spec.heads, device)
+    model = msgspec.structs.replace(model, folder=folder.absolute().name)
+    made = Profile(FORMAT, analytic.device(device), {name: model})
+    if file.exists():
+        old = load(file)
+        if old.device != made.device:
+            raise ConfigError(f"{file} is about {old.device.name}: choose another --out")
+        made = msgspec.structs.replace(old, models={**old.models, name: model})
+    return made
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _summary(made: "Profile", name: str) -> str:
+    from muxd.cost.table import CostTable
+
+    cost, model = CostTable(made), made.models[name]
+    decode = {batch: 1000 * cost.decode(name, batch, 128, 100) for batch in (1, 8, 32)}
+    steps = ", ".join(f"{ms:.1f}ms at batch {batch}" for batch, ms in decode.items())
+    return (
+        f"decode step {steps}; prefill of 256 tokens {1000 * cost.prefill(name, 256, 0, 100):.0f}ms; "
+        f"beside another model {model.contention.decode_by_decode:.2f} times as long; the daemon adds "
+        f"{1e6 * model.overhead.batch:.0f}us a batch, {1e6 * model.overhead.token:.0f}us a token, "
+        f"{1e3 * model.overhead.request:.1f}ms a request"
+    )

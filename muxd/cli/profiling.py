@@ -1,0 +1,234 @@
+"""What `muxd profile` does: asks a process of its own for the time of many batches, and writes them down.
+
+The process computes with the worker's Runner (``python -m muxd.worker.profile``); this one loads no torch.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Self, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from muxd import __version__
+from muxd.cost import probe
+from muxd.cost.profile import FORMAT, Contention, Device, Grid, ModelProfile, Profile, Shape, load
+from muxd.cost.table import monotone
+from muxd.device.cpu import Cpu
+from muxd.errors import ConfigError, ModelFolderError
+from muxd.messages import Dtype
+from muxd.models.spec import read_spec
+
+_POOL_BYTES = 1 << 30
+_PAIR_BATCH, _PAIR_CONTEXT = 4, 128
+_SPLIT, _SPLIT_TOKENS = 8, 256  # a batch of eight prompts against one prompt of as many tokens
+_SUSPECT = 1.15  # times what a larger batch took
+_STEPS = 16  # room a decode probe needs for its tokens
+_OTHERS = 5  # probes beside the grids
+
+Step = Callable[[], None]
+T = TypeVar("T")
+
+
+class Plan(Struct, frozen=True):
+    """What to measure, and for how many seconds at least."""
+
+    prefill_tokens: tuple[int, ...] = (1, 16, 64, 128, 256, 512)
+    prefill_contexts: tuple[int, ...] = (0, 256, 1024)
+    prefill_seconds: float = 0.15
+    decode_batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    decode_contexts: tuple[int, ...] = (32, 128, 512, 1024)
+    decode_seconds: float = 0.3
+    pair_seconds: float = 2.0  # of two batches side by side
+
+    @property
+    def probes(self) -> int:
+        """How many a share needs."""
+        prefills = len(self.prefill_tokens) * len(self.prefill_contexts)
+        return prefills + len(self.decode_batches) * len(self.decode_contexts)
+
+
+_PLAN = Plan()
+
+
+class Prober:
+    """The measuring process. A context manager, which raises ModelFolderError on entry when it cannot serve
+    the folder; ``opened`` is known from then on."""
+
+    opened: probe.Opened
+
+    def __init__(self, folder: Path, dtype: Dtype, cpu: Cpu, pool_bytes: int = _POOL_BYTES):
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "muxd.worker.profile"],
+            env={**os.environ, **cpu.worker_env()},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._setup = probe.Setup(str(folder.absolute()), dtype, 8192, pool_bytes, cpu.cores)
+
+    def measure(self, asked: probe.Probe) -> float:
+        """Median seconds of one batch."""
+        self.send(asked)
+        return self.answer()
+
+    def answer(self) -> float:
+        """Median seconds of what was sent before."""
+        return median(self.receive(probe.Measured).seconds)
+
+    def send(self, asked: probe.Probe | probe.Setup) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended: ``receive`` says how
+            self._process.stdin.write(probe.encode(asked) + b"\n")
+            self._process.stdin.flush()
+
+    def receive(self, kind: type[T]) -> T:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            raise ModelFolderError(f"measuring ended with exit code {code}; its own words are above")
+        return msgspec.json.decode(line, type=kind)
+
+    def __enter__(self) -> Self:
+        try:
+            self.send(self._setup)
+            self.opened = self.receive(probe.Opened)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+        self._process.wait()
+
+
+def cells(rungs: tuple[int, ...], plan: Plan = _PLAN) -> int:
+    """How many probes `measure` makes: for the progress bar."""
+    return len(rungs) * plan.probes + _OTHERS
+
+
+def measure(folder: Path, dtype: Dtype, step: Step, plan: Plan = _PLAN) -> ModelProfile:
+    """Everything about one model; ``step`` is called after every probe. Raises ModelFolderError."""
+    read_spec(folder)  # what is wrong with it is said here, in one sentence
+    cpu = Cpu()
+    with Prober(folder, dtype, cpu) as prober:
+        opened, tokens, batches = prober.opened, plan.prefill_tokens, plan.decode_batches
+        before = _fitting(opened, plan.prefill_contexts, 1, max(tokens))
+        held = _fitting(opened, plan.decode_contexts, max(batches), _STEPS)
+        prefill = _grid(prober, step, tokens, before, _prefill(plan))
+        decode = _grid(prober, step, batches, held, _decode(plan))
+        chunk_seconds = _chunk_seconds(prober, step)
+        contention = Contention()
+        if len(cpu.rungs) > 1:  # on one core nobody ever runs beside another
+            contention = _contention(prober, folder, dtype, step, plan)
+    shape = Shape(opened.layers, opened.kv_heads, opened.head_dim, opened.max_positions, dtype)
+    return ModelProfile(
+        shape=shape,
+        prefill=prefill,
+        decode=decode,
+        chunk_seconds=chunk_seconds,
+        contention=contention,
+        folder=folder.absolute().name,
+        measured=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={"muxd": __version__, "torch": opened.torch, "python": sys.version.split()[0]},
+    )
+
+
+Ask = Callable[[int, int, int], probe.Probe]  # (tokens or sequences, context, share)
+
+
+def _prefill(plan: Plan) -> Ask:
+    return lambda rows, context, share: probe.Prefill(rows, context, share, seconds=plan.prefill_seconds)
+
+
+def _decode(plan: Plan) -> Ask:
+    return lambda rows, context, share: probe.Decode(rows, context, share, seconds=plan.decode_seconds)
+
+
+def _fitting(opened: probe.Opened, contexts: tuple[int, ...], sequences: int, more: int) -> tuple[int, ...]:
+    """Contexts that the model can have and that ``sequences`` find room for, with ``more`` tokens each."""
+    room = min(opened.max_positions, opened.rows // sequences * opened.row_tokens) - more
+    if contexts[0] > room:
+        raise ConfigError(
+            f"{sequences} sequences of {contexts[0] + more} tokens need more than {_POOL_BYTES} bytes"
+        )
+    return tuple(context for context in contexts if context <= room)
+
+
+def _grid(prober: Prober, step: Step, rows: tuple[int, ...], contexts: tuple[int, ...], ask: Ask) -> Grid:
+    """Every crossing at every rung of this device."""
+    rungs = Cpu().rungs
+    seconds = np.zeros((len(rungs), len(rows), len(contexts)))
+    for (i, j, k), _ in np.ndenumerate(seconds):
+        seconds[i, j, k] = prober.measure(ask(rows[j], contexts[k], rungs[i]))
+        step()
+    # Somebody else used the machine where a smaller batch took clearly longer: once more, and the better.
+    for i, j, k in np.argwhere(seconds > _SUSPECT * monotone(seconds)).tolist():
+        again = prober.measure(ask(rows[j], contexts[k], rungs[i]))
+        seconds[i, j, k] = min(seconds[i, j, k], again)
+    return Grid(list(rungs), list(rows), list(contexts), seconds.tolist())
+
+
+def _chunk_seconds(prober: Prober, step: Step) -> float:
+    """What a further prompt in a batch costs beside its tokens."""
+    one = prober.measure(probe.Prefill(_SPLIT_TOKENS, 0, 100, least=5))
+    step()
+    many = prober.measure(probe.Prefill(_SPLIT_TOKENS, 0, 100, chunks=_SPLIT, least=5))
+    step()
+    return max(0.0, (many - one) / (_SPLIT - 1))
+
+
+def _contention(prober: Prober, folder: Path, dtype: Dtype, step: Step, plan: Plan) -> Contention:
+    """Two processes at the smallest share, side by side and alone; the second serves the same folder."""
+    cpu = Cpu()
+    share, least = cpu.rungs[0], 3
+    decode = probe.Decode(_PAIR_BATCH, _PAIR_CONTEXT, share, least, plan.pair_seconds)
+    prefill = probe.Prefill(_SPLIT_TOKENS, 0, share, 1, least, plan.pair_seconds)
+    pairs: dict[str, tuple[probe.Probe, probe.Probe]] = {
+        "decode_by_decode": (decode, decode),
+        "decode_by_prefill": (decode, prefill),
+        "prefill_by_decode": (prefill, decode),
+    }
+    alone = {id(asked): prober.measure(asked) for asked in (decode, prefill)}
+    found = {}
+    with Prober(folder, dtype, cpu, _POOL_BYTES // 4) as other:
+        for asked in (decode, prefill):
+            other.measure(asked)  # a new process is slow at first
+        for name, (asked, beside) in pairs.items():
+            other.send(beside)
+            found[name] = max(1.0, prober.measure(asked) / alone[id(asked)])
+            other.answer()
+            step()
+    return Contention(**found)
+
+
+def processor() -> str:
+    """The processor's name, for the file's provenance."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "unknown")
+
+
+def merged(path: Path, name: str, model: ModelProfile) -> Profile:
+    """The file with this model in it. Raises ConfigError when its other models are from another device."""
+    cpu = Cpu()
+    device = Device(cpu.name, cpu.cores, list(cpu.rungs), processor())
+    if not path.exists():
+        return Profile(FORMAT, device, {name: model})
+    old = load(path)
+    if old.device != device:
+        raise ConfigError(
+            f"{path} was measured on {old.device.name} ({old.device.processor}): choose another --out"
+        )
+    return msgspec.structs.replace(old, models={**old.models, name: model})

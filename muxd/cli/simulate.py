@@ -1,0 +1,100 @@
+"""``muxctl simulate``: a workload through the daemon's own scheduler, in virtual time."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from muxd.cli.failing import sentences
+from muxd.cli.progress import counting
+
+if TYPE_CHECKING:
+    from muxd.config import Config
+    from muxd.cost.table import CostTable
+    from muxd.sim.report import Report
+    from muxd.sim.workload import Workload
+
+_PROGRAM = "muxctl"
+
+WorkloadFile = Annotated[Path, typer.Option("--workload", help="The workload file.", metavar="W.jsonl")]
+CostFile = Annotated[
+    Path | None,
+    typer.Option("--cost", help="The cost profile. Default: MUXD_HOME/cost.json.", metavar="FILE"),
+]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Write the report as JSON; - prints it.", metavar="FILE")
+]
+PlotFile = Annotated[Path | None, typer.Option(help="Draw it.", metavar="FILE.png")]
+HtmlFile = Annotated[Path | None, typer.Option(help="One page, plots and numbers.", metavar="FILE.html")]
+SharedPrefix = Annotated[int, typer.Option(help="First tokens that all prompts of a model have in common.")]
+
+
+def simulate(
+    workload: WorkloadFile,
+    policy: Annotated[str, typer.Option(help="mux, temporal, spatial, fcfs, round_robin [configured].")] = "",
+    cost: CostFile = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Pool, shares, quotas. Default: equal shares.", metavar="muxd.toml")
+    ] = None,
+    like: Annotated[
+        list[str] | None, typer.Option(help="MODEL=PROFILED: costs of a model that was not measured.")
+    ] = None,
+    shared_prefix: SharedPrefix = 0,
+    json: JsonFile = None,
+    png: PlotFile = None,
+    html: HtmlFile = None,
+) -> None:
+    """Run a workload in virtual time: the daemon's scheduler and pool, costs from a profile."""
+    from muxd.cli.reports import deliver
+    from muxd.config import home, load
+    from muxd.sim.workload import read
+
+    with sentences(_PROGRAM):
+        requests = read(workload)
+        settings = load(config) if config else None
+        table = cost_table(cost or home() / "cost.json", settings, like or [])
+        deliver(run(requests, table, settings, policy, shared_prefix), json, png, html)
+
+
+def cost_table(path: Path, config: "Config | None", like: list[str]) -> "CostTable":
+    """The profile, with the names of configured models that it knows by their folder, and ``like``."""
+    from muxd.cost.profile import load
+    from muxd.cost.table import CostTable
+    from muxd.errors import ConfigError
+    from muxd.sim.build import likenesses
+
+    profile = load(path)
+    pairs = [text.partition("=") for text in like]
+    for name, sign, original in pairs:
+        if not (name and sign and original):
+            raise ConfigError(f"--like {name}{sign}{original}: write MODEL=PROFILED")
+    known = likenesses(config, profile) if config else {}
+    return CostTable(profile, {**known, **{name: original for name, _, original in pairs}}, str(path))
+
+
+def run(
+    workload: "Workload",
+    cost: "CostTable",
+    config: "Config | None" = None,
+    policy: str = "",
+    shared_prefix: int = 0,
+) -> "Report":
+    """One simulation, with a progress bar on standard error where that is a terminal."""
+    import time
+
+    from muxd.sim.build import make_scheduler, plain_config
+    from muxd.sim.report import make_report
+    from muxd.sim.world import World
+
+    settings = config or plain_config(workload.models)
+    policy = policy or settings.scheduler.policy
+    world = World(make_scheduler(settings, cost, policy), cost, workload, shared_prefix=shared_prefix)
+    begun = time.perf_counter()
+    with counting(f"Simulating {policy}", len(workload.items)) as advance:
+        records = world.run(advance)
+    took = time.perf_counter() - begun
+    notes = {
+        "device": f"{100 * world.device.busy / max(world.clock.now(), 1e-9):.0f}% of it computed",
+        "simulation": f"{world.events} events in {took:.1f}s",
+    }
+    return make_report(records, kind="simulated", policy=policy, cost=cost, notes=notes)

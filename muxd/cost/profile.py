@@ -1,0 +1,122 @@
+"""The profile file: what was measured, on which device, with which versions. JSON, written by `muxd profile`.
+
+Several models may live in one file, as long as they were measured on the same device.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from muxd.errors import ConfigError
+from muxd.messages import Dtype
+
+FORMAT = 1
+
+
+class Device(Struct, frozen=True):
+    """Where it was measured. ``rungs``: the shares in percent a worker can really run at."""
+
+    name: str
+    cores: int
+    rungs: list[int]
+    processor: str = ""
+
+
+class Grid(Struct, frozen=True):
+    """Seconds at every crossing: ``seconds[share][rows][context]``, each axis ascending."""
+
+    shares: list[int]  # percent
+    rows: list[int]  # prefill: tokens of the batch; decode: sequences
+    contexts: list[int]  # tokens that are in the pool already, per sequence
+    seconds: list[list[list[float]]]
+
+
+class Contention(Struct, frozen=True):
+    """How many times longer a batch takes while another model's batch runs beside it; 1: not at all."""
+
+    decode_by_decode: float = 1.0
+    decode_by_prefill: float = 1.0
+    prefill_by_decode: float = 1.0
+
+
+class Shape(Struct, frozen=True):
+    """What the ledger must know of a model, so that a simulation needs no model folder."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    max_positions: int
+    dtype: Dtype
+
+
+class Overhead(Struct, frozen=True):
+    """Seconds that the daemon adds: to every batch, to every token, and to every request before its first."""
+
+    batch: float = 0.0
+    token: float = 0.0
+    request: float = 0.0
+
+
+class ModelProfile(Struct, frozen=True):
+    """One model on one device. ``chunk_seconds``: for each prompt after the first in a prefill batch."""
+
+    shape: Shape
+    prefill: Grid
+    decode: Grid
+    chunk_seconds: float = 0.0
+    contention: Contention = Contention()
+    overhead: Overhead = Overhead()
+    folder: str = ""  # the folder's name
+    measured: str = ""  # date, ISO 8601; or how it was computed
+    versions: dict[str, str] = {}
+
+
+class Profile(Struct, frozen=True):
+    """The whole file."""
+
+    format: int
+    device: Device
+    models: dict[str, ModelProfile]
+
+
+def load(path: Path) -> Profile:
+    """Raises ConfigError naming file and field."""
+    try:
+        profile = msgspec.json.decode(path.read_bytes(), type=Profile)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the cost profile {path}: {error.strerror}; "
+            "`muxd profile FOLDER --name MODEL` makes it"
+        ) from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path} is not a cost profile: {error}") from None
+    if profile.format != FORMAT:
+        raise ConfigError(
+            f"{path}: format {profile.format} is not {FORMAT}: measure again with `muxd profile`"
+        )
+    for name, model in profile.models.items():
+        for kind, grid in (("prefill", model.prefill), ("decode", model.decode)):
+            check(grid, f"{path}: {name}.{kind}")
+    return profile
+
+
+def save(path: Path, profile: Profile) -> None:
+    """Replaces the file in one step."""
+    partial = path.with_name(path.name + ".new")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(profile)))
+    partial.replace(path)
+
+
+def check(grid: Grid, where: str) -> None:
+    """Raises ConfigError unless the axes ascend and every crossing has a positive time."""
+    for name, axis in (("shares", grid.shares), ("rows", grid.rows), ("contexts", grid.contexts)):
+        if not axis or any(a >= b for a, b in pairwise(axis)) or axis[0] < 0:
+            raise ConfigError(f"{where}.{name}: {axis} must ascend, from at least 0")
+    sizes = {(len(plane), len(line)) for plane in grid.seconds for line in plane}
+    if len(grid.seconds) != len(grid.shares) or sizes != {(len(grid.rows), len(grid.contexts))}:
+        raise ConfigError(f"{where}.seconds: needs shares x rows x contexts numbers")
+    if not all(0 < t < float("inf") for plane in grid.seconds for line in plane for t in line):
+        raise ConfigError(f"{where}.seconds: every time must be above 0 and finite")

@@ -1,0 +1,160 @@
+"""Seconds of a batch by interpolation in a measured grid. Pure: numpy, no clock, no torch.
+
+Used by the simulator for every batch, so the grids are plain lists and a look-up is a few bisections.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxd.cost.profile import Grid, ModelProfile, Profile, load
+from muxd.errors import ConfigError
+
+_FAR = 1000  # times the last measured point: where extrapolation ends
+
+
+def monotone(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[shares, rows, contexts]: more tokens or context never cost less, a larger share never more.
+
+    Noise only ever adds time, so a point above one that should cost more is lowered to it. (MuxServe's
+    published table of an A100 has cells up to eight times their neighbours.)
+    """
+    cells = seconds
+    for axis in (1, 2):
+        cells = np.flip(np.minimum.accumulate(np.flip(cells, axis), axis), axis)
+    return np.minimum.accumulate(cells, 0)
+
+
+def extended(grid: Grid) -> tuple[NDArray[np.float64], list[int], list[int]]:
+    """The monotone cells with one far point more on each axis, and both axes.
+
+    The last slope goes on, raised where a slope of less work or more share is steeper, so that what lies
+    beyond the measured points is monotone, too.
+    """
+    cells, rows, contexts = monotone(np.array(grid.seconds)), grid.rows, grid.contexts
+    cells = _far(cells, rows)
+    # The same along contexts, seen from the side.
+    cells = _far(cells.swapaxes(1, 2), contexts).swapaxes(1, 2)
+    return cells, [*rows, _FAR * (rows[-1] + 1)], [*contexts, _FAR * (contexts[-1] + 1)]
+
+
+def _far(cells: NDArray[np.float64], axis: list[int]) -> NDArray[np.float64]:
+    slope = np.zeros_like(cells[:, -1])
+    if len(axis) > 1:
+        slope = (cells[:, -1] - cells[:, -2]) / (axis[-1] - axis[-2])
+    slope = np.maximum.accumulate(slope, 1)
+    slope = np.flip(np.maximum.accumulate(np.flip(slope, 0), 0), 0)
+    far = cells[:, -1] + slope * (_FAR * (axis[-1] + 1) - axis[-1])
+    return np.concatenate([cells, far[:, None]], 1)
+
+
+class Surface:
+    """One grid, cleaned and extended. Between points linear; below the first one the first value holds, as
+    the floor of any batch; shares above or below the measured ones cost what the nearest one does."""
+
+    def __init__(self, grid: Grid):
+        cells, self._rows, self._contexts = extended(grid)
+        self._shares = grid.shares
+        self._cells: list[list[list[float]]] = cells.tolist()
+
+    def seconds(self, rows: float, context: float, share: int) -> float:
+        """At ``share`` percent; shares off the grid lie between their neighbours."""
+        i, part = _place(self._shares, share)
+        below = self._plane(self._cells[i], rows, context)
+        if part == 0.0:
+            return below
+        return below + part * (self._plane(self._cells[i + 1], rows, context) - below)
+
+    def _plane(self, plane: list[list[float]], rows: float, context: float) -> float:
+        i, part = _place(self._rows, rows)
+        j, along = _place(self._contexts, context)
+        first = _line(plane[i], j, along)
+        return first if part == 0.0 else first + part * (_line(plane[i + 1], j, along) - first)
+
+
+def _place(axis: list[int], value: float) -> tuple[int, float]:
+    """Index of the interval and how far into it, 0 to 1."""
+    if len(axis) == 1 or value <= axis[0]:
+        return 0, 0.0
+    i = min(bisect_right(axis, value) - 1, len(axis) - 2)
+    return i, min(1.0, (value - axis[i]) / (axis[i + 1] - axis[i]))
+
+
+def _line(line: list[float], j: int, along: float) -> float:
+    return line[j] if along == 0.0 else line[j] + along * (line[j + 1] - line[j])
+
+
+class CostTable:
+    """Costs of every model of a profile; ``like`` gives further names to profiled models.
+
+    Raises ConfigError when ``like`` names a model that is not there.
+    """
+
+    def __init__(self, profile: Profile, like: Mapping[str, str] | None = None, source: str = "the profile"):
+        self._source = source
+        self.device = profile.device
+        self._models = dict(profile.models)
+        for name, original in (like or {}).items():
+            self._models[name] = self.model(original)
+        grids = {id(m): m for m in self._models.values()}
+        surfaces = {key: (Surface(m.prefill), Surface(m.decode)) for key, m in grids.items()}
+        self._surfaces = {name: surfaces[id(m)] for name, m in self._models.items()}
+
+    @classmethod
+    def read(cls, path: Path, like: Mapping[str, str] | None = None) -> "CostTable":
+        return cls(load(path), like, str(path))
+
+    @property
+    def models(self) -> list[str]:
+        return list(self._models)
+
+    def model(self, name: str) -> ModelProfile:
+        """Raises ConfigError for a model that was not measured."""
+        try:
+            return self._models[name]
+        except KeyError:
+            known = ", ".join(self._models) or "none"
+            raise ConfigError(
+                f"{self._source} has no model {name!r}, only: {known}; measure it with "
+                f"`muxd profile FOLDER --name {name}` or say --like {name}=MODEL"
+            ) from None
+
+    def prefill(self, model: str, tokens: int, context: float, share: int, chunks: int = 1) -> float:
+        """Seconds of a batch with ``tokens`` new tokens, ``context`` tokens before them on average."""
+        return (
+            self._surfaces[model][0].seconds(tokens, context, share)
+            + (chunks - 1) * self._models[model].chunk_seconds
+        )
+
+    def decode(self, model: str, batch: int, context: float, share: int) -> float:
+        """Seconds of one step of ``batch`` sequences with ``context`` tokens each on average."""
+        return self._surfaces[model][1].seconds(batch, context, share)
+
+    def slowdown(self, model: str, prefill: bool, beside: Mapping[bool, int]) -> float:
+        """How many times longer a batch takes beside others: ``beside[True]`` prefills, ``[False]`` decodes.
+
+        Each neighbour adds its own part, measured with one neighbour.
+        """
+        factors = self._models[model].contention
+        by_decode = factors.prefill_by_decode if prefill else factors.decode_by_decode
+        by_prefill = factors.prefill_by_decode if prefill else factors.decode_by_prefill
+        return 1.0 + beside[False] * (by_decode - 1.0) + beside[True] * (by_prefill - 1.0)
+
+    # ---- one request alone on the device: the base of SLOs ------------------------------------------
+
+    def alone_ttft(self, model: str, prompt: int) -> float:
+        """Seconds to the first token at 100 % share and an empty queue, as one batch."""
+        extra = self.model(model).overhead
+        return self.prefill(model, prompt, 0, 100) + extra.request + extra.batch + extra.token
+
+    def alone_tpot(self, model: str, prompt: int, output: int) -> float:
+        """Seconds a token after the first, at the context halfway through the answer."""
+        extra = self.model(model).overhead
+        return self.decode(model, 1, prompt + output / 2, 100) + extra.batch + extra.token
+
+    def alone(self, model: str, prompt: int, output: int) -> float:
+        """Seconds from arrival to the last token."""
+        return self.alone_ttft(model, prompt) + (output - 1) * self.alone_tpot(model, prompt, output)

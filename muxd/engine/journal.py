@@ -1,0 +1,172 @@
+"""Where every request's time went: queued for what, prefilled, decoded, held, preempted. Pure and bounded.
+
+``engine/unit.py`` shows it every event after the scheduler has handled it; muxctl asks it by request id.
+While a sequence waits in its queue, its reason is the one of the queue's head (``Lane.blocked``): each lane
+keeps a clock of seconds per reason, and a sequence reads it when it enters the queue and when it leaves. So
+an event costs O(lanes + batch), however many wait. No prompts and no token ids are kept.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+from msgspec import structs
+
+from muxd.engine.actions import (
+    Action,
+    Arrived,
+    BatchDone,
+    Cancelled,
+    Ended,
+    Event,
+    Failed,
+    Launch,
+    Preempted,
+    Rejected,
+    WorkerLost,
+    WorkerReady,
+)
+from muxd.engine.lane import Lane
+from muxd.engine.sequence import Phase, Sequence
+from muxd.engine.slo import Outcome
+from muxd.engine.timeline import Timeline
+from muxd.engine.times import DECODE, HELD, PREFILL, QUEUED, RECOMPUTE, OpenRequest, ReasonClock
+from muxd.engine.trace import Happening, Mark, RequestTimes, State
+from muxd.messages import Prefill
+from muxd.pool.ledger import Ledger
+
+FINISHED = 10_000  # requests remembered after their end
+
+
+class Journal:
+    """One per unit. Remembers what runs, the last 10,000 ends, and the ``timeline``."""
+
+    def __init__(self, lanes: Mapping[str, Lane], ledger: Ledger, now: float = 0.0):
+        self.timeline = Timeline(lanes, ledger)
+        self._lanes = lanes
+        self._began = now
+        self._clocks: dict[str, ReasonClock] = {}
+        self._open: dict[int, OpenRequest] = {}
+        self._flights: dict[str, tuple[int, list[int]]] = {}  # model -> batch and its sequences
+        self._finished: deque[RequestTimes] = deque(maxlen=FINISHED)
+
+    # ---- writing ----------------------------------------------------------------------------------
+
+    def record(self, event: Event, actions: Iterable[Action], now: float) -> None:
+        """Book one call of ``Scheduler.handle``: its event, its actions, and how the lanes stand after it."""
+        self._book_event(event, now)
+        for action in actions:
+            self._book_action(action, now)
+        for model, lane in self._lanes.items():
+            clock = self._clocks.get(model)
+            if clock is None or clock.reason != lane.blocked:
+                self._clock(model).turn(lane.blocked, now)
+        self.timeline.sample(now)
+
+    def ended(self, sequence: Sequence, outcome: Outcome, now: float, detail: str = "") -> None:
+        """The request is over; nothing happens if it was already."""
+        one = self._open.pop(sequence.id, None)
+        if one is not None:
+            self._finished.append(one.times(outcome, now, self._clock(sequence.model), detail))
+
+    def mark(self, kind: Happening, now: float, model: str = "", detail: str = "") -> None:
+        self.timeline.mark(Mark(now, kind, model, detail))
+
+    def _book_event(self, event: Event, now: float) -> None:
+        match event:
+            case Arrived():
+                clock = self._clock(event.sequence.model)
+                self._open[event.sequence.id] = OpenRequest(event.sequence, clock.read(now))
+            case BatchDone():
+                if self._flights.get(event.model, (0,))[0] == event.batch:
+                    self._land(event.model, now, lost=False)
+            case Cancelled():
+                self.ended(event.sequence, "cancelled", now)
+            case WorkerLost():
+                self._land(event.model, now, lost=True)
+                self.mark("worker lost", now, event.model, event.error.message)
+            case WorkerReady():
+                self.mark("worker ready", now, event.model)
+
+    def _book_action(self, action: Action, now: float) -> None:
+        match action:
+            case Launch():
+                self._take_off(action, now)
+            case Preempted():
+                if one := self._open.get(action.sequence.id):
+                    one.move(QUEUED, now, self._clock(action.sequence.model))
+                self.mark("preempted", now, action.sequence.model, action.sequence.request.id)
+            case Ended():
+                self.ended(action.sequence, "served", now)
+            case Failed():
+                self.ended(action.sequence, "failed", now, action.error.message)
+            case Rejected():
+                self.ended(action.sequence, "refused", now, action.error.message)
+
+    def _take_off(self, launch: Launch, now: float) -> None:
+        command, clock = launch.command, self._clock(launch.model)
+        if isinstance(command, Prefill):
+            seqs = [chunk.seq for chunk in command.chunks]
+            for one, chunk in zip(map(self._open.get, seqs), command.chunks, strict=True):
+                if one is not None:
+                    again = one.sequence.preemptions + one.sequence.reruns > 0
+                    one.move(RECOMPUTE if again else PREFILL, now, clock)
+                    if one.started is None:
+                        one.started, one.cached = now, chunk.start
+        else:
+            seqs = command.seqs
+            for one in map(self._open.get, seqs):
+                if one is not None:
+                    one.move(DECODE, now, clock)
+        self._flights[launch.model] = (command.batch, seqs)
+        self.timeline.launched(launch, now)
+
+    def _land(self, model: str, now: float, *, lost: bool) -> None:
+        _, seqs = self._flights.pop(model, (0, []))
+        clock = self._clock(model)
+        for one in map(self._open.get, seqs):
+            if one is None:
+                continue  # its reader left while the batch went on
+            if one.first is None and one.sequence.generated:
+                one.first = now
+            one.move(HELD if one.sequence.phase is Phase.RUNNING else QUEUED, now, clock)
+        self.timeline.done(model, now, lost=lost)
+
+    def _clock(self, model: str) -> ReasonClock:
+        clock = self._clocks.get(model)
+        if clock is None:
+            clock = self._clocks[model] = ReasonClock(self._began)
+        return clock
+
+    # ---- reading ----------------------------------------------------------------------------------
+
+    def find(self, id: str, now: float) -> list[RequestTimes]:
+        """All choices of one answer, by its id, a choice's id or its ``x-request-id``; [] if forgotten.
+
+        When a client has used one ``x-request-id`` again, its newest answer. O(what is remembered).
+        """
+        known = [*self._finished, *(self._now(one, now) for one in self._open.values())]
+        found = [one for one in known if id and (id in (one.id, one.http_id) or _is_choice(one, id))]
+        newest = max(found, key=lambda one: one.arrived, default=None)
+        if newest is None:
+            return []
+        answer = newest.id.rpartition("-")[0]
+        same = [one for one in found if one.id == id or _is_choice(one, answer)]
+        return [self._with_neighbours(one) for one in sorted(same, key=_choice)]
+
+    def _now(self, one: OpenRequest, now: float) -> RequestTimes:
+        state: State = "waiting" if one.started is None else "running"
+        return one.times(state, now, self._clock(one.sequence.model))
+
+    def _with_neighbours(self, one: RequestTimes) -> RequestTimes:
+        end = one.arrived + one.total if one.started is None else one.started
+        return structs.replace(one, beside=self.timeline.prefilled_beside(one.model, one.arrived, end))
+
+
+def _is_choice(one: RequestTimes, answer: str) -> bool:
+    """Whether it is a choice of the answer with this id."""
+    return one.id.startswith(answer) and one.id.rpartition("-")[0] == answer
+
+
+def _choice(one: RequestTimes) -> int:
+    number = one.id.rpartition("-")[2]
+    return int(number) if number.isdecimal() else 0

@@ -1,0 +1,91 @@
+"""Who ran when: bounded rings of batches, counts and marks, for ``muxctl trace``. Pure.
+
+Written by ``engine/journal.py``; ``engine/chrome.py`` turns what ``snapshot`` returns into a trace file.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+
+from muxd.engine.actions import Launch
+from muxd.engine.lane import Lane
+from muxd.engine.trace import Mark, Phase, Sample, Span, Trace
+from muxd.messages import Decode, Prefill
+from muxd.pool.ledger import Ledger
+
+_SPANS = 20_000
+_MARKS = 5_000
+_COUNTS = 400_000  # numbers kept in all samples together
+_SAMPLE_PERIOD = 0.02  # seconds
+
+
+class Timeline:
+    """O(1) per batch and O(models) per sample, at most one sample every 20 ms."""
+
+    def __init__(self, lanes: Mapping[str, Lane], ledger: Ledger):
+        self._lanes, self._ledger = lanes, ledger
+        self._running: dict[str, Span] = {}
+        self._spans: deque[Span] = deque(maxlen=_SPANS)
+        self._marks: deque[Mark] = deque(maxlen=_MARKS)
+        kept = _COUNTS // (3 + 3 * max(1, len(lanes)))
+        self._samples: deque[Sample] = deque(maxlen=max(100, min(10_000, kept)))
+
+    def launched(self, launch: Launch, now: float) -> None:
+        command = launch.command
+        phase: Phase = "prefill" if isinstance(command, Prefill) else "decode"
+        sequences, tokens = command_size(command)
+        self._running[launch.model] = Span(
+            launch.model, phase, now, None, command.batch, command.share, sequences, tokens
+        )
+
+    def done(self, model: str, now: float, *, lost: bool = False) -> None:
+        """The model's batch is over; nothing happens if none runs."""
+        span = self._running.pop(model, None)
+        if span is not None:
+            self._spans.append(_ended(span, now, lost=lost))
+
+    def mark(self, mark: Mark) -> None:
+        self._marks.append(mark)
+
+    def sample(self, now: float) -> None:
+        """Count blocks and sequences, if the last count is old enough."""
+        if self._samples and now - self._samples[-1].time < _SAMPLE_PERIOD:
+            return
+        usage, lanes = self._ledger.usage(), list(self._lanes.values())
+        self._samples.append(
+            Sample(
+                now,
+                self._ledger.free_blocks,
+                self._ledger.cached_blocks,
+                tuple(self._lanes),
+                tuple(usage[lane.spec.model].blocks for lane in lanes),
+                tuple(lane.queued for lane in lanes),
+                tuple(lane.admitted for lane in lanes),
+            )
+        )
+
+    def prefilled_beside(self, model: str, begin: float, end: float) -> dict[str, float]:
+        """Seconds that the other models' prefills took within [begin, end], as far as remembered."""
+        seconds: dict[str, float] = {}
+        for span in (*self._spans, *self._running.values()):
+            last = end if span.end is None else span.end
+            overlap = min(end, last) - max(begin, span.start)
+            if span.model != model and span.phase == "prefill" and overlap > 0:
+                seconds[span.model] = seconds.get(span.model, 0.0) + overlap
+        return seconds
+
+    def snapshot(self, now: float) -> Trace:
+        spans = sorted((*self._spans, *self._running.values()), key=lambda span: span.start)
+        return Trace(now, spans, list(self._marks), list(self._samples))
+
+
+def command_size(command: Prefill | Decode) -> tuple[int, int]:
+    """Sequences and computed tokens of a batch."""
+    if isinstance(command, Prefill):
+        return len(command.chunks), sum(len(chunk.tokens) // 4 for chunk in command.chunks)
+    return len(command.seqs), len(command.seqs)
+
+
+def _ended(span: Span, now: float, *, lost: bool) -> Span:
+    return Span(
+        span.model, span.phase, span.start, now, span.batch, span.share, span.sequences, span.tokens, lost
+    )

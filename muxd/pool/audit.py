@@ -1,0 +1,46 @@
+"""Do the pool's books add up? Recomputes everything from the tables. Called by ``Ledger.audit`` only."""
+
+from collections.abc import Collection
+
+import numpy as np
+
+from muxd.pool.account import Account, Ids
+
+
+def faults(
+    total: int, free: Ids, accounts: Collection[Account], *, reserved: int, held: int, level: float
+) -> list[str]:
+    """What is wrong, in words; nothing when all is well.
+
+    ``free``: the free head blocks. ``reserved``, ``held``, ``level``: the ledger's running sums (blocks) and
+    its inflation. O(total) in numpy, and one step for each cached row.
+    """
+    found = [fault for account in accounts for fault in account.faults()]
+    found += _owners(total, np.concatenate([free, *(_used(account) for account in accounts)]))
+    if held != (blocks := sum(account.blocks for account in accounts)):
+        found.append(f"{held} blocks counted as held, rows hold {blocks}")
+    if free.size + sum(a.blocks + a.cached_rows * a.width for a in accounts) != total:
+        found.append("free, cached and held blocks do not add up to the pool")
+    if reserved != (unfilled := sum(account.unfilled for account in accounts)):
+        found.append(f"{reserved} blocks reserved, guarantees need {unfilled}")
+    if any(stamp.level > level for account in accounts for stamp in account.cache.idle.values()):
+        found.append(f"inflation fell to {level}, below a cached row's stamp")
+    return found
+
+
+def _used(account: Account) -> Ids:
+    """Blocks of held and of cached rows; a row that is both shows up twice."""
+    cached = np.array(list(account.cache.idle), dtype=np.int32)
+    held = account.table[account.references > 0]
+    return np.concatenate([held, account.table[cached]]).reshape(-1)
+
+
+def _owners(total: int, seen: Ids) -> list[str]:
+    if ((seen < 0) | (seen >= total)).any():
+        return ["block ids outside the pool"]
+    owners = np.bincount(seen, minlength=total)
+    found = []
+    for blocks, what in ((owners == 0, "lost"), (owners > 1, "owned twice")):
+        if blocks.any():
+            found.append(f"{blocks.sum()} blocks {what}: {np.flatnonzero(blocks)[:8].tolist()}")
+    return found

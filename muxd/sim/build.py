@@ -1,0 +1,101 @@
+"""From a configuration and a cost table to the daemon's own scheduler, ledger and shares.
+
+The daemon reads shapes from model folders (muxd.daemon); here they come from the profile, so a simulation
+needs neither folders nor weights.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from muxd.config import Config, ModelConfig, size
+from muxd.cost.profile import Profile, Shape
+from muxd.cost.table import CostTable
+from muxd.engine.forecast import Forecast
+from muxd.engine.lane import LaneSpec
+from muxd.engine.scheduler import Scheduler
+from muxd.engine.settings import Settings
+from muxd.engine.shares import Shares
+from muxd.engine.slo import Slo
+from muxd.errors import ConfigError
+from muxd.pool.ledger import Ledger
+
+_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+def likenesses(config: Config, profile: Profile) -> dict[str, str]:
+    """Configured models that the profile knows by their folder and type, under another name."""
+    measured = {(m.folder, m.shape.dtype): name for name, m in profile.models.items() if m.folder}
+    keys = {model.name: (Path(model.path).name, model.dtype) for model in config.model}
+    missing = {name: key for name, key in keys.items() if name not in profile.models}
+    return {name: measured[key] for name, key in missing.items() if key in measured}
+
+
+def plain_config(models: list[str]) -> Config:
+    """For a simulation without muxd.toml: defaults, and equal shares for the workload's models."""
+    return Config(model=[ModelConfig(name=name, path=name) for name in models])
+
+
+def make_scheduler(config: Config, cost: CostTable, policy: str | None = None) -> Scheduler:
+    """Everything empty, every worker still to become ready. ``policy``: not the configured one.
+
+    Raises ConfigError for quotas that cannot hold, models the cost table does not know, unknown policies.
+    """
+    block_bytes = config.pool.block_bytes
+    ledger = Ledger(size(config.pool.bytes, key="pool.bytes") // block_bytes)
+    shapes = {model.name: cost.model(model.name).shape for model in config.model}
+    for model in config.model:
+        _open_account(ledger, model, shapes[model.name], block_bytes)
+    lanes = [_lane(ledger, model, shapes[model.name], config) for model in config.model]
+    shares = Shares(cost.device.rungs, config.scheduler.overbook)
+    settings = Settings(**_same_names(Settings, config.scheduler))
+    return Scheduler(
+        lanes, ledger, shares, settings, policy=policy or config.scheduler.policy,
+        forecast=_forecast(config, settings),
+    )  # fmt: skip
+
+
+def _forecast(config: Config, settings: Settings) -> Forecast | None:
+    """With ``admission = "slo"`` requests are refused early, as the daemon does."""
+    if config.scheduler.admission != "slo":
+        return None
+    targets = {model.name: Slo(model.ttft_slo, model.tpot_slo) for model in config.model}
+    return Forecast(targets, settings.prefill_tokens)
+
+
+def _open_account(ledger: Ledger, model: ModelConfig, shape: Shape, block_bytes: int) -> None:
+    whole = ledger.total_blocks * block_bytes
+    least, most = (
+        size(text, key=f"model.quota.{key} ({model.name})", whole=whole) // block_bytes
+        for key, text in (("min", model.quota.min), ("max", model.quota.max))
+    )
+    per_row = shape.layers * shape.kv_heads
+    rows = max(1, ledger.total_blocks // per_row)
+    ledger.add_model(model.name, per_row, rows, least, most, row_tokens=row_tokens(shape, block_bytes))
+
+
+def row_tokens(shape: Shape, block_bytes: int) -> int:
+    """T of docs/design.md §1. Raises ConfigError when no token fits a block."""
+    tokens = block_bytes // (2 * shape.head_dim * _ITEM_BYTES[shape.dtype])
+    if tokens < 1:
+        raise ConfigError(f"pool.block_bytes: {block_bytes} holds no token at head_dim {shape.head_dim}")
+    return tokens
+
+
+def _lane(ledger: Ledger, model: ModelConfig, shape: Shape, config: Config) -> LaneSpec:
+    tokens, capacity = row_tokens(shape, config.pool.block_bytes), ledger.limit(model.name)
+    most = min(shape.max_positions, capacity * tokens)
+    known = {
+        **_same_names(LaneSpec, model),
+        "model": model.name,
+        "share": model.share or max(1, 100 // len(config.model)),
+        "row_tokens": tokens,
+        "max_context": min(model.max_context or most, most),
+        "capacity_rows": capacity,
+    }
+    return LaneSpec(**known)
+
+
+def _same_names(struct: Any, settings: Any) -> Mapping[str, Any]:
+    """Settings that go to the engine under their own name, also those that come later."""
+    return {name: getattr(settings, name) for name in struct.__struct_fields__ if hasattr(settings, name)}

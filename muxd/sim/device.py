@@ -1,0 +1,82 @@
+"""The device in virtual time: which batches run, when each ends, how they slow each other down."""
+
+from muxd.cost.table import CostTable
+from muxd.engine.sequence import Sequence
+from muxd.messages import Decode, Prefill
+
+
+class Batch:
+    """One batch on its way. ``left``: seconds of work still to do at ``since`` if it ran alone."""
+
+    __slots__ = ("command", "end", "factor", "left", "model", "prefill", "since")
+
+    def __init__(self, model: str, command: Prefill | Decode, seconds: float, now: float):
+        self.model = model
+        self.command = command
+        self.prefill = isinstance(command, Prefill)
+        self.left = seconds
+        self.since = now
+        self.factor = 1.0
+        self.end = now + seconds
+
+    def slow_to(self, factor: float, now: float) -> None:
+        """From ``now`` on every second of its work takes ``factor`` seconds."""
+        self.left -= (now - self.since) / self.factor
+        self.since = now
+        self.factor = factor
+        self.end = now + self.left * factor
+
+
+class VirtualDevice:
+    """At most one batch a model, as a worker has. Raises ValueError for a second one."""
+
+    def __init__(self, cost: CostTable):
+        self._cost = cost
+        self._running: dict[str, Batch] = {}
+        self._contended = any(
+            cost.slowdown(model, prefill, {True: 1, False: 1}) != 1.0
+            for model in cost.models
+            for prefill in (True, False)
+        )
+        self.busy = 0.0  # share-seconds computed, 1.0 a second of the whole device
+
+    @property
+    def next(self) -> Batch | None:
+        """The batch that ends first; of two at once the one that started first."""
+        return min(self._running.values(), key=lambda batch: batch.end, default=None)
+
+    def start(self, model: str, command: Prefill | Decode, sequences: list[Sequence], now: float) -> None:
+        """``sequences``: those of the command, in its order."""
+        if model in self._running:
+            raise ValueError(f"two batches at once on the worker of {model}")
+        seconds = self._seconds(model, command, sequences)
+        self.busy += seconds * command.share / 100
+        self._running[model] = Batch(model, command, seconds, now)
+        if self._contended:
+            self._settle(now)
+
+    def finish(self, model: str, now: float) -> None:
+        del self._running[model]
+        if self._contended:
+            self._settle(now)
+
+    def _seconds(self, model: str, command: Prefill | Decode, sequences: list[Sequence]) -> float:
+        """Computing alone on its share, and the daemon's part."""
+        extra = self._cost.model(model).overhead
+        if isinstance(command, Prefill):
+            sizes = [len(chunk.tokens) // 4 for chunk in command.chunks]
+            tokens = sum(sizes)
+            before = sum(n * chunk.start for n, chunk in zip(sizes, command.chunks, strict=True)) / tokens
+            cost = self._cost.prefill(model, tokens, before, command.share, len(sizes))
+            return cost + extra.batch + extra.token * len(sizes)
+        count = len(sequences)
+        context = sum([sequence.computed for sequence in sequences]) / count
+        return self._cost.decode(model, count, context, command.share) + extra.batch + extra.token * count
+
+    def _settle(self, now: float) -> None:
+        """Everybody's pace for the set that runs from ``now`` on."""
+        prefills = sum(batch.prefill for batch in self._running.values())
+        decodes = len(self._running) - prefills
+        for batch in self._running.values():
+            beside = {True: prefills - batch.prefill, False: decodes - (not batch.prefill)}
+            batch.slow_to(self._cost.slowdown(batch.model, batch.prefill, beside), now)

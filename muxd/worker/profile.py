@@ -1,0 +1,149 @@
+"""``python -m muxd.worker.profile``: times batches of one model through the real ``Runner``, when asked.
+
+Spawned by `muxd profile` with the environment of a worker. Reads ``cost.probe`` lines from standard input,
+answers each with one line on standard output, and ends when the input does. Weights and pool are its own
+memory. Contexts are rows that hold no prompt: what they contain does not change how long it takes.
+"""
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from muxd.cost import probe
+from muxd.errors import MuxdError
+from muxd.messages import BatchDone, Chunk, Decode, NewRows, Prefill, Sampling, Setup
+from muxd.models.spec import read_spec
+from muxd.models.weights import fill, plan
+from muxd.worker.runner import Runner
+
+_GREEDY = Sampling(temperature=0.0)
+_PATTERN = 0x3C  # each byte of the pool: a small finite number in every type, and pages that are really there
+_MOST = 200  # batches of one probe
+_ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+class Bench:
+    """A Runner, and the rows it is told to use. ModelFolderError for a folder that cannot be served."""
+
+    def __init__(self, setup: probe.Setup):
+        folder = Path(setup.folder)
+        self.spec = read_spec(folder)
+        self.row_tokens = self.spec.tokens_per_row(setup.block_bytes, _ITEMSIZE[setup.dtype])
+        layout = plan(folder, self.spec, setup.dtype)
+        weights = np.empty(layout.bytes, np.uint8)
+        fill(layout, weights, lambda done: None)
+        per_row = self.spec.blocks_per_row
+        self.rows = setup.pool_bytes // setup.block_bytes // per_row
+        pool = torch.full((self.rows * per_row * setup.block_bytes,), _PATTERN, dtype=torch.uint8)
+        told = Setup(
+            worker="profile", model=folder.name, folder=setup.folder, dtype=setup.dtype, link="",
+            device="cpu", pool_bytes=pool.numel(), block_bytes=setup.block_bytes, max_rows=self.rows,
+            weights_bytes=layout.bytes, tensors=layout.tensors, cores=setup.cores,
+            max_context=self.spec.max_positions,
+        )  # fmt: skip
+        self._runner = Runner(told, pool, torch.from_numpy(weights))
+        self._runner.warm_up()
+        self._batch = itertools.count(1)
+        blocks = (
+            np.random.default_rng(0).permutation(self.rows * per_row).astype("<i4")
+        )  # as scattered as live
+        self._unsaid = NewRows(np.arange(self.rows, dtype="<i4").tobytes(), blocks.tobytes())
+
+    def decode(self, asked: probe.Decode) -> list[float]:
+        """Raises ValueError when the pool is too small."""
+        room = (self.rows // asked.batch) * self.row_tokens - asked.context - 1
+        if room <= asked.least:
+            raise ValueError(f"a batch of {asked.batch} at context {asked.context} does not fit the pool")
+        per_sequence = self.rows // asked.batch
+        seqs = list(range(asked.batch))
+        with self._sequences(seqs, asked.share):
+            chunks = [self._chunk(seq, seq * per_sequence, per_sequence, 1, asked.context) for seq in seqs]
+            self._prefill(chunks, asked.share)
+
+            def step() -> BatchDone:
+                return self._runner.decode(Decode(next(self._batch), asked.share, NewRows(), seqs, [], []))
+
+            return _timed(step, asked.least, asked.seconds, min(room - 1, _MOST))
+
+    def prefill(self, asked: probe.Prefill) -> list[float]:
+        """Raises ValueError when the pool is too small."""
+        size = asked.tokens // asked.chunks
+        per_sequence = -(-(size + asked.context) // self.row_tokens)
+        if per_sequence * asked.chunks > self.rows:
+            raise ValueError(f"{asked.tokens} tokens at context {asked.context} do not fit the pool")
+        seqs = list(range(asked.chunks))
+        with self._sequences(seqs, asked.share):
+            chunks = [self._chunk(seq, seq * per_sequence, per_sequence, size, asked.context) for seq in seqs]
+            return _timed(lambda: self._prefill(chunks, asked.share), asked.least, asked.seconds, _MOST)
+
+    def _chunk(self, seq: int, first_row: int, rows: int, tokens: int, context: int) -> Chunk:
+        """``tokens`` new tokens after ``context`` that count as computed; whole rows of them."""
+        before = context // self.row_tokens * self.row_tokens
+        ids = np.arange(first_row, first_row + rows, dtype="<i4")
+        return Chunk(
+            seq=seq, start=before, tokens=np.full(tokens, 5, "<i4").tobytes(), rows=ids.tobytes(), last=True,
+            sampling=_GREEDY, prompt_tokens=before + tokens, first=True,
+            known=np.full(before, 5, "<i4").tobytes(),
+        )  # fmt: skip
+
+    def _prefill(self, chunks: list[Chunk], share: int) -> BatchDone:
+        rows, self._unsaid = self._unsaid, NewRows()
+        return self._runner.prefill(Prefill(next(self._batch), share, rows, chunks, []))
+
+    @contextmanager
+    def _sequences(self, seqs: list[int], share: int) -> Iterator[None]:
+        """The runner forgets them afterwards; ``share`` is kept to throughout, for whoever runs beside."""
+        yield
+        chunk = self._chunk(0, 0, 1, 1, 0)
+        self._runner.prefill(Prefill(next(self._batch), share, NewRows(), [chunk], seqs[1:]))
+
+
+def _timed(batch: Callable[[], BatchDone], least: int, seconds: float, most: int) -> list[float]:
+    """The runner's own times. The first batch of a shape is left out: it prepares kernels."""
+    batch()
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(found) < most and (len(found) < least or time.perf_counter() < end):
+        found.append(batch().seconds)
+    return found
+
+
+def main() -> int:
+    lines = iter(sys.stdin.buffer.readline, b"")
+    try:
+        bench = Bench(probe.decode_setup(next(lines)))
+    except MuxdError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    spec = bench.spec
+    _answer(
+        probe.Opened(
+            spec.layers,
+            spec.kv_heads,
+            spec.head_dim,
+            spec.max_positions,
+            bench.row_tokens,
+            bench.rows,
+            str(torch.__version__),
+        )
+    )
+    for line in lines:
+        asked = probe.decode_probe(line)
+        found = bench.decode(asked) if isinstance(asked, probe.Decode) else bench.prefill(asked)
+        _answer(probe.Measured(found))
+    return 0
+
+
+def _answer(answer: probe.Opened | probe.Measured) -> None:
+    sys.stdout.buffer.write(probe.encode(answer) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

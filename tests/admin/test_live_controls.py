@@ -1,0 +1,246 @@
+"""The real Steward behind a real Unix socket: quotas, policy, why and trace of a unit that works."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry
+
+from muxd.admin.client import AdminClient
+from muxd.admin.schemas import PolicyState, QuotaChange
+from muxd.admin.server import AdminServer
+from muxd.clock import VirtualClock
+from muxd.config import ModelConfig, QuotaConfig
+from muxd.device.cpu import Cpu
+from muxd.engine.lane import LaneSpec
+from muxd.engine.metrics import Metrics
+from muxd.engine.observer import Observer
+from muxd.engine.request import Request
+from muxd.engine.scheduler import Scheduler
+from muxd.engine.settings import Settings
+from muxd.engine.shares import Shares
+from muxd.engine.slo import Slo
+from muxd.engine.stream import TokenStream
+from muxd.engine.unit import Unit
+from muxd.errors import MuxdError
+from muxd.fleet.catalog import Entry
+from muxd.messages import BatchDone, Decode, Prefill, Sampling
+from muxd.pool.arena import Arena
+from muxd.steward import Steward
+
+T = TypeVar("T")
+POOL, BLOCK = 1 << 20, 8192  # 128 blocks
+
+
+class Bench:
+    """Two models, their workers played by ``step``; the door is open while ``ask`` runs in a thread."""
+
+    def __init__(self, path: Path):
+        self.path, self.clock = path, VirtualClock(50.0)
+        self.arena = Arena(Cpu(), POOL, BLOCK)
+        self.arena.ledger.add_model("a.1", 2, 64, 16, row_tokens=4)
+        self.arena.ledger.add_model("b_2", 4, 32, row_tokens=4)
+        lanes = [LaneSpec(name, 50, 4, 60, 8, 100, 16) for name in ("a.1", "b_2")]
+        scheduler = Scheduler(lanes, self.arena.ledger, Shares([50, 100]), Settings())
+        targets = {"a.1": Slo(ttft=1.0)}
+        observer = Observer(Metrics(CollectorRegistry()), targets)
+        self.sent: list[tuple[str, Prefill | Decode]] = []
+        self.unit = Unit(scheduler, lambda model, c: self.sent.append((model, c)), self.clock, observer)
+        quotas = {"a.1": QuotaConfig(min="128K", weight=2.0), "b_2": QuotaConfig()}
+        entries = {
+            name: Entry(ModelConfig(name, "/nowhere", quota=quota, ttft_slo=float(name == "a.1")))
+            for name, quota in quotas.items()
+        }
+        self.steward = Steward(
+            entries=entries, arena=self.arena, scheduler=scheduler, observer=observer, clock=self.clock,
+            address=lambda: "http://x", cores=2, stop=lambda: None, unit=self.unit,
+        )  # fmt: skip
+        for name in entries:
+            self.unit.worker_ready(name)
+
+    def submit(
+        self, model: str, id: str, tokens: int = 2, prompt: int = 6, http_id: str = "x"
+    ) -> TokenStream:
+        sampling = Sampling(temperature=0.0)
+        return self.unit.submit(Request(id, model, [1] * prompt, tokens, sampling, frozenset(), http_id))
+
+    def step(self, seconds: float = 0.1) -> None:
+        """The oldest batch is done."""
+        model, command = self.sent.pop(0)
+        count = len(command.chunks) if isinstance(command, Prefill) else len(command.seqs)
+        self.clock.advance(seconds)
+        self.unit.batch_done(model, BatchDone(command.batch, [5] * count, seconds))
+
+    async def ask(self, call: Callable[[AdminClient], T]) -> T:
+        return await asyncio.to_thread(call, AdminClient(self.path))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path / "muxd.sock")
+    yield bench
+    bench.arena.close()
+
+
+def with_door(bench: Bench, test: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        server = AdminServer(bench.steward, bench.path)
+        await server.start()
+        try:
+            await test()
+        finally:
+            await server.close()
+
+    asyncio.run(main())
+
+
+def test_quota_shows_what_is_held_and_what_is_borrowed(bench: Bench) -> None:
+    async def test() -> None:
+        bench.submit("a.1", "cmpl-1-0", tokens=100, prompt=40)
+        a, b = await bench.ask(lambda client: client.quota())
+        assert (a.model, a.weight, a.min_bytes, a.max_bytes, a.pool_bytes) == (
+            "a.1", 2.0, 16 * BLOCK, POOL, POOL,
+        )  # fmt: skip
+        held = bench.arena.ledger.usage()["a.1"].blocks * BLOCK
+        assert a.used_bytes == held > 16 * BLOCK
+        assert a.borrowed_bytes == held - 16 * BLOCK
+        assert (b.used_bytes, b.borrowed_bytes, b.cached_bytes, b.weight) == (0, 0, 0, 1.0)
+
+    with_door(bench, test)
+
+
+def test_a_changed_quota_holds_at_once(bench: Bench) -> None:
+    """b_2 may not grow beyond 32 blocks; then it may, and the prompt that waited starts."""
+
+    async def test() -> None:
+        change = QuotaChange("b_2", min="64K", max="25%", weight=3.5)
+        _, b = await bench.ask(lambda client: client.set_quota(change))
+        assert (b.min_bytes, b.max_bytes, b.weight) == (8 * BLOCK, 32 * BLOCK, 3.5)
+        bench.submit("b_2", "cmpl-1-0", tokens=8, prompt=16)  # 24 blocks with its look-ahead
+        bench.submit("b_2", "cmpl-2-0", tokens=8, prompt=16)
+        bench.step()
+        assert bench.arena.ledger.usage()["b_2"].blocks == 24
+        _, b = await bench.ask(lambda client: client.set_quota(QuotaChange("b_2", max="100%")))
+        assert (b.min_bytes, b.weight) == (8 * BLOCK, 3.5)  # what was not named has stayed
+        bench.step()  # the decode step that ran
+        assert bench.arena.ledger.usage()["b_2"].blocks == 48
+        kinds = [mark.kind for mark in bench.unit.journal.timeline.snapshot(60.0).marks]
+        assert kinds.count("quota") == 2
+
+    with_door(bench, test)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (QuotaChange("c", min="1K"), ("'c'", "a.1, b_2")),
+        (QuotaChange("b_2", min="1x"), ("min", "'1x'", "10%", "25%")[:2]),
+        (QuotaChange("b_2", max="2M"), ("max", "'2M'", str(POOL))),
+        (QuotaChange("b_2", max="101%"), ("max", "'101%'")),
+        (QuotaChange("b_2", min="512K", max="256K"), ("min", "'512K'", "'256K'")),
+        (QuotaChange("a.1", max="64K"), ("min", "131072 bytes", "'64K'")),
+        (QuotaChange("b_2", min="95%"), ("quota.min", "a.1 16", "b_2 121", "128")),
+        (QuotaChange("b_2", weight=0.0), ("weight", "0.0", "above 0")),
+        (QuotaChange("b_2", max="16K"), ("b_2", "one row")),
+    ],
+)
+def test_a_quota_that_cannot_be_is_refused_with_its_field_and_limits(
+    bench: Bench, change: QuotaChange, words: tuple[str, ...]
+) -> None:
+    before = bench.arena.ledger.usage()
+
+    async def test() -> None:
+        with pytest.raises(MuxdError) as caught:
+            await bench.ask(lambda client: client.set_quota(change))
+        assert [word for word in words if word not in caught.value.message] == [], caught.value.message
+
+    with_door(bench, test)
+    assert bench.arena.ledger.usage() == before
+    assert bench.steward.quota()[1].weight == 1.0
+
+
+def test_a_body_that_is_none_names_its_field(bench: Bench) -> None:
+    class Raw(AdminClient):
+        def post(self, route: str, body: Any) -> None:
+            self._call("POST", route, dict[str, Any], body)
+
+    async def test() -> None:
+        for route, body, word in (
+            ("/v0/quota", {"model": "a.1", "mim": "1K"}, "mim"),
+            ("/v0/quota", {"model": "a.1", "weight": "2"}, "weight"),
+            ("/v0/quota", {"min": "1K"}, "model"),
+            ("/v0/policy", {}, "policy"),
+            ("/v0/policy", None, "POST /v0/policy"),
+        ):
+            with pytest.raises(MuxdError, match=word):
+                await asyncio.to_thread(Raw(bench.path).post, route, body)
+
+    with_door(bench, test)
+
+
+def test_policy_changes_when_idle_and_only_then(bench: Bench) -> None:
+    async def test() -> None:
+        assert (await bench.ask(lambda client: client.policy())).policy == "mux"
+        with pytest.raises(MuxdError, match=r"'lifo' is none of mux"):
+            await bench.ask(lambda client: client.set_policy("lifo"))
+        bench.submit("a.1", "cmpl-1-0")
+        with pytest.raises(MuxdError):
+            await bench.ask(lambda client: client.set_policy("mux"))
+        assert (await bench.ask(lambda client: client.status())).policy == "mux"
+        bench.step()
+        bench.step()
+        state = await bench.ask(lambda client: client.set_policy("mux"))
+        assert state == PolicyState("mux", ["mux"])
+        assert (await bench.ask(lambda client: client.status())).policy == "mux"
+
+    with_door(bench, test)
+
+
+def test_why_finds_every_kind_of_end(bench: Bench) -> None:
+    async def test() -> None:
+        bench.submit("a.1", "chatcmpl-served-0", http_id="a/b?c=1")
+        for _ in range(2):
+            bench.step(0.25)
+        gone = bench.submit("a.1", "chatcmpl-gone-0", tokens=50)
+        bench.step(0.25)
+        gone.close()
+        bench.step(0.25)
+        satisfied = bench.submit("b_2", "chatcmpl-stop-0", tokens=50)
+        bench.step(0.25)
+        satisfied.close(served=True)
+        with pytest.raises(MuxdError):
+            bench.submit("b_2", "chatcmpl-long-0", prompt=500, http_id="long")
+        for id, state in (("served", "served"), ("gone", "cancelled"), ("stop", "served")):
+            (times,) = await bench.ask(lambda client, id=id: client.why(f"chatcmpl-{id}"))  # type: ignore[misc]
+            assert times.state == state
+            assert times.prefill == 0.25
+        (times,) = await bench.ask(lambda client: client.why("a/b?c=1"))
+        assert (times.total, times.ttft, times.decode, times.generated_tokens) == (0.5, 0.25, 0.25, 2)
+        (times,) = await bench.ask(lambda client: client.why("long"))
+        assert times.state == "refused"
+        assert "500 tokens" in times.detail
+        with pytest.raises(MuxdError, match=r"no request 'chatcmpl-9' .* last 10000 .* x-request-id"):
+            await bench.ask(lambda client: client.why("chatcmpl-9"))
+
+    with_door(bench, test)
+
+
+def test_trace_and_goodput_come_from_the_unit(bench: Bench) -> None:
+    async def test() -> None:
+        bench.submit("a.1", "cmpl-1-0")
+        bench.step(1.5)  # later than its ttft_slo
+        bench.step()
+        trace = await bench.ask(lambda client: client.trace())
+        assert [(span.model, span.phase, span.start) for span in trace.spans] == [
+            ("a.1", "prefill", 50.0),
+            ("a.1", "decode", 51.5),
+        ]
+        a, b = await bench.ask(lambda client: client.models())
+        assert (a.ttft_slo, a.goodput) == (1.0, 0.0)
+        assert (b.ttft_slo, b.goodput) == (0.0, None)
+        assert msgspec.json.encode(trace)
+
+    with_door(bench, test)

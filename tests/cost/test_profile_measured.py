@@ -1,0 +1,117 @@
+"""`muxd profile` with a real Runner in a process of its own, on a tiny model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.costs import model, table
+from support.tiny import tiny_served
+from typer.testing import CliRunner
+
+from muxd.cli.muxd import app
+from muxd.cli.overhead import fitted, measure_overhead
+from muxd.cli.profiling import Plan, Prober, cells, measure, merged
+from muxd.cost import probe
+from muxd.cost.profile import check, load, save
+from muxd.cost.table import CostTable
+from muxd.device.cpu import Cpu
+from muxd.errors import ConfigError, ModelFolderError
+from muxd.sim.records import Records
+from muxd.sim.workload import Item, Workload
+
+SMALL = Plan((1, 32), (0, 64), 0.0, (1, 4), (32, 128), 0.0, 0.05)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_served(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def test_a_model_is_measured_over_its_grid_and_joins_the_file(folder: Path, tmp_path: Path) -> None:
+    steps: list[None] = []
+    found = measure(folder, "float32", lambda: steps.append(None), SMALL)
+    rungs = Cpu().rungs
+    assert len(steps) == cells(rungs, SMALL) - (0 if len(rungs) > 1 else 3)
+    check(found.prefill, "prefill")
+    check(found.decode, "decode")
+    assert found.decode.shares == list(rungs)
+    assert found.decode.rows == [1, 4]
+    assert found.folder == "tiny"
+    assert (found.shape.layers, found.shape.kv_heads, found.shape.head_dim) == (2, 2, 16)
+    assert found.contention.decode_by_decode >= 1.0
+    save(tmp_path / "cost.json", merged(tmp_path / "cost.json", "first", found))
+    save(tmp_path / "cost.json", merged(tmp_path / "cost.json", "second", found))
+    assert set(load(tmp_path / "cost.json").models) == {"first", "second"}
+
+
+def test_more_work_is_measured_as_more_time(folder: Path) -> None:
+    with Prober(folder, "float32", Cpu(), 64 << 20) as prober:
+        short, long = (prober.measure(probe.Prefill(n, 0, 100, least=7)) for n in (8, 400))
+        small, large = (prober.measure(probe.Decode(n, 256, 100, least=15)) for n in (1, 32))
+    assert long > 1.5 * short
+    assert large > 1.5 * small
+
+
+def test_what_does_not_fit_the_pool_or_is_no_model_is_said(folder: Path, tmp_path: Path) -> None:
+    with (
+        Prober(folder, "float32", Cpu(), 1 << 20) as prober,
+        pytest.raises(ModelFolderError, match="exit code"),
+    ):
+        prober.measure(probe.Decode(32, 400, 100))
+    with pytest.raises(ModelFolderError, match="exit code 1"), Prober(tmp_path, "float32", Cpu()):
+        pass
+
+
+def test_a_file_from_another_device_is_not_mixed(tmp_path: Path) -> None:
+    from muxd.cost.profile import FORMAT, Device, Profile
+
+    save(tmp_path / "cost.json", Profile(FORMAT, Device("h200", 100, [100]), {"a": model()}))
+    with pytest.raises(ConfigError, match="was measured on h200"):
+        merged(tmp_path / "cost.json", "b", model())
+
+
+def test_the_overhead_is_what_the_table_does_not_explain() -> None:
+    cost = table(a=model(prefill=0.001, decode=0.01))
+    step = {1: 0.010 + 0.002 + 0.0005, 8: 0.010 + 0.002 + 8 * 0.0005}
+
+    def runs(count: int) -> Records:
+        records = Records(Workload([Item(0.0, "a", 64, 96)] * count, {}))
+        records.first[:] = 0.064 + 0.0025 + 0.004
+        records.end[:] = records.first + 95 * step[count]
+        return records
+
+    found = fitted(cost, "a", runs(1), runs(8))
+    assert found.token == pytest.approx(0.0005, rel=1e-3)
+    assert found.batch == pytest.approx(0.002, rel=1e-3)
+    assert found.request == pytest.approx(0.004, rel=1e-3)
+
+
+def test_the_overhead_is_measured_on_a_live_daemon(folder: Path) -> None:
+    cost = CostTable(merged(Path("/nowhere"), "tiny", measure(folder, "float32", lambda: None, SMALL)))
+    found = measure_overhead(folder, "tiny", "float32", cost)
+    values = np.array([found.batch, found.token, found.request])
+    assert (values >= 0).all()
+    assert 0 < values.sum() < 0.5
+
+
+def test_a_roofline_needs_no_device(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "h200.json"
+    args = ["profile", str(folder), "--name", "tiny", "--roofline", "h200", "--out", str(file)]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    assert "decode step" in result.output
+    assert load(file).models["tiny"].measured == "roofline of h200"
+    again = CliRunner().invoke(app, [*args[:-3], "tpu", "--out", str(file)])
+    assert again.exit_code != 0
+    assert "known are" in again.output
+
+
+def test_an_unknown_type_and_folder_are_one_sentence(folder: Path, tmp_path: Path) -> None:
+    bad = CliRunner().invoke(app, ["profile", str(folder), "--name", "x", "--dtype", "int3"])
+    assert bad.exit_code != 0
+    assert "int3" in bad.output
+    missing = CliRunner().invoke(
+        app, ["profile", str(tmp_path / "no"), "--name", "x", "--out", str(tmp_path / "c.json")]
+    )
+    assert missing.exit_code == 1
+    assert "is not a folder" in missing.output

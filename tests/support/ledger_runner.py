@@ -1,0 +1,135 @@
+"""Real Runners of several models on one pool, rows from a real Ledger: a daemon's part in forty lines.
+
+Prefixes are matched and registered as the engine does it; every logit the models computed is kept.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from muxd.messages import Chunk, Decode, NewRows, Prefill, Sampling, Setup
+from muxd.models.spec import read_spec
+from muxd.models.weights import fill, plan
+from muxd.pool.ledger import Ledger
+from muxd.pool.prefix import Chain
+from muxd.worker.runner import Runner
+from support.direct_runner import GREEDY, int32
+
+
+@dataclass(eq=False)
+class Served:
+    """One sequence as the daemon knows it."""
+
+    id: int
+    model: str
+    chain: Chain
+    tokens: list[int]
+    prompt_tokens: int
+    rows: list[int] = field(default_factory=list)
+    shared: int = 0  # rows found in the cache
+    computed: int = 0
+    logits: list[torch.Tensor] = field(default_factory=list)  # float32 [vocab] of every sampled token
+
+    @property
+    def answer(self) -> list[int]:
+        return self.tokens[self.prompt_tokens :]
+
+
+class LedgerRunner:
+    def __init__(self, folders: dict[str, Path], blocks: int, block_bytes: int = 4096):
+        self.pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8)  # NaN in every type
+        self.ledger = Ledger(blocks)
+        self.runners: dict[str, Runner] = {}
+        self.row_tokens: dict[str, int] = {}
+        self._logits: list[torch.Tensor] = []
+        self._sequences = 0
+        self._forget: dict[str, list[int]] = {model: [] for model in folders}
+        for model, folder in folders.items():
+            self._add(model, folder, blocks, block_bytes)
+
+    def _add(self, model: str, folder: Path, blocks: int, block_bytes: int) -> None:
+        spec = read_spec(folder)
+        layout = plan(folder, spec, "float32")
+        weights = np.zeros(layout.bytes, dtype=np.uint8)
+        fill(layout, weights, lambda done: None)
+        rows = blocks // spec.blocks_per_row
+        self.row_tokens[model] = spec.tokens_per_row(block_bytes, 4)
+        self.ledger.add_model(model, spec.blocks_per_row, rows, row_tokens=self.row_tokens[model])
+        setup = Setup(
+            worker="ledger", model=model, folder=str(folder), dtype="float32", link="", device="cpu",
+            pool_bytes=self.pool.numel(), block_bytes=block_bytes, max_rows=rows,
+            weights_bytes=layout.bytes, tensors=layout.tensors, cores=1, max_context=spec.max_positions,
+        )  # fmt: skip
+        runner = self.runners[model] = Runner(setup, self.pool, torch.from_numpy(weights))
+        compute = runner._model.logits
+
+        def logits(hidden: torch.Tensor) -> torch.Tensor:
+            self._logits.append(compute(hidden))
+            return self._logits[-1]
+
+        runner._model.logits = logits  # type: ignore[method-assign]
+
+    def start(
+        self,
+        model: str,
+        tokens: list[int],
+        *,
+        chunk: int = 1000,
+        prompt_tokens: int | None = None,
+        sampling: Sampling = GREEDY,
+        cache: bool = True,
+    ) -> Served:
+        """Admit and prefill, ``chunk`` tokens at a time; the first token is sampled."""
+        size = self.row_tokens[model]
+        it = Served(self._sequences, model, Chain(model, size), list(tokens), prompt_tokens or len(tokens))
+        self._sequences += 1
+        keys = it.chain.match(it.tokens) if cache else []
+        grant = self.ledger.admit(model, keys, -(-(len(tokens) + 1) // size))
+        assert grant is not None, "the test's pool is too small"
+        it.rows = [*grant.shared.tolist(), *grant.rows.ids.tolist()]
+        it.shared = grant.shared.size
+        it.computed = it.shared * size
+        new = NewRows(int32(grant.rows.ids.tolist()), int32(grant.rows.blocks.ravel().tolist()))
+        for start in range(it.computed, len(tokens), chunk):
+            first = start == it.shared * size
+            part = tokens[start : start + chunk]
+            rows, known = (int32(it.rows), int32(tokens[:start])) if first else (b"", b"")
+            last = start + len(part) == len(tokens)
+            made = Chunk(it.id, start, int32(part), rows, last, sampling, it.prompt_tokens, first, known)
+            forget, self._forget[model] = self._forget[model], []
+            command = Prefill(0, 100, new if first else NewRows(), [made], forget)
+            found = self.runners[model].prefill(command).tokens
+            self._computed(it, start + len(part))
+        self._took(it, found[0])
+        return it
+
+    def step(self, it: Served) -> int:
+        """Decode one token."""
+        grown, new = [], NewRows()
+        if it.computed == len(it.rows) * self.row_tokens[it.model]:
+            rows = self.ledger.take(it.model, 1)
+            assert rows is not None, "the test's pool is too small"
+            it.rows += rows.ids.tolist()
+            grown = [(it.id, it.rows[-1])]
+            new = NewRows(int32(rows.ids.tolist()), int32(rows.blocks.ravel().tolist()))
+        token = self.runners[it.model].decode(Decode(0, 100, new, [it.id], grown, [])).tokens[0]
+        self._computed(it, it.computed + 1)
+        self._took(it, token)
+        return token
+
+    def finish(self, it: Served) -> None:
+        self.ledger.release(it.model, np.array(it.rows, np.int32))
+        self._forget[it.model].append(it.id)
+        self.ledger.audit()
+
+    def _computed(self, it: Served, computed: int) -> None:
+        """Rows that are full now may be shared from now on."""
+        start = it.computed // self.row_tokens[it.model]
+        it.computed = computed
+        self.ledger.register(it.model, it.rows, it.chain.keys(it.tokens, computed), start)
+
+    def _took(self, it: Served, token: int) -> None:
+        it.tokens.append(token)
+        it.logits.append(self._logits[-1][0])
