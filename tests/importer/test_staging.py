@@ -15,6 +15,8 @@ _FILLS_FOREVER = """
 import signal, sys
 from pathlib import Path
 from muxd.importer.staging import staged
+# A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with staged(Path(sys.argv[1])) as folder:
     (folder / "half").write_bytes(b"x" * 1000)
     print("filling", flush=True)
