@@ -110,8 +110,20 @@ class Scheduler:
         self.policy = name
 
     def set_quota(self, model: str, min_blocks: int, max_blocks: int) -> None:
-        """Move a model's quota, in head blocks. Raises ConfigError, changing nothing, if it cannot hold."""
+        """Move a model's quota, in head blocks.
+
+        Raises, changing nothing, ConfigError if it cannot hold, and Busy while a request is in the unit that
+        would never find its rows again.
+        """
+        before = self.ledger.usage()[model]
         self.ledger.set_quota(model, min_blocks, max_blocks)
+        for lane in self.lanes.values():
+            room = self.ledger.limit(lane.spec.model) * lane.spec.row_tokens
+            if any(len(sequence.tokens) >= room for sequence in lane.sequences()):
+                self.ledger.set_quota(model, before.min_blocks, before.max_blocks)
+                raise Busy(
+                    f"quota: {lane.spec.model} has a request longer than {room} tokens; try again later"
+                )
         for lane in self.lanes.values():
             lane.refit(self.ledger.limit(lane.spec.model))
 

@@ -8,7 +8,7 @@ from support.bench_unit import EOS, BenchUnit, Spec
 from muxd.engine.actions import BatchDone, Tick
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
-from muxd.errors import ContextTooLong, QueueFull
+from muxd.errors import Busy, ContextTooLong, QueueFull
 from muxd.messages import Decode, Prefill
 
 
@@ -226,6 +226,19 @@ def test_a_prompt_preempted_to_make_room_is_not_admitted_into_that_room():
     unit.arrive("a", prompt=36, max_tokens=4)
     unit.run(steps=500)
     assert unit.outcome == {0: "served", 1: "served"}
+
+
+def test_a_quota_that_a_waiting_prompt_could_not_fit_is_refused_and_changes_nothing():
+    """Admitted into fewer rows than it has tokens, the prompt would take its worker down."""
+    unit = BenchUnit([Spec("a", blocks=2)], total_blocks=64)
+    unit.arrive("a", prompt=40, max_tokens=4)
+    with pytest.raises(Busy, match="longer than 16 tokens"):
+        unit.scheduler.set_quota("a", 0, 8)
+    assert unit.ledger.usage()["a"].max_blocks == 64
+    unit.run()
+    assert unit.outcome == {0: "served"}
+    unit.scheduler.set_quota("a", 0, 8)
+    assert unit.outcome[unit.arrive("a", prompt=40).id] == "refused"
 
 
 def test_a_sequence_alone_can_use_all_the_pool_leaves_it():
