@@ -1,18 +1,25 @@
-"""A profile computed from a model's shape and a device's peaks, for devices nobody has measured yet.
+"""Costs computed from a model's shape and a device's peaks, where nobody has measured.
 
-Roofline: a batch takes the longer of moving its bytes and doing its arithmetic. Over shares, the arithmetic
-rate grows with share^0.8 and the bandwidth reached with share^(1/3), fitted to LLaMA-7B on an A100 between
-30 and 100 % of its multiprocessors (MuxServe, figure 3: prefill 2.6 times slower at 30 %, decode 1.46).
-A prediction, never a measurement: its ``measured`` field says so.
+Roofline with tensor parallelism, for each of ``gpus`` devices:
+
+    seconds = batch + max(host launches, max(weights / bandwidth, operations / flops)
+                                         + keys and values / bandwidth + all-reduces)
+
+Attention runs after the matrices, so its reads come on top. An all-reduce of a ring moves 2 (g - 1) / g of
+the activations over a link (two a layer: after attention and after the feed-forward part; Megatron-LM,
+Shoeybi et al. 2019). Parts reached and dependence on the share: ``peaks.Reach``.
 """
+
+from collections.abc import Mapping
 
 from msgspec import Struct
 
-from muxd.cost.profile import Device, Grid, ModelProfile, Shape
-from muxd.errors import ConfigError
+from muxd.cost.estimate import Estimate, check_query, degree_error, model_error
+from muxd.cost.peaks import CAPTURED, EAGER, Peak, Reach, peak
+from muxd.cost.profile import ITEM_BYTES, ROOFLINE, Device, Grid, ModelProfile, Shape
+from muxd.cost.shapes import CATALOGUE, ModelShape
+from muxd.messages import Dtype
 
-_COMPUTE_EXPONENT, _BANDWIDTH_EXPONENT = 0.8, 1 / 3
-_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _ROWS = {
     "prefill": [1, 16, 64, 256, 512, 1024, 2048, 8192],
     "decode": [1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
@@ -20,44 +27,139 @@ _ROWS = {
 _CONTEXTS = [0, 256, 1024, 4096, 16384]
 
 
-class Peak(Struct, frozen=True):
-    """Datasheet peaks and the parts of them that kernels reach."""
+class Work(Struct, frozen=True):
+    """What a batch asks for."""
 
-    name: str
-    flops: float  # a second, dense 16-bit
-    bandwidth: float  # bytes a second
-    compute_part: float = 0.6
-    bandwidth_part: float = 0.75
-    floor: float = 1.5e-3  # seconds of the smallest batch: launches
+    prefill: bool
+    tokens: int  # through all layers
+    answers: int  # sequences whose next token is wanted
+    attended: float  # pairs of a token and one it attends to
+    read: float  # tokens whose K and V are read from the pool
 
 
-# NVIDIA's datasheets.
-PEAKS = {
-    "a100": Peak("a100", 312e12, 2.0e12),
-    "h100": Peak("h100", 989e12, 3.35e12),
-    "h200": Peak("h200", 989e12, 4.8e12),
-}
+def prefill_work(batch: int, length: int, context: float = 0) -> Work:
+    """``batch`` prompts of ``length`` tokens, ``context`` tokens before each."""
+    return Work(True, batch * length, batch, batch * length * (context + length / 2), batch * context)
+
+
+def decode_work(batch: int, context: float) -> Work:
+    return Work(False, batch, batch, batch * (context + 1), batch * (context + 1))
+
+
+def operations(shape: ModelShape, work: Work) -> float:
+    """2 a parameter and token, 4 · head_dim a query head, layer and pair."""
+    matrices = 2 * (shape.body_parameters * work.tokens + shape.head_parameters * work.answers)
+    return matrices + 4 * shape.layers * shape.heads * shape.head_dim * work.attended
+
+
+def seconds(
+    shape: ModelShape, peak: Peak, reach: Reach, work: Work, gpus: int, share: int, dtype: Dtype = "bfloat16"
+) -> float:
+    """By the formula above, in each of ``gpus`` devices' ``share`` percent."""
+    item, part = ITEM_BYTES[dtype], share / 100
+    flops = peak.flops * (reach.prefill_flops if work.prefill else reach.decode_flops)
+    flops *= float(part**reach.flops_exponent)
+    bandwidth = peak.bandwidth * reach.bandwidth * float(part**reach.bandwidth_exponent)
+    weights = (shape.body_parameters + shape.head_parameters) * item
+    matrices = max(weights / bandwidth, operations(shape, work) / flops) / gpus
+    attention = shape.kv_bytes(gpus, dtype) * work.read / bandwidth
+    device = matrices + attention + _reductions(shape, peak, reach, work.tokens * item, gpus)
+    host = shape.layers * (reach.prefill_layer if work.prefill else reach.decode_layer)
+    return reach.batch + max(host, device)
+
+
+def _reductions(shape: ModelShape, peak: Peak, reach: Reach, width: int, gpus: int) -> float:
+    """``width``: bytes of one activation of all tokens."""
+    if gpus == 1:
+        return 0.0
+    moved = 2 * (gpus - 1) / gpus * width * shape.hidden
+    return 2 * shape.layers * (reach.allreduce + moved / (peak.link * reach.link))
+
+
+class Roofline:
+    """``Costs`` of any shapes on one kind of device, the catalogue's if none are given.
+
+    Raises ConfigError for a device that is not known. Whether weights fit the device's memory is not asked.
+    """
+
+    def __init__(
+        self,
+        device: str | Peak,
+        shapes: Mapping[str, ModelShape] | None = None,
+        reach: Reach = EAGER,
+        dtype: Dtype = "bfloat16",
+    ):
+        self.peak = peak(device) if isinstance(device, str) else device
+        self.reach = reach
+        self._shapes = dict(CATALOGUE if shapes is None else shapes)
+        self._dtype: Dtype = dtype
+
+    def models(self) -> list[str]:
+        return list(self._shapes)
+
+    def degrees(self, model: str) -> list[int]:
+        return self._shape(model).degrees()
+
+    def shares(self, model: str, gpus: int) -> list[int]:
+        self._check(model, gpus)
+        return rungs()
+
+    def prefill(self, model: str, gpus: int, share: int, batch: int, length: int) -> Estimate:
+        check_query(model, share, batch, length, least=1)
+        return self._estimate(model, gpus, share, prefill_work(batch, length))
+
+    def decode(self, model: str, gpus: int, share: int, batch: int, context: float) -> Estimate:
+        check_query(model, share, batch, context, least=0)
+        return self._estimate(model, gpus, share, decode_work(batch, context))
+
+    def _estimate(self, model: str, gpus: int, share: int, work: Work) -> Estimate:
+        shape = self._check(model, gpus)
+        return Estimate(seconds(shape, self.peak, self.reach, work, gpus, share, self._dtype), "roofline")
+
+    def _shape(self, model: str) -> ModelShape:
+        if model not in self._shapes:
+            raise model_error(model, self._shapes, "the roofline", "give its shape (muxd.cost.shapes)")
+        return self._shapes[model]
+
+    def _check(self, model: str, gpus: int) -> ModelShape:
+        shape = self._shape(model)
+        if gpus not in (known := shape.degrees()):
+            raise degree_error(model, gpus, known, f"its {shape.heads} heads must be cut evenly")
+        return shape
+
+
+# ---- a profile of one device, as `muxd profile --roofline` writes it ----------------------------------
 
 
 def roofline(shape: Shape, parameters: int, heads: int, device: str) -> ModelProfile:
-    """``parameters`` in all, ``heads`` query heads a layer. Raises ConfigError for an unknown device."""
-    if device not in PEAKS:
-        raise ConfigError(f"--roofline {device!r}: known are {', '.join(PEAKS)}")
-    peak = PEAKS[device]
-    grids = {
-        phase: Grid(
-            shares=rungs(),
-            rows=rows,
-            contexts=_CONTEXTS,
-            seconds=[
-                [[_seconds(shape, parameters, heads, peak, phase, n, c, s) for c in _CONTEXTS] for n in rows]
-                for s in rungs()
-            ],
-        )
-        for phase, rows in _ROWS.items()
-    }
+    """``parameters`` in all, ``heads`` query heads a layer. Raises ConfigError for an unknown device.
+
+    The vocabulary is not known here, so that the embedding is counted as if it were multiplied with.
+    """
+    whole = ModelShape(
+        layers=shape.layers,
+        hidden=heads * shape.head_dim,
+        heads=heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        intermediate=0,
+        vocab=0,
+        parameters=parameters,
+        max_positions=shape.max_positions,
+    )
+    found = peak(device)
+
+    def grid(phase: str) -> Grid:
+        def cell(rows: int, context: int, share: int) -> float:
+            work = prefill_work(1, rows, context) if phase == "prefill" else decode_work(rows, context)
+            return seconds(whole, found, CAPTURED, work, 1, share, shape.dtype)
+
+        rows = _ROWS[phase]
+        cells = [[[cell(n, c, s) for c in _CONTEXTS] for n in rows] for s in rungs()]
+        return Grid(shares=rungs(), rows=rows, contexts=_CONTEXTS, seconds=cells)
+
     return ModelProfile(
-        shape=shape, prefill=grids["prefill"], decode=grids["decode"], measured=f"roofline of {peak.name}"
+        shape=shape, prefill=grid("prefill"), decode=grid("decode"), measured=f"{ROOFLINE} of {found.name}"
     )
 
 
@@ -68,21 +170,3 @@ def rungs() -> list[int]:
 
 def device(name: str) -> Device:
     return Device(name=f"{name} (roofline)", cores=100, rungs=rungs())
-
-
-def _seconds(
-    shape: Shape, parameters: int, heads: int, peak: Peak, phase: str, rows: int, context: int, share: int
-) -> float:
-    """2 operations a parameter and token, 4 · head_dim a query head, layer and token attended to."""
-    item = _ITEM_BYTES[shape.dtype]
-    kv_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * item
-    if phase == "prefill":
-        attended, read = rows * (context + rows / 2), context + rows
-    else:
-        attended, read = rows * (context + 1), rows * (context + 1)
-    operations = 2 * parameters * rows + 4 * shape.layers * heads * shape.head_dim * attended
-    moved = parameters * item + kv_bytes * read
-    part = share / 100
-    compute = operations / (peak.flops * peak.compute_part * part**_COMPUTE_EXPONENT)
-    memory = moved / (peak.bandwidth * peak.bandwidth_part * part**_BANDWIDTH_EXPONENT)
-    return float(peak.floor + max(compute, memory))

@@ -63,6 +63,8 @@ class Surface:
     def seconds(self, rows: float, context: float, share: int) -> float:
         """At ``share`` percent; shares off the grid lie between their neighbours."""
         i, part = _place(self._shares, share)
+        if part == 1.0:
+            return self._plane(self._cells[i + 1], rows, context)
         below = self._plane(self._cells[i], rows, context)
         if part == 0.0:
             return below

@@ -1,0 +1,124 @@
+"""The shapes of models as far as they cost time and memory: a small catalogue, and read from a folder.
+
+The catalogue's numbers are those of each model's published ``config.json``; ``parameters`` counts every
+weight once.
+"""
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from muxd.cost.profile import ITEM_BYTES, Shape
+from muxd.errors import ConfigError
+from muxd.messages import Dtype
+from muxd.models.spec import ModelSpec, read_spec
+
+
+class ModelShape(Struct, frozen=True):
+    """A decoder-only transformer with gated feed-forward layers."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    parameters: int
+    tied: bool = False  # the output matrix is the embedding
+    max_positions: int = 2048
+
+    @property
+    def head_parameters(self) -> int:
+        """The output matrix: computed with once a sequence in prefill, once a token in decode."""
+        return self.vocab * self.hidden
+
+    @property
+    def body_parameters(self) -> int:
+        """Every token passes through these; an embedding is looked up, not multiplied."""
+        return self.parameters - self.head_parameters * (1 if self.tied else 2)
+
+    def kv_heads_on(self, gpus: int) -> int:
+        """KV heads each of ``gpus`` devices holds; with fewer heads than devices a head is on several."""
+        return max(1, -(-self.kv_heads // gpus))
+
+    def kv_bytes(self, gpus: int = 1, dtype: Dtype = "bfloat16") -> int:
+        """Bytes of one token's K and V on each of ``gpus`` devices."""
+        return 2 * self.layers * self.kv_heads_on(gpus) * self.head_dim * ITEM_BYTES[dtype]
+
+    def weight_bytes(self, gpus: int = 1, dtype: Dtype = "bfloat16") -> int:
+        """On each of ``gpus`` devices, cut evenly."""
+        return -(-self.parameters * ITEM_BYTES[dtype] // gpus)
+
+    def degrees(self) -> list[int]:
+        """Tensor-parallel degrees that cut the query heads evenly and share the KV heads evenly."""
+        return [
+            gpus
+            for gpus in (1, 2, 4, 8)
+            if self.heads % gpus == 0 and (self.kv_heads % gpus == 0 or gpus % self.kv_heads == 0)
+        ]
+
+    def on(self, gpus: int, dtype: Dtype = "bfloat16") -> Shape:
+        """What the ledger of one of ``gpus`` devices must know."""
+        return Shape(self.layers, self.kv_heads_on(gpus), self.head_dim, self.max_positions, dtype)
+
+
+def _llama(layers: int, hidden: int, heads: int, intermediate: int, parameters: int) -> ModelShape:
+    return ModelShape(layers, hidden, heads, heads, 128, intermediate, 32_000, parameters)
+
+
+# LLaMA: Touvron et al. 2023, table 2 ("30B" has 32.5). Others: config.json on the Hugging Face Hub.
+CATALOGUE = {
+    "llama-7b": _llama(32, 4096, 32, 11_008, 6_738_415_616),
+    "llama-13b": _llama(40, 5120, 40, 13_824, 13_015_864_320),
+    "llama-30b": _llama(60, 6656, 52, 17_920, 32_528_943_616),
+    "llama-65b": _llama(80, 8192, 64, 22_016, 65_285_660_672),
+    "llama-3.2-1b": ModelShape(16, 2048, 32, 8, 64, 8192, 128_256, 1_235_814_400, True, 131_072),
+    "llama-3.2-3b": ModelShape(28, 3072, 24, 8, 128, 8192, 128_256, 3_212_749_824, True, 131_072),
+    "llama-3-8b": ModelShape(32, 4096, 32, 8, 128, 14_336, 128_256, 8_030_261_248, False, 8192),
+    "llama-3-70b": ModelShape(80, 8192, 64, 8, 128, 28_672, 128_256, 70_553_706_496, False, 8192),
+    "mistral-7b": ModelShape(32, 4096, 32, 8, 128, 14_336, 32_000, 7_241_732_096, False, 32_768),
+    "qwen2.5-0.5b": ModelShape(24, 896, 14, 2, 64, 4864, 151_936, 494_032_768, True, 32_768),
+    "qwen2.5-1.5b": ModelShape(28, 1536, 12, 2, 128, 8960, 151_936, 1_543_714_304, True, 32_768),
+    "qwen2.5-7b": ModelShape(28, 3584, 28, 4, 128, 18_944, 152_064, 7_615_616_512, False, 32_768),
+    "qwen2.5-14b": ModelShape(48, 5120, 40, 8, 128, 13_824, 152_064, 14_770_033_664, False, 32_768),
+    "qwen2.5-32b": ModelShape(64, 5120, 40, 8, 128, 27_648, 152_064, 32_763_876_352, False, 32_768),
+    "qwen2.5-72b": ModelShape(80, 8192, 64, 8, 128, 29_568, 152_064, 72_706_203_648, False, 32_768),
+    "smollm2-135m": ModelShape(30, 576, 9, 3, 64, 1536, 49_152, 134_515_008, True, 8192),
+    "gemma-3-270m": ModelShape(18, 640, 4, 1, 256, 2048, 262_144, 268_098_176, True, 32_768),
+}
+
+
+def known(name: str) -> ModelShape:
+    """From the catalogue. Raises ConfigError that lists it."""
+    try:
+        return CATALOGUE[name]
+    except KeyError:
+        raise ConfigError(
+            f"no model {name!r} in the catalogue, only: {', '.join(CATALOGUE)}; "
+            "read the shape from the model's folder"
+        ) from None
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """From ``config.json``. Raises ModelFolderError naming the file and field."""
+    return of_spec(read_spec(folder))
+
+
+def of_spec(spec: ModelSpec) -> ModelShape:
+    """``parameters`` by the matrices of the spec; norms and biases, under 0.1 %, are left out."""
+    attention = 2 * spec.hidden_size * (spec.heads + spec.kv_heads) * spec.head_dim
+    layer = attention + 3 * spec.hidden_size * spec.intermediate_size
+    vocabulary = spec.vocab_size * spec.hidden_size * (1 if spec.tied_embeddings else 2)
+    return ModelShape(
+        layers=spec.layers,
+        hidden=spec.hidden_size,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        intermediate=spec.intermediate_size,
+        vocab=spec.vocab_size,
+        parameters=vocabulary + spec.layers * layer,
+        tied=spec.tied_embeddings,
+        max_positions=spec.max_positions,
+    )

@@ -1,0 +1,1 @@
+"""Which models share which GPUs: the plan, before anything runs. Pure."""

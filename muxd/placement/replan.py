@@ -1,0 +1,201 @@
+"""Rates drift: is another plan worth what moving to it costs? Pure; whoever measures the rates asks.
+
+A new layout is adopted when all of these hold, and the decision says which did not:
+
+* ``cooldown`` seconds have passed since the last adoption: at most one adoption in that time;
+* at the measured rates it is worth at least ``least_gain`` more than the present one (hysteresis: after an
+  adoption the gain at the same rates is 0, so noise smaller than this moves nothing);
+* over ``horizon`` seconds the gain is more than what is not served while models move.
+
+A present layout that no longer fits is left as soon as the new one does.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from muxd.errors import ConfigError
+from muxd.placement.appraiser import Appraiser, canonical, layout_value
+from muxd.placement.problem import Layout, Mesh, Plan, Problem
+from muxd.placement.search import Annealing
+from muxd.placement.sets import Sets
+
+Reason = Literal["adopt", "cooldown", "same", "small gain", "moves cost more", "does not fit"]
+
+
+class Policy(Struct, frozen=True):
+    """Seconds, but ``least_gain`` (a part) and ``bandwidth`` (bytes of weights a second)."""
+
+    least_gain: float = 0.05
+    horizon: float = 600.0
+    cooldown: float = 120.0
+    start: float = 5.0  # until a moved model serves, beside loading its weights
+    bandwidth: float = 2e9
+    steps: int = 2000  # of the search, for each model
+
+
+class Move(Struct, frozen=True):
+    """One model leaves a mesh for another."""
+
+    model: str
+    from_host: int
+    from_gpus: int
+    to_host: int
+    to_gpus: int
+    seconds: float  # that it serves nothing
+
+
+class Decision(Struct, frozen=True):
+    """``layout`` is the one to run from now on, the present one unless adopted.
+
+    ``gain``: requests a second (times weights); ``cost``: requests not served while models move.
+    """
+
+    adopt: bool
+    reason: Reason
+    layout: Layout
+    moves: tuple[Move, ...]
+    gain: float
+    cost: float
+
+
+def with_rates(problem: Problem, rates: Mapping[str, float], least: float = 1e-3) -> Problem:
+    """The problem at measured rates; a model nobody asked for keeps ``least``, as it must stay ready.
+
+    Raises ConfigError for a rate of a model that is not in the problem.
+    """
+    unknown = set(rates) - {model.name for model in problem.models}
+    if unknown:
+        raise ConfigError(f"rates of models that are not placed: {', '.join(sorted(unknown))}")
+    models = tuple(
+        msgspec.structs.replace(model, rate=max(least, rates.get(model.name, model.rate)))
+        for model in problem.models
+    )
+    return msgspec.structs.replace(problem, models=models)
+
+
+def layout_of(plan: Plan, problem: Problem) -> Layout:
+    """The layout a plan describes. Raises ConfigError for a model that is not in the problem."""
+    index = {model.name: i for i, model in enumerate(problem.models)}
+    unknown = [member.model for member in plan.members if member.model not in index]
+    if unknown:
+        raise ConfigError(f"the plan places {unknown[0]!r}, which is not among the models")
+    return canonical(
+        Mesh(
+            unit.host,
+            unit.degree,
+            tuple(index[member.model] for member in unit.members),
+            tuple(member.decode_share for member in unit.members),
+        )
+        for unit in plan.units
+    )
+
+
+def propose(appraiser: Appraiser, present: Layout, policy: Policy) -> Layout:
+    """A better layout near the present one: the search starts from it.
+
+    Raises ConfigError when the present one does not fit: then plan anew.
+    """
+    if not _fits(appraiser, present):
+        raise ConfigError("the present layout does not fit: plan anew")
+    steps = policy.steps * len(appraiser.problem.models)
+    return Annealing(Sets(appraiser, tuned=False), present).run(steps)
+
+
+def decide(
+    appraiser: Appraiser, present: Layout, proposed: Layout, policy: Policy, since_adoption: float
+) -> Decision:
+    """``appraiser`` at the measured rates; both layouts place all its models."""
+    present, proposed = canonical(present), relabelled(appraiser.problem, canonical(present), proposed)
+    moved = moves(appraiser.problem, present, proposed, policy)
+    gain = layout_value(appraiser, proposed) - (now := layout_value(appraiser, present))
+    rates = {model.name: model.rate * model.weight for model in appraiser.problem.models}
+    cost = sum(rates[move.model] * move.seconds for move in moved)
+    reason = _reason(appraiser, present, proposed, policy, since_adoption, (gain, now, cost))
+    adopt = reason == "adopt"
+    return Decision(adopt, reason, proposed if adopt else present, moved if adopt else (), gain, cost)
+
+
+def _reason(
+    appraiser: Appraiser,
+    present: Layout,
+    proposed: Layout,
+    policy: Policy,
+    since_adoption: float,
+    worth: tuple[float, float, float],
+) -> Reason:
+    gain, now, cost = worth
+    if not _fits(appraiser, proposed):
+        return "does not fit"
+    if not _fits(appraiser, present):
+        return "adopt"
+    if since_adoption < policy.cooldown:
+        return "cooldown"
+    if present == proposed:
+        return "same"
+    if gain < policy.least_gain * now or gain <= 0:
+        return "small gain"
+    return "moves cost more" if gain * policy.horizon <= cost else "adopt"
+
+
+def _fits(appraiser: Appraiser, layout: Layout) -> bool:
+    return all(appraiser.fits(mesh.gpus, mesh.models, mesh.shares) for mesh in layout)
+
+
+def moves(problem: Problem, present: Layout, proposed: Layout, policy: Policy) -> tuple[Move, ...]:
+    """Models that leave their mesh. A proposed mesh is the present one it is matched with (``kept``)."""
+    same = kept(problem, present, proposed)
+    before = {model: i for i, mesh in enumerate(present) for model in mesh.models}
+    found = []
+    for i, mesh in enumerate(proposed):
+        for index in mesh.models:
+            if same.get(i) != before[index]:
+                model, gone = problem.models[index], present[before[index]]
+                seconds = policy.start + model.shape.weight_bytes(mesh.gpus, model.dtype) / policy.bandwidth
+                found.append(Move(model.name, gone.host, gone.gpus, mesh.host, mesh.gpus, seconds))
+    return tuple(found)
+
+
+def kept(problem: Problem, present: Layout, proposed: Layout) -> dict[int, int]:
+    """Proposed mesh -> the present mesh on its host, of its size, that shares most weights with it."""
+    return _matched(
+        {
+            (i, j): _common(problem, a, b)
+            for i, a in enumerate(proposed)
+            for j, b in enumerate(present)
+            if a.host == b.host and a.gpus == b.gpus
+        }
+    )
+
+
+def relabelled(problem: Problem, present: Layout, proposed: Layout) -> Layout:
+    """The proposed layout with its hosts renamed so that few bytes move: hosts with most in common first."""
+    hosts = range(problem.gpus.hosts)
+    by_host = {a: ([m for m in proposed if m.host == a], [m for m in present if m.host == a]) for a in hosts}
+    names = _matched(
+        {
+            (a, b): sum(_common(problem, x, y) for x in by_host[a][0] for y in by_host[b][1])
+            for a in hosts
+            for b in hosts
+        }
+    )
+    return canonical(msgspec.structs.replace(mesh, host=names[mesh.host]) for mesh in proposed)
+
+
+def _common(problem: Problem, a: Mesh, b: Mesh) -> int:
+    """Bytes of the weights that stay where they are."""
+    shared = set(a.models) & set(b.models) if a.gpus == b.gpus else ()
+    return sum(problem.models[model].weights for model in shared)
+
+
+def _matched(worth: Mapping[tuple[int, int], int]) -> dict[int, int]:
+    """One to one, the greatest first."""
+    found: dict[int, int] = {}
+    taken: set[int] = set()
+    for (a, b), _ in sorted(worth.items(), key=lambda item: (-item[1], item[0])):
+        if a not in found and b not in taken:
+            found[a] = b
+            taken.add(b)
+    return found

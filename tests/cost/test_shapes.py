@@ -1,0 +1,47 @@
+"""Shapes: the catalogue against the formula, shards, and shapes read from folders."""
+
+from pathlib import Path
+
+import pytest
+from support.tiny import tiny_llama
+
+from muxd.cost.shapes import CATALOGUE, ModelShape, known, read_shape
+from muxd.errors import ConfigError, ModelFolderError
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_parameters_follow_from_the_shape(name: str) -> None:
+    """Norms and the biases of Qwen are the rest."""
+    m = CATALOGUE[name]
+    layer = 2 * m.hidden * (m.heads + m.kv_heads) * m.head_dim + 3 * m.hidden * m.intermediate
+    counted = m.layers * layer + m.vocab * m.hidden * (1 if m.tied else 2)
+    assert 0.999 * m.parameters < counted <= m.parameters
+    assert m.body_parameters == m.parameters - (1 if m.tied else 2) * m.vocab * m.hidden
+
+
+def test_shards() -> None:
+    large = known("llama-3-70b")
+    assert large.degrees() == [1, 2, 4, 8]
+    assert [large.kv_heads_on(gpus) for gpus in (1, 2, 8)] == [8, 4, 1]
+    assert large.kv_bytes() == 2 * 80 * 8 * 128 * 2
+    assert large.weight_bytes(8) * 8 == pytest.approx(2 * large.parameters, abs=8)
+    small = known("qwen2.5-0.5b")
+    assert small.degrees() == [1, 2], "14 heads"
+    assert small.on(2).kv_heads == 1
+    few = ModelShape(2, 64, 8, 2, 8, 64, 100, 1000)
+    assert few.degrees() == [1, 2, 4, 8]
+    assert few.kv_heads_on(8) == 1, "every head is on four devices"
+
+
+def test_a_folder_is_read_without_weights(tmp_path: Path) -> None:
+    found = read_shape(tiny_llama(tmp_path))
+    assert (found.layers, found.hidden, found.heads, found.kv_heads, found.head_dim) == (2, 64, 4, 2, 16)
+    assert found.parameters == 320 * 64 + 2 * (2 * 64 * 6 * 16 + 3 * 64 * 96)
+    assert found.tied
+    with pytest.raises(ModelFolderError, match="is not a folder"):
+        read_shape(tmp_path / "none")
+
+
+def test_unknown_models_are_refused_with_the_catalogue() -> None:
+    with pytest.raises(ConfigError, match=r"no model 'gpt-2'.*llama-7b.*model's folder"):
+        known("gpt-2")

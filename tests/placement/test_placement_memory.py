@@ -1,0 +1,94 @@
+"""Memory: what fits, and sentences that name the model and the shortfall."""
+
+import pytest
+from support.placements import COSTS, GB, load
+
+from muxd.errors import ConfigError
+from muxd.placement import memory
+from muxd.placement.estimator import Estimator
+from muxd.placement.memory import Budget
+from muxd.placement.planner import layout_of, make_plan
+from muxd.placement.problem import Gpus, Problem
+
+
+def test_a_model_larger_than_every_mesh_is_named_with_what_it_lacks() -> None:
+    problem = Problem((load("big", "qwen2.5-32b", 1.0),), Gpus("A100", 24 * GB, 2))
+    with pytest.raises(ConfigError, match=r"big: needs \d+\.\d GB on each of 2 GPUs.*GB short"):
+        Estimator(problem, COSTS)
+
+
+def test_models_larger_than_the_cluster_together_are_refused_with_the_sum() -> None:
+    models = tuple(load(f"m{i}", "qwen2.5-14b", 1.0) for i in range(6))
+    with pytest.raises(ConfigError, match=r"the models need .* GB together.* GB short.*the largest is m0"):
+        Estimator(Problem(models, Gpus("A100", 80 * GB, 2)), COSTS)
+
+
+def test_what_fits_in_sum_but_not_in_pieces_names_a_model() -> None:
+    """Three models of 0.6 devices each on two devices, none of which may be cut."""
+    costs = COSTS.__class__("a100", {"llama-3-8b": COSTS._shapes["llama-3-8b"]})
+    models = tuple(load(f"m{i}", "llama-3-8b", 1.0) for i in range(3))
+    appraiser = Estimator(Problem(models, Gpus("A100", 32 * GB, 1, 2)), costs)
+    for method in ("ours", "greedy"):
+        with pytest.raises(ConfigError, match=r"m\d: no place left|no mesh group holds all models"):
+            layout_of(method, appraiser)
+
+
+def test_what_a_device_holds_adds_up() -> None:
+    model, budget = load("a", "llama-3-8b", 1.0), Budget()
+    problem = Problem((model,), Gpus("A100", 80 * GB, 8))
+    for gpus in (1, 2, 4, 8):
+        pool = memory.pool_bytes(problem, gpus, (0,), budget)
+        assert pool == int(0.95 * 80 * GB) - memory.fixed(model, gpus, budget)
+    # Weights are cut; contexts, graphs and logits are on every device.
+    assert memory.fixed(model, 8, budget) > model.weights // 8 + budget.context
+    assert memory.pool_bytes(problem, 8, (0,), budget) > memory.pool_bytes(problem, 1, (0,), budget)
+
+
+def test_kv_heads_are_not_cut_below_one() -> None:
+    model = load("a", "llama-3-8b", 1.0)  # 8 KV heads
+    assert model.sequence(8) == model.sequence(1) // 8
+    small = load("b", "llama-3.2-1b", 1.0)
+    assert small.sequence(8) * 8 == small.sequence(1)
+
+
+def test_the_cost_model_must_know_a_degree_the_host_has() -> None:
+    class Wide:
+        """Costs that know four devices only."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(COSTS, name)
+
+        def degrees(self, model: str) -> list[int]:
+            return [4]
+
+    problem = Problem((load("a", "llama-3-8b", 1.0),), Gpus("A100", 80 * GB, 2))
+    with pytest.raises(ConfigError, match="a: its costs are known on 4 GPUs, a host has 2"):
+        Estimator(problem, Wide())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("rate", 0.0), ("rate", float("nan")), ("prompt", 0), ("output", -1), ("weight", 0)]
+)
+def test_values_no_model_can_have_are_named(field: str, value: float) -> None:
+    import msgspec
+
+    model = msgspec.structs.replace(load("a", "llama-3-8b", 1.0), **{field: value})
+    with pytest.raises(ConfigError, match=rf"model\.{field} \(a\)"):
+        Estimator(Problem((model,), Gpus("A100", 80 * GB, 1)), COSTS)
+
+
+def test_names_must_differ_and_be_there() -> None:
+    twice = (load("a", "llama-3-8b", 1.0),) * 2
+    with pytest.raises(ConfigError, match="two models are called 'a'"):
+        Estimator(Problem(twice, Gpus("A100", 80 * GB, 1)), COSTS)
+    with pytest.raises(ConfigError, match="no model to place"):
+        Estimator(Problem((), Gpus("A100", 80 * GB, 1)), COSTS)
+
+
+def test_a_small_pool_shrinks_batches_and_says_what_is_not_served() -> None:
+    model = load("a", "llama-3-8b", 30.0)
+    tight = make_plan("ours", Estimator(Problem((model,), Gpus("A100", 24 * GB, 1)), COSTS))
+    roomy = make_plan("ours", Estimator(Problem((model,), Gpus("A100", 80 * GB, 1)), COSTS))
+    assert tight.members[0].batch < roomy.members[0].batch
+    assert tight.served < roomy.served <= 30
+    assert tight.members[0].ttft == float("inf")

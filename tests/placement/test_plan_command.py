@@ -1,0 +1,145 @@
+"""`muxctl plan` as a user runs it: the table, the files, the picture, and sentences for mistakes."""
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import msgspec
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from muxd.cli.plan import plan
+from muxd.config import load
+from muxd.placement.loads import parse_gpus, read
+from muxd.placement.problem import Plan
+from muxd.sim.workload import Item, Workload, write
+
+app = typer.Typer()
+app.command()(plan)
+
+MODELS = """
+[[model]]
+name = "chat"
+size = "llama-3-8b"
+rate = 6.0
+ttft_slo = 5.0
+tpot_slo = 0.2
+
+[[model]]
+name = "code"
+size = "qwen2.5-14b"
+rate = 1.5
+
+[[model]]
+name = "tiny one"
+size = "llama-3.2-1b"
+rate = 20.0
+prompt_tokens = 40
+output_tokens = 60
+"""
+
+
+@pytest.fixture
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models.toml").write_text(MODELS)
+    return tmp_path
+
+
+def run(*args: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["--models", "models.toml", *args])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_the_plan_is_shown_compared_and_written(room: Path) -> None:
+    methods = "temporal,spatial,greedy,naive,ours"
+    shown = run("--gpus", "2xA100-80G", "--compare", methods, "--out", "out", "--picture", "p.svg")
+    for word in ("chat", "code", "tiny one", "SERVED/S", "of 27.50 requests/s", "of the rate with targets"):
+        assert word in shown
+    assert all(f"\n{name} " in shown for name in methods.split(","))
+    assert "spatial: 3 models need devices of their own, 2 are not enough" in shown
+    assert ElementTree.parse(room / "p.svg").getroot().tag.endswith("svg")
+    files = sorted((room / "out").iterdir())
+    configs = [load(path) for path in files]
+    assert sorted(m.name for config in configs for m in config.model) == ["chat", "code", "tiny one"]
+    chat = next(m for config in configs for m in config.model if m.name == "chat")
+    assert (chat.ttft_slo, chat.tpot_slo) == (5.0, 0.2)
+    assert all(0 < m.share <= 100 for config in configs for m in config.model)
+
+
+def test_one_host_with_one_unit_is_one_file(room: Path) -> None:
+    run("--gpus", "1xH200", "--out", "out")
+    assert [path.name for path in (room / "out").iterdir()] == ["host-0.toml"]
+    text = (room / "out" / "host-0.toml").read_text()
+    assert "CUDA_VISIBLE_DEVICES=0" in text
+
+
+def test_json_is_the_plan(room: Path) -> None:
+    found = msgspec.json.decode(run("--gpus", "2xA100-80G", "--json", "--compare", "greedy"), type=Plan)
+    assert {member.model for member in found.members} == {"chat", "code", "tiny one"}
+    assert found.method == "ours"
+
+
+def test_a_workload_says_rates_and_lengths(room: Path) -> None:
+    items = [Item(i / 2, "chat", 100 + i, 50) for i in range(20)] + [Item(10.0, "code", 7, 9)]
+    write(room / "w.jsonl", Workload(items, {"duration": 20.0}))
+    found = msgspec.json.decode(run("--gpus", "2xA100-80G", "--json", "--workload", "w.jsonl"), type=Plan)
+    rates = {member.model: member.rate for member in found.members}
+    assert rates == {"chat": 1.0, "code": 0.05, "tiny one": 20.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[[model]]\nname = "a"\nsize = "llama-3-8b"\nrate = 1.0\nspeed = 3', "speed"),
+        ('[[model]]\nname = "a"\nsize = "llama-9"\nrate = 1.0', "no model 'llama-9' in the catalogue"),
+        ('[[model]]\nname = "a"\nrate = 1.0', "give one of size"),
+        ('[[model]]\nname = "a"\nsize = "llama-3-8b"', "rate is missing"),
+        ('[[model]]\nname = "a"\nsize = "llama-3-8b"\nrate = -1.0', "model.rate (a): -1.0 must be above 0"),
+        ('[[model]]\nname = "a"\nsize = "llama-3-8b"\nrate = 1\nttft_slo = -1.0', "ttft_slo must not be"),
+        ('[[model]]\nname = "a"\nsize = "llama-3-8b"\nrate = "x"', "Expected `float`"),
+        ('[[model]]\nname = "a"\npath = "nowhere"\nrate = 1.0', "nowhere is not a folder"),
+        ("[[model]\n", "not valid TOML"),
+    ],
+)
+def test_a_wrong_models_file_is_a_sentence(room: Path, text: str, said: str) -> None:
+    (room / "models.toml").write_text(text)
+    shown = run("--gpus", "1xA100-80G", code=1)
+    assert shown.startswith("muxctl: ")
+    assert said in shown
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--gpus", "A100"], 'write a count, a kind and a memory, such as "8xA100-80G"'),
+        (["--gpus", "8xB500"], "how much memory? Write 8xB500-NG"),
+        (["--gpus", "8xB500-96G"], "known are a100"),
+        (["--gpus", "1xA100-8G"], "chat: needs 17.6 GB on each of 1 GPUs"),
+        (["--gpus", "2xA100", "--compare", "magic"], "--compare 'magic': known are ours, greedy"),
+        (["--gpus", "2xA100", "--method", "spatial"], "3 models need devices of their own"),
+        (["--gpus", "2xA100", "--picture", "p.pdf"], "a picture is a .svg or a .png file"),
+        (["--gpus", "2xA100", "--table", "t.json", "--cost", "c.json"], "give one of them"),
+        (["--gpus", "2xA100", "--table", "t.json"], "cannot read the latency table t.json"),
+        (["--gpus", "2xA100", "--out", "models.toml"], "cannot write"),
+    ],
+)
+def test_a_wrong_option_is_a_sentence(room: Path, args: list[str], said: str) -> None:
+    shown = run(*args, code=1)
+    assert "muxctl: " in shown
+    assert said in shown
+
+
+def test_a_missing_models_file_is_named(room: Path) -> None:
+    (room / "models.toml").unlink()
+    assert "cannot read models.toml" in run("--gpus", "1xA100", code=1)
+    with pytest.raises(Exception, match="cannot read"):
+        read(Path("models.toml"))
+
+
+def test_devices_are_written_as_people_do() -> None:
+    gpus = parse_gpus("8xA100-80G", hosts=4)
+    assert (gpus.kind, gpus.memory, gpus.count) == ("A100", 80 * 10**9, 32)
+    assert parse_gpus("4xh200").memory == 141 * 10**9
+    assert parse_gpus("2xA100-40GB").memory == 40 * 10**9
