@@ -1,0 +1,97 @@
+"""Paged attention and the write before it: every dtype and head_dim, and shapes as hypothesis draws them."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.kernel_cases import Shape, check_decode, check_prefill, check_rope_write
+
+from muxd.kernels import paged_decode_kernel, paged_prefill_kernel, rope_write_kernel
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+HEAD_DIMS = [64, 80, 96, 128, 256]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_decode(dtype: torch.dtype, head_dim: int) -> None:
+    check_decode(paged_decode_kernel, Shape(head_dim, 2, 3, dtype), [33, 0, 1, 140], splits=3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_prefill(dtype: torch.dtype, head_dim: int) -> None:
+    check_prefill(paged_prefill_kernel, Shape(head_dim, 1, 3, dtype), [(0, 50), (41, 5), (7, 0), (63, 1)])
+
+
+@pytest.mark.parametrize("group", [1, 2, 4, 7, 8, 16])
+def test_groups_are_packed_whole(group: int) -> None:
+    shape = Shape(64, 2, group, torch.bfloat16)
+    check_decode(paged_decode_kernel, shape, [70, 3], splits=1)
+    check_prefill(paged_prefill_kernel, shape, [(20, 70), (0, 3)])
+
+
+@pytest.mark.parametrize("window", [1, 16, 63, 64, 65, 128, 129, 130, 500])
+def test_window_edges(window: int) -> None:
+    shape = Shape(64, 1, 2, window=window)
+    check_decode(paged_decode_kernel, shape, [129, 64, 1], splits=2)
+    check_prefill(paged_prefill_kernel, shape, [(64, 65), (0, 129), (128, 1)])
+
+
+@pytest.mark.parametrize("splits", [1, 2, 5, 64])
+def test_splits_do_not_show(splits: int) -> None:
+    check_decode(paged_decode_kernel, Shape(128, 1, 4), [300, 0, 64, 65], splits=splits)
+
+
+def test_float8_keys_and_values() -> None:
+    shape = Shape(64, 2, 4, torch.bfloat16, kv_dtype=torch.float8_e4m3fn)
+    check_decode(paged_decode_kernel, shape, [33, 0, 200], splits=2)
+    check_prefill(paged_prefill_kernel, shape, [(40, 5), (0, 70)])
+    check_rope_write(rope_write_kernel, shape, [0, 5, -1, 70], None, True, True)
+
+
+def test_a_batch_of_padding_only() -> None:
+    check_decode(paged_decode_kernel, Shape(64, 1, 2), [0, 0], splits=2)
+    check_prefill(paged_prefill_kernel, Shape(64, 1, 2), [(0, 0), (5, 0)])
+    check_rope_write(rope_write_kernel, Shape(64, 1, 2), [-1, -1], None, False, False)
+
+
+SHAPES = st.builds(
+    Shape,
+    head_dim=st.sampled_from([64, 80, 96]),
+    kv_heads=st.integers(1, 2),
+    group=st.integers(1, 8),
+    dtype=st.sampled_from(DTYPES),
+    window=st.none() | st.integers(1, 150),
+    softcap=st.none() | st.floats(1, 60),
+    block_bytes=st.sampled_from([4096, 8192, 16384]),
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(SHAPES, st.lists(st.integers(0, 150), min_size=1, max_size=3), st.integers(1, 4), st.integers(0, 99))
+def test_any_decode(shape: Shape, lengths: list[int], splits: int, seed: int) -> None:
+    check_decode(paged_decode_kernel, shape, lengths, splits, seed)
+
+
+CHUNKS = st.lists(st.tuples(st.integers(0, 90), st.integers(0, 90)), min_size=1, max_size=3)
+
+
+@settings(deadline=None, max_examples=25)
+@given(SHAPES, CHUNKS, st.integers(0, 99))
+def test_any_prefill(shape: Shape, chunks: list[tuple[int, int]], seed: int) -> None:
+    check_prefill(paged_prefill_kernel, shape, chunks, seed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("norms", [False, True])
+def test_rope_write_of_a_decode_batch(dtype: torch.dtype, head_dim: int, norms: bool) -> None:
+    check_rope_write(rope_write_kernel, Shape(head_dim, 2, 2, dtype), [0, 31, -1, 40], None, norms, norms)
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_rope_write_of_a_prefill_batch(norms: bool) -> None:
+    positions = [*range(20, 150), *range(131), -1, -1]  # more tokens than programs of one token take
+    owners = [*([0] * 130), *([1] * 131), 0, 0]
+    check_rope_write(rope_write_kernel, Shape(80, 1, 1), positions, owners, norms, False)

@@ -1,0 +1,51 @@
+"""Norms, gates and the tables."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.kernel_cases import check_gates, check_rms_norm
+
+from muxd.kernels import gated_kernel, rms_norm_kernel, row_table, row_table_kernel
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [False, True])
+@pytest.mark.parametrize(("n", "size"), [(1, 64), (3, 97), (2, 896), (1, 5120)])
+def test_rms_norm(n: int, size: int, dtype: torch.dtype, offset: bool) -> None:
+    check_rms_norm(rms_norm_kernel, n, size, dtype, offset)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "inner"), [(1, 64), (3, 97), (2, 4864)])
+def test_gates(n: int, inner: int, dtype: torch.dtype) -> None:
+    check_gates(gated_kernel, n, inner, dtype)
+
+
+def test_nothing_to_do() -> None:
+    check_rms_norm(rms_norm_kernel, 0, 64, torch.float32, False)
+    assert gated_kernel.silu_gate(torch.empty(0, 8)).shape == (0, 4)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(-1, 8), max_size=6), st.integers(1, 1500))
+def test_learn_rows(ids: list[int], width: int) -> None:
+    ids = [i for at, i in enumerate(ids) if i < 0 or i not in ids[:at]]
+    blocks = torch.randint(0, 10**6, (len(ids), width), dtype=torch.int32)
+    tables = [torch.full((9, width), 7, dtype=torch.int32) for _ in range(2)]
+    for module, table in zip((row_table, row_table_kernel), tables, strict=True):
+        module.learn_rows(table, torch.tensor(ids, dtype=torch.int32), blocks)
+    assert torch.equal(*tables)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.dictionaries(st.tuples(st.integers(-1, 5), st.integers(0, 8)), st.integers(0, 10**6), max_size=300))
+def test_grow_rows(places: dict[tuple[int, int], int]) -> None:
+    grown = torch.tensor([(*at, row) for at, row in places.items()], dtype=torch.int32).view(-1, 3)
+    lines, columns, ids = (grown[:, i].contiguous() for i in range(3))
+    tables = [torch.full((6, 9), 7, dtype=torch.int32) for _ in range(2)]
+    for module, table in zip((row_table, row_table_kernel), tables, strict=True):
+        module.grow_rows(table, lines, columns, ids)
+    assert torch.equal(*tables)

@@ -1,0 +1,171 @@
+"""Every kernel in every configuration compiled for a Hopper GPU, without one, through the path of a launch.
+
+Asserted of each: no register spills, and registers and shared memory that one SM has.
+"""
+
+import importlib.util
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from support.kernel_cases import sampling_lines
+
+from muxd.kernels.paged_pool import PagedPool
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+from muxd.kernels import (
+    gated_kernel,
+    paged_decode_kernel,
+    paged_prefill_kernel,
+    rms_norm_kernel,
+    rope_write_kernel,
+    row_table_kernel,
+    sampling_kernel,
+)
+from muxd.kernels.launch import Call
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+CUOBJDUMP = TOOLS / "cuobjdump"
+if not CUOBJDUMP.exists() or not (TOOLS / "ptxas").exists():
+    pytest.skip("this triton wheel has no ptxas and cuobjdump", allow_module_level=True)
+
+REGISTERS, SHARED = 65_536, 232_448  # of one SM of compute capability 9.0; shared in bytes, per program
+USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
+BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hopper() -> Iterator[None]:
+    """Triton believes that it drives an H200."""
+    before = driver._active
+    driver.set_active(
+        SimpleNamespace(
+            get_current_target=lambda: GPUTarget("cuda", 90, 32),
+            get_current_device=lambda: 0,
+            get_current_stream=lambda device=0: 0,
+            get_active_torch_device=lambda: torch.device("cpu"),
+        )
+    )
+    yield
+    driver._active = before
+
+
+def compile_all(calls: list[Call], folder: Path) -> None:
+    for call in calls:
+        kernel = call.kernel.warmup(*call.arguments, grid=call.grid, **call.options)
+        binary = folder / f"{kernel.metadata.name}.cubin"
+        binary.write_bytes(kernel.asm["cubin"])
+        command = [str(CUOBJDUMP), "--dump-resource-usage", str(binary)]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        usage = USAGE.search(told)
+        assert usage is not None, told
+        registers, stack = map(int, usage.groups())
+        assert stack == 0, f"{kernel.metadata.name} spills"  # what does not fit the registers lies there
+        assert registers * 32 * kernel.metadata.num_warps <= REGISTERS, kernel.metadata.name
+        assert kernel.metadata.shared <= SHARED, kernel.metadata.name
+        call.kernel.device_caches.clear()  # nothing compiled for the pretended device stays
+
+
+def pool(head_dim: int, kv_heads: int, dtype: torch.dtype) -> PagedPool:
+    memory = torch.empty(64 * 8192, dtype=torch.uint8)
+    return PagedPool.over(
+        memory, 8192, torch.zeros(8, 2 * kv_heads, dtype=torch.int32), kv_heads, head_dim, dtype
+    )
+
+
+# head_dim, KV heads, group, dtype, pool's dtype, window and soft cap
+ATTENTION: list[tuple[int, int, int, torch.dtype, torch.dtype, dict[str, Any]]] = [
+    *((d, 2, 4, BF16, BF16, {}) for d in (64, 80, 96, 128, 256)),
+    *((d, 2, 4, FP16, FP16, {}) for d in (128, 256)),
+    *((d, 2, 2, FP32, FP32, {}) for d in (64, 80, 128, 256)),
+    *((d, 2, 2, BF16, BF16, {"window": 512, "softcap": 50.0}) for d in (64, 96, 128, 256)),
+    (64, 2, 7, BF16, BF16, {}),  # Qwen2.5 0.5B
+    (128, 4, 7, BF16, BF16, {}),  # Qwen2.5 7B
+    (256, 1, 4, BF16, BF16, {"window": 512}),  # Gemma 3
+    *((128, 8, group, BF16, BF16, {}) for group in (1, 5, 32)),
+    *((d, 2, 4, BF16, FP8, {}) for d in (64, 128, 256)),
+]
+
+
+@pytest.mark.parametrize(("head_dim", "kv_heads", "group", "dtype", "kv_dtype", "options"), ATTENTION)
+def test_attention(
+    head_dim: int,
+    kv_heads: int,
+    group: int,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    options: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    own, heads = pool(head_dim, kv_heads, kv_dtype), kv_heads * group
+    rows, lengths = torch.zeros(2, 16, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
+    q = torch.empty(300, heads + 2 * kv_heads, head_dim, dtype=dtype)[:, :heads]
+    calls = [
+        *paged_decode_kernel.decode_calls(q[:2], own, 1, rows, lengths, scale=0.1, splits=4, **options)[1],
+        *paged_decode_kernel.decode_calls(q[:2], own, 1, rows, lengths, scale=0.1, splits=1, **options)[1],
+        *paged_prefill_kernel.prefill_calls(q, own, 1, rows, lengths, lengths[:2], scale=0.1, **options)[1],
+    ]
+    compile_all(calls, tmp_path)
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("n", [4, 300])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+def test_rope_write(head_dim: int, n: int, norms: bool, tmp_path: Path) -> None:
+    for dtype, kv_dtype in ((BF16, BF16), (BF16, FP8), (FP32, FP32)):
+        qkv, turn = torch.empty(n, 8, head_dim, dtype=dtype), torch.empty(n, 1, head_dim, dtype=dtype)
+        positions, weight = torch.zeros(n, dtype=torch.int32), qkv[0, 0] if norms else None
+        owners = None if n == 4 else positions
+        calls = rope_write_kernel.rope_write_calls(
+            *(qkv, turn, turn, pool(head_dim, 2, kv_dtype), 1, positions[:, None], positions, owners),
+            **{"q_weight": weight, "k_weight": weight, "eps": 1e-6, "offset": norms},
+        )
+        compile_all(calls, tmp_path)
+
+
+@pytest.mark.parametrize("size", [640, 896, 4096, 5120, 16384])
+def test_rms_norm(size: int, tmp_path: Path) -> None:
+    for dtype in (BF16, FP32):
+        x = torch.empty(2, size, dtype=dtype)
+        for options in ({}, {"before": x}, {"after": x, "offset": True}):
+            compile_all(rms_norm_kernel.rms_norm_calls(x, x[0], 1e-6, **options)[1], tmp_path)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_gates(gelu: bool, tmp_path: Path) -> None:
+    for inner in (97, 2048, 4864):
+        compile_all(gated_kernel.gate_calls(torch.empty(2, 2 * inner, dtype=BF16), gelu)[1], tmp_path)
+
+
+@pytest.mark.parametrize(("greedy", "filtered"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize("vocab", [700, 262_144])
+def test_sampling(vocab: int, greedy: bool, filtered: bool, tmp_path: Path) -> None:
+    logits, counts = torch.empty(2, vocab, dtype=BF16), torch.zeros(1, vocab, dtype=torch.int32)
+    lines = sampling_lines([{"banned": (1, 2)}, {}])
+    calls = sampling_kernel.sample_calls(logits, lines, counts, greedy=greedy, filtered=filtered)[1]
+    compile_all(calls, tmp_path)
+
+
+def test_tables_and_counts(tmp_path: Path) -> None:
+    few, wide = torch.zeros(4, dtype=torch.int32), torch.zeros(9, 700, dtype=torch.int32)
+    calls: list[Callable[[], list[Call]]] = [
+        lambda: row_table_kernel.learn_rows_calls(wide, few, wide[:4]),
+        lambda: row_table_kernel.grow_rows_calls(wide, few, few, few),
+        lambda: sampling_kernel.count_calls(wide, few, few, few),
+    ]
+    for made in calls:
+        compile_all(made(), tmp_path)

@@ -1,0 +1,54 @@
+# mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs
+# mypy: disable-error-code="import-untyped,import-not-found"
+"""Triton kernel of ``gated``: act(gate) · up, elementwise over a fused gate-and-up projection.
+
+silu(x) = x / (1 + e^-x) (Elfwing et al. 2018); gelu with the tanh approximation of Hendrycks and Gimpel 2016:
+x / 2 · (1 + tanh(√(2/π) (x + 0.044715 x³))). Computed in float32 and rounded once.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from muxd.kernels.launch import Call, ceil_div, power_of_two
+from muxd.kernels.paged_tile_kernel import tanh
+
+
+@triton.jit
+def _gate(both, out, stride, inner, GELU: tl.constexpr, SIZE: tl.constexpr):
+    line, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    real = i < inner
+    gate = tl.load(both + line * stride + i, mask=real, other=0.0).to(tl.float32)
+    up = tl.load(both + line * stride + inner + i, mask=real, other=0.0).to(tl.float32)
+    if GELU:
+        active = 0.5 * gate * (1.0 + tanh(0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)))
+    else:
+        active = gate / (1.0 + tl.exp(-gate))
+    tl.store(out + line * inner + i, (active * up).to(out.dtype.element_ty), mask=real)
+
+
+def gate_calls(gate_up: Tensor, gelu: bool) -> tuple[Tensor, list[Call]]:
+    """The output tensor and the launch that fills it, for ``gate_up`` [n, 2 · inner] of any line stride."""
+    n, inner = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty(n, inner, dtype=gate_up.dtype, device=gate_up.device)
+    size = min(2048, power_of_two(inner))
+    options = {"GELU": gelu, "SIZE": size, "num_warps": max(1, size // 256)}
+    arguments = (gate_up, out, gate_up.stride(0), inner)
+    return out, [Call(_gate, (n, ceil_div(inner, size)), arguments, options)]
+
+
+def silu_gate(gate_up: Tensor) -> Tensor:
+    """As ``gated.silu_gate``."""
+    out, calls = gate_calls(gate_up, False)
+    for call in calls:
+        call.run()
+    return out
+
+
+def gelu_tanh_gate(gate_up: Tensor) -> Tensor:
+    """As ``gated.gelu_tanh_gate``."""
+    out, calls = gate_calls(gate_up, True)
+    for call in calls:
+        call.run()
+    return out

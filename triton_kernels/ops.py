@@ -1,0 +1,131 @@
+"""The operations of a paged model step, each for the device of its tensors: the one place that dispatches.
+
+Beside every reference ``<name>.py`` lies ``<name>_kernel.py`` with functions of the same names and arguments;
+on CUDA tensors the kernel runs, on others the reference. Shapes and meaning are told in the reference. Triton
+is imported by the first call on a device, never on a CPU. Nothing here waits for the device: every operation
+can be captured in a CUDA graph.
+"""
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from muxd.kernels import gated, paged_decode, paged_prefill, rope_write, row_table, sampling
+from muxd.kernels import rms_norm as norm
+from muxd.kernels.paged_pool import PagedPool
+from muxd.kernels.sampling import SamplingLines
+
+
+def _for(tensor: Tensor, reference: ModuleType) -> Any:
+    return import_module(f"{reference.__name__}_kernel") if tensor.is_cuda else reference
+
+
+def decode_attention(
+    q: Tensor,
+    pool: PagedPool,
+    layer: int,
+    rows: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    splits: int = 1,
+) -> Tensor:
+    """See ``paged_decode``. ``splits``: from ``paged_decode.plan_splits`` on a GPU."""
+    found: Tensor = _for(q, paged_decode).decode_attention(
+        q, pool, layer, rows, lengths, scale=scale, window=window, softcap=softcap, splits=splits
+    )
+    return found
+
+
+def prefill_attention(
+    q: Tensor,
+    pool: PagedPool,
+    layer: int,
+    rows: Tensor,
+    starts: Tensor,
+    cached: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """See ``paged_prefill``."""
+    found: Tensor = _for(q, paged_prefill).prefill_attention(
+        q, pool, layer, rows, starts, cached, scale=scale, window=window, softcap=softcap
+    )
+    return found
+
+
+def rope_and_write(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    pool: PagedPool,
+    layer: int,
+    rows: Tensor,
+    positions: Tensor,
+    owners: Tensor | None = None,
+    *,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 0.0,
+    offset: bool = False,
+) -> Tensor:
+    """See ``rope_write``."""
+    weights = {"q_weight": q_weight, "k_weight": k_weight, "eps": eps, "offset": offset}
+    module = _for(qkv, rope_write)
+    found: Tensor = module.rope_write(qkv, cos, sin, pool, layer, rows, positions, owners, **weights)
+    return found
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    offset: bool = False,
+    before: Tensor | None = None,
+    after: Tensor | None = None,
+) -> Tensor:
+    """See ``rms_norm.rms_norm``."""
+    found: Tensor = _for(x, norm).rms_norm(x, weight, eps, offset=offset, before=before, after=after)
+    return found
+
+
+def silu_gate(gate_up: Tensor) -> Tensor:
+    """See ``gated``."""
+    found: Tensor = _for(gate_up, gated).silu_gate(gate_up)
+    return found
+
+
+def gelu_tanh_gate(gate_up: Tensor) -> Tensor:
+    """See ``gated``."""
+    found: Tensor = _for(gate_up, gated).gelu_tanh_gate(gate_up)
+    return found
+
+
+def sample(
+    logits: Tensor, lines: SamplingLines, counts: Tensor, *, greedy: bool = False, filtered: bool = True
+) -> Tensor:
+    """See ``sampling``."""
+    found: Tensor = _for(logits, sampling).sample(logits, lines, counts, greedy=greedy, filtered=filtered)
+    return found
+
+
+def count_tokens(counts: Tensor, slots: Tensor, tokens: Tensor, generated: Tensor) -> None:
+    """See ``sampling``."""
+    _for(counts, sampling).count_tokens(counts, slots, tokens, generated)
+
+
+def learn_rows(table: Tensor, ids: Tensor, blocks: Tensor) -> None:
+    """See ``row_table``."""
+    _for(table, row_table).learn_rows(table, ids, blocks)
+
+
+def grow_rows(rows: Tensor, lines: Tensor, columns: Tensor, ids: Tensor) -> None:
+    """See ``row_table``."""
+    _for(rows, row_table).grow_rows(rows, lines, columns, ids)

@@ -1,0 +1,182 @@
+# mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs
+# mypy: disable-error-code="import-untyped,import-not-found"
+"""Triton kernel of ``paged_prefill``: one program is a block of query tokens of one KV head's group.
+
+A program finds its sequence by bisecting ``starts``, so the grid depends on the number of tokens and of
+sequences only. Its keys are walked in up to three stretches: cut by the window, seen by every query (no
+mask), cut by causality.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from muxd.kernels.launch import Call, power_of_two
+from muxd.kernels.paged_pool import PagedPool
+from muxd.kernels.paged_tile_kernel import LOG2_E, fold, load_half, offsets_of, scores_of
+
+
+@triton.jit
+def _stretch(
+    acc, total, best, query, position, first, stop, end,
+    pool, table, own_rows, scale, softcap, window, column, table_stride,
+    D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    WINDOWED: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    for tile in range(first, stop):
+        token = tile * TILE + tl.arange(0, TILE)
+        valid = token < end
+        at = offsets_of(own_rows, table, token, valid, table_stride, column, T, BLOCK, D)
+        k = load_half(pool, at, valid, D, D_PAD).to(query.dtype)
+        s = scores_of(query, k, scale, softcap, CAPPED)
+        if MASKED:
+            seen = token[None, :] <= position[:, None]
+            if WINDOWED:
+                seen = seen & (token[None, :] > position[:, None] - window)
+            s = tl.where(seen, s, float("-inf"))
+        v = load_half(pool + T * D, at, valid, D, D_PAD).to(query.dtype)
+        acc, total, best = fold(acc, total, best, s, v, MASKED)
+    return acc, total, best
+
+
+@triton.jit(do_not_specialize=["window", "column", "rows_stride", "sequences"])
+def _prefill(
+    q, pool, table, rows, starts, cached, out,
+    scale, softcap, window, column, q_stride, rows_stride, table_stride, sequences,
+    GROUP: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr,
+    WINDOWED: tl.constexpr, CAPPED: tl.constexpr,
+):  # fmt: skip
+    QUERIES: tl.constexpr = BLOCK_M // GROUP
+    number = tl.num_programs(0) - 1 - tl.program_id(0)  # late positions are the long ones: they start first
+    head = tl.program_id(1)
+    low, high = 0, sequences
+    while low < high:  # the first sequence whose blocks begin after ``number``
+        middle = (low + high) // 2
+        if tl.load(starts + middle) // QUERIES + middle <= number:
+            low = middle + 1
+        else:
+            high = middle
+    sequence = low - 1
+    start = tl.load(starts + sequence)
+    n = tl.load(starts + sequence + 1) - start
+    begin = (number - start // QUERIES - sequence) * QUERIES
+    if begin >= n:
+        return
+
+    before = tl.load(cached + sequence)
+    m, d = tl.arange(0, BLOCK_M), tl.arange(0, D_PAD)
+    index = begin + m // GROUP  # of the query token in its chunk
+    heads = head * GROUP + m % GROUP
+    real = ((m < QUERIES * GROUP) & (index < n))[:, None] & (d < D)[None, :]
+    token = (start + index).to(tl.int64)
+    query = tl.load(q + token[:, None] * q_stride + heads[:, None] * D + d[None, :], mask=real, other=0.0)
+    position = before + index
+    lowest, highest = before + begin, before + tl.minimum(begin + QUERIES, n) - 1
+    end = highest + 1
+
+    left = 0
+    if WINDOWED:
+        left = tl.maximum(lowest - window + 1, 0) // TILE
+    stop = tl.cdiv(end, TILE)
+    open_from = left
+    if WINDOWED:
+        open_from = tl.cdiv(tl.maximum(highest - window + 1, 0), TILE)
+    open_to = tl.maximum((lowest + 1) // TILE, open_from)
+
+    best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, D_PAD], tl.float32)
+    own_rows = rows + tl.cast(sequence, tl.int64) * rows_stride
+    if WINDOWED:
+        acc, total, best = _stretch(
+            acc, total, best, query, position, left, open_from, end,
+            pool, table, own_rows, scale, softcap, window, column + head, table_stride,
+            D, D_PAD, T, BLOCK, TILE, WINDOWED, CAPPED, True,
+        )  # fmt: skip
+    acc, total, best = _stretch(
+        acc, total, best, query, position, open_from, open_to, end,
+        pool, table, own_rows, scale, softcap, window, column + head, table_stride,
+        D, D_PAD, T, BLOCK, TILE, WINDOWED, CAPPED, WINDOWED,
+    )  # fmt: skip
+    acc, total, best = _stretch(
+        acc, total, best, query, position, open_to, stop, end,
+        pool, table, own_rows, scale, softcap, window, column + head, table_stride,
+        D, D_PAD, T, BLOCK, TILE, WINDOWED, CAPPED, True,
+    )  # fmt: skip
+    result = acc / tl.where(total > 0, total, 1.0)[:, None]
+    line = token * (KV_HEADS * GROUP) + heads
+    tl.store(out + line[:, None] * D + d[None, :], result.to(out.dtype.element_ty), mask=real)
+
+
+def _shape(d_pad: int, group: int, itemsize: int, kv_itemsize: int) -> dict[str, int]:
+    """Query rows, tile, warps and stages; more rows than these spill, fewer than a group's do not fit."""
+    least = max(16, power_of_two(group))
+    if itemsize == 4:  # full float32 products run outside the tensor cores: small tiles
+        return {
+            "BLOCK_M": max(32, least),
+            "TILE": 32 if d_pad <= 128 else 16,
+            "num_warps": 8,
+            "num_stages": 1,
+        }
+    if d_pad > 128 and kv_itemsize < itemsize:  # the conversion needs registers too
+        return {"BLOCK_M": 64, "TILE": 32, "num_warps": 8, "num_stages": 2}
+    if d_pad > 128:
+        return {"BLOCK_M": 128, "TILE": 32, "num_warps": 8, "num_stages": 2}
+    return {"BLOCK_M": 128, "TILE": 64, "num_warps": 8, "num_stages": 3}
+
+
+def prefill_calls(
+    q: Tensor,
+    pool: PagedPool,
+    layer: int,
+    rows: Tensor,
+    starts: Tensor,
+    cached: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> tuple[Tensor, list[Call]]:
+    """The output tensor and the launch that fills it; arguments as of ``paged_prefill.prefill_attention``."""
+    n, heads, d = q.shape
+    group, d_pad, sequences = heads // pool.kv_heads, max(16, power_of_two(d)), cached.shape[0]
+    out = torch.empty(n, heads * d, dtype=q.dtype, device=q.device)
+    shape = _shape(d_pad, group, q.dtype.itemsize, pool.blocks.dtype.itemsize)
+    call = Call(
+        _prefill,
+        (n // (shape["BLOCK_M"] // group) + sequences, pool.kv_heads),
+        (
+            *(q, pool.blocks, pool.table, rows, starts, cached, out),
+            *(scale if softcap else scale * LOG2_E, softcap or 0.0, window or 0, layer * pool.kv_heads),
+            *(q.stride(0), rows.stride(0), pool.table.stride(0), sequences),
+        ),
+        {
+            **{"GROUP": group, "KV_HEADS": pool.kv_heads, "D": d, "D_PAD": d_pad, "T": pool.tokens},
+            **{"BLOCK": pool.block_elements, "WINDOWED": window is not None, "CAPPED": softcap is not None},
+            **shape,
+        },
+    )
+    return out, [call]
+
+
+def prefill_attention(
+    q: Tensor,
+    pool: PagedPool,
+    layer: int,
+    rows: Tensor,
+    starts: Tensor,
+    cached: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """As ``paged_prefill.prefill_attention``, but padding tokens' output stays what lies in memory."""
+    out, calls = prefill_calls(
+        q, pool, layer, rows, starts, cached, scale=scale, window=window, softcap=softcap
+    )
+    for call in calls:
+        call.run()
+    return out

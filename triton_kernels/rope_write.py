@@ -1,0 +1,69 @@
+"""Between the fused projection and attention: normalise queries and keys (optional), rotate them, and store
+keys and values in their head blocks.
+
+Rotary embedding: Su et al. 2021 (RoFormer), section 3.4, on pairs (x[i], x[i + d / 2]); per-head RMS norm of
+queries and keys: Gemma 3 and Qwen 3 reports. One pass reads the projection once; the keys and values go
+nowhere but into the pool.
+"""
+
+import torch
+from torch import Tensor
+
+from muxd.kernels.paged_pool import PagedPool
+from muxd.kernels.rms_norm import rms_norm
+
+FP8_MAX = 448.0  # of float8_e4m3fn
+
+
+def rope_write(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    pool: PagedPool,
+    layer: int,
+    rows: Tensor,
+    positions: Tensor,
+    owners: Tensor | None = None,
+    *,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 0.0,
+    offset: bool = False,
+) -> Tensor:
+    """The reference. Changes the queries of ``qkv`` in place and returns them as a view [n, heads, head_dim].
+
+    qkv [n, heads + 2 · kv_heads, head_dim], contiguous; cos and signed sin [n, 1, head_dim] as
+    ``rotary.angles`` gives them; positions int32 [n], -1 for padding tokens, which are not stored; owners
+    int32 [n], each token's line in ``rows`` [b, width] (None: token i belongs to line i). Norms apply where
+    their weights [head_dim] are given; ``offset``: times 1 + w. Float32 inside, rounded after the norm and at
+    the end; a float8 pool saturates.
+    """
+    n, kv_heads = qkv.shape[0], pool.kv_heads
+    heads = qkv.shape[1] - 2 * kv_heads
+    q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+    q.copy_(_rotated(_normed(q, q_weight, eps, offset), cos, sin))
+    k = _rotated(_normed(k, k_weight, eps, offset), cos, sin).to(qkv.dtype)
+    real = positions >= 0
+    at = positions[real].long()
+    line = torch.arange(n, device=qkv.device)[real] if owners is None else owners[real].long()
+    row = rows[line, at // pool.tokens].long()
+    blocks = pool.table[row, layer * kv_heads : (layer + 1) * kv_heads].long()  # [n, kv_heads]
+    slot, slots = (at % pool.tokens)[:, None], pool.slots()
+    for kv, at_slot in ((k, slot), (v, slot + pool.tokens)):
+        if slots.dtype is torch.float8_e4m3fn:  # by bytes: not every torch indexes it
+            packed = kv[real].float().clamp(-FP8_MAX, FP8_MAX).to(slots.dtype)
+            slots.view(torch.uint8)[blocks, at_slot] = packed.view(torch.uint8)
+        else:
+            slots[blocks, at_slot] = kv[real].to(slots.dtype)
+    return q
+
+
+def _normed(x: Tensor, weight: Tensor | None, eps: float, offset: bool) -> Tensor:
+    return x if weight is None else rms_norm(x, weight, eps, offset=offset)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    full = x.float()
+    swapped = torch.cat((full[..., half:], full[..., :half]), -1)
+    return full * cos.float() + swapped * sin.float()
