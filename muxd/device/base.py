@@ -1,12 +1,30 @@
 """What a device offers the daemon: memory that other processes can map, and a number of cores to share.
 
-No driver and no torch here; ``device.cpu`` is one implementation. Used by ``pool.arena`` and the fleet.
+No driver and no torch here; ``device.cpu`` and ``device.cuda`` are the implementations. Used by
+``pool.arena`` and the fleet.
 """
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Writer(Protocol):
+    """Fills a region piece by piece, wherever it lies. A context manager: leaving it waits for the copies."""
+
+    def window(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        """Host memory uint8[nbytes] that becomes bytes [offset, offset + nbytes) of the region.
+
+        To be filled before the next ``window`` and not touched after it. Raises ValueError outside the
+        region, MuxdError when what was written before did not arrive.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, /, *_: object) -> None: ...
 
 
 class Region(Protocol):
@@ -22,13 +40,21 @@ class Region(Protocol):
         """Descriptor to pass to another process (SCM_RIGHTS); owned by the region."""
         ...
 
-    def array(self) -> NDArray[np.uint8]:
-        """A writable mapping uint8[nbytes] for filling it; it lives as long as the array."""
+    def writer(self) -> Writer:
+        """For filling it. One at a time; blocking, so from a thread."""
         ...
 
     def close(self) -> None:
         """Drop this process's hold. Mappings, here and elsewhere, stay valid. May be called twice."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClientView:
+    """What a worker sees of its device: whether it is a client of MPS, and how many cores it has."""
+
+    mps: bool = False
+    sms: int = 0
 
 
 class Device(Protocol):
@@ -49,13 +75,64 @@ class Device(Protocol):
         """Shares in percent, ascending, at which a worker really gets more cores. Others round down."""
         ...
 
-    def worker_env(self) -> dict[str, str]:
-        """Environment variables a worker must be spawned with."""
+    @property
+    def parts(self) -> int:
+        """Parts that a batch's share is made of, named by a mask in its command; 0 where there are none."""
+        ...
+
+    def worker_env(self, cap: int = 0) -> dict[str, str]:
+        """Environment variables a worker must be spawned with.
+
+        ``cap``: percent of the device it can never exceed, where the device can impose that; 0: no cap.
+        """
         ...
 
     def allocate(self, nbytes: int, label: str) -> Region:
-        """Zeroed memory; ``label`` ("pool", "weights") shows up in tools and in errors.
+        """At least ``nbytes`` of memory; ``label`` ("pool", "weights") shows up in tools and in errors.
 
-        Raises ConfigError naming the setting to lower when the memory is not there.
+        What it contains is unspecified (zeros on the CPU). Raises ConfigError naming the setting to lower
+        when the memory is not there.
         """
         ...
+
+    # The rest may block for seconds: from a thread.
+
+    def attached(self, pid: int, view: ClientView, cap: int = 0) -> str:
+        """Why the worker ``pid``, which says ``view``, does not share the device as asked; "" if it does."""
+        ...
+
+    def end_work(self, pid: int) -> None:
+        """End what a worker has running on the device, before it is killed."""
+        ...
+
+    def faulted(self) -> bool:
+        """Whether one worker's fault has reached all workers of the device, so that all must be replaced."""
+        ...
+
+    def close(self) -> None:
+        """Give up what was started for sharing; after all workers are gone. May be called twice."""
+        ...
+
+
+class HostWriter:
+    """A Writer straight into host memory that is mapped already: no copy is made."""
+
+    def __init__(self, array: NDArray[np.uint8]):
+        self._array = array
+
+    def window(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        """See ``Writer.window``."""
+        check_window(offset, nbytes, len(self._array))
+        return self._array[offset : offset + nbytes]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def check_window(offset: int, nbytes: int, size: int) -> None:
+    """Raises ValueError unless [offset, offset + nbytes) lies in ``size`` bytes."""
+    if offset < 0 or nbytes < 0 or offset + nbytes > size:
+        raise ValueError(f"bytes {offset} to {offset + nbytes} do not lie in a region of {size}")

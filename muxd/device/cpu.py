@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxd.device import cgroup
+from muxd.device.base import ClientView, HostWriter
 from muxd.errors import ConfigError
 
 
@@ -51,6 +52,10 @@ class CpuRegion:
         """
         return np.frombuffer(mmap.mmap(self.fd, self.nbytes), dtype=np.uint8)
 
+    def writer(self) -> HostWriter:
+        """See ``device.base.Region.writer``; its windows are the mapping itself."""
+        return HostWriter(self.array())
+
     def close(self) -> None:
         """Close the descriptor; mappings stay valid. May be called twice."""
         if self._fd >= 0:
@@ -68,8 +73,8 @@ class Cpu:
         self.rungs = rungs(self.cores)
         self._regions: list[CpuRegion] = []
 
-    def worker_env(self) -> dict[str, str]:
-        """See ``worker_env`` below."""
+    def worker_env(self, cap: int = 0) -> dict[str, str]:
+        """See ``worker_env`` below. ``cap`` is not needed: a worker's threads follow each batch's share."""
         return worker_env(self.cores)
 
     def allocate(self, nbytes: int, label: str) -> CpuRegion:
@@ -88,6 +93,25 @@ class Cpu:
         region = CpuRegion(nbytes, label)
         self._regions.append(region)
         return region
+
+    def attached(self, pid: int, view: ClientView, cap: int = 0) -> str:
+        """Nothing to check: threads follow the command."""
+        return ""
+
+    @property
+    def parts(self) -> int:
+        """None: a share is a number of threads."""
+        return 0
+
+    def end_work(self, pid: int) -> None:
+        """Nothing to end: a killed process leaves its cores."""
+
+    def faulted(self) -> bool:
+        """Never: processes fail one by one."""
+        return False
+
+    def close(self) -> None:
+        """Nothing was started."""
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo")) -> tuple[int, str]:

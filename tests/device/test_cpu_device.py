@@ -32,6 +32,19 @@ def test_a_region_is_shared_sealed_and_survives_its_descriptor() -> None:
     assert part[5] == 7  # what numpy made of the mapping keeps it
 
 
+def test_a_writer_is_the_mapping_and_keeps_to_the_region() -> None:
+    region = cpu.Cpu().allocate(5000, "weights")
+    with region.writer() as writer:
+        writer.window(10, 20)[:] = 3
+        writer.window(4999, 1)[:] = 4
+        for offset, nbytes in ((4999, 2), (-1, 1), (0, -1)):
+            with pytest.raises(ValueError, match="do not lie in a region of 5000"):
+                writer.window(offset, nbytes)
+    expected = bytes(10) + bytes([3]) * 20 + bytes(4969) + bytes([4])
+    assert region.array().tobytes() == expected
+    region.close()
+
+
 def test_promised_memory_counts_before_it_is_touched() -> None:
     """Two regions that fit alone but not together: the second is refused although no page exists yet."""
     device = cpu.Cpu()

@@ -1,0 +1,60 @@
+"""From a setting to a device: "cpu", "cuda:0", or "auto", with MPS started where there is any.
+
+What is missing is said loudly and served without: no MPS means turns on the whole GPU.
+"""
+
+import logging
+import re
+from typing import Literal
+
+from muxd.device import apart
+from muxd.device.cpu import Cpu
+from muxd.device.cuda import Cuda
+from muxd.device.driver import CudaError
+from muxd.device.mps import Mps, MpsUnavailable
+from muxd.errors import ConfigError
+
+_log = logging.getLogger("muxd.device")
+
+Sharing = Literal["parts", "caps", "turns"]
+
+
+def open_device(name: str = "auto", sharing: Sharing = "parts", *, key: str = "device") -> Cpu | Cuda:
+    """The device ``name``. Raises ConfigError naming ``key`` when it cannot serve; "auto" takes the CPU then.
+
+    ``sharing`` of a GPU: parts of its SMs chosen batch by batch (green contexts), a cap for each worker's
+    life (MPS percentages), or turns. Blocks for seconds when MPS has to be started.
+    """
+    if name == "cpu":
+        return Cpu()
+    found = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if found is None and name != "auto":
+        raise ConfigError(f'{key}: {name!r} is no device; write "auto", "cpu" or "cuda:0"')
+    try:
+        return _gpu(int(found[1] or 0) if found else 0, sharing)
+    except CudaError as error:
+        if found is None:
+            _log.info("serving on the CPU: %s", error)
+            return Cpu()
+        raise ConfigError(f"{key}: {name} cannot be used: {error} (`muxd doctor --gpu` tells more)") from None
+
+
+def _gpu(index: int, sharing: Sharing) -> Cuda:
+    if sharing == "turns":
+        return Cuda(index)
+    device = Cuda(index)  # before MPS: a daemon is not started for a GPU that cannot serve
+    mps = Mps()
+    try:
+        mps.start()
+    except MpsUnavailable as error:
+        _log.warning(
+            "no MPS: %s. Models take turns on the whole of %s, and a prefill holds up every stream; "
+            "`muxd doctor --gpu` says what to do",
+            error, device.name,
+        )  # fmt: skip
+        return device
+    caps = sharing == "caps"
+    if not caps and (problem := apart.problem(mps.client_env(), index)):
+        _log.warning("%s: workers get fixed caps instead of parts: %s", device.name, problem)
+        caps = True
+    return Cuda(index, mps=mps, caps=caps, driver=device.driver)

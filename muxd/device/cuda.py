@@ -1,0 +1,193 @@
+"""One NVIDIA GPU as a device: exported physical memory, SMs as cores. For the daemon; no torch, no context.
+
+The daemon calls cuInit and allocates, and that is all: what it keeps are file descriptors. Without a context
+it is no MPS client, a worker's fault cannot reach it, and it costs no device memory. Mapping is the workers'
+(``device.reservation``), filling a process's of its own (``device.upload``).
+"""
+
+import contextlib
+import logging
+import os
+
+from muxd.device.base import ClientView
+from muxd.device.driver import (
+    COMPUTE_MODE,
+    EXCLUSIVE_PROCESS,
+    FD_SUPPORTED,
+    INVALID_CONTEXT,
+    OFF_MPS,
+    OUT_OF_MEMORY,
+    SM_COUNT,
+    VMM_SUPPORTED,
+    CudaError,
+    CudaUnusable,
+    Driver,
+)
+from muxd.device.green import PARTS, Unsplittable, quarters
+from muxd.device.mps import Mps, MpsUnavailable
+from muxd.device.upload import Uploader
+from muxd.errors import ConfigError
+
+_log = logging.getLogger("muxd.device")
+
+TENTHS = tuple(range(10, 101, 10))  # caps in percent that a worker may be spawned with
+
+
+class CudaRegion:
+    """Physical device memory, held by its descriptor alone."""
+
+    def __init__(self, fd: int, nbytes: int, device: int, env: dict[str, str]):
+        self.nbytes = nbytes
+        self._fd, self._device, self._env = fd, device, env
+
+    @property
+    def fd(self) -> int:
+        """Descriptor to pass to workers. Raises ValueError after ``close``."""
+        if self._fd < 0:
+            raise ValueError("region is closed")
+        return self._fd
+
+    def writer(self) -> Uploader:
+        """See ``device.base.Region.writer``; windows of at most ``upload.HALF`` bytes."""
+        return Uploader(self.fd, self.nbytes, self._device, env=self._env)
+
+    def close(self) -> None:
+        """Close the descriptor; mappings stay valid. May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Cuda:
+    """GPU ``index`` of those visible. Raises CudaUnusable when it cannot serve.
+
+    ``mps``: a control daemon that runs, else models take turns on the whole device. With ``mps`` a worker
+    either has a cap for life (``caps``) or changes its part of the SMs with every batch, by green contexts;
+    never both: under a cap a green context may use more SMs than it was given (cuda.h 13.0).
+    """
+
+    def __init__(
+        self,
+        index: int = 0,
+        *,
+        mps: Mps | None = None,
+        caps: bool = False,
+        driver: Driver | None = None,
+    ):
+        # Before cuInit, and for good: as an MPS client the daemon would end with the first faulty worker.
+        os.environ.update(OFF_MPS)
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # NVML's order, and the workers'
+        self.driver = driver or Driver()
+        self.index, self.mps, self._caps = index, mps, caps
+        self._keep_context = False
+        self._check()
+        self.name = f"cuda:{index}"
+        self.cores = self.driver.attribute(SM_COUNT, index)
+        self.granularity = self.driver.granularity(index)
+        self.rungs = self._rungs()
+
+    @property
+    def parts(self) -> int:
+        """See ``device.base.Device.parts``. None without MPS, and none beside caps."""
+        return 0 if self.mps is None or self._caps else PARTS
+
+    def worker_env(self, cap: int = 0) -> dict[str, str]:
+        """See ``device.base.Device.worker_env``. A cap without MPS has no effect and is left out."""
+        common = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        if self.mps is None:
+            return {**common, **OFF_MPS}
+        return {**common, **self.mps.client_env(cap if self._caps else 0)}
+
+    def allocate(self, nbytes: int, label: str) -> CudaRegion:
+        """See ``device.base.Device.allocate``. Whole pages of ``granularity`` are taken."""
+        if nbytes < 1:
+            raise ConfigError(f"{label}: cannot allocate {nbytes} bytes")
+        size = round_up(nbytes, self.granularity)
+        try:
+            handle = self._create(size)
+        except CudaError as error:
+            if error.result != OUT_OF_MEMORY:
+                raise
+            raise ConfigError(self._too_little(size, label)) from None
+        try:
+            fd = self.driver.export(handle)
+        finally:
+            # The descriptor counts as a reference (cuda.h, cuMemRelease): the memory lives on.
+            self.driver.release(handle)
+        return CudaRegion(fd, nbytes, self.index, self._upload_env())
+
+    def attached(self, pid: int, view: ClientView, cap: int = 0) -> str:
+        """See ``device.base.Device.attached``."""
+        if self.mps is None:
+            return ""
+        try:
+            return self.mps.confirm(pid, view, cap if self._caps else 0, self.cores)
+        except MpsUnavailable as error:
+            return f"process {pid} cannot be confirmed as a client of MPS: {error}"
+
+    def end_work(self, pid: int) -> None:
+        """See ``device.base.Device.end_work``."""
+        if self.mps is not None and not self.mps.terminate(pid):
+            _log.warning("%s: the work of process %d may still be running when it is killed", self.name, pid)
+
+    def faulted(self) -> bool:
+        """See ``device.base.Device.faulted``. Without MPS a fault stays in its process."""
+        return self.mps is not None and self.mps.health().state == "fault"
+
+    def close(self) -> None:
+        """End the MPS daemon, unless another muxd's workers use it."""
+        if self.mps is None:
+            return
+        with contextlib.suppress(MpsUnavailable):
+            if not self.mps.clients():
+                self.mps.stop()
+
+    def _create(self, size: int) -> int:
+        """cuMemCreate names no context among its errors; should a driver want one, it gets one, once."""
+        try:
+            return self.driver.create(size, self.index)
+        except CudaError as error:
+            if error.result != INVALID_CONTEXT or self._keep_context:
+                raise
+        self._keep_context = True
+        self.driver.retain(self.index)
+        _log.warning("%s: this driver allocates only in a context; the daemon holds one now", self.name)
+        return self.driver.create(size, self.index)
+
+    def _check(self) -> None:
+        count = self.driver.count()
+        if self.index >= count:
+            raise CudaUnusable(f"there is no GPU {self.index}: {count} visible (CUDA_VISIBLE_DEVICES)")
+        for number, what in ((VMM_SUPPORTED, "map"), (FD_SUPPORTED, "export")):
+            if not self.driver.attribute(number, self.index):
+                name = self.driver.device_name(self.index)
+                raise CudaUnusable(f"GPU {self.index} ({name}) cannot {what} memory for other processes")
+
+    def _rungs(self) -> tuple[int, ...]:
+        if self.mps is None:
+            return (100,)
+        if self._caps:
+            return TENTHS
+        try:
+            return quarters(self.driver, self.index).rungs
+        except (Unsplittable, CudaError) as error:
+            _log.warning("%s: no green contexts (%s); workers get fixed caps", self.name, error)
+            self._caps = True
+            return TENTHS
+
+    def _upload_env(self) -> dict[str, str]:
+        exclusive = self.driver.attribute(COMPUTE_MODE, self.index) == EXCLUSIVE_PROCESS
+        return self.mps.client_env() if exclusive and self.mps is not None else dict(OFF_MPS)
+
+    def _too_little(self, size: int, label: str) -> str:
+        more = "" if label == "pool" else " or serve fewer models"
+        whole = self.driver.total_memory(self.index)
+        return (
+            f"not enough memory for {label} on GPU {self.index}: {size / 2**20:,.0f} MiB wanted of "
+            f"{whole / 2**20:,.0f} MiB in all, less what is taken: lower pool.bytes{more}"
+        )
+
+
+def round_up(nbytes: int, step: int) -> int:
+    """The least multiple of ``step`` that is not below ``nbytes``."""
+    return -(-nbytes // step) * step
