@@ -1,0 +1,140 @@
+"""Several units in virtual time: one ``World`` for each unit of a plan, and one ``Records`` of them all.
+
+Units share no device, so they are simulated one after another; what they did is put side by side.
+"""
+
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct, structs
+
+from muxd.config import Config, ModelConfig, PoolConfig, QuotaConfig, SchedulerConfig
+from muxd.cost.estimate import Costs
+from muxd.cost.profile import Contention
+from muxd.cost.sampled import profile_of
+from muxd.cost.table import CostTable
+from muxd.errors import ConfigError
+from muxd.placement.problem import ModelLoad, UnitLoad
+from muxd.sim.build import make_scheduler
+from muxd.sim.records import Records
+from muxd.sim.workload import Workload
+from muxd.sim.world import World
+
+_LEAST_WEIGHT = 1e-6
+
+
+class Terms(Struct, frozen=True):
+    """How every unit is run. ``split``: each model's part of the pool is its own, nobody borrows."""
+
+    policy: str = "mux"
+    scheduler: SchedulerConfig = SchedulerConfig(prefill_tokens=2048)
+    contention: Contention = Contention()
+    block_bytes: int = 16384
+    max_running: int = 512
+    max_queue: int = 10**6
+    split: bool = False
+
+
+class UnitRun(Struct, frozen=True):
+    """What one unit did. ``busy``: share-seconds computed, 1.0 a second of the whole mesh."""
+
+    load: UnitLoad
+    seconds: float
+    busy: float
+    preemptions: int
+
+
+class ClusterRun(Struct, frozen=True):
+    """``records`` in the order of the whole workload."""
+
+    records: Records
+    units: list[UnitRun]
+
+
+class Cluster:
+    """Runs plans of ``models`` over ``costs``.
+
+    Raises ConfigError for models of a unit that are not among ``models``, and from ``run`` when the workload
+    asks for a model that no unit has.
+    """
+
+    def __init__(self, models: Sequence[ModelLoad], costs: Costs, device: str):
+        self._models = {model.name: model for model in models}
+        self._costs = costs
+        self._device = device
+        self._tables: dict[tuple[tuple[str, int], ...], CostTable] = {}
+
+    def run(
+        self,
+        units: Sequence[UnitLoad],
+        workload: Workload,
+        terms: Terms,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> ClusterRun:
+        """``advance`` hears of requests that have arrived."""
+        whole = Records(workload)
+        placed = {model for unit in units for model in unit.models}
+        missing = sorted(set(workload.models) - placed)
+        if missing:
+            raise ConfigError(f"the workload asks for {', '.join(missing)}, which no unit of the plan has")
+        return ClusterRun(whole, [self._unit(unit, whole, terms, advance) for unit in units])
+
+    def _unit(self, unit: UnitLoad, whole: Records, terms: Terms, advance: Callable[[int], None]) -> UnitRun:
+        mine = [i for i, item in enumerate(whole.workload.items) if item.model in unit.models]
+        items = [whole.workload.items[i] for i in mine]
+        part = Workload(items, {"duration": whole.workload.duration})
+        cost = self.table(unit, terms.contention)
+        world = World(make_scheduler(unit_config(unit, terms, self._models), cost), cost, part)
+        records = world.run(advance)
+        for name in ("first", "end", "outcome"):
+            getattr(whole, name)[mine] = getattr(records, name)
+        whole.preemptions += records.preemptions
+        for why, count in records.errors.items():
+            whole.errors[why] = whole.errors.get(why, 0) + count
+        return UnitRun(unit, world.clock.now(), world.device.busy, records.preemptions)
+
+    def table(self, unit: UnitLoad, contention: Contention) -> CostTable:
+        """The unit's models on one of its devices."""
+        unknown = sorted(set(unit.models) - set(self._models))
+        if unknown:
+            raise ConfigError(f"the plan places {', '.join(unknown)}, which nobody knows the shape of")
+        named = {name: (self._models[name].cost, unit.degree) for name in unit.models}
+        shapes = {self._models[name].cost: self._models[name].shape for name in unit.models}
+        dtypes = {self._models[name].dtype for name in unit.models}
+        if len(dtypes) > 1:
+            raise ConfigError(f"models of one unit with different dtypes: {', '.join(sorted(dtypes))}")
+        return CostTable(
+            profile_of(
+                self._costs, self._device, named, shapes=shapes, dtype=dtypes.pop(), contention=contention
+            )
+        )
+
+
+def unit_config(unit: UnitLoad, terms: Terms, models: dict[str, ModelLoad]) -> Config:
+    """The muxd.toml of a unit: its pool, shares, quotas and the terms. Raises ConfigError without a pool."""
+    if unit.pool_bytes < terms.block_bytes:
+        raise ConfigError(f"no pool is left beside the weights of {', '.join(unit.models)}")
+    parts = [max(weight, _LEAST_WEIGHT) for weight in unit.quota_weights]
+    entries = [
+        ModelConfig(
+            name,
+            name,
+            share=share,
+            dtype=models[name].dtype,
+            quota=_quota(part / sum(parts), split=terms.split),
+            max_running=terms.max_running,
+            max_queue=terms.max_queue,
+            prefix_cache=False,
+        )
+        for name, share, part in zip(unit.models, unit.decode_shares, parts, strict=True)
+    ]
+    scheduler = structs.replace(terms.scheduler, policy=terms.policy)
+    return Config(
+        pool=PoolConfig(str(unit.pool_bytes), terms.block_bytes), scheduler=scheduler, model=entries
+    )
+
+
+def _quota(part: float, *, split: bool) -> QuotaConfig:
+    if not split:
+        return QuotaConfig(weight=part)
+    own = f"{100 * part * (1 - 1e-6):.6f}%"  # rounded down, as the guarantees must hold together
+    return QuotaConfig(own, own, part)
