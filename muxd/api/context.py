@@ -8,7 +8,7 @@ from muxd.api.metrics import HttpMetrics
 from muxd.api.serving import ServedModel, Serving
 from muxd.api.trace import Trace
 from muxd.clock import Clock
-from muxd.errors import ModelFolderError, ModelNotReady, NotFound, ShuttingDown
+from muxd.errors import ModelFolderError, ModelNotReady, ModelUnloaded, NotFound, ShuttingDown
 from muxd.text.tokenizer import Tokenizer
 
 
@@ -47,9 +47,15 @@ def find_model(serving: Serving, name: str) -> ServedModel:
 def tokenizer_of(model: ServedModel) -> Tokenizer:
     """The model's tokenizer, once it may be used.
 
-    A restarting model passes: the engine decides whether to queue. Raises ModelFolderError when the model
-    has failed, ShuttingDown when it drains, ModelNotReady while it loads.
+    A restarting model passes: the engine decides whether to queue. Raises ModelUnloaded when it is unloaded
+    or about to be, ModelFolderError when it has failed, ShuttingDown when it drains, ModelNotReady while it
+    loads.
     """
+    if model.state in ("unloaded", "unloading"):
+        raise ModelUnloaded(
+            f"The model {model.name!r} is {model.state}; `muxctl load {model.name}` brings it back",
+            param="model",
+        )
     if model.state == "failed":
         raise ModelFolderError(f"The model {model.name!r} cannot be served: {model.detail}", param="model")
     if model.state == "draining":

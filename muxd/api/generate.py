@@ -15,7 +15,7 @@ from muxd.api.choice import Choice, Piece
 from muxd.api.context import context, tokenizer_of, trace
 from muxd.api.logprobs import chat_logprobs, text_logprobs
 from muxd.api.serving import ServedModel
-from muxd.api.shapes import Answer, Whole, usage_object, whole_answer
+from muxd.api.shapes import Answer, Usage, Whole, usage_object, whole_answer
 from muxd.api.sse import DONE, EventStream, Frames, usage_frame
 from muxd.api.trace import Trace
 from muxd.clock import Clock
@@ -34,6 +34,7 @@ class Job:
     requests: list[Request]
     echoes: list[str]  # per choice: text to put before the answer
     stops: list[str]
+    choices: int  # of each prompt
     prompt_tokens: int
     stream: bool
     include_usage: bool
@@ -55,8 +56,10 @@ class _Reader:
         if piece.finish:
             self.trace.finish = piece.finish
 
-    def usage(self) -> dict[str, int]:
-        return usage_object(self.job.prompt_tokens, self.trace.completion_tokens)
+    def usage(self, choices: list[Choice]) -> Usage:
+        """Every prompt counts once, with what its first choice found computed."""
+        cached = sum(choice.stream.cached_tokens for choice in choices[:: self.job.choices])
+        return usage_object(self.job.prompt_tokens, cached, self.trace.completion_tokens)
 
 
 async def run(request: web.Request, job: Job) -> web.StreamResponse:
@@ -102,7 +105,7 @@ async def _whole(reader: _Reader, choices: list[Choice]) -> web.Response:
         for choice, echo in _with_echo(reader, choices)
     ]
     await _together([_collect(reader, choice, wholes[choice.index]) for choice in choices])
-    body = whole_answer(reader.job.answer, wholes, reader.usage(), reader.tokenizer)
+    body = whole_answer(reader.job.answer, wholes, reader.usage(choices), reader.tokenizer)
     return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
 
@@ -130,7 +133,7 @@ async def _stream(request: web.Request, reader: _Reader, choices: list[Choice]) 
     metrics.stream_opened(job.model.name)
     try:
         await _together([_pump(reader, c, echo, out) for c, echo in _with_echo(reader, choices)])
-        await out.send((usage_frame(job.answer, reader.usage()) if job.include_usage else b"") + DONE)
+        await out.send((usage_frame(job.answer, reader.usage(choices)) if job.include_usage else b"") + DONE)
     except ConnectionError:
         reader.trace.outcome = "cancelled"
     except Exception as error:

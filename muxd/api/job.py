@@ -39,6 +39,7 @@ def make_job(
         requests=_requests(answer, body, model, prompts, budgets, logprobs),
         echoes=[echo for _, echo in prompts for _ in range(n)],
         stops=stop_strings(body),
+        choices=n,
         prompt_tokens=sum(len(ids) for ids, _ in prompts),
         stream=bool(body.stream),
         token_ids=bool(body.return_token_ids),

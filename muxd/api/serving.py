@@ -11,7 +11,7 @@ from muxd.engine.stream import TokenStream
 from muxd.text.template import ChatTemplate
 from muxd.text.tokenizer import Tokenizer
 
-State = Literal["loading", "ready", "restarting", "failed", "draining"]
+State = Literal["loading", "ready", "restarting", "failed", "draining", "unloading", "unloaded"]
 
 
 class ServedModel(Protocol):
@@ -52,7 +52,7 @@ class ServedModel(Protocol):
 
     @property
     def detail(self) -> str:
-        """Why, when failed."""
+        """Why, when failed or unloaded."""
 
 
 class Serving(Protocol):
@@ -65,4 +65,7 @@ class Serving(Protocol):
         """By served name, in the order to show them."""
 
     def submit(self, request: Request) -> TokenStream:
-        """Queue one sequence. Raises QueueFull, ModelNotReady, ShuttingDown or ContextTooLong."""
+        """Queue one sequence.
+
+        Raises QueueFull, ModelNotReady, ModelUnloaded, ShuttingDown or ContextTooLong.
+        """

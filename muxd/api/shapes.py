@@ -9,6 +9,7 @@ from muxd.api.logprobs import chat_logprobs, text_logprobs
 from muxd.text.tokenizer import Tokenizer
 
 Kind = Literal["chat", "text"]
+Usage = dict[str, int | dict[str, int]]
 
 
 class Answer(Struct, frozen=True):
@@ -31,9 +32,7 @@ class Whole(Struct):
     token_ids: list[int] | None  # of the answer, where asked for
 
 
-def whole_answer(
-    answer: Answer, choices: list[Whole], usage: dict[str, int], tokenizer: Tokenizer
-) -> dict[str, Any]:
+def whole_answer(answer: Answer, choices: list[Whole], usage: Usage, tokenizer: Tokenizer) -> dict[str, Any]:
     """``chat.completion`` or ``text_completion``, every required key present."""
     chat = answer.kind == "chat"
     make = _chat_choice if chat else _text_choice
@@ -47,12 +46,13 @@ def whole_answer(
     }
 
 
-def usage_object(prompt: int, completion: int) -> dict[str, int]:
-    """Tokens: every prompt once, all choices together."""
+def usage_object(prompt: int, cached: int, completion: int) -> Usage:
+    """Tokens: every prompt once, ``cached`` of them found computed, all choices together."""
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from muxd.api.shapes import Answer
+from muxd.api.shapes import Answer, Usage
 
 DONE = b"data: [DONE]\n\n"
 _HEADERS = {
@@ -62,7 +62,7 @@ def envelope(answer: Answer) -> bytes:
     return b"data: " + _encode(fields)[:-1] + b","
 
 
-def usage_frame(answer: Answer, usage: dict[str, int]) -> bytes:
+def usage_frame(answer: Answer, usage: Usage) -> bytes:
     """The extra chunk of ``include_usage``: no choices."""
     return envelope(answer) + b'"choices":[],"usage":' + _encode(usage) + b"}\n\n"
 

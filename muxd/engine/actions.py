@@ -91,4 +91,13 @@ class Preempted(Struct, frozen=True):
     sequence: Sequence
 
 
-Action = Launch | Emit | Ended | Failed | Rejected | Preempted
+class QuotaMoved(Struct, frozen=True):
+    """The model may hold ``after`` head blocks without borrowing, no longer ``before``."""
+
+    model: str
+    before: int
+    after: int
+    reason: str
+
+
+Action = Launch | Emit | Ended | Failed | Rejected | Preempted | QuotaMoved

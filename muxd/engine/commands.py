@@ -1,4 +1,4 @@
-"""Sequences and granted rows as they go on the wire. Used by the scheduler only; decides nothing."""
+"""Sequences and granted rows as they go on the wire. Decides nothing."""
 
 import numpy as np
 
@@ -9,17 +9,19 @@ from muxd.pool.ledger import Rows
 NO_ROWS = Rows(ids=np.empty(0, np.int32), blocks=np.empty((0, 0), np.int32))
 
 
-def chunk_of(sequence: Sequence, budget: int, rows: Rows) -> Chunk:
-    """Its next at most ``budget`` tokens, with the rows it was just given."""
+def chunk_of(sequence: Sequence, budget: int, *, first: bool) -> Chunk:
+    """Its next at most ``budget`` tokens; with ``first`` all its rows and what they already hold."""
     tokens = sequence.chunk(budget)
     return Chunk(
         seq=sequence.id,
         start=sequence.computed,
         tokens=pack(tokens),
-        rows=rows.ids.astype("<i4").tobytes(),
+        rows=pack(sequence.rows) if first else b"",
         last=len(tokens) == sequence.remaining,
         sampling=sequence.request.sampling,
         prompt_tokens=sequence.prompt_tokens,
+        first=first,
+        known=pack(sequence.tokens[: sequence.computed]) if first and sequence.computed else b"",
     )
 
 

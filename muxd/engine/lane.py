@@ -9,6 +9,8 @@ from msgspec import Struct, structs
 from muxd.engine.sequence import Phase, Sequence
 from muxd.errors import MuxdError
 
+_KEEP = 0.9  # what the average cost of a prefilled token keeps of its past with every batch
+
 
 class LaneSpec(Struct, frozen=True):
     """What the scheduler must know of a model. ``row_tokens`` is T of docs/design.md §1."""
@@ -16,10 +18,13 @@ class LaneSpec(Struct, frozen=True):
     model: str
     share: int
     row_tokens: int
-    max_context: int  # tokens of prompt and answer; its rows fit into capacity_rows
+    blocks_per_row: int
+    max_context: int  # tokens of prompt and answer; a lane's own spec has what fits into capacity_rows
     max_running: int
     max_queue: int
     capacity_rows: int  # the most rows one sequence could ever hold here
+    weight: float = 1.0  # of its quota, against the other models'
+    prefix_cache: bool = True
 
 
 class InFlight(Struct):
@@ -30,6 +35,7 @@ class InFlight(Struct):
     sequences: list[Sequence]
     chunk: list[int]  # tokens computed per sequence
     share: int
+    began: float
 
 
 class Lane:
@@ -37,18 +43,23 @@ class Lane:
 
     def __init__(self, spec: LaneSpec):
         self.spec = spec
-        self.model_context = spec.max_context
+        self.model_context = spec.max_context  # the model's own, whatever the pool can hold
+        self.refit(spec.capacity_rows)
         self.ready = False
         self.blocked = ""  # what the head of the queue waits for: worker, slots, rows, share, turn
+        self.blocked_since = 0.0
         self.failed: MuxdError | None = None  # set when its worker will not come back
         self.admitted = 0  # sequences that hold rows
+        self.promised = 0  # rows of their look-ahead that they do not hold yet
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.flight: InFlight | None = None
-        self.starving = False  # a running sequence found no row for its next token
+        self.launched = 0  # number of its last batch
+        self.stepped = 0  # number of its last decode step
         self.forget: list[int] = []  # told to the worker with the next command
         self.decode_ended = 0.0
         self.prefilled_since_decode = False
+        self.token_seconds = 0.0  # what prefilling a token was seen to cost
 
     def refit(self, capacity_rows: int) -> None:
         """Quotas moved: no sequence may need more rows than it could ever be given."""
@@ -64,6 +75,11 @@ class Lane:
         return len(self.waiting) + len(self.running) - self.admitted
 
     @property
+    def empty(self) -> bool:
+        """No request is here and no batch runs."""
+        return not (self.waiting or self.running or self.flight)
+
+    @property
     def idle(self) -> bool:
         """Ready for a command."""
         return self.ready and self.flight is None
@@ -74,6 +90,16 @@ class Lane:
         Without the second condition a model whose steps are longer than ``patience`` would never prefill.
         """
         return bool(self.running) and self.prefilled_since_decode and now - self.decode_ended >= patience
+
+    def learn_cost(self, seconds: float, tokens: int) -> None:
+        """A prefill batch took that long."""
+        cost = seconds / tokens
+        self.token_seconds = cost if not self.token_seconds else _KEEP * self.token_seconds + 0.1 * cost
+
+    def block(self, reason: str, now: float) -> None:
+        """What the head of the queue waits for from ``now`` on."""
+        if reason != self.blocked:
+            self.blocked, self.blocked_since = reason, now
 
     def enqueue(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)

@@ -48,6 +48,8 @@ class Metrics:
 
         self._requests = counter("requests", "Sequences by how they ended", "outcome")
         self._prompt = counter("prompt_tokens", "Prompt tokens of admitted sequences")
+        self._cached = counter("cached_tokens", "Prompt tokens found computed at admission")
+        self._quota = gauge("quota_blocks", "Head blocks the model may hold without borrowing")
         self._generated = counter("generation_tokens", "Tokens generated")
         self._preemptions = counter("preemptions", "Sequences that lost their rows and were recomputed")
         self._restarts = counter("worker_restarts", "Workers started again after they were lost")
@@ -67,7 +69,7 @@ class Metrics:
         for outcome in ("served", "refused", "cancelled", "failed"):
             self._requests.labels(model, outcome)
         series: Iterable[Counter | Gauge | Histogram] = (
-            self._prompt, self._generated, self._preemptions, self._restarts,
+            self._prompt, self._cached, self._generated, self._preemptions, self._restarts,
             self._running, self._waiting, self._ttft, self._itl, self._e2e, self._queue,
         )  # fmt: skip
         for one in series:
@@ -79,9 +81,10 @@ class Metrics:
         """A sequence was handed to the scheduler."""
         self._prompt.labels(model).inc(prompt_tokens)
 
-    def started(self, model: str, queued: float) -> None:
-        """Its first batch was launched after ``queued`` seconds."""
+    def started(self, model: str, queued: float, cached: int = 0) -> None:
+        """Its first batch was launched after ``queued`` seconds, ``cached`` tokens of it are computed."""
         self._queue.labels(model).observe(queued)
+        self._cached.labels(model).inc(cached)
 
     def first_token(self, model: str, ttft: float) -> None:
         """Its first token came ``ttft`` seconds after arrival."""
@@ -125,6 +128,10 @@ class Metrics:
     def watch_blocks(self, model: str, state: BlockState, count: Callable[[], int]) -> None:
         """Head blocks ``model`` holds in ``state``. Free blocks belong to nobody: ``model`` is ""."""
         self._blocks.labels(model, state).set_function(count)
+
+    def watch_quota(self, model: str, count: Callable[[], int]) -> None:
+        """Head blocks ``model`` may hold without borrowing."""
+        self._quota.labels(model).set_function(count)
 
     def batch(self, model: str, phase: PhaseName, seconds: float) -> None:
         """A batch was done after ``seconds`` on the device."""

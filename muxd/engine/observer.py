@@ -91,7 +91,7 @@ class Observer:
             for chunk in launch.command.chunks:
                 arrived = self._queued.pop(chunk.seq, None)
                 if arrived is not None:
-                    self._metrics.started(launch.model, now - arrived)
+                    self._metrics.started(launch.model, now - arrived, chunk.start)
 
     def worker_restarted(self, model: str) -> None:
         """Its worker was lost and another one is on its way."""

@@ -6,6 +6,7 @@ from enum import Enum
 import numpy as np
 
 from muxd.engine.request import Finish, Request
+from muxd.pool.prefix import Chain
 
 
 class Phase(Enum):
@@ -29,12 +30,16 @@ class Sequence:
     __slots__ = (
         "arrived",
         "batch",
+        "cached",
+        "chain",
+        "charge",
         "closing",
         "computed",
         "id",
         "phase",
         "preemptions",
         "prompt_tokens",
+        "registered",
         "request",
         "reruns",
         "rows",
@@ -49,6 +54,10 @@ class Sequence:
         self.prompt_tokens = len(request.prompt)
         self.computed = 0
         self.rows: list[int] = []
+        self.charge = 0  # rows it was admitted with: known tokens and look-ahead
+        self.chain: Chain | None = None  # names of its full rows, where its model caches them
+        self.registered = 0  # rows whose names the ledger knows
+        self.cached = 0  # prompt tokens found computed when it was first admitted
         self.phase = Phase.WAITING
         self.batch: int | None = None  # the batch in flight that contains it
         self.closing = False  # to be released when that batch is done
@@ -74,7 +83,7 @@ class Sequence:
 
     def reset(self) -> None:
         """Forget all computed state; the rows have gone back to the ledger."""
-        self.computed = 0
+        self.computed = self.registered = self.charge = 0
         self.rows = []
         self.phase = Phase.WAITING
         self.batch = None

@@ -9,3 +9,4 @@ class Settings(Struct, frozen=True):
     drain_timeout: float = 0.5
     prefill_tokens: int = 512
     look_ahead: int = 64
+    adapt_period: float = 8.0

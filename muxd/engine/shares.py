@@ -20,32 +20,56 @@ class Shares:
             raise ValueError(f"rungs must be positive percentages, got {self.rungs}")
         self.limit = 100 + overbook
         self._booked: dict[str, int] = {}
+        self._total = 0
+        self._floors: dict[int, int] = {}
+
+    @property
+    def booked(self) -> int:
+        """Percent in use, of all that run."""
+        return self._total
 
     @property
     def free(self) -> int:
-        return self.limit - sum(self._booked.values())
+        return self.limit - self._total
+
+    @property
+    def any_free(self) -> bool:
+        """Whether anybody at all could start now."""
+        return self.limit - self._total >= self.rungs[0]
 
     def floor(self, share: int) -> int:
         """The smallest rung that gives at least ``share`` (the largest if none does)."""
-        return next((rung for rung in self.rungs if rung >= share), self.rungs[-1])
+        if share not in self._floors:
+            self._floors[share] = next((rung for rung in self.rungs if rung >= share), self.rungs[-1])
+        return self._floors[share]
 
     def grant(self, share: int, contenders: Iterable[int]) -> int | None:
         """The rung to run at: at least ``share``, more if nobody with work needs it; None if not free now.
 
         ``contenders`` are the shares of the other models that have work and are not running yet: what they
-        need is left to them, the rest of the free share is the busy model's to use.
+        need is left to them, the rest of the free share is the busy model's to use. Nothing is left to one
+        that could not start beside this batch anyway. They are asked for only until nothing is left to add.
         """
-        free, need = self.free, self.floor(share)
-        if free < need:
+        spare, need = self.free, self.floor(share)
+        if spare < need:
             return None
-        spare = free - sum(self.floor(other) for other in contenders)
-        return max((rung for rung in self.rungs if need <= rung <= spare), default=need)
+        more = [rung for rung in self.rungs if need < rung <= spare]
+        if not more:
+            return need
+        beside = spare - need
+        for other in contenders:
+            if self.floor(other) <= beside:
+                spare -= self.floor(other)
+            if spare < more[0]:
+                return need
+        return max(rung for rung in more if rung <= spare)
 
     def book(self, who: str, share: int) -> None:
         """Raises ValueError if ``who`` already runs or the total would exceed the limit."""
         if who in self._booked or share > self.free:
             raise ValueError(f"cannot book {share} % for {who}: booked {self._booked}, limit {self.limit} %")
         self._booked[who] = share
+        self._total += share
 
     def release(self, who: str) -> None:
-        self._booked.pop(who, None)
+        self._total -= self._booked.pop(who, 0)

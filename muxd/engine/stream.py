@@ -22,6 +22,7 @@ class TokenStream:
     """
 
     def __init__(self, on_close: Callable[[bool], None]):
+        self.cached_tokens = 0  # of the prompt, found computed when the sequence was admitted
         self._on_close = on_close
         self._wake = asyncio.Event()
         self._tokens: list[int] = []

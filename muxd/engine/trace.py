@@ -11,7 +11,17 @@ from msgspec import Struct
 from muxd.engine.slo import Outcome
 
 Phase = Literal["prefill", "decode"]
-Happening = Literal["preempted", "worker lost", "worker ready", "policy", "quota"]
+Happening = Literal[
+    "preempted",
+    "worker lost",
+    "worker ready",
+    "policy",
+    "quota",
+    "loading",
+    "loaded",
+    "unloading",
+    "unloaded",
+]
 State = Literal["waiting", "running"] | Outcome
 
 

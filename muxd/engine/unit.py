@@ -20,12 +20,15 @@ from muxd.engine.actions import (
     Failed,
     Launch,
     Preempted,
+    QuotaMoved,
     Rejected,
     Tick,
     WorkerLost,
     WorkerReady,
 )
 from muxd.engine.journal import Journal
+from muxd.engine.lane import Lane, LaneSpec
+from muxd.engine.memory import Terms
 from muxd.engine.observer import Observer
 from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
@@ -56,6 +59,8 @@ class Unit:
         self._ids = count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._draining = False
+        self._refusals: dict[str, MuxdError] = {}  # models that take no new requests, and why
+        self._leaving: dict[str, asyncio.Event] = {}  # models whose last request somebody waits for
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -63,9 +68,9 @@ class Unit:
 
     def submit(self, request: Request) -> TokenStream:
         """Queue a request. Raises MuxdError (QueueFull, ContextTooLong, ...) when it is refused."""
-        if self._draining:
+        if error := self._refusal(request):
             self._observer.turned_away(request)
-            raise ShuttingDown("muxd is shutting down and takes no new requests")
+            raise error
         sequence = Sequence(next(self._ids), request, self._clock.now())
         stream = TokenStream(lambda served: self._close(sequence, served))
         self._streams[sequence.id] = stream
@@ -75,6 +80,11 @@ class Unit:
             if isinstance(action, Rejected) and action.sequence is sequence:
                 raise action.error
         return stream
+
+    def _refusal(self, request: Request) -> MuxdError | None:
+        if self._draining:
+            return ShuttingDown("muxd is shutting down and takes no new requests")
+        return self._refusals.get(request.model)
 
     def _close(self, sequence: Sequence, served: bool) -> None:
         if self._streams.pop(sequence.id, None) is None:
@@ -119,12 +129,39 @@ class Unit:
         self._scheduler.set_policy(name)
         self.journal.mark("policy", self._clock.now(), detail=name)
 
+    def quota(self, model: str) -> int:
+        """Head blocks the model may hold now without borrowing."""
+        return self._scheduler.quota(model)
+
     def set_quota(self, model: str, min_blocks: int, max_blocks: int, weight: float) -> None:
         """Move a model's quota, in head blocks. Raises ConfigError where it cannot hold beside the others."""
-        self._scheduler.set_quota(model, min_blocks, max_blocks)
+        self._scheduler.set_quota(model, min_blocks, max_blocks, weight)
         detail = f"min {min_blocks}, max {max_blocks} blocks, weight {weight:g}"
         self.journal.mark("quota", self._clock.now(), model, detail)
         self._handle(Tick())  # who was short of rows may start now
+
+    # ---- models that come and go -------------------------------------------------------------------
+
+    def open_model(self, spec: LaneSpec, terms: Terms) -> Lane:
+        """Serve one model more; its worker is still to become ready. Raises as ``Scheduler.open``."""
+        lane = self._scheduler.open(spec, terms)
+        self._refusals.pop(spec.model, None)
+        return lane
+
+    def refuse(self, model: str, error: MuxdError) -> None:
+        """Take no new requests for ``model``; those that are here go on."""
+        self._refusals[model] = error
+
+    def emptied(self, model: str) -> asyncio.Event:
+        """Set as soon as no request of ``model`` is left and its last batch is done."""
+        event = self._leaving.setdefault(model, asyncio.Event())
+        self._note_left()
+        return event
+
+    def close_model(self, model: str) -> None:
+        """Serve ``model`` no more; to be refused before. Raises Busy while it has requests."""
+        self._scheduler.close(model)
+        self._handle(Tick())  # what was the model's is the others' now
 
     # ---- shutdown ---------------------------------------------------------------------------------
 
@@ -155,6 +192,8 @@ class Unit:
             self._perform(action, now, logprobs or {})
         self.journal.record(event, actions, now)
         self._note_empty()
+        if self._leaving:
+            self._note_left()
         self._set_timer()
         return actions
 
@@ -175,6 +214,9 @@ class Unit:
                 self._streams.pop(action.sequence.id, None)
             case Preempted():
                 self._observer.preempted(action.sequence)
+            case QuotaMoved():
+                detail = f"{action.before} -> {action.after} blocks: {action.reason}"
+                self.journal.mark("quota", now, action.model, detail)
             case Launch():
                 self._observer.launched(action, now)
 
@@ -182,12 +224,19 @@ class Unit:
         for sequence, token, index in zip(emit.sequences, emit.tokens, emit.index, strict=True):
             stream = self._streams.get(sequence.id)
             if stream is not None:
+                stream.cached_tokens = sequence.cached
                 stream.put(token, logprobs.get(index))
         self._observer.tokens(emit.sequences, now)
 
     def _note_empty(self) -> None:
         if not self._streams:
             self._empty.set()
+
+    def _note_left(self) -> None:
+        for model in list(self._leaving):
+            lane = self._scheduler.lanes.get(model)
+            if lane is None or lane.empty:
+                self._leaving.pop(model).set()
 
     def _set_timer(self) -> None:
         if self._timer is not None:

@@ -80,13 +80,18 @@ class Ledger:
         return self.total_blocks - self._free - self._held
 
     @property
+    def unheld_blocks(self) -> int:
+        """Head blocks free or cached."""
+        return self.total_blocks - self._held
+
+    @property
     def owed_blocks(self) -> int:
         """Head blocks that guarantees need and borrowers still hold.
 
         Above 0 only after a guarantee was raised over what is free or cached; shrinks as rows come back. The
         scheduler preempts borrowers while it lasts; nobody can borrow more meanwhile.
         """
-        return max(0, self._reserved - self._unheld)
+        return max(0, self._reserved - self.unheld_blocks)
 
     def add_model(
         self,
@@ -128,6 +133,14 @@ class Ledger:
     def available(self, model: str) -> int:
         """Rows that ``take`` would grant now. O(1)."""
         return self._growth(self._account(model))
+
+    def held(self, model: str) -> int:
+        """Head blocks the model holds. O(1)."""
+        return self._account(model).blocks
+
+    def guarantee(self, model: str) -> int:
+        """The model's ``min_blocks``. O(1)."""
+        return self._account(model).min_blocks
 
     def limit(self, model: str) -> int:
         """Rows the model could hold if everybody else kept to their guarantees: more can never fit."""
@@ -301,15 +314,11 @@ class Ledger:
 
     # ---- books --------------------------------------------------------------------------------------
 
-    @property
-    def _unheld(self) -> int:
-        return self.total_blocks - self._held
-
     def _growth(self, account: Account) -> int:
         own = account.unfilled
         # The first term is the rule. The second matters only while blocks are owed: two models below their
         # guarantees must not wait for each other's reservation, first come is first served.
-        growth = max(self._unheld - (self._reserved - own), min(self._unheld, own))
+        growth = max(self.unheld_blocks - (self._reserved - own), min(self.unheld_blocks, own))
         growth = min(growth, account.max_blocks - account.blocks)
         return max(0, min(growth // account.width, account.max_rows - account.rows))
 

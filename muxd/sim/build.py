@@ -90,6 +90,8 @@ def _lane(ledger: Ledger, model: ModelConfig, shape: Shape, config: Config) -> L
         "model": model.name,
         "share": model.share or max(1, 100 // len(config.model)),
         "row_tokens": tokens,
+        "blocks_per_row": shape.layers * shape.kv_heads,
+        "weight": model.quota.weight,
         "max_context": min(model.max_context or most, most),
         "capacity_rows": capacity,
     }

@@ -8,10 +8,11 @@ from muxd.messages import Decode, Prefill
 class Batch:
     """One batch on its way. ``left``: seconds of work still to do at ``since`` if it ran alone."""
 
-    __slots__ = ("command", "end", "factor", "left", "model", "prefill", "since")
+    __slots__ = ("command", "demand", "end", "factor", "left", "model", "prefill", "since")
 
-    def __init__(self, model: str, command: Prefill | Decode, seconds: float, now: float):
+    def __init__(self, model: str, command: Prefill | Decode, seconds: float, demand: int, now: float):
         self.model = model
+        self.demand = demand  # percent of the device it can keep busy
         self.command = command
         self.prefill = isinstance(command, Prefill)
         self.left = seconds
@@ -38,6 +39,8 @@ class VirtualDevice:
             for model in cost.models
             for prefill in (True, False)
         )
+        self._smallest = cost.device.rungs[0]
+        self._demand = 0
         self.busy = 0.0  # share-seconds computed, 1.0 a second of the whole device
 
     @property
@@ -51,13 +54,16 @@ class VirtualDevice:
             raise ValueError(f"two batches at once on the worker of {model}")
         seconds = self._seconds(model, command, sequences)
         self.busy += seconds * command.share / 100
-        self._running[model] = Batch(model, command, seconds, now)
-        if self._contended:
+        # Less than the smallest rung there is not: on a CPU, who has a part of a core has a thread.
+        batch = self._running[model] = Batch(model, command, seconds, max(command.share, self._smallest), now)
+        self._demand += batch.demand
+        if self._contended or self._demand > 100:
             self._settle(now)
 
     def finish(self, model: str, now: float) -> None:
-        del self._running[model]
-        if self._contended:
+        crowded = self._demand > 100
+        self._demand -= self._running.pop(model).demand
+        if self._contended or crowded:
             self._settle(now)
 
     def _seconds(self, model: str, command: Prefill | Decode, sequences: list[Sequence]) -> float:
@@ -74,9 +80,10 @@ class VirtualDevice:
         return self._cost.decode(model, count, context, command.share) + extra.batch + extra.token * count
 
     def _settle(self, now: float) -> None:
-        """Everybody's pace for the set that runs from ``now`` on."""
+        """Everybody's pace for the set that runs from ``now`` on; what is booked twice is divided."""
+        crowd = max(1.0, self._demand / 100)
         prefills = sum(batch.prefill for batch in self._running.values())
         decodes = len(self._running) - prefills
         for batch in self._running.values():
             beside = {True: prefills - batch.prefill, False: decodes - (not batch.prefill)}
-            batch.slow_to(self._cost.slowdown(batch.model, batch.prefill, beside), now)
+            batch.slow_to(crowd * self._cost.slowdown(batch.model, batch.prefill, beside), now)

@@ -37,6 +37,7 @@ async def test_whole_chat(door, serving, chat_body):
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": 0},
         },
     }
 

@@ -169,7 +169,7 @@ def test_cached_prefixes_make_prompts_cheaper() -> None:
     chunk = Chunk(1, 12, bytes(16), b"", True, Sampling(), 16)  # 4 of 16 tokens
     forecast.observe(Tick(), [Launch("a", Prefill(1, 100, NewRows(), [chunk], []))], 0.0)
     forecast.observe(BatchDone("a", 1, [5]), [], 0.04)
-    lanes = {"a": Lane(LaneSpec("a", 100, 4, 1000, 8, 8, 100))}
+    lanes = {"a": Lane(LaneSpec("a", 100, 4, 2, 1000, 8, 8, 100))}
     assert forecast.ttft("a", 100, lanes, 1.0) == pytest.approx(25 * 0.01)
 
 

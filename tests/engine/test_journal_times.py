@@ -160,7 +160,7 @@ class Plain:
     def __init__(self) -> None:
         ledger = Ledger(64)
         ledger.add_model("m", 2, 32)
-        lane = LaneSpec("m", 50, 4, 100, 8, 100, 32)
+        lane = LaneSpec("m", 50, 4, 2, 100, 8, 100, 32)
         self.scheduler = Scheduler([lane], ledger, Shares([50, 100]), Settings())
         self.journal = Journal(self.scheduler.lanes, ledger)
         self.now, self.count = 0.0, 0

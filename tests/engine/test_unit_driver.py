@@ -27,7 +27,7 @@ class Bench:
     def __init__(self, max_queue: int = 100):
         self.ledger = Ledger(64)
         self.ledger.add_model("m", 2, 32)
-        lane = LaneSpec("m", 50, 4, 100, 8, max_queue, 32)
+        lane = LaneSpec("m", 50, 4, 2, 100, 8, max_queue, 32)
         scheduler = Scheduler([lane], self.ledger, Shares([50, 100]), Settings())
         self.sent: list = []  # type: ignore[type-arg]
         self.clock = VirtualClock()
@@ -95,7 +95,7 @@ async def test_tokens_come_before_the_error_that_ends_a_stream() -> None:
     with pytest.raises(WorkerLost):
         await anext(stream)
     assert bench.observer.outcomes == {"failed": 1}
-    assert bench.ledger.free_blocks == 64
+    assert bench.ledger.unheld_blocks == 64
 
 
 @in_loop
@@ -118,7 +118,7 @@ async def test_closing_a_stream_cancels_it_within_the_running_step() -> None:
     stream.close()
     bench.step()
     assert bench.sent == []
-    assert bench.ledger.free_blocks == 64
+    assert bench.ledger.unheld_blocks == 64
     assert bench.observer.outcomes == {"cancelled": 1}
     assert bench.unit.idle
 
@@ -181,4 +181,4 @@ async def test_drain_tells_the_rest_why_when_the_grace_is_over() -> None:
     assert (await anext(stream)).tokens == [5]
     with pytest.raises(ShuttingDown):
         await anext(stream)
-    assert bench.ledger.free_blocks == 64
+    assert bench.ledger.unheld_blocks == 64

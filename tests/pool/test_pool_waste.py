@@ -1,8 +1,8 @@
 """What the pool holds for what is needed, after a burst: kvcached reports 1.4 on its own bench, with pages.
 
 Needed is counted in bytes: K and V of every token of the sequences still running, packed into head blocks.
-Sequences come, grow and go as the engine does it: prompt and look-ahead at admission, then row by row.
-Those at the end of their answers waste half a row each; in the middle of it, a look-ahead not yet used too.
+Sequences come, grow and go as the engine does it: the prompt at admission, then row by row; the look-ahead is
+promised, not held (``BenchUnit.check`` asserts that no sequence holds a row more). Half a row each is lost.
 """
 
 import math
@@ -16,7 +16,6 @@ from muxd.pool.ledger import Ledger
 from muxd.pool.prefix import Chain
 
 BLOCK = 8192
-LOOK_AHEAD = 64  # the default of scheduler.look_ahead
 SHAPES = {  # layers, KV heads, head_dim; bfloat16
     "SmolLM2 135M": (30, 3, 64),
     "Gemma 3 270M": (18, 1, 256),
@@ -30,16 +29,24 @@ SHAPES = {  # layers, KV heads, head_dim; bfloat16
 class Conversation:
     chain: Chain
     tokens: list[int]
-    ahead: int  # tokens paid for at admission
     rows: list[int]
 
 
 class Burst:
     """``count`` sequences at once, lengths lognormal with ShareGPT's means (161 in, 338 out)."""
 
-    def __init__(self, shape: tuple[int, int, int], count: int, seed: int, *, midway: bool = False):
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        count: int,
+        seed: int,
+        *,
+        midway: bool = False,
+        block: int = BLOCK,
+    ):
         layers, heads, head_dim = shape
-        self.row_tokens = BLOCK // (2 * head_dim * 2)
+        self.block = block
+        self.row_tokens = block // (2 * head_dim * 2)
         self.token_bytes = layers * heads * 2 * head_dim * 2
         self.width = layers * heads
         self.draw = np.random.default_rng(seed)
@@ -49,21 +56,20 @@ class Burst:
         self.running = []
         for prompt, answer in (self.lengths() for _ in range(count)):
             done = int(answer * self.draw.random()) if midway else answer
-            self.running.append(self.start(prompt, answer, max(1, done)))
+            self.running.append(self.start(prompt, max(1, done)))
 
     def lengths(self) -> tuple[int, int]:
         means = np.log([161, 338]) - 0.8**2 / 2
         prompt, answer = np.exp(self.draw.normal(means, 0.8)).astype(int).clip(4, 1000)
         return int(prompt), int(answer)
 
-    def start(self, prompt: int, answer: int, done: int) -> Conversation:
+    def start(self, prompt: int, done: int) -> Conversation:
         """Grown to ``done`` tokens at once: the order of growth makes no difference to what is held."""
         tokens = self.draw.integers(0, 32000, prompt + done).tolist()
         chain = Chain("m", self.row_tokens)
-        ahead = prompt + min(LOOK_AHEAD, answer)
-        grant = self.ledger.admit("m", chain.match(tokens[:prompt]), -(-ahead // self.row_tokens))
+        grant = self.ledger.admit("m", chain.match(tokens[:prompt]), -(-prompt // self.row_tokens))
         assert grant is not None
-        it = Conversation(chain, tokens, ahead, [*grant.shared.tolist(), *grant.rows.ids.tolist()])
+        it = Conversation(chain, tokens, [*grant.shared.tolist(), *grant.rows.ids.tolist()])
         while len(it.rows) * self.row_tokens < len(tokens):
             rows = self.ledger.take("m", 1)
             assert rows is not None
@@ -77,13 +83,13 @@ class Burst:
 
     def waste(self) -> float:
         """Blocks owned by sequences, over blocks that their K and V would fill without a gap."""
-        needed = sum(math.ceil(len(it.tokens) * self.token_bytes / BLOCK) for it in self.running)
+        needed = sum(math.ceil(len(it.tokens) * self.token_bytes / self.block) for it in self.running)
         return self.ledger.usage()["m"].blocks / needed
 
 
 @pytest.mark.parametrize("midway", [False, True])
 @pytest.mark.parametrize("name", SHAPES)
-def test_after_a_burst_only_last_rows_and_look_ahead_are_held_in_vain(
+def test_after_a_burst_only_last_rows_are_held_in_vain(
     name: str, midway: bool, record_property: Callable[[str, float], None]
 ) -> None:
     """400 at once, 360 leave. What those computed is cached, owned by nobody and there for the taking."""
@@ -100,9 +106,19 @@ def test_after_a_burst_only_last_rows_and_look_ahead_are_held_in_vain(
     record_property("waste", after)
     assert burst.ledger.available("m") == burst.ledger.limit("m") - burst.ledger.usage()["m"].rows
     assert burst.ledger.cached_blocks > 3 * burst.ledger.usage()["m"].blocks
-    rows = sum(math.ceil(max(len(it.tokens), it.ahead) / burst.row_tokens) for it in burst.running)
+    rows = sum(math.ceil(len(it.tokens) / burst.row_tokens) for it in burst.running)
     assert burst.ledger.usage()["m"].rows == rows
-    assert 1 <= after <= (1.12 if midway else 1.05)
+    # Half of 32 tokens a row shows where answers are young; a smaller pool.block_bytes is the remedy.
+    assert 1 <= after <= (1.065 if midway and burst.row_tokens == 32 else 1.05)
+
+
+@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape[2] == 64])
+def test_smaller_blocks_waste_less_where_rows_are_long(name: str) -> None:
+    burst = Burst(SHAPES[name], 400, seed=1, midway=True, block=BLOCK // 2)
+    for it in list(burst.running[:360]):
+        burst.end(it)
+    print(f"{name} midway: {burst.row_tokens} tokens a row, {burst.waste():.3f} after a burst")
+    assert 1 <= burst.waste() <= 1.05
 
 
 @pytest.mark.parametrize("name", SHAPES)

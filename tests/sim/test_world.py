@@ -100,7 +100,7 @@ def test_every_request_ends_once_and_every_block_returns(
 def test_the_same_workload_gives_the_same_times_to_the_last_bit() -> None:
     workload = generate(Recipe(["a", "b", "c"], 40.0, 5.0, cv=2.0, lengths="uniform:1-90,1-60"))
     cost = table(**{name: model(contention=1.2) for name in workload.models})
-    first, second = (run(workload, cost, small("a", "b", "c", pool="1M")) for _ in range(2))
+    first, second = (run(workload, cost, small("a", "b", "c", pool="512K")) for _ in range(2))
     assert np.array_equal(first.end, second.end)
     assert np.array_equal(first.first, second.first)
     assert first.preemptions == second.preemptions > 0, "the pool is small enough to matter"

@@ -1,0 +1,54 @@
+"""What every part of the scheduler works on: lanes, their turns, shares, the actions so far. Pure.
+
+Owned by ``Scheduler``; the row keeper, the batches and the policies hold it, nobody else does. It decides
+nothing: it only keeps the indexes by which a decision finds the lanes that have something to do.
+"""
+
+from collections.abc import Iterable
+
+from muxd.engine.actions import Action
+from muxd.engine.lane import Lane, LaneSpec
+from muxd.engine.settings import Settings
+from muxd.engine.shares import Shares
+from muxd.engine.turns import Turns
+from muxd.pool.ledger import Ledger
+
+
+class Board:
+    """``actions`` is what the running ``Scheduler.handle`` will return."""
+
+    def __init__(self, specs: Iterable[LaneSpec], ledger: Ledger, shares: Shares, settings: Settings):
+        self.ledger = ledger
+        self.shares = shares
+        self.settings = settings
+        self.actions: list[Action] = []
+        self.prefilling = 0  # prefill batches in flight
+        self.prefilled = 0  # number of the last one launched
+        self.lanes: dict[str, Lane] = {}
+        self.decodable = Turns()  # idle lanes with running sequences
+        self.waiting = Turns()  # lanes with prompts to compute
+        for spec in specs:
+            self.open(spec)
+
+    def open(self, spec: LaneSpec) -> Lane:
+        """A new lane, its worker not ready yet."""
+        lane = self.lanes[spec.model] = Lane(spec)
+        self.refresh(lane)
+        return lane
+
+    def close(self, model: str) -> None:
+        lane = self.lanes.pop(model)
+        self.decodable.drop(lane)
+        self.waiting.drop(lane)
+
+    def refresh(self, lane: Lane) -> None:
+        """Whoever changed a lane's queue, sequences, flight or worker says so here."""
+        self.decodable.put(lane, lane.ready and lane.flight is None and bool(lane.running))
+        self.waiting.put(lane, bool(lane.waiting))
+        if not lane.waiting:
+            lane.blocked = ""
+
+    @property
+    def empty(self) -> bool:
+        """No sequence is anywhere."""
+        return not any(lane.waiting or lane.running for lane in self.lanes.values())

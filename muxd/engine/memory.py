@@ -1,0 +1,140 @@
+"""How the pool is divided between the models under the policy that rules: quotas, guarantees or slices. Pure.
+
+Keeps what the configuration and ``muxctl quota`` say of each model, and brings ledger, quotas and lanes in
+line with it. Used by ``Scheduler`` alone.
+"""
+
+from msgspec import Struct
+
+from muxd.engine.board import Board
+from muxd.engine.lane import Lane, LaneSpec
+from muxd.engine.policies.base import Memory as Kind
+from muxd.engine.quota import Quotas
+from muxd.engine.rows import RowKeeper
+from muxd.errors import Busy
+
+
+class Terms(Struct, frozen=True):
+    """On which a model gets its account in the ledger: head blocks, and the most row ids it may use."""
+
+    min_blocks: int
+    max_blocks: int
+    max_rows: int
+
+
+class _Wish(Struct, frozen=True):
+    """What was asked for a model, whatever the policy makes of it."""
+
+    min_blocks: int
+    max_blocks: int
+    weight: float
+
+
+class Memory:
+    """``follow`` a policy's kind; ``set_quota`` and the models may change meanwhile."""
+
+    def __init__(self, board: Board, rows: RowKeeper):
+        self._board = board
+        self._rows = rows
+        self._kind: Kind = "shared"
+        self._wishes: dict[str, _Wish] = {}
+
+    def follow(self, kind: Kind) -> None:
+        """Divide the pool that way from now on. Raises ConfigError, changing nothing, where slices would
+        leave a model without a single row."""
+        usage = self._board.ledger.usage()
+        for model, lane in self._board.lanes.items():
+            use = usage[model]
+            self._wishes.setdefault(model, _Wish(use.min_blocks, use.max_blocks, lane.spec.weight))
+        quotas = self._divide()
+        self._kind = kind
+        self._rows.quotas = quotas if kind == "quotas" else None
+        self._apply(quotas)
+
+    def open(self, spec: LaneSpec, terms: Terms) -> Lane:
+        """See ``Scheduler.open``."""
+        bounds = (terms.min_blocks, terms.max_blocks)
+        if self._kind == "slices":
+            self._bind({model: (0, self._board.ledger.total_blocks) for model in self._wishes})
+            bounds = (0, self._board.ledger.total_blocks)
+        try:
+            self._board.ledger.add_model(
+                spec.model, spec.blocks_per_row, terms.max_rows, *bounds, row_tokens=spec.row_tokens
+            )
+        except Exception:
+            self.follow(self._kind)
+            raise
+        lane = self._board.open(spec)
+        self._wishes[spec.model] = _Wish(terms.min_blocks, terms.max_blocks, spec.weight)
+        try:
+            self.follow(self._kind)
+            self._check_fits()
+        except Exception:
+            self.close(spec.model)
+            raise
+        return lane
+
+    def close(self, model: str) -> None:
+        """The model is gone: the others divide what it had."""
+        self._board.close(model)
+        self._rows.forget(model)
+        self._board.ledger.remove_model(model)
+        self._wishes.pop(model, None)
+        self.follow(self._kind)
+
+    def set_quota(self, model: str, min_blocks: int, max_blocks: int, weight: float) -> None:
+        """See ``Scheduler.set_quota``."""
+        before = self._wishes[model]
+        wish = _Wish(min_blocks, max_blocks, weight)
+        self._wishes[model] = wish
+        try:
+            self._try(model, wish)
+        except Exception:
+            self._wishes[model] = before
+            self._try(model, before)
+            raise
+        self._refit()
+
+    def _try(self, model: str, wish: _Wish) -> None:
+        if self._kind == "slices":
+            self._apply(self._divide())
+        else:
+            self._board.ledger.set_quota(model, wish.min_blocks, wish.max_blocks)
+        self._check_fits()
+        if self._rows.quotas is not None:
+            self._rows.quotas.set(model, wish.min_blocks, wish.max_blocks, wish.weight)
+
+    def _check_fits(self) -> None:
+        for lane in self._board.lanes.values():
+            room = self._board.ledger.limit(lane.spec.model) * lane.spec.row_tokens
+            if any(len(sequence.tokens) >= room for sequence in lane.sequences()):
+                raise Busy(
+                    f"{lane.spec.model} has a request longer than the {room} tokens that would be left; "
+                    "try again later"
+                )
+
+    def _divide(self) -> Quotas:
+        """Everybody's guarantee and, by weight, what nobody is guaranteed."""
+        quotas = Quotas(self._board.ledger.total_blocks, self._board.settings.adapt_period)
+        for model, wish in self._wishes.items():
+            width = self._board.lanes[model].spec.blocks_per_row
+            quotas.add(model, wish.min_blocks, wish.max_blocks, wish.weight, width)
+        return quotas
+
+    def _apply(self, quotas: Quotas) -> None:
+        bounds = {model: (wish.min_blocks, wish.max_blocks) for model, wish in self._wishes.items()}
+        if self._kind == "slices":
+            bounds = {model: (quotas.quota(model), quotas.quota(model)) for model in self._wishes}
+        # First down, then up: the guarantees hold together at every step.
+        self._bind({model: (0, self._board.ledger.total_blocks) for model in bounds})
+        self._bind(bounds)
+        self._refit()
+
+    def _bind(self, bounds: dict[str, tuple[int, int]]) -> None:
+        for model, (least, most) in bounds.items():
+            self._board.ledger.set_quota(model, least, most)
+
+    def _refit(self) -> None:
+        self._rows.look_again()
+        for lane in self._board.lanes.values():
+            lane.refit(self._board.ledger.limit(lane.spec.model))

@@ -1,0 +1,63 @@
+"""What a policy is: asked after every event, it starts batches. Pure."""
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from muxd.engine.batches import Batches
+from muxd.engine.board import Board
+from muxd.engine.lane import Lane
+from muxd.engine.rows import RowKeeper
+
+# quotas: entitlements that move to where the work is. shared: first come first served above the guarantees.
+# slices: every model its own fixed part.
+Memory = Literal["quotas", "shared", "slices"]
+
+
+class Policy:
+    """Holds no state of sequences; what it remembers (turns, whom it holds back) may be lost at a change."""
+
+    name: ClassVar[str]
+    memory: ClassVar[Memory] = "shared"
+    held: str | None = None  # the model whose prefill waits for share
+
+    def __init__(self, board: Board, rows: RowKeeper, batches: Batches):
+        self.board = board
+        self.rows = rows
+        self.batches = batches
+
+    def launch(self, now: float) -> None:
+        """Start what should run now."""
+        raise NotImplementedError
+
+    def deadline(self, now: float) -> float | None:
+        """When ``launch`` should be called again although nothing else happens."""
+        return None
+
+    # ---- what policies share ----------------------------------------------------------------------
+
+    def can_prefill(self, lane: Lane, now: float) -> bool:
+        """Its worker is idle, its first prompt has or finds rows, its own streams are not overdue."""
+        patience = self.board.settings.drain_timeout
+        return (
+            lane.idle
+            and bool(lane.waiting)
+            and not lane.overdue(now, patience)
+            and self.rows.admissible(lane)
+        )
+
+    def grant(self, lane: Lane, *, prefilling: bool) -> int | None:
+        """At least the model's share, more if nobody else could start a batch beside it; None: not free."""
+        return self.board.shares.grant(lane.spec.share, self._contenders(lane, prefilling=prefilling))
+
+    def _contenders(self, lane: Lane, *, prefilling: bool) -> Iterator[int]:
+        """Shares of the other models that could start a batch beside this one.
+
+        A model that has only prompts cannot while a prefill runs, nor one whose next prompt finds no rows.
+        """
+        for other in self.board.decodable.lanes:
+            if other is not lane:
+                yield other.spec.share
+        if not prefilling:
+            for other in self.board.waiting.lanes:
+                if other is not lane and other.idle and not other.running and self.rows.admissible(other):
+                    yield other.spec.share

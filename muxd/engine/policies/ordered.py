@@ -1,0 +1,79 @@
+"""The ablations of MuxServe's figure 9: batches side by side as in mux, but plainly in an order.
+
+Neither prefers prefills, holds anything back, or moves a quota.
+"""
+
+from muxd.engine.lane import Lane
+from muxd.engine.policies.base import Policy
+
+
+class Ordered(Policy):
+    """Goes through ``order`` and starts each model's next batch; prompts before steps within a model."""
+
+    def order(self) -> list[Lane]:
+        """Lanes with work, whose turn it is first."""
+        raise NotImplementedError
+
+    def lanes(self) -> list[Lane]:
+        """Lanes with work, in no order that matters."""
+        both = (*self.board.waiting.lanes, *self.board.decodable.lanes)
+        return list({lane.spec.model: lane for lane in both}.values())
+
+    def start(self, lane: Lane, now: float, *, prompts: bool) -> bool:
+        """Start its next batch, begin a prompt only with ``prompts``. False: nothing started."""
+        prefilling = self.board.prefilling > 0
+        share = self.grant(lane, prefilling=prefilling)
+        if share is None:
+            return False
+        if not prefilling and self.can_prefill(lane, now):
+            begun = bool(lane.waiting[0].rows)  # it must go on: its rows come back only at its end
+            if (prompts or begun) and self.batches.prefill(lane, share, now):
+                return True
+        return bool(lane.running) and self.batches.decode(lane, share, now)
+
+
+class RoundRobin(Ordered):
+    """Models in turn; one that cannot start is passed over."""
+
+    name = "round_robin"
+
+    def launch(self, now: float) -> None:
+        for lane in self.order():
+            if not self.board.shares.any_free:
+                return
+            if lane.idle:
+                self.start(lane, now, prompts=True)
+
+    def order(self) -> list[Lane]:
+        return sorted(self.lanes(), key=lambda lane: lane.launched)
+
+
+class FirstCome(Ordered):
+    """The model with the oldest unfinished request first: while its prompt waits no other model's prompt is
+    begun, and no younger batch takes the share that an older one waits for."""
+
+    name = "fcfs"
+
+    def launch(self, now: float) -> None:
+        prompts = True
+        for lane in self.order():
+            if not self.board.shares.any_free:
+                return
+            if lane.idle and not self.start(lane, now, prompts=prompts) and self._could(lane):
+                return
+            # A prompt that finds no rows, or no turn, lets running sequences pass: they will free both.
+            prompts = prompts and not lane.waiting
+
+    def order(self) -> list[Lane]:
+        return sorted(self.lanes(), key=_oldest)
+
+    def _could(self, lane: Lane) -> bool:
+        """It has a step to do and only the share was missing."""
+        return bool(lane.running) and self.board.shares.free < self.board.shares.floor(lane.spec.share)
+
+
+def _oldest(lane: Lane) -> tuple[float, int]:
+    ages = [(sequence.arrived, sequence.id) for sequence in lane.running]
+    if lane.waiting:
+        ages.append((lane.waiting[0].arrived, lane.waiting[0].id))
+    return min(ages)

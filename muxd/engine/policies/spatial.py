@@ -1,0 +1,23 @@
+"""Spatial partitioning: every model on its own fixed share and its own slice of the pool (MuxServe §5.1)."""
+
+from muxd.engine.policies.base import Policy
+
+
+class Spatial(Policy):
+    """What users build from separate servers: nobody takes from anybody, nobody lends.
+
+    Shares that add up to more than 100 are scaled down together. On a CPU a model always has one thread at
+    least; where that makes more threads than cores, the operating system divides them.
+    """
+
+    name = "spatial"
+    memory = "slices"
+
+    def launch(self, now: float) -> None:
+        total = max(100, sum(lane.spec.share for lane in self.board.lanes.values()))
+        for lane in self.board.waiting.lanes:
+            if self.can_prefill(lane, now):
+                self.batches.prefill(lane, max(1, lane.spec.share * 100 // total), now)
+        for lane in self.board.decodable.lanes:
+            if lane.idle and lane.running:
+                self.batches.decode(lane, max(1, lane.spec.share * 100 // total), now)

@@ -1,0 +1,330 @@
+"""Who gets rows, who keeps them, who has to give them back. Pure.
+
+Admission, growth and preemption of one unit's sequences over the pool's ledger. The ledger decides what a
+model may hold; the row keeper decides which sequence gets it, and whose sequence goes when there is too
+little. Every policy works on top of it; the rules are told in ``design.md``.
+"""
+
+import numpy as np
+
+from muxd.engine.actions import Preempted
+from muxd.engine.board import Board
+from muxd.engine.commands import NO_ROWS
+from muxd.engine.lane import Lane
+from muxd.engine.quota import Demand, Quotas
+from muxd.engine.sequence import Phase, Sequence
+from muxd.pool.ledger import Grant, Rows
+from muxd.pool.prefix import Chain
+
+NOTHING = Grant(NO_ROWS.ids, NO_ROWS)
+
+
+class RowKeeper:
+    """``quotas`` is set while the policy has quotas that move; else a model's own is its guarantee."""
+
+    def __init__(self, board: Board, quotas: Quotas | None = None):
+        self.board = board
+        self.ledger = board.ledger
+        self.quotas = quotas
+        self.starving: set[str] = set()  # models of which a running sequence waits for its next row
+        self.claims: set[str] = set()  # models whose prompts wait for rows within their quota
+        self._evicting: dict[int, Sequence] = {}  # in flight, preempted when the batch is done
+        self._promised = 0  # head blocks of all lanes' look-ahead that nobody holds yet
+        self._news = 0  # counts what could let somebody in who was refused before
+        self._refused: dict[str, tuple[int, int]] = {}  # model -> head of its queue, news when it was refused
+
+    # ---- admission --------------------------------------------------------------------------------
+
+    def admissible(self, lane: Lane) -> bool:
+        """Whether the head of the queue can be (or already is) given its rows."""
+        head = lane.waiting[0]
+        if head.rows:
+            return True
+        if self.starving or lane.admitted >= lane.spec.max_running:
+            # What comes free is the starving sequence's. Otherwise a prompt that was preempted to make room
+            # would be admitted into that very room again.
+            return False
+        refused = (head.id, self._news)
+        if self._refused.get(lane.spec.model) == refused:
+            return False  # so that who waits costs nothing while nothing has changed
+        if self._fits(lane, head):
+            return True
+        self._refused[lane.spec.model] = refused
+        return False
+
+    def admit(self, lane: Lane, sequence: Sequence) -> Grant | None:
+        """The rows it needs beyond those it has; None if it must wait.
+
+        It holds rows for what is known; its look-ahead is promised, not held, so that it costs nobody
+        anything until it is written.
+        """
+        if sequence.rows:
+            return NOTHING
+        if self.starving or lane.admitted >= lane.spec.max_running or not self._fits(lane, sequence):
+            return None
+        keys, known = self._keys(lane, sequence), self._known_rows(lane, sequence)
+        grant = self.ledger.admit(lane.spec.model, keys, known)
+        if grant is None:
+            return None
+        sequence.rows = [*grant.shared.tolist(), *grant.rows.ids.tolist()]
+        sequence.registered = len(grant.shared)
+        sequence.computed = len(grant.shared) * lane.spec.row_tokens
+        if not sequence.preemptions and not sequence.reruns:
+            sequence.cached = sequence.computed
+        sequence.charge = self.charge(lane, sequence)
+        self._promise(lane, max(0, sequence.charge - known))
+        lane.admitted += 1
+        if lane.spec.model in self.claims:
+            self.claims.discard(lane.spec.model)
+            self._news += 1
+        return grant
+
+    def charge(self, lane: Lane, sequence: Sequence) -> int:
+        """Rows for what is known plus a bounded look-ahead of what will be generated."""
+        left = sequence.request.max_tokens - sequence.generated
+        tokens = len(sequence.tokens) + min(self.board.settings.look_ahead, left)
+        return min(lane.rows_for(min(tokens, lane.spec.max_context)), lane.spec.capacity_rows)
+
+    def quota(self, model: str) -> int:
+        """Head blocks that nobody takes from the model."""
+        return self.quotas.quota(model) if self.quotas else self.ledger.guarantee(model)
+
+    def right(self, model: str) -> int:
+        """Head blocks up to which it does not borrow: its quota, or where that is going."""
+        return self.quotas.goal(model) if self.quotas else self.ledger.guarantee(model)
+
+    def _fits(self, lane: Lane, sequence: Sequence) -> bool:
+        """Its rows are there, and neither promises to running sequences nor claims stand against it."""
+        spec = lane.spec
+        charge = self.charge(lane, sequence)
+        if self.ledger.held(spec.model) + charge * spec.blocks_per_row > self.right(spec.model):
+            if self.claims - {spec.model} and self.ledger.unheld_blocks < self.ledger.total_blocks:
+                return False  # it would borrow what another is owed; when nobody holds anything, nobody is
+            known = self._known_rows(lane, sequence) * spec.blocks_per_row
+            if self._promised + known > self.ledger.unheld_blocks:
+                return False
+        return self.ledger.fits(spec.model, self._keys(lane, sequence), charge + lane.promised)
+
+    def _known_rows(self, lane: Lane, sequence: Sequence) -> int:
+        return lane.rows_for(len(sequence.tokens))
+
+    def _keys(self, lane: Lane, sequence: Sequence) -> list[bytes]:
+        """Names of the rows its prompt may find computed."""
+        if not lane.spec.prefix_cache:
+            return []
+        if sequence.chain is None:
+            sequence.chain = Chain(lane.spec.model, lane.spec.row_tokens)
+        return sequence.chain.match(sequence.tokens)
+
+    def arrived(self, lane: Lane, sequence: Sequence, now: float) -> None:
+        """One request more to count in the model's demand."""
+        if self.quotas is not None:
+            blocks = self.charge(lane, sequence) * lane.spec.blocks_per_row
+            self.quotas.arrived(lane.spec.model, blocks, now)
+
+    # ---- growth -----------------------------------------------------------------------------------
+
+    def grow(self, lane: Lane) -> tuple[list[Sequence], list[tuple[int, int]], Rows]:
+        """Rows for the running sequences whose next token starts a new one.
+
+        Returns who can step now, (sequence, row) for each row given, and those rows; who cannot have one
+        sits out.
+        """
+        size = lane.spec.row_tokens
+        need = [s for s in lane.running if s.computed >= len(s.rows) * size]
+        stalled: set[int] = set()
+        granted: Rows | None = NO_ROWS
+        while need and (granted := self.ledger.take(lane.spec.model, len(need))) is None:
+            victim = self._make_room(lane)
+            if victim is None:
+                stalled.add(need.pop().id)
+            elif victim in need:
+                need.remove(victim)
+        if not need or granted is None:
+            granted = NO_ROWS
+        self._note_starving(lane, bool(stalled))
+        grown = list(zip((s.id for s in need), granted.ids.tolist(), strict=True))
+        for sequence, (_, row) in zip(need, grown, strict=True):
+            if len(sequence.rows) < sequence.charge:
+                self._promise(lane, -1)
+            sequence.rows.append(row)
+        steppers = [s for s in lane.running if s.id not in stalled] if stalled else list(lane.running)
+        return steppers, grown, granted
+
+    def computed(self, lane: Lane, sequence: Sequence) -> None:
+        """More of it is computed: its full rows may be found by others from now on."""
+        rows = sequence.computed // lane.spec.row_tokens
+        if sequence.chain is not None and rows > sequence.registered:
+            keys = sequence.chain.keys(sequence.tokens, rows * lane.spec.row_tokens)
+            self.ledger.register(lane.spec.model, sequence.rows, keys, start=sequence.registered)
+            sequence.registered = rows
+
+    def release(self, sequence: Sequence) -> None:
+        """Give its rows back and let the worker forget it."""
+        self._evicting.pop(sequence.id, None)
+        if not sequence.rows:
+            return
+        lane = self.board.lanes[sequence.model]
+        self._promise(lane, -max(0, sequence.charge - len(sequence.rows)))
+        self.ledger.release(sequence.model, np.asarray(sequence.rows, dtype=np.int32))
+        lane.forget.append(sequence.id)
+        lane.admitted -= 1
+        sequence.rows = []
+        self._news += 1
+
+    # ---- preemption -------------------------------------------------------------------------------
+
+    def _make_room(self, asking: Lane) -> Sequence | None:
+        """Preempt one sequence and return it; None when the room is only coming (or not to be had)."""
+        if self._evicting:
+            return None
+        holders = self._holders(self._most_over() or asking)
+        if not holders:
+            return None
+        victim = max(holders, key=_age)
+        return victim if self._evict(victim) else None
+
+    def reclaim(self, now: float) -> None:
+        """A model within its quota whose prompt has waited ``drain_timeout`` for rows takes them from
+        borrowers, youngest sequence first; nobody borrows meanwhile."""
+        if not self.board.waiting and not self.claims:
+            return
+        before = self.claims
+        self.claims = {model for model in self.claims if self._claims(self.board.lanes.get(model))}
+        for lane in self.board.waiting.lanes:
+            waited = now - lane.blocked_since >= self.board.settings.drain_timeout
+            if lane.blocked == "rows" and waited and self._claims(lane):
+                self.claims.add(lane.spec.model)
+        self._news += self.claims != before
+        if not self.claims and not self.ledger.owed_blocks:
+            return
+        wanted = sum(self._missing(self.board.lanes[model]) for model in self.claims if self._by_right(model))
+        wanted = max(wanted, self.ledger.owed_blocks) - sum(self._coming().values())
+        while wanted > 0 and (giver := self._most_over()) is not None:
+            victim = max(self._holders(giver), key=_age)
+            wanted -= len(victim.rows) * giver.spec.blocks_per_row
+            self._evict(victim)
+
+    def _claims(self, lane: Lane | None) -> bool:
+        """The head of the queue waits for rows within its model's quota, or that is still growing."""
+        if lane is None or not lane.waiting or lane.waiting[0].rows or not lane.ready:
+            return False
+        model = lane.spec.model
+        owed = self._by_right(model) or (
+            self.quotas is not None and self.quotas.growing(model, self.ledger.held(model))
+        )
+        return owed and lane.admitted < lane.spec.max_running and not self.admissible(lane)
+
+    def _by_right(self, model: str) -> bool:
+        """The head of its queue, and what its running sequences are promised, stay within its quota."""
+        lane = self.board.lanes[model]
+        need = (self.charge(lane, lane.waiting[0]) + lane.promised) * lane.spec.blocks_per_row
+        return self.ledger.held(model) + need <= self.right(model)
+
+    def _missing(self, lane: Lane) -> int:
+        """Head blocks that the head of the queue lacks."""
+        need = self.charge(lane, lane.waiting[0]) + lane.promised
+        return max(0, need - self.ledger.available(lane.spec.model)) * lane.spec.blocks_per_row
+
+    def _most_over(self) -> Lane | None:
+        """The model that holds most beyond its quota and has something to give.
+
+        What will come back when a running batch is done counts as given.
+        """
+        coming = self._coming()
+        best: Lane | None = None
+        most = 0
+        for model, lane in self.board.lanes.items():
+            over = self.ledger.held(model) - self.quota(model) - coming.get(model, 0)
+            if over > most and self._holders(lane):
+                best, most = lane, over
+        return best
+
+    def _coming(self) -> dict[str, int]:
+        """Head blocks, per model, of sequences that are preempted when their batch is done."""
+        coming: dict[str, int] = {}
+        for sequence in self._evicting.values():
+            width = self.board.lanes[sequence.model].spec.blocks_per_row
+            coming[sequence.model] = coming.get(sequence.model, 0) + len(sequence.rows) * width
+        return coming
+
+    def _evict(self, sequence: Sequence) -> bool:
+        """Preempt it now, or, while a batch writes its rows, when that is done. True: now."""
+        if sequence.batch is not None:
+            self._evicting[sequence.id] = sequence
+            return False
+        self._preempt(sequence)
+        return True
+
+    def finish_evictions(self, sequences: list[Sequence]) -> None:
+        """Their batch is done."""
+        if self._evicting:
+            for sequence in sequences:
+                if self._evicting.pop(sequence.id, None) is not None and sequence.phase is not Phase.ENDED:
+                    self._preempt(sequence)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Its rows go back (those that have names stay cached until somebody needs them); it waits again."""
+        lane = self.board.lanes[sequence.model]
+        lane.remove(sequence)
+        self.release(sequence)
+        sequence.preemptions += 1
+        lane.requeue(sequence)
+        self.board.refresh(lane)
+        self.board.actions.append(Preempted(sequence))
+
+    def lose(self, lane: Lane) -> None:
+        """The worker and its row table are gone, and with them what its cached rows meant."""
+        self.ledger.drop_cache(lane.spec.model)
+        self.starving.discard(lane.spec.model)
+
+    # ---- small things -----------------------------------------------------------------------------
+
+    def forget(self, model: str) -> None:
+        """The model leaves the unit."""
+        self.starving.discard(model)
+        self.claims.discard(model)
+        self._refused.pop(model, None)
+
+    def look_again(self) -> None:
+        """Quotas or guarantees have moved: who was refused rows may find them now."""
+        self._news += 1
+
+    def demands(self, now: float) -> dict[str, Demand]:
+        """What every model holds and waits for, for the quotas."""
+        return {model: self._demand(lane, now) for model, lane in self.board.lanes.items()}
+
+    def _demand(self, lane: Lane, now: float) -> Demand:
+        rows = sum(self.charge(lane, sequence) for sequence in lane.waiting if not sequence.rows)
+        width = lane.spec.blocks_per_row
+        head = self.charge(lane, lane.waiting[0]) * width if lane.waiting else 0
+        return Demand(
+            held=self.ledger.held(lane.spec.model),
+            waiting_blocks=rows * width,
+            oldest=now - lane.waiting[0].arrived if lane.blocked == "rows" else 0.0,
+            head_blocks=head,
+            ready=lane.ready or lane.failed is not None,
+        )
+
+    def note_gone(self, lane: Lane) -> None:
+        """Without running sequences a model cannot starve."""
+        if not lane.running:
+            self.starving.discard(lane.spec.model)
+
+    def _note_starving(self, lane: Lane, starving: bool) -> None:
+        if starving:
+            self.starving.add(lane.spec.model)
+        else:
+            self.starving.discard(lane.spec.model)
+
+    def _promise(self, lane: Lane, rows: int) -> None:
+        lane.promised += rows
+        self._promised += rows * lane.spec.blocks_per_row
+
+    def _holders(self, lane: Lane) -> list[Sequence]:
+        """Sequences whose rows could be taken."""
+        return [s for s in lane.sequences() if s.rows and not s.closing and s.id not in self._evicting]
+
+
+def _age(sequence: Sequence) -> tuple[float, int]:
+    return sequence.arrived, sequence.id
