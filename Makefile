@@ -5,18 +5,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check demo bench clean
+.PHONY: help serve test gpu check demo bench churn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
 	@echo "make test    environment, demo models, every check and every test that needs no GPU"
+	@echo "make gpu     on a GPU host: what it can do, then every test that needs its GPU"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make demo    only fetch the demo models"
 	@echo "make bench   what the daemon costs beside a bare loop"
+	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads"
 	@echo "make clean   remove the environment and caches (models stay)"
 
 serve: $(VENV)/.muxd
 	@exec $(BIN)/muxd serve --demo
+
+gpu: $(VENV)/.dev demo
+	$(BIN)/muxd doctor --gpu
+	$(BIN)/python -m pytest -m gpu -rs
 
 test: $(VENV)/.dev demo check
 	$(BIN)/python -m pytest -m "not gpu"
@@ -32,6 +38,9 @@ demo: $(VENV)/.muxd
 
 bench: $(VENV)/.dev demo
 	$(BIN)/python benchmarks/engine.py
+
+churn: $(VENV)/.dev
+	MUXD_CHURN_SECONDS=600 $(BIN)/python -m pytest tests/e2e/test_churn.py -s --timeout 2400
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis

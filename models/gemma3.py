@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from muxd.kernels.gated import gelu_tanh_gate
-from muxd.kernels.rms_norm import OffsetRmsNorm
-from muxd.kernels.rotary import rotate_
-from muxd.models.layers import Attend, Rotary, Weights
+from muxd.kernels.ops import gelu_tanh_gate
+from muxd.models.layers import Angles, Attend, Norm, Weights
 from muxd.models.spec import ModelSpec
 
 
@@ -23,19 +21,19 @@ class Gemma3:
         # Rounded to the model's type before it multiplies, as the model was trained: √640 is 25.25 in bf16.
         self.scale = torch.tensor(spec.hidden_size**0.5, dtype=self.embed.dtype)
         self.windows = spec.windows
-        self.rotary = Rotary(spec.rope, spec.head_dim, self.embed.dtype)
-        self.local_rotary = Rotary(spec.local_rope, spec.head_dim, self.embed.dtype)
+        self.rotary = weights.rotary(spec.rope, spec.head_dim)
+        self.local_rotary = weights.rotary(spec.local_rope, spec.head_dim)
         self.layers = [Gemma3Layer(spec, weights, layer) for layer in range(spec.layers)]
-        self.norm = OffsetRmsNorm(weights.tensor("norm"), spec.norm_eps)
+        self.norm = weights.norm("norm", spec.norm_eps, offset=True)
         self.head = weights.linear("embed" if spec.tied_embeddings else "head")
         self.softcap = spec.logit_softcap
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """tokens, positions [n] -> [n, hidden]."""
         x = F.embedding(tokens, self.embed) * self.scale
-        everywhere, nearby = self.rotary(positions), self.local_rotary(positions)  # cos, sin: [n, 1, d]
+        everywhere, nearby = self.rotary(positions), self.local_rotary(positions)
         for layer, window in zip(self.layers, self.windows, strict=True):
-            x = layer(x, *(everywhere if window is None else nearby), attend)
+            x = layer(x, everywhere if window is None else nearby, attend)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -48,24 +46,20 @@ class Gemma3Layer:
     """x + norm(attention(norm(x))), then x + norm(mlp(norm(x)))."""
 
     def __init__(self, spec: ModelSpec, weights: Weights, layer: int):
-        def norm(part: str) -> OffsetRmsNorm:
-            return OffsetRmsNorm(weights.tensor(f"layers.{layer}.{part}"), spec.norm_eps)
+        def norm(part: str) -> Norm:
+            return weights.norm(f"layers.{layer}.{part}", spec.norm_eps, offset=True)
 
-        self.layer, self.heads, self.kv_heads, self.head_dim = layer, spec.heads, spec.kv_heads, spec.head_dim
+        self.layer, self.head_dim = layer, spec.head_dim
         self.input_norm, self.post_attention_norm = norm("input_norm"), norm("post_attention_norm")
         self.qkv, self.o = weights.linear(f"layers.{layer}.qkv"), weights.linear(f"layers.{layer}.o")
-        self.q_norm, self.k_norm = norm("q_norm"), norm("k_norm")
+        self.qk_norms = norm("q_norm"), norm("k_norm")
         self.mlp_norm, self.post_mlp_norm = norm("pre_feedforward_norm"), norm("post_feedforward_norm")
         self.gate_up = weights.linear(f"layers.{layer}.gate_up")
         self.down = weights.linear(f"layers.{layer}.down")
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """x [n, hidden] -> [n, hidden]."""
         qkv = self.qkv(self.input_norm(x)).view(x.shape[0], -1, self.head_dim)  # [n, h + 2g, d]
-        q, k = qkv[:, : self.heads], qkv[:, self.heads : self.heads + self.kv_heads]
-        q.copy_(self.q_norm(q))
-        k.copy_(self.k_norm(k))
-        rotate_(qkv[:, : self.heads + self.kv_heads], cos, sin)
-        seen = attend(self.layer, q, qkv[:, self.heads :])  # [n, h · d]
-        x = x + self.post_attention_norm(self.o(seen))
-        return x + self.post_mlp_norm(self.down(gelu_tanh_gate(self.gate_up(self.mlp_norm(x)))))
+        seen = attend(self.layer, qkv, angles, self.qk_norms)  # [n, h · d]
+        x = self.post_attention_norm(self.o(seen), add=x)
+        return self.post_mlp_norm(self.down(gelu_tanh_gate(self.gate_up(self.mlp_norm(x)))), add=x)

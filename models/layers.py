@@ -1,7 +1,8 @@
 """What the architectures share: the slots their operations come through, and rotary angles of a batch.
 
-A model page asks ``Weights`` for its parts by name; how a matrix is stored, packed or placed is decided by
-whoever gives the ``Weights``. Keys and values leave through ``Attend``; where they go is not known here.
+A model page asks ``Weights`` for its parts by name; how a matrix is stored, packed or placed, and what
+normalises or turns, is decided by whoever gives the ``Weights``: a page is the same on every device. Keys and
+values leave through ``Attend``; where they go is not known here.
 """
 
 from typing import Protocol
@@ -14,9 +15,27 @@ from muxd.models.rope import Rope
 
 
 class Linear(Protocol):
-    """x [n, inputs] -> x Wᵀ [n, outputs], plus ``add`` where given."""
+    """x [n, inputs] -> x Wᵀ [n, outputs], plus ``add`` where given, which may be overwritten."""
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor: ...
+
+
+class Norm(Protocol):
+    """Root-mean-square norm of x over its last axis, times ``weight``; plus ``add`` where given."""
+
+    weight: Tensor  # as it multiplies
+    eps: float
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor: ...
+
+
+Angles = tuple[Tensor, Tensor]  # cosine and signed sine of each token's position, [n, 1, head_dim]
+
+
+class Turn(Protocol):
+    """positions [n] -> the angles of one rotary embedding."""
+
+    def __call__(self, positions: Tensor) -> Angles: ...
 
 
 class Weights(Protocol):
@@ -26,21 +45,30 @@ class Weights(Protocol):
 
     def linear(self, name: str) -> Linear: ...
 
+    def norm(self, name: str, eps: float, *, offset: bool = False) -> Norm:
+        """``offset``: the stored weight lies around zero, and 1 + w multiplies."""
+        ...
+
+    def rotary(self, rope: Rope, head_dim: int) -> Turn: ...
+
 
 class Attend(Protocol):
-    """Store this batch's keys and values of ``layer`` and attend to everything its queries may see.
+    """Turn this batch's queries and keys, store its keys and values, attend to all its queries may see.
 
-    q [n, heads, head_dim]; kv [n, 2 · kv_heads, head_dim], keys first. Returns [n, heads · head_dim].
+    qkv [n, heads + 2 · kv_heads, head_dim], the projection of ``layer``, contiguous; it is overwritten.
+    ``norms``: of each query and of each key, before they are turned. Returns [n, heads · head_dim].
     """
 
-    def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor: ...
+    def __call__(
+        self, layer: int, qkv: Tensor, angles: Angles, norms: tuple[Norm, Norm] | None = None
+    ) -> Tensor: ...
 
 
 class Model(Protocol):
     """One architecture with its weights."""
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """tokens, positions int64 [n] -> the last layer's output [n, hidden]."""
+        """tokens, positions int32 or int64 [n] -> the last layer's output [n, hidden]."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -55,6 +83,6 @@ class Rotary:
         self._frequencies = torch.from_numpy(rope.inverse_frequencies(head_dim))
         self._dtype = dtype
 
-    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, positions: Tensor) -> Angles:
         """positions [n] -> cosine and signed sine [n, 1, head_dim]."""
         return angles(positions, self._frequencies, self._dtype)

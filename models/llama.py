@@ -7,10 +7,8 @@ Shapes: n tokens of any sequences one after another, h query heads, g KV heads, 
 import torch.nn.functional as F
 from torch import Tensor
 
-from muxd.kernels.gated import silu_gate
-from muxd.kernels.rms_norm import RmsNorm
-from muxd.kernels.rotary import rotate_
-from muxd.models.layers import Attend, Rotary, Weights
+from muxd.kernels.ops import silu_gate
+from muxd.models.layers import Angles, Attend, Weights
 from muxd.models.spec import ModelSpec
 
 
@@ -19,17 +17,17 @@ class Llama:
 
     def __init__(self, spec: ModelSpec, weights: Weights):
         self.embed = weights.tensor("embed")
-        self.rotary = Rotary(spec.rope, spec.head_dim, self.embed.dtype)
+        self.rotary = weights.rotary(spec.rope, spec.head_dim)
         self.layers = [LlamaLayer(spec, weights, layer) for layer in range(spec.layers)]
-        self.norm = RmsNorm(weights.tensor("norm"), spec.norm_eps)
+        self.norm = weights.norm("norm", spec.norm_eps)
         self.head = weights.linear("embed" if spec.tied_embeddings else "head")
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """tokens, positions [n] -> [n, hidden]."""
         x = F.embedding(tokens, self.embed)
-        cos, sin = self.rotary(positions)  # [n, 1, d]
+        angles = self.rotary(positions)
         for layer in self.layers:
-            x = layer(x, cos, sin, attend)
+            x = layer(x, angles, attend)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -42,18 +40,17 @@ class LlamaLayer:
 
     def __init__(self, spec: ModelSpec, weights: Weights, layer: int):
         name = f"layers.{layer}."
-        self.layer, self.heads, self.kv_heads, self.head_dim = layer, spec.heads, spec.kv_heads, spec.head_dim
-        self.input_norm = RmsNorm(weights.tensor(name + "input_norm"), spec.norm_eps)
+        self.layer, self.head_dim = layer, spec.head_dim
+        self.input_norm = weights.norm(name + "input_norm", spec.norm_eps)
         self.qkv = weights.linear(name + "qkv")
         self.o = weights.linear(name + "o")
-        self.mlp_norm = RmsNorm(weights.tensor(name + "post_attention_norm"), spec.norm_eps)
+        self.mlp_norm = weights.norm(name + "post_attention_norm", spec.norm_eps)
         self.gate_up = weights.linear(name + "gate_up")
         self.down = weights.linear(name + "down")
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """x [n, hidden] -> [n, hidden]."""
         qkv = self.qkv(self.input_norm(x)).view(x.shape[0], -1, self.head_dim)  # [n, h + 2g, d]
-        rotate_(qkv[:, : self.heads + self.kv_heads], cos, sin)
-        seen = attend(self.layer, qkv[:, : self.heads], qkv[:, self.heads :])  # [n, h · d]
+        seen = attend(self.layer, qkv, angles)  # [n, h · d]
         x = self.o(seen, add=x)
         return self.down(silu_gate(self.gate_up(self.mlp_norm(x))), add=x)

@@ -11,6 +11,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from muxd.device.base import Writer
 from muxd.errors import ModelFolderError
 from muxd.messages import Dtype, TensorEntry
 from muxd.models.convert import convert
@@ -19,7 +20,7 @@ from muxd.models.spec import ModelSpec
 from muxd.models.tensors import Wanted, harmless, wanted
 
 ALIGNMENT = 64  # a cache line, and what oneDNN and cuBLAS like
-_CHUNK = 4 << 20  # elements converted at a time: bounds the scratch to some tens of MiB
+_CHUNK = 4 << 20  # elements converted at a time: bounds the scratch, and a window, to some tens of MiB
 
 
 class Source(Struct, frozen=True):
@@ -85,19 +86,18 @@ def _refuse_unknown(stored: dict[str, Stored], used: set[str], spec: ModelSpec) 
             )
 
 
-def fill(plan: WeightPlan, buffer: memoryview | NDArray[np.uint8], progress: Callable[[int], None]) -> None:
-    """Read and convert every tensor into ``buffer`` (at least ``plan.bytes`` bytes, writable).
+def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> None:
+    """Read and convert every tensor into the region of ``writer`` (at least ``plan.bytes`` bytes).
 
     ``progress`` is called with the bytes of the region filled so far. Raises ModelFolderError.
     """
-    region = np.frombuffer(buffer, dtype=np.uint8)
     done, itemsize = 0, ITEMSIZE[plan.dtype]
     for source in sorted(plan.sources, key=lambda s: (s.stored.file, s.stored.offset)):
         count = int(np.prod(source.stored.shape))
         for first in range(0, count, _CHUNK):
             size = min(_CHUNK, count - first)
-            start = source.offset + first * itemsize
-            _copy(source, first, region[start : start + size * itemsize], size, plan.dtype)
+            into = writer.window(source.offset + first * itemsize, size * itemsize)
+            _copy(source, first, into, size, plan.dtype)
             done += size * itemsize
             progress(done)
 

@@ -18,7 +18,7 @@ from msgspec import Struct
 from muxd.errors import ConfigError
 from muxd.messages import Dtype
 
-Policy = Literal["mux"]
+Policy = Literal["mux", "temporal", "spatial", "fcfs", "round_robin"]
 Admission = Literal["queue", "slo"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -33,6 +33,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_body: str = "8M"
     shutdown_grace: float = 10.0  # seconds that running streams get to end after SIGTERM
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    device: str = "auto"  # "cpu", "cuda:0", or "auto": the first GPU where there is one
 
 
 class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,6 +76,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_queue: int = 256  # waiting requests before 429
     ttft_slo: float = 0.0  # seconds from arrival to the first token; 0: no target
     tpot_slo: float = 0.0  # seconds a token after the first, mean of a request; 0: no target
+    prefix_cache: bool = True  # keep computed rows for later prompts that begin with the same tokens
     chat_template: str = ""  # file with a jinja template, overrides the model folder's
 
 
@@ -125,6 +127,13 @@ def load(
         raise ConfigError(f"{path or 'configuration'}: {_explain(str(error))}") from None
     _check(config, path)
     return _anchored(config, path.parent) if path else config
+
+
+def with_model(config: Config, model: ModelConfig) -> Config:
+    """The configuration with one model more. Raises ConfigError, as ``load`` would, naming the key."""
+    more = msgspec.structs.replace(config, model=[*config.model, model])
+    _check(more, None)
+    return more
 
 
 def _read(path: Path) -> dict[str, Any]:

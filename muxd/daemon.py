@@ -9,7 +9,7 @@ import logging
 import shutil
 import signal
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import uvloop
 from aiohttp import web
@@ -21,10 +21,13 @@ from muxd.admin.server import AdminServer
 from muxd.api.app import make_app, make_runner
 from muxd.api.metrics import HttpMetrics
 from muxd.clock import MonotonicClock
-from muxd.config import Config, SchedulerConfig, size
-from muxd.device.cpu import Cpu
+from muxd.config import Config, size
+from muxd.device.base import Device
+from muxd.device.choose import open_device
+from muxd.device.device_metrics import DeviceMetrics
+from muxd.device.nvml import Nvml, NvmlMissing, Reading
 from muxd.engine.forecast import Forecast
-from muxd.engine.lane import Lane, LaneSpec
+from muxd.engine.lane import LaneSpec
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
 from muxd.engine.request import Request
@@ -34,12 +37,16 @@ from muxd.engine.shares import Shares
 from muxd.engine.slo import Slo
 from muxd.engine.stream import TokenStream
 from muxd.engine.unit import Unit
-from muxd.errors import ConfigError, MuxdError
+from muxd.errors import ConfigError, ModelFolderError, MuxdError
 from muxd.fleet import notify
+from muxd.fleet.accounts import lane_spec, open_account
 from muxd.fleet.catalog import Entry
-from muxd.fleet.host import Host, Progress
+from muxd.fleet.gauges import Gauges
+from muxd.fleet.host import Progress
+from muxd.fleet.parts import Parts
+from muxd.fleet.roster import Roster
 from muxd.link.daemon_end import DaemonEnd, private_directory
-from muxd.messages import BatchDone, BatchFailed, Decode, FromWorker, Prefill, Ready, Refused, Setup
+from muxd.messages import BatchDone, BatchFailed, Decode, FromWorker, Prefill, Ready, Refused
 from muxd.pool.arena import Arena
 from muxd.steward import Steward as DaemonSteward
 
@@ -70,11 +77,8 @@ class Daemon:
         if not config.model:
             raise ConfigError("no [[model]] is configured: add one with name and path, or try --demo")
         self.config = config
-        _warn_of_idle_settings(config)
         self.clock = MonotonicClock()
-        self.device = Cpu()
         self.entries = {model.name: Entry(model) for model in config.model}
-        self.hosts: dict[str, Host] = {}
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.observer = Observer(self.metrics, {m.name: Slo(m.ttft_slo, m.tpot_slo) for m in config.model})
@@ -85,6 +89,20 @@ class Daemon:
 
     async def live(self, on_ready: Callable[[Steward], None], on_progress: Progress) -> int:
         self._on_signals()
+        chosen = self.config.server.device
+        self.device: Device = await asyncio.to_thread(open_device, chosen, key="server.device")
+        try:
+            await self._live(on_ready, on_progress)
+        finally:
+            await asyncio.to_thread(self.device.close)
+        return 0
+
+    async def _live(self, on_ready: Callable[[Steward], None], on_progress: Progress) -> None:
+        self.parts = Parts(self.device.parts)
+        self.readings: Callable[[], list[Reading]] = list  # no GPU, nothing to read
+        with suppress(NvmlMissing):
+            self.readings = Nvml().read
+            DeviceMetrics(self.registry, self.readings)
         self.arena = Arena(
             self.device, size(self.config.pool.bytes, key="pool.bytes"), self.config.pool.block_bytes
         )
@@ -94,14 +112,13 @@ class Daemon:
             self.link = DaemonEnd(directory, self._on_message, self._on_link_lost)
             try:
                 self._make_unit()
-                self._make_hosts(on_progress)
+                self._make_roster(on_progress)
                 await self._serve(on_ready)
             finally:
                 self.link.close()
         finally:
             shutil.rmtree(directory, ignore_errors=True)
             self.arena.close()
-        return 0
 
     async def _serve(self, on_ready: Callable[[Steward], None]) -> None:
         """Doors open, hosts running, until ``stop``; then everything down, in the reverse order."""
@@ -114,8 +131,8 @@ class Daemon:
             runner = self._make_http()
             stack.push_async_callback(runner.cleanup)
             await self._open_http(runner)
-            tasks = [asyncio.create_task(host.run()) for host in self.hosts.values()]
-            stack.push_async_callback(self._end_hosts, tasks)
+            self.roster.start()
+            stack.push_async_callback(self.roster.close)
             idle = asyncio.create_task(self._audit_when_idle())
             stack.callback(idle.cancel)
             announce = asyncio.create_task(self._announce(report, on_ready))
@@ -144,15 +161,10 @@ class Daemon:
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def _announce(self, report: DaemonSteward, on_ready: Callable[[Steward], None]) -> None:
-        for host in self.hosts.values():
-            await host.settled.wait()
+        await self.roster.settled()
         states = [entry.state for entry in self.entries.values()]
         notify.ready(f"{states.count('ready')} of {len(states)} models ready on {self.address}")
         on_ready(report)
-
-    async def _end_hosts(self, tasks: list[asyncio.Task[None]]) -> None:
-        await asyncio.gather(*(host.stop() for host in self.hosts.values()))
-        await asyncio.gather(*tasks)
 
     def _on_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -174,7 +186,12 @@ class Daemon:
     def _make_unit(self) -> None:
         lanes = self._open_accounts()
         scheduler = self.config.scheduler
-        settings = Settings(scheduler.drain_timeout, scheduler.prefill_tokens, scheduler.look_ahead)
+        settings = Settings(
+            drain_timeout=scheduler.drain_timeout,
+            prefill_tokens=scheduler.prefill_tokens,
+            look_ahead=scheduler.look_ahead,
+            adapt_period=scheduler.adapt_period,
+        )
         shares = Shares(self.device.rungs, scheduler.overbook)
         forecast = None
         if scheduler.admission == "slo":
@@ -183,112 +200,59 @@ class Daemon:
             lanes, self.arena.ledger, shares, settings, policy=scheduler.policy, forecast=forecast
         )
         self.unit = Unit(self.scheduler, self._send, self.clock, self.observer)
-        self._watch()
+        for model, lane in self.scheduler.lanes.items():
+            self.entries[model].lane = lane
 
     def _open_accounts(self) -> list[LaneSpec]:
-        """Ledger accounts and lanes for every model whose folder could be read."""
+        """Ledger accounts and lanes for every model whose folder could be read.
+
+        Raises ConfigError where their quotas cannot hold together.
+        """
         opened = [entry for entry in self.entries.values() if entry.opened is not None]
         for entry in opened:
-            self._open_account(entry)
-        lanes = []
-        for entry in opened:
             try:
-                lanes.append(self._lane(entry))
-            except MuxdError as error:
+                open_account(entry, self.arena)
+            except ModelFolderError as error:
                 entry.error = error.message
-                self.arena.ledger.remove_model(entry.name)
-        return lanes
+        share = max(1, 100 // len(self.entries))
+        return [lane_spec(entry, self.arena, share) for entry in opened if not entry.error]
 
-    def _open_account(self, entry: Entry) -> None:
-        assert entry.opened is not None
-        ledger, quota = self.arena.ledger, entry.config.quota
-        bounds = (
-            size(text, key=f"model.quota.{key} ({entry.name})", whole=self.arena.nbytes)
-            // self.arena.block_bytes
-            for key, text in (("min", quota.min), ("max", quota.max))
-        )
-        per_row = entry.opened.spec.blocks_per_row
-        ledger.add_model(entry.name, per_row, max(1, ledger.total_blocks // per_row), *bounds)
-
-    def _lane(self, entry: Entry) -> LaneSpec:
-        row_tokens = entry.row_tokens(self.arena.block_bytes)
-        capacity = self.arena.ledger.limit(entry.name)
-        entry.fit(row_tokens, capacity)
-        return LaneSpec(
-            model=entry.name,
-            share=entry.config.share or max(1, 100 // len(self.entries)),
-            row_tokens=row_tokens,
-            max_context=entry.max_context,
-            max_running=entry.config.max_running,
-            max_queue=entry.config.max_queue,
-            capacity_rows=capacity,
-        )
-
-    def _make_hosts(self, on_progress: Progress) -> None:
-        for entry in self.entries.values():
-            if entry.error:
-                _log.error("%s is not served: %s", entry.name, entry.error)
-                continue
-            self.hosts[entry.name] = Host(
-                entry, self._setup(entry), device=self.device, pool_fd=self.arena.fd, unit=self.unit,
-                clock=self.clock, link=self.link, progress=on_progress,
-            )  # fmt: skip
-
-    def _setup(self, entry: Entry) -> Setup:
-        assert entry.opened is not None
-        plan = entry.opened.plan
-        return Setup(
-            worker="",
-            model=entry.name,
-            folder=str(entry.opened.folder),
-            dtype=entry.config.dtype,
-            link=self.link.endpoint,
-            device=self.device.name,
-            pool_bytes=self.arena.nbytes,
-            block_bytes=self.arena.block_bytes,
-            max_rows=max(1, self.arena.total_blocks // entry.opened.spec.blocks_per_row),
-            weights_bytes=plan.bytes,
-            tensors=plan.tensors,
-            cores=self.device.cores,
-            max_context=entry.max_context,
-        )
-
-    def _make_report(self) -> DaemonSteward:
-        return DaemonSteward(unit=self.unit,
-            entries=self.entries, arena=self.arena, scheduler=self.scheduler, observer=self.observer,
-            clock=self.clock, address=lambda: self.address, cores=self.device.cores, stop=self.stop,
+    def _make_roster(self, on_progress: Progress) -> None:
+        self.roster = Roster(
+            entries=self.entries, arena=self.arena, device=self.device, unit=self.unit, link=self.link,
+            clock=self.clock, gauges=Gauges(self.registry, self.metrics, self.scheduler, self.entries),
+            progress=on_progress,
         )  # fmt: skip
 
-    def _watch(self) -> None:
-        """Gauges that ask when somebody scrapes."""
-        ledger = self.arena.ledger
-        self.metrics.watch_blocks("", "free", lambda: ledger.free_blocks)
-        for lane in self.scheduler.lanes.values():
-            self._watch_lane(lane)
-
-    def _watch_lane(self, lane: Lane) -> None:
-        name, ledger = lane.spec.model, self.arena.ledger
-        self.metrics.add_model(name)
-        self.metrics.watch_queue(name, running=lambda: lane.admitted, waiting=lambda: lane.queued)
-        self.metrics.watch_blocks(name, "used", lambda: ledger.usage()[name].blocks)
+    def _make_report(self) -> DaemonSteward:
+        return DaemonSteward(unit=self.unit, roster=self.roster, config=self.config,
+            entries=self.entries, arena=self.arena, scheduler=self.scheduler, observer=self.observer,
+            clock=self.clock, address=lambda: self.address, cores=self.device.cores, stop=self.stop,
+            readings=self.readings,
+        )  # fmt: skip
 
     # ---- the link ---------------------------------------------------------------------------------
 
     def _send(self, model: str, command: Prefill | Decode) -> None:
-        self.link.send(self.hosts[model].identity, command)
+        self.roster.send(model, self.parts.placed(model, command))
 
     def _on_message(self, worker: str, message: FromWorker) -> None:
-        host = self.hosts[worker.rpartition("/")[0]]
+        host = self.roster.host_of(worker)
+        if host is None:
+            return
         match message:
             case BatchDone():
+                self.parts.free(host.entry.name)
                 self.unit.batch_done(host.entry.name, message)
             case Ready() | Refused():
+                self.parts.free(host.entry.name)
                 host.on_message(message)
             case BatchFailed():
                 host.on_defect(f"failed in a batch: {message.error}")
 
     def _on_link_lost(self, worker: str, reason: str) -> None:
-        self.hosts[worker.rpartition("/")[0]].on_defect(reason)
+        if host := self.roster.host_of(worker):
+            host.on_defect(reason)
 
     # ---- Serving (the HTTP door) ------------------------------------------------------------------
 
@@ -305,13 +269,3 @@ class Daemon:
     def stop(self) -> None:
         """Begin the orderly end. May be called twice."""
         self.stopping.set()
-
-
-def _warn_of_idle_settings(config: Config) -> None:
-    """Settings that are read and checked but steer nothing yet."""
-    plain = SchedulerConfig()
-    if config.scheduler.adapt_period != plain.adapt_period:
-        _log.warning("scheduler.adapt_period has no effect yet: quotas do not move by themselves")
-    for model in config.model:
-        if model.quota.weight != 1.0:
-            _log.warning("model.quota.weight (%s) has no effect yet: quotas are min and max", model.name)

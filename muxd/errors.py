@@ -108,6 +108,13 @@ class ModelNotReady(MuxdError):
     retry_after = 2.0
 
 
+class ModelUnloaded(MuxdError):
+    """An operator has unloaded the model; waiting does not bring it back, ``muxctl load`` does."""
+
+    status = 503
+    code = "model_unloaded"
+
+
 class WorkerLost(MuxdError):
     """The worker died while this request was streaming; another try may work."""
 

@@ -30,7 +30,7 @@ class Setup(Struct, frozen=True, tag="setup"):
     folder: str
     dtype: Dtype  # of weights and of K and V
     link: str  # ZeroMQ endpoint of the daemon
-    device: str  # "cpu"
+    device: str  # "cpu" or "cuda:0"
     pool_bytes: int
     block_bytes: int
     max_rows: int  # row ids lie in [0, max_rows)
@@ -93,6 +93,7 @@ class Prefill(Struct, frozen=True, tag="prefill"):
     rows: NewRows
     chunks: list[Chunk]
     forget: list[int]  # sequences whose worker-side state can go
+    parts: int = 0  # mask of the parts of a GPU's SMs to run on (``device.green``); 0: none are booked
 
 
 class Decode(Struct, frozen=True, tag="decode"):
@@ -104,6 +105,7 @@ class Decode(Struct, frozen=True, tag="decode"):
     seqs: list[int]
     grown: list[tuple[int, int]]  # (seq, row id appended to its block table)
     forget: list[int]
+    parts: int = 0  # as in ``Prefill``
 
 
 class Shutdown(Struct, frozen=True, tag="shutdown"):
@@ -121,6 +123,8 @@ class Ready(Struct, frozen=True, tag="ready"):
     torch: str
     load_seconds: float
     warm_seconds: float
+    mps: bool = False  # what it sees of its GPU: whether it is a client of MPS,
+    sms: int = 0  # and how many SMs it has; 0 on a CPU
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True):

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from muxd import __version__
-from muxd.admin.schemas import ModelRow, PoolStatus, ProcessRow, RequestStatus, Status
+from muxd.admin.schemas import DeviceRow, ModelRow, PoolStatus, ProcessRow, RequestStatus, Status
 from muxd.clock import Clock
 from muxd.device.cpu import threads
+from muxd.device.nvml import Reading
 from muxd.engine.observer import Observer
 from muxd.engine.scheduler import Scheduler
 from muxd.fleet.catalog import Entry
@@ -30,10 +31,15 @@ class Report:
     address: Callable[[], str]
     cores: int
     stop: Callable[[], None]
+    readings: Callable[[], list[Reading]] = list
     _began: float = field(init=False)
 
     def __post_init__(self) -> None:
         self._began = self.clock.now()
+
+    def devices(self) -> list[DeviceRow]:
+        """Asks the driver; from a thread."""
+        return [_device(reading) for reading in self.readings()]
 
     def status(self) -> Status:
         ledger, outcomes = self.arena.ledger, self.observer.outcomes
@@ -86,7 +92,7 @@ class Report:
             chat=entry.template is not None,
             pid=entry.life.pid,
             share=lane.spec.share if lane else entry.config.share,
-            weights_bytes=entry.opened.plan.bytes if entry.opened else 0,
+            weights_bytes=entry.opened.plan.bytes if entry.opened and lane else 0,
             kv_used_bytes=usage.blocks * block if usage else 0,
             kv_min_bytes=usage.min_blocks * block if usage else 0,
             kv_max_bytes=usage.max_blocks * block if usage else 0,
@@ -132,3 +138,19 @@ def _private_bytes(pid: int) -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def _device(one: Reading) -> DeviceRow:
+    return DeviceRow(
+        index=one.index,
+        name=one.name,
+        uuid=one.uuid,
+        memory_used_bytes=one.memory_used,
+        memory_total_bytes=one.memory_total,
+        utilization_percent=one.utilization,
+        power_watts=one.power,
+        power_limit_watts=one.power_limit,
+        temperature_celsius=one.temperature,
+        throttled=list(one.throttled),
+        health=one.health,
+    )

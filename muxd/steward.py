@@ -4,18 +4,29 @@ Made by ``muxd.daemon`` and handed to ``admin.server`` and to ``run``'s ``on_rea
 through the unit, on the daemon's own loop: it takes effect with the next decision.
 """
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from math import inf
 from typing import get_args
 
 from msgspec.structs import replace
 
-from muxd.admin.schemas import PolicyState, QuotaChange, QuotaRow, Status
-from muxd.config import Policy, size
+from muxd.admin.schemas import (
+    Audit,
+    LoadModel,
+    PolicyState,
+    QuotaChange,
+    QuotaRow,
+    Status,
+    UnloadModel,
+)
+from muxd.config import Config, ModelConfig, Policy, size, with_model
 from muxd.engine.journal import FINISHED
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.engine.unit import Unit
-from muxd.errors import BadRequest, ConfigError, NotFound
+from muxd.errors import BadRequest, ConfigError, MuxdError, NotFound
+from muxd.fleet.roster import Roster
+from muxd.fleet.steps import Step
 from muxd.pool.ledger import Usage
 from muxd.report import Report
 
@@ -27,11 +38,9 @@ class Steward(Report):
     """Implements ``admin.schemas.Steward``."""
 
     unit: Unit
-    _weights: dict[str, float] = field(init=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._weights = {name: entry.config.quota.weight for name, entry in self.entries.items()}
+    roster: Roster
+    config: Config
+    _weights: dict[str, float] = field(init=False, default_factory=dict)  # where they were changed
 
     def status(self) -> Status:
         return replace(super().status(), policy=self.unit.policy)
@@ -47,7 +56,7 @@ class Steward(Report):
         if change.model not in usage:
             known = ", ".join(usage) or "none"
             raise NotFound(f"model: no model {change.model!r} has a quota; those that have: {known}")
-        weight = self._weights[change.model] if change.weight is None else change.weight
+        weight = self._weight(change.model) if change.weight is None else change.weight
         if not 0 < weight < inf:
             raise BadRequest(f"weight: {weight} must be above 0 and finite", param="weight")
         try:
@@ -82,17 +91,56 @@ class Steward(Report):
         return repr(text) if text is not None else f"{blocks * self.arena.block_bytes} bytes"
 
     def _quota(self, model: str, use: Usage) -> QuotaRow:
-        block = self.arena.block_bytes
+        block, quota = self.arena.block_bytes, self.unit.quota(model)
         return QuotaRow(
             model=model,
-            weight=self._weights[model],
+            weight=self._weight(model),
             min_bytes=use.min_blocks * block,
+            quota_bytes=quota * block,
             max_bytes=use.max_blocks * block,
             used_bytes=use.blocks * block,
             cached_bytes=use.cached_blocks * block,
-            borrowed_bytes=max(0, use.blocks - use.min_blocks) * block,
+            borrowed_bytes=max(0, use.blocks - quota) * block,
             pool_bytes=self.arena.nbytes,
         )
+
+    def _weight(self, model: str) -> float:
+        return self._weights.get(model, self.entries[model].config.quota.weight)
+
+    # ---- models -----------------------------------------------------------------------------------
+
+    def load(self, wanted: LoadModel) -> AsyncIterator[Step]:
+        """Raises as ``Roster.load`` and ``Roster.add`` do, and BadRequest for settings that cannot be."""
+        if not wanted.path:
+            change = self.roster.load(wanted.model)
+        else:
+            try:
+                change = self.roster.add(self._added(wanted))
+            except ConfigError as error:
+                raise BadRequest(error.message) from None
+        self._weights.pop(wanted.model, None)  # as at the start
+        return change.watch()
+
+    def _added(self, wanted: LoadModel) -> ModelConfig:
+        """Checked beside the models there are now. Raises ConfigError."""
+        model = ModelConfig(name=wanted.model, path=wanted.path, dtype=wanted.dtype)
+        models = [entry.config for entry in self.entries.values()]
+        with_model(replace(self.config, model=models), model)
+        return model
+
+    def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]:
+        """Raises as ``Roster.unload`` does."""
+        return self.roster.unload(wanted.model, now=wanted.now).watch()
+
+    def audit(self) -> Audit:
+        """Takes a moment on a large pool; nothing else is served meanwhile."""
+        ledger, fault = self.arena.ledger, ""
+        try:
+            ledger.audit()
+        except MuxdError as error:
+            fault = error.message
+        held = ledger.total_blocks - ledger.unheld_blocks
+        return Audit(fault, ledger.total_blocks, ledger.free_blocks, ledger.cached_blocks, held)
 
     # ---- policy -----------------------------------------------------------------------------------
 

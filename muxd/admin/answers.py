@@ -1,7 +1,8 @@
 """What every route of the local door shares: finding the Steward, reading a body, answering, explaining."""
 
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
@@ -12,6 +13,7 @@ from muxd.admin.schemas import VERSION_HEADER, Steward
 from muxd.errors import BadRequest, MuxdError
 
 _LOG = logging.getLogger(__name__)
+_DEFECT = "internal error; the daemon's log says more"
 STEWARD = web.AppKey("steward", Steward)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -32,6 +34,27 @@ def answer(value: object, *, status: int = 200, headers: dict[str, str] | None =
     )
 
 
+async def tell(request: web.Request, news: AsyncIterator[object]) -> web.StreamResponse:
+    """One JSON value a line as it comes; a refusal in the midst of it is the last line, ``{"error": ...}``.
+
+    A reader that has gone ends the telling, not what is told.
+    """
+    out = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await out.prepare(request)
+    with contextlib.suppress(ConnectionError):
+        try:
+            async for one in news:
+                await out.write(msgspec.json.encode(one) + b"\n")
+        except MuxdError as error:
+            await out.write(msgspec.json.encode(_refusal(error.message)) + b"\n")
+        except ConnectionError:
+            raise
+        except Exception:
+            _LOG.exception("admin: %s %s failed", request.method, request.path)
+            await out.write(msgspec.json.encode(_refusal(_DEFECT)) + b"\n")
+    return out
+
+
 @web.middleware
 async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every refusal as ``{"error": {"message": ...}}``; a defect is logged and does not end the daemon."""
@@ -44,7 +67,7 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _error(error.status, f"{request.method} {request.path}: {error.reason}", headers)
     except Exception:
         _LOG.exception("admin: %s %s failed", request.method, request.path)
-        return _error(500, "internal error; the daemon's log says more")
+        return _error(500, _DEFECT)
 
 
 async def stamp(request: web.Request, response: web.StreamResponse) -> None:
@@ -53,4 +76,8 @@ async def stamp(request: web.Request, response: web.StreamResponse) -> None:
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
-    return answer({"error": {"message": message}}, status=status, headers=headers)
+    return answer(_refusal(message), status=status, headers=headers)
+
+
+def _refusal(message: str) -> dict[str, dict[str, str]]:
+    return {"error": {"message": message}}

@@ -8,7 +8,8 @@ import os
 import select
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -18,6 +19,9 @@ import msgspec
 from muxd.admin.claim import peer_pid
 from muxd.admin.schemas import (
     VERSION_HEADER,
+    Audit,
+    DeviceRow,
+    LoadModel,
     ModelRow,
     PolicyChange,
     PolicyState,
@@ -26,11 +30,14 @@ from muxd.admin.schemas import (
     QuotaRow,
     Status,
     Stopping,
+    UnloadModel,
 )
 from muxd.config import home
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import DaemonUnreachable, MuxdError
+from muxd.fleet.steps import Step
 
+_SLOW = ("/v0/load", "/v0/unload")  # a drain takes as long as the longest answer
 T = TypeVar("T")
 
 
@@ -64,6 +71,9 @@ class AdminClient:
     def ps(self) -> list[ProcessRow]:
         return self._call("GET", "/v0/ps", list[ProcessRow])
 
+    def devices(self) -> list[DeviceRow]:
+        return self._call("GET", "/v0/devices", list[DeviceRow])
+
     def quota(self) -> list[QuotaRow]:
         return self._call("GET", "/v0/quota", list[QuotaRow])
 
@@ -75,6 +85,17 @@ class AdminClient:
 
     def set_policy(self, name: str) -> PolicyState:
         return self._call("POST", "/v0/policy", PolicyState, PolicyChange(name))
+
+    def load(self, wanted: LoadModel) -> Iterator[Step]:
+        """Load a model; yields how far it is, at last "ready". What is refused is raised on the way."""
+        return self._steps("/v0/load", wanted)
+
+    def unload(self, wanted: UnloadModel) -> Iterator[Step]:
+        """Unload a model; yields how far it is, at last "unloaded"."""
+        return self._steps("/v0/unload", wanted)
+
+    def audit(self) -> Audit:
+        return self._call("GET", "/v0/audit", Audit)
 
     def why(self, id: str) -> list[RequestTimes]:
         """All choices of the answer with this id or ``x-request-id``."""
@@ -117,20 +138,42 @@ class AdminClient:
         return False
 
     def _call(self, method: str, route: str, answer: type[T], body: object = None) -> T:
+        with self._asked(method, route, body) as response:
+            return self._read(response.read(), answer, route)
+
+    def _steps(self, route: str, body: object) -> Iterator[Step]:
+        """The lines of an answer that takes its time. It breaks off if the daemon ends."""
+        with self._asked("POST", route, body) as response:
+            last = None
+            while line := response.readline():
+                if line.startswith(b'{"error"'):
+                    raise MuxdError(_sentence(line, response.status))
+                last = self._read(line, Step, route)
+                yield last
+            if last is None or last.stage not in ("ready", "unloaded"):
+                raise DaemonUnreachable(f"muxd at {self.path} ended meanwhile; see its log")
+
+    @contextmanager
+    def _asked(self, method: str, route: str, body: object) -> Iterator[http.client.HTTPResponse]:
+        """The answer's head is read and is no refusal. Its body may take as long as it likes."""
         connection = _UnixConnection(self.path, self._timeout)
         try:
             connection.request(method, route, None if body is None else msgspec.json.encode(body))
             response = connection.getresponse()
-            said = response.read()
+            self.daemon_version = response.headers.get(VERSION_HEADER)
+            if response.status >= 400:
+                raise MuxdError(_sentence(response.read(), response.status))
+            if route in _SLOW and connection.sock is not None:
+                connection.sock.settimeout(None)
+            yield response
         except (OSError, http.client.HTTPException) as error:
             raise DaemonUnreachable(
                 f"muxd at {self.path} did not answer ({type(error).__name__}); see its log"
             ) from None
         finally:
             connection.close()
-        self.daemon_version = response.headers.get(VERSION_HEADER)
-        if response.status >= 400:
-            raise MuxdError(_sentence(said, response.status))
+
+    def _read(self, said: bytes, answer: type[T], route: str) -> T:
         try:
             return msgspec.json.decode(said, type=answer)
         except msgspec.DecodeError as error:

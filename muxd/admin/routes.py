@@ -1,9 +1,11 @@
 """The routes of the local door: each asks the Steward one thing."""
 
+import asyncio
+
 from aiohttp import web
 
-from muxd.admin.answers import STEWARD, answer, read
-from muxd.admin.schemas import PolicyChange, QuotaChange, Stopping
+from muxd.admin.answers import STEWARD, answer, read, tell
+from muxd.admin.schemas import LoadModel, PolicyChange, QuotaChange, Stopping, UnloadModel
 
 
 def routes() -> list[web.RouteDef]:
@@ -12,10 +14,14 @@ def routes() -> list[web.RouteDef]:
         web.get("/v0/status", _status),
         web.get("/v0/ps", _ps),
         web.get("/v0/models", _models),
+        web.get("/v0/devices", _devices),
         web.get("/v0/quota", _quota),
         web.post("/v0/quota", _set_quota),
         web.get("/v0/policy", _policy),
         web.post("/v0/policy", _set_policy),
+        web.post("/v0/load", _load),
+        web.post("/v0/unload", _unload),
+        web.get("/v0/audit", _audit),
         web.get("/v0/why/{id:.+}", _why),
         web.get("/v0/trace", _trace),
         web.post("/v0/stop", _stop),
@@ -34,6 +40,11 @@ async def _models(request: web.Request) -> web.Response:
     return answer(request.app[STEWARD].models())
 
 
+async def _devices(request: web.Request) -> web.Response:
+    # A driver in trouble takes its time to say so.
+    return answer(await asyncio.to_thread(request.app[STEWARD].devices))
+
+
 async def _quota(request: web.Request) -> web.Response:
     return answer(request.app[STEWARD].quota())
 
@@ -48,6 +59,18 @@ async def _policy(request: web.Request) -> web.Response:
 
 async def _set_policy(request: web.Request) -> web.Response:
     return answer(request.app[STEWARD].set_policy((await read(request, PolicyChange)).policy))
+
+
+async def _load(request: web.Request) -> web.StreamResponse:
+    return await tell(request, request.app[STEWARD].load(await read(request, LoadModel)))
+
+
+async def _unload(request: web.Request) -> web.StreamResponse:
+    return await tell(request, request.app[STEWARD].unload(await read(request, UnloadModel)))
+
+
+async def _audit(request: web.Request) -> web.Response:
+    return answer(request.app[STEWARD].audit())
 
 
 async def _why(request: web.Request) -> web.Response:

@@ -3,11 +3,14 @@
 Units are in the names; memory is in bytes, times are seconds unless they say ``_ms``.
 """
 
+from collections.abc import AsyncIterator
 from typing import Literal, Protocol
 
 from msgspec import Struct
 
 from muxd.engine.trace import RequestTimes, Trace
+from muxd.fleet.steps import Step
+from muxd.messages import Dtype
 
 VERSION_HEADER = "Muxd-Version"
 
@@ -51,7 +54,7 @@ class ModelRow(Struct, frozen=True):
     """One served model."""
 
     name: str
-    state: str  # "loading", "ready", "restarting", "draining" or "failed"
+    state: str  # "loading", "ready", "restarting", "draining", "failed", "unloading" or "unloaded"
     detail: str  # why, where the state needs a reason ("model.safetensors: missing shard"); else ""
     chat: bool  # has a chat template
     pid: int | None
@@ -85,11 +88,16 @@ class ProcessRow(Struct, frozen=True):
 
 
 class QuotaRow(Struct, frozen=True):
-    """What a model may hold of the pool, and what it holds. ``borrowed``: beyond what it is guaranteed."""
+    """What a model may hold of the pool, and what it holds.
+
+    ``min`` is guaranteed, ``quota`` nobody takes from it now (it moves between ``min`` and ``max``),
+    ``borrowed`` is what it holds beyond that.
+    """
 
     model: str
     weight: float
     min_bytes: int
+    quota_bytes: int
     max_bytes: int
     used_bytes: int
     cached_bytes: int
@@ -117,6 +125,45 @@ class PolicyChange(Struct, frozen=True, forbid_unknown_fields=True):
     policy: str
 
 
+class LoadModel(Struct, frozen=True, forbid_unknown_fields=True):
+    """A known model, or with ``path`` one that is not in the configuration."""
+
+    model: str
+    path: str = ""  # absolute
+    dtype: Dtype = "bfloat16"  # with ``path``
+
+
+class UnloadModel(Struct, frozen=True, forbid_unknown_fields=True):
+    model: str
+    now: bool = False  # do not wait for its requests: they fail
+
+
+class Audit(Struct, frozen=True):
+    """Do the pool's books add up? ``fault`` says what does not; "" if all is well."""
+
+    fault: str
+    total_blocks: int
+    free_blocks: int
+    cached_blocks: int
+    held_blocks: int
+
+
+class DeviceRow(Struct, frozen=True):
+    """One GPU at this moment; None and "" where it does not tell. ``health``: "ok" or what is wrong."""
+
+    index: int
+    name: str = ""
+    uuid: str = ""
+    memory_used_bytes: int = 0
+    memory_total_bytes: int = 0
+    utilization_percent: int | None = None
+    power_watts: float | None = None
+    power_limit_watts: float | None = None
+    temperature_celsius: int | None = None
+    throttled: list[str] = []
+    health: str = "ok"
+
+
 class Stopping(Struct, frozen=True):
     """The answer to ``stop``: accepted, the process ``pid`` is on its way out."""
 
@@ -124,10 +171,14 @@ class Stopping(Struct, frozen=True):
 
 
 class Steward(Protocol):
-    """What the daemon lets the local door see and do. Every method returns at once.
+    """What the daemon lets the local door see and do. Every method returns at once, ``devices`` when the
+    driver has answered; what ``load`` and ``unload`` return tells how far they are, and goes on without a
+    reader.
 
     ``set_quota`` and ``set_policy`` answer with how things are afterwards. They raise BadRequest or NotFound
     for what cannot be, ``set_policy`` raises Busy while requests are served, ``why`` NotFound.
+    ``load`` and ``unload`` raise BadRequest, NotFound, Busy or ShuttingDown; their iterator raises at the end
+    where the model cannot be loaded.
     ``stop`` asks for the same orderly end as SIGTERM and may be called twice.
     """
 
@@ -137,6 +188,8 @@ class Steward(Protocol):
 
     def ps(self) -> list[ProcessRow]: ...
 
+    def devices(self) -> list[DeviceRow]: ...
+
     def quota(self) -> list[QuotaRow]: ...
 
     def set_quota(self, change: QuotaChange) -> list[QuotaRow]: ...
@@ -144,6 +197,12 @@ class Steward(Protocol):
     def policy(self) -> PolicyState: ...
 
     def set_policy(self, name: str) -> PolicyState: ...
+
+    def load(self, wanted: LoadModel) -> AsyncIterator[Step]: ...
+
+    def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]: ...
+
+    def audit(self) -> Audit: ...
 
     def why(self, id: str) -> list[RequestTimes]: ...
 

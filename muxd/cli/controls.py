@@ -48,7 +48,7 @@ def policy(
 
 def quota_table(rows: list[QuotaRow]) -> str:
     """Bytes, and percent of the pool."""
-    headers = ("MODEL", "MIN", "WEIGHT", "MAX", "USED", "CACHED", "BORROWED")
+    headers = ("MODEL", "MIN", "QUOTA", "MAX", "WEIGHT", "USED", "CACHED", "BORROWED")
     return render(headers, [_quota(row) for row in rows])
 
 
@@ -56,8 +56,9 @@ def _quota(row: QuotaRow) -> list[str]:
     def part(count: int) -> str:
         return f"{size(count)} {100 * count / row.pool_bytes:.0f}%" if count else "0"
 
-    used, cached, borrowed = map(part, (row.used_bytes, row.cached_bytes, row.borrowed_bytes))
-    return [row.model, part(row.min_bytes), f"{row.weight:g}", part(row.max_bytes), used, cached, borrowed]
+    bounds = map(part, (row.min_bytes, row.quota_bytes, row.max_bytes))
+    held = map(part, (row.used_bytes, row.cached_bytes, row.borrowed_bytes))
+    return [row.model, *bounds, f"{row.weight:g}", *held]
 
 
 def _policies(state: PolicyState) -> str:

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from muxd import __version__
-from muxd.cli import bench, controls, explain, simulate, tables, workload
+from muxd.cli import bench, controls, devices, explain, loading, plan, simulate, tables, workload
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, print_as, show
 from muxd.cli.failing import sentences
 from muxd.errors import DaemonUnreachable
@@ -41,12 +41,22 @@ def models(socket: Socket = "", json: Json = False) -> None:
 
 
 @app.command()
-def status(socket: Socket = "", json: Json = False) -> None:
+def status(
+    socket: Socket = "",
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Check the pool's books; exit 1 if they do not add up.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Show the daemon as a whole: pool, models, requests."""
     with sentences(PROGRAM):
         client = client_at(socket)
-        now = client.status()
-        show(client, now, json, tables.status(now))
+        if not audit:
+            now = client.status()
+            return show(client, now, json, tables.status(now))
+        books = client.audit()
+        show(client, books, json, tables.audit(books))
+        raise typer.Exit(1 if books.fault else 0)
 
 
 @app.command()
@@ -65,9 +75,13 @@ def stop(
 # In modules of their own; their help texts are their docstrings.
 app.command()(explain.why)
 app.command()(explain.trace)
+app.command()(devices.devices)
 app.command()(controls.quota)
 app.command()(controls.policy)
+app.command()(loading.load)
+app.command()(loading.unload)
 app.command()(simulate.simulate)
+app.command()(plan.plan)
 app.command()(bench.bench)
 app.command()(workload.workload)
 

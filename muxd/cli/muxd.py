@@ -10,7 +10,7 @@ import typer
 
 from muxd import __version__
 from muxd.admin.schemas import Steward
-from muxd.cli import logs, profile, ready
+from muxd.cli import doctor, logs, profile, ready
 from muxd.cli.failing import EX_CONFIG, fail, sentences
 from muxd.config import Config, home, load
 
@@ -75,6 +75,7 @@ def check_config(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
 
 
 app.command()(profile.profile)
+app.command()(doctor.doctor)
 
 
 @app.command()

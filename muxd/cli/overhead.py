@@ -47,7 +47,8 @@ def fitted(cost: CostTable, name: str, singles: Records, together: Records) -> O
     one = _step(singles) - cost.decode(name, 1, context, 100)
     many = _step(together) - cost.decode(name, len(together.sent), context, 100)
     token = max(0.0, (many - one) / (len(together.sent) - 1))
-    batch = max(0.0, one - token)
+    # No part per token can be seen: then the constant that is least wrong for both.
+    batch = max(0.0, one - token if token > 0 else (one + many) / 2)
     first = median((singles.first - singles.sent).tolist()) - cost.prefill(name, _IN, 0, 100)
     return Overhead(batch=batch, token=token, request=max(0.0, first - batch - token))
 

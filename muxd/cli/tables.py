@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 
-from muxd.admin.schemas import ModelRow, ProcessRow, Status
+from muxd.admin.schemas import Audit, ModelRow, ProcessRow, Status
 
 _GAP = "   "
 _MODEL_HEADERS = ("MODEL", "STATE", "SHARE", "WEIGHTS", "KV USED/MIN/MAX", "RUN", "WAIT", "TTFT99", "TOKENS")
@@ -45,6 +45,12 @@ def status(now: Status) -> str:
         f"{requests.refused} refused, {requests.cancelled} cancelled, {requests.failed} failed",
     }
     return "\n".join(f"{name:<8}{_GAP}{_clean(value)}" for name, value in lines.items())
+
+
+def audit(books: Audit) -> str:
+    """One line; the fault in its own words."""
+    counts = f"{books.free_blocks} free, {books.cached_blocks} cached, {books.held_blocks} held"
+    return _clean(books.fault) or f"all {books.total_blocks} blocks are accounted for: {counts}"
 
 
 def size(count: int) -> str:

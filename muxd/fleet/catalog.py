@@ -8,9 +8,10 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from muxd.config import ModelConfig
+from muxd.engine.lane import Lane
 from muxd.errors import ModelFolderError, MuxdError
 from muxd.fleet.state import Life, State
 from muxd.models.spec import ModelSpec, read_spec
@@ -22,8 +23,10 @@ ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
+Shown = Literal["loading", "ready", "restarting", "draining", "failed", "unloading", "unloaded"]
+
 # What clients are told, by worker state.
-_SHOWN = {
+_SHOWN: dict[State, Shown] = {
     State.COLD: "loading",
     State.LOADING: "loading",
     State.READY: "ready",
@@ -54,23 +57,32 @@ class Opened:
 
 
 class Entry:
-    """One ``[[model]]`` as clients and muxctl see it."""
+    """One ``[[model]]`` as clients and muxctl see it, loaded or not."""
 
     def __init__(self, config: ModelConfig):
         self.config = config
         self.name = config.name
         self.created = int(time.time())
         self.life = Life()
+        # What was read stays after an unload: a request that was being checked meanwhile must hear that the
+        # model is gone, not that its tokens are wrong.
         self.opened: Opened | None = None
-        self.error = ""  # why ``opened`` is None
-        self.max_context = 0
+        self.lane: Lane | None = None  # while the scheduler serves it
+        self.error = ""  # why it cannot be served
+        self.changing: Literal["", "loading", "unloading", "unloaded"] = ""  # what an operator wants instead
 
     def open(self) -> None:
         """Read the folder; slow (tokenizers), so call it in a thread. A broken folder becomes ``error``."""
         try:
             self.opened = Opened(self.config)
+            self.error = ""
         except MuxdError as error:
             self.error = error.message
+
+    def renew(self, now: float) -> None:
+        """Its worker's life is over; the next one begins."""
+        self.life = Life()
+        self.life.since = now
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -103,24 +115,29 @@ class Entry:
             )
         return tokens
 
-    def fit(self, row_tokens: int, capacity_rows: int) -> None:
-        """Fix ``max_context`` to what model, configuration and pool allow. Raises ModelFolderError."""
-        assert self.opened is not None
-        if capacity_rows < 1:
-            raise ModelFolderError(
-                f"{self.name} needs {self.opened.spec.blocks_per_row} blocks for its first {row_tokens} "
-                "tokens and the pool leaves it less; raise pool.bytes or its quota.max, or lower the "
-                "quota.min of others"
-            )
-        most = min(self.opened.spec.max_positions, capacity_rows * row_tokens)
-        self.max_context = min(self.config.max_context or most, most)
+    @property
+    def own_context(self) -> int:
+        """Tokens of prompt and answer that model and configuration allow, whatever the pool does."""
+        if self.opened is None:
+            return self.config.max_context
+        most = self.opened.spec.max_positions
+        return min(self.config.max_context or most, most)
 
     @property
-    def state(self) -> str:
+    def max_context(self) -> int:
+        """The same as the pool allows it now: quotas and other models move it."""
+        return self.lane.spec.max_context if self.lane else self.own_context
+
+    @property
+    def state(self) -> Shown:
+        if self.changing:
+            return self.changing
         return "failed" if self.error else _SHOWN[self.life.state]
 
     @property
     def detail(self) -> str:
+        if self.changing == "unloaded":
+            return f"muxctl load {self.name} brings it back"
         return self.error or self.life.detail
 
 

@@ -5,13 +5,15 @@ performs. The scheduler hears of it only through ``unit.worker_ready`` and ``uni
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import msgspec
 
 from muxd.clock import Clock
-from muxd.device.base import Device, Region
+from muxd.device.base import ClientView, Device, Region
 from muxd.engine.unit import Unit
 from muxd.errors import ModelNotReady, MuxdError, WorkerLost
 from muxd.fleet.catalog import Entry
@@ -42,7 +44,7 @@ Progress = Callable[[str, int, int], None]  # model, bytes done, bytes in all
 
 
 class Host:
-    """One served model's process and memory. ``run`` is its life; cancel it only after ``stop``."""
+    """One served model's process and memory, from ``start`` to the end of ``stop``."""
 
     def __init__(
         self,
@@ -55,48 +57,52 @@ class Host:
         clock: Clock,
         link: DaemonEnd,
         progress: Progress,
+        spawns: Iterator[int],
+        faulted: Callable[[], None] = lambda: None,
     ):
+        """``spawns`` numbers all workers of the daemon: no two ever have one identity. ``progress`` is
+        called from another thread, ``faulted`` when a worker's fault has reached all of the device."""
         self.entry = entry
         self.life = entry.life
-        self.settled = asyncio.Event()  # ready or failed for the first time
+        self.settled = asyncio.Event()  # ready, failed or stopped for the first time
+        self.identity = ""  # the link address of the worker now running
         self._setup = setup
         self._device, self._pool_fd, self._unit, self._clock = device, pool_fd, unit, clock
-        self._link, self._progress = link, progress
+        self._link, self._progress, self._spawns = link, progress, spawns
+        self._faulted = faulted
         self._weights: Region | None = None
         self._worker: WorkerProcess | None = None
         self._ready = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._verdict: Died | None = None  # why the running worker ends, where its exit code says less
         self._delay: float | None = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self._aside: set[asyncio.Task[None]] = set()  # kills and checks under way
 
     @property
-    def identity(self) -> str:
-        """The link address of the worker now running; answers from an older one are dropped."""
-        return f"{self.entry.name}/{self.life.restarts}"
+    def stopping(self) -> bool:
+        """``stop`` was called: its worker gets no more commands."""
+        return self._stopping.is_set()
 
-    async def run(self) -> None:
+    @property
+    def ready(self) -> bool:
+        """Its worker, or the last one it had, has said so."""
+        return self._ready.is_set()
+
+    def start(self) -> None:
         """Load, then keep a worker alive until it fails for good or is stopped."""
-        self._handle(Loading())
-        try:
-            await self._load()
-        except MuxdError as error:
-            self._handle(Died(error.message, final=True))
-            self._free_weights()
-            return
-        while self._delay is not None:
-            await asyncio.sleep(self._delay)
-            self._delay = None
-            if self.life.state in (State.LOADING, State.RESTARTING):
-                self._handle(await self._one_worker())
-        self._free_weights()
+        self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """End the worker (politely, then not) and free the weights."""
+        """End the worker (politely, then not) and free the weights; at once or in the midst of a start.
+
+        When it returns nothing is left. May be called twice.
+        """
         self._handle(Stop())
-        self._delay = None
-        if self._worker is not None:
-            self._link.send(self.identity, Shutdown())
-            await self._worker.stop(STOP_GRACE)
-        self._free_weights()
+        self._stopping.set()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+            self._task.result()
 
     def on_message(self, message: Ready | Refused) -> None:
         """The worker's first words."""
@@ -108,17 +114,51 @@ class Host:
                 self.entry.name, message.pid, message.load_seconds, message.warm_seconds, message.torch,
             )  # fmt: skip
             self._ready.set()
+            self._start(self._confirm(message))
 
     def on_defect(self, reason: str) -> None:
         """The worker is out of reach or talks nonsense, or its batch failed: replace it."""
         self._give_up_on_worker(f"worker {reason}", final=False)
 
-    def _free_weights(self) -> None:
-        if self._weights is not None:
-            self._weights.close()
-            self._weights = None
-
     # ---- inside -----------------------------------------------------------------------------------
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
+
+    async def _confirm(self, ready: Ready) -> None:
+        """Say so where the worker does not share the device as it should; it serves all the same."""
+        view = ClientView(ready.mps, ready.sms)
+        if why := await asyncio.to_thread(self._device.attached, ready.pid, view, self._cap):
+            _log.error("%s does not share %s as asked: %s", self.entry.name, self._device.name, why)
+
+    @property
+    def _cap(self) -> int:
+        """Percent of the device; a device that imposes no caps leaves it out."""
+        return self.entry.lane.spec.share if self.entry.lane is not None else 0
+
+    async def _run(self) -> None:
+        self._handle(Loading())
+        try:
+            await self._load()
+            while self._delay is not None and not self._stopping.is_set():
+                await self._pause(self._delay)
+                self._delay = None
+                if self.life.state in (State.LOADING, State.RESTARTING):
+                    self._handle(await self._one_worker())
+        except (MuxdError, OSError) as error:
+            self._handle(Died(_sentence(error), final=True))
+        finally:
+            if self._aside:
+                await asyncio.wait(self._aside)
+            if self._weights is not None:
+                self._weights.close()
+            self.settled.set()
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _load(self) -> None:
         """Weights from the folder into memory of ours. Raises MuxdError."""
@@ -129,24 +169,33 @@ class Host:
 
         def advance(count: int) -> None:
             nonlocal done
+            if self._stopping.is_set():
+                raise ModelNotReady(f"{self.entry.name} was stopped while it was being loaded")
             done += count
             self._progress(self.entry.name, done, plan.bytes)
 
-        await asyncio.to_thread(fill, plan, self._weights.array(), advance)
+        def load(region: Region) -> None:
+            with region.writer() as writer:
+                fill(plan, writer, advance)
+
+        await asyncio.to_thread(load, self._weights)
 
     async def _one_worker(self) -> Died:
         """Spawn a worker and stay with it until it is gone; says how it ended."""
         assert self._weights is not None
         self._ready.clear()
         self._verdict = None
-        identity = self.identity
+        identity = self.identity = f"{self.entry.name}/{next(self._spawns)}"
         setup = msgspec.structs.replace(self._setup, worker=identity)
         self._link.announce(identity)
         try:
             fds = [self._pool_fd, self._weights.fd]
-            self._worker = await WorkerProcess.spawn(setup, fds, self._device.worker_env())
+            env = self._device.worker_env(self._cap)
+            self._worker = await WorkerProcess.spawn(setup, fds, env, self._device.end_work)
             self._handle(Spawned(self._worker.pid))
             code = await self._watch(self._worker)
+            if code and not self.stopping and await asyncio.to_thread(self._device.faulted):
+                self._faulted()
         except OSError as error:
             return Died(f"a worker could not be started: {error.strerror or error}")
         finally:
@@ -155,22 +204,36 @@ class Host:
         return self._verdict or Died(f"worker ended: {explain(code)}", final=code == Exit.REFUSED)
 
     async def _watch(self, worker: WorkerProcess) -> int:
-        """Race ready against dead, then wait for dead; returns the exit code."""
-        ready = asyncio.create_task(asyncio.wait_for(self._ready.wait(), START_TIMEOUT))
+        """Race ready against dead and against ``stop``, then wait for dead; returns the exit code."""
         gone = asyncio.create_task(worker.wait())
-        await asyncio.wait([ready, gone], return_when=asyncio.FIRST_COMPLETED)
-        if gone.done():
+        ready = asyncio.create_task(self._ready.wait())
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait([gone, ready, stop], timeout=START_TIMEOUT, return_when=first)
+            if ready.done() and not gone.done():
+                self._handle(BecameReady())
+            elif not gone.done() and not stop.done():
+                self._give_up_on_worker(f"worker was not ready within {START_TIMEOUT:.0f} s", final=True)
+            await asyncio.wait([gone, stop], return_when=first)
+            if not gone.done():
+                await self._end(worker)
+            return await gone
+        finally:
             ready.cancel()
-        elif ready.exception() is None:
-            self._handle(BecameReady())
+            stop.cancel()
+
+    async def _end(self, worker: WorkerProcess) -> None:
+        if self._ready.is_set():
+            self._link.send(self.identity, Shutdown())
         else:
-            self._give_up_on_worker(f"worker was not ready within {START_TIMEOUT:.0f} s", final=True)
-        return await gone
+            await worker.kill()  # it does not listen yet
+        await worker.stop(STOP_GRACE)
 
     def _give_up_on_worker(self, reason: str, *, final: bool) -> None:
         self._verdict = Died(reason, final=final)
         if self._worker is not None:
-            self._worker.kill()
+            self._start(self._worker.kill())
 
     def _handle(self, event: Happening) -> None:
         for instruction in self.life.handle(event, self._clock.now()):
@@ -194,3 +257,7 @@ class Host:
             error = WorkerLost(f"{name}: {lost.reason} while this request was running; it is being restarted")
             _log.error("%s: %s; restarting in a moment", name, lost.reason)
         self._unit.worker_lost(name, error, final=lost.final)
+
+
+def _sentence(error: MuxdError | OSError) -> str:
+    return error.message if isinstance(error, MuxdError) else f"cannot be loaded: {error.strerror or error}"

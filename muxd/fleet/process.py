@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from muxd.link.fds import send
 from muxd.messages import Setup
@@ -18,14 +18,22 @@ from muxd.messages import Setup
 class WorkerProcess:
     """Made by ``spawn``. ``wait`` returns the exit code (negative: the signal)."""
 
-    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket):
+    def __init__(
+        self, process: asyncio.subprocess.Process, control: socket.socket, end_work: Callable[[int], None]
+    ):
         self._process = process
         self._control = control
+        self._end_work = end_work
         self.pid = process.pid
 
     @classmethod
-    async def spawn(cls, setup: Setup, fds: list[int], env: Mapping[str, str]) -> "WorkerProcess":
-        """Start ``python -m muxd.worker`` and hand it ``setup`` with ``[pool, weights]``."""
+    async def spawn(
+        cls, setup: Setup, fds: list[int], env: Mapping[str, str], end_work: Callable[[int], None]
+    ) -> "WorkerProcess":
+        """Start ``python -m muxd.worker`` and hand it ``setup`` with ``[pool, weights]``.
+
+        ``end_work``: ``device.base.Device.end_work``, called in a thread before a kill.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             process = await asyncio.create_subprocess_exec(
@@ -40,7 +48,7 @@ class WorkerProcess:
             raise
         finally:
             theirs.close()
-        worker = cls(process, ours)
+        worker = cls(process, ours, end_work)
         with contextlib.suppress(OSError):  # it died already; wait() will say how
             await asyncio.to_thread(send, ours, setup, fds)
         return worker
@@ -55,10 +63,13 @@ class WorkerProcess:
         try:
             await asyncio.wait_for(self._process.wait(), grace)
         except TimeoutError:
-            self.kill()
+            await self.kill()
             await self._process.wait()
         self._control.close()
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
+        """End what it has running on the device, then the process."""
+        if self._process.returncode is None:
+            await asyncio.to_thread(self._end_work, self.pid)
         if self._process.returncode is None:
             self._process.kill()

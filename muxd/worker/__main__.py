@@ -3,7 +3,7 @@
 Spawned by the supervisor, from its main thread, with ``muxd.device.cpu.worker_env`` in the environment and
 ``N`` one end of a socketpair on which ``Setup`` and the descriptors ``[pool, weights]`` arrive. The order
 below is the worker's biography. Exit codes: ``muxd.link.exits``. SIGTERM ends it at once (nothing here
-needs saving), SIGINT is ignored.
+needs saving), on a GPU when the running batch is done; SIGINT is ignored.
 """
 
 import argparse
@@ -56,9 +56,11 @@ def _work(setup: Setup, received: list[int]) -> Exit:
     from muxd.worker.memory import map_regions
     from muxd.worker.runner import Runner
 
+    if setup.device != "cpu":
+        lifeline.settle_first(torch.cuda.synchronize)
     try:
-        pool, weights = map_regions(setup, received)
-    except (fds.WireError, OSError) as error:
+        pool, weights, view = map_regions(setup, received)
+    except (MuxdError, OSError) as error:
         log.error("set-up: %s", error)
         return Exit.BAD_SETUP
     link = WorkerEnd(setup.link, setup.worker)
@@ -68,7 +70,8 @@ def _work(setup: Setup, received: list[int]) -> Exit:
         loaded = time.monotonic()
         runner.warm_up()
         warm = time.monotonic()
-        link.send(Ready(setup.worker, os.getpid(), str(torch.__version__), loaded - began, warm - loaded))
+        took = loaded - began, warm - loaded
+        link.send(Ready(setup.worker, os.getpid(), str(torch.__version__), *took, view.mps, view.sms))
         return serve(link, runner)
     except MuxdError as error:
         link.send(Refused(setup.worker, error.message))

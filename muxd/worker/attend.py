@@ -13,11 +13,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muxd.kernels.attention import FEW_PAIRS, decode_attention, prefill_attention
+from muxd.kernels.rotary import rotate_
+from muxd.models.layers import Angles, Norm
+from muxd.models.spec import ModelSpec
 from muxd.worker.kv import PagedKv
-from muxd.worker.sequence import Sequence
+from muxd.worker.sequence import Sequence, Span
 
 _SCRATCH_BYTES = 8 << 20  # keys of one group: stays in the last-level cache
 _NEG_INF = float("-inf")
+
+
+def _turned(
+    spec: ModelSpec, qkv: Tensor, angles: Angles, norms: tuple[Norm, Norm] | None
+) -> tuple[Tensor, Tensor]:
+    """Normalise and turn in place; q [n, heads, head_dim] and kv [n, 2 · kv_heads, head_dim], views."""
+    stop = spec.heads + spec.kv_heads
+    q, k = qkv[:, : spec.heads], qkv[:, spec.heads : stop]
+    if norms is not None:
+        q.copy_(norms[0](q))
+        k.copy_(norms[1](k))
+    rotate_(qkv[:, :stop], *angles)
+    return q, qkv[:, spec.heads :]
 
 
 class _Group(NamedTuple):
@@ -54,8 +70,11 @@ class DecodeAttend:
                 groups[reach] = _groups(kv, sequences, lengths, reach)
             self._groups.append(groups[reach])
 
-    def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
-        """q [n, heads, head_dim], kv [n, 2 · kv_heads, head_dim] -> [n, heads · head_dim]."""
+    def __call__(
+        self, layer: int, qkv: Tensor, angles: Angles, norms: tuple[Norm, Norm] | None = None
+    ) -> Tensor:
+        """See ``muxd.models.layers.Attend``."""
+        q, kv = _turned(self._kv.spec, qkv, angles, norms)
         blocks, scale = self._kv.blocks, self._kv.spec.attention_scale
         blocks.write(self._blocks[layer], self._slots, kv)
         seen = []
@@ -128,14 +147,6 @@ def _decode_mask(low: NDArray[np.int64], high: NDArray[np.int64], span: slice, k
     return mask.repeat_interleave(kv.spec.kv_heads, 0)[:, None]
 
 
-class Span(NamedTuple):
-    """One sequence's part of a prefill batch: tokens [start, stop) of its context."""
-
-    sequence: Sequence
-    start: int
-    stop: int
-
-
 class PrefillAttend:
     """One prefill batch: the spans' tokens one after another."""
 
@@ -152,9 +163,12 @@ class PrefillAttend:
         self._blocks, self._slots = kv.write_places(rows, positions)
         self._views = {w: [_view(kv, span, w) for span in spans] for w in set(kv.spec.windows)}
 
-    def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
-        """q [n, heads, head_dim], kv [n, 2 · kv_heads, head_dim] -> [n, heads · head_dim]."""
+    def __call__(
+        self, layer: int, qkv: Tensor, angles: Angles, norms: tuple[Norm, Norm] | None = None
+    ) -> Tensor:
+        """See ``muxd.models.layers.Attend``."""
         spec = self._kv.spec
+        q, kv = _turned(spec, qkv, angles, norms)
         self._kv.blocks.write(self._blocks[layer], self._slots, kv)
         out = torch.empty(q.shape[0], spec.heads, spec.head_dim, dtype=q.dtype)
         end = 0

@@ -1,7 +1,7 @@
 """The pool as one model's worker sees it: head blocks, the row table, and one bounded gather scratch.
 
-Used by ``muxd.worker.runner`` and ``muxd.worker.attend``. The pool is the only home of K and V; the scratch
-holds what one layer of one group of sequences attends to, and is overwritten by the next.
+Used by ``muxd.worker.host_step`` and ``muxd.worker.attend``. The pool is the only home of K and V; the
+scratch holds what one layer of one group of sequences attends to, and is overwritten by the next.
 """
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from muxd.kernels.head_blocks import HeadBlocks
 from muxd.messages import NewRows
 from muxd.models.spec import ModelSpec
+from muxd.worker.rows import KnownRows
 
 
 class PagedKv:
@@ -23,32 +24,23 @@ class PagedKv:
         self.blocks = HeadBlocks(pool, block_bytes, spec.head_dim, dtype)
         self.tokens = self.blocks.tokens  # T
         self.table = torch.zeros((max_rows, spec.layers, spec.kv_heads), dtype=torch.int32)
-        self._known = np.zeros(max_rows, dtype=np.bool_)
+        self._known = KnownRows(max_rows, spec.blocks_per_row, self.blocks.slots.shape[0])
         self._scratch = torch.empty(0, dtype=dtype)
 
     def learn(self, new: NewRows) -> None:
         """Append rows to the table. Raises ValueError for ids or blocks outside pool and table."""
-        ids = np.frombuffer(new.ids, dtype="<i4")
-        if not len(ids):
+        if (told := self._known.learn(new)) is None:
             return
-        blocks = np.frombuffer(new.blocks, dtype="<i4").reshape(len(ids), -1)
-        count = self.blocks.slots.shape[0]
-        if blocks.shape[1] != self.spec.blocks_per_row or blocks.min() < 0 or blocks.max() >= count:
-            raise ValueError(f"new rows need {self.spec.blocks_per_row} head blocks each, ids below {count}")
-        if ids.min() < 0 or ids.max() >= len(self._known):
-            raise ValueError(f"row ids must lie in [0, {len(self._known)})")
+        ids, blocks = told
         shape = (len(ids), self.spec.layers, self.spec.kv_heads)
         self.table[torch.from_numpy(ids.astype(np.int64))] = torch.from_numpy(blocks.reshape(shape).copy())
-        self._known[ids] = True
 
-    def take(self, rows: list[int] | NDArray[np.int32], clear_from: int) -> None:
+    def take(self, rows: list[int], clear_from: int) -> None:
         """Rows join a sequence; those from index ``clear_from`` on are zeroed: nothing has filled them yet.
 
         Raises ValueError for a row whose head blocks were never sent.
         """
-        ids = np.asarray(rows, dtype=np.int64)
-        if len(ids) and not self._known[ids].all():
-            raise ValueError(f"rows {ids[~self._known[ids]].tolist()} were never named in NewRows")
+        ids = self._known.check(rows)
         if len(ids) > clear_from:
             self.blocks.clear(self.table[torch.from_numpy(ids[clear_from:])].flatten().long())
 

@@ -11,12 +11,18 @@ import signal
 import socket
 import struct
 import threading
+from collections.abc import Callable
 
 from muxd.link.exits import Exit
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
+_SETTLE_GRACE = 20.0  # seconds that work on a device gets to end when the daemon is gone
 _libc = ctypes.CDLL(None, use_errno=True)
+
+_orphaned = threading.Event()
+_gentle = threading.Event()
+_grace = _SETTLE_GRACE
 
 
 def hold(sock: socket.socket) -> None:
@@ -41,12 +47,51 @@ def set_title(model: str) -> None:
     _prctl(_PR_SET_NAME, ctypes.create_string_buffer(f"muxd:{model}".encode()[:15]))
 
 
+def settle_first(settle: Callable[[], object], grace: float = _SETTLE_GRACE) -> None:
+    """From now on end only after ``settle``, which waits for the device: under MPS a process that is killed
+    with work in flight leaves all clients in an undefined state.
+
+    From the main thread, before the device is used. SIGTERM, which the kernel sends now when the daemon
+    dies, is handled between two calls of Python, so nothing new is queued. A device that never comes to rest
+    is given up after ``grace`` seconds once the daemon is gone; while it lives, ending us is its part.
+    """
+    global _grace
+    _grace = grace
+    maker, begun = os.getppid(), threading.Event()
+
+    def end(number: int, frame: object) -> None:
+        if begun.is_set():  # the kernel's signal and the socket's end both tell
+            return
+        begun.set()
+        orphaned = _orphaned.is_set() or os.getppid() != maker
+        if orphaned:
+            threading.Thread(target=_give_up, name="give-up", daemon=True).start()
+        settle()
+        if orphaned:
+            os._exit(Exit.ORPHANED)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    _gentle.set()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _give_up() -> None:
+    threading.Event().wait(_grace)
+    os._exit(Exit.ORPHANED)
+
+
 def _watch(fd: int) -> None:
     """Wait for the hang-up alone: what is on the socket is for the main thread to read."""
     poll = select.poll()
     poll.register(fd, select.POLLRDHUP)
     while not any(events for _, events in poll.poll()):
         pass
+    if _gentle.is_set():
+        _orphaned.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        _give_up()  # the main thread may never come to its handler
     os._exit(Exit.ORPHANED)
 
 

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from muxd.kernels.linear import PackedLinear, PlainLinear, packs
+from muxd.kernels.rms_norm import OffsetRmsNorm, RmsNorm
 from muxd.messages import Dtype, TensorEntry
-from muxd.models.layers import Linear
+from muxd.models.layers import Linear, Norm, Rotary, Turn
+from muxd.models.rope import Rope
 
 DTYPES: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -17,13 +19,17 @@ DTYPES: dict[Dtype, torch.dtype] = {
 }
 
 
-class MappedWeights:
-    """Tensors by name over ``region`` (uint8 [bytes]); implements ``muxd.models.layers.Weights``."""
+class Views:
+    """Tensors by name over ``region`` (uint8 [bytes]), without a copy."""
 
     def __init__(self, entries: list[TensorEntry], region: Tensor):
         self._entries = {entry.name: entry for entry in entries}
         self._region = region
-        self._pack = {dtype: packs(dtype) for dtype in {DTYPES[entry.dtype] for entry in entries}}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return DTYPES[self._entries["embed"].dtype]
 
     def tensor(self, name: str) -> Tensor:
         """A zero-copy view."""
@@ -32,7 +38,22 @@ class MappedWeights:
         size = torch.Size(entry.shape).numel() * dtype.itemsize
         return self._region[entry.offset : entry.offset + size].view(dtype).view(entry.shape)
 
+
+class MappedWeights(Views):
+    """For the CPU; implements ``muxd.models.layers.Weights``."""
+
+    def __init__(self, entries: list[TensorEntry], region: Tensor):
+        super().__init__(entries, region)
+        self._pack = {dtype: packs(dtype) for dtype in {DTYPES[entry.dtype] for entry in entries}}
+
     def linear(self, name: str) -> Linear:
         """The matrix ``name`` as something to multiply by."""
         weight = self.tensor(name)
         return PackedLinear(weight) if self._pack[weight.dtype] else PlainLinear(weight)
+
+    def norm(self, name: str, eps: float, *, offset: bool = False) -> Norm:
+        weight = self.tensor(name)
+        return OffsetRmsNorm(weight, eps) if offset else RmsNorm(weight, eps)
+
+    def rotary(self, rope: Rope, head_dim: int) -> Turn:
+        return Rotary(rope, head_dim, self.dtype)

@@ -3,9 +3,11 @@
 import mmap
 import os
 import warnings
+from typing import NamedTuple
 
 import torch
 
+from muxd.device.base import ClientView
 from muxd.link.fds import WireError
 from muxd.messages import Setup
 
@@ -14,21 +16,45 @@ from muxd.messages import Setup
 _mappings: list[mmap.mmap] = []
 
 
-def map_regions(setup: Setup, fds: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(pool, weights)`` as uint8 tensors over shared memory; closes ``fds`` (mmap keeps its own copies).
+class Mapped(NamedTuple):
+    """``pool`` and ``weights`` as uint8 [bytes]; ``view``: what this process sees of its device."""
+
+    pool: torch.Tensor
+    weights: torch.Tensor
+    view: ClientView
+
+
+def map_regions(setup: Setup, fds: list[int]) -> Mapped:
+    """The daemon's memory on the set-up's device; closes ``fds`` (mappings keep the memory).
 
     Weights are read-only pages: a stray write ends this worker instead of silently changing the model for
-    every worker that maps it. Raises WireError when the descriptors do not fit the set-up.
+    every worker that maps it (a GPU without such pages maps them writable). Raises WireError when the
+    descriptors do not fit the set-up, another MuxdError when a GPU cannot map them.
     """
     try:
         if len(fds) != 2:
             raise WireError(f"set-up came with {len(fds)} descriptors instead of 2 (pool and weights)")
+        if setup.device != "cpu":
+            return _map_device(setup, fds)
         pool = _map(fds[0], setup.pool_bytes, "pool", mmap.PROT_READ | mmap.PROT_WRITE)
         weights = _map(fds[1], setup.weights_bytes, "weights", mmap.PROT_READ)
     finally:
         for fd in fds:
             os.close(fd)
-    return pool, weights
+    return Mapped(pool, weights, ClientView())
+
+
+def _map_device(setup: Setup, fds: list[int]) -> Mapped:
+    from muxd.device.cuda_tensor import DeviceMemory
+
+    try:
+        memory = DeviceMemory(int(setup.device.partition(":")[2] or 0))
+    except (RuntimeError, AssertionError, ValueError) as error:  # torch has no CUDA, or no such device
+        first = str(error).partition("\n")[0]
+        raise WireError(f"device {setup.device}: torch {torch.__version__} cannot use it: {first}") from None
+    pool = memory.tensor(fds[0], setup.pool_bytes)
+    weights = memory.tensor(fds[1], setup.weights_bytes, writable=False)
+    return Mapped(pool, weights, memory.view())
 
 
 def _map(fd: int, nbytes: int, name: str, protection: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from muxd.cost import probe
+from muxd.device.base import HostWriter
 from muxd.errors import MuxdError
 from muxd.messages import BatchDone, Chunk, Decode, NewRows, Prefill, Sampling, Setup
 from muxd.models.spec import read_spec
@@ -37,7 +38,7 @@ class Bench:
         self.row_tokens = self.spec.tokens_per_row(setup.block_bytes, _ITEMSIZE[setup.dtype])
         layout = plan(folder, self.spec, setup.dtype)
         weights = np.empty(layout.bytes, np.uint8)
-        fill(layout, weights, lambda done: None)
+        fill(layout, HostWriter(weights), lambda done: None)
         per_row = self.spec.blocks_per_row
         self.rows = setup.pool_bytes // setup.block_bytes // per_row
         pool = torch.full((self.rows * per_row * setup.block_bytes,), _PATTERN, dtype=torch.uint8)

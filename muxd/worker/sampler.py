@@ -2,7 +2,7 @@
 
 Greedy is the argmax, exactly. Everything else draws one uniform number per token from a counter-based
 generator keyed by (seed, position), so the outcome depends neither on the batch nor on preemption.
-Called by ``muxd.worker.runner`` only.
+``cuda_sampling`` keeps the same rules on a device.
 """
 
 from collections.abc import Sequence as Items
@@ -27,7 +27,7 @@ def sample(logits: Tensor, sequences: Items[Sequence]) -> tuple[list[int], dict[
     found: dict[int, TokenLogprob] = {}
     for row, sequence in enumerate(sequences):
         sampling = sequence.sampling
-        if not _plain(sampling, sequence):
+        if not plain(sampling, sequence):
             tokens[row] = _pick(logits[row].float(), sequence)
         if sampling.logprobs >= 0:
             found[row] = _logprob(logits[row].float(), tokens[row], sampling.logprobs)
@@ -39,16 +39,18 @@ def uniform(seed: int, position: int) -> float:
     return float(np.random.Generator(np.random.Philox(key=seed % 2**64, counter=position)).random())
 
 
-def _plain(sampling: Sampling, sequence: Sequence) -> bool:
+def plain(sampling: Sampling, sequence: Sequence) -> bool:
     """Whether the argmax of the raw logits is the answer."""
-    return sampling.temperature == 0 and not _adjusted(sampling) and not _banned(sequence)
+    return sampling.temperature == 0 and not adjusted(sampling) and not banned(sequence)
 
 
-def _adjusted(sampling: Sampling) -> bool:
+def adjusted(sampling: Sampling) -> bool:
+    """Whether what a sequence has said changes its logits."""
     return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0)
 
 
-def _banned(sequence: Sequence) -> list[int]:
+def banned(sequence: Sequence) -> list[int]:
+    """Tokens that cannot be sampled yet."""
     sampling = sequence.sampling
     generated = len(sequence.history) - sequence.prompt_tokens
     return list(sampling.banned_first) if generated < sampling.min_tokens else []
@@ -57,10 +59,10 @@ def _banned(sequence: Sequence) -> list[int]:
 def _pick(logits: Tensor, sequence: Sequence) -> int:
     """logits: float32 [vocab] of one row."""
     sampling = sequence.sampling
-    if _adjusted(sampling):
+    if adjusted(sampling):
         logits = penalise(logits, sequence)
-    if banned := _banned(sequence):
-        logits = logits.index_fill(0, torch.tensor(banned), float("-inf"))
+    if held_back := banned(sequence):
+        logits = logits.index_fill(0, torch.tensor(held_back), float("-inf"))
     if sampling.temperature == 0:
         return int(logits.argmax())
     # Largest first, then divided: a tiny temperature must not overflow to inf - inf.
@@ -106,7 +108,7 @@ def draw(scaled: Tensor, sampling: Sampling, u: float) -> int:
             weights = weights[weights >= sampling.min_p * weights[0]]
         # When the filter cut inside the shortlist, nothing beyond it could have passed either.
         complete = count == limit or len(weights) < count
-        total = weights.sum() if complete else scaled.double().exp().sum()
+        total = weights.sum() if complete else _mass(scaled, sampling.min_p)
         if sampling.top_p < 1:
             before = weights.cumsum(0) - weights
             kept = weights[before < sampling.top_p * total]
@@ -115,6 +117,12 @@ def draw(scaled: Tensor, sampling: Sampling, u: float) -> int:
         if complete:
             break
     return int(ids[_invert(weights[: max(len(weights), 1)], u)])
+
+
+def _mass(scaled: Tensor, min_p: float) -> Tensor:
+    """Weight of all tokens that ``min_p`` leaves: what top_p is a fraction of."""
+    weights = scaled.double().exp()
+    return weights[weights >= min_p].sum()
 
 
 def _invert(weights: Tensor, u: float) -> int:

@@ -1,6 +1,7 @@
 """What the worker remembers of one sequence between batches. Owned by ``muxd.worker.runner``."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from muxd.messages import Sampling
 
@@ -14,8 +15,20 @@ class Sequence:
     rows: list[int] = field(default_factory=list)  # block table: row i holds tokens [i · T, (i + 1) · T)
     history: list[int] = field(default_factory=list)  # prompt, then generated tokens
     cached: int = 0  # tokens whose K and V lie in the pool; history is one longer while decoding
+    # Where a device keeps what it knows; -1: nowhere. Written by ``cuda_state`` and ``cuda_sampling``.
+    line: int = -1  # of the row lists
+    told: int = 0  # rows that the list has already
+    slot: int = -1  # of the token counts
 
     @property
     def generated(self) -> list[int]:
         """Tokens sampled so far, also those recomputed after preemption."""
         return self.history[self.prompt_tokens :]
+
+
+class Span(NamedTuple):
+    """One sequence's part of a prefill batch: tokens [start, stop) of its context."""
+
+    sequence: Sequence
+    start: int
+    stop: int

@@ -15,7 +15,7 @@ from support.scripted_daemon import MODELS, PROCESSES, ScriptedSteward, scripted
 
 from muxd import __version__
 from muxd.admin.client import AdminClient, socket_path
-from muxd.admin.schemas import Status
+from muxd.admin.schemas import LoadModel, Status, UnloadModel
 from muxd.admin.server import AdminServer
 from muxd.errors import DaemonUnreachable, MuxdError, ShuttingDown
 
@@ -76,6 +76,11 @@ def test_every_read_arrives_as_it_was_given(path: Path) -> None:
     assert client.daemon_version == __version__
 
 
+def test_devices_arrive_with_what_is_not_known_left_out(path: Path) -> None:
+    (row,) = served(path, AdminClient(path).devices)
+    assert (row.name, row.health, row.power_watts) == ("GPU of the script", "lost: scripted", None)
+
+
 @pytest.mark.parametrize(
     ("method", "route", "status"),
     [
@@ -83,6 +88,8 @@ def test_every_read_arrives_as_it_was_given(path: Path) -> None:
         ("GET", "/v0/quota", 200),
         ("GET", "/v0/policy", 200),
         ("GET", "/v0/trace", 200),
+        ("GET", "/v0/audit", 200),
+        ("GET", "/v0/load", 405),
         ("GET", "/v0/why/chatcmpl-5-0", 200),
         ("GET", "/v0/why/", 404),
         ("POST", "/v0/trace", 405),
@@ -135,6 +142,39 @@ def test_a_refusal_keeps_its_sentence_and_a_defect_keeps_its_secret(
     assert "log" in defect
     assert "secret" not in defect
     assert "secret 123" in caplog.text  # the log has the traceback
+
+
+def test_steps_arrive_one_by_one_and_a_refusal_in_their_midst_is_raised(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = AdminClient(path)
+
+    def ask() -> None:
+        stages = [step.stage for step in client.load(LoadModel("good"))]
+        assert stages == ["reading", "weights", "ready"]
+        assert [step.stage for step in client.unload(UnloadModel("good", now=True))] == ["unloaded"]
+        for model, error, sentence, seen in (
+            ("gone", MuxdError, "there is no model 'gone'", 0),
+            ("broken", MuxdError, r"model\.safetensors: missing", 2),
+            ("defect", MuxdError, "the daemon's log says more", 2),
+            ("cut", DaemonUnreachable, "ended meanwhile", 2),
+        ):
+            steps = client.load(LoadModel(model))
+            for _ in range(seen):
+                next(steps)
+            with pytest.raises(error, match=sentence):
+                next(steps)
+
+    served(path, ask)
+    assert "secret 456" in caplog.text
+
+
+def test_a_reader_that_leaves_in_the_midst_harms_nobody(path: Path) -> None:
+    def ask() -> str:
+        next(AdminClient(path).load(LoadModel("good")))
+        return AdminClient(path).status().policy
+
+    assert served(path, ask) == "mux"
 
 
 def test_no_daemon_gets_a_sentence_that_says_what_to_start(path: Path) -> None:

@@ -128,9 +128,9 @@ def test_trace_writes_what_the_viewers_read_and_replaces_nothing(path: Path, tmp
 
 def test_quota_is_a_table_in_bytes_and_percent(path: Path) -> None:
     assert muxctl(path, "quota").stdout.splitlines() == [
-        "MODEL       MIN        WEIGHT   MAX        USED       CACHED   BORROWED",
-        "smol_lm.2   256M 25%   2        1G 100%    300M 29%   16M 2%   44M 4%",
-        "gemma       0          1        512M 50%   0          0        0",
+        "MODEL       MIN        QUOTA      MAX        WEIGHT   USED       CACHED   BORROWED",
+        "smol_lm.2   256M 25%   512M 50%   1G 100%    2        300M 29%   16M 2%   44M 4%",
+        "gemma       0          256M 25%   512M 50%   1        0          0        0",
     ]
     one = muxctl(path, "quota", "gemma", "--json").stdout
     assert msgspec.json.decode(one, type=list[QuotaRow]) == [QUOTAS[1]]

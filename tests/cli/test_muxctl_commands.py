@@ -10,6 +10,7 @@ import pytest
 from support.scripted_daemon import MODELS, PROCESSES, scripted
 
 from muxd.admin.schemas import ModelRow, ProcessRow, Status
+from muxd.fleet.steps import Step
 
 
 def muxctl(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
@@ -78,7 +79,9 @@ def test_version_of_both_and_of_one(path: Path) -> None:
     assert msgspec.json.decode(both.stdout) == {"muxctl": "0.1.0", "muxd": "0.1.0"}
 
 
-@pytest.mark.parametrize("verb", ["ps", "models", "status", "stop", "quota", "policy", "why x", "trace x"])
+@pytest.mark.parametrize(
+    "verb", ["ps", "models", "status", "stop", "quota", "policy", "why x", "trace x", "load x", "unload x"]
+)
 def test_a_missing_daemon_is_one_sentence_and_exit_1(path: Path, verb: str) -> None:
     done = muxctl(*verb.split(), MUXD_SOCKET=str(path))
     assert (done.returncode, done.stdout) == (1, "")
@@ -104,3 +107,37 @@ def test_stop_gives_up_with_a_sentence(path: Path) -> None:
             done.stderr
             == f"muxctl: muxd (pid {process.pid}) is still running 0.1 s after it was asked to stop\n"
         )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "out", "err"),
+    [
+        ("load good", 0, "good is ready.\n", ""),
+        ("load --name new --path models/new", 0, "new is ready.\n", ""),
+        ("load gone", 1, "", "muxctl: there is no model 'gone'\n"),
+        ("load broken", 1, "", "muxctl: model.safetensors: missing\n"),
+        ("unload good", 0, "good is unloaded; `muxctl load good` brings it back.\n", ""),
+        (
+            "load",
+            2,
+            "",
+            "muxctl: say which model: muxctl load MODEL, or muxctl load --name NAME --path FOLDER\n",
+        ),
+        ("load good --path x", 2, "", "muxctl: say which model:"),
+        ("load --name x --path y --dtype int8", 2, "", "muxctl: --dtype 'int8' is none of bfloat16,"),
+        ("status --audit", 1, "3 blocks lost: [7, 8, 9]\n", ""),
+    ],
+)
+def test_load_unload_and_audit_in_words_and_exit_codes(
+    path: Path, arguments: str, code: int, out: str, err: str
+) -> None:
+    with scripted(path):
+        done = muxctl(*arguments.split(), MUXD_SOCKET=str(path))
+    assert (done.returncode, done.stdout) == (code, out), done.stderr
+    assert done.stderr.startswith(err) if err else not done.stderr
+
+
+def test_load_in_json_is_its_last_step(path: Path) -> None:
+    with scripted(path):
+        done = muxctl("load", "good", "--json", MUXD_SOCKET=str(path))
+    assert msgspec.json.decode(done.stdout, type=Step) == Step("good", "ready", 4 << 20, 4 << 20)

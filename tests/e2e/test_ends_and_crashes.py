@@ -30,7 +30,8 @@ def endless(client: openai.OpenAI, model: str) -> Iterator[str]:
 
 
 def test_sigterm_lets_short_streams_end_tells_long_ones_why_and_leaves_nothing(tmp_path: Path) -> None:
-    config = demo_config("smol", "gemma", extra="[server]\nshutdown_grace = 2.0\n")
+    # Long enough for 24 tokens on a slow machine, and no answer of the other model ends in it.
+    config = demo_config("smol", "gemma", extra="[server]\nshutdown_grace = 8.0\n")
     with live(config, tmp_path) as daemon, daemon.client() as client:
         pids = [daemon.process.pid, *daemon.workers().values()]
         assert memfds_of([daemon.process.pid])

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.tiny_models import gemma3, llama
 
+from muxd.device.base import HostWriter
 from muxd.errors import ModelFolderError
 from muxd.messages import Dtype
 from muxd.models.spec import read_spec
@@ -36,7 +37,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 def loaded(folder: Path, dtype: Dtype) -> MappedWeights:
     layout = plan(folder, read_spec(folder), dtype)
     region = np.zeros(layout.bytes, dtype=np.uint8)
-    fill(layout, memoryview(region), lambda done: None)
+    fill(layout, HostWriter(region), lambda done: None)
     return MappedWeights(layout.tensors, torch.from_numpy(region))
 
 
@@ -107,7 +108,7 @@ def test_layout_is_aligned_dense_and_complete(original: Path) -> None:
 def test_progress_ends_at_all_bytes(original: Path) -> None:
     layout = plan(original, read_spec(original), "float32")
     seen: list[int] = []
-    fill(layout, np.zeros(layout.bytes + 100, dtype=np.uint8), seen.append)
+    fill(layout, HostWriter(np.zeros(layout.bytes + 100, dtype=np.uint8)), seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == sum(4 * int(np.prod(entry.shape)) for entry in layout.tensors)
 
@@ -208,11 +209,11 @@ def test_values_beyond_float16_are_refused_not_made_infinite(folder: Path) -> No
     put(NORM, torch.full((96,), 1e6))(folder)
     layout = plan(folder, read_spec(folder), "float16")
     with pytest.raises(ModelFolderError, match=r"model\.norm\.weight: values leave the range of float16"):
-        fill(layout, np.zeros(layout.bytes, dtype=np.uint8), lambda done: None)
+        fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)), lambda done: None)
 
 
 def test_a_file_that_shrinks_after_planning_is_noticed(folder: Path) -> None:
     layout = plan(folder, read_spec(folder), "float32")
     cut(folder)
     with pytest.raises(ModelFolderError, match="ended early"):
-        fill(layout, np.zeros(layout.bytes, dtype=np.uint8), lambda done: None)
+        fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)), lambda done: None)

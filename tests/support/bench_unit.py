@@ -30,7 +30,7 @@ from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.errors import WorkerLost as WorkerLostError
-from muxd.messages import Decode, Prefill, Sampling
+from muxd.messages import Chunk, Decode, Prefill, Sampling
 from muxd.pool.ledger import Ledger
 
 EOS = 1
@@ -48,6 +48,8 @@ class Spec:
     max_running: int = 8
     max_queue: int = 1000
     max_context: int = 10_000
+    weight: float = 1.0
+    prefix_cache: bool = True
 
 
 @dataclass
@@ -58,6 +60,9 @@ class Worker:
     rows: dict[int, tuple[int, ...]] = field(default_factory=dict)  # row id -> blocks
     sequences: dict[int, list[int]] = field(default_factory=dict)  # seq -> row ids
     position: dict[int, int] = field(default_factory=dict)
+    shared: dict[int, int] = field(default_factory=dict)  # seq -> rows it only reads
+    history: dict[int, list[int]] = field(default_factory=dict)  # seq -> every token it was told or sampled
+    pool: dict[int, tuple[str, ...]] = field(default_factory=dict)  # all models': block -> what is in it
     busy: Prefill | Decode | None = None
 
     def receive(self, command: Prefill | Decode) -> None:
@@ -70,6 +75,8 @@ class Worker:
         blocks = np.frombuffer(command.rows.blocks, "<i4").reshape(len(ids), self.spec.blocks)
         for row, held in zip(ids.tolist(), blocks.tolist(), strict=True):
             self.rows[row] = tuple(held)
+            for block in held:
+                self.pool.pop(block, None)
         if isinstance(command, Prefill):
             self._prefill(command)
         else:
@@ -78,11 +85,27 @@ class Worker:
     def _prefill(self, command: Prefill) -> None:
         assert command.chunks, "an empty prefill batch"
         for chunk in command.chunks:
-            if chunk.start == 0:
-                self.sequences[chunk.seq], self.position[chunk.seq] = [], 0
+            given = np.frombuffer(chunk.rows, "<i4").tolist()
+            if chunk.first:
+                self._begin(chunk, given)
+            else:
+                assert not given
+                assert not chunk.known
             assert self.position[chunk.seq] == chunk.start
-            self.sequences[chunk.seq] += np.frombuffer(chunk.rows, "<i4").tolist()
+            self.history[chunk.seq] += np.frombuffer(chunk.tokens, "<i4").tolist()
             self._advance(chunk.seq, len(chunk.tokens) // 4)
+
+    def _begin(self, chunk: Chunk, rows: list[int]) -> None:
+        """It may start behind rows that this worker has filled for the very same tokens."""
+        known = tuple(np.frombuffer(chunk.known, "<i4").tolist())
+        assert len(known) == chunk.start
+        assert chunk.start % self.spec.row_tokens == 0
+        self.sequences[chunk.seq], self.position[chunk.seq] = rows, chunk.start
+        self.shared[chunk.seq] = chunk.start // self.spec.row_tokens
+        for i in range(self.shared[chunk.seq]):
+            for block in self.rows[rows[i]]:
+                assert self.pool[block] == self._written(known, i), "not the row of this prefix"
+        self.history[chunk.seq] = list(known)
 
     def _decode(self, command: Decode) -> None:
         assert command.seqs
@@ -92,10 +115,28 @@ class Worker:
         for seq in command.seqs:
             self._advance(seq, 1)
 
+    def _written(self, tokens: list[int] | tuple[int, ...], row: int) -> tuple[str, ...]:
+        return (self.spec.name, *map(str, tokens[: (row + 1) * self.spec.row_tokens]))
+
+    def done(self, token: int) -> None:
+        """The running batch sampled ``token`` everywhere."""
+        assert self.busy is not None
+        if isinstance(self.busy, Prefill):
+            sampled = [chunk.seq for chunk in self.busy.chunks if chunk.last]
+        else:
+            sampled = self.busy.seqs
+        for seq in sampled:
+            self.history[seq].append(token)
+        self.busy = None
+
     def _advance(self, seq: int, tokens: int) -> None:
         assert tokens > 0
+        before = self.position[seq]
         self.position[seq] += tokens
         assert self.position[seq] <= len(self.sequences[seq]) * self.spec.row_tokens, "token without a row"
+        for row in range(before // self.spec.row_tokens, self.position[seq] // self.spec.row_tokens):
+            for block in self.rows[self.sequences[seq][row]]:
+                self.pool[block] = self._written(self.history[seq], row)
 
     def sampled(self) -> int:
         """Tokens the reply to the running command carries."""
@@ -109,7 +150,8 @@ class Worker:
         assert self.busy is not None
         command = self.busy
         seqs = [c.seq for c in command.chunks] if isinstance(command, Prefill) else command.seqs
-        return {block for seq in seqs for row in self.sequences[seq] for block in self.rows[row]}
+        own = {seq: self.sequences[seq][self.shared[seq] :] for seq in seqs}
+        return {block for rows in own.values() for row in rows for block in self.rows[row]}
 
 
 class BenchUnit:
@@ -123,13 +165,20 @@ class BenchUnit:
         rungs: tuple[int, ...] = (50, 100),
         overbook: int = 0,
         settings: Settings | None = None,
+        policy: str = "mux",
         ready: bool = True,
     ):
         self.ledger = Ledger(total_blocks)
         self.settings = settings or Settings(drain_timeout=0.5, prefill_tokens=16, look_ahead=4)
         lanes = []
         for spec in specs:
-            self.ledger.add_model(spec.name, spec.blocks, total_blocks // spec.blocks, spec.min_blocks)
+            self.ledger.add_model(
+                spec.name,
+                spec.blocks,
+                total_blocks // spec.blocks,
+                spec.min_blocks,
+                row_tokens=spec.row_tokens,
+            )
         for spec in specs:
             capacity = self.ledger.limit(spec.name)
             lanes.append(
@@ -137,15 +186,19 @@ class BenchUnit:
                     model=spec.name,
                     share=spec.share,
                     row_tokens=spec.row_tokens,
-                    max_context=min(spec.max_context, capacity * spec.row_tokens),
+                    blocks_per_row=spec.blocks,
+                    max_context=spec.max_context,
                     max_running=spec.max_running,
                     max_queue=spec.max_queue,
                     capacity_rows=capacity,
+                    weight=spec.weight,
+                    prefix_cache=spec.prefix_cache,
                 )
             )
         self.shares = Shares(rungs, overbook)
-        self.scheduler = Scheduler(lanes, self.ledger, self.shares, self.settings)
-        self.workers = {spec.name: Worker(spec) for spec in specs}
+        self.scheduler = Scheduler(lanes, self.ledger, self.shares, self.settings, policy=policy)
+        self._pool: dict[int, tuple[str, ...]] = {}
+        self.workers = {spec.name: Worker(spec, pool=self._pool) for spec in specs}
         self.specs = {spec.name: spec for spec in specs}
         self.now = 0.0
         self.all: list[Sequence] = []
@@ -189,10 +242,18 @@ class BenchUnit:
     # ---- what happens -----------------------------------------------------------------------------
 
     def arrive(
-        self, model: str, prompt: int, max_tokens: int = 8, eos: frozenset[int] = frozenset()
+        self,
+        model: str,
+        prompt: int,
+        max_tokens: int = 8,
+        eos: frozenset[int] = frozenset(),
+        *,
+        same: int = 0,
     ) -> Sequence:
+        """The first ``same`` tokens are those of every such prompt, the rest is its own."""
         greedy = Sampling(temperature=0.0)
-        request = Request(f"r{len(self.all)}", model, [7] * prompt, max_tokens, greedy, eos)
+        tokens = [7] * min(same, prompt) + [1000 + len(self.all)] * (prompt - min(same, prompt))
+        request = Request(f"r{len(self.all)}", model, tokens, max_tokens, greedy, eos)
         sequence = Sequence(len(self.all), request, self.now)
         self.all.append(sequence)
         self.handle(Arrived(sequence))
@@ -209,11 +270,11 @@ class BenchUnit:
         assert worker.busy is not None
         self.now += seconds
         batch, tokens = worker.busy.batch, [token] * worker.sampled()
-        worker.busy = None
+        worker.done(token)
         self.handle(BatchDone(model, batch, tokens))
 
     def lose(self, model: str, *, final: bool = False) -> None:
-        self.workers[model] = Worker(self.specs[model])
+        self.workers[model] = Worker(self.specs[model], pool=self._pool)
         self.handle(WorkerLost(model, WorkerLostError("killed"), final))
 
     def revive(self, model: str) -> None:
@@ -238,17 +299,25 @@ class BenchUnit:
         self.ledger.audit()
         booked = sum(w.busy.share for w in self.workers.values() if w.busy is not None)
         assert booked == self.shares.limit - self.shares.free <= self.shares.limit
-        assert sum(isinstance(w.busy, Prefill) for w in self.workers.values()) <= 1
-        held: dict[str, int] = dict.fromkeys(self.workers, 0)
+        prefills = sum(isinstance(w.busy, Prefill) for w in self.workers.values())
+        assert prefills <= 1 or self.scheduler.policy == "spatial"
+        if self.scheduler.policy == "temporal":
+            assert len(self.busy()) <= 1
+        held: dict[str, set[int]] = {model: set() for model in self.workers}
         for sequence in self.all:
             if sequence.phase is Phase.ENDED:
                 assert not sequence.rows
                 assert sequence.batch is None
-            held[sequence.model] += len(sequence.rows)
+            held[sequence.model].update(sequence.rows)
+            size = self.specs[sequence.model].row_tokens
+            assert len(sequence.rows) <= -(-len(sequence.tokens) // size), "a row in vain"
         usage = self.ledger.usage()
-        assert {model: use.rows for model, use in usage.items()} == held
+        assert {model: use.rows for model, use in usage.items()} == {m: len(rows) for m, rows in held.items()}
         written = [w.blocks_of_batch() for w in self.workers.values() if w.busy is not None]
         assert sum(map(len, written)) == len(set().union(*written)), "two batches write one block"
         for name, lane in self.scheduler.lanes.items():
             assert lane.admitted == sum(bool(s.rows) for s in self.all if s.model == name)
             assert lane.admitted <= self.specs[name].max_running
+            promised = [max(0, s.charge - len(s.rows)) for s in self.all if s.model == name and s.rows]
+            assert lane.promised == sum(promised)
+            assert lane.blocked == "" or lane.waiting

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from muxd.device.base import HostWriter
 from muxd.messages import BatchDone, Chunk, Decode, Dtype, NewRows, Prefill, Sampling, Setup
 from muxd.models.spec import read_spec
 from muxd.models.weights import fill, plan
@@ -34,21 +35,23 @@ class DirectRunner:
         cores: int = 1,
         seed: int = 0,
         capture: bool = True,
+        device: str = "cpu",
+        paged: bool | None = None,
     ):
         self.spec = read_spec(folder)
         self.tokens = self.spec.tokens_per_row(block_bytes, _ITEMSIZE[dtype])
         layout = plan(folder, self.spec, dtype)
         weights = np.zeros(layout.bytes, dtype=np.uint8)
-        fill(layout, weights, lambda done: None)
+        fill(layout, HostWriter(weights), lambda done: None)
         blocks = rows * self.spec.blocks_per_row
-        pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8)
+        pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8, device=device)
         self.pool = pool
         setup = Setup(
-            worker="direct", model=folder.name, folder=str(folder), dtype=dtype, link="", device="cpu",
+            worker="direct", model=folder.name, folder=str(folder), dtype=dtype, link="", device=device,
             pool_bytes=pool.numel(), block_bytes=block_bytes, max_rows=rows, weights_bytes=layout.bytes,
             tensors=layout.tensors, cores=cores, max_context=self.spec.max_positions,
         )  # fmt: skip
-        self.runner = Runner(setup, pool, torch.from_numpy(weights))
+        self.runner = Runner(setup, pool, torch.from_numpy(weights).to(device), paged=paged)
         self.logits: list[torch.Tensor] = []
         if capture:
             self._capture()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from muxd.device.base import HostWriter
 from muxd.messages import Chunk, Decode, NewRows, Prefill, Sampling, Setup
 from muxd.models.spec import read_spec
 from muxd.models.weights import fill, plan
@@ -38,8 +39,17 @@ class Served:
 
 
 class LedgerRunner:
-    def __init__(self, folders: dict[str, Path], blocks: int, block_bytes: int = 4096):
-        self.pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8)  # NaN in every type
+    def __init__(
+        self,
+        folders: dict[str, Path],
+        blocks: int,
+        block_bytes: int = 4096,
+        *,
+        device: str = "cpu",
+        paged: bool | None = None,
+    ):
+        self._device, self._paged = device, paged
+        self.pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8, device=device)  # NaN
         self.ledger = Ledger(blocks)
         self.runners: dict[str, Runner] = {}
         self.row_tokens: dict[str, int] = {}
@@ -53,16 +63,17 @@ class LedgerRunner:
         spec = read_spec(folder)
         layout = plan(folder, spec, "float32")
         weights = np.zeros(layout.bytes, dtype=np.uint8)
-        fill(layout, weights, lambda done: None)
+        fill(layout, HostWriter(weights), lambda done: None)
         rows = blocks // spec.blocks_per_row
         self.row_tokens[model] = spec.tokens_per_row(block_bytes, 4)
         self.ledger.add_model(model, spec.blocks_per_row, rows, row_tokens=self.row_tokens[model])
         setup = Setup(
-            worker="ledger", model=model, folder=str(folder), dtype="float32", link="", device="cpu",
+            worker="ledger", model=model, folder=str(folder), dtype="float32", link="", device=self._device,
             pool_bytes=self.pool.numel(), block_bytes=block_bytes, max_rows=rows,
             weights_bytes=layout.bytes, tensors=layout.tensors, cores=1, max_context=spec.max_positions,
         )  # fmt: skip
-        runner = self.runners[model] = Runner(setup, self.pool, torch.from_numpy(weights))
+        held = torch.from_numpy(weights).to(self._device)
+        runner = self.runners[model] = Runner(setup, self.pool, held, paged=self._paged)
         compute = runner._model.logits
 
         def logits(hidden: torch.Tensor) -> torch.Tensor:

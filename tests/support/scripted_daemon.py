@@ -7,13 +7,16 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from muxd.admin.schemas import (
+    Audit,
+    DeviceRow,
+    LoadModel,
     ModelRow,
     PolicyState,
     PoolStatus,
@@ -22,10 +25,12 @@ from muxd.admin.schemas import (
     QuotaRow,
     RequestStatus,
     Status,
+    UnloadModel,
 )
 from muxd.admin.server import AdminServer
 from muxd.engine.trace import Mark, RequestTimes, Sample, Span, Trace
-from muxd.errors import Busy, NotFound
+from muxd.errors import Busy, ModelFolderError, NotFound
+from muxd.fleet.steps import Step
 
 POOL = PoolStatus(bytes=1 << 30, block_bytes=8192, total_blocks=131072, free_blocks=98304, cached_blocks=100)
 REQUESTS = RequestStatus(running=3, waiting=1, served=120, refused=4, cancelled=2, failed=1)
@@ -72,9 +77,10 @@ PROCESSES = [
 
 GIB = 1 << 30
 QUOTAS = [
-    QuotaRow("smol_lm.2", 2.0, 256 << 20, GIB, 300 << 20, 16 << 20, 44 << 20, GIB),
-    QuotaRow("gemma", 1.0, 0, GIB // 2, 0, 0, 0, GIB),
+    QuotaRow("smol_lm.2", 2.0, 256 << 20, 512 << 20, GIB, 300 << 20, 16 << 20, 44 << 20, GIB),
+    QuotaRow("gemma", 1.0, 0, 256 << 20, GIB // 2, 0, 0, 0, GIB),
 ]
+AUDIT = Audit("3 blocks lost: [7, 8, 9]", 131072, 98304, 100, 32665)
 WHY = RequestTimes(
     id="chatcmpl-5-0",
     http_id="from/client?1",
@@ -112,6 +118,9 @@ class ScriptedSteward:
     def __init__(self) -> None:
         self.stopped = asyncio.Event()
 
+    def devices(self) -> list[DeviceRow]:
+        return [DeviceRow(index=0, name="GPU of the script", health="lost: scripted")]
+
     def status(self) -> Status:
         return Status(
             version="0.1.0",
@@ -144,6 +153,32 @@ class ScriptedSteward:
         if name == "spatial":
             raise Busy("3 requests are being served; wait until muxd is idle")
         return PolicyState(name, ["mux", "temporal", "spatial"])
+
+    def load(self, wanted: LoadModel) -> AsyncIterator[Step]:
+        if wanted.model == "gone":
+            raise NotFound("there is no model 'gone'")
+        return self._loading(wanted.model)
+
+    async def _loading(self, model: str) -> AsyncIterator[Step]:
+        yield Step(model, "reading")
+        yield Step(model, "weights", 1 << 20, 4 << 20)
+        if model == "broken":
+            raise ModelFolderError("model.safetensors: missing")
+        if model == "defect":
+            raise ValueError("secret 456")
+        if model != "cut":
+            yield Step(model, "ready", 4 << 20, 4 << 20)
+
+    def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]:
+        return self._unloading(wanted)
+
+    async def _unloading(self, wanted: UnloadModel) -> AsyncIterator[Step]:
+        if not wanted.now:
+            yield Step(wanted.model, "draining", 0, 2)
+        yield Step(wanted.model, "unloaded")
+
+    def audit(self) -> Audit:
+        return AUDIT
 
     def why(self, id: str) -> list[RequestTimes]:
         if id not in (WHY.id, WHY.http_id):

@@ -33,7 +33,7 @@ class Daemon:
         self.arena.ledger.add_model("tiny", spec.blocks_per_row, rows)
         layout = plan(folder, spec, "float32")
         self.weights = device.allocate(layout.bytes, "weights")
-        fill(layout, self.weights.array(), lambda done: None)
+        fill(layout, self.weights.writer(), lambda done: None)
         self.events: asyncio.Queue[FromWorker | str] = asyncio.Queue()
         self._directory = private_directory()
         self.link = DaemonEnd(self._directory, self._put, self._put)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from muxd.engine.actions import Action, Arrived, Event, Tick
+from muxd.engine.actions import Action, Arrived, Emit, Event, Tick
 from muxd.engine.forecast import Forecast
 from muxd.engine.journal import Journal
 from muxd.engine.request import Request
@@ -47,6 +47,7 @@ class TimedUnit(BenchUnit):
         self.forecast = Forecast(targets, self.settings.prefill_tokens) if targets else None
         self.seconds = seconds or _cost
         self.first: dict[int, float] = {}  # sequence -> seconds to its first token
+        self.times: dict[int, list[float]] = {}  # sequence -> when its tokens came
         self.refused: dict[int, MuxdError] = {}
         self._audit = audit
         self._ends: dict[str, float] = {}
@@ -58,6 +59,9 @@ class TimedUnit(BenchUnit):
         self.journal.record(event, actions, self.now)
         if self.forecast is not None:
             self.forecast.observe(event, actions, self.now)
+        for action in actions:
+            for sequence in action.sequences if isinstance(action, Emit) else ():
+                self.times.setdefault(sequence.id, []).append(self.now)
         for seq in self.emitted:
             self.first.setdefault(seq, self.now - self.all[seq].arrived)
         for model in self.busy():
@@ -102,7 +106,7 @@ class TimedUnit(BenchUnit):
         request = Request(
             f"cmpl-{len(self.all)}-0",
             arrival.model,
-            [7] * arrival.prompt,
+            [len(self.all) % 50000] * arrival.prompt,  # nothing is found in the prefix cache
             arrival.max_tokens,
             Sampling(temperature=0.0),
             frozenset(),

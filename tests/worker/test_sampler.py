@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muxd.messages import Sampling
-from muxd.worker.sampler import penalise, sample, uniform
+from muxd.worker.sampler import draw, penalise, sample, uniform
 from muxd.worker.sequence import Sequence
 
 VOCAB = 700  # beyond the sampler's shortlist
@@ -165,3 +165,14 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
         (token, pytest.approx(float(wanted[1, token]), abs=1e-5))
         for token in wanted[1].topk(2).indices.tolist()
     ]
+
+
+def test_top_p_is_a_fraction_of_what_min_p_left_also_beyond_the_shortlist() -> None:
+    """Weights exp(-i / 1000): min_p keeps 917 tokens, more than the shortlist, and top_p cuts inside it."""
+    scaled = -torch.arange(3000, dtype=torch.float32) / 1000
+    sampling = Sampling(top_p=0.3, min_p=0.4)
+    weights = scaled.double().exp()
+    left = weights[weights >= 0.4]
+    kept = left[left.cumsum(0) - left < 0.3 * left.sum()]
+    expected = int(torch.searchsorted(kept.cumsum(0), 0.5 * kept.sum(), right=True))
+    assert draw(scaled, sampling, 0.5) == expected

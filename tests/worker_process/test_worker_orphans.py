@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from support import leaks
 from support.spawned_worker import COMMAND, Daemon, Worker
 from support.tiny import tiny_llama
@@ -126,6 +127,19 @@ def test_a_setup_without_memory_is_told(worker: Worker, tmp_path: Path) -> None:
     code, errors = worker.ended()
     assert code == Exit.BAD_SETUP
     assert "1 descriptors instead of 2" in errors
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to use")
+def test_a_gpu_that_torch_cannot_use_is_told(worker: Worker, tmp_path: Path) -> None:
+    async def scene() -> None:
+        daemon = Daemon(tiny_llama(tmp_path))
+        worker.hand_over(daemon, device="cuda:0")
+        daemon.close()
+
+    asyncio.run(scene())
+    code, errors = worker.ended()
+    assert code == Exit.BAD_SETUP
+    assert "device cuda:0: torch " in errors
 
 
 @pytest.mark.parametrize("number", ["999", "0"])

@@ -1,0 +1,243 @@
+"""The kernels one by one, with random weights and contexts, as fractions of what the device allows.
+
+A case knows the bytes that must move and the operations that must be done at least once; everything else a
+kernel spends is its own fault. Cases run on any device (on a CPU the references answer), times need a GPU.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from roofline_device import Peaks, seconds_of
+from torch import Tensor
+
+from muxd.kernels import ops
+from muxd.kernels.paged_decode import plan_splits
+from muxd.kernels.paged_pool import PagedPool
+from muxd.kernels.sampling import SamplingLines
+
+BF16 = torch.bfloat16
+BLOCK_BYTES = 8192
+COLD_BYTES = 256 << 20  # cycled through, so that no L2 cache answers
+MOST_CYCLES = 1024
+
+
+class ModelShape(NamedTuple):
+    """What of a model a kernel sees."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    inner: int
+    vocab: int
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of one token in one layer, bfloat16."""
+        return 2 * self.kv_heads * self.head_dim * 2
+
+
+MODELS = (
+    ModelShape("Qwen2.5-0.5B", 896, 24, 14, 2, 64, 4864, 151_936),
+    ModelShape("Llama-3.2-1B", 2048, 16, 32, 8, 64, 8192, 128_256),
+    ModelShape("Qwen2.5-7B", 3584, 28, 28, 4, 128, 18_944, 152_064),
+    ModelShape("Llama-3-8B", 4096, 32, 32, 8, 128, 14_336, 128_256),
+)
+
+
+class Case(NamedTuple):
+    """One kernel at one shape. ``step(i)`` runs it once on the i-th of ``cycles`` sets of inputs."""
+
+    kernel: str
+    shape: str
+    nbytes: float
+    flops: float
+    cycles: int
+    step: Callable[[int], object]
+
+
+class Measurement(NamedTuple):
+    """One line of the report; times in seconds."""
+
+    part: str
+    model: str
+    kernel: str
+    shape: str
+    seconds: float
+    bound: float
+    bound_by: str  # "memory" or "compute"
+
+    @property
+    def fraction(self) -> float:
+        """Of the roofline: 1 is as fast as the device allows."""
+        return self.bound / self.seconds
+
+
+def measure(peaks: Peaks, models: tuple[ModelShape, ...]) -> Iterator[Measurement]:
+    """Every case of every model, on the current CUDA device."""
+    for model in models:
+        for make in cases(model, "cuda"):
+            case = make()
+            seconds = seconds_of(case.step, case.cycles)
+            memory = case.nbytes / peaks.bytes_per_second >= case.flops / peaks.flops_per_second
+            bound = peaks.bound(case.nbytes, case.flops)
+            yield Measurement(
+                *("kernels", model.name, case.kernel, case.shape),
+                *(seconds, bound, "memory" if memory else "compute"),
+            )
+            del case
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def cases(
+    model: ModelShape,
+    device: str,
+    batches: tuple[int, ...] = (1, 8, 32, 128),
+    contexts: tuple[int, ...] = (512, 2048),
+    prompts: tuple[int, ...] = (512, 2048, 8192),
+) -> Iterator[Callable[[], Case]]:
+    """Makers of all cases, so that one case's memory is free before the next takes its own."""
+    for context in contexts:
+        for batch in batches:
+            yield partial(decode_attention, model, device, batch, context)
+    for n in prompts:
+        yield partial(prefill_attention, model, device, n)
+    for n in (*batches, *prompts):
+        yield partial(rms_norm, model, device, n)
+        yield partial(rope_write, model, device, n)
+        yield partial(silu_gate, model, device, n)
+    for batch in batches:
+        for how in ("greedy", "temperature", "top-p", "top-p, flat"):
+            yield partial(sample, model, device, batch, how)
+
+
+def decode_attention(model: ModelShape, device: str, batch: int, context: int) -> Case:
+    """One layer's attention of a decode step."""
+    nbytes = batch * (context * model.kv_bytes + 2 * model.heads * model.head_dim * 2)
+    cycles = _cycles(nbytes)
+    pool, rows = _pool(model, device, batch, context, cycles)
+    q = torch.randn(batch, model.heads, model.head_dim, device=device).to(BF16)
+    lengths = torch.full((batch,), context, dtype=torch.int32, device=device)
+    splits = plan_splits(batch, model.kv_heads, context, _sms(device))
+
+    def step(i: int) -> Tensor:
+        return ops.decode_attention(q, pool, i, rows, lengths, scale=model.head_dim**-0.5, splits=splits)
+
+    flops = 4 * batch * context * model.heads * model.head_dim
+    return Case("decode attention", f"batch {batch}, context {context}", nbytes, flops, cycles, step)
+
+
+def prefill_attention(model: ModelShape, device: str, n: int) -> Case:
+    """One layer's causal attention of one prompt."""
+    nbytes = n * (model.kv_bytes + 2 * model.heads * model.head_dim * 2)
+    cycles = min(8, _cycles(nbytes))
+    pool, rows = _pool(model, device, 1, n, cycles)
+    q = torch.randn(n, model.heads, model.head_dim, device=device).to(BF16)
+    starts = torch.tensor([0, n], dtype=torch.int32, device=device)
+    cached = torch.zeros(1, dtype=torch.int32, device=device)
+
+    def step(i: int) -> Tensor:
+        return ops.prefill_attention(q, pool, i, rows, starts, cached, scale=model.head_dim**-0.5)
+
+    return Case(
+        "prefill attention", f"{n} tokens", nbytes, 2 * model.heads * model.head_dim * n**2, cycles, step
+    )
+
+
+def rms_norm(model: ModelShape, device: str, n: int) -> Case:
+    """With the residual: two tensors in, two out."""
+    nbytes = 4 * n * model.hidden * 2
+    cycles = _cycles(nbytes)
+    x, residual = (torch.randn(cycles, n, model.hidden, device=device).to(BF16) for _ in range(2))
+    weight = torch.randn(model.hidden, device=device).to(BF16)
+
+    def step(i: int) -> Tensor:
+        return ops.rms_norm(x[i], weight, 1e-6, before=residual[i])
+
+    return Case("rms norm + residual", f"{n} tokens", nbytes, 0, cycles, step)
+
+
+def rope_write(model: ModelShape, device: str, n: int) -> Case:
+    """The projection in; queries and the keys and values in the pool out; the angles once."""
+    lines = model.heads + 2 * model.kv_heads
+    nbytes = n * (2 * lines + 2) * model.head_dim * 2
+    cycles = _cycles(nbytes)
+    pool, rows = _pool(model, device, 1, n, 1)
+    qkv = torch.randn(cycles, n, lines, model.head_dim, device=device).to(BF16)
+    cos, sin = (torch.randn(n, 1, model.head_dim, device=device).to(BF16) for _ in range(2))
+    positions = torch.arange(n, dtype=torch.int32, device=device)
+    owners = torch.zeros(n, dtype=torch.int32, device=device)
+
+    def step(i: int) -> Tensor:
+        return ops.rope_and_write(qkv[i], cos, sin, pool, 0, rows, positions, owners)
+
+    return Case("rope + write", f"{n} tokens", nbytes, 0, cycles, step)
+
+
+def silu_gate(model: ModelShape, device: str, n: int) -> Case:
+    """Two tensors in, one out."""
+    nbytes = 3 * n * model.inner * 2
+    cycles = _cycles(nbytes)
+    both = torch.randn(cycles, n, 2 * model.inner, device=device).to(BF16)
+    return Case("silu gate", f"{n} tokens", nbytes, 0, cycles, lambda i: ops.silu_gate(both[i]))
+
+
+def sample(model: ModelShape, device: str, batch: int, how: str) -> Case:
+    """At least every logit is read once. "flat": a nucleus beyond the shortlist, which is searched."""
+    nbytes = batch * model.vocab * 2
+    cycles = min(16, _cycles(nbytes))
+    spread = 1.0 if how.endswith("flat") else 6.0
+    logits = (torch.randn(cycles, batch, model.vocab, device=device) * spread).to(BF16)
+    counts = torch.zeros(1, model.vocab, dtype=torch.int32, device=device)
+    lines = _lines(batch, device, 0.0 if how == "greedy" else 0.8, 0.9 if how.startswith("top") else 1.0)
+    greedy, filtered = how == "greedy", how.startswith("top")
+
+    def step(i: int) -> Tensor:
+        return ops.sample(logits[i], lines, counts, greedy=greedy, filtered=filtered)
+
+    return Case(f"sample, {how}", f"batch {batch}", nbytes, 0, cycles, step)
+
+
+def _lines(batch: int, device: str, temperature: float, top_p: float) -> SamplingLines:
+    def column(value: float, dtype: torch.dtype) -> Tensor:
+        return torch.full((batch,), value, dtype=dtype, device=device)
+
+    return SamplingLines(
+        temperature=column(temperature, torch.float32),
+        top_k=column(0, torch.int32),
+        top_p=column(top_p, torch.float64),
+        min_p=column(0, torch.float64),
+        presence=column(0, torch.float32),
+        frequency=column(0, torch.float32),
+        repetition=column(1, torch.float32),
+        seed=torch.arange(batch, device=device),
+        position=column(5, torch.int32),
+        free_from=column(0, torch.int32),
+        banned=torch.full((batch, 1), -1, dtype=torch.int32, device=device),
+        slot=column(-1, torch.int32),
+    )
+
+
+def _pool(model: ModelShape, device: str, batch: int, tokens: int, layers: int) -> tuple[PagedPool, Tensor]:
+    """A full pool, its head blocks handed out in random order as after hours of service."""
+    per_block = BLOCK_BYTES // (2 * model.head_dim * 2)
+    width, table_width = -(-tokens // per_block), layers * model.kv_heads
+    count = batch * width * table_width
+    blocks = torch.empty(count, BLOCK_BYTES // 2, dtype=BF16, device=device).normal_()
+    table = torch.randperm(count, device=device).to(torch.int32).view(-1, table_width)
+    rows = torch.randperm(batch * width, device=device).to(torch.int32).view(batch, width)
+    return PagedPool(blocks, table, model.kv_heads, model.head_dim), rows
+
+
+def _cycles(nbytes: int) -> int:
+    return max(2, min(MOST_CYCLES, -(-COLD_BYTES // nbytes)))
+
+
+def _sms(device: str) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device == "cuda" else 1

@@ -1,0 +1,94 @@
+"""``muxctl load`` and ``muxctl unload``: models in and out of a running muxd. Both wait for the end.
+
+Ctrl-C ends the waiting, not what was begun: `muxctl models` tells how it went.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+
+from muxd.admin.schemas import LoadModel, UnloadModel
+from muxd.cli.asking import PROGRAM, Json, Socket, client_at, show
+from muxd.cli.failing import fail, sentences
+from muxd.errors import MuxdError
+from muxd.fleet.steps import Step
+from muxd.messages import Dtype
+
+_WORDS = {
+    "draining": "waits for the answers it still owes",
+    "stopping": "stops",
+    "unloaded": "is unloaded",
+    "reading": "reads its folder",
+    "weights": "loads weights",
+    "starting": "starts its worker",
+    "ready": "is ready",
+}
+
+
+def load(
+    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="A model that is unloaded or failed.")] = "",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of a model that is not in muxd.toml.")] = "",
+    path: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Its folder; with --name.")] = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="TYPE", help="bfloat16, float16 or float32; with --name.")
+    ] = "bfloat16",
+    socket: Socket = "",
+    json: Json = False,
+) -> None:
+    """Load a model and wait until it is ready. One from outside muxd.toml is forgotten when muxd ends."""
+    with sentences(PROGRAM):
+        client = client_at(socket)
+        wanted = _wanted(model, name, path, dtype)
+        last = follow(client.load(wanted))
+        show(client, last, json, f"{wanted.model} is ready.")
+
+
+def unload(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model to serve no more.")],
+    now: Annotated[bool, typer.Option("--now", help="Its running requests fail.")] = False,
+    socket: Socket = "",
+    json: Json = False,
+) -> None:
+    """Unload a model: refuse new requests, answer the running ones, give its memory back."""
+    with sentences(PROGRAM):
+        client = client_at(socket)
+        last = follow(client.unload(UnloadModel(model, now)))
+        show(client, last, json, f"{model} is unloaded; `{PROGRAM} load {model}` brings it back.")
+
+
+def follow(steps: Iterator[Step]) -> Step:
+    """Show every step on standard error, at a terminal only; returns the last."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    quiet = not sys.stderr.isatty()
+    last: Step | None = None
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=quiet) as bars:
+        task = bars.add_task("", total=None)
+        for last in steps:
+            bytes_known = last.stage in ("weights", "starting")
+            bars.update(
+                task,
+                description=f"{last.model} {_WORDS[last.stage]}",
+                completed=last.done if bytes_known else 0,
+                total=last.total if bytes_known else None,
+            )
+    if last is None:
+        raise MuxdError("muxd said nothing")
+    return last
+
+
+def _wanted(model: str, name: str, path: Path | None, dtype: str) -> LoadModel:
+    """Raises typer.Exit where the arguments do not go together."""
+    if (model and (name or path)) or (not model and not (name and path)):
+        fail(PROGRAM, "say which model: muxctl load MODEL, or muxctl load --name NAME --path FOLDER", code=2)
+    if model:
+        return LoadModel(model)
+    assert path is not None
+    kinds: dict[str, Dtype] = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
+    if dtype not in kinds:
+        fail(PROGRAM, f"--dtype {dtype!r} is none of {', '.join(kinds)}", code=2)
+    return LoadModel(name, str(path.expanduser().absolute()), kinds[dtype])

@@ -1,0 +1,54 @@
+"""A model's account in the pool and its lane in the scheduler, from what its folder and muxd.toml say."""
+
+from muxd.config import size
+from muxd.engine.lane import LaneSpec
+from muxd.engine.memory import Terms
+from muxd.fleet.catalog import Entry
+from muxd.pool.arena import Arena
+
+
+def terms(entry: Entry, arena: Arena) -> Terms:
+    """What an opened entry's configuration asks of the pool. Raises ConfigError naming the setting."""
+    assert entry.opened is not None
+    quota = entry.config.quota
+    least, most = (
+        size(text, key=f"model.quota.{key} ({entry.name})", whole=arena.nbytes) // arena.block_bytes
+        for key, text in (("min", quota.min), ("max", quota.max))
+    )
+    return Terms(least, most, max_rows=max(1, arena.total_blocks // entry.opened.spec.blocks_per_row))
+
+
+def open_account(entry: Entry, arena: Arena) -> None:
+    """Open the ledger account of an opened entry, before there is a scheduler.
+
+    Raises ModelFolderError where no token of it fits a block, ConfigError where its quota does not fit beside
+    the others'.
+    """
+    assert entry.opened is not None
+    asked = terms(entry, arena)
+    arena.ledger.add_model(
+        entry.name, entry.opened.spec.blocks_per_row, asked.max_rows, asked.min_blocks, asked.max_blocks,
+        row_tokens=entry.row_tokens(arena.block_bytes),
+    )  # fmt: skip
+
+
+def lane_spec(entry: Entry, arena: Arena, share: int) -> LaneSpec:
+    """The lane of an opened entry; ``share`` in percent, where the configuration has none. Raises
+    ModelFolderError where no token fits a block.
+
+    The scheduler cuts ``max_context`` to what the pool allows, and again whenever quotas or models change.
+    """
+    assert entry.opened is not None
+    config = entry.config
+    return LaneSpec(
+        model=entry.name,
+        share=config.share or share,
+        row_tokens=entry.row_tokens(arena.block_bytes),
+        blocks_per_row=entry.opened.spec.blocks_per_row,
+        max_context=entry.own_context,
+        max_running=config.max_running,
+        max_queue=config.max_queue,
+        capacity_rows=max(1, arena.total_blocks // entry.opened.spec.blocks_per_row),
+        weight=config.quota.weight,
+        prefix_cache=config.prefix_cache,
+    )

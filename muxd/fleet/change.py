@@ -1,0 +1,52 @@
+"""One load or unload under way: it goes on whether or not anybody watches."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, Literal
+
+from muxd.fleet.steps import Stage, Step
+
+
+class Change:
+    """Made and started by the roster, on the daemon's loop; any number of watchers."""
+
+    def __init__(self, model: str, kind: Literal["loaded", "unloaded"], first: Stage):
+        self.model = model
+        self.kind = kind
+        self.hurry = asyncio.Event()  # set: wait for nobody any more
+        self.step = Step(model, first)
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.create_task(work)
+        self._task.add_done_callback(self._over)
+
+    def tell(self, stage: Stage, done: int = 0, total: int = 0) -> None:
+        """How far it is now."""
+        self.step = Step(self.model, stage, done, total)
+        self._wake()
+
+    async def watch(self) -> AsyncIterator[Step]:
+        """Every step a watcher is quick enough to see, and the last. Raises the MuxdError it ended with."""
+        assert self._task is not None
+        while not self._task.done():
+            news = self._news
+            yield self.step
+            await news.wait()
+        self._task.result()
+        yield self.step
+
+    async def finished(self) -> None:
+        """Wait for the end, good or bad."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            task.exception()  # a watcher may have left: then nobody else asks
+        self._wake()

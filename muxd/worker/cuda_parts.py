@@ -1,0 +1,75 @@
+"""A model's parts on a GPU: products of cuBLAS on the mapped weights, the rest by ``muxd.kernels.ops``.
+
+Nothing is packed or copied, nothing waits for the device, so a step made of these can be captured.
+"""
+
+import torch
+from torch import Tensor
+
+from muxd.kernels import ops
+from muxd.kernels.rotary import angles
+from muxd.messages import TensorEntry
+from muxd.models.layers import Angles, Linear, Norm, Turn
+from muxd.models.rope import Rope
+from muxd.worker.mapped import Views
+
+_TABLE_BYTES = 64 << 20  # of one rotary's cosines; longer contexts compute their angles in every step
+
+
+class CudaLinear:
+    """y = x Wᵀ; with ``add`` the residual is the product's accumulator: one kernel, and rounded once."""
+
+    def __init__(self, weight: Tensor):
+        self._transposed = weight.t()
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """See ``muxd.models.layers.Linear``; overwrites ``add``."""
+        return torch.mm(x, self._transposed) if add is None else add.addmm_(x, self._transposed)
+
+
+class CudaNorm:
+    """See ``muxd.models.layers.Norm``; norm and sum in float32, rounded once."""
+
+    def __init__(self, weight: Tensor, eps: float):
+        self.weight, self.eps = weight, eps
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """x [n, hidden]."""
+        return ops.rms_norm(x, self.weight, self.eps, after=add)
+
+
+class CudaRotary:
+    """Angles of positions [0, length), from a table where that is small enough."""
+
+    def __init__(self, frequencies: Tensor, length: int, dtype: torch.dtype):
+        self._frequencies, self._dtype = frequencies, dtype
+        self._table: Angles | None = None
+        if length * 2 * frequencies.numel() * dtype.itemsize <= _TABLE_BYTES:
+            positions = torch.arange(length, device=frequencies.device)
+            self._table = angles(positions, frequencies, dtype)
+
+    def __call__(self, positions: Tensor) -> Angles:
+        """positions [n], none below 0 -> cosine and signed sine [n, 1, head_dim]."""
+        if self._table is None:
+            return angles(positions, self._frequencies, self._dtype)
+        cos, sin = self._table
+        return cos.index_select(0, positions), sin.index_select(0, positions)
+
+
+class CudaWeights(Views):
+    """Implements ``muxd.models.layers.Weights`` for contexts of up to ``length`` tokens."""
+
+    def __init__(self, entries: list[TensorEntry], region: Tensor, length: int):
+        super().__init__(entries, region)
+        self._length = length
+
+    def linear(self, name: str) -> Linear:
+        return CudaLinear(self.tensor(name))
+
+    def norm(self, name: str, eps: float, *, offset: bool = False) -> Norm:
+        weight = self.tensor(name)
+        return CudaNorm(1.0 + weight.float() if offset else weight, eps)
+
+    def rotary(self, rope: Rope, head_dim: int) -> Turn:
+        frequencies = torch.from_numpy(rope.inverse_frequencies(head_dim)).to(self._region.device)
+        return CudaRotary(frequencies, self._length, self.dtype)

@@ -1,0 +1,52 @@
+"""The stream that a batch runs on: the device's own, or that of a green context over some of its SMs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from muxd.device.driver import Driver
+from muxd.device.green import Green, Ladder
+
+
+class Streams:
+    """Streams of one device by the mask of their parts. On the CPU there is nothing to choose."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._whole = 1
+        if device.type == "cuda":
+            self._whole = torch.cuda.get_device_properties(device).multi_processor_count
+        self.mask, self.sms = 0, self._whole  # of the batch that runs now
+        self._ladder: Ladder | None = None
+
+    @contextmanager
+    def use(self, mask: int) -> Iterator[None]:
+        """Queue what is inside on the parts in ``mask``; 0: the whole device.
+
+        Every batch waits for its end, so what one stream wrote is there for the next. Raises Unsplittable
+        where there are no parts, ValueError for a mask that names none.
+        """
+        if mask == 0 or self._device.type != "cuda":
+            yield
+            return
+        green = self._green(mask)
+        self.mask, self.sms = mask, green.sms
+        try:
+            stream = torch.cuda.ExternalStream(green.stream, device=self._device)  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            self.mask, self.sms = 0, self._whole
+
+    def wait(self) -> None:
+        """Until all that was queued by this batch is done."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+
+    def _green(self, mask: int) -> Green:
+        if self._ladder is None:
+            driver = Driver()
+            driver.retain(self._device.index or 0)
+            self._ladder = Ladder(driver, self._device.index or 0)
+        return self._ladder.green(mask)

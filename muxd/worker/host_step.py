@@ -1,0 +1,93 @@
+"""Batches on the CPU: K and V gathered layer by layer, a share is a number of threads."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muxd.device.cpu import threads
+from muxd.messages import NewRows, Sampling, Setup, TokenLogprob
+from muxd.models.registry import build
+from muxd.models.spec import ModelSpec
+from muxd.worker import sampler
+from muxd.worker.attend import DecodeAttend, PrefillAttend
+from muxd.worker.kv import PagedKv
+from muxd.worker.mapped import DTYPES, MappedWeights
+from muxd.worker.sequence import Sequence, Span
+
+
+class HostStep:
+    """See ``muxd.worker.step.Step``. ``pool`` and ``weights``: uint8 [bytes] of host memory."""
+
+    rehearsal = ((8, Sampling(temperature=0.0)),)
+
+    def __init__(self, spec: ModelSpec, setup: Setup, pool: Tensor, weights: Tensor):
+        self._spec, self._setup, self._dtype = spec, setup, DTYPES[setup.dtype]
+        self._threads = 0
+        self._use(100)
+        self.model = build(spec, MappedWeights(setup.tensors, weights))
+        self._kv = PagedKv(spec, pool, setup.block_bytes, setup.max_rows, self._dtype)
+
+    @property
+    def tokens(self) -> int:
+        return self._kv.tokens
+
+    @contextmanager
+    def share(self, percent: int, parts: int) -> Iterator[None]:
+        self._use(percent)
+        yield
+
+    @contextmanager
+    def apart(self, rows: int) -> Iterator[None]:
+        kv, block_bytes = self._kv, self._setup.block_bytes
+        pool = torch.zeros(rows * self._spec.blocks_per_row * block_bytes, dtype=torch.uint8)
+        self._kv = PagedKv(self._spec, pool, block_bytes, rows, self._dtype)
+        try:
+            yield
+        finally:
+            self._kv = kv
+
+    def ready(self) -> None:
+        pass
+
+    def learn(self, new: NewRows) -> None:
+        self._kv.learn(new)
+
+    def take(self, rows: list[int], filled: int) -> None:
+        self._kv.take(rows, filled)
+
+    def forget(self, sequence: Sequence) -> None:
+        pass
+
+    def prefill(self, spans: Items[Span], ends: Items[int]) -> Tensor:
+        attend = PrefillAttend(self._kv, spans)
+        parts = [np.array(span.sequence.history[span.start : span.stop], dtype=np.int64) for span in spans]
+        hidden = self.model.hidden(torch.from_numpy(np.concatenate(parts)), attend.positions, attend)
+        lasts = np.cumsum([span.stop - span.start for span in spans]) - 1
+        return hidden[torch.from_numpy(lasts[list(ends)])]
+
+    def decode(self, sequences: Items[Sequence]) -> Tensor:
+        ordered = sorted(sequences, key=lambda sequence: -sequence.cached)
+        attend = DecodeAttend(self._kv, ordered)
+        tokens = torch.tensor([sequence.history[-1] for sequence in ordered])
+        positions = torch.tensor([sequence.cached for sequence in ordered])
+        hidden = self.model.hidden(tokens, positions, attend)
+        place = {id(sequence): i for i, sequence in enumerate(ordered)}
+        return hidden[torch.tensor([place[id(sequence)] for sequence in sequences])]
+
+    def sample(
+        self, logits: Tensor, sequences: Items[Sequence]
+    ) -> tuple[list[int], dict[int, TokenLogprob] | None]:
+        return sampler.sample(logits, sequences)
+
+    def settle(self) -> None:
+        pass
+
+    def _use(self, percent: int) -> None:
+        count = threads(percent, self._setup.cores)
+        if count != self._threads:
+            torch.set_num_threads(count)
+            self._threads = count

@@ -1,0 +1,90 @@
+"""The roofline benchmark where it cannot measure: its cases run on references, its arithmetic is checked."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import roofline_kernels
+
+    monkeypatch.setattr(roofline_kernels, "COLD_BYTES", 1 << 12)
+    return roofline_kernels
+
+
+def test_every_case_runs_and_has_a_bound(kernels: Any) -> None:
+    model = kernels.ModelShape("tiny", 64, 2, 4, 2, 32, 96, 300)
+    made = [make() for make in kernels.cases(model, "cpu", (1, 3), (40,), (50,))]
+    assert len({(case.kernel, case.shape) for case in made}) == len(made) == 2 + 1 + 9 + 8
+    for case in made:
+        assert case.nbytes > 0
+        for i in (0, case.cycles - 1):
+            found = case.step(i)
+            assert bool(torch.isfinite(found.float()).all())
+
+
+def test_bytes_and_operations_of_known_shapes(kernels: Any) -> None:
+    """By hand: 8 KV heads x 128 x K and V x 2 bytes = 4 KiB a token; 4 operations a head_dim and pair."""
+    model = kernels.MODELS[3]
+    assert model.kv_bytes == 4096
+    case = kernels.decode_attention(model._replace(vocab=8), "cpu", 1, 512)
+    assert case.nbytes == 512 * 4096 + 2 * 32 * 128 * 2
+    assert case.flops == 4 * 512 * 32 * 128
+    from roofline_device import Peaks
+
+    peaks = Peaks(4e12, 800e12)
+    assert peaks.bound(4e12, 0) == 1.0
+    assert peaks.bound(4e12, 1600e12) == 2.0
+
+
+def test_whole_steps_run_and_their_bounds_are_known(kernels: Any) -> None:
+    """By hand for Llama 3 8B: 7.5 billion weights, of which 525 million in the head; 128 KiB a token."""
+    import roofline_step as step
+
+    model = kernels.MODELS[3]
+    assert step.weights_of(model) == 32 * (4096 * 128 * 80 + 3 * 4096 * 14336) + 4096 * 128256
+    nbytes, flops = step.decode_cost(model, 8, 512)
+    assert nbytes == 2 * step.weights_of(model) + 8 * 513 * 131072
+    assert flops == 16 * step.weights_of(model) + 4 * 8 * 512 * 32 * 4096
+    assert step.prefill_cost(model, 1)[1] == 2 * step.weights_of(model) + 2 * 32 * 4096
+    tiny = kernels.ModelShape("tiny", 64, 2, 4, 2, 32, 96, 300)
+    with torch.inference_mode():
+        found = []
+        for recorded in (True, False):
+            torch.manual_seed(0)
+            bench = step.Bench(tiny, 200, 60, "cpu", recorded)
+            sequences = bench.sequences(3, 40)
+            bench.prefill(sequences[0], 40)
+            found.append(bench.decode(sequences))
+            bench.forget(sequences)
+    assert found[0] == found[1]
+    assert len(found[0]) == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+def test_without_a_gpu_it_says_so() -> None:
+    command = [sys.executable, str(BENCHMARKS / "roofline.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no CUDA device" in done.stderr
+    assert not done.stdout
+
+
+def test_the_report_is_json_with_fractions(kernels: Any) -> None:
+    import roofline
+    from roofline_device import Peaks
+
+    line = kernels.Measurement("kernels", "m", "k", "s", 2e-6, 1e-6, "memory")
+    report = json.loads(json.dumps(roofline.report({"device": "d"}, Peaks(1.0, 2.0), [line])))
+    assert report["results"][0]["fraction"] == 0.5
+    assert report["peaks"] == {"bytes_per_second": 1.0, "flops_per_second": 2.0}
+    assert "50.0%" in roofline.row(line)

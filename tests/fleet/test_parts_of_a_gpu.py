@@ -1,0 +1,43 @@
+"""Where batches run on a GPU in parts: apart while that is possible, never on fewer SMs than booked."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muxd.fleet.parts import Parts
+from muxd.messages import Decode, NewRows
+
+STEPS = st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from([0, 25, 50, 75, 100])), max_size=40)
+
+
+def decode(share: int) -> Decode:
+    return Decode(1, share, NewRows(), [1], [], [])
+
+
+@given(STEPS)
+def test_booked_shares_get_parts_of_their_own(steps: list[tuple[str, int]]) -> None:
+    """0 frees a model. While no more than 100 % is booked, no two batches share a part."""
+    book, held, shares = Parts(4), {}, {}
+    for model, share in steps:
+        book.free(model)
+        held.pop(model, None)
+        shares.pop(model, None)
+        if share and sum(shares.values()) + share <= 100:
+            mask = book.placed(model, decode(share)).parts or 0b1111
+            assert mask.bit_count() == share // 25
+            assert not any(mask & other for other in held.values())
+            held[model], shares[model] = mask, share
+    assert book.taken == sum(held.values())
+
+
+def test_overbooked_they_lie_where_the_fewest_are() -> None:
+    book = Parts(4)
+    assert book.placed("a", decode(75)).parts == 0b0111
+    assert book.placed("b", decode(50)).parts == 0b1100
+    assert book.placed("c", decode(100)).parts == 0  # the whole device needs no green context
+    book.free("a")
+    assert book.placed("d", decode(25)).parts == 0b0001
+
+
+def test_without_parts_commands_stay_as_they_are() -> None:
+    command = decode(50)
+    assert Parts(0).placed("a", command) is command
