@@ -19,7 +19,7 @@ class Batches:
     def __init__(self, board: Board, rows: RowKeeper):
         self._board = board
         self._rows = rows
-        self._number = 0
+        self.begun = 0  # the last number
 
     def prefill(self, lane: Lane, share: int, now: float) -> bool:
         """First come first served up to the token budget; the last prompt may be cut into chunks.
@@ -82,5 +82,5 @@ class Batches:
         self._board.actions.append(Launch(lane.spec.model, command))
 
     def _next(self) -> int:
-        self._number += 1
-        return self._number
+        self.begun += 1
+        return self.begun

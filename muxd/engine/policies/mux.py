@@ -48,12 +48,14 @@ class Mux(Policy):
         return True
 
     def _launch_decodes(self, now: float) -> None:
-        for lane in self.board.decodable.lanes:
+        lanes = self.board.decodable.lanes
+        for lane in lanes:
             if not self.board.shares.any_free:
                 return
             if not self._may_decode(lane, now) or self._step(lane, now):
                 continue
-            if now - lane.decode_ended >= self.board.settings.drain_timeout:
+            overdue = now - lane.decode_ended >= self.board.settings.drain_timeout
+            if overdue or self.batches.begun - lane.launched > len(lanes):
                 return  # those after it would take the share that it waits for, again and again
 
     def _step(self, lane: Lane, now: float) -> bool:
