@@ -13,11 +13,10 @@ import msgspec
 from msgspec import Struct
 
 from muxd.errors import ModelFolderError
-from muxd.messages import Dtype
+from muxd.messages import ITEM_BYTES, Dtype
 from muxd.models.config_file import read_json
 
 _DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-ITEMSIZE: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 _LARGEST_HEADER = 100 << 20  # the safetensors library's own limit
 
 
@@ -102,7 +101,7 @@ def _stored(path: Path, name: str, raw: Any, base: int, size: int) -> Stored:
             f"{path}: tensor {name} has dtype {entry.dtype}; served are {', '.join(_DTYPES)}"
         )
     begin, end = entry.data_offsets
-    if not 0 <= begin <= end or end - begin != math.prod(entry.shape) * ITEMSIZE[dtype]:
+    if not 0 <= begin <= end or end - begin != math.prod(entry.shape) * ITEM_BYTES[dtype]:
         raise ModelFolderError(f"{path}: tensor {name}: data offsets {begin}..{end} do not fit its shape")
     if base + end > size:
         raise ModelFolderError(f"{path} is truncated: tensor {name} ends at byte {base + end} of {size}")

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from muxd.device.base import Writer
 from muxd.errors import ModelFolderError
-from muxd.messages import Dtype, TensorEntry
+from muxd.messages import ITEM_BYTES, Dtype, TensorEntry
 from muxd.models.convert import convert
-from muxd.models.safetensors_index import ITEMSIZE, Stored, index
+from muxd.models.safetensors_index import Stored, index
 from muxd.models.spec import ModelSpec
 from muxd.models.tensors import Wanted, harmless, wanted
 
@@ -52,9 +52,9 @@ def plan(folder: Path, spec: ModelSpec, dtype: Dtype) -> WeightPlan:
         start = -(-end // ALIGNMENT) * ALIGNMENT
         tensors.append(TensorEntry(tensor.name, dtype, tensor.shape, start))
         end = start
-        for source in _sources(folder, tensor, stored, start, ITEMSIZE[dtype]):
+        for source in _sources(folder, tensor, stored, start, ITEM_BYTES[dtype]):
             sources.append(source)
-            end = source.offset + int(np.prod(source.stored.shape)) * ITEMSIZE[dtype]
+            end = source.offset + int(np.prod(source.stored.shape)) * ITEM_BYTES[dtype]
     _refuse_unknown(stored, {source.name for source in sources}, spec)
     return WeightPlan(tensors, end, dtype, sources)
 
@@ -91,7 +91,7 @@ def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> N
 
     ``progress`` is called with the bytes of the region filled so far. Raises ModelFolderError.
     """
-    done, itemsize = 0, ITEMSIZE[plan.dtype]
+    done, itemsize = 0, ITEM_BYTES[plan.dtype]
     for source in sorted(plan.sources, key=lambda s: (s.stored.file, s.stored.offset)):
         count = int(np.prod(source.stored.shape))
         for first in range(0, count, _CHUNK):
@@ -105,7 +105,7 @@ def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> N
 def _copy(source: Source, first: int, into: NDArray[np.uint8], size: int, dtype: Dtype) -> None:
     """``size`` elements from the ``first`` on; read in place when no conversion is needed."""
     stored = source.stored
-    itemsize = ITEMSIZE[stored.dtype]
+    itemsize = ITEM_BYTES[stored.dtype]
     same = stored.dtype == dtype
     raw = into if same else np.empty(size * itemsize, dtype=np.uint8)
     try:

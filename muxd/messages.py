@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 Dtype = Literal["bfloat16", "float16", "float32"]
+ITEM_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class TensorEntry(Struct, frozen=True, array_like=True):

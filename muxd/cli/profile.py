@@ -26,7 +26,7 @@ def profile(
     ] = None,
     daemon: Annotated[bool, typer.Option(help="Measure the daemon's overhead, too.")] = True,
     roofline: Annotated[
-        str, typer.Option(help="Compute for a100, h100 or h200 from config.json instead of measuring.")
+        str, typer.Option(help="Compute for a100, h100, h200 or l40s from config.json instead of measuring.")
     ] = "",
 ) -> None:
     """Measure prefill and decode of a model over batch, context and share. Takes about two minutes."""

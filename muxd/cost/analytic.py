@@ -16,9 +16,9 @@ from msgspec import Struct
 
 from muxd.cost.estimate import Estimate, check_query, degree_error, model_error
 from muxd.cost.peaks import CAPTURED, EAGER, Peak, Reach, peak
-from muxd.cost.profile import ITEM_BYTES, ROOFLINE, Device, Grid, ModelProfile, Shape
+from muxd.cost.profile import ROOFLINE, Device, Grid, ModelProfile, Shape
 from muxd.cost.shapes import CATALOGUE, ModelShape
-from muxd.messages import Dtype
+from muxd.messages import ITEM_BYTES, Dtype
 
 _ROWS = {
     "prefill": [1, 16, 64, 256, 512, 1024, 2048, 8192],

@@ -14,7 +14,6 @@ from muxd.messages import Dtype
 
 FORMAT = 1
 ROOFLINE = "roofline"  # how ``ModelProfile.measured`` begins where nothing was measured
-ITEM_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class Device(Struct, frozen=True):

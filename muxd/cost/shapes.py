@@ -8,9 +8,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from muxd.cost.profile import ITEM_BYTES, Shape
+from muxd.cost.profile import Shape
 from muxd.errors import ConfigError
-from muxd.messages import Dtype
+from muxd.messages import ITEM_BYTES, Dtype
 from muxd.models.spec import ModelSpec, read_spec
 
 

@@ -14,12 +14,11 @@ from muxd.config import ModelConfig
 from muxd.engine.lane import Lane
 from muxd.errors import ModelFolderError, MuxdError
 from muxd.fleet.state import Life, State
+from muxd.messages import ITEM_BYTES
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, plan
 from muxd.text.template import ChatTemplate
 from muxd.text.tokenizer import Tokenizer
-
-ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 

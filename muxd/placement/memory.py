@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from muxd.cost.profile import ITEM_BYTES
 from muxd.errors import ConfigError
+from muxd.messages import ITEM_BYTES
 from muxd.placement.problem import ModelLoad, Problem
 
 _GB = 1e9

@@ -18,9 +18,8 @@ from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.engine.slo import Slo
 from muxd.errors import ConfigError
+from muxd.messages import ITEM_BYTES
 from muxd.pool.ledger import Ledger
-
-_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 def likenesses(config: Config, profile: Profile) -> dict[str, str]:
@@ -76,7 +75,7 @@ def _open_account(ledger: Ledger, model: ModelConfig, shape: Shape, block_bytes:
 
 def row_tokens(shape: Shape, block_bytes: int) -> int:
     """T of docs/design.md §1. Raises ConfigError when no token fits a block."""
-    tokens = block_bytes // (2 * shape.head_dim * _ITEM_BYTES[shape.dtype])
+    tokens = block_bytes // (2 * shape.head_dim * ITEM_BYTES[shape.dtype])
     if tokens < 1:
         raise ConfigError(f"pool.block_bytes: {block_bytes} holds no token at head_dim {shape.head_dim}")
     return tokens

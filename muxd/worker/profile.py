@@ -18,7 +18,7 @@ import torch
 from muxd.cost import probe
 from muxd.device.base import HostWriter
 from muxd.errors import MuxdError
-from muxd.messages import BatchDone, Chunk, Decode, NewRows, Prefill, Sampling, Setup
+from muxd.messages import ITEM_BYTES, BatchDone, Chunk, Decode, NewRows, Prefill, Sampling, Setup
 from muxd.models.spec import read_spec
 from muxd.models.weights import fill, plan
 from muxd.worker.runner import Runner
@@ -26,7 +26,6 @@ from muxd.worker.runner import Runner
 _GREEDY = Sampling(temperature=0.0)
 _PATTERN = 0x3C  # each byte of the pool: a small finite number in every type, and pages that are really there
 _MOST = 200  # batches of one probe
-_ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class Bench:
@@ -35,7 +34,7 @@ class Bench:
     def __init__(self, setup: probe.Setup):
         folder = Path(setup.folder)
         self.spec = read_spec(folder)
-        self.row_tokens = self.spec.tokens_per_row(setup.block_bytes, _ITEMSIZE[setup.dtype])
+        self.row_tokens = self.spec.tokens_per_row(setup.block_bytes, ITEM_BYTES[setup.dtype])
         layout = plan(folder, self.spec, setup.dtype)
         weights = np.empty(layout.bytes, np.uint8)
         fill(layout, HostWriter(weights), lambda done: None)

@@ -1,5 +1,6 @@
 """Single behaviours of the ledger that a caller relies on."""
 
+import gc
 import subprocess
 import sys
 
@@ -191,11 +192,13 @@ def steps(call: object, *args: object) -> int:
         return trace
 
     before = sys.gettrace()
+    gc.disable()  # finalizers of other tests are Python lines, too
     sys.settrace(trace)  # type: ignore[arg-type]
     try:
         call(*args)  # type: ignore[operator]
     finally:
         sys.settrace(before)
+        gc.enable()
     return count
 
 

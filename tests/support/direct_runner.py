@@ -9,13 +9,12 @@ import numpy as np
 import torch
 
 from muxd.device.base import HostWriter
-from muxd.messages import BatchDone, Chunk, Decode, Dtype, NewRows, Prefill, Sampling, Setup
+from muxd.messages import ITEM_BYTES, BatchDone, Chunk, Decode, Dtype, NewRows, Prefill, Sampling, Setup
 from muxd.models.spec import read_spec
 from muxd.models.weights import fill, plan
 from muxd.worker.runner import Runner
 
 GREEDY = Sampling(temperature=0.0)
-_ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 def int32(values: Sequence[int]) -> bytes:
@@ -39,7 +38,7 @@ class DirectRunner:
         paged: bool | None = None,
     ):
         self.spec = read_spec(folder)
-        self.tokens = self.spec.tokens_per_row(block_bytes, _ITEMSIZE[dtype])
+        self.tokens = self.spec.tokens_per_row(block_bytes, ITEM_BYTES[dtype])
         layout = plan(folder, self.spec, dtype)
         weights = np.zeros(layout.bytes, dtype=np.uint8)
         fill(layout, HostWriter(weights), lambda done: None)
