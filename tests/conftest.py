@@ -1,10 +1,15 @@
 """Fixtures for all rooms. Every test fails if it leaves a process or a memfd behind."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 
-import pytest
-from support import leaks
+# Before anything loads torch: threads of the reference computations that spin while they wait would take the
+# cores that daemons and workers under test need. Workers set their own.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import pytest  # noqa: E402
+from support import leaks  # noqa: E402
 
 leaks.mark_environment()
 
