@@ -8,8 +8,8 @@ from collections.abc import Iterator
 # cores that daemons and workers under test need. Workers set their own.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-import pytest  # noqa: E402
-from support import leaks  # noqa: E402
+import pytest
+from support import leaks
 
 leaks.mark_environment()
 
