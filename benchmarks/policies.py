@@ -14,12 +14,11 @@ from pathlib import Path
 import msgspec
 from sim_vs_live import live
 
-from muxd.cli.reports import seconds
 from muxd.cli.simulate import cost_table, run
 from muxd.cli.tables import render
 from muxd.config import load
 from muxd.sim.plots import save
-from muxd.sim.report import Report
+from muxd.sim.report import Report, seconds
 from muxd.sim.workload import read
 
 HEADS = (

@@ -149,9 +149,9 @@ def _methods(method: str, compare: str) -> "list[Method]":
 
 def _shown(plan: "Plan", problem: "Problem") -> str:
     """Units and their models, then what is one number."""
-    from muxd.cli.reports import seconds
     from muxd.cli.tables import render, size
     from muxd.placement.problem import attainment
+    from muxd.sim.report import seconds
 
     rows = []
     for unit in plan.units:

@@ -8,7 +8,7 @@ import typer
 from muxd.cli.tables import render
 from muxd.errors import ConfigError
 from muxd.sim import plots
-from muxd.sim.report import ModelReport, Quantiles, Report
+from muxd.sim.report import ModelReport, Quantiles, Report, seconds
 
 _HEADERS = ("MODEL", "REQUESTS", "SERVED", "REFUSED", "FAILED", "OFFERED/S", "REQ/S", "TOK/S")
 _TIMES = ("TTFT50", "TTFT90", "TTFT99", "TPOT50", "TPOT90", "TPOT99", "LAT50", "LAT90", "LAT99")
@@ -48,12 +48,6 @@ def _row(part: ModelReport) -> list[str]:
 
 def _quantiles(found: Quantiles | None) -> list[str]:
     return [seconds(value) for value in (found.p50, found.p90, found.p99)] if found else ["-"] * 3
-
-
-def seconds(value: float) -> str:
-    """Three digits: "4.21ms", "38.0ms", "1.52s", "214s"."""
-    value, unit = (value * 1000, "ms") if value < 1 else (value, "s")
-    return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}{unit}"
 
 
 def _slo(report: Report) -> str:

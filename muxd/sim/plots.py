@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muxd.errors import ConfigError
-from muxd.sim.report import ModelReport, Report
+from muxd.sim.report import ModelReport, Report, seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,9 +149,8 @@ def _html_table(report: Report) -> str:
     for part in [*report.models, report.total]:
         cells = [part.model, part.requests, part.served, part.refused, part.failed]
         rates = [f"{part.requests_per_second:.2f}", f"{part.tokens_per_second:.1f}"]
-        times = [
-            f"{t:.4g}" for q in (part.ttft, part.tpot, part.latency) for t in ((q.p50, q.p99) if q else ())
-        ]
+        found = (part.ttft, part.tpot, part.latency)
+        times = [text for q in found for text in ((seconds(q.p50), seconds(q.p99)) if q else ("-", "-"))]
         rows.append("".join(f"<td>{escape(str(cell))}</td>" for cell in [*cells, *rates, *times]))
     head = "".join(f"<th>{name}</th>" for name in heads)
     lines = "".join(f"<tr>{row}</tr>" for row in rows)

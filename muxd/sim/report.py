@@ -195,3 +195,9 @@ def jain(values: Sequence[float]) -> float:
     """R. Jain, D. Chiu, W. Hawe, 1984. 1 when all are equal, also when all are 0."""
     total, squares = float(sum(values)), float(sum(value**2 for value in values))
     return total**2 / (len(values) * squares) if squares else 1.0
+
+
+def seconds(value: float) -> str:
+    """Three digits: "4.21ms", "38.0ms", "1.52s", "214s"."""
+    value, unit = (value * 1000, "ms") if value < 1 else (value, "s")
+    return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}{unit}"

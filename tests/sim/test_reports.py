@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.costs import model, table
 
-from muxd.cli.reports import seconds
 from muxd.cli.reports import table as text_table
 from muxd.errors import ConfigError
 from muxd.sim import plots
 from muxd.sim.records import Outcome, Records
-from muxd.sim.report import Report, jain, make_report, quantiles
+from muxd.sim.report import Report, jain, make_report, quantiles, seconds
 from muxd.sim.workload import Item, Workload
 
 
