@@ -36,6 +36,15 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     device: str = "auto"  # "cpu", "cuda:0", or "auto": the first GPU where there is one
 
 
+class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[[device]]``: one of several devices, each with a pool of its own."""
+
+    name: str  # "cuda:0"; on the CPU "cpu:0", "cpu:1" ..., any numbers
+    cores: list[int] = msgspec.field(default_factory=list)  # CPU numbers of its own; none on a GPU
+    pool: str = ""  # as pool.bytes, which is the default
+    memory: str = ""  # pool and weights together take no more; empty: what the device has
+
+
 class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[pool]``: the KV memory all models share."""
 
@@ -53,6 +62,12 @@ class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     drain_timeout: float = 0.5  # seconds a waiting prefill may hold back decode steps
     prefill_tokens: int = 512  # token budget of one prefill batch
     look_ahead: int = 64  # generated tokens charged at admission
+
+
+class PlacementConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[placement]``: which model runs where, with more than one ``[[device]]``."""
+
+    profile: str = ""  # costs by `muxd profile`; empty: estimated from shapes and the device's peaks
 
 
 class QuotaConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,6 +93,8 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     tpot_slo: float = 0.0  # seconds a token after the first, mean of a request; 0: no target
     prefix_cache: bool = True  # keep computed rows for later prompts that begin with the same tokens
     chat_template: str = ""  # file with a jinja template, overrides the model folder's
+    device: str = ""  # the [[device]] it runs on; empty: where the plan puts it
+    rate: float = 0.0  # requests a second expected of it, for the plan at the start; 0: as the others
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,7 +103,15 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     server: ServerConfig = msgspec.field(default_factory=ServerConfig)
     pool: PoolConfig = msgspec.field(default_factory=PoolConfig)
     scheduler: SchedulerConfig = msgspec.field(default_factory=SchedulerConfig)
+    placement: PlacementConfig = msgspec.field(default_factory=PlacementConfig)
+    device: list[DeviceConfig] = msgspec.field(default_factory=list)
     model: list[ModelConfig] = msgspec.field(default_factory=list)
+
+    @property
+    def devices(self) -> list[DeviceConfig]:
+        """Those of ``[[device]]``, else the one of ``server.device``; each with its pool."""
+        named = self.device or [DeviceConfig(self.server.device)]
+        return [msgspec.structs.replace(one, pool=one.pool or self.pool.bytes) for one in named]
 
 
 def home(env: Mapping[str, str] = os.environ) -> Path:
@@ -148,7 +173,13 @@ def _read(path: Path) -> dict[str, Any]:
 def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
     """MUXD_PORT, MUXD_POOL_BYTES, MUXD_SCHEDULER_OVERBOOK ...: [server] keys need no room name."""
     found: dict[str, Any] = {}
-    for room, struct in (("server", ServerConfig), ("pool", PoolConfig), ("scheduler", SchedulerConfig)):
+    rooms: dict[str, type[Struct]] = {
+        "server": ServerConfig,
+        "pool": PoolConfig,
+        "scheduler": SchedulerConfig,
+        "placement": PlacementConfig,
+    }
+    for room, struct in rooms.items():
         for field in msgspec.structs.fields(struct):
             prefix = "MUXD_" if room == "server" else f"MUXD_{room.upper()}_"
             text = env.get(prefix + field.encode_name.upper())
@@ -184,7 +215,9 @@ def _anchored(config: Config, folder: Path) -> Config:
         msgspec.structs.replace(m, path=anchor(m.path), chat_template=anchor(m.chat_template))
         for m in config.model
     ]
-    return msgspec.structs.replace(config, model=models)
+    profile = anchor(config.placement.profile)
+    placement = msgspec.structs.replace(config.placement, profile=profile)
+    return msgspec.structs.replace(config, model=models, placement=placement)
 
 
 def _check(config: Config, path: Path | None) -> None:
@@ -202,18 +235,51 @@ def _check(config: Config, path: Path | None) -> None:
             raise ConfigError(
                 f"{where}: model.share: {model.share} is not a percentage from 0 to 100 ({model.name})"
             )
+    _check_devices(config, where)
     _check_ranges(config, where)
+
+
+def _check_devices(config: Config, where: Path | str) -> None:
+    """Several devices have different names and share no core; pinned models name one of them."""
+    taken: dict[int, str] = {}
+    seen: set[str] = set()
+    for device in config.device:
+        key = f"{where}: device ({device.name})"
+        if not re.fullmatch(r"(cpu|cuda)(:\d+)?", device.name):
+            raise ConfigError(
+                f'{where}: device.name: {device.name!r} is no device; write "cuda:0" or "cpu:0"'
+            )
+        if device.name in seen:
+            raise ConfigError(f"{where}: device.name: two devices are called {device.name!r}")
+        seen.add(device.name)
+        if device.name.startswith("cuda") and device.cores:
+            raise ConfigError(f"{key}: cores: a GPU has none to choose")
+        if device.name.startswith("cpu") and len(config.device) > 1 and not device.cores:
+            raise ConfigError(f"{key}: cores: name the CPUs that are its own, such as cores = [0, 1]")
+        for core in device.cores:
+            if core in taken or core < 0:
+                why = f"is {taken[core]}'s already" if core in taken else "is no CPU"
+                raise ConfigError(f"{key}: cores: {core} {why}")
+            taken[core] = device.name
+        if device.memory:
+            size(device.memory, key=f"{key}: memory")
+    if config.device and config.server.device != "auto":
+        raise ConfigError(f"{where}: server.device: give either it or [[device]] tables, not both")
+    for model in config.model:
+        if model.device and model.device not in seen:
+            known = ", ".join(sorted(seen)) or "none in [[device]] tables"
+            raise ConfigError(
+                f"{where}: model.device: {model.device!r} ({model.name}) is not a device; there are: {known}"
+            )
 
 
 def _check_ranges(config: Config, where: Path | str) -> None:
     block = config.pool.block_bytes
     if block < 1024 or block & (block - 1):
         raise ConfigError(f"{where}: pool.block_bytes: {block} is not a power of two of at least 1024")
-    pool = size(config.pool.bytes, key=f"{where}: pool.bytes")
-    if pool < block:
-        raise ConfigError(f"{where}: pool.bytes: {config.pool.bytes!r} holds no block of {block} bytes")
+    pools = _pools(config, where, block)
     size(config.server.max_body, key=f"{where}: server.max_body")
-    _check_quotas(config, where, pool)
+    _check_quotas(config, where, pools)
     positive = {
         "server.shutdown_grace": config.server.shutdown_grace,
         "scheduler.drain_timeout": config.scheduler.drain_timeout,
@@ -231,6 +297,7 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         **{f"model.max_context ({m.name})": m.max_context for m in config.model},
         **{f"model.ttft_slo ({m.name})": m.ttft_slo for m in config.model},
         **{f"model.tpot_slo ({m.name})": m.tpot_slo for m in config.model},
+        **{f"model.rate ({m.name})": m.rate for m in config.model},
     }
     for key, value in not_negative.items():
         if not 0 <= value < math.inf:
@@ -243,18 +310,36 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         raise ConfigError(f"{where}: server.port: {config.server.port} is not a port")
 
 
-def _check_quotas(config: Config, where: Path | str, pool: int) -> None:
+def _pools(config: Config, where: Path | str, block: int) -> dict[str, int]:
+    """Bytes of every device's pool."""
+    found = {}
+    for device in config.devices:
+        key = f"device.pool ({device.name})" if config.device else "pool.bytes"
+        found[device.name] = size(device.pool, key=f"{where}: {key}")
+        if found[device.name] < block:
+            raise ConfigError(f"{where}: {key}: {device.pool!r} holds no block of {block} bytes")
+    return found
+
+
+def _check_quotas(config: Config, where: Path | str, pools: Mapping[str, int]) -> None:
     """Every guarantee must be one that can be kept, also when all are claimed at once."""
-    promised = 0
+    promised, together = dict.fromkeys(pools, 0), 0
     for model in config.model:
+        # Who is pinned lies in that pool; the others go where there is room, at least in the largest.
+        pool = pools[model.device] if model.device else max(pools.values())
         least = size(model.quota.min, key=f"{where}: model.quota.min ({model.name})", whole=pool)
         most = size(model.quota.max, key=f"{where}: model.quota.max ({model.name})", whole=pool)
         if least > most:
             values = f"min {model.quota.min!r} is above max {model.quota.max!r}"
             raise ConfigError(f"{where}: model.quota ({model.name}): {values}")
-        promised += least
-    if promised > pool:
+        together += least
+        if model.device:
+            promised[model.device] += least
+    over = [name for name, bytes in promised.items() if bytes > pools[name]]
+    if together > sum(pools.values()) or over:
+        asked, there = (promised[over[0]], pools[over[0]]) if over else (together, sum(pools.values()))
+        whose = f" on {over[0]}" if over else ""
         raise ConfigError(
-            f"{where}: model.quota.min: together {promised} bytes, but pool.bytes is {pool}; "
+            f"{where}: model.quota.min: together {asked} bytes{whose}, but pool.bytes is {there}; "
             "raise pool.bytes or lower the guarantees"
         )

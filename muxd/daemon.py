@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
+from itertools import count
 
 import uvloop
 from aiohttp import web
@@ -21,32 +22,26 @@ from muxd.admin.server import AdminServer
 from muxd.api.app import make_app, make_runner
 from muxd.api.metrics import HttpMetrics
 from muxd.clock import MonotonicClock
-from muxd.config import Config, size
+from muxd.config import Config, DeviceConfig, size
 from muxd.device.base import Device
 from muxd.device.choose import open_device
 from muxd.device.device_metrics import DeviceMetrics
 from muxd.device.nvml import Nvml, NvmlMissing, Reading
-from muxd.engine.forecast import Forecast
-from muxd.engine.lane import LaneSpec
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
 from muxd.engine.request import Request
-from muxd.engine.scheduler import Scheduler
-from muxd.engine.settings import Settings
-from muxd.engine.shares import Shares
 from muxd.engine.slo import Slo
 from muxd.engine.stream import TokenStream
-from muxd.engine.unit import Unit
-from muxd.errors import ConfigError, ModelFolderError, MuxdError
+from muxd.errors import ConfigError, MuxdError
 from muxd.fleet import notify
-from muxd.fleet.accounts import lane_spec, open_account
+from muxd.fleet.build import open_site
 from muxd.fleet.catalog import Entry
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.host import Progress
-from muxd.fleet.parts import Parts
+from muxd.fleet.planning import Planning
 from muxd.fleet.roster import Roster
 from muxd.link.daemon_end import DaemonEnd, private_directory
-from muxd.messages import BatchDone, BatchFailed, Decode, FromWorker, Prefill, Ready, Refused
+from muxd.messages import FromWorker
 from muxd.pool.arena import Arena
 from muxd.steward import Steward as DaemonSteward
 
@@ -89,36 +84,45 @@ class Daemon:
 
     async def live(self, on_ready: Callable[[Steward], None], on_progress: Progress) -> int:
         self._on_signals()
-        chosen = self.config.server.device
-        self.device: Device = await asyncio.to_thread(open_device, chosen, key="server.device")
+        self.devices: dict[str, Device] = {}
         try:
+            for device in self.config.devices:
+                await asyncio.to_thread(self._open_device, device)
             await self._live(on_ready, on_progress)
         finally:
-            await asyncio.to_thread(self.device.close)
+            for opened in self.devices.values():
+                await asyncio.to_thread(opened.close)
         return 0
 
+    def _open_device(self, config: DeviceConfig) -> None:
+        key = "device.name" if self.config.device else "server.device"
+        limit = size(config.memory, key="device.memory") if config.memory else 0
+        opened = open_device(config.name, key=key, cpus=config.cores, limit=limit)
+        self.devices[config.name if self.config.device else opened.name] = opened
+
     async def _live(self, on_ready: Callable[[Steward], None], on_progress: Progress) -> None:
-        self.parts = Parts(self.device.parts)
         self.readings: Callable[[], list[Reading]] = list  # no GPU, nothing to read
         with suppress(NvmlMissing):
             self.readings = Nvml().read
             DeviceMetrics(self.registry, self.readings)
-        self.arena = Arena(
-            self.device, size(self.config.pool.bytes, key="pool.bytes"), self.config.pool.block_bytes
-        )
+        arenas: dict[str, Arena] = {}
         directory = private_directory()
         try:
+            self._open_arenas(arenas)
             await asyncio.gather(*(asyncio.to_thread(entry.open) for entry in self.entries.values()))
+            self.planning = await asyncio.to_thread(Planning, self.config, self.devices)
+            await asyncio.to_thread(self.planning.start, self.entries.values())
             self.link = DaemonEnd(directory, self._on_message, self._on_link_lost)
             try:
-                self._make_unit()
+                self._make_sites(arenas)
                 self._make_roster(on_progress)
                 await self._serve(on_ready)
             finally:
                 self.link.close()
         finally:
             shutil.rmtree(directory, ignore_errors=True)
-            self.arena.close()
+            for arena in arenas.values():
+                arena.close()
 
     async def _serve(self, on_ready: Callable[[Steward], None]) -> None:
         """Doors open, hosts running, until ``stop``; then everything down, in the reverse order."""
@@ -139,7 +143,8 @@ class Daemon:
             stack.callback(announce.cancel)
             await self.stopping.wait()
             notify.stopping()
-            await self.unit.drain(self.config.server.shutdown_grace)
+            grace = self.config.server.shutdown_grace
+            await asyncio.gather(*(site.unit.drain(grace) for site in self.sites.values()))
 
     def _make_http(self) -> web.AppRunner:
         max_body = size(self.config.server.max_body, key="server.max_body")
@@ -175,84 +180,55 @@ class Daemon:
         """Design §3: every block is free, cached or owned once. A fault is loud and harms nobody yet."""
         while True:
             await asyncio.sleep(_AUDIT_PERIOD)
-            if self.unit.idle:
-                try:
-                    self.arena.ledger.audit()
-                except MuxdError as error:
-                    _log.critical("%s", error.message)
+            for site in self.sites.values():
+                if site.unit.idle:
+                    try:
+                        site.arena.ledger.audit()
+                    except MuxdError as error:
+                        _log.critical("%s: %s", site.name, error.message)
 
     # ---- wiring -----------------------------------------------------------------------------------
 
-    def _make_unit(self) -> None:
-        lanes = self._open_accounts()
-        scheduler = self.config.scheduler
-        settings = Settings(
-            drain_timeout=scheduler.drain_timeout,
-            prefill_tokens=scheduler.prefill_tokens,
-            look_ahead=scheduler.look_ahead,
-            adapt_period=scheduler.adapt_period,
-        )
-        shares = Shares(self.device.rungs, scheduler.overbook)
-        forecast = None
-        if scheduler.admission == "slo":
-            forecast = Forecast(self.observer.attainment.targets, settings.prefill_tokens)
-        self.scheduler = Scheduler(
-            lanes, self.arena.ledger, shares, settings, policy=scheduler.policy, forecast=forecast
-        )
-        self.unit = Unit(self.scheduler, self._send, self.clock, self.observer)
-        for model, lane in self.scheduler.lanes.items():
-            self.entries[model].lane = lane
+    def _open_arenas(self, arenas: dict[str, Arena]) -> None:
+        for (name, device), config in zip(self.devices.items(), self.config.devices, strict=True):
+            key = "device.pool" if self.config.device else "pool.bytes"
+            arenas[name] = Arena(device, size(config.pool, key=key), self.config.pool.block_bytes)
 
-    def _open_accounts(self) -> list[LaneSpec]:
-        """Ledger accounts and lanes for every model whose folder could be read.
-
-        Raises ConfigError where their quotas cannot hold together.
-        """
-        opened = [entry for entry in self.entries.values() if entry.opened is not None]
-        for entry in opened:
-            try:
-                open_account(entry, self.arena)
-            except ModelFolderError as error:
-                entry.error = error.message
-        share = max(1, 100 // len(self.entries))
-        return [lane_spec(entry, self.arena, share) for entry in opened if not entry.error]
+    def _make_sites(self, arenas: dict[str, Arena]) -> None:
+        ids, spawns = count(1), count(1)
+        self.sites = {
+            name: open_site(
+                name, device, arenas[name], [one for one in self.entries.values() if one.device == name],
+                self.config.scheduler, link=self.link, clock=self.clock, observer=self.observer, ids=ids,
+                spawns=spawns,
+            )
+            for name, device in self.devices.items()
+        }  # fmt: skip
 
     def _make_roster(self, on_progress: Progress) -> None:
         self.roster = Roster(
-            entries=self.entries, arena=self.arena, device=self.device, unit=self.unit, link=self.link,
-            clock=self.clock, gauges=Gauges(self.registry, self.metrics, self.scheduler, self.entries),
-            progress=on_progress,
+            entries=self.entries, sites=self.sites, clock=self.clock, progress=on_progress,
+            gauges=Gauges(self.registry, self.metrics, self.sites, self.entries),
+            place=lambda entry: self.planning.place(entry, self.entries.values()),
         )  # fmt: skip
 
     def _make_report(self) -> DaemonSteward:
-        return DaemonSteward(unit=self.unit, roster=self.roster, config=self.config,
-            entries=self.entries, arena=self.arena, scheduler=self.scheduler, observer=self.observer,
-            clock=self.clock, address=lambda: self.address, cores=self.device.cores, stop=self.stop,
+        return DaemonSteward(roster=self.roster, config=self.config, entries=self.entries, sites=self.sites,
+            observer=self.observer, clock=self.clock, address=lambda: self.address, stop=self.stop,
             readings=self.readings,
         )  # fmt: skip
 
     # ---- the link ---------------------------------------------------------------------------------
 
-    def _send(self, model: str, command: Prefill | Decode) -> None:
-        self.roster.send(model, self.parts.placed(model, command))
-
     def _on_message(self, worker: str, message: FromWorker) -> None:
-        host = self.roster.host_of(worker)
-        if host is None:
-            return
-        match message:
-            case BatchDone():
-                self.parts.free(host.entry.name)
-                self.unit.batch_done(host.entry.name, message)
-            case Ready() | Refused():
-                self.parts.free(host.entry.name)
-                host.on_message(message)
-            case BatchFailed():
-                host.on_defect(f"failed in a batch: {message.error}")
+        for site in self.sites.values():
+            if host := site.host_of(worker):
+                site.on_message(host, message)
 
     def _on_link_lost(self, worker: str, reason: str) -> None:
-        if host := self.roster.host_of(worker):
-            host.on_defect(reason)
+        for site in self.sites.values():
+            if host := site.host_of(worker):
+                host.on_defect(reason)
 
     # ---- Serving (the HTTP door) ------------------------------------------------------------------
 
@@ -264,7 +240,7 @@ class Daemon:
         return self.entries
 
     def submit(self, request: Request) -> TokenStream:
-        return self.unit.submit(request)
+        return self.roster.submit(request)
 
     def stop(self) -> None:
         """Begin the orderly end. May be called twice."""

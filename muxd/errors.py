@@ -38,6 +38,10 @@ class ConfigError(MuxdError):
     code = "config_error"
 
 
+class OutOfMemory(ConfigError):
+    """The device has not that much memory left. The message names the setting to lower."""
+
+
 class ModelFolderError(MuxdError):
     """A model folder cannot be served. The message names the file and the reason; other models go on."""
 

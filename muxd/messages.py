@@ -39,6 +39,7 @@ class Setup(Struct, frozen=True, tag="setup"):
     tensors: list[TensorEntry]
     cores: int  # a share of 100 % means this many threads
     max_context: int
+    cpus: tuple[int, ...] = ()  # the CPUs to stay on; none: all
 
 
 class Sampling(Struct, frozen=True, array_like=True):

@@ -12,8 +12,10 @@ from muxd.clock import Clock
 from muxd.device.cpu import threads
 from muxd.device.nvml import Reading
 from muxd.engine.observer import Observer
-from muxd.engine.scheduler import Scheduler
+from muxd.engine.unit import Unit
 from muxd.fleet.catalog import Entry
+from muxd.fleet.gauges import lanes
+from muxd.fleet.site import Site
 from muxd.pool.arena import Arena
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -24,12 +26,10 @@ class Report:
     """What the local door's Steward tells without changing anything."""
 
     entries: Mapping[str, Entry]
-    arena: Arena
-    scheduler: Scheduler
+    sites: Mapping[str, Site]
     observer: Observer
     clock: Clock
     address: Callable[[], str]
-    cores: int
     stop: Callable[[], None]
     readings: Callable[[], list[Reading]] = list
     _began: float = field(init=False)
@@ -41,23 +41,23 @@ class Report:
         """Asks the driver; from a thread."""
         return [_device(reading) for reading in self.readings()]
 
+    @property
+    def several(self) -> bool:
+        """More than one device: then rows say which."""
+        return len(self.sites) > 1
+
     def status(self) -> Status:
-        ledger, outcomes = self.arena.ledger, self.observer.outcomes
-        lanes = self.scheduler.lanes.values()
+        outcomes = self.observer.outcomes
+        lanes = [lane for site in self.sites.values() for lane in site.unit.lanes.values()]
+        pools = {name: _pool(site.arena) for name, site in self.sites.items()}
         return Status(
             version=__version__,
             pid=os.getpid(),
             uptime_seconds=self.clock.now() - self._began,
             address=self.address(),
-            policy="mux",
-            cores=self.cores,
-            pool=PoolStatus(
-                self.arena.nbytes,
-                self.arena.block_bytes,
-                ledger.total_blocks,
-                ledger.free_blocks,
-                ledger.cached_blocks,
-            ),
+            policy=self._units[0].policy,
+            cores=sum(site.device.cores for site in self.sites.values()),
+            pool=_together(list(pools.values())),
             models=dict(Counter(entry.state for entry in self.entries.values())),
             requests=RequestStatus(
                 running=sum(lane.admitted for lane in lanes),
@@ -67,24 +67,29 @@ class Report:
                 cancelled=outcomes["cancelled"],
                 failed=outcomes["failed"],
             ),
+            devices=pools if self.several else {},
         )
+
+    @property
+    def _units(self) -> list[Unit]:
+        return [site.unit for site in self.sites.values()]
 
     def models(self) -> list[ModelRow]:
         return [self._model(entry) for entry in self.entries.values()]
 
     def ps(self) -> list[ProcessRow]:
-        rows = [self._process(os.getpid(), "daemon", restarts=0)]
-        for entry in self.entries.values():
-            if entry.life.pid is not None:
-                rows.append(
-                    self._process(entry.life.pid, "worker", restarts=entry.life.restarts, model=entry.name)
-                )
+        rows = [self._process(os.getpid(), "daemon")]
+        for site in self.sites.values():
+            for host in site.hosts.values():
+                if host.life.pid is not None:
+                    rows.append(self._process(host.life.pid, "worker", host.life.restarts, host.entry, site))
         return [row for row in rows if row is not None]
 
     def _model(self, entry: Entry) -> ModelRow:
-        usage = self.arena.ledger.usage().get(entry.name)
-        lane = self.scheduler.lanes.get(entry.name)
-        block = self.arena.block_bytes
+        """While it moves, what it holds and serves at both devices."""
+        held = lanes(self.sites.values(), entry.name)
+        uses = [(site.arena.ledger.usage()[entry.name], site.arena.block_bytes) for site, _ in held]
+        lane = entry.lane
         return ModelRow(
             name=entry.name,
             state=entry.state,
@@ -93,25 +98,23 @@ class Report:
             pid=entry.life.pid,
             share=lane.spec.share if lane else entry.config.share,
             weights_bytes=entry.opened.plan.bytes if entry.opened and lane else 0,
-            kv_used_bytes=usage.blocks * block if usage else 0,
-            kv_min_bytes=usage.min_blocks * block if usage else 0,
-            kv_max_bytes=usage.max_blocks * block if usage else 0,
-            running=lane.admitted if lane else 0,
-            waiting=lane.queued if lane else 0,
+            kv_used_bytes=sum(use.blocks * block for use, block in uses),
+            kv_min_bytes=sum(use.min_blocks * block for use, block in uses),
+            kv_max_bytes=sum(use.max_blocks * block for use, block in uses),
+            running=sum(lane.admitted for _, lane in held),
+            waiting=sum(lane.queued for _, lane in held),
             ttft_p99_ms=self.observer.ttft_p99_ms(entry.name),
             tokens_total=self.observer.tokens_out[entry.name],
             since_seconds=self.clock.now() - entry.life.since if entry.life.since else 0.0,
             ttft_slo=entry.config.ttft_slo,
             tpot_slo=entry.config.tpot_slo,
             goodput=self.observer.attainment.rolling(entry.name),
+            device=entry.device if self.several else "",
         )
 
-    def _threads(self, model: str) -> int:
-        """Threads of the model's own share; it may use more while others are quiet."""
-        lane = self.scheduler.lanes.get(model)
-        return threads(self.scheduler.shares.floor(lane.spec.share), self.cores) if lane else 1
-
-    def _process(self, pid: int, role: str, *, restarts: int, model: str = "") -> ProcessRow | None:
+    def _process(
+        self, pid: int, role: str, restarts: int = 0, entry: Entry | None = None, site: Site | None = None
+    ) -> ProcessRow | None:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             memory = _private_bytes(pid)
@@ -122,14 +125,38 @@ class Report:
         return ProcessRow(
             pid=pid,
             role="worker" if role == "worker" else "daemon",
-            model=model,
+            model=entry.name if entry else "",
             phases="prefill+decode" if role == "worker" else "",
-            cores=self._threads(model),
+            cores=_threads(site, entry.name) if site and entry else 1,
             memory_bytes=memory,
             cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICK,
             restarts=restarts,
             uptime_seconds=max(0.0, uptime),
+            device=site.name if site and self.several else "",
         )
+
+
+def _threads(site: Site, model: str) -> int:
+    """Threads of the model's own share; it may use more while others are quiet."""
+    lane = site.unit.lanes.get(model)
+    return threads(site.unit.shares.floor(lane.spec.share), site.device.cores) if lane else 1
+
+
+def _pool(arena: Arena) -> PoolStatus:
+    ledger = arena.ledger
+    return PoolStatus(
+        arena.nbytes, arena.block_bytes, ledger.total_blocks, ledger.free_blocks, ledger.cached_blocks
+    )
+
+
+def _together(pools: list[PoolStatus]) -> PoolStatus:
+    return PoolStatus(
+        bytes=sum(pool.bytes for pool in pools),
+        block_bytes=pools[0].block_bytes,
+        total_blocks=sum(pool.total_blocks for pool in pools),
+        free_blocks=sum(pool.free_blocks for pool in pools),
+        cached_blocks=sum(pool.cached_blocks for pool in pools),
+    )
 
 
 def _private_bytes(pid: int) -> int:

@@ -5,7 +5,7 @@ through the unit, on the daemon's own loop: it takes effect with the next decisi
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from typing import get_args
 
@@ -17,16 +17,16 @@ from muxd.admin.schemas import (
     PolicyState,
     QuotaChange,
     QuotaRow,
-    Status,
     UnloadModel,
 )
-from muxd.config import Config, ModelConfig, Policy, size, with_model
-from muxd.engine.journal import FINISHED
+from muxd.config import Config, ModelConfig, Policy, QuotaConfig, size, with_model
+from muxd.engine.journal import FINISHED, newest
 from muxd.engine.trace import RequestTimes, Trace
-from muxd.engine.unit import Unit
 from muxd.errors import BadRequest, ConfigError, MuxdError, NotFound
 from muxd.fleet.roster import Roster
+from muxd.fleet.site import Site
 from muxd.fleet.steps import Step
+from muxd.pool.arena import Arena
 from muxd.pool.ledger import Usage
 from muxd.report import Report
 
@@ -37,93 +37,83 @@ POLICIES = list(get_args(Policy))
 class Steward(Report):
     """Implements ``admin.schemas.Steward``."""
 
-    unit: Unit
     roster: Roster
     config: Config
-    _weights: dict[str, float] = field(init=False, default_factory=dict)  # where they were changed
-
-    def status(self) -> Status:
-        return replace(super().status(), policy=self.unit.policy)
 
     # ---- quotas -----------------------------------------------------------------------------------
 
     def quota(self) -> list[QuotaRow]:
-        return [self._quota(model, use) for model, use in self.arena.ledger.usage().items()]
+        return [
+            self._quota(site, model, use)
+            for site in self.sites.values()
+            for model, use in site.arena.ledger.usage().items()
+        ]
 
     def set_quota(self, change: QuotaChange) -> list[QuotaRow]:
-        """Raises NotFound, and BadRequest where a value cannot be, alone or beside the other models'."""
-        usage = self.arena.ledger.usage()
-        if change.model not in usage:
-            known = ", ".join(usage) or "none"
+        """Raises NotFound, and BadRequest where a value cannot be, alone or beside the other models'.
+
+        A model that moves keeps it; ``muxctl load`` goes back to the configuration's.
+        """
+        entry = self.entries.get(change.model)
+        if entry is None or entry.lane is None:
+            served = [model for site in self.sites.values() for model in site.unit.lanes]
+            known = ", ".join(served) or "none"
             raise NotFound(f"model: no model {change.model!r} has a quota; those that have: {known}")
-        weight = self._weight(change.model) if change.weight is None else change.weight
+        weight = entry.quota.weight if change.weight is None else change.weight
         if not 0 < weight < inf:
             raise BadRequest(f"weight: {weight} must be above 0 and finite", param="weight")
+        site = self.roster.site(entry)
         try:
-            least, most = self._bounds(change, usage[change.model])
-            self.unit.set_quota(change.model, least, most, weight)
+            least, most = self._bounds(site.arena, change, site.arena.ledger.usage()[change.model])
+            site.unit.set_quota(change.model, least, most, weight)
         except ConfigError as error:
             raise BadRequest(error.message) from None
-        self._weights[change.model] = weight
+        entry.quota = QuotaConfig(change.min or entry.quota.min, change.max or entry.quota.max, weight)
         return self.quota()
 
-    def _bounds(self, change: QuotaChange, use: Usage) -> tuple[int, int]:
+    def _bounds(self, arena: Arena, change: QuotaChange, use: Usage) -> tuple[int, int]:
         """Least and most head blocks. A guarantee is rounded down to blocks as at the start."""
-        least = use.min_blocks if change.min is None else self._blocks("min", change.min)
-        most = use.max_blocks if change.max is None else self._blocks("max", change.max)
+        least = use.min_blocks if change.min is None else _blocks(arena, "min", change.min)
+        most = use.max_blocks if change.max is None else _blocks(arena, "max", change.max)
         if least > most:
             raise BadRequest(
-                f"min: {self._shown(change.min, least)} is above max, {self._shown(change.max, most)} "
+                f"min: {_shown(arena, change.min, least)} is above max, {_shown(arena, change.max, most)} "
                 f"({change.model})",
                 param="min",
             )
         return least, most
 
-    def _blocks(self, field: str, text: str) -> int:
-        count = size(text, key=field, whole=self.arena.nbytes) // self.arena.block_bytes
-        total = self.arena.ledger.total_blocks
-        if count > total:
-            pool = f"the pool has {self.arena.nbytes} bytes"
-            raise BadRequest(f"{field}: {text!r} is more than there is, {pool}", param=field)
-        return count
-
-    def _shown(self, text: str | None, blocks: int) -> str:
-        return repr(text) if text is not None else f"{blocks * self.arena.block_bytes} bytes"
-
-    def _quota(self, model: str, use: Usage) -> QuotaRow:
-        block, quota = self.arena.block_bytes, self.unit.quota(model)
+    def _quota(self, site: Site, model: str, use: Usage) -> QuotaRow:
+        block, quota = site.arena.block_bytes, site.unit.quota(model)
         return QuotaRow(
             model=model,
-            weight=self._weight(model),
+            weight=self.entries[model].quota.weight,
             min_bytes=use.min_blocks * block,
             quota_bytes=quota * block,
             max_bytes=use.max_blocks * block,
             used_bytes=use.blocks * block,
             cached_bytes=use.cached_blocks * block,
             borrowed_bytes=max(0, use.blocks - quota) * block,
-            pool_bytes=self.arena.nbytes,
+            pool_bytes=site.arena.nbytes,
+            device=site.name if self.several else "",
         )
-
-    def _weight(self, model: str) -> float:
-        return self._weights.get(model, self.entries[model].config.quota.weight)
 
     # ---- models -----------------------------------------------------------------------------------
 
     def load(self, wanted: LoadModel) -> AsyncIterator[Step]:
         """Raises as ``Roster.load`` and ``Roster.add`` do, and BadRequest for settings that cannot be."""
         if not wanted.path:
-            change = self.roster.load(wanted.model)
+            change = self.roster.load(wanted.model, wanted.device)
         else:
             try:
                 change = self.roster.add(self._added(wanted))
             except ConfigError as error:
                 raise BadRequest(error.message) from None
-        self._weights.pop(wanted.model, None)  # as at the start
         return change.watch()
 
     def _added(self, wanted: LoadModel) -> ModelConfig:
         """Checked beside the models there are now. Raises ConfigError."""
-        model = ModelConfig(name=wanted.model, path=wanted.path, dtype=wanted.dtype)
+        model = ModelConfig(wanted.model, wanted.path, dtype=wanted.dtype, device=wanted.device)
         models = [entry.config for entry in self.entries.values()]
         with_model(replace(self.config, model=models), model)
         return model
@@ -134,31 +124,48 @@ class Steward(Report):
 
     def audit(self) -> Audit:
         """Takes a moment on a large pool; nothing else is served meanwhile."""
-        ledger, fault = self.arena.ledger, ""
-        try:
-            ledger.audit()
-        except MuxdError as error:
-            fault = error.message
-        held = ledger.total_blocks - ledger.unheld_blocks
-        return Audit(fault, ledger.total_blocks, ledger.free_blocks, ledger.cached_blocks, held)
+        faults = []
+        for site in self.sites.values():
+            try:
+                site.arena.ledger.audit()
+            except MuxdError as error:
+                faults.append(f"{site.name}: {error.message}" if self.several else error.message)
+        ledgers = [site.arena.ledger for site in self.sites.values()]
+        total = sum(ledger.total_blocks for ledger in ledgers)
+        return Audit(
+            "; ".join(faults),
+            total,
+            sum(ledger.free_blocks for ledger in ledgers),
+            sum(ledger.cached_blocks for ledger in ledgers),
+            total - sum(ledger.unheld_blocks for ledger in ledgers),
+        )
 
     # ---- policy -----------------------------------------------------------------------------------
 
     def policy(self) -> PolicyState:
-        return PolicyState(self.unit.policy, POLICIES)
+        return PolicyState(self._units[0].policy, POLICIES)
 
     def set_policy(self, name: str) -> PolicyState:
-        """Raises BadRequest for an unknown name and Busy while requests are served."""
+        """On all devices or on none. Raises BadRequest for an unknown name and Busy while requests are
+        served."""
         if name not in POLICIES:
             raise BadRequest(f"policy: {name!r} is none of {', '.join(POLICIES)}", param="policy")
-        self.unit.set_policy(name)
+        before, done = self._units[0].policy, []
+        try:
+            for unit in self._units:
+                unit.set_policy(name)
+                done.append(unit)
+        except MuxdError:
+            for unit in done:
+                unit.set_policy(before)
+            raise
         return self.policy()
 
     # ---- what happened ----------------------------------------------------------------------------
 
     def why(self, id: str) -> list[RequestTimes]:
         """Raises NotFound."""
-        found = self.unit.journal.find(id, self.clock.now())
+        found = newest([unit.journal.find(id, self.clock.now()) for unit in self._units])
         if not found:
             raise NotFound(
                 f"no request {id!r} is running or among the last {FINISHED} that ended; the id is the "
@@ -167,5 +174,22 @@ class Steward(Report):
             )
         return found
 
-    def trace(self) -> Trace:
-        return self.unit.journal.timeline.snapshot(self.clock.now())
+    def trace(self) -> list[Trace]:
+        """One for each device."""
+        now = self.clock.now()
+        return [
+            replace(site.unit.journal.timeline.snapshot(now), device=site.name if self.several else "")
+            for site in self.sites.values()
+        ]
+
+
+def _blocks(arena: Arena, field: str, text: str) -> int:
+    count = size(text, key=field, whole=arena.nbytes) // arena.block_bytes
+    if count > arena.ledger.total_blocks:
+        pool = f"the pool has {arena.nbytes} bytes"
+        raise BadRequest(f"{field}: {text!r} is more than there is, {pool}", param=field)
+    return count
+
+
+def _shown(arena: Arena, text: str | None, blocks: int) -> str:
+    return repr(text) if text is not None else f"{blocks * arena.block_bytes} bytes"

@@ -101,8 +101,8 @@ class AdminClient:
         """All choices of the answer with this id or ``x-request-id``."""
         return self._call("GET", f"/v0/why/{quote(id, safe='')}", list[RequestTimes])
 
-    def trace(self) -> Trace:
-        return self._call("GET", "/v0/trace", Trace)
+    def trace(self) -> list[Trace]:
+        return self._call("GET", "/v0/trace", list[Trace])
 
     def stop(self, *, wait: float) -> int:
         """Ask the daemon to end and wait up to ``wait`` seconds until its process is gone; returns its pid.

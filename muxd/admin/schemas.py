@@ -48,6 +48,7 @@ class Status(Struct, frozen=True):
     pool: PoolStatus
     models: dict[str, int]  # state -> how many models are in it
     requests: RequestStatus
+    devices: dict[str, PoolStatus] = {}  # the pools one by one; empty with one device
 
 
 class ModelRow(Struct, frozen=True):
@@ -71,6 +72,7 @@ class ModelRow(Struct, frozen=True):
     ttft_slo: float = 0.0  # seconds; 0: no target
     tpot_slo: float = 0.0
     goodput: float | None = None  # part of the last 1,000 requests within both; None: none measured yet
+    device: str = ""  # where it is; "" with one device
 
 
 class ProcessRow(Struct, frozen=True):
@@ -85,6 +87,7 @@ class ProcessRow(Struct, frozen=True):
     cpu_seconds: float
     restarts: int
     uptime_seconds: float
+    device: str = ""  # of a worker; "" with one device
 
 
 class QuotaRow(Struct, frozen=True):
@@ -102,7 +105,8 @@ class QuotaRow(Struct, frozen=True):
     used_bytes: int
     cached_bytes: int
     borrowed_bytes: int
-    pool_bytes: int
+    pool_bytes: int  # of its device
+    device: str = ""  # "" with one device
 
 
 class QuotaChange(Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,6 +135,7 @@ class LoadModel(Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     path: str = ""  # absolute
     dtype: Dtype = "bfloat16"  # with ``path``
+    device: str = ""  # where to; "": where it was, or where the plan puts it
 
 
 class UnloadModel(Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,7 +144,7 @@ class UnloadModel(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Audit(Struct, frozen=True):
-    """Do the pool's books add up? ``fault`` says what does not; "" if all is well."""
+    """Do the books of all pools add up? ``fault`` says what does not; "" if all is well."""
 
     fault: str
     total_blocks: int
@@ -206,6 +211,6 @@ class Steward(Protocol):
 
     def why(self, id: str) -> list[RequestTimes]: ...
 
-    def trace(self) -> Trace: ...
+    def trace(self) -> list[Trace]: ...
 
     def stop(self) -> None: ...

@@ -47,18 +47,20 @@ def policy(
 
 
 def quota_table(rows: list[QuotaRow]) -> str:
-    """Bytes, and percent of the pool."""
-    headers = ("MODEL", "MIN", "QUOTA", "MAX", "WEIGHT", "USED", "CACHED", "BORROWED")
-    return render(headers, [_quota(row) for row in rows])
+    """Bytes, and percent of the pool of its device."""
+    several = any(row.device for row in rows)
+    headers = ("MODEL", *(["DEVICE"] if several else []), "MIN", "QUOTA", "MAX", "WEIGHT", "USED", "CACHED",
+               "BORROWED")  # fmt: skip
+    return render(headers, [_quota(row, several) for row in rows])
 
 
-def _quota(row: QuotaRow) -> list[str]:
+def _quota(row: QuotaRow, several: bool) -> list[str]:
     def part(count: int) -> str:
         return f"{size(count)} {100 * count / row.pool_bytes:.0f}%" if count else "0"
 
     bounds = map(part, (row.min_bytes, row.quota_bytes, row.max_bytes))
     held = map(part, (row.used_bytes, row.cached_bytes, row.borrowed_bytes))
-    return [row.model, *bounds, f"{row.weight:g}", *held]
+    return [row.model, *([row.device] if several else []), *bounds, f"{row.weight:g}", *held]
 
 
 def _policies(state: PolicyState) -> str:

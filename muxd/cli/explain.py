@@ -54,9 +54,10 @@ def trace(
             fail(PROGRAM, f"{file} exists; choose another name, or --force to replace it")
         except OSError as error:
             fail(PROGRAM, f"cannot write {file}: {error.strerror or error}")
-        begin = min((span.start for span in found.spans), default=found.now)
+        spans, now = [span for one in found for span in one.spans], found[0].now
+        begin = min((span.start for span in spans), default=now)
         typer.echo(
-            f"Wrote {len(found.spans)} batches of the last {found.now - begin:.0f} s to {file}.\n"
+            f"Wrote {len(spans)} batches of the last {now - begin:.0f} s to {file}.\n"
             "Open it at https://ui.perfetto.dev (Open trace file; it stays on your machine) or chrome://tracing."
         )
         warn_of_version(client)

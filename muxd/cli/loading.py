@@ -37,13 +37,16 @@ def load(
     dtype: Annotated[
         str, typer.Option(metavar="TYPE", help="bfloat16, float16 or float32; with --name.")
     ] = "bfloat16",
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="Where to, of several. Default: as the plan says.")
+    ] = "",
     socket: Socket = "",
     json: Json = False,
 ) -> None:
     """Load a model and wait until it is ready. One from outside muxd.toml is forgotten when muxd ends."""
     with sentences(PROGRAM):
         client = client_at(socket)
-        wanted = _wanted(model, name, path, dtype)
+        wanted = _wanted(model, name, path, dtype, device)
         last = follow(client.load(wanted))
         show(client, last, json, f"{wanted.model} is ready.")
 
@@ -81,14 +84,14 @@ def follow(steps: Iterator[Step]) -> Step:
     return last
 
 
-def _wanted(model: str, name: str, path: Path | None, dtype: str) -> LoadModel:
+def _wanted(model: str, name: str, path: Path | None, dtype: str, device: str) -> LoadModel:
     """Raises typer.Exit where the arguments do not go together."""
     if (model and (name or path)) or (not model and not (name and path)):
         fail(PROGRAM, "say which model: muxctl load MODEL, or muxctl load --name NAME --path FOLDER", code=2)
     if model:
-        return LoadModel(model)
+        return LoadModel(model, device=device)
     assert path is not None
     kinds: dict[str, Dtype] = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
     if dtype not in kinds:
         fail(PROGRAM, f"--dtype {dtype!r} is none of {', '.join(kinds)}", code=2)
-    return LoadModel(name, str(path.expanduser().absolute()), kinds[dtype])
+    return LoadModel(name, str(path.expanduser().absolute()), kinds[dtype], device)

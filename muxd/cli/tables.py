@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 
-from muxd.admin.schemas import Audit, ModelRow, ProcessRow, Status
+from muxd.admin.schemas import Audit, ModelRow, PoolStatus, ProcessRow, Status
 
 _GAP = "   "
 _MODEL_HEADERS = ("MODEL", "STATE", "SHARE", "WEIGHTS", "KV USED/MIN/MAX", "RUN", "WAIT", "TTFT99", "TOKENS")
@@ -19,32 +19,45 @@ def render(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def models(rows: Sequence[ModelRow]) -> str:
-    """With a column SLO, the rolling goodput, where a model has a target."""
-    measured = any(row.ttft_slo or row.tpot_slo for row in rows)
-    headers = (*_MODEL_HEADERS, *(["SLO"] if measured else []), "SINCE", "DETAIL")
-    return render(headers, [_model(row, measured) for row in rows])
+    """With a column SLO, the rolling goodput, where a model has a target; DEVICE where there are several."""
+    measured, several = any(row.ttft_slo or row.tpot_slo for row in rows), any(row.device for row in rows)
+    headers = (
+        *_MODEL_HEADERS[:2], *(["DEVICE"] if several else []), *_MODEL_HEADERS[2:],
+        *(["SLO"] if measured else []), "SINCE", "DETAIL",
+    )  # fmt: skip
+    return render(headers, [_model(row, measured, several) for row in rows])
 
 
 def processes(rows: Sequence[ProcessRow]) -> str:
-    headers = ("PROCESS", "PID", "PHASES", "CORES", "MEMORY", "CPU", "RESTARTS", "UP")
-    return render(headers, [_process(row) for row in rows])
+    several = any(row.device for row in rows)
+    headers = ("PROCESS", "PID", *(["DEVICE"] if several else []), "PHASES", "CORES", "MEMORY", "CPU",
+               "RESTARTS", "UP")  # fmt: skip
+    return render(headers, [_process(row, several) for row in rows])
 
 
 def status(now: Status) -> str:
     """Name and value, one a line."""
-    pool, requests = now.pool, now.requests
-    free = 100 * pool.free_blocks // pool.total_blocks if pool.total_blocks else 0
+    requests = now.requests
     lines = {
         "muxd": f"{now.version}, pid {now.pid}, up {duration(now.uptime_seconds)}",
         "http": now.address,
         "policy": f"{now.policy}, {_count(now.cores, 'core')}",
-        "pool": f"{size(pool.bytes)} in {pool.total_blocks} blocks of {size(pool.block_bytes)}; "
-        f"{pool.free_blocks} free ({free} %), {pool.cached_blocks} cached",
+        "pool": _pool(now.pool),
+        **{f"  {name}": _pool(pool) for name, pool in now.devices.items()},
         "models": ", ".join(f"{count} {state}" for state, count in sorted(now.models.items())) or "none",
         "requests": f"{requests.running} running, {requests.waiting} waiting; {requests.served} served, "
         f"{requests.refused} refused, {requests.cancelled} cancelled, {requests.failed} failed",
     }
-    return "\n".join(f"{name:<8}{_GAP}{_clean(value)}" for name, value in lines.items())
+    width = max(len(name) for name in lines)
+    return "\n".join(f"{name:<{width}}{_GAP}{_clean(value)}" for name, value in lines.items())
+
+
+def _pool(pool: PoolStatus) -> str:
+    free = 100 * pool.free_blocks // pool.total_blocks if pool.total_blocks else 0
+    return (
+        f"{size(pool.bytes)} in {pool.total_blocks} blocks of {size(pool.block_bytes)}; "
+        f"{pool.free_blocks} free ({free} %), {pool.cached_blocks} cached"
+    )
 
 
 def audit(books: Audit) -> str:
@@ -69,10 +82,11 @@ def duration(seconds: float) -> str:
     return f"{int(seconds)}s"
 
 
-def _model(row: ModelRow, measured: bool) -> list[str]:
+def _model(row: ModelRow, measured: bool, several: bool) -> list[str]:
     return [
         row.name,
         row.state,
+        *([row.device or "-"] if several else []),
         f"{row.share}%",
         size(row.weights_bytes),
         "/".join(map(size, (row.kv_used_bytes, row.kv_min_bytes, row.kv_max_bytes))),
@@ -86,10 +100,11 @@ def _model(row: ModelRow, measured: bool) -> list[str]:
     ]
 
 
-def _process(row: ProcessRow) -> list[str]:
+def _process(row: ProcessRow, several: bool) -> list[str]:
     return [
         row.model or row.role,
         str(row.pid),
+        *([row.device or "-"] if several else []),
         row.phases or "-",
         str(row.cores),
         size(row.memory_bytes),

@@ -44,6 +44,11 @@ class Region(Protocol):
         """For filling it. One at a time; blocking, so from a thread."""
         ...
 
+    @property
+    def closed(self) -> bool:
+        """Whether this process's hold was dropped."""
+        ...
+
     def close(self) -> None:
         """Drop this process's hold. Mappings, here and elsewhere, stay valid. May be called twice."""
         ...
@@ -66,8 +71,23 @@ class Device(Protocol):
         ...
 
     @property
+    def kind(self) -> str:
+        """What it is, for people and for tables of costs: "NVIDIA H200"; "CPU"."""
+        ...
+
+    @property
     def cores(self) -> int:
         """What a share of 100 % means: CPU threads, or SMs."""
+        ...
+
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        """The CPUs a worker must stay on; none: wherever it likes."""
+        ...
+
+    @property
+    def memory(self) -> int:
+        """Bytes that pool and weights may take together."""
         ...
 
     @property
@@ -90,8 +110,8 @@ class Device(Protocol):
     def allocate(self, nbytes: int, label: str) -> Region:
         """At least ``nbytes`` of memory; ``label`` ("pool", "weights") shows up in tools and in errors.
 
-        What it contains is unspecified (zeros on the CPU). Raises ConfigError naming the setting to lower
-        when the memory is not there.
+        What it contains is unspecified (zeros on the CPU). Raises OutOfMemory, a ConfigError naming the
+        setting to lower, when the memory is not there.
         """
         ...
 

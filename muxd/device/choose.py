@@ -5,6 +5,7 @@ What is missing is said loudly and served without: no MPS means turns on the who
 
 import logging
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from muxd.device import apart
@@ -19,30 +20,39 @@ _log = logging.getLogger("muxd.device")
 Sharing = Literal["parts", "caps", "turns"]
 
 
-def open_device(name: str = "auto", sharing: Sharing = "parts", *, key: str = "device") -> Cpu | Cuda:
+def open_device(
+    name: str = "auto",
+    sharing: Sharing = "parts",
+    *,
+    key: str = "device",
+    cpus: Sequence[int] = (),
+    limit: int = 0,
+) -> Cpu | Cuda:
     """The device ``name``. Raises ConfigError naming ``key`` when it cannot serve; "auto" takes the CPU then.
+
+    ``cpus``: those of "cpu:0" and the like. ``limit``: bytes that pool and weights may take; 0: all.
 
     ``sharing`` of a GPU: parts of its SMs chosen batch by batch (green contexts), a cap for each worker's
     life (MPS percentages), or turns. Blocks for seconds when MPS has to be started.
     """
-    if name == "cpu":
-        return Cpu()
+    if re.fullmatch(r"cpu(:\d+)?", name):
+        return Cpu(cpus=cpus, limit=limit)
     found = re.fullmatch(r"cuda(?::(\d+))?", name)
     if found is None and name != "auto":
         raise ConfigError(f'{key}: {name!r} is no device; write "auto", "cpu" or "cuda:0"')
     try:
-        return _gpu(int(found[1] or 0) if found else 0, sharing)
+        return _gpu(int(found[1] or 0) if found else 0, sharing, limit)
     except CudaError as error:
         if found is None:
             _log.info("serving on the CPU: %s", error)
-            return Cpu()
+            return Cpu(cpus=cpus, limit=limit)
         raise ConfigError(f"{key}: {name} cannot be used: {error} (`muxd doctor --gpu` tells more)") from None
 
 
-def _gpu(index: int, sharing: Sharing) -> Cuda:
+def _gpu(index: int, sharing: Sharing, limit: int) -> Cuda:
     if sharing == "turns":
-        return Cuda(index)
-    device = Cuda(index)  # before MPS: a daemon is not started for a GPU that cannot serve
+        return Cuda(index, limit=limit)
+    device = Cuda(index, limit=limit)  # before MPS: a daemon is not started for a GPU that cannot serve
     mps = Mps()
     try:
         mps.start()
@@ -57,4 +67,4 @@ def _gpu(index: int, sharing: Sharing) -> Cuda:
     if not caps and (problem := apart.problem(mps.client_env(), index)):
         _log.warning("%s: workers get fixed caps instead of parts: %s", device.name, problem)
         caps = True
-    return Cuda(index, mps=mps, caps=caps, driver=device.driver)
+    return Cuda(index, mps=mps, caps=caps, driver=device.driver, limit=limit)

@@ -7,15 +7,19 @@ import fcntl
 import mmap
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from muxd.device import cgroup
 from muxd.device.base import ClientView, HostWriter
-from muxd.errors import ConfigError
+from muxd.device.budget import Budget
+from muxd.errors import ConfigError, OutOfMemory
 
 
 class CpuRegion:
@@ -38,6 +42,11 @@ class CpuRegion:
         if self._fd < 0:
             raise ValueError("region is closed")
         return self._fd
+
+    @property
+    def closed(self) -> bool:
+        """See ``device.base.Region.closed``."""
+        return self._fd < 0
 
     @property
     def untouched(self) -> int:
@@ -64,14 +73,29 @@ class CpuRegion:
 
 
 class Cpu:
-    """This machine's CPU, as far as the process may use it."""
+    """This machine's CPU as far as the process may use it, or only ``cpus`` of it.
+
+    ``limit``: bytes of ``device.memory``; 0: what the machine has. Raises ConfigError for a CPU that this
+    process may not use.
+    """
 
     name = "cpu"
+    kind = "CPU"
+    _regions: ClassVar[WeakSet[CpuRegion]] = WeakSet()  # of all devices: they share the machine's memory
 
-    def __init__(self, cores: int | None = None):
-        self.cores = cores or available_cores()
+    def __init__(self, cores: int | None = None, *, cpus: Sequence[int] = (), limit: int = 0):
+        self.cpus = tuple(cpus)
+        if missing := set(cpus) - os.sched_getaffinity(0):
+            there = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+            raise ConfigError(f"device.cores: muxd may not use CPU {min(missing)}, only {there}")
+        self.cores = cores or len(self.cpus) or available_cores()
         self.rungs = rungs(self.cores)
-        self._regions: list[CpuRegion] = []
+        self._budget = Budget(limit)
+
+    @property
+    def memory(self) -> int:
+        """See ``device.base.Device.memory``."""
+        return self._budget.limit or available_memory()[0] + self._budget.held
 
     def worker_env(self, cap: int = 0) -> dict[str, str]:
         """See ``worker_env`` below. ``cap`` is not needed: a worker's threads follow each batch's share."""
@@ -81,17 +105,18 @@ class Cpu:
         """See ``device.base.Device.allocate``. Memory promised before but not yet touched counts as used."""
         if nbytes < 1:
             raise ConfigError(f"{label}: cannot allocate {nbytes} bytes")
-        self._regions = [region for region in self._regions if region._fd >= 0]
-        promised = sum(region.untouched for region in self._regions)
+        self._budget.admit(nbytes, label)
+        promised = sum(region.untouched for region in self._regions if not region.closed)
         free, source = available_memory()
         if nbytes + promised > free:
             more = "" if label == "pool" else " or serve fewer models"
-            raise ConfigError(
+            raise OutOfMemory(
                 f"not enough memory for {label}: {_mib(nbytes)} wanted, {_mib(max(0, free - promised))} left "
                 f"({source}, {_mib(promised)} of it promised already): lower pool.bytes{more}"
             )
         region = CpuRegion(nbytes, label)
-        self._regions.append(region)
+        self._regions.add(region)
+        self._budget.keep(region)
         return region
 
     def attached(self, pid: int, view: ClientView, cap: int = 0) -> str:

@@ -10,6 +10,7 @@ import logging
 import os
 
 from muxd.device.base import ClientView
+from muxd.device.budget import Budget
 from muxd.device.driver import (
     COMPUTE_MODE,
     EXCLUSIVE_PROCESS,
@@ -26,7 +27,7 @@ from muxd.device.driver import (
 from muxd.device.green import PARTS, Unsplittable, quarters
 from muxd.device.mps import Mps, MpsUnavailable
 from muxd.device.upload import Uploader
-from muxd.errors import ConfigError
+from muxd.errors import ConfigError, OutOfMemory
 
 _log = logging.getLogger("muxd.device")
 
@@ -47,6 +48,11 @@ class CudaRegion:
             raise ValueError("region is closed")
         return self._fd
 
+    @property
+    def closed(self) -> bool:
+        """See ``device.base.Region.closed``."""
+        return self._fd < 0
+
     def writer(self) -> Uploader:
         """See ``device.base.Region.writer``; windows of at most ``upload.HALF`` bytes."""
         return Uploader(self.fd, self.nbytes, self._device, env=self._env)
@@ -64,7 +70,10 @@ class Cuda:
     ``mps``: a control daemon that runs, else models take turns on the whole device. With ``mps`` a worker
     either has a cap for life (``caps``) or changes its part of the SMs with every batch, by green contexts;
     never both: under a cap a green context may use more SMs than it was given (cuda.h 13.0).
+    ``limit``: bytes of ``device.memory``; 0: what the GPU has.
     """
+
+    cpus: tuple[int, ...] = ()  # the host's part of a worker goes where it likes
 
     def __init__(
         self,
@@ -73,6 +82,7 @@ class Cuda:
         mps: Mps | None = None,
         caps: bool = False,
         driver: Driver | None = None,
+        limit: int = 0,
     ):
         # Before cuInit, and for good: as an MPS client the daemon would end with the first faulty worker.
         os.environ.update(OFF_MPS)
@@ -80,11 +90,18 @@ class Cuda:
         self.driver = driver or Driver()
         self.index, self.mps, self._caps = index, mps, caps
         self._keep_context = False
+        self._budget = Budget(limit)
         self._check()
         self.name = f"cuda:{index}"
+        self.kind = self.driver.device_name(index)
         self.cores = self.driver.attribute(SM_COUNT, index)
         self.granularity = self.driver.granularity(index)
         self.rungs = self._rungs()
+
+    @property
+    def memory(self) -> int:
+        """See ``device.base.Device.memory``."""
+        return self._budget.limit or self.driver.total_memory(self.index)
 
     @property
     def parts(self) -> int:
@@ -103,18 +120,21 @@ class Cuda:
         if nbytes < 1:
             raise ConfigError(f"{label}: cannot allocate {nbytes} bytes")
         size = round_up(nbytes, self.granularity)
+        self._budget.admit(size, label)
         try:
             handle = self._create(size)
         except CudaError as error:
             if error.result != OUT_OF_MEMORY:
                 raise
-            raise ConfigError(self._too_little(size, label)) from None
+            raise OutOfMemory(self._too_little(size, label)) from None
         try:
             fd = self.driver.export(handle)
         finally:
             # The descriptor counts as a reference (cuda.h, cuMemRelease): the memory lives on.
             self.driver.release(handle)
-        return CudaRegion(fd, nbytes, self.index, self._upload_env())
+        region = CudaRegion(fd, nbytes, self.index, self._upload_env())
+        self._budget.keep(region)
+        return region
 
     def attached(self, pid: int, view: ClientView, cap: int = 0) -> str:
         """See ``device.base.Device.attached``."""

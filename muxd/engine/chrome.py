@@ -1,7 +1,8 @@
 """A ``Trace`` as Chrome's trace event JSON, which Perfetto and chrome://tracing open. Pure.
 
 Format: "Trace Event Format" (Google, 2016): "X" complete events, "C" counters, "i" instants, "M" names; times
-in microseconds. One track for each model and phase, in the order of the first batch.
+in microseconds. One process for each device, in it one track for each model and phase, in the order of the
+first batch.
 """
 
 from collections.abc import Iterable
@@ -9,15 +10,19 @@ from typing import Any
 
 from muxd.engine.trace import Mark, Sample, Span, Trace
 
-_PROCESS = 1  # the unit
-
 Event = dict[str, Any]
 
 
-def chrome(trace: Trace) -> dict[str, Any]:
+def chrome(traces: Iterable[Trace]) -> dict[str, Any]:
     """The whole file, to be written as JSON. Times stay on the daemon's clock, as in ``why --json``."""
+    events = [{**event, "pid": number} for number, trace in enumerate(traces, 1) for event in _events(trace)]
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _events(trace: Trace) -> Iterable[Event]:
+    """Of one device."""
     tracks = _tracks(trace)
-    events = [_named("process_name", 0, "muxd")]
+    events = [_named("process_name", 0, f"muxd {trace.device}".rstrip())]
     for (model, phase), number in tracks.items():
         events.append(_named("thread_name", number, f"{model} {phase}"))
         events.append({**_base("M", "thread_sort_index", number), "args": {"sort_index": number}})
@@ -25,7 +30,7 @@ def chrome(trace: Trace) -> dict[str, Any]:
     events += [_mark(mark, tracks) for mark in trace.marks]
     for sample in trace.samples:
         events += _counters(sample)
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+    return events
 
 
 def _tracks(trace: Trace) -> dict[tuple[str, str], int]:
@@ -77,7 +82,7 @@ def _named(kind: str, track: int, name: str) -> Event:
 
 
 def _base(phase: str, name: str, track: int) -> Event:
-    return {"ph": phase, "name": name, "pid": _PROCESS, "tid": track}
+    return {"ph": phase, "name": name, "tid": track}
 
 
 def _micros(seconds: float) -> float:

@@ -162,6 +162,16 @@ class Journal:
         return structs.replace(one, beside=self.timeline.prefilled_beside(one.model, one.arrived, end))
 
 
+def newest(answers: Iterable[list[RequestTimes]]) -> list[RequestTimes]:
+    """Of what several units found for one id: the choices of the newest answer, in order."""
+    found = [one for answer in answers for one in answer]
+    last = max(found, key=lambda one: one.arrived, default=None)
+    if last is None:
+        return []
+    answer = last.id.rpartition("-")[0]
+    return sorted((one for one in found if one is last or _is_choice(one, answer)), key=_choice)
+
+
 def _is_choice(one: RequestTimes, answer: str) -> bool:
     """Whether it is a choice of the answer with this id."""
     return one.id.startswith(answer) and one.id.rpartition("-")[0] == answer

@@ -96,3 +96,4 @@ class Trace(Struct, frozen=True):
     spans: list[Span]
     marks: list[Mark]
     samples: list[Sample]
+    device: str = ""  # "" with one device

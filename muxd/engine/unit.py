@@ -33,6 +33,7 @@ from muxd.engine.observer import Observer
 from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Sequence
+from muxd.engine.shares import Shares
 from muxd.engine.slo import Outcome
 from muxd.engine.stream import TokenStream
 from muxd.errors import MuxdError, ShuttingDown
@@ -49,14 +50,22 @@ class Unit:
     cancelled, failed; ``observer`` hears which.
     """
 
-    def __init__(self, scheduler: Scheduler, send: Send, clock: Clock, observer: Observer):
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        send: Send,
+        clock: Clock,
+        observer: Observer,
+        ids: "count[int] | None" = None,
+    ):
+        """``ids`` numbers sequences; units of one daemon share it, as they share the observer."""
         self._scheduler = scheduler
         self._send = send
         self._clock = clock
         self._observer = observer
         self.journal = Journal(scheduler.lanes, scheduler.ledger, clock.now())
         self._streams: dict[int, TokenStream] = {}
-        self._ids = count(1)
+        self._ids = ids or count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._draining = False
         self._refusals: dict[str, MuxdError] = {}  # models that take no new requests, and why
@@ -117,6 +126,16 @@ class Unit:
     def idle(self) -> bool:
         """No request is anywhere in the unit."""
         return not self._streams
+
+    @property
+    def lanes(self) -> Mapping[str, Lane]:
+        """To be read only."""
+        return self._scheduler.lanes
+
+    @property
+    def shares(self) -> Shares:
+        """To be read only."""
+        return self._scheduler.shares
 
     # ---- controls ---------------------------------------------------------------------------------
 

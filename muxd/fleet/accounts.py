@@ -10,7 +10,7 @@ from muxd.pool.arena import Arena
 def terms(entry: Entry, arena: Arena) -> Terms:
     """What an opened entry's configuration asks of the pool. Raises ConfigError naming the setting."""
     assert entry.opened is not None
-    quota = entry.config.quota
+    quota = entry.quota
     least, most = (
         size(text, key=f"model.quota.{key} ({entry.name})", whole=arena.nbytes) // arena.block_bytes
         for key, text in (("min", quota.min), ("max", quota.max))
@@ -49,6 +49,6 @@ def lane_spec(entry: Entry, arena: Arena, share: int) -> LaneSpec:
         max_running=config.max_running,
         max_queue=config.max_queue,
         capacity_rows=max(1, arena.total_blocks // entry.opened.spec.blocks_per_row),
-        weight=config.quota.weight,
+        weight=entry.quota.weight,
         prefix_cache=config.prefix_cache,
     )

@@ -56,12 +56,17 @@ class Opened:
 
 
 class Entry:
-    """One ``[[model]]`` as clients and muxctl see it, loaded or not."""
+    """One ``[[model]]`` as clients and muxctl see it, loaded or not, at one device.
+
+    While a model moves there are two, one at each device; the catalog shows the one that new requests go to.
+    """
 
     def __init__(self, config: ModelConfig):
         self.config = config
         self.name = config.name
         self.created = int(time.time())
+        self.device = config.device  # where it is or was last; "" before it has been placed
+        self.quota = config.quota  # as an operator has left it
         self.life = Life()
         # What was read stays after an unload: a request that was being checked meanwhile must hear that the
         # model is gone, not that its tokens are wrong.
@@ -82,6 +87,12 @@ class Entry:
         """Its worker's life is over; the next one begins."""
         self.life = Life()
         self.life.since = now
+
+    def twin(self, device: str) -> "Entry":
+        """The same model for another device, nothing of it there yet."""
+        twin = Entry(self.config)
+        twin.created, twin.quota, twin.opened, twin.device = self.created, self.quota, self.opened, device
+        return twin
 
     @property
     def tokenizer(self) -> Tokenizer | None:

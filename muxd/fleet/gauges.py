@@ -1,62 +1,89 @@
 """What /metrics asks of each model when somebody scrapes it; an unloaded model holds nothing."""
 
-from collections.abc import Callable, Mapping
-from typing import get_args
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Gauge
 
 from muxd.engine.lane import Lane
 from muxd.engine.metrics import Metrics
-from muxd.engine.scheduler import Scheduler
 from muxd.fleet.catalog import Entry, Shown
+from muxd.fleet.site import Site
 
 
 class Gauges:
-    """One per daemon. ``entries`` may gain and lose models; labels are served names and fixed words."""
+    """One per daemon. ``entries`` may gain and lose models; labels are served names and fixed words.
+
+    A model's numbers are those of all devices together; with more than one there are also the pools one by
+    one, and where each model is.
+    """
 
     def __init__(
         self,
         registry: CollectorRegistry,
         metrics: Metrics,
-        scheduler: Scheduler,
+        sites: Mapping[str, Site],
         entries: Mapping[str, Entry],
     ):
-        self._metrics, self._scheduler, self._entries = metrics, scheduler, entries
+        self._metrics, self._sites, self._entries = metrics, sites, entries
         self._state = Gauge(
             "muxd_model_state", "1 for the state the model is in", ("model", "state"), registry=registry
         )
-        ledger = scheduler.ledger
-        metrics.watch_blocks("", "free", lambda: ledger.free_blocks)
+        metrics.watch_blocks("", "free", lambda: sum(s.arena.ledger.free_blocks for s in sites.values()))
+        self._device: Gauge | None = None
+        if len(sites) > 1:
+            self._device = Gauge(
+                "muxd_model_device",
+                "1 for the device the model is or was at",
+                ("model", "device"),
+                registry=registry,
+            )
+            free = Gauge(
+                "muxd_device_free_blocks", "Head blocks nobody holds", ("device",), registry=registry
+            )
+            for name, site in sites.items():
+                free.labels(name).set_function(_free(site))
         for name in entries:
             self.watch(name)
 
     def watch(self, name: str) -> None:
         """Once per model; doing it again changes nothing."""
-        ledger, scheduler, metrics = self._scheduler.ledger, self._scheduler, self._metrics
+        metrics = self._metrics
         metrics.add_model(name)
         metrics.watch_queue(
             name,
-            running=self._of_lane(name, lambda lane: lane.admitted),
-            waiting=self._of_lane(name, lambda lane: lane.queued),
+            running=self._summed(name, lambda _, lane: lane.admitted),
+            waiting=self._summed(name, lambda _, lane: lane.queued),
         )
-        used = self._of_lane(name, lambda _: ledger.held(name))
-        cached = self._of_lane(name, lambda _: ledger.usage()[name].cached_blocks)
+        used = self._summed(name, lambda site, _: site.arena.ledger.held(name))
+        cached = self._summed(name, lambda site, _: site.arena.ledger.usage()[name].cached_blocks)
         metrics.watch_blocks(name, "used", used)
         metrics.watch_blocks(name, "cached", cached)
-        metrics.watch_quota(name, self._of_lane(name, lambda _: scheduler.quota(name)))
+        metrics.watch_quota(name, self._summed(name, lambda site, _: site.unit.quota(name)))
         for state in get_args(Shown):
-            self._state.labels(name, state).set_function(self._is(name, state))
+            self._state.labels(name, state).set_function(self._is(name, "state", state))
+        if self._device is not None:
+            for device in self._sites:
+                self._device.labels(name, device).set_function(self._is(name, "device", device))
 
-    def _of_lane(self, name: str, count: Callable[[Lane], int]) -> Callable[[], int]:
+    def _summed(self, name: str, count: Callable[[Site, Lane], int]) -> Callable[[], int]:
         def asked() -> int:
-            lane = self._scheduler.lanes.get(name)
-            return 0 if lane is None else count(lane)
+            return sum(count(site, lane) for site, lane in lanes(self._sites.values(), name))
 
         return asked
 
-    def _is(self, name: str, state: str) -> Callable[[], int]:
+    def _is(self, name: str, what: Literal["state", "device"], value: str) -> Callable[[], int]:
         def asked() -> int:
             entry = self._entries.get(name)
-            return int(entry is not None and entry.state == state)
+            return int(entry is not None and getattr(entry, what) == value)
 
         return asked
+
+
+def lanes(sites: Iterable[Site], model: str) -> list[tuple[Site, Lane]]:
+    """The lanes the model has, more than one only while it moves."""
+    return [(site, lane) for site in sites if (lane := site.unit.lanes.get(model)) is not None]
+
+
+def _free(site: Site) -> Callable[[], int]:
+    return lambda: site.arena.ledger.free_blocks

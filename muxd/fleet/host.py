@@ -65,6 +65,7 @@ class Host:
         self.entry = entry
         self.life = entry.life
         self.settled = asyncio.Event()  # ready, failed or stopped for the first time
+        self.error: MuxdError | None = None  # why it gave up, where that was no worker's fault
         self.identity = ""  # the link address of the worker now running
         self._setup = setup
         self._device, self._pool_fd, self._unit, self._clock = device, pool_fd, unit, clock
@@ -148,6 +149,7 @@ class Host:
                 if self.life.state in (State.LOADING, State.RESTARTING):
                     self._handle(await self._one_worker())
         except (MuxdError, OSError) as error:
+            self.error = error if isinstance(error, MuxdError) else None
             self._handle(Died(_sentence(error), final=True))
         finally:
             if self._aside:

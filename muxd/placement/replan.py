@@ -93,22 +93,28 @@ def layout_of(plan: Plan, problem: Problem) -> Layout:
     )
 
 
-def propose(appraiser: Appraiser, present: Layout, policy: Policy) -> Layout:
-    """A better layout near the present one: the search starts from it.
+def propose(appraiser: Appraiser, present: Layout, policy: Policy, sets: Sets | None = None) -> Layout:
+    """A better layout near the present one: the search starts from it. ``sets`` may forbid some.
 
     Raises ConfigError when the present one does not fit: then plan anew.
     """
     if not _fits(appraiser, present):
         raise ConfigError("the present layout does not fit: plan anew")
     steps = policy.steps * len(appraiser.problem.models)
-    return Annealing(Sets(appraiser, tuned=False), present).run(steps)
+    return Annealing(sets or Sets(appraiser, tuned=False), present).run(steps)
 
 
 def decide(
-    appraiser: Appraiser, present: Layout, proposed: Layout, policy: Policy, since_adoption: float
+    appraiser: Appraiser,
+    present: Layout,
+    proposed: Layout,
+    policy: Policy,
+    since_adoption: float,
+    pinned: Mapping[int, int] | None = None,
 ) -> Decision:
-    """``appraiser`` at the measured rates; both layouts place all its models."""
-    present, proposed = canonical(present), relabelled(appraiser.problem, canonical(present), proposed)
+    """``appraiser`` at the measured rates; both layouts place all its models. ``pinned``: model -> host."""
+    present = canonical(present)
+    proposed = relabelled(appraiser.problem, present, proposed, pinned)
     moved = moves(appraiser.problem, present, proposed, policy)
     gain = layout_value(appraiser, proposed) - (now := layout_value(appraiser, present))
     rates = {model.name: model.rate * model.weight for model in appraiser.problem.models}
@@ -170,17 +176,26 @@ def kept(problem: Problem, present: Layout, proposed: Layout) -> dict[int, int]:
     )
 
 
-def relabelled(problem: Problem, present: Layout, proposed: Layout) -> Layout:
-    """The proposed layout with its hosts renamed so that few bytes move: hosts with most in common first."""
-    hosts = range(problem.gpus.hosts)
+def relabelled(
+    problem: Problem, present: Layout, proposed: Layout, pinned: Mapping[int, int] | None = None
+) -> Layout:
+    """The proposed layout with its hosts renamed so that few bytes move: hosts with most in common first.
+
+    A host with a pinned model gets the name it is pinned to; no host may have models pinned to two.
+    """
+    hosts, pins = range(problem.gpus.hosts), pinned or {}
+    fixed = {mesh.host: pins[model] for mesh in proposed for model in mesh.models if model in pins}
+    free = set(hosts) - set(fixed.values())
     by_host = {a: ([m for m in proposed if m.host == a], [m for m in present if m.host == a]) for a in hosts}
-    names = _matched(
+    matched = _matched(
         {
             (a, b): sum(_common(problem, x, y) for x in by_host[a][0] for y in by_host[b][1])
             for a in hosts
-            for b in hosts
+            if a not in fixed
+            for b in free
         }
     )
+    names = {**matched, **fixed}
     return canonical(msgspec.structs.replace(mesh, host=names[mesh.host]) for mesh in proposed)
 
 

@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> Exit:
 
 def _work(setup: Setup, received: list[int]) -> Exit:
     """Map, build, warm up, serve. torch is imported only here, when the lifeline already holds."""
+    if setup.cpus:
+        os.sched_setaffinity(0, setup.cpus)  # before torch: its threads inherit it
     import torch
 
     from muxd.worker.loop import serve

@@ -29,6 +29,7 @@ from muxd.errors import MuxdError
 from muxd.fleet.catalog import Entry
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.roster import Roster
+from muxd.fleet.site import Site
 from muxd.messages import BatchDone, Decode, Prefill, Sampling
 from muxd.pool.arena import Arena
 from muxd.steward import Steward
@@ -57,15 +58,19 @@ class Bench:
             name: Entry(ModelConfig(name, "/nowhere", quota=quota, ttft_slo=float(name == "a.1")))
             for name, quota in quotas.items()
         }
+        nothing = cast(Any, None)  # nothing is spawned here
+        site = Site(name="cpu", device=Cpu(2), arena=self.arena, unit=self.unit, link=nothing,
+                    clock=self.clock, spawns=nothing)  # fmt: skip
+        for name, entry in entries.items():
+            entry.device, entry.lane = "cpu", scheduler.lanes[name]
+        sites = {"cpu": site}
         roster = Roster(
-            entries=entries, arena=self.arena, device=Cpu(), unit=self.unit, clock=self.clock,
-            gauges=Gauges(CollectorRegistry(), metrics, scheduler, entries), progress=lambda *_: None,
-            link=cast(Any, None),  # nothing is spawned here
+            entries=entries, sites=sites, clock=self.clock, progress=nothing, place=nothing,
+            gauges=Gauges(CollectorRegistry(), metrics, sites, entries),
         )  # fmt: skip
         self.steward = Steward(
-            entries=entries, arena=self.arena, scheduler=scheduler, observer=observer, clock=self.clock,
-            address=lambda: "http://x", cores=2, stop=lambda: None, unit=self.unit, roster=roster,
-            config=Config(),
+            entries=entries, sites=sites, observer=observer, clock=self.clock, address=lambda: "http://x",
+            stop=lambda: None, roster=roster, config=Config(),
         )  # fmt: skip
         for name in entries:
             self.unit.worker_ready(name)
@@ -283,7 +288,7 @@ def test_trace_and_goodput_come_from_the_unit(bench: Bench) -> None:
         bench.submit("a.1", "cmpl-1-0")
         bench.step(1.5)  # later than its ttft_slo
         bench.step()
-        trace = await bench.ask(lambda client: client.trace())
+        (trace,) = await bench.ask(lambda client: client.trace())
         assert [(span.model, span.phase, span.start) for span in trace.spans] == [
             ("a.1", "prefill", 50.0),
             ("a.1", "decode", 51.5),

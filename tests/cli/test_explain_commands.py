@@ -115,7 +115,7 @@ def test_trace_writes_what_the_viewers_read_and_replaces_nothing(path: Path, tmp
     assert done.stdout.startswith(f"Wrote 2 batches of the last 10 s to {file}.\n")
     assert "ui.perfetto.dev" in done.stdout
     assert "chrome://tracing" in done.stdout
-    assert msgspec.json.decode(file.read_bytes()) == msgspec.json.decode(msgspec.json.encode(chrome(TRACE)))
+    assert msgspec.json.decode(file.read_bytes()) == msgspec.json.decode(msgspec.json.encode(chrome([TRACE])))
     file.write_text("mine")
     again = muxctl(path, "trace", str(file))
     assert (again.returncode, file.read_text()) == (1, "mine")

@@ -7,7 +7,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from muxd.config import Config, ModelConfig, PoolConfig, QuotaConfig, SchedulerConfig, ServerConfig, load
+from muxd.config import (
+    Config,
+    DeviceConfig,
+    ModelConfig,
+    PlacementConfig,
+    PoolConfig,
+    QuotaConfig,
+    SchedulerConfig,
+    ServerConfig,
+    load,
+)
 
 EXAMPLE = Path(__file__).parents[2] / "muxd.example.toml"
 TEXT = EXAMPLE.read_text()
@@ -15,6 +25,8 @@ ROOMS = {
     "[server]": ServerConfig,
     "[pool]": PoolConfig,
     "[scheduler]": SchedulerConfig,
+    "[placement]": PlacementConfig,
+    "# [[device]]": DeviceConfig,
     "[[model]]": ModelConfig,
 }
 
@@ -35,7 +47,7 @@ def test_it_loads() -> None:
 def test_every_key_stands_in_its_section(header: str) -> None:
     lines = section(header).splitlines()
     for field in msgspec.structs.fields(ROOMS[header]):
-        key = re.compile(rf"(# )?{field.encode_name} = ")
+        key = re.compile(rf"(# +)?{field.encode_name} = ")
         assert any(key.match(line) for line in lines), f"{header} {field.encode_name} is not in the example"
 
 
@@ -44,6 +56,8 @@ def test_every_room_of_the_configuration_is_covered() -> None:
         "server",
         "pool",
         "scheduler",
+        "placement",
+        "device",
         "model",
     ]
     for field in msgspec.structs.fields(QuotaConfig):
@@ -55,5 +69,6 @@ def test_the_defaults_it_shows_are_the_real_ones() -> None:
     shown = shown[shown.index("\n[server]") :]
     assert msgspec.convert(tomllib.loads(shown), Config) == Config()
     assert len(re.findall(r"^[a-z_]+ = ", shown, re.M)) == sum(
-        len(msgspec.structs.fields(room)) for room in (ServerConfig, PoolConfig, SchedulerConfig)
+        len(msgspec.structs.fields(room))
+        for room in (ServerConfig, PoolConfig, SchedulerConfig, PlacementConfig)
     )

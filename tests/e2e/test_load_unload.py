@@ -125,7 +125,7 @@ def test_an_unload_refuses_new_requests_answers_old_ones_and_gives_everything_ba
     load(daemon, LoadModel("a"))
     assert ask(daemon, "a") == before
     assert len(leaks.memfds(daemon.process.pid)) == 3
-    marks = [mark.kind for mark in daemon.admin.trace().marks if mark.model == "a"]
+    marks = [mark.kind for mark in daemon.admin.trace()[0].marks if mark.model == "a"]
     assert marks[-6:] == ["worker ready", "unloading", "unloaded", "loading", "worker ready", "loaded"]
 
 

@@ -45,7 +45,7 @@ def test_every_batch_is_there_once_with_its_size(unit: TimedUnit) -> None:
 
 
 def test_the_file_is_what_the_viewers_read(unit: TimedUnit) -> None:
-    file = msgspec.json.decode(msgspec.json.encode(chrome(unit.journal.timeline.snapshot(unit.now))))
+    file = msgspec.json.decode(msgspec.json.encode(chrome([unit.journal.timeline.snapshot(unit.now)])))
     events = file["traceEvents"]
     assert {event["ph"] for event in events} == {"M", "X", "C", "i"}
     assert all(event["ts"] >= 0 for event in events if event["ph"] != "M")
@@ -62,7 +62,7 @@ def test_the_file_is_what_the_viewers_read(unit: TimedUnit) -> None:
 
 
 def test_marks_tell_preemptions_losses_and_changes(unit: TimedUnit) -> None:
-    events = chrome(unit.journal.timeline.snapshot(unit.now))["traceEvents"]
+    events = chrome([unit.journal.timeline.snapshot(unit.now)])["traceEvents"]
     marks = Counter(event["name"] for event in events if event["ph"] == "i")
     assert marks["preempted"] == len(unit.preempted) > 0
     assert marks["worker lost"] == 1
@@ -70,7 +70,7 @@ def test_marks_tell_preemptions_losses_and_changes(unit: TimedUnit) -> None:
 
 
 def test_counters_add_up_to_the_pool(unit: TimedUnit) -> None:
-    events = chrome(unit.journal.timeline.snapshot(unit.now))["traceEvents"]
+    events = chrome([unit.journal.timeline.snapshot(unit.now)])["traceEvents"]
     blocks = [event["args"] for event in events if event["ph"] == "C" and event["name"] == "blocks"]
     assert len(blocks) > 5
     assert {sum(one.values()) for one in blocks} == {unit.ledger.total_blocks}
@@ -82,7 +82,7 @@ def test_counters_add_up_to_the_pool(unit: TimedUnit) -> None:
 
 def test_an_empty_trace_is_a_trace() -> None:
     unit = TimedUnit([Spec("a")])
-    file = chrome(unit.journal.timeline.snapshot(0.0))
+    file = chrome([unit.journal.timeline.snapshot(0.0)])
     assert [event["ph"] for event in file["traceEvents"] if event["ph"] == "X"] == []
 
 

@@ -185,8 +185,8 @@ class ScriptedSteward:
             raise NotFound(f"no request {id!r}")
         return [WHY]
 
-    def trace(self) -> Trace:
-        return TRACE
+    def trace(self) -> list[Trace]:
+        return [TRACE]
 
     def stop(self) -> None:
         self.stopped.set()

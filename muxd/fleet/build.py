@@ -1,0 +1,74 @@
+"""A site with the models it begins with: accounts, lanes, scheduler and driver over one device's pool."""
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+from muxd.clock import Clock
+from muxd.config import SchedulerConfig
+from muxd.device.base import Device
+from muxd.engine.forecast import Forecast
+from muxd.engine.lane import LaneSpec
+from muxd.engine.observer import Observer
+from muxd.engine.scheduler import Scheduler
+from muxd.engine.settings import Settings
+from muxd.engine.shares import Shares
+from muxd.engine.unit import Unit
+from muxd.errors import ModelFolderError
+from muxd.fleet.accounts import lane_spec, open_account
+from muxd.fleet.catalog import Entry
+from muxd.fleet.site import Site
+from muxd.link.daemon_end import DaemonEnd
+from muxd.messages import Decode, Prefill
+from muxd.pool.arena import Arena
+
+
+def open_site(
+    name: str,
+    device: Device,
+    arena: Arena,
+    entries: Sequence[Entry],
+    config: SchedulerConfig,
+    *,
+    link: DaemonEnd,
+    clock: Clock,
+    observer: Observer,
+    ids: "count[int]",
+    spawns: Iterator[int],
+) -> Site:
+    """``entries`` are those that were placed here; one that is not opened, or fits no block, gets no lane.
+
+    ``ids`` and ``spawns`` number the sequences and workers of all sites. Raises ConfigError where the
+    models' quotas cannot hold together.
+    """
+    settings = Settings(
+        drain_timeout=config.drain_timeout,
+        prefill_tokens=config.prefill_tokens,
+        look_ahead=config.look_ahead,
+        adapt_period=config.adapt_period,
+    )
+    forecast = None
+    if config.admission == "slo":
+        forecast = Forecast(observer.attainment.targets, settings.prefill_tokens)
+    lanes = _open_accounts(entries, arena)
+    shares = Shares(device.rungs, config.overbook)
+    scheduler = Scheduler(lanes, arena.ledger, shares, settings, policy=config.policy, forecast=forecast)
+
+    def send(model: str, command: Prefill | Decode) -> None:
+        site.send(model, command)
+
+    unit = Unit(scheduler, send, clock, observer, ids)
+    site = Site(name=name, device=device, arena=arena, unit=unit, link=link, clock=clock, spawns=spawns)
+    for entry in entries:
+        entry.lane = unit.lanes.get(entry.name)
+    return site
+
+
+def _open_accounts(entries: Sequence[Entry], arena: Arena) -> list[LaneSpec]:
+    opened = [entry for entry in entries if entry.opened is not None]
+    for entry in opened:
+        try:
+            open_account(entry, arena)
+        except ModelFolderError as error:
+            entry.error = error.message
+    share = max(1, 100 // max(1, len(entries)))
+    return [lane_spec(entry, arena, share) for entry in opened if not entry.error]

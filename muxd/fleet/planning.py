@@ -1,0 +1,192 @@
+"""What a daemon knows for the question which model runs where: sizes, rates, costs, pins. Asks ``placement``.
+
+With one device there is nothing to ask. Costs are a profile's (``placement.profile``), else a roofline of the
+GPU, or of the CPU as it is measured at the start.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from muxd.config import Config, size
+from muxd.cost.analytic import Roofline
+from muxd.cost.estimate import Costs
+from muxd.cost.peaks import CAPTURED, PEAKS, Peak, Reach
+from muxd.cost.profiled import Profiled
+from muxd.cost.shapes import ModelShape, of_spec
+from muxd.cost.table import CostTable
+from muxd.device import host_speed
+from muxd.device.base import Device
+from muxd.errors import ConfigError
+from muxd.fleet.catalog import Entry
+from muxd.placement import live
+from muxd.placement.live import Live, Room
+from muxd.placement.memory import Budget
+from muxd.placement.problem import ModelLoad
+from muxd.placement.sets import Sets
+
+_log = logging.getLogger("muxd.fleet")
+
+RATE = 1.0  # requests a second of a model of which nothing is known
+PROMPT, OUTPUT = 161, 337  # tokens, means: ShareGPT's, as in ``placement.loads``
+_DEFAULT = "a100"  # peaks of a GPU that is not in the table: relations count, not seconds
+
+# Of numpy's speed and a thread's copying. What a batch takes beside is an assumption.
+_HOST = Reach(
+    decode_flops=1.0,
+    prefill_flops=1.0,
+    bandwidth=1.0,
+    link=1.0,
+    flops_exponent=1.0,
+    bandwidth_exponent=1.0,
+    allreduce=0.0,
+    decode_layer=0.0,
+    prefill_layer=0.0,
+    batch=1e-3,
+)
+
+
+class Demand(Protocol):
+    """What was measured of a model's requests."""
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        ...
+
+    @property
+    def prompt(self) -> float:
+        """Mean tokens; 0: unknown."""
+        ...
+
+    @property
+    def output(self) -> float: ...
+
+
+class Planning:
+    """``devices`` by name, in the order of the configuration. Raises ConfigError where the profile cannot be
+    read; blocks for a moment to measure the CPU, so from a thread."""
+
+    def __init__(self, config: Config, devices: Mapping[str, Device]):
+        self._config, self.names = config, list(devices)
+        self._several = len(devices) > 1
+        if not self._several:
+            return
+        pools = {one.name: size(one.pool, key="device.pool") for one in config.devices}
+        hosts = sum(device.kind == "CPU" for device in devices.values())
+
+        def memory(name: str, device: Device) -> int:
+            limited = any(one.name == name and one.memory for one in config.devices)
+            return device.memory // (hosts if device.kind == "CPU" and not limited else 1)
+
+        self.room = Room(len(devices), min(memory(*item) for item in devices.items()), max(pools.values()))
+        self._peak, self._reach = _speed(next(iter(devices.values())))
+        on_gpu = next(iter(devices.values())).kind != "CPU"
+        self.budget = (
+            Budget() if on_gpu else Budget(1.0, context=0, graphs=0, prefill_tokens=1, max_running=1)
+        )
+        self._profile = CostTable.read(Path(config.placement.profile)) if config.placement.profile else None
+
+    # ---- what is asked ----------------------------------------------------------------------------
+
+    def start(self, entries: Iterable[Entry]) -> None:
+        """Give every opened entry its device, the pinned their own. The others stay without."""
+        if not self._several:
+            for entry in entries:
+                entry.device = self.names[0]
+            return
+        opened = [entry for entry in entries if entry.opened is not None]
+        if not opened:
+            return
+        pins = self.pins(opened)
+        try:
+            found = live.start(self.appraiser(opened), pins)
+        except ConfigError as error:
+            _log.warning("no plan for the models: %s; they are spread by size", error.message)
+            found = self._by_size(opened, pins)
+        for entry in opened:
+            entry.device = self.names[found[entry.name]]
+            _log.info("%s goes to %s", entry.name, entry.device)
+
+    def place(self, entry: Entry, others: Iterable[Entry]) -> str:
+        """The device for one opened model more, ``others`` staying where they are."""
+        if not self._several:
+            return self.names[0]
+        if entry.config.device:
+            return entry.config.device
+        placed = [one for one in others if one.lane is not None and one.name != entry.name]
+        try:
+            appraiser = self.appraiser([*placed, entry])
+        except ConfigError as error:
+            _log.warning("no plan for %s: %s; it goes where most is left", entry.name, error.message)
+            return self.names[self._by_size([*placed, entry], self.now(placed))[entry.name]]
+        held = [tuple(i for i, one in enumerate(placed) if one.device == name) for name in self.names]
+        return self.names[live.best(Sets(appraiser, tuned=False), held, len(placed))]
+
+    def appraiser(self, entries: Sequence[Entry], demands: Mapping[str, Demand] | None = None) -> Live:
+        """Of opened entries, at measured demands where there are some. Raises ConfigError where the costs of
+        a model are not known, or no plan could hold the models."""
+        loads = [self._load(entry, (demands or {}).get(entry.name)) for entry in entries]
+        least = {entry.name: self._least(entry) for entry in entries}
+        return Live(loads, self.room, self._costs(loads), self.budget, least)
+
+    def pins(self, entries: Iterable[Entry]) -> dict[str, int]:
+        return {one.name: self.names.index(one.config.device) for one in entries if one.config.device}
+
+    def now(self, entries: Iterable[Entry]) -> dict[str, int]:
+        """Where they are."""
+        return {one.name: self.names.index(one.device) for one in entries}
+
+    # ---- inside -----------------------------------------------------------------------------------
+
+    def _costs(self, loads: Sequence[ModelLoad]) -> Costs:
+        if self._profile is not None:
+            return Profiled(self._profile)
+        return Roofline(self._peak, {load.name: load.shape for load in loads}, self._reach)
+
+    def _load(self, entry: Entry, demand: Demand | None) -> ModelLoad:
+        config = entry.config
+        return ModelLoad(
+            name=entry.name,
+            cost=entry.name,
+            shape=shape(entry),
+            rate=max(1e-3, demand.rate) if demand else config.rate or RATE,
+            prompt=max(1, round(demand.prompt if demand and demand.prompt else PROMPT)),
+            output=max(1, round(demand.output if demand and demand.output else OUTPUT)),
+            dtype=config.dtype,
+            ttft_slo=config.ttft_slo,
+            tpot_slo=config.tpot_slo,
+        )
+
+    def _least(self, entry: Entry) -> int:
+        return size(entry.quota.min, key=f"model.quota.min ({entry.name})", whole=self.room.pool)
+
+    def _by_size(self, entries: Sequence[Entry], pins: Mapping[str, int]) -> dict[str, int]:
+        """Largest first, each where the fewest bytes of weights are."""
+        held, found = [0] * len(self.names), dict(pins)
+        for entry in sorted(entries, key=_bytes, reverse=True):
+            at = found.setdefault(entry.name, min(range(len(held)), key=held.__getitem__))
+            held[at] += _bytes(entry)
+        return found
+
+
+def shape(entry: Entry) -> ModelShape:
+    """Of an opened entry."""
+    assert entry.opened is not None
+    return of_spec(entry.opened.spec)
+
+
+def _bytes(entry: Entry) -> int:
+    return entry.opened.plan.bytes if entry.opened else 0
+
+
+def _speed(device: Device) -> tuple[Peak, Reach]:
+    if device.kind == "CPU":
+        bandwidth = host_speed.bandwidth()
+        return Peak("cpu", host_speed.flops(), bandwidth, bandwidth), _HOST
+    known = next((peak for name, peak in PEAKS.items() if name in device.kind.lower()), None)
+    if known is None:
+        _log.warning("no peaks of a %s are known: placement reckons with those of an %s; `muxd profile` "
+                     "and placement.profile give better costs", device.kind, _DEFAULT)  # fmt: skip
+    return known or PEAKS[_DEFAULT], CAPTURED

@@ -1,0 +1,154 @@
+"""One device and everything that serves from it: its pool, its unit, the workers of its models.
+
+A daemon has one for each device. A model is at one site, while it moves at two; the roster says which.
+Nothing here decides: a site brings a model in and takes it out again, leaving nothing half done.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from muxd.clock import Clock
+from muxd.device.base import Device
+from muxd.engine.unit import Unit
+from muxd.errors import ModelFolderError, MuxdError, ShuttingDown
+from muxd.fleet.accounts import lane_spec, terms
+from muxd.fleet.catalog import Entry
+from muxd.fleet.host import Host, Progress
+from muxd.fleet.parts import Parts
+from muxd.fleet.state import State
+from muxd.link.daemon_end import DaemonEnd
+from muxd.messages import BatchDone, BatchFailed, Decode, FromWorker, Prefill, Ready, Refused, Setup
+from muxd.pool.arena import Arena
+
+_log = logging.getLogger("muxd.fleet")
+
+
+@dataclass(kw_only=True)
+class Site:
+    """``hosts`` has a model exactly while something of it is in memory here or under way.
+
+    ``spawns`` numbers all workers of the daemon.
+    """
+
+    name: str
+    device: Device
+    arena: Arena
+    unit: Unit
+    link: DaemonEnd
+    clock: Clock
+    spawns: Iterator[int]
+    hosts: dict[str, Host] = field(default_factory=dict)
+    parts: Parts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parts = Parts(self.device.parts)
+
+    # ---- the link ---------------------------------------------------------------------------------
+
+    def send(self, model: str, command: Prefill | Decode) -> None:
+        """The unit's way to the model's worker; nothing goes to one that was told to end."""
+        host = self.hosts[model]
+        placed = self.parts.placed(model, command)
+        if not host.stopping:
+            self.link.send(host.identity, placed)
+
+    def host_of(self, worker: str) -> Host | None:
+        """Whose worker has this identity; None when it is not, or no more, one of this site."""
+        host = self.hosts.get(worker.rpartition("/")[0])
+        return host if host is not None and host.identity == worker else None
+
+    def on_message(self, host: Host, message: FromWorker) -> None:
+        """What a worker of this site says."""
+        match message:
+            case BatchDone():
+                self.parts.free(host.entry.name)
+                self.unit.batch_done(host.entry.name, message)
+            case Ready() | Refused():
+                self.parts.free(host.entry.name)
+                host.on_message(message)
+            case BatchFailed():
+                host.on_defect(f"failed in a batch: {message.error}")
+
+    # ---- models in and out ------------------------------------------------------------------------
+
+    def enter(self, entry: Entry, models: int) -> None:
+        """Account and lane; ``models`` share the device. Raises MuxdError, changing nothing."""
+        share = max(1, 100 // models)
+        entry.lane = self.unit.open_model(lane_spec(entry, self.arena, share), terms(entry, self.arena))
+
+    def start(self, entry: Entry, progress: Progress) -> Host:
+        """Weights and worker of a model that has a lane; the host goes on by itself."""
+        host = self.hosts[entry.name] = Host(
+            entry, self._setup(entry), device=self.device, pool_fd=self.arena.fd, unit=self.unit,
+            clock=self.clock, link=self.link, progress=progress, spawns=self.spawns,
+            faulted=lambda: self._faulted(entry.name),
+        )  # fmt: skip
+        host.start()
+        return host
+
+    async def bring_up(self, entry: Entry, progress: Progress, hurry: asyncio.Event) -> None:
+        """``start``, and wait. Raises MuxdError unless it becomes ready, ShuttingDown on ``hurry``."""
+        host = self.start(entry, progress)
+        await first(host.settled, hurry)
+        if hurry.is_set():
+            raise ShuttingDown(f"muxd stopped while {entry.name} was being loaded")
+        if entry.life.state is not State.READY:
+            raise host.error or ModelFolderError(entry.life.detail)
+
+    async def leave(self, entry: Entry, error: MuxdError) -> None:
+        """Worker, weights, lane and account go; requests that are still here fail with ``error``."""
+        self.unit.refuse(entry.name, error)
+        host = self.hosts.get(entry.name)
+        if host is not None:
+            # First the process, then its requests: while it writes their rows nobody else may have them.
+            await host.stop()
+            del self.hosts[entry.name]
+            entry.renew(self.clock.now())
+        if entry.lane is not None:
+            if not entry.lane.empty:
+                self.unit.worker_lost(entry.name, error, final=True)
+            entry.lane = None
+            self.unit.close_model(entry.name)
+
+    def _faulted(self, lost: str) -> None:
+        """Under MPS one worker's fatal fault reaches all: new ones are refused until the last is gone."""
+        _log.error("the fault of a worker has reached all of %s; all are replaced", self.name)
+        for name, host in list(self.hosts.items()):
+            if name != lost and host.ready:
+                host.on_defect(f"shared {self.name} with one that faulted")
+
+    async def close(self) -> None:
+        """End every worker and every hold on weights."""
+        await asyncio.gather(*(host.stop() for host in self.hosts.values()))
+
+    def _setup(self, entry: Entry) -> Setup:
+        assert entry.opened is not None
+        plan = entry.opened.plan
+        return Setup(
+            worker="",
+            model=entry.name,
+            folder=str(entry.opened.folder),
+            dtype=entry.config.dtype,
+            link=self.link.endpoint,
+            device=self.device.name,
+            pool_bytes=self.arena.nbytes,
+            block_bytes=self.arena.block_bytes,
+            max_rows=max(1, self.arena.total_blocks // entry.opened.spec.blocks_per_row),
+            weights_bytes=plan.bytes,
+            tensors=plan.tensors,
+            cores=self.device.cores,
+            max_context=entry.own_context,
+            cpus=self.device.cpus,
+        )
+
+
+async def first(*events: asyncio.Event) -> None:
+    """Until one of them is set."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

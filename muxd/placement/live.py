@@ -1,0 +1,149 @@
+"""Which of a daemon's devices each of its models runs on: at the start, for one model more, and later. Pure.
+
+A daemon's devices are alike as far as the plan goes, each holds one pool of a fixed size, and a model runs on
+one of them. So each device is a host of its own in the ``Problem``, and its number there is its place in
+the daemon's list. Pinned models stay where they are.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+
+from muxd.cost.estimate import Costs
+from muxd.placement.appraiser import canonical
+from muxd.placement.estimator import Estimator
+from muxd.placement.memory import Budget
+from muxd.placement.problem import Gpus, Layout, Mesh, ModelLoad, Problem
+from muxd.placement.replan import relabelled
+from muxd.placement.search import Annealing
+from muxd.placement.sets import Sets, Worth
+
+STEPS = 300  # of the search, for each model
+
+Places = Mapping[str, int]  # model -> device
+
+
+class Room(Struct, frozen=True):
+    """What the smallest of the ``devices`` has: bytes in all, and how many of them are the pool."""
+
+    devices: int
+    memory: int
+    pool: int
+
+
+class Live(Estimator):
+    """The estimator where the pool does not grow into what weights leave. ``least``: guarantees, in bytes.
+
+    Raises ConfigError as the estimator does.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ModelLoad],
+        room: Room,
+        costs: Costs,
+        budget: Budget,
+        least: Mapping[str, int] | None = None,
+    ):
+        problem = Problem(tuple(models), Gpus("devices", room.memory, 1, room.devices))
+        super().__init__(problem, costs, budget)
+        self._pool = room.pool
+        self._least = [(least or {}).get(model.name, 0) for model in models]
+
+    def fits(self, gpus: int, models: Sequence[int], shares: Sequence[int]) -> bool:
+        """Weights beside the pool, and in it the guarantees and a request of each."""
+        promised = sum(max(self._least[model], self._sequence[model][gpus]) for model in models)
+        return self.room(gpus, models) >= 0 and promised <= self._pool
+
+    def room(self, gpus: int, models: Sequence[int]) -> float:
+        """Bytes that weights and workers leave beside the pool."""
+        return float(super().pool(gpus, models) - self._pool)
+
+    def pool(self, gpus: int, models: Sequence[int]) -> int:
+        return self._pool
+
+
+class Pinned(Sets):
+    """Sets that keep pinned models together with those of their device, and apart from all other pinned."""
+
+    def __init__(self, appraiser: Estimator, pins: Places):
+        super().__init__(appraiser, tuned=False)
+        names = [model.name for model in appraiser.problem.models]
+        self._groups: dict[int, set[int]] = {}
+        for i, name in enumerate(names):
+            if name in pins:
+                self._groups.setdefault(pins[name], set()).add(i)
+
+    def worth(self, gpus: int, models: tuple[int, ...]) -> Worth | None:
+        """None also where the pins forbid the set."""
+        held = set(models)
+        present = [group for group in self._groups.values() if group & held]
+        if len(present) > 1 or any(not group <= held for group in present):
+            return None
+        return super().worth(gpus, models)
+
+
+def layout(sets: Sets, places: Places) -> Layout:
+    """One mesh for each device, the empty ones too. Sets that do not fit get the whole device each."""
+    problem = sets.appraiser.problem
+    found = []
+    for device in range(problem.gpus.hosts):
+        models = tuple(i for i, model in enumerate(problem.models) if places[model.name] == device)
+        worth = sets.worth(1, models)
+        found.append(Mesh(device, 1, models, worth[1] if worth else (100,) * len(models)))
+    return canonical(found)
+
+
+def places(problem: Problem, found: Layout) -> dict[str, int]:
+    """Model -> device, in the problem's order."""
+    at = {index: mesh.host for mesh in found for index in mesh.models}
+    return {model.name: at[i] for i, model in enumerate(problem.models)}
+
+
+def start(appraiser: Estimator, pins: Places, steps: int = STEPS) -> dict[str, int]:
+    """Where each model begins. What fits nowhere goes where most is left: the daemon says of whom."""
+    problem, sets = appraiser.problem, Pinned(appraiser, pins)
+    begun = _spread(appraiser, pins)
+    first = layout(sets, begun)
+    if any(mesh.models and sets.worth(1, mesh.models) is None for mesh in first):
+        return begun
+    found = Annealing(sets, first).run(steps * len(problem.models))
+    return places(problem, relabelled(problem, first, found, indices(problem, pins)))
+
+
+def indices(problem: Problem, pins: Places) -> dict[int, int]:
+    """The pins by the models' places in the problem."""
+    return {i: pins[model.name] for i, model in enumerate(problem.models) if model.name in pins}
+
+
+def _spread(appraiser: Estimator, pins: Places) -> dict[str, int]:
+    """Pinned models first; then, largest demand first, each to the device where it adds most."""
+    models, sets = appraiser.problem.models, Sets(appraiser, tuned=False)
+    held: list[tuple[int, ...]] = [()] * appraiser.problem.gpus.hosts
+    order = sorted(
+        range(len(models)), key=lambda i: (models[i].name not in pins, *_down(appraiser.demand(i)))
+    )
+    chosen = {}
+    for i in order:
+        name = models[i].name
+        device = pins[name] if name in pins else best(sets, held, i)
+        held[device] = tuple(sorted((*held[device], i)))
+        chosen[name] = device
+    return chosen
+
+
+def _down(demand: tuple[float, float]) -> tuple[float, float]:
+    return -demand[0], -demand[1]
+
+
+def best(sets: Sets, held: Sequence[tuple[int, ...]], model: int) -> int:
+    """The device that gains most by it, of equals the emptiest; where it fits nowhere, also that one."""
+
+    def gain(device: int) -> tuple[float, float]:
+        before, after = sets.worth(1, held[device]), sets.worth(1, tuple(sorted((*held[device], model))))
+        room = sets.appraiser.room(1, held[device])
+        if before is None or after is None:
+            return float("-inf"), room
+        return round(after[0] - before[0], 9), room
+
+    return max(range(len(held)), key=gain)
