@@ -96,6 +96,11 @@ class Device(Protocol):
         ...
 
     @property
+    def caps(self) -> bool:
+        """Whether a worker can never use more than the share it was spawned with."""
+        ...
+
+    @property
     def parts(self) -> int:
         """Parts that a batch's share is made of, named by a mask in its command; 0 where there are none."""
         ...

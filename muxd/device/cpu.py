@@ -124,6 +124,11 @@ class Cpu:
         return ""
 
     @property
+    def caps(self) -> bool:
+        """No: threads follow each command."""
+        return False
+
+    @property
     def parts(self) -> int:
         """None: a share is a number of threads."""
         return 0

@@ -31,7 +31,7 @@ from muxd.errors import ConfigError, OutOfMemory
 
 _log = logging.getLogger("muxd.device")
 
-TENTHS = tuple(range(10, 101, 10))  # caps in percent that a worker may be spawned with
+CAPS = tuple(range(1, 101))  # percent that a worker may be spawned with; the hardware rounds down
 
 
 class CudaRegion:
@@ -102,6 +102,11 @@ class Cuda:
     def memory(self) -> int:
         """See ``device.base.Device.memory``."""
         return self._budget.limit or self.driver.total_memory(self.index)
+
+    @property
+    def caps(self) -> bool:
+        """See ``device.base.Device.caps``."""
+        return self.mps is not None and self._caps
 
     @property
     def parts(self) -> int:
@@ -187,13 +192,13 @@ class Cuda:
         if self.mps is None:
             return (100,)
         if self._caps:
-            return TENTHS
+            return CAPS
         try:
             return quarters(self.driver, self.index).rungs
         except (Unsplittable, CudaError) as error:
             _log.warning("%s: no green contexts (%s); workers get fixed caps", self.name, error)
             self._caps = True
-            return TENTHS
+            return CAPS
 
     def _upload_env(self) -> dict[str, str]:
         exclusive = self.driver.attribute(COMPUTE_MODE, self.index) == EXCLUSIVE_PROCESS

@@ -25,6 +25,7 @@ class LaneSpec(Struct, frozen=True):
     capacity_rows: int  # the most rows one sequence could ever hold here
     weight: float = 1.0  # of its quota, against the other models'
     prefix_cache: bool = True
+    cap: int = 100  # percent its worker can use at most: under a fixed cap, more would be booked for nothing
 
 
 class InFlight(Struct):

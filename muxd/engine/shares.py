@@ -11,7 +11,8 @@ class Shares:
     """The book of one unit's device.
 
     ``rungs`` are the percentages a worker can really run at, ascending, the last is 100: whole threads on a
-    CPU, green-context sizes on a GPU. A worker under a fixed MPS percentage has that single rung.
+    CPU, green-context sizes on a GPU. Under fixed MPS percentages every percent is one, and each worker
+    has only its own (``most`` of ``grant``).
     """
 
     def __init__(self, rungs: Iterable[int], overbook: int = 0):
@@ -43,8 +44,10 @@ class Shares:
             self._floors[share] = next((rung for rung in self.rungs if rung >= share), self.rungs[-1])
         return self._floors[share]
 
-    def grant(self, share: int, contenders: Iterable[int]) -> int | None:
+    def grant(self, share: int, contenders: Iterable[int], most: int = 100) -> int | None:
         """The rung to run at: at least ``share``, more if nobody with work needs it; None if not free now.
+
+        ``most``: what the worker can use; a rung above it is never granted beyond ``share``.
 
         ``contenders`` are the shares of the other models that have work and are not running yet: what they
         need is left to them, the rest of the free share is the busy model's to use. Nothing is left to one
@@ -53,7 +56,7 @@ class Shares:
         spare, need = self.free, self.floor(share)
         if spare < need:
             return None
-        more = [rung for rung in self.rungs if need < rung <= spare]
+        more = [rung for rung in self.rungs if need < rung <= min(spare, most)]
         if not more:
             return need
         beside = spare - need

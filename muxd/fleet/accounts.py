@@ -32,9 +32,9 @@ def open_account(entry: Entry, arena: Arena) -> None:
     )  # fmt: skip
 
 
-def lane_spec(entry: Entry, arena: Arena, share: int) -> LaneSpec:
-    """The lane of an opened entry; ``share`` in percent, where the configuration has none. Raises
-    ModelFolderError where no token fits a block.
+def lane_spec(entry: Entry, arena: Arena, share: int, *, capped: bool = False) -> LaneSpec:
+    """The lane of an opened entry; ``share`` in percent, where the configuration has none; ``capped``: its
+    worker is spawned with that and can never use more. Raises ModelFolderError where no token fits a block.
 
     The scheduler cuts ``max_context`` to what the pool allows, and again whenever quotas or models change.
     """
@@ -51,4 +51,5 @@ def lane_spec(entry: Entry, arena: Arena, share: int) -> LaneSpec:
         capacity_rows=max(1, arena.total_blocks // entry.opened.spec.blocks_per_row),
         weight=entry.quota.weight,
         prefix_cache=config.prefix_cache,
+        cap=(config.share or share) if capped else 100,
     )

@@ -49,7 +49,7 @@ def open_site(
     forecast = None
     if config.admission == "slo":
         forecast = Forecast(observer.attainment.targets, settings.prefill_tokens)
-    lanes = _open_accounts(entries, arena)
+    lanes = _open_accounts(entries, arena, device)
     shares = Shares(device.rungs, config.overbook)
     scheduler = Scheduler(lanes, arena.ledger, shares, settings, policy=config.policy, forecast=forecast)
 
@@ -63,7 +63,7 @@ def open_site(
     return site
 
 
-def _open_accounts(entries: Sequence[Entry], arena: Arena) -> list[LaneSpec]:
+def _open_accounts(entries: Sequence[Entry], arena: Arena, device: Device) -> list[LaneSpec]:
     opened = [entry for entry in entries if entry.opened is not None]
     for entry in opened:
         try:
@@ -71,4 +71,4 @@ def _open_accounts(entries: Sequence[Entry], arena: Arena) -> list[LaneSpec]:
         except ModelFolderError as error:
             entry.error = error.message
     share = max(1, 100 // max(1, len(entries)))
-    return [lane_spec(entry, arena, share) for entry in opened if not entry.error]
+    return [lane_spec(entry, arena, share, capped=device.caps) for entry in opened if not entry.error]

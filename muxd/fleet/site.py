@@ -76,7 +76,9 @@ class Site:
     def enter(self, entry: Entry, models: int) -> None:
         """Account and lane; ``models`` share the device. Raises MuxdError, changing nothing."""
         share = max(1, 100 // models)
-        entry.lane = self.unit.open_model(lane_spec(entry, self.arena, share), terms(entry, self.arena))
+        entry.lane = self.unit.open_model(
+            lane_spec(entry, self.arena, share, capped=self.device.caps), terms(entry, self.arena)
+        )
 
     def start(self, entry: Entry, progress: Progress) -> Host:
         """Weights and worker of a model that has a lane; the host goes on by itself."""

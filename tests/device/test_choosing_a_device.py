@@ -10,7 +10,7 @@ from muxd.device import apart
 from muxd.device.base import ClientView, Device
 from muxd.device.choose import open_device
 from muxd.device.cpu import Cpu
-from muxd.device.cuda import TENTHS, Cuda
+from muxd.device.cuda import CAPS, Cuda
 from muxd.device.mps import Mps
 from muxd.errors import ConfigError
 
@@ -25,7 +25,7 @@ def gpu_host(cuda_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_gpu_by_parts_by_caps_or_by_turns(gpu_host: Path) -> None:
     parts, caps, turns = (open_device("cuda:0", how) for how in ("parts", "caps", "turns"))
-    assert (parts.rungs, caps.rungs, turns.rungs) == ((25, 50, 75, 100), TENTHS, (100,))
+    assert (parts.rungs, caps.rungs, turns.rungs) == ((25, 50, 75, 100), CAPS, (100,))
     assert open_device("auto").name == open_device("cuda").name == "cuda:0"
     running = Mps(gpu_host / "mps")
     assert running.answers()
@@ -75,7 +75,7 @@ def test_parts_that_cannot_be_trusted_become_caps(
     for name, value in fault.items():
         monkeypatch.setenv(name, value)
     device = open_device("cuda:0", "parts")
-    assert device.rungs == TENTHS
+    assert device.rungs == CAPS
     assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" in device.worker_env(30)
     assert "workers get fixed caps instead of parts" in caplog.text
     assert said in caplog.text

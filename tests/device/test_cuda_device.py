@@ -14,7 +14,7 @@ from support.stand_ins import python
 
 from muxd.device import upload
 from muxd.device.base import Device, Region
-from muxd.device.cuda import TENTHS, Cuda
+from muxd.device.cuda import CAPS, Cuda
 from muxd.device.driver import OFF_MPS, CudaError, CudaUnusable, Driver
 from muxd.device.mps import Mps
 from muxd.device.reservation import CudaReservation
@@ -215,14 +215,14 @@ def test_a_function_an_older_driver_lacks_is_an_error_not_a_crash() -> None:
 def test_rungs_and_environment_by_how_the_device_is_shared(mps: Mps, monkeypatch: pytest.MonkeyPatch) -> None:
     """Green contexts: parts, and no percentage in the environment. Caps: tenths, and one."""
     green, capped = Cuda(mps=mps), Cuda(mps=mps, caps=True)
-    assert (green.rungs, capped.rungs) == ((25, 50, 75, 100), TENTHS)
+    assert (green.rungs, capped.rungs) == ((25, 50, 75, 100), CAPS)
     assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in green.worker_env(40)
     assert capped.worker_env(40)["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "40"
     assert green.worker_env(40)["CUDA_MPS_PIPE_DIRECTORY"] == str(mps.pipe)
     assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == "/nonexistent", "the daemon itself stays off MPS"
     monkeypatch.setenv("FAKE_CUDA_NO_GREEN", "1")
     fallen = Cuda(mps=mps)
-    assert fallen.rungs == TENTHS
+    assert fallen.rungs == CAPS
     assert fallen.worker_env(40)["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "40"
 
 

@@ -176,6 +176,20 @@ def test_overbooking_is_bounded_in_total_not_per_request():
         shares.book("d", 10)
 
 
+@pytest.mark.parametrize("policy", ["mux", "temporal", "spatial", "fcfs", "round_robin"])
+def test_a_worker_under_a_fixed_cap_is_never_booked_for_more(policy: str):
+    """Alone it would get the whole device, of which it could use 33 %: nobody could run beside it."""
+    specs = [Spec(name, share=33, cap=33) for name in "abc"]
+    unit = BenchUnit(specs, total_blocks=600, rungs=tuple(range(1, 101)), policy=policy)
+    for name in "abc":
+        unit.arrive(name, 8, 20)
+    unit.run()
+    assert {command.share for _, _, command in unit.launches} == {33}
+    free = BenchUnit([Spec("a", share=33)], total_blocks=600, rungs=tuple(range(1, 101)))
+    free.arrive("a", 8, 2)
+    assert free.launches[-1][2].share == 100
+
+
 # ---- rows and quotas --------------------------------------------------------------------------------
 
 

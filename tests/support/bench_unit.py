@@ -50,6 +50,7 @@ class Spec:
     max_context: int = 10_000
     weight: float = 1.0
     prefix_cache: bool = True
+    cap: int = 100
 
 
 @dataclass
@@ -193,6 +194,7 @@ class BenchUnit:
                     capacity_rows=capacity,
                     weight=spec.weight,
                     prefix_cache=spec.prefix_cache,
+                    cap=spec.cap,
                 )
             )
         self.shares = Shares(rungs, overbook)

@@ -47,7 +47,8 @@ class Policy:
 
     def grant(self, lane: Lane, *, prefilling: bool) -> int | None:
         """At least the model's share, more if nobody else could start a batch beside it; None: not free."""
-        return self.board.shares.grant(lane.spec.share, self._contenders(lane, prefilling=prefilling))
+        contenders = self._contenders(lane, prefilling=prefilling)
+        return self.board.shares.grant(lane.spec.share, contenders, lane.spec.cap)
 
     def _contenders(self, lane: Lane, *, prefilling: bool) -> Iterator[int]:
         """Shares of the other models that could start a batch beside this one.

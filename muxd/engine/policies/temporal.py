@@ -16,15 +16,17 @@ class Temporal(Policy):
     def launch(self, now: float) -> None:
         if self.board.shares.booked:
             return
-        whole = self.board.shares.rungs[-1]
         prompt = None if self._overdue(now) else self._oldest_prompt(now)
-        if prompt is not None and self.batches.prefill(prompt, whole, now):
+        if prompt is not None and self.batches.prefill(prompt, self._whole(prompt), now):
             self._prefilled_last = True
             return
         for lane in self.board.decodable.lanes:
-            if lane.idle and lane.running and self.batches.decode(lane, whole, now):
+            if lane.idle and lane.running and self.batches.decode(lane, self._whole(lane), now):
                 self._prefilled_last = False
                 return
+
+    def _whole(self, lane: Lane) -> int:
+        return min(self.board.shares.rungs[-1], lane.spec.cap)
 
     def _oldest_prompt(self, now: float) -> Lane | None:
         ready = [lane for lane in self.board.waiting.lanes if self.can_prefill(lane, now)]
