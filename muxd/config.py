@@ -8,7 +8,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from muxd.messages import Dtype
 
 Policy = Literal["mux", "temporal", "spatial", "fcfs", "round_robin"]
 Admission = Literal["queue", "slo"]
+
+Split = Literal["auto", "yes", "no"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -62,6 +64,7 @@ class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     drain_timeout: float = 0.5  # seconds a waiting prefill may hold back decode steps
     prefill_tokens: int = 512  # token budget of one prefill batch
     look_ahead: int = 64  # generated tokens charged at admission
+    split_phases: Split = "auto"  # a process for prefill and one for decode; "auto": where SMs can be divided
 
 
 class PlacementConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,6 +137,17 @@ def size(text: str, *, key: str, whole: int | None = None) -> int:
         ', or a percentage such as "25%"' if whole is not None else ""
     )
     raise ConfigError(f"{key} = {text!r} is not a size; write {allowed}")
+
+
+def splits(scheduler: SchedulerConfig, device: str, rungs: Sequence[int]) -> bool:
+    """Whether each model has a process for each phase on ``device`` with these shares.
+
+    By default on a GPU that can be shared. Where models take turns on the whole of it, two processes could
+    never compute at once; on the CPU each would hold packed weights of its own.
+    """
+    if scheduler.split_phases == "auto":
+        return device.startswith("cuda") and len(rungs) > 1
+    return scheduler.split_phases == "yes"
 
 
 def load(

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+Phases = Literal["both", "prefill", "decode"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 ITEM_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -40,6 +41,7 @@ class Setup(Struct, frozen=True, tag="setup"):
     cores: int  # a share of 100 % means this many threads
     max_context: int
     cpus: tuple[int, ...] = ()  # the CPUs to stay on; none: all
+    phases: Phases = "both"  # what this worker computes
 
 
 class Sampling(Struct, frozen=True, array_like=True):
@@ -73,7 +75,8 @@ class Chunk(Struct, frozen=True, array_like=True):
     """One sequence's part of a prefill batch: tokens at positions [start, start + len(tokens)).
 
     A sequence's first chunk starts after the rows it shares with others (a multiple of a row's tokens; 0
-    without any): they are the first of ``rows``, were filled by this worker, and are not written again.
+    without any): they are the first of ``rows``, a worker of this model has filled them, and they are not
+    written again.
     """
 
     seq: int
@@ -98,6 +101,19 @@ class Prefill(Struct, frozen=True, tag="prefill"):
     parts: int = 0  # mask of the parts of a GPU's SMs to run on (``device.green``); 0: none are booked
 
 
+class Joined(Struct, frozen=True, array_like=True):
+    """A sequence that another worker of the model has prefilled, in rows of the same pool.
+
+    K and V of all its tokens but the last lie in ``rows``; the last is the next to be fed.
+    """
+
+    seq: int
+    tokens: bytes  # int32[n]
+    rows: bytes  # int32[k], row ids: its block table
+    sampling: Sampling
+    prompt_tokens: int  # tokens at and after this position were generated
+
+
 class Decode(Struct, frozen=True, tag="decode"):
     """Run one decode step: one token for each of ``seqs``."""
 
@@ -108,6 +124,9 @@ class Decode(Struct, frozen=True, tag="decode"):
     grown: list[tuple[int, int]]  # (seq, row id appended to its block table)
     forget: list[int]
     parts: int = 0  # as in ``Prefill``
+    joined: list[
+        Joined
+    ] = []  # those of ``seqs`` that this worker steps for the first time, if it only decodes
 
 
 class Shutdown(Struct, frozen=True, tag="shutdown"):

@@ -78,11 +78,11 @@ class Report:
         return [self._model(entry) for entry in self.entries.values()]
 
     def ps(self) -> list[ProcessRow]:
-        rows = [self._process(os.getpid(), "daemon")]
+        rows = [self._process(os.getpid(), "")]
         for site in self.sites.values():
             for host in site.hosts.values():
-                if host.life.pid is not None:
-                    rows.append(self._process(host.life.pid, "worker", host.life.restarts, host.entry, site))
+                for phases, pid in host.life.pids.items():
+                    rows.append(self._process(pid, phases, host.life.restarts, host.entry, site))
         return [row for row in rows if row is not None]
 
     def _model(self, entry: Entry) -> ModelRow:
@@ -113,7 +113,7 @@ class Report:
         )
 
     def _process(
-        self, pid: int, role: str, restarts: int = 0, entry: Entry | None = None, site: Site | None = None
+        self, pid: int, phases: str, restarts: int = 0, entry: Entry | None = None, site: Site | None = None
     ) -> ProcessRow | None:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -124,9 +124,9 @@ class Report:
         uptime = float(Path("/proc/uptime").read_text().split()[0]) - began
         return ProcessRow(
             pid=pid,
-            role="worker" if role == "worker" else "daemon",
+            role="worker" if phases else "daemon",
             model=entry.name if entry else "",
-            phases="prefill+decode" if role == "worker" else "",
+            phases="prefill+decode" if phases == "both" else phases,
             cores=_threads(site, entry.name) if site and entry else 1,
             memory_bytes=memory,
             cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICK,

@@ -14,7 +14,7 @@ from muxd.pool.ledger import Rows
 
 
 class Batches:
-    """Numbers batches and books shares. The lane must be idle and the share free."""
+    """Numbers batches and books shares. The lane's worker and the share must be free."""
 
     def __init__(self, board: Board, rows: RowKeeper):
         self._board = board
@@ -52,7 +52,7 @@ class Batches:
     def decode(self, lane: Lane, share: int, now: float) -> bool:
         """One step of every running sequence that has, or finds, a row for its next token.
 
-        False when none has: the lane stays idle, and some of its sequences may have been preempted.
+        False when none has: nothing is launched, and some of its sequences may have been preempted.
         """
         sequences, grown, rows = self._rows.grow(lane)
         if not sequences:
@@ -65,17 +65,16 @@ class Batches:
         self._board.decodable.to_back(lane)
         return True
 
-    def land(self, lane: Lane) -> InFlight | None:
-        """The lane's batch is done, or lost with its worker: its share is free again."""
-        flight, lane.flight = lane.flight, None
-        if flight is not None:
-            self._board.shares.release(lane.spec.model)
-            self._board.prefilling -= flight.prefill
-        return flight
+    def land(self, lane: Lane, flight: InFlight) -> None:
+        """The batch is done, or lost with its worker: its share is free again."""
+        lane.flights.remove(flight)
+        self._board.shares.release(flight.batch)
+        self._board.prefilling -= flight.prefill
 
     def _fly(self, lane: Lane, command: Prefill | Decode, flight: InFlight) -> None:
-        self._board.shares.book(lane.spec.model, flight.share)
-        lane.flight, lane.launched = flight, flight.batch
+        self._board.shares.book(flight.batch, flight.share)
+        lane.flights.append(flight)
+        lane.launched = flight.batch
         for sequence in flight.sequences:
             sequence.batch = flight.batch
         self._board.refresh(lane)

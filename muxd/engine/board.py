@@ -25,7 +25,7 @@ class Board:
         self.prefilling = 0  # prefill batches in flight
         self.prefilled = 0  # number of the last one launched
         self.lanes: dict[str, Lane] = {}
-        self.decodable = Turns()  # idle lanes with running sequences
+        self.decodable = Turns()  # lanes with running sequences and a worker free to step them
         self.waiting = Turns()  # lanes with prompts to compute
         for spec in specs:
             self.open(spec)
@@ -43,7 +43,7 @@ class Board:
 
     def refresh(self, lane: Lane) -> None:
         """Whoever changed a lane's queue, sequences, flight or worker says so here."""
-        self.decodable.put(lane, lane.ready and lane.flight is None and bool(lane.running))
+        self.decodable.put(lane, bool(lane.running) and lane.free(prefill=False))
         self.waiting.put(lane, bool(lane.waiting))
         if not lane.waiting:
             lane.blocked = ""

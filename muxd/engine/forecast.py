@@ -74,7 +74,7 @@ def _pace() -> _Pace:
 
 
 class _Flight(Struct, frozen=True):
-    batch: int
+    model: str
     began: float
     tokens: int  # 0: a decode step
 
@@ -97,7 +97,7 @@ class Forecast:
         self._targets = dict(targets)
         self._budget = prefill_tokens
         self._paces: defaultdict[str, _Pace] = defaultdict(_pace)
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[int, _Flight] = {}  # by batch
         self._admitted: dict[int, float] = {}  # sequence -> its first launch
         self._estimates: dict[int, float] = {}  # sequence -> seconds, until its first token
 
@@ -109,7 +109,7 @@ class Forecast:
             case BatchDone():
                 self._done(event, now)
             case WorkerLost():
-                self._flights.pop(event.model, None)
+                self._flights = {n: it for n, it in self._flights.items() if it.model != event.model}
             case Cancelled():
                 self._left(event.sequence, now)
         for action in actions:
@@ -131,13 +131,12 @@ class Forecast:
                     self._admitted[chunk.seq] = now
                     fresh = chunk.prompt_tokens - min(chunk.start, chunk.prompt_tokens)
                     self._paces[launch.model].fresh.add(fresh, chunk.prompt_tokens)
-        self._flights[launch.model] = _Flight(command.batch, now, tokens)
+        self._flights[command.batch] = _Flight(launch.model, now, tokens)
 
     def _done(self, event: BatchDone, now: float) -> None:
-        flight = self._flights.get(event.model)
-        if flight is None or flight.batch != event.batch:
+        flight = self._flights.pop(event.batch, None)
+        if flight is None:
             return  # an answer from before the worker was lost
-        del self._flights[event.model]
         pace = self._paces[event.model]
         if flight.tokens:
             pace.token.add(now - flight.began, flight.tokens)
@@ -201,12 +200,12 @@ class Forecast:
     def _running(self, lane: Lane, now: float) -> float:
         """What is left of the unit's one prefill in flight, or of the model's own step."""
         rest = 0.0
-        for model, flight in self._flights.items():
-            pace = self._paces[model]
+        for flight in self._flights.values():
+            pace = self._paces[flight.model]
             if flight.tokens:
                 expected = flight.tokens * (pace.token.value or 0.0)
             else:
-                expected = (pace.step.value or 0.0) if model == lane.spec.model else 0.0
+                expected = (pace.step.value or 0.0) if flight.model == lane.spec.model else 0.0
             rest = max(rest, expected - (now - flight.began))
         return rest
 
@@ -225,9 +224,9 @@ class Forecast:
     def _queued_tokens(self, lane: Lane) -> float:
         """Tokens to compute of those that wait, without the batch in flight."""
         model = lane.spec.model
-        flight = self._flights.get(model)
+        computing = sum(flight.tokens for flight in self._flights.values() if flight.model == model)
         tokens = self._fresh(model, sum(sequence.remaining for sequence in lane.waiting))
-        return max(0.0, tokens - (flight.tokens if flight else 0))
+        return max(0.0, tokens - computing)
 
     def _fresh(self, model: str, tokens: int) -> float:
         """How many of these prompt tokens will have to be computed."""

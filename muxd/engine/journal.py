@@ -46,7 +46,7 @@ class Journal:
         self._began = now
         self._clocks: dict[str, ReasonClock] = {}
         self._open: dict[int, OpenRequest] = {}
-        self._flights: dict[str, tuple[int, list[int]]] = {}  # model -> batch and its sequences
+        self._flights: dict[int, tuple[str, list[int]]] = {}  # batch -> its model and sequences
         self._finished: deque[RequestTimes] = deque(maxlen=FINISHED)
 
     # ---- writing ----------------------------------------------------------------------------------
@@ -77,12 +77,13 @@ class Journal:
                 clock = self._clock(event.sequence.model)
                 self._open[event.sequence.id] = OpenRequest(event.sequence, clock.read(now))
             case BatchDone():
-                if self._flights.get(event.model, (0,))[0] == event.batch:
-                    self._land(event.model, now, lost=False)
+                if event.batch in self._flights:
+                    self._land(event.batch, now, lost=False)
             case Cancelled():
                 self.ended(event.sequence, "cancelled", now)
             case WorkerLost():
-                self._land(event.model, now, lost=True)
+                for batch in [batch for batch, (model, _) in self._flights.items() if model == event.model]:
+                    self._land(batch, now, lost=True)
                 self.mark("worker lost", now, event.model, event.error.message)
             case WorkerReady():
                 self.mark("worker ready", now, event.model)
@@ -117,11 +118,11 @@ class Journal:
             for one in map(self._open.get, seqs):
                 if one is not None:
                     one.move(DECODE, now, clock)
-        self._flights[launch.model] = (command.batch, seqs)
+        self._flights[command.batch] = (launch.model, seqs)
         self.timeline.launched(launch, now)
 
-    def _land(self, model: str, now: float, *, lost: bool) -> None:
-        _, seqs = self._flights.pop(model, (0, []))
+    def _land(self, batch: int, now: float, *, lost: bool) -> None:
+        model, seqs = self._flights.pop(batch)
         clock = self._clock(model)
         for one in map(self._open.get, seqs):
             if one is None:
@@ -129,7 +130,7 @@ class Journal:
             if one.first is None and one.sequence.generated:
                 one.first = now
             one.move(HELD if one.sequence.phase is Phase.RUNNING else QUEUED, now, clock)
-        self.timeline.done(model, now, lost=lost)
+        self.timeline.done(batch, now, lost=lost)
 
     def _clock(self, model: str) -> ReasonClock:
         clock = self._clocks.get(model)

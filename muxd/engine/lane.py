@@ -25,11 +25,12 @@ class LaneSpec(Struct, frozen=True):
     capacity_rows: int  # the most rows one sequence could ever hold here
     weight: float = 1.0  # of its quota, against the other models'
     prefix_cache: bool = True
+    split: bool = False  # prefill and decode in processes of their own: a batch of each at once
     cap: int = 100  # percent its worker can use at most: under a fixed cap, more would be booked for nothing
 
 
 class InFlight(Struct):
-    """The batch a worker is computing."""
+    """A batch that a worker is computing."""
 
     batch: int
     prefill: bool
@@ -54,7 +55,7 @@ class Lane:
         self.promised = 0  # rows of their look-ahead that they do not hold yet
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.flight: InFlight | None = None
+        self.flights: list[InFlight] = []  # one at most; of a split lane, one of each phase
         self.launched = 0  # number of its last batch
         self.stepped = 0  # number of its last decode step
         self.forget: list[int] = []  # told to the worker with the next command
@@ -78,12 +79,22 @@ class Lane:
     @property
     def empty(self) -> bool:
         """No request is here and no batch runs."""
-        return not (self.waiting or self.running or self.flight)
+        return not (self.waiting or self.running or self.flights)
 
     @property
-    def idle(self) -> bool:
-        """Ready for a command."""
-        return self.ready and self.flight is None
+    def startable(self) -> bool:
+        """A worker of it is ready for a command."""
+        return self.ready and len(self.flights) <= self.spec.split
+
+    def free(self, *, prefill: bool) -> bool:
+        """The worker of that phase is ready for a command."""
+        if not self.flights:
+            return self.ready
+        return self.ready and self.spec.split and all(it.prefill != prefill for it in self.flights)
+
+    def flight(self, batch: int) -> InFlight | None:
+        """The batch of that number, if it is being computed."""
+        return next((it for it in self.flights if it.batch == batch), None)
 
     def overdue(self, now: float, patience: float) -> bool:
         """Running streams have waited ``patience`` for a step while prefills went first.

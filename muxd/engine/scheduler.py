@@ -127,7 +127,7 @@ class Scheduler:
     def close(self, model: str) -> None:
         """Serve a model no more. Raises Busy while it has sequences (``WorkerLost`` with final ends them)."""
         lane = self.lanes[model]
-        if lane.waiting or lane.running or lane.flight:
+        if not lane.empty:
             raise Busy(f"{model} still has requests")
         self._memory.close(model)
 
@@ -167,12 +167,12 @@ class Scheduler:
         return None
 
     def _why_waiting(self, lane: Lane) -> str:
-        """What the head of the lane's queue waits for; "" when its own batch runs."""
+        """What the head of the lane's queue waits for; "" when its own prefill runs."""
         if not lane.ready:
             return "worker"
         if not self._rows.admissible(lane):
             return "slots" if lane.admitted >= lane.spec.max_running else "rows"
-        if lane.flight is not None:
+        if not lane.free(prefill=True):
             return ""
         return "share" if self._policy.held == lane.spec.model else "turn"
 
@@ -180,10 +180,10 @@ class Scheduler:
 
     def _on_batch_done(self, event: BatchDone, now: float) -> None:
         lane = self.lanes[event.model]
-        if lane.flight is None or lane.flight.batch != event.batch:
+        flight = lane.flight(event.batch)
+        if flight is None:
             return  # an answer from before the worker was lost
-        flight = self._batches.land(lane)
-        assert flight is not None
+        self._batches.land(lane, flight)
         lane.prefilled_since_decode = flight.prefill
         if flight.prefill:
             self._learn_cost(lane, flight, now)
@@ -252,7 +252,8 @@ class Scheduler:
         lane = self.lanes[event.model]
         lane.ready = False
         lane.failed = event.error if event.final else None
-        self._batches.land(lane)
+        for flight in list(lane.flights):
+            self._batches.land(lane, flight)
         self._rows.lose(lane)
         for sequence in list(lane.sequences()):
             touched = bool(sequence.rows)

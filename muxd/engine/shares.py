@@ -20,7 +20,7 @@ class Shares:
         if not self.rungs or self.rungs[0] <= 0:
             raise ValueError(f"rungs must be positive percentages, got {self.rungs}")
         self.limit = 100 + overbook
-        self._booked: dict[str, int] = {}
+        self._booked: dict[str | int, int] = {}
         self._total = 0
         self._floors: dict[int, int] = {}
 
@@ -67,12 +67,12 @@ class Shares:
                 return need
         return max(rung for rung in more if rung <= spare)
 
-    def book(self, who: str, share: int) -> None:
+    def book(self, who: str | int, share: int) -> None:
         """Raises ValueError if ``who`` already runs or the total would exceed the limit."""
         if who in self._booked or share > self.free:
             raise ValueError(f"cannot book {share} % for {who}: booked {self._booked}, limit {self.limit} %")
         self._booked[who] = share
         self._total += share
 
-    def release(self, who: str) -> None:
+    def release(self, who: str | int) -> None:
         self._total -= self._booked.pop(who, 0)

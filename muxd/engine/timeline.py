@@ -23,7 +23,7 @@ class Timeline:
 
     def __init__(self, lanes: Mapping[str, Lane], ledger: Ledger):
         self._lanes, self._ledger = lanes, ledger
-        self._running: dict[str, Span] = {}
+        self._running: dict[int, Span] = {}  # by batch
         self._spans: deque[Span] = deque(maxlen=_SPANS)
         self._marks: deque[Mark] = deque(maxlen=_MARKS)
         kept = _COUNTS // (3 + 3 * max(1, len(lanes)))
@@ -33,13 +33,13 @@ class Timeline:
         command = launch.command
         phase: Phase = "prefill" if isinstance(command, Prefill) else "decode"
         sequences, tokens = command_size(command)
-        self._running[launch.model] = Span(
+        self._running[command.batch] = Span(
             launch.model, phase, now, None, command.batch, command.share, sequences, tokens
         )
 
-    def done(self, model: str, now: float, *, lost: bool = False) -> None:
-        """The model's batch is over; nothing happens if none runs."""
-        span = self._running.pop(model, None)
+    def done(self, batch: int, now: float, *, lost: bool = False) -> None:
+        """The batch is over; nothing happens if it does not run."""
+        span = self._running.pop(batch, None)
         if span is not None:
             self._spans.append(_ended(span, now, lost=lost))
 

@@ -117,8 +117,8 @@ class Unit:
         self._handle(WorkerLost(model, error, final))
 
     def batch_done(self, model: str, reply: BatchReply) -> None:
-        flight = self._scheduler.lanes[model].flight
-        if flight is not None and flight.batch == reply.batch:
+        flight = self._scheduler.lanes[model].flight(reply.batch)
+        if flight is not None:
             self._observer.batch_done(model, prefill=flight.prefill, seconds=reply.seconds)
         self._handle(BatchDone(model, reply.batch, reply.tokens), reply.logprobs)
 

@@ -32,9 +32,12 @@ def open_account(entry: Entry, arena: Arena) -> None:
     )  # fmt: skip
 
 
-def lane_spec(entry: Entry, arena: Arena, share: int, *, capped: bool = False) -> LaneSpec:
+def lane_spec(
+    entry: Entry, arena: Arena, share: int, *, capped: bool = False, split: bool = False
+) -> LaneSpec:
     """The lane of an opened entry; ``share`` in percent, where the configuration has none; ``capped``: its
-    worker is spawned with that and can never use more. Raises ModelFolderError where no token fits a block.
+    workers are spawned with that and can never use more; ``split``: one prefills, another decodes. Raises
+    ModelFolderError where no token fits a block.
 
     The scheduler cuts ``max_context`` to what the pool allows, and again whenever quotas or models change.
     """
@@ -51,5 +54,6 @@ def lane_spec(entry: Entry, arena: Arena, share: int, *, capped: bool = False) -
         capacity_rows=max(1, arena.total_blocks // entry.opened.spec.blocks_per_row),
         weight=entry.quota.weight,
         prefix_cache=config.prefix_cache,
+        split=split,
         cap=(config.share or share) if capped else 100,
     )

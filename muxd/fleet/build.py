@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 
 from muxd.clock import Clock
-from muxd.config import SchedulerConfig
+from muxd.config import SchedulerConfig, splits
 from muxd.device.base import Device
 from muxd.engine.forecast import Forecast
 from muxd.engine.lane import LaneSpec
@@ -49,7 +49,8 @@ def open_site(
     forecast = None
     if config.admission == "slo":
         forecast = Forecast(observer.attainment.targets, settings.prefill_tokens)
-    lanes = _open_accounts(entries, arena, device)
+    split = splits(config, device.name, device.rungs)
+    lanes = _open_accounts(entries, arena, device, split=split)
     shares = Shares(device.rungs, config.overbook)
     scheduler = Scheduler(lanes, arena.ledger, shares, settings, policy=config.policy, forecast=forecast)
 
@@ -57,13 +58,15 @@ def open_site(
         site.send(model, command)
 
     unit = Unit(scheduler, send, clock, observer, ids)
-    site = Site(name=name, device=device, arena=arena, unit=unit, link=link, clock=clock, spawns=spawns)
+    site = Site(
+        name=name, device=device, arena=arena, unit=unit, link=link, clock=clock, spawns=spawns, split=split
+    )
     for entry in entries:
         entry.lane = unit.lanes.get(entry.name)
     return site
 
 
-def _open_accounts(entries: Sequence[Entry], arena: Arena, device: Device) -> list[LaneSpec]:
+def _open_accounts(entries: Sequence[Entry], arena: Arena, device: Device, *, split: bool) -> list[LaneSpec]:
     opened = [entry for entry in entries if entry.opened is not None]
     for entry in opened:
         try:
@@ -71,4 +74,5 @@ def _open_accounts(entries: Sequence[Entry], arena: Arena, device: Device) -> li
         except ModelFolderError as error:
             entry.error = error.message
     share = max(1, 100 // max(1, len(entries)))
-    return [lane_spec(entry, arena, share, capped=device.caps) for entry in opened if not entry.error]
+    terms = {"capped": device.caps, "split": split}
+    return [lane_spec(entry, arena, share, **terms) for entry in opened if not entry.error]

@@ -1,6 +1,6 @@
-"""Keeps one model's worker alive: load the weights, spawn, wait for ready or dead, restart, stop.
+"""Keeps one model's workers alive: load the weights, spawn, wait for ready or dead, restart, stop.
 
-The host owns the model's weights region and its worker process; ``fleet/state.py`` decides, this file
+The host owns the model's weights region and its crew of processes; ``fleet/state.py`` decides, this file
 performs. The scheduler hears of it only through ``unit.worker_ready`` and ``unit.worker_lost``.
 """
 
@@ -10,14 +10,12 @@ import logging
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-import msgspec
-
 from muxd.clock import Clock
 from muxd.device.base import ClientView, Device, Region
 from muxd.engine.unit import Unit
 from muxd.errors import ModelNotReady, MuxdError, WorkerLost
 from muxd.fleet.catalog import Entry
-from muxd.fleet.process import WorkerProcess
+from muxd.fleet.crew import Crew, Ended
 from muxd.fleet.state import (
     AnnounceLost,
     AnnounceReady,
@@ -32,7 +30,7 @@ from muxd.fleet.state import (
 )
 from muxd.link.daemon_end import DaemonEnd
 from muxd.link.exits import Exit, explain
-from muxd.messages import Ready, Refused, Setup, Shutdown
+from muxd.messages import BatchDone, Decode, Phases, Prefill, Ready, Refused, Setup
 from muxd.models.weights import fill
 
 _log = logging.getLogger("muxd.fleet")
@@ -58,44 +56,59 @@ class Host:
         link: DaemonEnd,
         progress: Progress,
         spawns: Iterator[int],
+        split: bool = False,
         faulted: Callable[[], None] = lambda: None,
     ):
-        """``spawns`` numbers all workers of the daemon: no two ever have one identity. ``progress`` is
-        called from another thread, ``faulted`` when a worker's fault has reached all of the device."""
+        """``split``: a process for each phase. ``spawns`` numbers all workers of the daemon: no two ever
+        have one identity. ``progress`` is called from another thread, ``faulted`` when a worker's fault has
+        reached all of the device."""
         self.entry = entry
         self.life = entry.life
         self.settled = asyncio.Event()  # ready, failed or stopped for the first time
         self.error: MuxdError | None = None  # why it gave up, where that was no worker's fault
-        self.identity = ""  # the link address of the worker now running
         self._setup = setup
         self._device, self._pool_fd, self._unit, self._clock = device, pool_fd, unit, clock
         self._link, self._progress, self._spawns = link, progress, spawns
         self._faulted = faulted
         self._weights: Region | None = None
-        self._worker: WorkerProcess | None = None
-        self._ready = asyncio.Event()
+        self._phases: tuple[Phases, ...] = ("prefill", "decode") if split else ("both",)
+        self._crew: Crew | None = None
         self._stopping = asyncio.Event()
-        self._verdict: Died | None = None  # why the running worker ends, where its exit code says less
+        self._verdict: Died | None = None  # why the running workers end, where an exit code says less
         self._delay: float | None = 0.0
         self._task: asyncio.Task[None] | None = None
         self._aside: set[asyncio.Task[None]] = set()  # kills and checks under way
 
     @property
     def stopping(self) -> bool:
-        """``stop`` was called: its worker gets no more commands."""
+        """``stop`` was called: its workers get no more commands."""
         return self._stopping.is_set()
 
     @property
     def ready(self) -> bool:
-        """Its worker, or the last one it had, has said so."""
-        return self._ready.is_set()
+        """All its workers have said so, and none has gone since."""
+        return self._crew is not None and self._crew.ready.is_set()
+
+    def has(self, worker: str) -> bool:
+        """Whether one of the processes now running has this identity."""
+        return self._crew is not None and worker in self._crew.identities.values()
+
+    def send(self, command: Prefill | Decode) -> None:
+        """To the worker that computes it; nothing goes to one that was told to end."""
+        if self._crew is not None and not self.stopping:
+            self._crew.send(command)
+
+    def landed(self, reply: BatchDone) -> None:
+        """A batch is done; to be said before the scheduler hears of it."""
+        if self._crew is not None:
+            self._crew.landed(reply)
 
     def start(self) -> None:
-        """Load, then keep a worker alive until it fails for good or is stopped."""
+        """Load, then keep workers alive until they fail for good or are stopped."""
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """End the worker (politely, then not) and free the weights; at once or in the midst of a start.
+        """End the workers (politely, then not) and free the weights; at once or in the midst of a start.
 
         When it returns nothing is left. May be called twice.
         """
@@ -106,7 +119,9 @@ class Host:
             self._task.result()
 
     def on_message(self, message: Ready | Refused) -> None:
-        """The worker's first words."""
+        """A worker's first words."""
+        if self._crew is None:
+            return
         if isinstance(message, Refused):
             self._verdict = Died(message.reason, final=True)
         else:
@@ -114,12 +129,12 @@ class Host:
                 "%s: worker %d ready (weights %.1f s, warm-up %.1f s, torch %s)",
                 self.entry.name, message.pid, message.load_seconds, message.warm_seconds, message.torch,
             )  # fmt: skip
-            self._ready.set()
+            self._crew.heard(message.worker)
             self._start(self._confirm(message))
 
     def on_defect(self, reason: str) -> None:
-        """The worker is out of reach or talks nonsense, or its batch failed: replace it."""
-        self._give_up_on_worker(f"worker {reason}", final=False)
+        """A worker is out of reach or talks nonsense, or its batch failed: replace it."""
+        self._give_up(f"worker {reason}", final=False)
 
     # ---- inside -----------------------------------------------------------------------------------
 
@@ -147,7 +162,7 @@ class Host:
                 await self._pause(self._delay)
                 self._delay = None
                 if self.life.state in (State.LOADING, State.RESTARTING):
-                    self._handle(await self._one_worker())
+                    self._handle(await self._one_crew())
         except (MuxdError, OSError) as error:
             self.error = error if isinstance(error, MuxdError) else None
             self._handle(Died(_sentence(error), final=True))
@@ -182,33 +197,31 @@ class Host:
 
         await asyncio.to_thread(load, self._weights)
 
-    async def _one_worker(self) -> Died:
-        """Spawn a worker and stay with it until it is gone; says how it ended."""
+    async def _one_crew(self) -> Died:
+        """Spawn workers and stay with them until all are gone; says how the first of them ended."""
         assert self._weights is not None
-        self._ready.clear()
         self._verdict = None
-        identity = self.identity = f"{self.entry.name}/{next(self._spawns)}"
-        setup = msgspec.structs.replace(self._setup, worker=identity)
-        self._link.announce(identity)
+        names: dict[Phases, str] = {p: f"{self.entry.name}/{next(self._spawns)}" for p in self._phases}
+        crew = self._crew = Crew(self._link, names)
         try:
-            fds = [self._pool_fd, self._weights.fd]
             env = self._device.worker_env(self._cap)
-            self._worker = await WorkerProcess.spawn(setup, fds, env, self._device.end_work)
-            self._handle(Spawned(self._worker.pid))
-            code = await self._watch(self._worker)
-            if code and not self.stopping and await asyncio.to_thread(self._device.faulted):
+            fds = [self._pool_fd, self._weights.fd]
+            self._handle(Spawned(await crew.spawn(self._setup, fds, env, self._device.end_work)))
+            ended = await self._watch(crew)
+            if ended.code and not self.stopping and await asyncio.to_thread(self._device.faulted):
                 self._faulted()
         except OSError as error:
             return Died(f"a worker could not be started: {error.strerror or error}")
         finally:
-            self._worker = None
-            self._link.forget(identity)
-        return self._verdict or Died(f"worker ended: {explain(code)}", final=code == Exit.REFUSED)
+            await crew.clear()
+            self._crew = None
+        who = "worker" if ended.phases == "both" else f"{ended.phases} worker"
+        return self._verdict or Died(f"{who} ended: {explain(ended.code)}", final=ended.code == Exit.REFUSED)
 
-    async def _watch(self, worker: WorkerProcess) -> int:
-        """Race ready against dead and against ``stop``, then wait for dead; returns the exit code."""
-        gone = asyncio.create_task(worker.wait())
-        ready = asyncio.create_task(self._ready.wait())
+    async def _watch(self, crew: Crew) -> Ended:
+        """Race ready against dead and against ``stop``, then wait for dead."""
+        gone = asyncio.create_task(crew.first_end())
+        ready = asyncio.create_task(crew.ready.wait())
         stop = asyncio.create_task(self._stopping.wait())
         try:
             first = asyncio.FIRST_COMPLETED
@@ -216,26 +229,19 @@ class Host:
             if ready.done() and not gone.done():
                 self._handle(BecameReady())
             elif not gone.done() and not stop.done():
-                self._give_up_on_worker(f"worker was not ready within {START_TIMEOUT:.0f} s", final=True)
+                self._give_up(f"worker was not ready within {START_TIMEOUT:.0f} s", final=True)
             await asyncio.wait([gone, stop], return_when=first)
             if not gone.done():
-                await self._end(worker)
+                await crew.stop(STOP_GRACE)
             return await gone
         finally:
             ready.cancel()
             stop.cancel()
 
-    async def _end(self, worker: WorkerProcess) -> None:
-        if self._ready.is_set():
-            self._link.send(self.identity, Shutdown())
-        else:
-            await worker.kill()  # it does not listen yet
-        await worker.stop(STOP_GRACE)
-
-    def _give_up_on_worker(self, reason: str, *, final: bool) -> None:
+    def _give_up(self, reason: str, *, final: bool) -> None:
         self._verdict = Died(reason, final=final)
-        if self._worker is not None:
-            self._start(self._worker.kill())
+        if self._crew is not None:
+            self._start(self._crew.kill())
 
     def _handle(self, event: Happening) -> None:
         for instruction in self.life.handle(event, self._clock.now()):

@@ -15,7 +15,7 @@ class Parts:
 
     def __init__(self, total: int):
         self._total = total
-        self._held: dict[str, int] = {}
+        self._held: dict[tuple[str, int], int] = {}  # by model and batch
 
     @property
     def taken(self) -> int:
@@ -26,22 +26,26 @@ class Parts:
         return mask
 
     def placed(self, model: str, command: Prefill | Decode) -> Prefill | Decode:
-        """The command with its place, held until ``free``: parts nobody uses, where there are enough.
+        """The command with its place, held until ``done`` or ``free``: parts nobody uses, where that can be.
 
         The whole device is mask 0, which needs no green context.
         """
         if not self._total:
             return command
-        self.free(model)
         count = max(1, min(self._total, command.share * self._total // 100))
         whole = (1 << self._total) - 1
         mask = place(self.taken, count, self._total) or self._least_used(count)
-        self._held[model] = mask
+        self._held[model, command.batch] = mask
         return msgspec.structs.replace(command, parts=0 if mask == whole else mask)
 
+    def done(self, model: str, batch: int) -> None:
+        """The batch is over."""
+        self._held.pop((model, batch), None)
+
     def free(self, model: str) -> None:
-        """Its batch is over, one way or the other."""
-        self._held.pop(model, None)
+        """All its batches are over: its workers are new."""
+        for key in [key for key in self._held if key[0] == model]:
+            del self._held[key]
 
     def _least_used(self, count: int) -> int:
         """More is booked than there is (``overbook``): side by side, where the fewest batches run."""

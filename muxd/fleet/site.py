@@ -39,6 +39,7 @@ class Site:
     link: DaemonEnd
     clock: Clock
     spawns: Iterator[int]
+    split: bool = False  # a model has a process for each phase
     hosts: dict[str, Host] = field(default_factory=dict)
     parts: Parts = field(init=False)
 
@@ -48,22 +49,20 @@ class Site:
     # ---- the link ---------------------------------------------------------------------------------
 
     def send(self, model: str, command: Prefill | Decode) -> None:
-        """The unit's way to the model's worker; nothing goes to one that was told to end."""
-        host = self.hosts[model]
-        placed = self.parts.placed(model, command)
-        if not host.stopping:
-            self.link.send(host.identity, placed)
+        """The unit's way to the model's workers."""
+        self.hosts[model].send(self.parts.placed(model, command))
 
     def host_of(self, worker: str) -> Host | None:
         """Whose worker has this identity; None when it is not, or no more, one of this site."""
         host = self.hosts.get(worker.rpartition("/")[0])
-        return host if host is not None and host.identity == worker else None
+        return host if host is not None and host.has(worker) else None
 
     def on_message(self, host: Host, message: FromWorker) -> None:
         """What a worker of this site says."""
         match message:
             case BatchDone():
-                self.parts.free(host.entry.name)
+                self.parts.done(host.entry.name, message.batch)
+                host.landed(message)
                 self.unit.batch_done(host.entry.name, message)
             case Ready() | Refused():
                 self.parts.free(host.entry.name)
@@ -77,7 +76,8 @@ class Site:
         """Account and lane; ``models`` share the device. Raises MuxdError, changing nothing."""
         share = max(1, 100 // models)
         entry.lane = self.unit.open_model(
-            lane_spec(entry, self.arena, share, capped=self.device.caps), terms(entry, self.arena)
+            lane_spec(entry, self.arena, share, capped=self.device.caps, split=self.split),
+            terms(entry, self.arena),
         )
 
     def start(self, entry: Entry, progress: Progress) -> Host:
@@ -85,7 +85,7 @@ class Site:
         host = self.hosts[entry.name] = Host(
             entry, self._setup(entry), device=self.device, pool_fd=self.arena.fd, unit=self.unit,
             clock=self.clock, link=self.link, progress=progress, spawns=self.spawns,
-            faulted=lambda: self._faulted(entry.name),
+            split=self.split, faulted=lambda: self._faulted(entry.name),
         )  # fmt: skip
         host.start()
         return host

@@ -35,7 +35,9 @@ class Loading(Struct, frozen=True):
 
 
 class Spawned(Struct, frozen=True):
-    pid: int
+    """Process ids by phases: "both", or "prefill" and "decode"."""
+
+    pids: dict[str, int]
 
 
 class BecameReady(Struct, frozen=True):
@@ -75,16 +77,21 @@ Instruction = Spawn | AnnounceReady | AnnounceLost
 
 
 class Life:
-    """One model's worker. ``state``, ``detail`` (for people), ``pid`` and ``restarts`` may be read by all."""
+    """One model's workers. ``state``, ``detail`` (for people), ``pids``, ``restarts`` are for all to read."""
 
     def __init__(self, limits: Limits | None = None):
         self._limits = limits or Limits()
         self._deaths: list[float] = []
         self.state = State.COLD
         self.detail = ""
-        self.pid: int | None = None
+        self.pids: dict[str, int] = {}
         self.restarts = 0
         self.since = 0.0  # when ``state`` was entered
+
+    @property
+    def pid(self) -> int | None:
+        """The model's process; of two, the one that prefills."""
+        return next(iter(self.pids.values()), None)
 
     def handle(self, event: Happening, now: float) -> list[Instruction]:
         """Raises RuntimeError, with the story, for an event that cannot happen in this state."""
@@ -92,12 +99,12 @@ class Life:
             return []
         match event, self.state:
             case Stop(), _:
-                self.pid = None
+                self.pids = {}
                 return self._enter(State.STOPPED, now)
             case Loading(), State.COLD:
                 return self._enter(State.LOADING, now)
             case Spawned(), State.LOADING | State.RESTARTING:
-                self.pid = event.pid
+                self.pids = event.pids
                 return []
             case BecameReady(), State.LOADING | State.RESTARTING:
                 return self._enter(State.READY, now, instructions=[AnnounceReady()])
@@ -106,7 +113,7 @@ class Life:
         raise RuntimeError(f"{event} cannot happen while {self.state.value} ({self.detail or 'no detail'})")
 
     def _on_died(self, event: Died, now: float) -> list[Instruction]:
-        self.pid = None
+        self.pids = {}
         self._deaths = [t for t in self._deaths if now - t < self._limits.window] + [now]
         if event.final or len(self._deaths) >= self._limits.max_failures:
             lost = AnnounceLost(event.reason, final=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from muxd.config import Config, ModelConfig, size
+from muxd.config import Config, ModelConfig, size, splits
 from muxd.cost.profile import Profile, Shape
 from muxd.cost.table import CostTable
 from muxd.engine.forecast import Forecast
@@ -45,7 +45,8 @@ def make_scheduler(config: Config, cost: CostTable, policy: str | None = None) -
     shapes = {model.name: cost.model(model.name).shape for model in config.model}
     for model in config.model:
         _open_account(ledger, model, shapes[model.name], block_bytes)
-    lanes = [_lane(ledger, model, shapes[model.name], config) for model in config.model]
+    split = splits(config.scheduler, cost.device.name, cost.device.rungs)
+    lanes = [_lane(ledger, model, shapes[model.name], config, split) for model in config.model]
     shares = Shares(cost.device.rungs, config.scheduler.overbook)
     settings = Settings(**_same_names(Settings, config.scheduler))
     return Scheduler(
@@ -81,7 +82,7 @@ def row_tokens(shape: Shape, block_bytes: int) -> int:
     return tokens
 
 
-def _lane(ledger: Ledger, model: ModelConfig, shape: Shape, config: Config) -> LaneSpec:
+def _lane(ledger: Ledger, model: ModelConfig, shape: Shape, config: Config, split: bool) -> LaneSpec:
     tokens, capacity = row_tokens(shape, config.pool.block_bytes), ledger.limit(model.name)
     most = min(shape.max_positions, capacity * tokens)
     known = {
@@ -91,6 +92,7 @@ def _lane(ledger: Ledger, model: ModelConfig, shape: Shape, config: Config) -> L
         "row_tokens": tokens,
         "blocks_per_row": shape.layers * shape.kv_heads,
         "weight": model.quota.weight,
+        "split": split,
         "max_context": min(model.max_context or most, most),
         "capacity_rows": capacity,
     }

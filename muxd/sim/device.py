@@ -29,11 +29,11 @@ class Batch:
 
 
 class VirtualDevice:
-    """At most one batch a model, as a worker has. Raises ValueError for a second one."""
+    """At most one batch a worker. Raises ValueError for a second one."""
 
     def __init__(self, cost: CostTable):
         self._cost = cost
-        self._running: dict[str, Batch] = {}
+        self._running: dict[tuple[str, bool], Batch] = {}  # by worker: model, and whether it prefills
         self._contended = any(
             cost.slowdown(model, prefill, {True: 1, False: 1}) != 1.0
             for model in cost.models
@@ -48,21 +48,31 @@ class VirtualDevice:
         """The batch that ends first; of two at once the one that started first."""
         return min(self._running.values(), key=lambda batch: batch.end, default=None)
 
-    def start(self, model: str, command: Prefill | Decode, sequences: list[Sequence], now: float) -> None:
-        """``sequences``: those of the command, in its order."""
-        if model in self._running:
+    def start(
+        self,
+        model: str,
+        command: Prefill | Decode,
+        sequences: list[Sequence],
+        now: float,
+        *,
+        split: bool = False,
+    ) -> None:
+        """``sequences``: those of the command, in its order. ``split``: each phase has its own worker."""
+        worker = (model, isinstance(command, Prefill))
+        if worker in self._running or (not split and (model, not worker[1]) in self._running):
             raise ValueError(f"two batches at once on the worker of {model}")
         seconds = self._seconds(model, command, sequences)
         self.busy += seconds * command.share / 100
         # Less than the smallest rung there is not: on a CPU, who has a part of a core has a thread.
-        batch = self._running[model] = Batch(model, command, seconds, max(command.share, self._smallest), now)
+        batch = Batch(model, command, seconds, max(command.share, self._smallest), now)
+        self._running[worker] = batch
         self._demand += batch.demand
         if self._contended or self._demand > 100:
             self._settle(now)
 
-    def finish(self, model: str, now: float) -> None:
+    def finish(self, batch: Batch, now: float) -> None:
         crowded = self._demand > 100
-        self._demand -= self._running.pop(model).demand
+        self._demand -= self._running.pop((batch.model, batch.prefill)).demand
         if self._contended or crowded:
             self._settle(now)
 

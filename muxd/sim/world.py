@@ -115,7 +115,7 @@ class World:
         self._handle(Arrived(Sequence(index, request, self.clock.now())))
 
     def _done(self, batch: Batch) -> None:
-        self.device.finish(batch.model, self.clock.now())
+        self.device.finish(batch, self.clock.now())
         command = batch.command
         if isinstance(command, Prefill):
             sampled = sum(chunk.last for chunk in command.chunks)
@@ -133,9 +133,10 @@ class World:
         """``first``: a prefill is done. Only then can a token be somebody's first."""
         match action:
             case Launch():
-                flight = self._scheduler.lanes[action.model].flight
+                lane = self._scheduler.lanes[action.model]
+                flight = lane.flight(action.command.batch)
                 assert flight is not None
-                self.device.start(action.model, action.command, flight.sequences, now)
+                self.device.start(action.model, action.command, flight.sequences, now, split=lane.spec.split)
             case Emit():
                 if first:
                     self._first_tokens(action.sequences, now)

@@ -103,6 +103,9 @@ class CudaStep:
         """Nothing is zeroed: what lies beyond a sequence's length is never read."""
         self._state.known.check(rows)
 
+    def join(self, sequence: Sequence) -> None:
+        self._sampler.note([Span(sequence, 0, len(sequence.history))])
+
     def forget(self, sequence: Sequence) -> None:
         self._state.lists.release(sequence)
         self._sampler.release(sequence)

@@ -59,6 +59,9 @@ class HostStep:
     def take(self, rows: list[int], filled: int) -> None:
         self._kv.take(rows, filled)
 
+    def join(self, sequence: Sequence) -> None:
+        pass
+
     def forget(self, sequence: Sequence) -> None:
         pass
 

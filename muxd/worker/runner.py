@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muxd.messages import BatchDone, Chunk, Decode, NewRows, Prefill, Sampling, Setup
+from muxd.messages import BatchDone, Chunk, Decode, Joined, NewRows, Prefill, Sampling, Setup
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.worker.cuda_step import CudaStep
 from muxd.worker.host_step import HostStep
@@ -30,6 +30,7 @@ class Runner:
     def __init__(self, setup: Setup, pool: Tensor, weights: Tensor, *, paged: bool | None = None):
         self._spec: ModelSpec = read_spec(Path(setup.folder))
         self._max_context = setup.max_context
+        self._decodes = setup.phases != "prefill"
         make = CudaStep if (pool.is_cuda if paged is None else paged) else HostStep
         self._step: Step = make(self._spec, setup, pool, weights)
         self._model = self._step.model
@@ -45,7 +46,8 @@ class Runner:
                     self._rehearse(min(tokens, self._max_context - 1), sampling)
             finally:
                 self._forget(list(self._sequences))
-        self._step.ready()
+        if self._decodes:
+            self._step.ready()
 
     @torch.inference_mode()
     def prefill(self, cmd: Prefill) -> BatchDone:
@@ -64,6 +66,8 @@ class Runner:
         begun = time.perf_counter()
         with self._step.share(cmd.share, cmd.parts):
             self._begin(cmd)
+            for one in cmd.joined:
+                self._join(one)
             for seq, row in cmd.grown:
                 self._step.take([row], 0)
                 self._sequences[seq].rows.append(row)
@@ -120,6 +124,15 @@ class Runner:
                 f"both must be the same multiple of {self._step.tokens}"
             )
         return Sequence(chunk.sampling, chunk.prompt_tokens, history=known, cached=chunk.start)
+
+    def _join(self, one: Joined) -> None:
+        """Another worker has prefilled it. Raises ValueError for rows that were never named here."""
+        rows: list[int] = np.frombuffer(one.rows, dtype="<i4").tolist()
+        tokens: list[int] = np.frombuffer(one.tokens, dtype="<i4").tolist()
+        self._step.take(rows, len(rows))
+        sequence = Sequence(one.sampling, one.prompt_tokens, rows, tokens, len(tokens) - 1)
+        self._sequences[one.seq] = sequence
+        self._step.join(sequence)
 
     def _reach(self, seq: int, position: int) -> Sequence:
         """The sequence, its rows reaching to ``position``. Raises ValueError when they do not."""

@@ -39,7 +39,7 @@ class Step(Protocol):
         ...
 
     def ready(self) -> None:
-        """After the rehearsal: what has to be prepared over the shared pool."""
+        """After the rehearsal, for a worker that decodes: what has to be prepared over the shared pool."""
         ...
 
     def learn(self, new: NewRows) -> None:
@@ -51,6 +51,10 @@ class Step(Protocol):
 
         Raises ValueError for a row whose head blocks were never sent.
         """
+        ...
+
+    def join(self, sequence: Sequence) -> None:
+        """A sequence that this worker has not prefilled is about to be decoded."""
         ...
 
     def forget(self, sequence: Sequence) -> None:

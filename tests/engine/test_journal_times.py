@@ -53,8 +53,7 @@ class Naive(BenchUnit):
     def where(self, sequence: Sequence) -> str:
         lane = self.scheduler.lanes[sequence.model]
         if sequence.batch is not None:
-            assert lane.flight is not None
-            if not lane.flight.prefill:
+            if not lane.flights[0].prefill:
                 return "decode"
             return "recompute" if sequence.preemptions + sequence.reruns else "prefill"
         return "held" if sequence.phase is Phase.RUNNING else lane.blocked or "busy"
@@ -175,8 +174,7 @@ class Plain:
         self.handle(Arrived(Sequence(self.count, request, self.now)))
 
     def finish(self) -> None:
-        flight = self.scheduler.lanes["m"].flight
-        assert flight is not None
+        [flight] = self.scheduler.lanes["m"].flights
         self.now += 0.01
         self.handle(BatchDone("m", flight.batch, [5] * len(flight.sequences)))
 

@@ -4,6 +4,7 @@
 """
 
 from contextlib import suppress
+from dataclasses import replace
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,8 @@ SPECS = [
     Spec("b.model", blocks=2, row_tokens=2, share=30, max_running=3),
     Spec("c", blocks=1, row_tokens=8, share=100, min_blocks=4, max_running=8),
 ]
+PAIRS = [replace(SPECS[0], split=True), replace(SPECS[1], split=True), SPECS[2]]
+either = st.sampled_from([SPECS, PAIRS])  # one worker a model, or two for some
 
 models = st.integers(0, 2)
 same = st.sampled_from([0, 0, 8, 17])  # tokens that prompts have in common
@@ -62,10 +65,10 @@ def play(unit: BenchUnit, script: list[tuple]) -> None:  # type: ignore[type-arg
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(events, st.sampled_from([24, 40, 200]), st.sampled_from([0, 20, 50]), policies)
-def test_every_request_ends_once_and_every_block_returns(script, total, overbook, policy):
+@given(events, st.sampled_from([24, 40, 200]), st.sampled_from([0, 20, 50]), policies, either)
+def test_every_request_ends_once_and_every_block_returns(script, total, overbook, policy, specs):
     small = Settings(drain_timeout=0.5, prefill_tokens=8, look_ahead=4, adapt_period=2.0)
-    unit = BenchUnit(SPECS, total, overbook=overbook, settings=small, policy=policy)
+    unit = BenchUnit(specs, total, overbook=overbook, settings=small, policy=policy)
     play(unit, script)
     unit.run()
     assert set(unit.outcome) == {sequence.id for sequence in unit.all}
@@ -74,9 +77,9 @@ def test_every_request_ends_once_and_every_block_returns(script, total, overbook
 
 
 @settings(max_examples=200, deadline=None)
-@given(events, policies)
-def test_served_streams_have_exactly_the_tokens_asked_for(script, policy):
-    unit = BenchUnit(SPECS, 40, policy=policy)
+@given(events, policies, either)
+def test_served_streams_have_exactly_the_tokens_asked_for(script, policy, specs):
+    unit = BenchUnit(specs, 40, policy=policy)
     play(unit, [step for step in script if step[0] not in ("cancel", "quota")])
     unit.run()
     for sequence in unit.all:
@@ -89,9 +92,9 @@ def test_served_streams_have_exactly_the_tokens_asked_for(script, policy):
 
 
 @settings(max_examples=100, deadline=None)
-@given(events, st.integers(0, 2))
-def test_a_model_below_its_guarantee_is_never_preempted_nor_refused_rows(script, quiet):
-    unit = BenchUnit(SPECS, 24)
+@given(events, either)
+def test_a_model_below_its_guarantee_is_never_preempted_nor_refused_rows(script, specs):
+    unit = BenchUnit(specs, 24)
     below: list[str] = []
     for step in script:
         before = unit.ledger.usage()

@@ -22,7 +22,7 @@ from muxd.fleet.state import (
 def ready() -> Life:
     life = Life()
     life.handle(Loading(), 0)
-    life.handle(Spawned(11), 1)
+    life.handle(Spawned({"both": 11}), 1)
     assert life.handle(BecameReady(), 2) == [AnnounceReady()]
     return life
 
@@ -68,7 +68,9 @@ def test_an_impossible_event_tells_the_story() -> None:
         Life().handle(BecameReady(), 0)
 
 
-events = st.lists(st.sampled_from([Spawned(1), BecameReady(), Died("x"), Died("y", final=True), Stop()]))
+events = st.lists(
+    st.sampled_from([Spawned({"both": 1}), BecameReady(), Died("x"), Died("y", final=True), Stop()])
+)
 
 
 @given(events)

@@ -9,8 +9,8 @@ from muxd.messages import Decode, NewRows
 STEPS = st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from([0, 25, 50, 75, 100])), max_size=40)
 
 
-def decode(share: int) -> Decode:
-    return Decode(1, share, NewRows(), [1], [], [])
+def decode(share: int, batch: int = 1) -> Decode:
+    return Decode(batch, share, NewRows(), [1], [], [])
 
 
 @given(STEPS)

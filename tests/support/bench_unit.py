@@ -30,6 +30,8 @@ from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.errors import WorkerLost as WorkerLostError
+from muxd.fleet.handover import Handover
+from muxd.messages import BatchDone as BatchReply
 from muxd.messages import Chunk, Decode, Prefill, Sampling
 from muxd.pool.ledger import Ledger
 
@@ -51,6 +53,7 @@ class Spec:
     weight: float = 1.0
     prefix_cache: bool = True
     cap: int = 100
+    split: bool = False  # two workers, one for each phase
 
 
 @dataclass
@@ -76,8 +79,6 @@ class Worker:
         blocks = np.frombuffer(command.rows.blocks, "<i4").reshape(len(ids), self.spec.blocks)
         for row, held in zip(ids.tolist(), blocks.tolist(), strict=True):
             self.rows[row] = tuple(held)
-            for block in held:
-                self.pool.pop(block, None)
         if isinstance(command, Prefill):
             self._prefill(command)
         else:
@@ -110,6 +111,17 @@ class Worker:
 
     def _decode(self, command: Decode) -> None:
         assert command.seqs
+        for one in command.joined:
+            assert self.spec.split
+            assert one.seq in command.seqs
+            assert one.seq not in self.sequences, "told twice"
+            tokens = np.frombuffer(one.tokens, "<i4").tolist()
+            self.sequences[one.seq] = np.frombuffer(one.rows, "<i4").tolist()
+            self.position[one.seq], self.history[one.seq] = len(tokens) - 1, tokens
+            self.shared[one.seq] = (len(tokens) - 1) // self.spec.row_tokens
+            for i in range(self.shared[one.seq]):
+                for block in self.rows[self.sequences[one.seq][i]]:
+                    assert self.pool[block] == self._written(tokens, i), "not the row that was prefilled"
         assert len(set(command.seqs)) == len(command.seqs)
         for seq, row in command.grown:
             self.sequences[seq].append(row)
@@ -195,13 +207,17 @@ class BenchUnit:
                     weight=spec.weight,
                     prefix_cache=spec.prefix_cache,
                     cap=spec.cap,
+                    split=spec.split,
                 )
             )
         self.shares = Shares(rungs, overbook)
         self.scheduler = Scheduler(lanes, self.ledger, self.shares, self.settings, policy=policy)
         self._pool: dict[int, tuple[str, ...]] = {}
-        self.workers = {spec.name: Worker(spec, pool=self._pool) for spec in specs}
         self.specs = {spec.name: spec for spec in specs}
+        self.workers: dict[str, Worker] = {}  # of a split model: "<model>/prefill" and "<model>/decode"
+        self.handovers: dict[str, Handover] = {}
+        for spec in specs:
+            self._spawn(spec.name)
         self.now = 0.0
         self.all: list[Sequence] = []
         self.outcome: dict[int, str] = {}
@@ -211,6 +227,24 @@ class BenchUnit:
         if ready:
             for spec in specs:
                 self.handle(WorkerReady(spec.name))
+
+    def _spawn(self, model: str) -> None:
+        spec = self.specs[model]
+        if spec.split:
+            self.handovers[model] = Handover()
+        for name in (f"{model}/prefill", f"{model}/decode") if spec.split else (model,):
+            self.workers[name] = Worker(spec, pool=self._pool)
+
+    def _launch(self, model: str, command: Prefill | Decode) -> None:
+        for block in np.frombuffer(command.rows.blocks, "<i4").tolist():
+            self._pool.pop(block, None)
+        if model not in self.handovers:
+            self.workers[model].receive(command)
+            return
+        phase, told = self.handovers[model].place(command)
+        ids = np.frombuffer(told.rows.ids, "<i4").tolist()
+        assert len(ids) == len(set(ids))
+        self.workers[f"{model}/{phase}"].receive(told)
 
     def handle(self, event: Event) -> list[Action]:
         actions = self.scheduler.handle(event, self.now)
@@ -223,7 +257,7 @@ class BenchUnit:
         match action:
             case Launch():
                 self.launches.append((self.now, action.model, action.command))
-                self.workers[action.model].receive(action.command)
+                self._launch(action.model, action.command)
             case Emit():
                 for sequence, token in zip(action.sequences, action.tokens, strict=True):
                     assert sequence.id not in self.outcome, "a token after the end"
@@ -266,23 +300,26 @@ class BenchUnit:
             self._end(sequence, "cancelled")
             self.handle(Cancelled(sequence))
 
-    def finish(self, model: str, seconds: float = 0.01, token: int = 5) -> None:
-        """The running batch of ``model`` is done, ``seconds`` later."""
-        worker = self.workers[model]
+    def finish(self, name: str, seconds: float = 0.01, token: int = 5) -> None:
+        """The running batch of the worker ``name`` is done, ``seconds`` later."""
+        worker, model = self.workers[name], name.partition("/")[0]
         assert worker.busy is not None
         self.now += seconds
         batch, tokens = worker.busy.batch, [token] * worker.sampled()
         worker.done(token)
+        if model in self.handovers:
+            self.handovers[model].landed(BatchReply(batch, tokens, seconds))
         self.handle(BatchDone(model, batch, tokens))
 
     def lose(self, model: str, *, final: bool = False) -> None:
-        self.workers[model] = Worker(self.specs[model], pool=self._pool)
+        self._spawn(model)
         self.handle(WorkerLost(model, WorkerLostError("killed"), final))
 
     def revive(self, model: str) -> None:
         self.handle(WorkerReady(model))
 
     def busy(self) -> list[str]:
+        """Names of the workers that compute."""
         return [name for name, worker in self.workers.items() if worker.busy is not None]
 
     def run(self, steps: int = 100_000) -> None:
@@ -305,7 +342,7 @@ class BenchUnit:
         assert prefills <= 1 or self.scheduler.policy == "spatial"
         if self.scheduler.policy == "temporal":
             assert len(self.busy()) <= 1
-        held: dict[str, set[int]] = {model: set() for model in self.workers}
+        held: dict[str, set[int]] = {name.partition("/")[0]: set() for name in self.workers}
         for sequence in self.all:
             if sequence.phase is Phase.ENDED:
                 assert not sequence.rows

@@ -39,26 +39,32 @@ class Policy:
         """Its worker is idle, its first prompt has or finds rows, its own streams are not overdue."""
         patience = self.board.settings.drain_timeout
         return (
-            lane.idle
+            lane.free(prefill=True)
             and bool(lane.waiting)
             and not lane.overdue(now, patience)
             and self.rows.admissible(lane)
         )
 
-    def grant(self, lane: Lane, *, prefilling: bool) -> int | None:
-        """At least the model's share, more if nobody else could start a batch beside it; None: not free."""
-        contenders = self._contenders(lane, prefilling=prefilling)
+    def grant(self, lane: Lane, *, prefill: bool, prefilling: bool) -> int | None:
+        """At least the model's share, more if nobody else could start a batch beside it; None: not free.
+
+        ``prefill``: what it is for; ``prefilling``: whether another prefill can start beside it.
+        """
+        contenders = self._contenders(lane, prefill=prefill, prefilling=prefilling)
         return self.board.shares.grant(lane.spec.share, contenders, lane.spec.cap)
 
-    def _contenders(self, lane: Lane, *, prefilling: bool) -> Iterator[int]:
-        """Shares of the other models that could start a batch beside this one.
+    def _contenders(self, lane: Lane, *, prefill: bool, prefilling: bool) -> Iterator[int]:
+        """Shares of the batches that could start beside this one: other models', a split lane's other phase.
 
         A model that has only prompts cannot while a prefill runs, nor one whose next prompt finds no rows.
         """
         for other in self.board.decodable.lanes:
-            if other is not lane:
+            if other is not lane or (prefill and lane.spec.split):
                 yield other.spec.share
         if not prefilling:
             for other in self.board.waiting.lanes:
-                if other is not lane and other.idle and not other.running and self.rows.admissible(other):
+                if other is lane and (prefill or not lane.spec.split):
+                    continue
+                counted = other.running and not other.spec.split  # with its step, above
+                if not counted and other.free(prefill=True) and self.rows.admissible(other):
                     yield other.spec.share

@@ -60,9 +60,9 @@ class Mux(Policy):
 
     def _step(self, lane: Lane, now: float) -> bool:
         """Start a decode step. False only when the share is not there."""
-        if not lane.idle or not lane.running:
+        if not lane.running or not lane.free(prefill=False):
             return True  # an earlier one has preempted all that ran here
-        share = self.grant(lane, prefilling=self.board.prefilling > 0)
+        share = self.grant(lane, prefill=False, prefilling=self.board.prefilling > 0)
         if share is not None:
             self.batches.decode(lane, share, now)
         return share is not None
@@ -81,11 +81,11 @@ class Mux(Policy):
         for lane in self.board.waiting.lanes:
             if not lane.ready or not self.rows.admissible(lane):
                 continue  # nothing to do, or no rows: holding decodes back would not help
-            if lane.flight is not None:
-                if lane.flight.share >= self.board.shares.floor(lane.spec.share):
+            if not lane.free(prefill=True):
+                if lane.flights[0].share >= self.board.shares.floor(lane.spec.share):
                     continue  # its own decode step will leave enough when it ends
                 return lane.spec.model
-            share = self.grant(lane, prefilling=True)
+            share = self.grant(lane, prefill=True, prefilling=True)
             if share is None:
                 return lane.spec.model
             if self.batches.prefill(lane, share, now):

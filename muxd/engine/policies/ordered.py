@@ -22,14 +22,24 @@ class Ordered(Policy):
     def start(self, lane: Lane, now: float, *, prompts: bool) -> bool:
         """Start its next batch, begin a prompt only with ``prompts``. False: nothing started."""
         prefilling = self.board.prefilling > 0
-        share = self.grant(lane, prefilling=prefilling)
-        if share is None:
-            return False
         if not prefilling and self.can_prefill(lane, now):
             begun = bool(lane.waiting[0].rows)  # it must go on: its rows come back only at its end
+            share = self.grant(lane, prefill=True, prefilling=prefilling)
+            if share is None:
+                return False
             if (prompts or begun) and self.batches.prefill(lane, share, now):
                 return True
-        return bool(lane.running) and self.batches.decode(lane, share, now)
+        if not lane.running or not lane.free(prefill=False):
+            return False
+        share = self.grant(lane, prefill=False, prefilling=prefilling)
+        return share is not None and self.batches.decode(lane, share, now)
+
+    def serve(self, lane: Lane, now: float, *, prompts: bool) -> bool:
+        """Start what it can: one batch, or one of each phase. False: it could have, and nothing started."""
+        started = False
+        while lane.startable and self.start(lane, now, prompts=prompts):
+            started = True
+        return started or not lane.startable
 
 
 class RoundRobin(Ordered):
@@ -41,8 +51,7 @@ class RoundRobin(Ordered):
         for lane in self.order():
             if not self.board.shares.any_free:
                 return
-            if lane.idle:
-                self.start(lane, now, prompts=True)
+            self.serve(lane, now, prompts=True)
 
     def order(self) -> list[Lane]:
         return sorted(self.lanes(), key=lambda lane: lane.launched)
@@ -59,7 +68,7 @@ class FirstCome(Ordered):
         for lane in self.order():
             if not self.board.shares.any_free:
                 return
-            if lane.idle and not self.start(lane, now, prompts=prompts) and self._could(lane):
+            if not self.serve(lane, now, prompts=prompts) and self._could(lane):
                 return
             # A prompt that finds no rows, or no turn, lets running sequences pass: they will free both.
             prompts = prompts and not lane.waiting
@@ -69,7 +78,8 @@ class FirstCome(Ordered):
 
     def _could(self, lane: Lane) -> bool:
         """It has a step to do and only the share was missing."""
-        return bool(lane.running) and self.board.shares.free < self.board.shares.floor(lane.spec.share)
+        steps = bool(lane.running) and lane.free(prefill=False)
+        return steps and self.board.shares.free < self.board.shares.floor(lane.spec.share)
 
 
 def _oldest(lane: Lane) -> tuple[float, int]:

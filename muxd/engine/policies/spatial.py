@@ -6,7 +6,8 @@ from muxd.engine.policies.base import Policy
 class Spatial(Policy):
     """What users build from separate servers: nobody takes from anybody, nobody lends.
 
-    Shares that add up to more than 100 are scaled down together. On a CPU a model always has one thread at
+    Shares that add up to more than 100 are scaled down together; a model whose phases run side by side
+    counts twice. On a CPU a model always has one thread at
     least; where that makes more threads than cores, the operating system divides them.
     """
 
@@ -14,10 +15,11 @@ class Spatial(Policy):
     memory = "slices"
 
     def launch(self, now: float) -> None:
-        total = max(100, sum(lane.spec.share for lane in self.board.lanes.values()))
+        lanes = self.board.lanes.values()
+        total = max(100, sum(lane.spec.share * (1 + lane.spec.split) for lane in lanes))
         for lane in self.board.waiting.lanes:
             if self.can_prefill(lane, now):
                 self.batches.prefill(lane, max(1, lane.spec.share * 100 // total), now)
         for lane in self.board.decodable.lanes:
-            if lane.idle and lane.running:
+            if lane.running and lane.free(prefill=False):
                 self.batches.decode(lane, max(1, lane.spec.share * 100 // total), now)

@@ -21,7 +21,11 @@ class Temporal(Policy):
             self._prefilled_last = True
             return
         for lane in self.board.decodable.lanes:
-            if lane.idle and lane.running and self.batches.decode(lane, self._whole(lane), now):
+            if (
+                lane.running
+                and lane.free(prefill=False)
+                and self.batches.decode(lane, self._whole(lane), now)
+            ):
                 self._prefilled_last = False
                 return
 

@@ -1,0 +1,99 @@
+"""The processes of one model: one worker for both phases, or one for each. They begin and end together.
+
+A worker that is lost takes its partner along: what they had computed of a sequence is known to both, and rows
+that one of them may still be writing cannot be given to anybody.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from muxd.fleet.handover import Handover
+from muxd.fleet.process import WorkerProcess
+from muxd.link.daemon_end import DaemonEnd
+from muxd.messages import BatchDone, Decode, Phases, Prefill, Setup, Shutdown
+
+
+class Ended(NamedTuple):
+    """The first process to go: ``code`` is its exit code, negative for a signal."""
+
+    phases: Phases
+    code: int
+
+
+class Crew:
+    """``identities``: the link address of each worker, one under "both", or one under each phase."""
+
+    def __init__(self, link: DaemonEnd, identities: Mapping[Phases, str]):
+        self.identities = dict(identities)
+        self.ready = asyncio.Event()  # all have said so
+        self._link = link
+        self._processes: dict[Phases, WorkerProcess] = {}
+        self._silent = set(identities.values())
+        self._handover = None if "both" in identities else Handover()
+        for identity in identities.values():
+            link.announce(identity)
+
+    async def spawn(
+        self, setup: Setup, fds: list[int], env: Mapping[str, str], end_work: Callable[[int], None]
+    ) -> dict[str, int]:
+        """Start every process; their ids by phases. Raises OSError, with those that did start running."""
+        for phases, identity in self.identities.items():
+            own = msgspec.structs.replace(setup, worker=identity, phases=phases)
+            self._processes[phases] = await WorkerProcess.spawn(own, fds, env, end_work)
+        return {phases: process.pid for phases, process in self._processes.items()}
+
+    # ---- messages ---------------------------------------------------------------------------------
+
+    def heard(self, identity: str) -> None:
+        """One of them is ready."""
+        self._silent.discard(identity)
+        if not self._silent:
+            self.ready.set()
+
+    def send(self, command: Prefill | Decode) -> None:
+        """To the worker of its phase."""
+        if self._handover is None:
+            self._link.send(self.identities["both"], command)
+            return
+        phase, told = self._handover.place(command)
+        self._link.send(self.identities[phase], told)
+
+    def landed(self, reply: BatchDone) -> None:
+        """A batch is done. Before the scheduler hears of it: its next command may carry on from there."""
+        if self._handover is not None:
+            self._handover.landed(reply)
+
+    # ---- ends -------------------------------------------------------------------------------------
+
+    async def first_end(self) -> Ended:
+        """Wait until one of them is gone."""
+        waits = {asyncio.create_task(process.wait()): phases for phases, process in self._processes.items()}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            first = next(iter(done))
+            return Ended(waits[first], first.result())
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def kill(self) -> None:
+        await asyncio.gather(*(process.kill() for process in self._processes.values()))
+
+    async def stop(self, grace: float) -> None:
+        """Politely where they listen, else not; returns when all are gone."""
+        if self.ready.is_set():
+            for identity in self.identities.values():
+                self._link.send(identity, Shutdown())
+        else:
+            await self.kill()
+        await asyncio.gather(*(process.stop(grace) for process in self._processes.values()))
+
+    async def clear(self) -> None:
+        """None is left and none is listened to any more."""
+        await self.kill()
+        await asyncio.gather(*(process.wait() for process in self._processes.values()))
+        for identity in self.identities.values():
+            self._link.forget(identity)

@@ -1,0 +1,126 @@
+"""A model whose prompts and answers are computed by two processes: same tokens, one copy of everything."""
+
+import os
+import re
+import signal
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import pytest
+from support.live import LiveDaemon, live
+from support.tiny import tiny_served
+
+LONG = 200  # tokens of an answer that must still run while something else happens
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_served(tmp_path_factory.mktemp("models") / "a", 3)
+
+
+def config(folder: Path, split: str) -> str:
+    scheduler = f'[scheduler]\nsplit_phases = "{split}"\nprefill_tokens = 32\n'
+    model = f'[[model]]\nname = "a"\npath = "{folder}"\ndtype = "float32"\nshare = 50\n'
+    return f'[pool]\nbytes = "8M"\n{scheduler}{model}'
+
+
+@pytest.fixture
+def daemon(folder: Path, tmp_path: Path) -> Iterator[LiveDaemon]:
+    with live(config(folder, "yes"), tmp_path) as daemon:
+        yield daemon
+
+
+def pair(daemon: LiveDaemon) -> dict[str, int]:
+    """Phases -> process id of model a's workers."""
+    return {row.phases: row.pid for row in daemon.admin.ps() if row.role == "worker"}
+
+
+def ask(daemon: LiveDaemon, prompt: str, **options: Any) -> list[int]:
+    body = {"model": "a", "prompt": prompt, "max_tokens": 24, "ignore_eos": True, "return_token_ids": True}
+    answer = httpx.post(f"{daemon.url}/v1/completions", json=body | options, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return list(answer.json()["choices"][0]["token_ids"])
+
+
+def questions() -> list[tuple[str, dict[str, Any]]]:
+    """Greedy and not, with what depends on all earlier tokens; some begin alike, some need several chunks."""
+    same = "The quick brown fox jumps over the lazy dog. " * 3
+    greedy = [(same * (1 + i % 2) + f"Once {i}", {"temperature": 0}) for i in range(6)]
+    drawn = {
+        "temperature": 0.9,
+        "seed": 11,
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.4,
+        "top_p": 0.9,
+    }
+    return greedy + [(same + f"Say {i}", drawn) for i in range(6)]
+
+
+def test_two_processes_say_what_one_says(folder: Path, tmp_path: Path) -> None:
+    said = {}
+    for split in ("no", "yes"):
+        (tmp_path / split).mkdir()
+        with live(config(folder, split), tmp_path / split) as daemon, ThreadPoolExecutor(12) as pool:
+            assert sorted(pair(daemon)) == {"no": ["prefill+decode"], "yes": ["decode", "prefill"]}[split]
+            asked = [pool.submit(ask, daemon, prompt, **options) for prompt, options in questions()]
+            said[split] = [future.result() for future in asked]
+            assert daemon.admin.audit().fault == ""
+            if split == "yes":
+                together = [
+                    (one, other) for one in spans(daemon) for other in spans(daemon) if beside(one, other)
+                ]
+                assert together, "no prompt was ever computed beside an answer of the same model"
+    assert said["yes"] == said["no"]
+    assert len({tuple(tokens) for tokens in said["no"]}) > 6
+
+
+def spans(daemon: LiveDaemon) -> list[Any]:
+    return daemon.admin.trace().spans
+
+
+def beside(one: Any, other: Any) -> bool:
+    apart = (one.phase, other.phase) == ("prefill", "decode")
+    return apart and one.start < (other.end or 1e30) and other.start < (one.end or 1e30)
+
+
+def test_both_map_the_same_weights_and_the_same_pool(daemon: LiveDaemon) -> None:
+    mapped = {phases: memfds(pid) for phases, pid in pair(daemon).items()}
+    assert mapped["prefill"] == mapped["decode"]
+    assert {name for name, _ in mapped["decode"]} == {"muxd-pool", "muxd-weights"}
+    assert len(mapped["decode"]) == 2
+
+
+def memfds(pid: int) -> set[tuple[str, str]]:
+    """(name, inode) of what the process maps."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    found = (re.search(r" (\d+) +/memfd:(muxd-\w+)", line) for line in lines)
+    return {(match[2], match[1]) for match in found if match}
+
+
+@pytest.mark.parametrize("victim", ["prefill", "decode"])
+def test_one_that_is_killed_takes_the_other_along(daemon: LiveDaemon, victim: str) -> None:
+    """Who has seen tokens is told; who has not is served by the new pair, and nobody waits for ever."""
+    before = pair(daemon)
+    with daemon.client() as client:
+        stream = client.completions.create(
+            model="a", prompt="Once", stream=True, max_tokens=LONG, temperature=0,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        next(stream)
+        os.kill(before[victim], signal.SIGKILL)
+        with pytest.raises(openai.APIError, match=rf"{victim} worker ended: killed by SIGKILL"):
+            list(stream)
+        assert len(ask(daemon, "Hello", temperature=0)) == 24
+    after = pair(daemon)
+    assert set(after) == {"prefill", "decode"}
+    assert not set(after.values()) & set(before.values())
+    with urllib.request.urlopen(f"{daemon.url}/metrics", timeout=10) as answer:
+        assert 'muxd_worker_restarts_total{model="a"} 1.0' in answer.read().decode()
+    books = daemon.admin.audit()
+    assert not books.fault
+    assert not books.held_blocks
