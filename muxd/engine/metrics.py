@@ -53,6 +53,9 @@ class Metrics:
         self._generated = counter("generation_tokens", "Tokens generated")
         self._preemptions = counter("preemptions", "Sequences that lost their rows and were recomputed")
         self._restarts = counter("worker_restarts", "Workers started again after they were lost")
+        self._faults = Counter(
+            "muxd_device_faults", "Faults of one worker that reached all of its device", registry=registry
+        )
         self._slo = counter("slo_requests", "Ended requests by target, met or not", "target", "met")
         self._good = counter("goodput_requests", "Requests served within all targets of their model")
         self._running = gauge("requests_running", "Sequences in prefill or decode")
@@ -136,6 +139,9 @@ class Metrics:
     def batch(self, model: str, phase: PhaseName, seconds: float) -> None:
         """A batch was done after ``seconds`` on the device."""
         self._batch.labels(model, phase).observe(seconds)
+
+    def device_faulted(self) -> None:
+        self._faults.inc()
 
     def worker_restarted(self, model: str) -> None:
         self._restarts.labels(model).inc()

@@ -93,6 +93,10 @@ class Observer:
                 if arrived is not None:
                     self._metrics.started(launch.model, now - arrived, chunk.start)
 
+    def device_faulted(self) -> None:
+        """A fault has reached all workers of a device."""
+        self._metrics.device_faulted()
+
     def worker_restarted(self, model: str) -> None:
         """Its worker was lost and another one is on its way."""
         self._metrics.worker_restarted(model)

@@ -15,6 +15,7 @@ Happening = Literal[
     "preempted",
     "worker lost",
     "worker ready",
+    "device fault",
     "policy",
     "quota",
     "loading",

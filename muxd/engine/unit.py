@@ -116,6 +116,11 @@ class Unit:
             self._observer.worker_restarted(model)
         self._handle(WorkerLost(model, error, final))
 
+    def device_faulted(self, model: str, device: str) -> None:
+        """A fault of the model's worker has reached all workers of the device; each is reported lost, too."""
+        self._observer.device_faulted()
+        self.journal.mark("device fault", self._clock.now(), model, device)
+
     def batch_done(self, model: str, reply: BatchReply) -> None:
         flight = self._scheduler.lanes[model].flight(reply.batch)
         if flight is not None:

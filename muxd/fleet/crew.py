@@ -29,6 +29,7 @@ class Crew:
     def __init__(self, link: DaemonEnd, identities: Mapping[Phases, str]):
         self.identities = dict(identities)
         self.ready = asyncio.Event()  # all have said so
+        self.over = asyncio.Event()  # none is left
         self._link = link
         self._processes: dict[Phases, WorkerProcess] = {}
         self._silent = set(identities.values())
@@ -97,3 +98,4 @@ class Crew:
         await asyncio.gather(*(process.wait() for process in self._processes.values()))
         for identity in self.identities.values():
             self._link.forget(identity)
+        self.over.set()

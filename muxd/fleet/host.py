@@ -7,7 +7,7 @@ performs. The scheduler hears of it only through ``unit.worker_ready`` and ``uni
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 from muxd.clock import Clock
@@ -41,6 +41,10 @@ STOP_GRACE = 5.0
 Progress = Callable[[str, int, int], None]  # model, bytes done, bytes in all
 
 
+async def _at_once() -> None:
+    """Nobody stands in the way."""
+
+
 class Host:
     """One served model's process and memory, from ``start`` to the end of ``stop``."""
 
@@ -58,10 +62,11 @@ class Host:
         spawns: Iterator[int],
         split: bool = False,
         faulted: Callable[[], None] = lambda: None,
+        clear: Callable[[], Awaitable[None]] = _at_once,
     ):
         """``split``: a process for each phase. ``spawns`` numbers all workers of the daemon: no two ever
         have one identity. ``progress`` is called from another thread, ``faulted`` when a worker's fault has
-        reached all of the device."""
+        reached all of the device; ``clear`` returns when new workers may be let onto it."""
         self.entry = entry
         self.life = entry.life
         self.settled = asyncio.Event()  # ready, failed or stopped for the first time
@@ -69,7 +74,7 @@ class Host:
         self._setup = setup
         self._device, self._pool_fd, self._unit, self._clock = device, pool_fd, unit, clock
         self._link, self._progress, self._spawns = link, progress, spawns
-        self._faulted = faulted
+        self._faulted, self._clear = faulted, clear
         self._weights: Region | None = None
         self._phases: tuple[Phases, ...] = ("prefill", "decode") if split else ("both",)
         self._crew: Crew | None = None
@@ -83,11 +88,6 @@ class Host:
     def stopping(self) -> bool:
         """``stop`` was called: its workers get no more commands."""
         return self._stopping.is_set()
-
-    @property
-    def ready(self) -> bool:
-        """All its workers have said so, and none has gone since."""
-        return self._crew is not None and self._crew.ready.is_set()
 
     def has(self, worker: str) -> bool:
         """Whether one of the processes now running has this identity."""
@@ -132,6 +132,13 @@ class Host:
             self._crew.heard(message.worker)
             self._start(self._confirm(message))
 
+    def doom(self, reason: str) -> asyncio.Event | None:
+        """Replace the workers there are; the event is set when all are gone. None: there are none."""
+        if self._crew is None:
+            return None
+        self.on_defect(reason)
+        return self._crew.over
+
     def on_defect(self, reason: str) -> None:
         """A worker is out of reach or talks nonsense, or its batch failed: replace it."""
         self._give_up(f"worker {reason}", final=False)
@@ -160,6 +167,7 @@ class Host:
             await self._load()
             while self._delay is not None and not self._stopping.is_set():
                 await self._pause(self._delay)
+                await self._clear()
                 self._delay = None
                 if self.life.state in (State.LOADING, State.RESTARTING):
                     self._handle(await self._one_crew())

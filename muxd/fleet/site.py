@@ -42,6 +42,7 @@ class Site:
     split: bool = False  # a model has a process for each phase
     hosts: dict[str, Host] = field(default_factory=dict)
     parts: Parts = field(init=False)
+    _doomed: list[asyncio.Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.parts = Parts(self.device.parts)
@@ -85,7 +86,7 @@ class Site:
         host = self.hosts[entry.name] = Host(
             entry, self._setup(entry), device=self.device, pool_fd=self.arena.fd, unit=self.unit,
             clock=self.clock, link=self.link, progress=progress, spawns=self.spawns,
-            split=self.split, faulted=lambda: self._faulted(entry.name),
+            split=self.split, faulted=lambda: self._faulted(entry.name), clear=self._cleared,
         )  # fmt: skip
         host.start()
         return host
@@ -117,9 +118,17 @@ class Site:
     def _faulted(self, lost: str) -> None:
         """Under MPS one worker's fatal fault reaches all: new ones are refused until the last is gone."""
         _log.error("the fault of a worker has reached all of %s; all are replaced", self.name)
-        for name, host in list(self.hosts.items()):
-            if name != lost and host.ready:
-                host.on_defect(f"shared {self.name} with one that faulted")
+        self.unit.device_faulted(lost, self.name)
+        reason = f"shared {self.name} with one that faulted"
+        for name, host in self.hosts.items():
+            if name != lost and (over := host.doom(reason)) is not None:
+                self._doomed.append(over)
+
+    async def _cleared(self) -> None:
+        """Until those that a fault has reached are gone."""
+        while self._doomed:
+            await self._doomed[0].wait()
+            self._doomed = [over for over in self._doomed if not over.is_set()]
 
     async def close(self) -> None:
         """End every worker and every hold on weights."""
