@@ -117,7 +117,7 @@ def test_every_worker_of_the_device_is_replaced(
         said = generate_latest(daemon.registry).decode()
         assert "muxd_device_faults_total 1.0" in said
         assert [f'muxd_worker_restarts_total{{model="{name}"}} 1.0' in said for name in "abc"] == [True] * 3
-        daemon.arena.ledger.audit()
+        next(iter(daemon.sites.values())).arena.ledger.audit()
 
     played(daemon, scene)
     assert "the fault of a worker has reached all of cpu" in caplog.text
