@@ -39,7 +39,14 @@ class ConfigError(MuxdError):
 
 
 class OutOfMemory(ConfigError):
-    """The device has not that much memory left. The message names the setting to lower."""
+    """The device has not that much memory left. The message names the setting to lower.
+
+    ``shared``: the machine has not, so that what another CPU device frees would help.
+    """
+
+    def __init__(self, message: str, *, shared: bool = False):
+        super().__init__(message)
+        self.shared = shared
 
 
 class ModelFolderError(MuxdError):

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from muxd.admin.schemas import (
     Audit,
     LoadModel,
+    MoveModel,
     PolicyState,
     QuotaChange,
     QuotaRow,
@@ -121,6 +122,10 @@ class Steward(Report):
     def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]:
         """Raises as ``Roster.unload`` does."""
         return self.roster.unload(wanted.model, now=wanted.now).watch()
+
+    def move(self, wanted: MoveModel) -> AsyncIterator[Step]:
+        """Raises as ``Roster.move`` does."""
+        return self.roster.move(wanted.model, wanted.device, "by an operator").watch()
 
     def audit(self) -> Audit:
         """Takes a moment on a large pool; nothing else is served meanwhile."""

@@ -23,6 +23,7 @@ from muxd.admin.schemas import (
     DeviceRow,
     LoadModel,
     ModelRow,
+    MoveModel,
     PolicyChange,
     PolicyState,
     ProcessRow,
@@ -35,9 +36,9 @@ from muxd.admin.schemas import (
 from muxd.config import home
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import DaemonUnreachable, MuxdError
-from muxd.fleet.steps import Step
+from muxd.fleet.steps import LAST, Step
 
-_SLOW = ("/v0/load", "/v0/unload")  # a drain takes as long as the longest answer
+_SLOW = ("/v0/load", "/v0/unload", "/v0/move")  # a drain takes as long as the longest answer
 T = TypeVar("T")
 
 
@@ -93,6 +94,10 @@ class AdminClient:
     def unload(self, wanted: UnloadModel) -> Iterator[Step]:
         """Unload a model; yields how far it is, at last "unloaded"."""
         return self._steps("/v0/unload", wanted)
+
+    def move(self, wanted: MoveModel) -> Iterator[Step]:
+        """Move a model to another device; yields how far it is, at last "moved"."""
+        return self._steps("/v0/move", wanted)
 
     def audit(self) -> Audit:
         return self._call("GET", "/v0/audit", Audit)
@@ -150,7 +155,7 @@ class AdminClient:
                     raise MuxdError(_sentence(line, response.status))
                 last = self._read(line, Step, route)
                 yield last
-            if last is None or last.stage not in ("ready", "unloaded"):
+            if last is None or last.stage not in LAST:
                 raise DaemonUnreachable(f"muxd at {self.path} ended meanwhile; see its log")
 
     @contextmanager

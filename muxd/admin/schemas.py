@@ -143,6 +143,11 @@ class UnloadModel(Struct, frozen=True, forbid_unknown_fields=True):
     now: bool = False  # do not wait for its requests: they fail
 
 
+class MoveModel(Struct, frozen=True, forbid_unknown_fields=True):
+    model: str
+    device: str
+
+
 class Audit(Struct, frozen=True):
     """Do the books of all pools add up? ``fault`` says what does not; "" if all is well."""
 
@@ -177,13 +182,13 @@ class Stopping(Struct, frozen=True):
 
 class Steward(Protocol):
     """What the daemon lets the local door see and do. Every method returns at once, ``devices`` when the
-    driver has answered; what ``load`` and ``unload`` return tells how far they are, and goes on without a
-    reader.
+    driver has answered; what ``load``, ``unload`` and ``move`` return tells how far they are, and goes on
+    without a reader.
 
     ``set_quota`` and ``set_policy`` answer with how things are afterwards. They raise BadRequest or NotFound
     for what cannot be, ``set_policy`` raises Busy while requests are served, ``why`` NotFound.
-    ``load`` and ``unload`` raise BadRequest, NotFound, Busy or ShuttingDown; their iterator raises at the end
-    where the model cannot be loaded.
+    ``load``, ``unload`` and ``move`` raise BadRequest, NotFound, Busy or ShuttingDown; their iterator raises
+    at the end where the model cannot be loaded or moved.
     ``stop`` asks for the same orderly end as SIGTERM and may be called twice.
     """
 
@@ -206,6 +211,8 @@ class Steward(Protocol):
     def load(self, wanted: LoadModel) -> AsyncIterator[Step]: ...
 
     def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]: ...
+
+    def move(self, wanted: MoveModel) -> AsyncIterator[Step]: ...
 
     def audit(self) -> Audit: ...
 

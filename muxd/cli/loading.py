@@ -1,4 +1,5 @@
-"""``muxctl load`` and ``muxctl unload``: models in and out of a running muxd. Both wait for the end.
+"""``muxctl load``, ``unload`` and ``move``: models in and out of a running muxd, and to another device. All
+wait for the end.
 
 Ctrl-C ends the waiting, not what was begun: `muxctl models` tells how it went.
 """
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 
-from muxd.admin.schemas import LoadModel, UnloadModel
+from muxd.admin.schemas import LoadModel, MoveModel, UnloadModel
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, show
 from muxd.cli.failing import fail, sentences
 from muxd.errors import MuxdError
@@ -27,6 +28,7 @@ _WORDS = {
     "weights": "loads weights",
     "starting": "starts its worker",
     "ready": "is ready",
+    "moved": "has moved",
 }
 
 
@@ -62,6 +64,19 @@ def unload(
         client = client_at(socket)
         last = follow(client.unload(UnloadModel(model, now)))
         show(client, last, json, f"{model} is unloaded; `{PROGRAM} load {model}` brings it back.")
+
+
+def move(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model to move.")],
+    device: Annotated[str, typer.Argument(metavar="DEVICE", help="Where to: cuda:1, cpu:0.")],
+    socket: Socket = "",
+    json: Json = False,
+) -> None:
+    """Move a model to another device while it serves; running answers end where they are."""
+    with sentences(PROGRAM):
+        client = client_at(socket)
+        last = follow(client.move(MoveModel(model, device)))
+        show(client, last, json, f"{model} is on {device}.")
 
 
 def follow(steps: Iterator[Step]) -> Step:

@@ -112,7 +112,8 @@ class Cpu:
             more = "" if label == "pool" else " or serve fewer models"
             raise OutOfMemory(
                 f"not enough memory for {label}: {_mib(nbytes)} wanted, {_mib(max(0, free - promised))} left "
-                f"({source}, {_mib(promised)} of it promised already): lower pool.bytes{more}"
+                f"({source}, {_mib(promised)} of it promised already): lower pool.bytes{more}",
+                shared=True,
             )
         region = CpuRegion(nbytes, label)
         self._regions.add(region)

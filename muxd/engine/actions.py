@@ -42,11 +42,28 @@ class WorkerLost(Struct, frozen=True):
     final: bool = False
 
 
+class Withdraw(Struct, frozen=True):
+    """Give up the model's requests that have sent no token and are in no batch, for another unit.
+
+    Those stay that have ``room`` tokens or more: the other unit could not hold them. Answered by a
+    ``Withdrawn`` for each, in the order of the queue.
+    """
+
+    model: str
+    room: int
+
+
+class Joined(Struct, frozen=True):
+    """A sequence that another unit has withdrawn; it was admitted there and takes its place by arrival."""
+
+    sequence: Sequence
+
+
 class Tick(Struct, frozen=True):
     """Nothing happened, time passed."""
 
 
-Event = Arrived | BatchDone | Cancelled | WorkerReady | WorkerLost | Tick
+Event = Arrived | BatchDone | Cancelled | WorkerReady | WorkerLost | Withdraw | Joined | Tick
 
 
 class Launch(Struct, frozen=True):
@@ -91,6 +108,12 @@ class Preempted(Struct, frozen=True):
     sequence: Sequence
 
 
+class Withdrawn(Struct, frozen=True):
+    """The sequence is no more this unit's; nothing of it is left here."""
+
+    sequence: Sequence
+
+
 class QuotaMoved(Struct, frozen=True):
     """The model may hold ``after`` head blocks without borrowing, no longer ``before``."""
 
@@ -100,4 +123,4 @@ class QuotaMoved(Struct, frozen=True):
     reason: str
 
 
-Action = Launch | Emit | Ended | Failed | Rejected | Preempted | QuotaMoved
+Action = Launch | Emit | Ended | Failed | Rejected | Preempted | Withdrawn | QuotaMoved

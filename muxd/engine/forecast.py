@@ -11,7 +11,18 @@ from math import ceil, sqrt
 
 from msgspec import Struct
 
-from muxd.engine.actions import Action, BatchDone, Cancelled, Emit, Ended, Event, Failed, Launch, WorkerLost
+from muxd.engine.actions import (
+    Action,
+    BatchDone,
+    Cancelled,
+    Emit,
+    Ended,
+    Event,
+    Failed,
+    Launch,
+    Withdrawn,
+    WorkerLost,
+)
 from muxd.engine.lane import Lane
 from muxd.engine.sequence import Sequence
 from muxd.engine.slo import Slo
@@ -121,6 +132,9 @@ class Forecast:
                         self._first_token(sequence, now)
                 case Ended() | Failed():
                     self._left(action.sequence, now)
+                case Withdrawn():
+                    self._estimates.pop(action.sequence.id, None)
+                    self._admitted.pop(action.sequence.id, None)
 
     def _launched(self, launch: Launch, now: float) -> None:
         command, tokens = launch.command, 0

@@ -68,6 +68,18 @@ class Journal:
         if one is not None:
             self._finished.append(one.times(outcome, now, self._clock(sequence.model), detail))
 
+    def withdraw(self, sequence: Sequence, now: float) -> OpenRequest | None:
+        """Its book so far, for another unit's journal; None if it has ended."""
+        one = self._open.pop(sequence.id, None)
+        if one is not None:
+            one.move(QUEUED, now, self._clock(sequence.model))
+        return one
+
+    def join(self, one: OpenRequest, now: float) -> None:
+        """Go on with the book of a request that another unit has withdrawn."""
+        one.entered = self._clock(one.sequence.model).read(now)
+        self._open[one.sequence.id] = one
+
     def mark(self, kind: Happening, now: float, model: str = "", detail: str = "") -> None:
         self.timeline.mark(Mark(now, kind, model, detail))
 

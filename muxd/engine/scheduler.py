@@ -16,8 +16,11 @@ from muxd.engine.actions import (
     Ended,
     Event,
     Failed,
+    Joined,
     Rejected,
     Tick,
+    Withdraw,
+    Withdrawn,
     WorkerLost,
     WorkerReady,
 )
@@ -77,6 +80,10 @@ class Scheduler:
                 self._board.refresh(lane)
             case WorkerLost():
                 self._on_worker_lost(event)
+            case Withdraw():
+                self._on_withdraw(event)
+            case Joined():
+                self._on_joined(event.sequence, now)
             case Tick():
                 pass
         self._policy.launch(now)
@@ -268,6 +275,31 @@ class Scheduler:
                 self._rows.release(sequence)
                 sequence.reset()
         lane.forget.clear()
+        self._board.refresh(lane)
+
+    # ---- between units ----------------------------------------------------------------------------
+
+    def _on_withdraw(self, event: Withdraw) -> None:
+        """What is in a batch stays: its rows are being written, and a token may come of it."""
+        lane = self.lanes[event.model]
+        for sequence in list(lane.waiting):
+            if sequence.batch is None and not sequence.generated and len(sequence.tokens) < event.room:
+                lane.remove(sequence)
+                self._rows.release(sequence)
+                sequence.reset()
+                sequence.chain = None  # its rows have other names there
+                self._board.actions.append(Withdrawn(sequence))
+        self._rows.note_gone(lane)
+        self._board.refresh(lane)
+
+    def _on_joined(self, sequence: Sequence, now: float) -> None:
+        lane = self.lanes[sequence.model]
+        if lane.failed is not None:
+            sequence.phase = Phase.ENDED
+            self._board.actions.append(Failed(sequence, lane.failed))
+            return
+        lane.requeue(sequence)
+        self._rows.arrived(lane, sequence, now)
         self._board.refresh(lane)
 
     def _end(self, sequence: Sequence) -> None:

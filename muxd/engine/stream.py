@@ -56,6 +56,10 @@ class TokenStream:
             self._wake.set()  # tokens first, the error with the next wake-up
         return delta
 
+    def moved(self, on_close: Callable[[bool], None]) -> None:
+        """Engine side: another unit has taken the sequence over."""
+        self._on_close = on_close
+
     def put(self, token: int, logprob: TokenLogprob | None = None) -> None:
         """Engine side: one more token. Dropped when nobody reads any more."""
         if self._ended:

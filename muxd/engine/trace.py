@@ -17,11 +17,16 @@ Happening = Literal[
     "worker ready",
     "device fault",
     "policy",
-    "quota",
+    "quota",  # by an operator
+    "quota moved",  # by the policy
     "loading",
     "loaded",
     "unloading",
     "unloaded",
+    "moving",
+    "moved",
+    "move failed",
+    "replan",
 ]
 State = Literal["waiting", "running"] | Outcome
 

@@ -18,11 +18,14 @@ from muxd.engine.actions import (
     Ended,
     Event,
     Failed,
+    Joined,
     Launch,
     Preempted,
     QuotaMoved,
     Rejected,
     Tick,
+    Withdraw,
+    Withdrawn,
     WorkerLost,
     WorkerReady,
 )
@@ -36,6 +39,7 @@ from muxd.engine.sequence import Sequence
 from muxd.engine.shares import Shares
 from muxd.engine.slo import Outcome
 from muxd.engine.stream import TokenStream
+from muxd.engine.times import OpenRequest
 from muxd.errors import MuxdError, ShuttingDown
 from muxd.messages import BatchDone as BatchReply
 from muxd.messages import Decode, Prefill, TokenLogprob
@@ -172,6 +176,31 @@ class Unit:
         self._refusals.pop(spec.model, None)
         return lane
 
+    def hand_over(self, model: str, to: "Unit") -> int:
+        """Requests that wait for their first token go on at another unit, in their order; returns how many.
+
+        Those stay that are in a batch, or that the other unit could not hold. No request is lost or told.
+        """
+        actions = self._handle(Withdraw(model, to.lanes[model].spec.max_context))
+        moved = [action.sequence for action in actions if isinstance(action, Withdrawn)]
+        now = self._clock.now()
+        for sequence in moved:
+            stream, book = self._streams.pop(sequence.id), self.journal.withdraw(sequence, now)
+            to._take_over(sequence, stream, book, now)
+        self._note_empty()
+        self._note_left()
+        return len(moved)
+
+    def _take_over(
+        self, sequence: Sequence, stream: TokenStream, book: OpenRequest | None, now: float
+    ) -> None:
+        stream.moved(lambda served: self._close(sequence, served))
+        self._streams[sequence.id] = stream
+        self._empty.clear()
+        if book is not None:
+            self.journal.join(book, now)
+        self._handle(Joined(sequence))
+
     def refuse(self, model: str, error: MuxdError) -> None:
         """Take no new requests for ``model``; those that are here go on."""
         self._refusals[model] = error
@@ -240,7 +269,7 @@ class Unit:
                 self._observer.preempted(action.sequence)
             case QuotaMoved():
                 detail = f"{action.before} -> {action.after} blocks: {action.reason}"
-                self.journal.mark("quota", now, action.model, detail)
+                self.journal.mark("quota moved", now, action.model, detail)
             case Launch():
                 self._observer.launched(action, now)
 

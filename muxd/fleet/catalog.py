@@ -73,6 +73,7 @@ class Entry:
         self.opened: Opened | None = None
         self.lane: Lane | None = None  # while the scheduler serves it
         self.error = ""  # why it cannot be served
+        self.note = ""  # what is under way while it serves
         self.changing: Literal["", "loading", "unloading", "unloaded"] = ""  # what an operator wants instead
 
     def open(self) -> None:
@@ -148,7 +149,7 @@ class Entry:
     def detail(self) -> str:
         if self.changing == "unloaded":
             return f"muxctl load {self.name} brings it back"
-        return self.error or self.life.detail
+        return self.error or self.note or self.life.detail
 
 
 def _default_sampling(folder: Path) -> dict[str, Any]:

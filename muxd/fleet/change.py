@@ -1,4 +1,4 @@
-"""One load or unload under way: it goes on whether or not anybody watches."""
+"""One load, unload or move under way: it goes on whether or not anybody watches."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -10,7 +10,7 @@ from muxd.fleet.steps import Stage, Step
 class Change:
     """Made and started by the roster, on the daemon's loop; any number of watchers."""
 
-    def __init__(self, model: str, kind: Literal["loaded", "unloaded"], first: Stage):
+    def __init__(self, model: str, kind: Literal["loaded", "unloaded", "moved"], first: Stage):
         self.model = model
         self.kind = kind
         self.hurry = asyncio.Event()  # set: wait for nobody any more

@@ -7,6 +7,7 @@ performs. The scheduler hears of it only through ``unit.worker_ready`` and ``uni
 import asyncio
 import contextlib
 import logging
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -63,10 +64,12 @@ class Host:
         split: bool = False,
         faulted: Callable[[], None] = lambda: None,
         clear: Callable[[], Awaitable[None]] = _at_once,
+        keep_queue: bool = False,
     ):
         """``split``: a process for each phase. ``spawns`` numbers all workers of the daemon: no two ever
         have one identity. ``progress`` is called from another thread, ``faulted`` when a worker's fault has
-        reached all of the device; ``clear`` returns when new workers may be let onto it."""
+        reached all of the device; ``clear`` returns when new workers may be let onto it. ``keep_queue``: a
+        start that fails for good tells no request, who started it has another place for them."""
         self.entry = entry
         self.life = entry.life
         self.settled = asyncio.Event()  # ready, failed or stopped for the first time
@@ -74,7 +77,7 @@ class Host:
         self._setup = setup
         self._device, self._pool_fd, self._unit, self._clock = device, pool_fd, unit, clock
         self._link, self._progress, self._spawns = link, progress, spawns
-        self._faulted, self._clear = faulted, clear
+        self._faulted, self._clear, self._keep_queue = faulted, clear, keep_queue
         self._weights: Region | None = None
         self._phases: tuple[Phases, ...] = ("prefill", "decode") if split else ("both",)
         self._crew: Crew | None = None
@@ -173,6 +176,7 @@ class Host:
                     self._handle(await self._one_crew())
         except (MuxdError, OSError) as error:
             self.error = error if isinstance(error, MuxdError) else None
+            _clear(error)
             self._handle(Died(_sentence(error), final=True))
         finally:
             if self._aside:
@@ -257,6 +261,7 @@ class Host:
                 case Spawn():
                     self._delay = instruction.delay
                 case AnnounceReady():
+                    self._keep_queue = False
                     self._unit.worker_ready(self.entry.name)
                 case AnnounceLost():
                     self._announce_lost(instruction)
@@ -269,6 +274,8 @@ class Host:
         if lost.final:
             error = ModelNotReady(f"{name} cannot be served: {lost.reason}", retry_after=60.0)
             _log.error("%s failed and is given up: %s", name, lost.reason)
+            if self._keep_queue:
+                return
         else:
             error = WorkerLost(f"{name}: {lost.reason} while this request was running; it is being restarted")
             _log.error("%s: %s; restarting in a moment", name, lost.reason)
@@ -277,3 +284,10 @@ class Host:
 
 def _sentence(error: MuxdError | OSError) -> str:
     return error.message if isinstance(error, MuxdError) else f"cannot be loaded: {error.strerror or error}"
+
+
+def _clear(error: BaseException | None) -> None:
+    """Empty the frames it came through, and what it was raised for: they keep half-filled weights mapped."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__

@@ -1,8 +1,8 @@
 """The models of one daemon: brings them all in at the start, and single ones in and out while it serves.
 
-One load or unload at a time, on whatever devices: each looks at the memory that the others leave, and devices
-of the CPU share it. It goes on when whoever asked has left, and ends in nothing half done: a model is either
-served or holds no worker, no weights, no account and no lane.
+One load, unload or move at a time, on whatever devices: each looks at the memory that the others leave, and
+devices of the CPU share it. It goes on when whoever asked has left, and ends in nothing half done: a model is
+either served or holds no worker, no weights, no account and no lane.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.engine.trace import Happening
 from muxd.errors import (
+    BadRequest,
     Busy,
     ConfigError,
     ModelFolderError,
@@ -30,6 +31,7 @@ from muxd.fleet.catalog import Entry
 from muxd.fleet.change import Change
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.host import Progress
+from muxd.fleet.move import Move
 from muxd.fleet.site import Site, first
 from muxd.fleet.steps import Stage
 
@@ -139,6 +141,25 @@ class Roster:
             change.hurry.set()
         return self._begin(change, lambda change: self._unload(entry, change))
 
+    def move(self, name: str, device: str, why: str = "") -> Change:
+        """Bring a model to another device while it serves (``fleet/move.py``). ``why`` is for the record.
+
+        Raises NotFound, BadRequest where it is there already, Busy where it is not ready or another change
+        is under way, ShuttingDown. ``Change`` ends with MuxdError where it could not be moved.
+        """
+        entry = self._known(name)
+        if not device:
+            raise BadRequest(f"say where to: {', '.join(self.sites)}", param="device")
+        self._known_device(device)
+        self._may_change()
+        if entry.device == device:
+            raise BadRequest(f"{name} is on {device} already", param="device")
+        if entry.state != "ready":
+            raise Busy(f"{name} is {entry.state}; a model can move when it is ready")
+        return self._begin(
+            Change(name, "moved", "reading"), lambda change: self._move(entry, device, why, change)
+        )
+
     def _known(self, name: str) -> Entry:
         if name not in self.entries:
             raise NotFound(f"there is no model {name!r}; there are: {', '.join(self.entries) or 'none'}")
@@ -166,7 +187,8 @@ class Roster:
         try:
             await work(change)
         except MuxdError as error:
-            self._mark("unloaded", change.model, error.message)
+            kind: Happening = "move failed" if change.kind == "moved" else "unloaded"
+            self._mark(kind, change.model, error.message)
             _log.error("%s could not be %s: %s", change.model, change.kind, error.message)
             raise
         finally:
@@ -220,6 +242,13 @@ class Roster:
             loop.call_soon_threadsafe(change.tell, stage, done, total)
 
         return advance
+
+    async def _move(self, entry: Entry, device: str, why: str, change: Change) -> None:
+        source, target = self.site(entry), self.sites[device]
+        self._mark("moving", entry.name, f"{source.name} to {device}" + (f": {why}" if why else ""))
+        progress = self._teller(change)
+        await Move(self.entries, entry, source, target, change, progress, self._beside).run()
+        change.tell("moved")
 
     async def _unload(self, entry: Entry, change: Change) -> None:
         site = self.sites[entry.device] if entry.device else None

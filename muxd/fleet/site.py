@@ -81,19 +81,23 @@ class Site:
             terms(entry, self.arena),
         )
 
-    def start(self, entry: Entry, progress: Progress) -> Host:
-        """Weights and worker of a model that has a lane; the host goes on by itself."""
+    def start(self, entry: Entry, progress: Progress, *, keep_queue: bool = False) -> Host:
+        """Weights and worker of a model that has a lane; the host goes on by itself. ``keep_queue``: see
+        ``Host``."""
         host = self.hosts[entry.name] = Host(
             entry, self._setup(entry), device=self.device, pool_fd=self.arena.fd, unit=self.unit,
             clock=self.clock, link=self.link, progress=progress, spawns=self.spawns,
             split=self.split, faulted=lambda: self._faulted(entry.name), clear=self._cleared,
+            keep_queue=keep_queue,
         )  # fmt: skip
         host.start()
         return host
 
-    async def bring_up(self, entry: Entry, progress: Progress, hurry: asyncio.Event) -> None:
+    async def bring_up(
+        self, entry: Entry, progress: Progress, hurry: asyncio.Event, *, keep_queue: bool = False
+    ) -> None:
         """``start``, and wait. Raises MuxdError unless it becomes ready, ShuttingDown on ``hurry``."""
-        host = self.start(entry, progress)
+        host = self.start(entry, progress, keep_queue=keep_queue)
         await first(host.settled, hurry)
         if hurry.is_set():
             raise ShuttingDown(f"muxd stopped while {entry.name} was being loaded")

@@ -18,6 +18,7 @@ from muxd.admin.schemas import (
     DeviceRow,
     LoadModel,
     ModelRow,
+    MoveModel,
     PolicyState,
     PoolStatus,
     ProcessRow,
@@ -176,6 +177,10 @@ class ScriptedSteward:
         if not wanted.now:
             yield Step(wanted.model, "draining", 0, 2)
         yield Step(wanted.model, "unloaded")
+
+    async def move(self, wanted: MoveModel) -> AsyncIterator[Step]:
+        yield Step(wanted.model, "draining", 0, 2)
+        yield Step(wanted.model, "moved")
 
     def audit(self) -> Audit:
         return AUDIT

@@ -1,6 +1,7 @@
 """A daemon with two CPU devices of one core each, and tiny models whose answers may be long."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ def folder(path: Path, seed: int, positions: int = 4096) -> Path:
     return path
 
 
-def models(root: Path, pins: dict[str, str], extra: str = "") -> str:
+def models(root: Path, pins: dict[str, str], extra: str = "", positions: int = 4096) -> str:
     """``[[model]]`` tables; the names' places in ``pins`` seed the weights, "" is no pin."""
     return "".join(
-        f'[[model]]\nname = "{name}"\npath = "{folder(root / name, seed)}"\ndtype = "float32"\n'
+        f'[[model]]\nname = "{name}"\npath = "{folder(root / name, seed, positions)}"\ndtype = "float32"\n'
         + (f'device = "{device}"\n' if device else "") + extra
         for seed, (name, device) in enumerate(pins.items())
     )  # fmt: skip
@@ -44,6 +45,47 @@ def body(model: str, tokens: int = 16, **more: Any) -> dict[str, Any]:
         "model": model, "prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
         "return_token_ids": True, **more,
     }  # fmt: skip
+
+
+class Stream:
+    """A streamed answer in a thread of its own; ``first`` is set with its first token."""
+
+    def __init__(self, daemon: LiveDaemon, model: str, tokens: int):
+        self.first, self.tokens, self.finish = threading.Event(), list[int](), ""
+        self.error = ""
+        self._thread = threading.Thread(
+            target=self._read, args=(daemon.url, body(model, tokens, stream=True))
+        )
+        self._thread.start()
+
+    def _read(self, url: str, asked: dict[str, Any]) -> None:
+        try:
+            with httpx.stream("POST", f"{url}/v1/completions", json=asked, timeout=120) as answer:
+                for line in answer.iter_lines():
+                    self._take(line.removeprefix("data: "))
+        except httpx.HTTPError as error:
+            self.error = repr(error)
+        finally:
+            self.first.set()
+
+    def _take(self, line: str) -> None:
+        if not line or line == "[DONE]":
+            return
+        said = json.loads(line)
+        if "error" in said:
+            self.error = said["error"]["message"]
+            return
+        self.tokens += said["choices"][0].get("token_ids") or []
+        self.finish = said["choices"][0]["finish_reason"] or self.finish
+        self.first.set()
+
+    @property
+    def over(self) -> bool:
+        return not self._thread.is_alive()
+
+    def join(self) -> "Stream":
+        self._thread.join(120)
+        return self
 
 
 def ask(daemon: LiveDaemon, model: str, tokens: int = 16) -> list[int]:

@@ -1,0 +1,119 @@
+"""One model moves to another device while it serves: nothing is dropped, every request ends once.
+
+Where memory permits two copies, the second one is loaded while the first serves; then new requests, and
+those that wait for their first token, go to the new place, and the old one drains. Where it does not,
+requests wait at the new place while the old one drains, and the weights are loaded when it has left. A new
+place that cannot be had leaves the model where it was.
+"""
+
+import logging
+from collections.abc import Callable, MutableMapping
+
+from muxd.errors import ModelNotReady, ModelUnloaded, MuxdError, OutOfMemory, ShuttingDown
+from muxd.fleet.catalog import Entry
+from muxd.fleet.change import Change
+from muxd.fleet.host import Progress
+from muxd.fleet.site import Site, first
+
+_log = logging.getLogger("muxd.fleet")
+
+
+class Move:
+    """``run`` once. ``entries`` shows the model at the place where new requests go."""
+
+    def __init__(
+        self,
+        entries: MutableMapping[str, Entry],
+        entry: Entry,
+        source: Site,
+        target: Site,
+        change: Change,
+        progress: Progress,
+        beside: Callable[[str, Entry], int],
+    ):
+        """``beside``: how many models divide a device, the entry among them."""
+        self._entries, self._name = entries, entry.name
+        self._source, self._target = source, target
+        self._change, self._progress, self._beside = change, progress, beside
+
+    async def run(self) -> None:
+        """Raises MuxdError where the model could not be brought to its new place; it is where it was then,
+        or, should that fail too, "failed" with the reason. Raises ShuttingDown in the midst of the end."""
+        old = self._entries[self._name]
+        new = self._twin(old, self._target)
+        self._target.enter(new, self._beside(self._target.name, old))
+        try:
+            old.note = f"moving to {self._target.name}"
+            await self._target.bring_up(new, self._progress, self._change.hurry)
+        except BaseException as error:
+            await self._target.leave(new, self._gone())
+            if not (isinstance(error, OutOfMemory) and error.shared):
+                raise
+        else:
+            await self._switch_and_drain(old, new)
+            return
+        finally:
+            old.note = ""
+        await self._one_copy(old)
+
+    async def _switch_and_drain(self, old: Entry, new: Entry) -> None:
+        self._switch(self._source, self._target, new)
+        new.note = f"leaving {self._source.name}"
+        try:
+            await self._drain(old)
+            await self._source.leave(old, self._gone())
+        finally:
+            new.note = ""
+
+    async def _one_copy(self, old: Entry) -> None:
+        """The two do not fit at once: wait, leave, then load."""
+        _log.info("%s: no memory for two copies; its requests wait while it moves", self._name)
+        new = self._twin(old, self._target)
+        self._target.enter(new, self._beside(self._target.name, old))
+        await self._switch_and_drain(old, new)
+        if self._change.hurry.is_set():
+            raise ShuttingDown(f"muxd stopped while {self._name} was being moved")
+        try:
+            await self._target.bring_up(new, self._progress, self._change.hurry, keep_queue=True)
+        except MuxdError as error:
+            if self._change.hurry.is_set():
+                raise
+            await self._back(new)
+            raise error
+
+    async def _back(self, new: Entry) -> None:
+        """To the old place, with the requests that have waited. Raises MuxdError where that fails as well."""
+        old = self._twin(new, self._source)
+        self._source.enter(old, self._beside(self._source.name, new))
+        self._switch(self._target, self._source, old)
+        await self._target.leave(new, self._gone())
+        try:
+            await self._source.bring_up(old, self._progress, self._change.hurry)
+        except MuxdError as error:
+            await self._source.leave(old, ModelNotReady(f"{self._name} could not be moved: {error.message}"))
+            old.error = error.message
+            raise
+
+    def _twin(self, entry: Entry, site: Site) -> Entry:
+        twin = entry.twin(site.name)
+        twin.renew(self._target.clock.now())
+        return twin
+
+    def _switch(self, source: Site, target: Site, new: Entry) -> None:
+        """From now on requests go to the target; in one step, so that nobody comes between."""
+        self._entries[self._name] = new
+        source.unit.refuse(self._name, self._gone())
+        count = source.unit.hand_over(self._name, target.unit)
+        _log.info("%s: requests go to %s, %d that waited among them", self._name, target.name, count)
+
+    async def _drain(self, old: Entry) -> None:
+        assert old.lane is not None
+        self._change.tell("draining", 0, old.lane.admitted + old.lane.queued)
+        await first(self._source.unit.emptied(self._name), self._change.hurry)
+        self._change.tell("stopping")
+
+    def _gone(self) -> MuxdError:
+        """For whoever is still at the old place; only the end of muxd leaves somebody there."""
+        if self._change.hurry.is_set():
+            return ShuttingDown("muxd is shutting down; the answer was cut short")
+        return ModelUnloaded(f"{self._name} is at another device now; try again", param="model")

@@ -1,0 +1,164 @@
+"""A model moves between two CPU devices while clients stream: nothing is lost, doubled or left behind."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from support import leaks
+from support.live import LiveDaemon, live
+from support.two_units import Stream, ask, devices, models, needs_two_cores, row, whole
+
+from muxd.admin.schemas import MoveModel, QuotaChange
+from muxd.errors import MuxdError
+from muxd.fleet.steps import Step
+
+pytestmark = needs_two_cores
+
+LONG = 12_000  # tokens: longer than a worker needs to start
+PINS = {"a": "cpu:0", "b": "cpu:1"}
+
+
+def config(root: Path, server: str = "", limit: str = "") -> str:
+    two = devices().replace('name = "cpu:1"', f'name = "cpu:1"\n{limit}')
+    return f"[server]\n{server}\n{two}" + models(root, PINS, "max_running = 2\n", positions=16384)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[LiveDaemon]:
+    with live(config(tmp_path), tmp_path) as daemon:
+        yield daemon
+
+
+def begin(daemon: LiveDaemon, device: str, until: str = "starting") -> Iterator[Step]:
+    """The steps after ``until``."""
+    steps = daemon.admin.move(MoveModel("a", device))
+    for step in steps:
+        if step.stage == until:
+            break
+    return steps
+
+
+def move(daemon: LiveDaemon, device: str) -> None:
+    assert list(daemon.admin.move(MoveModel("a", device)))[-1].stage == "moved"
+
+
+def test_streams_drain_queued_requests_go_over_and_all_tokens_are_the_same(daemon: LiveDaemon) -> None:
+    alone = ask(daemon, "a", 64)
+    old = daemon.workers()["a"]
+    steps = begin(daemon, "cpu:1")
+    running = [Stream(daemon, "a", LONG) for _ in range(2)]
+    for one in running:
+        assert one.first.wait(60)
+    queued = [Stream(daemon, "a", 64) for _ in range(3)]
+    for step in steps:
+        if step.stage == "draining":
+            break
+    assert step.total >= 2
+    assert row(daemon, "a").device == "cpu:1"
+    assert row(daemon, "a").detail == "leaving cpu:0"
+    daemon.admin.set_quota(QuotaChange("a", min="1M"))  # at its new place
+    for one in queued:
+        one.join()
+        assert (one.tokens, one.finish, one.error) == (alone, "length", "")
+    assert not any(one.over for one in running), "the streams were too short to tell"
+    assert list(steps)[-1].stage == "moved"
+    for one in running:
+        one.join()
+        assert (len(one.tokens), one.finish, one.error) == (LONG, "length", "")
+        assert one.tokens[:64] == alone
+    assert leaks.gone(old, 5)
+    assert running[0].tokens == running[1].tokens
+    assert ask(daemon, "a", 64) == alone
+    assert [(one.model, one.device) for one in daemon.admin.quota()] == [("b", "cpu:1"), ("a", "cpu:1")]
+    assert daemon.status().requests.served == 7
+    assert len(leaks.memfds(daemon.process.pid)) == 4
+    assert whole(daemon)
+    with pytest.raises(MuxdError, match="a is on cpu:1 already"):
+        move(daemon, "cpu:1")
+
+
+def test_back_and_forth_under_load(daemon: LiveDaemon) -> None:
+    alone = {model: ask(daemon, model, 40) for model in "ab"}
+    over = threading.Event()
+
+    def client(model: str) -> int:
+        asked = 0
+        while not over.is_set():
+            assert ask(daemon, model, 40) == alone[model]
+            asked += 1
+        return asked
+
+    with ThreadPoolExecutor(6) as clients:
+        asked = [clients.submit(client, model) for model in "aaaabb"]
+        try:
+            for device in ("cpu:1", "cpu:0", "cpu:1"):
+                move(daemon, device)
+        finally:
+            over.set()
+        total = sum(one.result() for one in asked)
+    requests = daemon.status().requests
+    assert (requests.served, requests.failed, requests.refused) == (total + 2, 0, 0)
+    assert sorted(daemon.workers()) == ["a", "b"]
+    assert len(leaks.memfds(daemon.process.pid)) == 4
+    assert whole(daemon)
+
+
+def test_a_target_that_cannot_hold_it_leaves_it_where_it_was(tmp_path: Path) -> None:
+    with live(config(tmp_path, limit='memory = "16900K"'), tmp_path) as daemon:
+        alone, worker = ask(daemon, "a"), daemon.workers()["a"]
+        before = leaks.memfds(daemon.process.pid)
+        with pytest.raises(MuxdError, match=r"not enough memory for weights: .* left of device.memory"):
+            move(daemon, "cpu:1")
+        daemon.admin.set_quota(QuotaChange("a", min="10M"))
+        daemon.admin.set_quota(QuotaChange("b", min="10M"))
+        with pytest.raises(MuxdError, match=r"quota.min"):
+            move(daemon, "cpu:1")
+        with pytest.raises(MuxdError, match="there is no device 'cuda:0'; there are: cpu:0, cpu:1"):
+            move(daemon, "cuda:0")
+        assert (row(daemon, "a").device, row(daemon, "a").state, row(daemon, "a").detail) == (
+            "cpu:0", "ready", "",
+        )  # fmt: skip
+        assert (ask(daemon, "a"), daemon.workers()["a"]) == (alone, worker)
+        assert leaks.memfds(daemon.process.pid) == before
+        assert whole(daemon)
+
+
+def test_workers_killed_in_the_midst_of_a_move(daemon: LiveDaemon) -> None:
+    alone = ask(daemon, "a")
+    steps = begin(daemon, "cpu:1")
+    while not (new := [p.pid for p in daemon.admin.ps() if (p.model, p.device) == ("a", "cpu:1")]):
+        continue
+    os.kill(new[0], signal.SIGKILL)  # it is started again
+    running = Stream(daemon, "a", LONG)
+    assert running.first.wait(60)
+    for step in steps:
+        if step.stage == "draining":
+            break
+    old = next(p for p in daemon.admin.ps() if (p.model, p.device) == ("a", "cpu:0"))
+    os.kill(old.pid, signal.SIGKILL)
+    assert list(steps)[-1].stage == "moved"
+    assert "was killed" in running.join().error or "SIGKILL" in running.error
+    assert running.tokens[:16] == alone
+    assert ask(daemon, "a") == alone
+    requests = daemon.status().requests
+    assert (requests.served, requests.failed) == (2, 1)
+    assert (row(daemon, "a").device, sorted(daemon.workers())) == ("cpu:1", ["a", "b"])
+    assert whole(daemon)
+
+
+@pytest.mark.parametrize("what", ["starting", "draining"])
+def test_sigterm_in_the_midst_of_a_move_leaves_nothing(tmp_path: Path, what: str) -> None:
+    with live(config(tmp_path, "shutdown_grace = 0.5"), tmp_path) as daemon:
+        running = Stream(daemon, "a", LONG)
+        assert running.first.wait(60)
+        begin(daemon, "cpu:1", what)
+        pids = [daemon.process.pid, *(process.pid for process in daemon.admin.ps())]
+        assert daemon.terminate() == 0, daemon.log
+        assert running.join().finish or "shutting down" in running.error
+        assert all(leaks.gone(pid, 5) for pid in pids)
+        assert not daemon.socket.exists()
+        assert "Traceback" not in daemon.log
