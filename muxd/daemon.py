@@ -8,6 +8,7 @@ import asyncio
 import logging
 import shutil
 import signal
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from itertools import count
@@ -36,6 +37,7 @@ from muxd.errors import ConfigError, MuxdError
 from muxd.fleet import notify
 from muxd.fleet.build import open_site
 from muxd.fleet.catalog import Entry
+from muxd.fleet.events import Events
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.host import Progress
 from muxd.fleet.planning import Planning
@@ -77,6 +79,7 @@ class Daemon:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.observer = Observer(self.metrics, {m.name: Slo(m.ttft_slo, m.tpot_slo) for m in config.model})
+        self.events = Events(time.time)
         self.stopping = asyncio.Event()
         self.address = ""
 
@@ -195,12 +198,12 @@ class Daemon:
             arenas[name] = Arena(device, size(config.pool, key=key), self.config.pool.block_bytes)
 
     def _make_sites(self, arenas: dict[str, Arena]) -> None:
-        ids, spawns = count(1), count(1)
+        ids, spawns, several = count(1), count(1), len(self.devices) > 1
         self.sites = {
             name: open_site(
                 name, device, arenas[name], [one for one in self.entries.values() if one.device == name],
                 self.config.scheduler, link=self.link, clock=self.clock, observer=self.observer, ids=ids,
-                spawns=spawns,
+                spawns=spawns, tell=self.events.teller(name if several else ""),
             )
             for name, device in self.devices.items()
         }  # fmt: skip
@@ -215,7 +218,7 @@ class Daemon:
     def _make_report(self) -> DaemonSteward:
         return DaemonSteward(roster=self.roster, config=self.config, entries=self.entries, sites=self.sites,
             observer=self.observer, clock=self.clock, address=lambda: self.address, stop=self.stop,
-            readings=self.readings,
+            readings=self.readings, events=self.events, stopping=self.stopping,
         )  # fmt: skip
 
     # ---- the link ---------------------------------------------------------------------------------

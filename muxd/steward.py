@@ -4,6 +4,7 @@ Made by ``muxd.daemon`` and handed to ``admin.server`` and to ``run``'s ``on_rea
 through the unit, on the daemon's own loop: it takes effect with the next decision.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from math import inf
@@ -24,6 +25,7 @@ from muxd.config import Config, ModelConfig, Policy, QuotaConfig, size, with_mod
 from muxd.engine.journal import FINISHED, newest
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import BadRequest, ConfigError, MuxdError, NotFound
+from muxd.fleet.events import Event, Events, until
 from muxd.fleet.roster import Roster
 from muxd.fleet.site import Site
 from muxd.fleet.steps import Step
@@ -40,6 +42,8 @@ class Steward(Report):
 
     roster: Roster
     config: Config
+    events: Events
+    stopping: asyncio.Event
 
     # ---- quotas -----------------------------------------------------------------------------------
 
@@ -178,6 +182,20 @@ class Steward(Report):
                 code="unknown_request",
             )
         return found
+
+    def happened(self, model: str = "") -> list[Event]:
+        """What is remembered. Raises NotFound for a model that is neither served nor remembered."""
+        self._known(model)
+        return self.events.since(model=model)
+
+    def follow(self, model: str = "") -> AsyncIterator[Event]:
+        """The same, and what comes, until muxd stops."""
+        self._known(model)
+        return until(self.stopping, self.events.follow(model=model))
+
+    def _known(self, model: str) -> None:
+        if model and model not in self.entries and not self.events.since(model=model):
+            raise NotFound(f"there is no model {model!r}; there are: {', '.join(self.entries) or 'none'}")
 
     def trace(self) -> list[Trace]:
         """One for each device."""

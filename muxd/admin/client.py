@@ -36,9 +36,9 @@ from muxd.admin.schemas import (
 from muxd.config import home
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import DaemonUnreachable, MuxdError
+from muxd.fleet.events import Event
 from muxd.fleet.steps import LAST, Step
 
-_SLOW = ("/v0/load", "/v0/unload", "/v0/move")  # a drain takes as long as the longest answer
 T = TypeVar("T")
 
 
@@ -102,6 +102,16 @@ class AdminClient:
     def audit(self) -> Audit:
         return self._call("GET", "/v0/audit", Audit)
 
+    def events(self, model: str = "") -> list[Event]:
+        """Decisions, oldest first; with ``model`` only those about it."""
+        return self._call("GET", f"/v0/events?model={quote(model, safe='')}", list[Event])
+
+    def follow(self, model: str = "") -> Iterator[Event]:
+        """The same, and those that come, until the daemon stops."""
+        route = f"/v0/events/follow?model={quote(model, safe='')}"
+        for line in self._lines("GET", route, None):
+            yield self._read(line, Event, route)
+
     def why(self, id: str) -> list[RequestTimes]:
         """All choices of the answer with this id or ``x-request-id``."""
         return self._call("GET", f"/v0/why/{quote(id, safe='')}", list[RequestTimes])
@@ -148,19 +158,25 @@ class AdminClient:
 
     def _steps(self, route: str, body: object) -> Iterator[Step]:
         """The lines of an answer that takes its time. It breaks off if the daemon ends."""
-        with self._asked("POST", route, body) as response:
-            last = None
+        last = None
+        for line in self._lines("POST", route, body):
+            last = self._read(line, Step, route)
+            yield last
+        if last is None or last.stage not in LAST:
+            raise DaemonUnreachable(f"muxd at {self.path} ended meanwhile; see its log")
+
+    def _lines(self, method: str, route: str, body: object) -> Iterator[bytes]:
+        with self._asked(method, route, body, slow=True) as response:
             while line := response.readline():
                 if line.startswith(b'{"error"'):
                     raise MuxdError(_sentence(line, response.status))
-                last = self._read(line, Step, route)
-                yield last
-            if last is None or last.stage not in LAST:
-                raise DaemonUnreachable(f"muxd at {self.path} ended meanwhile; see its log")
+                yield line
 
     @contextmanager
-    def _asked(self, method: str, route: str, body: object) -> Iterator[http.client.HTTPResponse]:
-        """The answer's head is read and is no refusal. Its body may take as long as it likes."""
+    def _asked(
+        self, method: str, route: str, body: object, *, slow: bool = False
+    ) -> Iterator[http.client.HTTPResponse]:
+        """The answer's head is read and is no refusal. Its body may take as long as it likes if ``slow``."""
         connection = _UnixConnection(self.path, self._timeout)
         try:
             connection.request(method, route, None if body is None else msgspec.json.encode(body))
@@ -168,7 +184,7 @@ class AdminClient:
             self.daemon_version = response.headers.get(VERSION_HEADER)
             if response.status >= 400:
                 raise MuxdError(_sentence(response.read(), response.status))
-            if route in _SLOW and connection.sock is not None:
+            if slow and connection.sock is not None:
                 connection.sock.settimeout(None)
             yield response
         except (OSError, http.client.HTTPException) as error:

@@ -25,6 +25,8 @@ def routes() -> list[web.RouteDef]:
         web.get("/v0/audit", _audit),
         web.get("/v0/why/{id:.+}", _why),
         web.get("/v0/trace", _trace),
+        web.get("/v0/events", _events),
+        web.get("/v0/events/follow", _follow),
         web.post("/v0/stop", _stop),
     ]
 
@@ -84,6 +86,14 @@ async def _why(request: web.Request) -> web.Response:
 
 async def _trace(request: web.Request) -> web.Response:
     return answer(request.app[STEWARD].trace())
+
+
+async def _events(request: web.Request) -> web.Response:
+    return answer(request.app[STEWARD].happened(request.query.get("model", "")))
+
+
+async def _follow(request: web.Request) -> web.StreamResponse:
+    return await tell(request, request.app[STEWARD].follow(request.query.get("model", "")))
 
 
 async def _stop(request: web.Request) -> web.Response:

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from muxd.engine.trace import RequestTimes, Trace
+from muxd.fleet.events import Event
 from muxd.fleet.steps import Step
 from muxd.messages import Dtype
 
@@ -219,5 +220,9 @@ class Steward(Protocol):
     def why(self, id: str) -> list[RequestTimes]: ...
 
     def trace(self) -> list[Trace]: ...
+
+    def happened(self, model: str = "") -> list[Event]: ...
+
+    def follow(self, model: str = "") -> AsyncIterator[Event]: ...
 
     def stop(self) -> None: ...

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from muxd import __version__
-from muxd.cli import bench, controls, devices, explain, loading, plan, simulate, tables, workload
+from muxd.cli import bench, controls, devices, events, explain, loading, plan, simulate, tables, workload
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, print_as, show
 from muxd.cli.failing import sentences
 from muxd.errors import DaemonUnreachable
@@ -75,6 +75,7 @@ def stop(
 # In modules of their own; their help texts are their docstrings.
 app.command()(explain.why)
 app.command()(explain.trace)
+app.command()(events.events)
 app.command()(devices.devices)
 app.command()(controls.quota)
 app.command()(controls.policy)

@@ -13,7 +13,7 @@ _BINARY = ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
 
 def render(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table as text; cells lose control characters, which could otherwise rewrite the terminal."""
-    lines = [list(headers), *([_clean(cell) for cell in row] for row in rows)]
+    lines = [list(headers), *([clean(cell) for cell in row] for row in rows)]
     widths = [max(cell_len(line[i]) for line in lines) for i in range(len(headers))]
     return "\n".join(_GAP.join(map(_padded, line, widths)).rstrip() for line in lines)
 
@@ -49,7 +49,7 @@ def status(now: Status) -> str:
         f"{requests.refused} refused, {requests.cancelled} cancelled, {requests.failed} failed",
     }
     width = max(len(name) for name in lines)
-    return "\n".join(f"{name:<{width}}{_GAP}{_clean(value)}" for name, value in lines.items())
+    return "\n".join(f"{name:<{width}}{_GAP}{clean(value)}" for name, value in lines.items())
 
 
 def _pool(pool: PoolStatus) -> str:
@@ -63,7 +63,7 @@ def _pool(pool: PoolStatus) -> str:
 def audit(books: Audit) -> str:
     """One line; the fault in its own words."""
     counts = f"{books.free_blocks} free, {books.cached_blocks} cached, {books.held_blocks} held"
-    return _clean(books.fault) or f"all {books.total_blocks} blocks are accounted for: {counts}"
+    return clean(books.fault) or f"all {books.total_blocks} blocks are accounted for: {counts}"
 
 
 def size(count: int) -> str:
@@ -118,7 +118,8 @@ def _padded(cell: str, width: int) -> str:
     return cell + " " * (width - cell_len(cell))
 
 
-def _clean(cell: str) -> str:
+def clean(cell: str) -> str:
+    """Without control characters."""
     return "".join(sign if sign.isprintable() else " " for sign in cell)
 
 

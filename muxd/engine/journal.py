@@ -7,7 +7,7 @@ an event costs O(lanes + batch), however many wait. No prompts and no token ids 
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from msgspec import structs
 
@@ -34,13 +34,22 @@ from muxd.engine.trace import Happening, Mark, RequestTimes, State
 from muxd.messages import Prefill
 from muxd.pool.ledger import Ledger
 
+Tell = Callable[[Mark], None]
 FINISHED = 10_000  # requests remembered after their end
 
 
 class Journal:
     """One per unit. Remembers what runs, the last 10,000 ends, and the ``timeline``."""
 
-    def __init__(self, lanes: Mapping[str, Lane], ledger: Ledger, now: float = 0.0):
+    def __init__(
+        self,
+        lanes: Mapping[str, Lane],
+        ledger: Ledger,
+        now: float = 0.0,
+        tell: Tell = lambda mark: None,
+    ):
+        """``tell`` hears every mark as it is made."""
+        self._tell = tell
         self.timeline = Timeline(lanes, ledger)
         self._lanes = lanes
         self._began = now
@@ -81,7 +90,9 @@ class Journal:
         self._open[one.sequence.id] = one
 
     def mark(self, kind: Happening, now: float, model: str = "", detail: str = "") -> None:
-        self.timeline.mark(Mark(now, kind, model, detail))
+        mark = Mark(now, kind, model, detail)
+        self.timeline.mark(mark)
+        self._tell(mark)
 
     def _book_event(self, event: Event, now: float) -> None:
         match event:

@@ -29,7 +29,7 @@ from muxd.engine.actions import (
     WorkerLost,
     WorkerReady,
 )
-from muxd.engine.journal import Journal
+from muxd.engine.journal import Journal, Tell
 from muxd.engine.lane import Lane, LaneSpec
 from muxd.engine.memory import Terms
 from muxd.engine.observer import Observer
@@ -61,13 +61,15 @@ class Unit:
         clock: Clock,
         observer: Observer,
         ids: "count[int] | None" = None,
+        tell: Tell = lambda mark: None,
     ):
-        """``ids`` numbers sequences; units of one daemon share it, as they share the observer."""
+        """``ids`` numbers sequences; units of one daemon share it, as they share the observer. ``tell`` hears
+        what the journal marks."""
         self._scheduler = scheduler
         self._send = send
         self._clock = clock
         self._observer = observer
-        self.journal = Journal(scheduler.lanes, scheduler.ledger, clock.now())
+        self.journal = Journal(scheduler.lanes, scheduler.ledger, clock.now(), tell)
         self._streams: dict[int, TokenStream] = {}
         self._ids = ids or count(1)
         self._timer: asyncio.TimerHandle | None = None

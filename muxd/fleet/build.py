@@ -7,6 +7,7 @@ from muxd.clock import Clock
 from muxd.config import SchedulerConfig, splits
 from muxd.device.base import Device
 from muxd.engine.forecast import Forecast
+from muxd.engine.journal import Tell
 from muxd.engine.lane import LaneSpec
 from muxd.engine.observer import Observer
 from muxd.engine.scheduler import Scheduler
@@ -34,10 +35,12 @@ def open_site(
     observer: Observer,
     ids: "count[int]",
     spawns: Iterator[int],
+    tell: Tell,
 ) -> Site:
     """``entries`` are those that were placed here; one that is not opened, or fits no block, gets no lane.
 
-    ``ids`` and ``spawns`` number the sequences and workers of all sites. Raises ConfigError where the
+    ``tell`` hears what the unit's journal marks. ``ids`` and ``spawns`` number the sequences and workers of
+    all sites. Raises ConfigError where the
     models' quotas cannot hold together.
     """
     settings = Settings(
@@ -57,7 +60,7 @@ def open_site(
     def send(model: str, command: Prefill | Decode) -> None:
         site.send(model, command)
 
-    unit = Unit(scheduler, send, clock, observer, ids)
+    unit = Unit(scheduler, send, clock, observer, ids, tell)
     site = Site(
         name=name, device=device, arena=arena, unit=unit, link=link, clock=clock, spawns=spawns, split=split
     )

@@ -27,6 +27,7 @@ from muxd.engine.stream import TokenStream
 from muxd.engine.unit import Unit
 from muxd.errors import MuxdError
 from muxd.fleet.catalog import Entry
+from muxd.fleet.events import Events
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.roster import Roster
 from muxd.fleet.site import Site
@@ -70,7 +71,8 @@ class Bench:
         )  # fmt: skip
         self.steward = Steward(
             entries=entries, sites=sites, observer=observer, clock=self.clock, address=lambda: "http://x",
-            stop=lambda: None, roster=roster, config=Config(),
+            stop=lambda: None, roster=roster, config=Config(), events=Events(lambda: 0.0),
+            stopping=asyncio.Event(),
         )  # fmt: skip
         for name in entries:
             self.unit.worker_ready(name)

@@ -80,7 +80,21 @@ def test_version_of_both_and_of_one(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["ps", "models", "status", "stop", "quota", "policy", "why x", "trace x", "load x", "unload x"]
+    "verb",
+    [
+        "ps",
+        "models",
+        "status",
+        "stop",
+        "quota",
+        "policy",
+        "why x",
+        "trace x",
+        "load x",
+        "unload x",
+        "move x y",
+        "events",
+    ],
 )
 def test_a_missing_daemon_is_one_sentence_and_exit_1(path: Path, verb: str) -> None:
     done = muxctl(*verb.split(), MUXD_SOCKET=str(path))

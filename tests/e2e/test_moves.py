@@ -77,6 +77,13 @@ def test_streams_drain_queued_requests_go_over_and_all_tokens_are_the_same(daemo
     assert daemon.status().requests.served == 7
     assert len(leaks.memfds(daemon.process.pid)) == 4
     assert whole(daemon)
+    told = [(one.kind, one.device, one.detail) for one in daemon.admin.events("a")]
+    assert told[-4:] == [
+        ("moving", "cpu:0", "cpu:0 to cpu:1: by an operator"),
+        ("worker ready", "cpu:1", ""),
+        ("quota", "cpu:1", "min 128, max 2048 blocks, weight 1"),
+        ("moved", "cpu:1", ""),
+    ]
     with pytest.raises(MuxdError, match="a is on cpu:1 already"):
         move(daemon, "cpu:1")
 
@@ -123,6 +130,8 @@ def test_a_target_that_cannot_hold_it_leaves_it_where_it_was(tmp_path: Path) -> 
             "cpu:0", "ready", "",
         )  # fmt: skip
         assert (ask(daemon, "a"), daemon.workers()["a"]) == (alone, worker)
+        failed = [one.detail for one in daemon.admin.events("a") if one.kind == "move failed"]
+        assert ["device.memory" in failed[0], "quota.min" in failed[1]] == [True, True]
         assert leaks.memfds(daemon.process.pid) == before
         assert whole(daemon)
 

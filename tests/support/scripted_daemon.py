@@ -31,6 +31,7 @@ from muxd.admin.schemas import (
 from muxd.admin.server import AdminServer
 from muxd.engine.trace import Mark, RequestTimes, Sample, Span, Trace
 from muxd.errors import Busy, ModelFolderError, NotFound
+from muxd.fleet.events import Event
 from muxd.fleet.steps import Step
 
 POOL = PoolStatus(bytes=1 << 30, block_bytes=8192, total_blocks=131072, free_blocks=98304, cached_blocks=100)
@@ -113,6 +114,12 @@ TRACE = Trace(
 )
 
 
+EVENTS = [
+    Event(7, 1_700_000_000.0, "moving", "gemma", "cuda:0", "cuda:0 to cuda:1: by an operator"),
+    Event(8, 1_700_000_060.5, "policy", "", "cuda:1", "fcfs"),
+]
+
+
 class ScriptedSteward:
     """Answers with the rows above; ``stopped`` tells that it was asked to stop."""
 
@@ -189,6 +196,13 @@ class ScriptedSteward:
         if id not in (WHY.id, WHY.http_id):
             raise NotFound(f"no request {id!r}")
         return [WHY]
+
+    def happened(self, model: str = "") -> list[Event]:
+        return [one for one in EVENTS if model in ("", one.model)]
+
+    async def follow(self, model: str = "") -> AsyncIterator[Event]:
+        for one in self.happened(model):
+            yield one
 
     def trace(self) -> list[Trace]:
         return [TRACE]

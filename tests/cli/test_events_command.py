@@ -1,0 +1,31 @@
+"""``muxctl events``: a table, lines as they come, JSON for programs."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from support.scripted_daemon import scripted
+
+
+def muxctl(path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "muxd.cli.muxctl", *arguments, "--socket", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, cwd="/")
+
+
+def test_a_table_and_one_line_each(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with scripted(path):
+        head, first, second = muxctl(path, "events").stdout.splitlines()
+        assert head.split() == ["TIME", "EVENT", "MODEL", "DEVICE", "DETAIL"]
+        words = r"^2023-11-1\d \d\d:\d\d:\d\d   moving   gemma   cuda:0   cuda:0 to cuda:1: by an operator$"
+        assert re.match(words, first)
+        assert second.split()[2:] == ["policy", "-", "cuda:1", "fcfs"]
+        (line,) = muxctl(path, "events", "--follow", "--model", "gemma").stdout.splitlines()
+        assert line == first
+        lines = muxctl(path, "events", "--follow", "--json").stdout.splitlines()
+        assert [json.loads(line)["number"] for line in lines] == [7, 8]
+        assert json.loads(muxctl(path, "events", "--json", "--model", "gemma").stdout)[0]["kind"] == "moving"
+        moved = muxctl(path, "move", "gemma", "cuda:1")
+        assert (moved.stdout, moved.returncode) == ("gemma is on cuda:1.\n", 0)
