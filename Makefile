@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
 	@echo "make test    environment, demo models, every check and every test that needs no GPU"
-	@echo "make gpu     on a GPU host: what it can do, then every test that needs its GPU"
+	@echo "make gpu     on a GPU host: doctor, GPU tests, roofline, share table, policies; OUT=gpu-results"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make demo    only fetch the demo models"
 	@echo "make bench   what the daemon costs beside a bare loop"
@@ -21,8 +21,7 @@ serve: $(VENV)/.muxd
 	@exec $(BIN)/muxd serve --demo
 
 gpu: $(VENV)/.dev demo
-	$(BIN)/muxd doctor --gpu
-	$(BIN)/python -m pytest -m gpu -rs
+	$(BIN)/python benchmarks/gpu_all.py $(if $(OUT),--out $(OUT)) $(if $(PUBLISHED),--published $(PUBLISHED))
 
 test: $(VENV)/.dev demo check
 	$(BIN)/python -m pytest -m "not gpu"

@@ -1,13 +1,14 @@
 """The same workload under several policies, simulated and live: a table, JSON, and one plot.
 
     python benchmarks/policies.py --config muxd.toml --cost cost.json --workload W.jsonl \\
-        [--policies mux temporal spatial] [--only simulated] [--json F] [--plot F.png]
+        [--device cuda:0] [--policies mux temporal spatial] [--only simulated] [--json F] [--plot F.png]
 
 The last columns are requests inside the SLO (latency within --scale times alone on the device), and how many
 times the better baseline mux has of them.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -81,12 +82,15 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--cost", type=Path, required=True)
     parser.add_argument("--workload", type=Path, required=True)
+    parser.add_argument("--device", help="where the daemons run, instead of what the configuration says")
     parser.add_argument("--policies", nargs="+", default=["mux", "temporal", "spatial"])
     parser.add_argument("--only", choices=("simulated", "live"))
     parser.add_argument("--scale", type=float, default=8.0, help="one of the report's scales")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help=".png or .html")
     args = parser.parse_args()
+    if args.device:
+        os.environ["MUXD_DEVICE"] = args.device  # the daemons' setting, stronger than their file
     settings, workload = load(args.config), read(args.workload)
     cost = cost_table(args.cost, settings, [])
     reports = []

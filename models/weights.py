@@ -59,6 +59,16 @@ def plan(folder: Path, spec: ModelSpec, dtype: Dtype) -> WeightPlan:
     return WeightPlan(tensors, end, dtype, sources)
 
 
+def layout(spec: ModelSpec, dtype: Dtype) -> WeightPlan:
+    """The same region for a model that has no files: ``fill`` would leave it as it is. For measurements."""
+    tensors, end = [], 0
+    for tensor in wanted(spec):
+        start = -(-end // ALIGNMENT) * ALIGNMENT
+        tensors.append(TensorEntry(tensor.name, dtype, tensor.shape, start))
+        end = start + int(np.prod(tensor.shape)) * ITEMSIZE[dtype]
+    return WeightPlan(tensors, end, dtype, [])
+
+
 def _sources(
     folder: Path, tensor: Wanted, stored: dict[str, Stored], offset: int, itemsize: int
 ) -> list[Source]:

@@ -26,11 +26,14 @@ _SINGLES = 5
 PARTS = 2  # measurements, for the progress bar
 
 
-def measure_overhead(folder: Path, name: str, dtype: Dtype, cost: CostTable) -> Overhead:
-    """``cost`` must know ``name``, without overhead."""
+def measure_overhead(folder: Path, name: str, dtype: Dtype, cost: CostTable, device: str = "cpu") -> Overhead:
+    """``cost`` must know ``name`` on ``device``, without overhead."""
     with tempfile.TemporaryDirectory(prefix="muxd-overhead-") as scratch:
         config = Path(scratch, "muxd.toml")
-        config.write_text(f'[[model]]\nname = "{name}"\npath = "{folder.absolute()}"\ndtype = "{dtype}"\n')
+        server = f'[server]\ndevice = "{device}"\n'
+        config.write_text(
+            f'{server}[[model]]\nname = "{name}"\npath = "{folder.absolute()}"\ndtype = "{dtype}"\n'
+        )
         with local_daemon(config) as admin:
             url = admin.status().address
             for _ in range(2):  # a new worker is slow at first: pages and kernels it has not touched

@@ -25,6 +25,10 @@ def profile(
         typer.Option(help="The file; other models in it stay. Default: MUXD_HOME/cost.json.", metavar="FILE"),
     ] = None,
     daemon: Annotated[bool, typer.Option(help="Measure the daemon's overhead, too.")] = True,
+    device: Annotated[str, typer.Option(help='Where: "cpu", or "cuda:0".', metavar="DEVICE")] = "cpu",
+    random: Annotated[
+        bool, typer.Option("--random", help="Random weights: FOLDER needs a config.json and no more.")
+    ] = False,
     roofline: Annotated[
         str, typer.Option(help="Compute for a100, h100, h200 or l40s from config.json instead of measuring.")
     ] = "",
@@ -41,24 +45,31 @@ def profile(
         made = (
             _computed(folder, name, kind, roofline, file)
             if roofline
-            else _measured(folder, name, kind, file, daemon)
+            else _measured(folder, name, kind, file, device, daemon=daemon and not random, random=random)
         )
         save(file, made)
     typer.echo(f"{file}: {', '.join(made.models)}")
     typer.echo(_summary(made, name))
 
 
-def _measured(folder: Path, name: str, dtype: Dtype, file: Path, daemon: bool) -> "Profile":
-    from muxd.cli.overhead import PARTS, measure_overhead
-    from muxd.cli.profiling import cells, measure, merged
-    from muxd.cost.table import CostTable
-    from muxd.device.cpu import Cpu
+def _measured(
+    folder: Path, name: str, dtype: Dtype, file: Path, where: str, *, daemon: bool, random: bool
+) -> "Profile":
+    from contextlib import closing
 
-    with counting(f"Measuring {name}", cells(Cpu().rungs) + PARTS * daemon) as advance:
-        model = measure(folder, dtype, lambda: advance(1))
-        made = merged(file, name, model)
+    from muxd.cli.overhead import PARTS, measure_overhead
+    from muxd.cli.profiling import cells, measure, merged, shares
+    from muxd.cost.table import CostTable
+    from muxd.device.choose import open_device
+
+    with (
+        closing(open_device(where, key="--device")) as device,
+        counting(f"Measuring {name}", cells(shares(device)) + PARTS * daemon) as advance,
+    ):
+        model = measure(folder, dtype, lambda: advance(1), device=device, random=random)
+        made = merged(file, name, model, device)
         if daemon:
-            extra = measure_overhead(folder, name, dtype, CostTable(made))
+            extra = measure_overhead(folder, name, dtype, CostTable(made), device.name)
             made.models[name] = msgspec.structs.replace(model, overhead=extra)
             advance(PARTS)
     return made

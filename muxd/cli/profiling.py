@@ -19,18 +19,22 @@ from msgspec import Struct
 
 from muxd import __version__
 from muxd.cost import probe
-from muxd.cost.profile import FORMAT, Contention, Device, Grid, ModelProfile, Profile, Shape, load
+from muxd.cost.profile import FORMAT, Contention, Grid, ModelProfile, Profile, Shape, load
+from muxd.cost.profile import Device as Measured
 from muxd.cost.table import monotone
-from muxd.device.cpu import Cpu
+from muxd.device.base import Device
+from muxd.device.cuda import Cuda
 from muxd.errors import ConfigError, ModelFolderError
 from muxd.messages import Dtype
-from muxd.models.spec import read_spec
+from muxd.models.spec import ModelSpec, read_spec
 
-_POOL_BYTES = 1 << 30
+_POOL_BYTES = 1 << 30  # on the CPU; a GPU takes what the largest probe needs, at most half its memory
+_TENTHS = tuple(range(10, 101, 10))
 _PAIR_BATCH, _PAIR_CONTEXT = 4, 128
 _SPLIT, _SPLIT_TOKENS = 8, 256  # a batch of eight prompts against one prompt of as many tokens
 _SUSPECT = 1.15  # times what a larger batch took
 _STEPS = 16  # room a decode probe needs for its tokens
+_ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 _OTHERS = 5  # probes beside the grids
 
 Step = Callable[[], None]
@@ -64,14 +68,26 @@ class Prober:
 
     opened: probe.Opened
 
-    def __init__(self, folder: Path, dtype: Dtype, cpu: Cpu, pool_bytes: int = _POOL_BYTES):
+    def __init__(
+        self,
+        folder: Path,
+        dtype: Dtype,
+        device: Device,
+        pool_bytes: int = _POOL_BYTES,
+        *,
+        cap: int = 0,
+        random: bool = False,
+    ):
+        """``cap``: percent it may use for life, where the device caps; ``random``: no weight files."""
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "muxd.worker.profile"],
-            env={**os.environ, **cpu.worker_env()},
+            env={**os.environ, **device.worker_env(cap)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self._setup = probe.Setup(str(folder.absolute()), dtype, 8192, pool_bytes, cpu.cores)
+        self._setup = probe.Setup(
+            str(folder.absolute()), dtype, 8192, pool_bytes, device.cores, device.name, random
+        )
 
     def measure(self, asked: probe.Probe) -> float:
         """Median seconds of one batch."""
@@ -113,25 +129,63 @@ class Prober:
         self._process.wait()
 
 
+class Probers:
+    """A measuring process for every share: one for all, or, where a share is a cap for life, one after
+    another. A context manager."""
+
+    def __init__(self, folder: Path, dtype: Dtype, device: Device, pool_bytes: int, *, random: bool):
+        def make(cap: int) -> Prober:
+            return Prober(folder, dtype, device, pool_bytes, cap=cap, random=random)
+
+        self._make, self._device = make, device
+        self._cap, self._prober = 0, make(0)
+
+    def at(self, share: int) -> Prober:
+        """For probes of this share. The one before may end here."""
+        cap = share if self._device.caps else 0
+        if cap != self._cap:
+            self._prober.__exit__()
+            self._cap, self._prober = cap, self._make(cap)
+            self._prober.__enter__()
+        return self._prober
+
+    def __enter__(self) -> Self:
+        self._prober.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._prober.__exit__()
+
+
+def shares(device: Device) -> tuple[int, ...]:
+    """Percent to measure at: what the device has, or tenths where it has every percent."""
+    return device.rungs if len(device.rungs) <= len(_TENTHS) else _TENTHS
+
+
 def cells(rungs: tuple[int, ...], plan: Plan = _PLAN) -> int:
     """How many probes `measure` makes: for the progress bar."""
     return len(rungs) * plan.probes + _OTHERS
 
 
-def measure(folder: Path, dtype: Dtype, step: Step, plan: Plan = _PLAN) -> ModelProfile:
-    """Everything about one model; ``step`` is called after every probe. Raises ModelFolderError."""
-    read_spec(folder)  # what is wrong with it is said here, in one sentence
-    cpu = Cpu()
-    with Prober(folder, dtype, cpu) as prober:
-        opened, tokens, batches = prober.opened, plan.prefill_tokens, plan.decode_batches
-        before = _fitting(opened, plan.prefill_contexts, 1, max(tokens))
-        held = _fitting(opened, plan.decode_contexts, max(batches), _STEPS)
-        prefill = _grid(prober, step, tokens, before, _prefill(plan))
-        decode = _grid(prober, step, batches, held, _decode(plan))
-        chunk_seconds = _chunk_seconds(prober, step)
+def measure(
+    folder: Path, dtype: Dtype, step: Step, plan: Plan = _PLAN, *, device: Device, random: bool = False
+) -> ModelProfile:
+    """Everything about one model on ``device``; ``step`` is called after every probe. Raises
+    ModelFolderError."""
+    spec = read_spec(folder)  # what is wrong with it is said here, in one sentence
+    pool = _pool_bytes(device, spec, dtype, plan)
+    with Probers(folder, dtype, device, pool, random=random) as probers:
+        opened, tokens, batches = probers.at(100).opened, plan.prefill_tokens, plan.decode_batches
+        before = _fitting(opened, plan.prefill_contexts, 1, max(tokens), pool)
+        held = _fitting(opened, plan.decode_contexts, max(batches), _STEPS, pool)
+        prefill = _grid(probers, device, step, tokens, before, _prefill(plan))
+        decode = _grid(probers, device, step, batches, held, _decode(plan))
+        chunk_seconds = _chunk_seconds(probers.at(100), step)
         contention = Contention()
-        if len(cpu.rungs) > 1:  # on one core nobody ever runs beside another
-            contention = _contention(prober, folder, dtype, step, plan)
+        if len(device.rungs) > 1:  # on one core nobody ever runs beside another
+            share = shares(device)[0]
+            with Prober(folder, dtype, device, pool // 4, cap=_cap(device, share), random=random) as other:
+                contention = _contention(probers.at(share), other, device, step, plan)
     shape = Shape(opened.layers, opened.kv_heads, opened.head_dim, opened.max_positions, dtype)
     return ModelProfile(
         shape=shape,
@@ -156,27 +210,62 @@ def _decode(plan: Plan) -> Ask:
     return lambda rows, context, share: probe.Decode(rows, context, share, seconds=plan.decode_seconds)
 
 
-def _fitting(opened: probe.Opened, contexts: tuple[int, ...], sequences: int, more: int) -> tuple[int, ...]:
+def _cap(device: Device, share: int) -> int:
+    return share if device.caps else 0
+
+
+def _parts(device: Device, share: int, *, after: int = 0) -> int:
+    """The mask of a share of a device in parts, ``after`` percent others have; 0: none is needed."""
+    if not device.parts or share == 100:
+        return 0
+    count, first = share * device.parts // 100, after * device.parts // 100
+    return (1 << count) - 1 << first
+
+
+def _pool_bytes(device: Device, spec: ModelSpec, dtype: Dtype, plan: Plan) -> int:
+    """For the largest probe."""
+    if not isinstance(device, Cuda):
+        return _POOL_BYTES
+    token = 2 * spec.layers * spec.kv_heads * spec.head_dim * _ITEMSIZE[dtype]
+    tokens = max(plan.decode_batches) * (max(plan.decode_contexts) + 4 * _STEPS)
+    most = device.driver.total_memory(device.index) // 2
+    return min(max(_POOL_BYTES, tokens * token * 5 // 4), most)
+
+
+def _fitting(
+    opened: probe.Opened, contexts: tuple[int, ...], sequences: int, more: int, pool_bytes: int
+) -> tuple[int, ...]:
     """Contexts that the model can have and that ``sequences`` find room for, with ``more`` tokens each."""
     room = min(opened.max_positions, opened.rows // sequences * opened.row_tokens) - more
     if contexts[0] > room:
         raise ConfigError(
-            f"{sequences} sequences of {contexts[0] + more} tokens need more than {_POOL_BYTES} bytes"
+            f"{sequences} sequences of {contexts[0] + more} tokens need more than {pool_bytes} bytes"
         )
     return tuple(context for context in contexts if context <= room)
 
 
-def _grid(prober: Prober, step: Step, rows: tuple[int, ...], contexts: tuple[int, ...], ask: Ask) -> Grid:
-    """Every crossing at every rung of this device."""
-    rungs = Cpu().rungs
+def _grid(
+    probers: Probers,
+    device: Device,
+    step: Step,
+    rows: tuple[int, ...],
+    contexts: tuple[int, ...],
+    ask: Ask,
+) -> Grid:
+    """Every crossing at every share of this device."""
+    rungs = shares(device)
     seconds = np.zeros((len(rungs), len(rows), len(contexts)))
+
+    def measured(i: int, j: int, k: int) -> float:
+        asked = msgspec.structs.replace(ask(rows[j], contexts[k], rungs[i]), parts=_parts(device, rungs[i]))
+        return probers.at(rungs[i]).measure(asked)
+
     for (i, j, k), _ in np.ndenumerate(seconds):
-        seconds[i, j, k] = prober.measure(ask(rows[j], contexts[k], rungs[i]))
+        seconds[i, j, k] = measured(i, j, k)
         step()
     # Somebody else used the machine where a smaller batch took clearly longer: once more, and the better.
     for i, j, k in np.argwhere(seconds > _SUSPECT * monotone(seconds)).tolist():
-        again = prober.measure(ask(rows[j], contexts[k], rungs[i]))
-        seconds[i, j, k] = min(seconds[i, j, k], again)
+        seconds[i, j, k] = min(seconds[i, j, k], measured(i, j, k))
     return Grid(list(rungs), list(rows), list(contexts), seconds.tolist())
 
 
@@ -189,12 +278,11 @@ def _chunk_seconds(prober: Prober, step: Step) -> float:
     return max(0.0, (many - one) / (_SPLIT - 1))
 
 
-def _contention(prober: Prober, folder: Path, dtype: Dtype, step: Step, plan: Plan) -> Contention:
+def _contention(prober: Prober, other: Prober, device: Device, step: Step, plan: Plan) -> Contention:
     """Two processes at the smallest share, side by side and alone; the second serves the same folder."""
-    cpu = Cpu()
-    share, least = cpu.rungs[0], 3
-    decode = probe.Decode(_PAIR_BATCH, _PAIR_CONTEXT, share, least, plan.pair_seconds)
-    prefill = probe.Prefill(_SPLIT_TOKENS, 0, share, 1, least, plan.pair_seconds)
+    share, least = shares(device)[0], 3
+    decode = probe.Decode(_PAIR_BATCH, _PAIR_CONTEXT, share, least, plan.pair_seconds, _parts(device, share))
+    prefill = probe.Prefill(_SPLIT_TOKENS, 0, share, 1, least, plan.pair_seconds, _parts(device, share))
     pairs: dict[str, tuple[probe.Probe, probe.Probe]] = {
         "decode_by_decode": (decode, decode),
         "decode_by_prefill": (decode, prefill),
@@ -202,28 +290,28 @@ def _contention(prober: Prober, folder: Path, dtype: Dtype, step: Step, plan: Pl
     }
     alone = {id(asked): prober.measure(asked) for asked in (decode, prefill)}
     found = {}
-    with Prober(folder, dtype, cpu, _POOL_BYTES // 4) as other:
-        for asked in (decode, prefill):
-            other.measure(asked)  # a new process is slow at first
-        for name, (asked, beside) in pairs.items():
-            other.send(beside)
-            found[name] = max(1.0, prober.measure(asked) / alone[id(asked)])
-            other.answer()
-            step()
+    for asked in (decode, prefill):
+        other.measure(asked)  # a new process is slow at first
+    for name, (asked, beside) in pairs.items():
+        other.send(msgspec.structs.replace(beside, parts=_parts(device, share, after=share)))
+        found[name] = max(1.0, prober.measure(asked) / alone[id(asked)])
+        other.answer()
+        step()
     return Contention(**found)
 
 
-def processor() -> str:
+def processor(device: Device) -> str:
     """The processor's name, for the file's provenance."""
+    if isinstance(device, Cuda):
+        return device.driver.device_name(device.index)
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "unknown")
 
 
-def merged(path: Path, name: str, model: ModelProfile) -> Profile:
+def merged(path: Path, name: str, model: ModelProfile, on: Device) -> Profile:
     """The file with this model in it. Raises ConfigError when its other models are from another device."""
-    cpu = Cpu()
-    device = Device(cpu.name, cpu.cores, list(cpu.rungs), processor())
+    device = Measured(on.name, on.cores, list(shares(on)), processor(on))
     if not path.exists():
         return Profile(FORMAT, device, {name: model})
     old = load(path)

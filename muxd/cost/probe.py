@@ -17,6 +17,8 @@ class Setup(Struct, frozen=True, tag="setup"):
     block_bytes: int
     pool_bytes: int
     cores: int
+    device: str = "cpu"
+    random: bool = False  # weights are random numbers: of the folder, only config.json is read
 
 
 class Decode(Struct, frozen=True, tag="decode"):
@@ -30,6 +32,7 @@ class Decode(Struct, frozen=True, tag="decode"):
     share: int
     least: int = 5
     seconds: float = 0.0
+    parts: int = 0  # as in ``messages.Prefill``
 
 
 class Prefill(Struct, frozen=True, tag="prefill"):
@@ -41,6 +44,7 @@ class Prefill(Struct, frozen=True, tag="prefill"):
     chunks: int = 1
     least: int = 3
     seconds: float = 0.0
+    parts: int = 0
 
 
 class Opened(Struct, frozen=True):

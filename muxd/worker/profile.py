@@ -8,7 +8,7 @@ memory. Contexts are rows that hold no prompt: what they contain does not change
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from muxd.cost import probe
 from muxd.device.base import HostWriter
 from muxd.errors import MuxdError
 from muxd.messages import ITEM_BYTES, BatchDone, Chunk, Decode, NewRows, Prefill, Sampling, Setup
-from muxd.models.spec import read_spec
-from muxd.models.weights import fill, plan
+from muxd.models.spec import ModelSpec, read_spec
+from muxd.models.weights import WeightPlan, fill, layout, plan
+from muxd.worker.mapped import DTYPES
 from muxd.worker.runner import Runner
 
 _GREEDY = Sampling(temperature=0.0)
@@ -32,22 +33,23 @@ class Bench:
     """A Runner, and the rows it is told to use. ModelFolderError for a folder that cannot be served."""
 
     def __init__(self, setup: probe.Setup):
+        if setup.device != "cpu":
+            torch.cuda.set_device(setup.device)
         folder = Path(setup.folder)
         self.spec = read_spec(folder)
         self.row_tokens = self.spec.tokens_per_row(setup.block_bytes, ITEM_BYTES[setup.dtype])
-        layout = plan(folder, self.spec, setup.dtype)
-        weights = np.empty(layout.bytes, np.uint8)
-        fill(layout, HostWriter(weights), lambda done: None)
+        region, weights = _weights(folder, self.spec, setup)
         per_row = self.spec.blocks_per_row
         self.rows = setup.pool_bytes // setup.block_bytes // per_row
-        pool = torch.full((self.rows * per_row * setup.block_bytes,), _PATTERN, dtype=torch.uint8)
+        nbytes = self.rows * per_row * setup.block_bytes
+        pool = torch.full((nbytes,), _PATTERN, dtype=torch.uint8, device=setup.device)
         told = Setup(
             worker="profile", model=folder.name, folder=setup.folder, dtype=setup.dtype, link="",
-            device="cpu", pool_bytes=pool.numel(), block_bytes=setup.block_bytes, max_rows=self.rows,
-            weights_bytes=layout.bytes, tensors=layout.tensors, cores=setup.cores,
+            device=setup.device, pool_bytes=pool.numel(), block_bytes=setup.block_bytes, max_rows=self.rows,
+            weights_bytes=region.bytes, tensors=region.tensors, cores=setup.cores,
             max_context=self.spec.max_positions,
         )  # fmt: skip
-        self._runner = Runner(told, pool, torch.from_numpy(weights))
+        self._runner = Runner(told, pool, weights)
         self._runner.warm_up()
         self._batch = itertools.count(1)
         blocks = (
@@ -62,12 +64,14 @@ class Bench:
             raise ValueError(f"a batch of {asked.batch} at context {asked.context} does not fit the pool")
         per_sequence = self.rows // asked.batch
         seqs = list(range(asked.batch))
-        with self._sequences(seqs, asked.share):
+        with self._sequences(seqs, asked):
             chunks = [self._chunk(seq, seq * per_sequence, per_sequence, 1, asked.context) for seq in seqs]
-            self._prefill(chunks, asked.share)
+            self._prefill(chunks, asked)
 
             def step() -> BatchDone:
-                return self._runner.decode(Decode(next(self._batch), asked.share, NewRows(), seqs, [], []))
+                return self._runner.decode(
+                    Decode(next(self._batch), asked.share, NewRows(), seqs, [], [], asked.parts)
+                )
 
             return _timed(step, asked.least, asked.seconds, min(room - 1, _MOST))
 
@@ -78,9 +82,9 @@ class Bench:
         if per_sequence * asked.chunks > self.rows:
             raise ValueError(f"{asked.tokens} tokens at context {asked.context} do not fit the pool")
         seqs = list(range(asked.chunks))
-        with self._sequences(seqs, asked.share):
+        with self._sequences(seqs, asked):
             chunks = [self._chunk(seq, seq * per_sequence, per_sequence, size, asked.context) for seq in seqs]
-            return _timed(lambda: self._prefill(chunks, asked.share), asked.least, asked.seconds, _MOST)
+            return _timed(lambda: self._prefill(chunks, asked), asked.least, asked.seconds, _MOST)
 
     def _chunk(self, seq: int, first_row: int, rows: int, tokens: int, context: int) -> Chunk:
         """``tokens`` new tokens after ``context`` that count as computed; whole rows of them."""
@@ -92,16 +96,30 @@ class Bench:
             known=np.full(before, 5, "<i4").tobytes(),
         )  # fmt: skip
 
-    def _prefill(self, chunks: list[Chunk], share: int) -> BatchDone:
+    def _prefill(self, chunks: list[Chunk], asked: probe.Probe, forget: Sequence[int] = ()) -> BatchDone:
         rows, self._unsaid = self._unsaid, NewRows()
-        return self._runner.prefill(Prefill(next(self._batch), share, rows, chunks, []))
+        batch = next(self._batch)
+        return self._runner.prefill(Prefill(batch, asked.share, rows, chunks, list(forget), asked.parts))
 
     @contextmanager
-    def _sequences(self, seqs: list[int], share: int) -> Iterator[None]:
-        """The runner forgets them afterwards; ``share`` is kept to throughout, for whoever runs beside."""
+    def _sequences(self, seqs: list[int], asked: probe.Probe) -> Iterator[None]:
+        """The runner forgets them afterwards; its share is kept to throughout, for whoever runs beside."""
         yield
         chunk = self._chunk(0, 0, 1, 1, 0)
-        self._runner.prefill(Prefill(next(self._batch), share, NewRows(), [chunk], seqs[1:]))
+        self._prefill([chunk], asked, seqs[1:])
+
+
+def _weights(folder: Path, spec: ModelSpec, setup: probe.Setup) -> tuple[WeightPlan, torch.Tensor]:
+    """The weights region on the device: from the folder's files, or random. Raises ModelFolderError."""
+    if setup.random:
+        made = layout(spec, setup.dtype)
+        count = -(-made.bytes // _ITEMSIZE[setup.dtype])
+        numbers = torch.empty(count, dtype=DTYPES[setup.dtype], device=setup.device).normal_(0, 0.02)
+        return made, numbers.view(torch.uint8)
+    made = plan(folder, spec, setup.dtype)
+    weights = np.empty(made.bytes, np.uint8)
+    fill(made, HostWriter(weights), lambda done: None)
+    return made, torch.from_numpy(weights).to(setup.device)
 
 
 def _timed(batch: Callable[[], BatchDone], least: int, seconds: float, most: int) -> list[float]:

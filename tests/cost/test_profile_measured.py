@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from muxd.cli.muxd import app
 from muxd.cli.overhead import fitted, measure_overhead
-from muxd.cli.profiling import Plan, Prober, cells, measure, merged
+from muxd.cli.profiling import Plan, Prober, _parts, cells, measure, merged, shares
 from muxd.cost import probe
 from muxd.cost.profile import check, load, save
 from muxd.cost.table import CostTable
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_model_is_measured_over_its_grid_and_joins_the_file(folder: Path, tmp_path: Path) -> None:
     steps: list[None] = []
-    found = measure(folder, "float32", lambda: steps.append(None), SMALL)
+    found = measure(folder, "float32", lambda: steps.append(None), SMALL, device=Cpu())
     rungs = Cpu().rungs
     assert len(steps) == cells(rungs, SMALL) - (0 if len(rungs) > 1 else 3)
     check(found.prefill, "prefill")
@@ -39,9 +39,61 @@ def test_a_model_is_measured_over_its_grid_and_joins_the_file(folder: Path, tmp_
     assert found.folder == "tiny"
     assert (found.shape.layers, found.shape.kv_heads, found.shape.head_dim) == (2, 2, 16)
     assert found.contention.decode_by_decode >= 1.0
-    save(tmp_path / "cost.json", merged(tmp_path / "cost.json", "first", found))
-    save(tmp_path / "cost.json", merged(tmp_path / "cost.json", "second", found))
+    save(tmp_path / "cost.json", merged(tmp_path / "cost.json", "first", found, Cpu()))
+    save(tmp_path / "cost.json", merged(tmp_path / "cost.json", "second", found, Cpu()))
     assert set(load(tmp_path / "cost.json").models) == {"first", "second"}
+
+
+def test_random_weights_need_no_file_but_config_json(folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(ModelFolderError, match="exit code 1"), Prober(bare, "float32", Cpu(1)):
+        pass
+    found = measure(bare, "float32", lambda: None, SMALL, device=Cpu(1), random=True)
+    check(found.decode, "decode")
+    assert (found.shape.layers, found.shape.head_dim) == (2, 16)
+    args = ["profile", str(bare), "--name", "x", "--random", "--device", "tpu", "--out", str(tmp_path / "c")]
+    refused = CliRunner().invoke(app, args)
+    assert refused.exit_code != 0
+    assert "--device: 'tpu' is no device" in refused.output
+
+
+class InParts(Cpu):
+    """Shares are parts of four, as on a GPU under MPS."""
+
+    parts = 4
+
+    def __init__(self, cores: int) -> None:
+        super().__init__(cores)
+        self.rungs = (25, 50, 75, 100)
+
+
+class Capped(Cpu):
+    """Every percent is a cap for a worker's life."""
+
+    caps = True
+
+    def __init__(self, cores: int) -> None:
+        super().__init__(cores)
+        self.rungs = tuple(range(1, 101))
+        self.asked: list[int] = []
+
+    def worker_env(self, cap: int = 0) -> dict[str, str]:
+        self.asked.append(cap)
+        return super().worker_env(cap)
+
+
+def test_shares_of_a_gpu_become_parts_or_processes_of_their_own(folder: Path) -> None:
+    plan = Plan((8,), (0,), 0.0, (1,), (32,), 0.0, 0.01)
+    parts = InParts(1)
+    assert [_parts(parts, share) for share in shares(parts)] == [0b0001, 0b0011, 0b0111, 0]
+    assert _parts(parts, 25, after=25) == 0b0010, "beside another"
+    assert measure(folder, "float32", lambda: None, plan, device=parts).decode.shares == [25, 50, 75, 100]
+    capped = Capped(1)
+    found = measure(folder, "float32", lambda: None, plan, device=capped)
+    assert found.prefill.shares == list(shares(capped)) == list(range(10, 101, 10))
+    assert set(capped.asked) == {0, *shares(capped)}
 
 
 def test_more_work_is_measured_as_more_time(folder: Path) -> None:
@@ -73,7 +125,7 @@ def test_a_file_from_another_device_is_not_mixed(tmp_path: Path) -> None:
 
     save(tmp_path / "cost.json", Profile(FORMAT, Device("h200", 100, [100]), {"a": model()}))
     with pytest.raises(ConfigError, match="was measured on h200"):
-        merged(tmp_path / "cost.json", "b", model())
+        merged(tmp_path / "cost.json", "b", model(), Cpu())
 
 
 def test_the_overhead_is_what_the_table_does_not_explain() -> None:
@@ -93,7 +145,9 @@ def test_the_overhead_is_what_the_table_does_not_explain() -> None:
 
 
 def test_the_overhead_is_measured_on_a_live_daemon(folder: Path) -> None:
-    cost = CostTable(merged(Path("/nowhere"), "tiny", measure(folder, "float32", lambda: None, SMALL)))
+    cost = CostTable(
+        merged(Path("/nowhere"), "tiny", measure(folder, "float32", lambda: None, SMALL, device=Cpu()), Cpu())
+    )
     found = measure_overhead(folder, "tiny", "float32", cost)
     values = np.array([found.batch, found.token, found.request])
     assert (values >= 0).all()
