@@ -25,7 +25,7 @@ from muxd.cost.table import monotone
 from muxd.device.base import Device
 from muxd.device.cuda import Cuda
 from muxd.errors import ConfigError, ModelFolderError
-from muxd.messages import Dtype
+from muxd.messages import ITEM_BYTES, Dtype
 from muxd.models.spec import ModelSpec, read_spec
 
 _POOL_BYTES = 1 << 30  # on the CPU; a GPU takes what the largest probe needs, at most half its memory
@@ -34,7 +34,6 @@ _PAIR_BATCH, _PAIR_CONTEXT = 4, 128
 _SPLIT, _SPLIT_TOKENS = 8, 256  # a batch of eight prompts against one prompt of as many tokens
 _SUSPECT = 1.15  # times what a larger batch took
 _STEPS = 16  # room a decode probe needs for its tokens
-_ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 _OTHERS = 5  # probes beside the grids
 
 Step = Callable[[], None]
@@ -226,7 +225,7 @@ def _pool_bytes(device: Device, spec: ModelSpec, dtype: Dtype, plan: Plan) -> in
     """For the largest probe."""
     if not isinstance(device, Cuda):
         return _POOL_BYTES
-    token = 2 * spec.layers * spec.kv_heads * spec.head_dim * _ITEMSIZE[dtype]
+    token = 2 * spec.layers * spec.kv_heads * spec.head_dim * ITEM_BYTES[dtype]
     tokens = max(plan.decode_batches) * (max(plan.decode_contexts) + 4 * _STEPS)
     most = device.driver.total_memory(device.index) // 2
     return min(max(_POOL_BYTES, tokens * token * 5 // 4), most)

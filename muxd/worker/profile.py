@@ -113,7 +113,7 @@ def _weights(folder: Path, spec: ModelSpec, setup: probe.Setup) -> tuple[WeightP
     """The weights region on the device: from the folder's files, or random. Raises ModelFolderError."""
     if setup.random:
         made = layout(spec, setup.dtype)
-        count = -(-made.bytes // _ITEMSIZE[setup.dtype])
+        count = -(-made.bytes // ITEM_BYTES[setup.dtype])
         numbers = torch.empty(count, dtype=DTYPES[setup.dtype], device=setup.device).normal_(0, 0.02)
         return made, numbers.view(torch.uint8)
     made = plan(folder, spec, setup.dtype)
