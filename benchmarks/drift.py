@@ -1,19 +1,20 @@
 """A day whose popular models change four times: replanning against an oracle that knows the rates.
 
-    python benchmarks/drift.py --out OUT [--phase 600] [--seed 0]
+    python benchmarks/drift.py --out OUT [--phase 600] [--seed 0] [--popular "0,1 2,5 3,4 1,6 0,7"]
 
-Eight 14B models on four A100 (roofline). In each of five phases two other models are asked for most. The day
-is condensed: a phase lasts ten minutes, which is harder than a day's, as reacting takes the same seconds.
+Eight 14B models on four A100 (roofline), so that no device has room for a third. In each of five phases two
+other models are asked for most, and by default each later pair shares a device in the first plan. The day is
+condensed: a phase lasts ten minutes, which is harder than a day's, as reacting takes the same seconds.
 
 fixed     the plan for the first phase's rates, all day
 average   the plan for the day's mean rates, all day
-replan    the first plan; a fading mean of arrivals measures rates; every 10 s muxd.placement.replan is asked
-oracle    at each change the plan for the true rates; its moves cost the same seconds
-free      the oracle, and moves take no time
+slow      replan with looks every 10 s at a fading mean of 30 s, and no test for a change of the rates
+replan    the first plan; rates are measured and muxd.placement.replanner looks every 5 s
+oracle    at each change the same search is told the true rates; its moves cost the same seconds
+free      the oracle's plans, and moves take neither time nor memory
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,22 +25,23 @@ from muxd.cost.profile import Contention
 from muxd.cost.sampled import profile_of
 from muxd.cost.shapes import CATALOGUE
 from muxd.cost.table import CostTable
-from muxd.engine.ewma import FadingSum
 from muxd.placement.appraiser import canonical
 from muxd.placement.estimator import Estimator
 from muxd.placement.planner import Effort, layout_of
 from muxd.placement.problem import Gpus, Layout, ModelLoad, Problem
-from muxd.placement.replan import Policy, decide, propose, relabelled, with_rates
+from muxd.placement.replan import Policy, propose
+from muxd.placement.replanner import Replanner, Watch
 from muxd.sim.cluster import Cluster, Terms
 from muxd.sim.generate import arrivals
+from muxd.sim.itinerary import Itinerary, Stage
 from muxd.sim.lengths import lengths
-from muxd.sim.moving import Itinerary, Stage, run_moving
+from muxd.sim.moving import Move, run_moving
 from muxd.sim.records import Records
 from muxd.sim.report import make_report
 from muxd.sim.workload import Item, Workload
 
 SIZE = "qwen2.5-14b"
-POPULAR = [(0, 1), (2, 3), (4, 5), (6, 7), (1, 6)]  # of each phase
+POPULAR = ((0, 1), (2, 5), (3, 4), (1, 6), (0, 7))  # of each phase
 EFFORT = Effort(steps=300, tuned_steps=30, sets=0)
 TERMS = Terms(contention=Contention(decode_by_decode=1.2))
 SCALES = (2.0, 3.0, 4.0, 5.0, 8.0, 12.0)
@@ -54,10 +56,9 @@ class Day(Struct, frozen=True):
     lengths: str = "lognormal:100,261"
     models: int = 8
     gpus: int = 4
-    popular: tuple[tuple[int, ...], ...] = tuple(POPULAR)
-    period: float = 10.0  # between two looks at the rates
-    memory: float = 30.0  # of the fading mean
-    policy: Policy = Policy(least_gain=0.05, horizon=300.0, cooldown=60.0, steps=200)
+    popular: tuple[tuple[int, ...], ...] = POPULAR
+    watch: Watch = Watch()
+    policy: Policy = Policy(least_gain=0.03, horizon=300.0, cooldown=60.0, steps=200)
 
     @property
     def seconds(self) -> float:
@@ -65,6 +66,10 @@ class Day(Struct, frozen=True):
 
     def rates(self, phase: int) -> list[float]:
         return [self.hot if i in self.popular[phase] else self.cold for i in range(self.models)]
+
+    def wanted(self, rates: list[float]) -> Problem:
+        """What plans are made for, the oracle's too."""
+        return self.problem([rate * self.watch.headroom for rate in rates])
 
     def problem(self, rates: list[float]) -> Problem:
         mean = tuple(int(float(part)) for part in self.lengths.partition(":")[2].split(","))
@@ -92,80 +97,76 @@ def traffic(day: Day, seed: int) -> Workload:
 
 
 def planned(day: Day, rates: list[float], costs: Roofline) -> Layout:
-    return canonical(layout_of("ours", Estimator(day.problem(rates), costs), EFFORT))
+    return canonical(layout_of("ours", Estimator(day.wanted(rates), costs), EFFORT))
 
 
 def oracle(day: Day, costs: Roofline) -> list[Stage]:
-    stages: list[Stage] = []
-    for phase in range(len(day.popular)):
-        layout = planned(day, day.rates(phase), costs)
-        if stages:
-            layout = relabelled(day.problem(day.rates(phase)), stages[-1].layout, layout)
-        stages.append(Stage(phase * day.phase, layout))
+    """The same search, told the truth at the moment of each change."""
+    stages = [Stage(0.0, planned(day, day.rates(0), costs))]
+    for phase in range(1, len(day.popular)):
+        appraiser = Estimator(day.wanted(day.rates(phase)), costs)
+        layout = propose(appraiser, stages[-1].layout, day.policy)
+        rates = {model.name: model.rate for model in appraiser.problem.models}
+        stages.append(Stage(phase * day.phase, layout, rates))
     return stages
 
 
 def replanned(day: Day, workload: Workload, costs: Roofline) -> list[Stage]:
     """Knows the first phase's rates at the start, then only arrivals."""
-    problem = day.problem(day.rates(0))
-    stages = [Stage(0.0, planned(day, day.rates(0), costs))]
-    sums = {model.name: FadingSum(day.memory) for model in problem.models}
-    for model in problem.models:
-        sums[model.name].add(model.rate * day.memory, 0.0)
-    items, at, since = iter(workload.items), day.period, 0.0
+    first = planned(day, day.rates(0), costs)
+    planner = Replanner(day.problem(day.rates(0)), costs, first, day.policy, day.watch)
+    stages, items, at = [Stage(0.0, first)], iter(workload.items), day.watch.period
     item = next(items, None)
     while at < day.seconds:
         while item is not None and item.time <= at:
-            sums[item.model].add(1.0, item.time)
+            planner.arrived(item.model)
             item = next(items, None)
-        if at - since >= day.policy.cooldown:
-            rates = {name: total.at(at) / day.memory for name, total in sums.items()}
-            appraiser = Estimator(with_rates(problem, rates), costs)
-            present = stages[-1].layout
-            made = decide(appraiser, present, propose(appraiser, present, day.policy), day.policy, at - since)
-            if made.adopt:
-                stages.append(Stage(at, made.layout))
-                since = at
-        at += day.period
+        if (made := planner.look(at)).adopt:
+            stages.append(Stage(at, made.layout, planner.rates))
+        at += day.watch.period
     return stages
 
 
-def systems(
-    day: Day, workload: Workload, costs: Roofline
-) -> dict[str, Callable[[], tuple[list[Stage], Policy]]]:
-    free = structs.replace(day.policy, start=0.0, bandwidth=1e15)
-    means = np.mean([day.rates(phase) for phase in range(len(day.popular))], 0).tolist()
-    return {
-        "fixed": lambda: ([Stage(0.0, planned(day, day.rates(0), costs))], day.policy),
-        "average": lambda: ([Stage(0.0, planned(day, means, costs))], day.policy),
-        "replan": lambda: (replanned(day, workload, costs), day.policy),
-        "oracle": lambda: (oracle(day, costs), day.policy),
-        "free": lambda: (oracle(day, costs), free),
-    }
+SLOW = Watch(period=10.0, memory=30.0, surprise=float("inf"))
+SYSTEMS = ("fixed", "average", "slow", "replan", "oracle", "free")
+
+
+def stages_of(system: str, day: Day, workload: Workload, costs: Roofline) -> list[Stage]:
+    match system:
+        case "fixed":
+            return [Stage(0.0, planned(day, day.rates(0), costs))]
+        case "average":
+            means = np.mean([day.rates(phase) for phase in range(len(day.popular))], 0).tolist()
+            return [Stage(0.0, planned(day, means, costs))]
+        case "slow":
+            return replanned(structs.replace(day, watch=SLOW), workload, costs)
+        case "replan":
+            return replanned(day, workload, costs)
+    return oracle(day, costs)
 
 
 class Result(Struct, frozen=True):
     """``slo``: part of all requests within each of ``SCALES`` times their latency alone on one device."""
 
     plans: int
-    moves: int
+    moves: list[Move]
     slo: list[float]
     by_phase: list[float]  # at scale 8
     ttft99: float
 
 
-def simulated(day: Day, workload: Workload, stages: list[Stage], policy: Policy, costs: Roofline) -> Result:
+def simulated(system: str, day: Day, workload: Workload, costs: Roofline) -> Result:
     problem = day.problem(day.rates(0))
+    stages = stages_of(system, day, workload, costs)
+    itinerary = Itinerary(Estimator(problem, costs), stages)
     cluster = Cluster(problem.models, costs, "A100-80G")
-    itinerary = Itinerary(Estimator(problem, costs), stages, policy)
-    records = run_moving(cluster, itinerary, workload, TERMS)
+    moved = run_moving(cluster, itinerary, workload, TERMS, day.policy, free=system == "free")
     alone = CostTable(profile_of(costs, "A100-80G", {m.name: (m.cost, 1) for m in problem.models}))
-    total = make_report(records, kind="simulated", policy="mux", cost=alone, scales=SCALES).total
+    total = make_report(moved.records, kind="simulated", policy="mux", cost=alone, scales=SCALES).total
     assert total.slo is not None
     assert total.ttft is not None
-    return Result(
-        len(stages), itinerary.moves, total.slo.latency, phases(day, records, alone), total.ttft.p99
-    )
+    by_phase = phases(day, moved.records, alone)
+    return Result(len(stages), moved.moves, total.slo.latency, by_phase, total.ttft.p99)
 
 
 def phases(day: Day, records: Records, alone: CostTable) -> list[float]:
@@ -177,31 +178,50 @@ def phases(day: Day, records: Records, alone: CostTable) -> list[float]:
     return [float(kept[phase == number].mean()) for number in range(len(day.popular))]
 
 
+def went(day: Day, system: str, moves: list[Move]) -> list[str]:
+    """Each move in seconds after the change of rates that it answers."""
+    lines = []
+    for move in moves:
+        change = int(move.asked / day.phase)
+        start = change * day.phase
+        times = [f"{at - start:.1f}" for at in (move.asked, move.switched, move.drained)]
+        how = f"{move.gap:.1f}" if move.parked else "loaded beside"
+        lines.append(f"| {system} | {change} | {move.model} | {' | '.join(times)} | {how} | {move.resent} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--phase", type=float, default=600.0, help="seconds")
     parser.add_argument("--hot", type=float, default=Day().hot, help="requests a second of a popular model")
+    parser.add_argument("--popular", default=" ".join(",".join(map(str, pair)) for pair in POPULAR))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--systems", nargs="+", default=["fixed", "average", "replan", "oracle", "free"])
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     args = parser.parse_args()
-    day, costs = Day(phase=args.phase, hot=args.hot), Roofline("A100-80G")
+    popular = tuple(tuple(map(int, pair.split(","))) for pair in args.popular.split())
+    day, costs = Day(phase=args.phase, hot=args.hot, popular=popular), Roofline("A100-80G")
     workload = traffic(day, args.seed)
     scales = " | ".join(f"{scale:g}x %" for scale in SCALES)
     numbers = " | ".join(f"phase {i + 1}" for i in range(len(day.popular)))
     lines = [f"# Drift\n\n{len(workload.items)} requests in {day.seconds:g} s, seed {args.seed}, "
-             f"hot {day.hot:g}/s, cold {day.cold:g}/s, lengths {day.lengths}.\n",
+             f"popular {args.popular}, hot {day.hot:g}/s, cold {day.cold:g}/s, lengths {day.lengths}.\n",
              f"| PLAN | plans | models moved | {scales} | TTFT p99 s | {numbers} (8x %) |",
              "|---" * (4 + len(SCALES) + len(day.popular)) + "|"]  # fmt: skip
+    notes = ["", "| PLAN | change | model | asked s | switched s | drained s | gap s | resent |",
+             "|---" * 8 + "|"]  # fmt: skip
     for name in args.systems:
-        found = simulated(day, workload, *systems(day, workload, costs)[name](), costs)
+        found = simulated(name, day, workload, costs)
         slo = " | ".join(f"{100 * value:.1f}" for value in found.slo)
         by_phase = " | ".join(f"{100 * value:.1f}" for value in found.by_phase)
-        lines.append(f"| {name} | {found.plans} | {found.moves} | {slo} | {found.ttft99:.1f} | {by_phase} |")
+        moved = len(found.moves)
+        lines.append(f"| {name} | {found.plans} | {moved} | {slo} | {found.ttft99:.1f} | {by_phase} |")
         print(lines[-1], flush=True)
+        if name != "free":
+            notes += went(day, name, found.moves)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "drift.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    (args.out / "drift.md").write_text("\n".join([*lines, *notes]) + "\n")
+    print("\n".join([*lines, *notes]))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 A new layout is adopted when all of these hold, and the decision says which did not:
 
-* ``cooldown`` seconds have passed since the last adoption: at most one adoption in that time;
-* at the measured rates it is worth at least ``least_gain`` more than the present one (hysteresis: after an
-  adoption the gain at the same rates is 0, so noise smaller than this moves nothing);
+* ``cooldown`` seconds have passed since models last moved: at most one such adoption in that time;
+* at the measured rates the meshes that change gain at least ``least_gain`` of their worth, however large the
+  rest is (hysteresis: after an adoption the gain at the same rates is 0, so noise smaller than this moves
+  nothing; the one percent that speed is worth is smaller);
 * over ``horizon`` seconds the gain is more than what is not served while models move.
 
-A present layout that no longer fits is left as soon as the new one does.
+Where only shares change nothing moves: ``least_retuned`` is enough, at any time. A present layout that no
+longer fits is left as soon as the new one does.
 """
 
 from collections.abc import Mapping
@@ -18,7 +20,8 @@ from msgspec import Struct
 
 from muxd.errors import ConfigError
 from muxd.placement.appraiser import Appraiser, canonical, layout_value
-from muxd.placement.problem import Layout, Mesh, Plan, Problem
+from muxd.placement.planner import tuned
+from muxd.placement.problem import Layout, Mesh, ModelLoad, Plan, Problem
 from muxd.placement.search import Annealing
 from muxd.placement.sets import Sets
 
@@ -26,14 +29,16 @@ Reason = Literal["adopt", "cooldown", "same", "small gain", "moves cost more", "
 
 
 class Policy(Struct, frozen=True):
-    """Seconds, but ``least_gain`` (a part) and ``bandwidth`` (bytes of weights a second)."""
+    """Seconds, but ``least_gain`` and ``least_retuned`` (parts) and ``bandwidth`` (weight bytes a second)."""
 
     least_gain: float = 0.05
+    least_retuned: float = 0.002
     horizon: float = 600.0
     cooldown: float = 120.0
     start: float = 5.0  # until a moved model serves, beside loading its weights
     bandwidth: float = 2e9
-    steps: int = 2000  # of the search, for each model
+    steps: int = 2000  # of each walk of the search, for each model
+    walks: int = 3
 
 
 class Move(Struct, frozen=True):
@@ -44,13 +49,15 @@ class Move(Struct, frozen=True):
     from_gpus: int
     to_host: int
     to_gpus: int
-    seconds: float  # that it serves nothing
+    seconds: float  # to load it
+    lost: float  # requests (times weights) that come in that time: not served where it cannot load beside
 
 
 class Decision(Struct, frozen=True):
     """``layout`` is the one to run from now on, the present one unless adopted.
 
-    ``gain``: requests a second (times weights); ``cost``: requests not served while models move.
+    ``gain``: requests a second (times weights); ``cost``: requests not served while models move, if none of
+    them can be loaded while it still serves where it was.
     """
 
     adopt: bool
@@ -93,15 +100,42 @@ def layout_of(plan: Plan, problem: Problem) -> Layout:
     )
 
 
-def propose(appraiser: Appraiser, present: Layout, policy: Policy, sets: Sets | None = None) -> Layout:
-    """A better layout near the present one: the search starts from it. ``sets`` may forbid some.
+def propose(
+    appraiser: Appraiser,
+    present: Layout,
+    policy: Policy,
+    sets: Sets | None = None,
+    pinned: Mapping[int, int] | None = None,
+) -> Layout:
+    """The best layout near the present one, what moving to it costs counted: the search starts from it, and
+    every model that leaves its mesh must pay over ``horizon``. Or only other shares. ``sets`` may forbid
+    some; ``pinned``: model -> host.
 
     Raises ConfigError when the present one does not fit: then plan anew.
     """
     if not _fits(appraiser, present):
         raise ConfigError("the present layout does not fit: plan anew")
-    steps = policy.steps * len(appraiser.problem.models)
-    return Annealing(sets or Sets(appraiser, tuned=False), present).run(steps)
+    problem = appraiser.problem
+    leaving = [
+        model.rate * model.weight * _seconds(model, 1, policy) / policy.horizon for model in problem.models
+    ]
+    steps = policy.steps * len(problem.models)
+    coarse, fine = sets or Sets(appraiser, tuned=False), Sets(appraiser)
+    walked = {
+        Annealing(coarse, present, seed, leaving=leaving).run(steps): None for seed in range(policy.walks)
+    }
+
+    def net(layout: Layout) -> float:
+        cost = sum(move.lost for move in moves(problem, canonical(present), layout, policy))
+        return layout_value(appraiser, layout) - cost / policy.horizon
+
+    found = [relabelled(problem, present, tuned(fine, layout), pinned) for layout in walked]
+    return max([canonical(present), tuned(fine, present), *found], key=net)
+
+
+def retuned(appraiser: Appraiser, present: Layout) -> Layout:
+    """The same models on the same meshes with the best shares at these rates."""
+    return tuned(Sets(appraiser), present)
 
 
 def decide(
@@ -112,14 +146,17 @@ def decide(
     since_adoption: float,
     pinned: Mapping[int, int] | None = None,
 ) -> Decision:
-    """``appraiser`` at the measured rates; both layouts place all its models. ``pinned``: model -> host."""
+    """``appraiser`` at the measured rates; both layouts place all its models. ``since_adoption``: seconds
+    since models last moved. ``pinned``: model -> host."""
     present = canonical(present)
     proposed = relabelled(appraiser.problem, present, proposed, pinned)
     moved = moves(appraiser.problem, present, proposed, policy)
-    gain = layout_value(appraiser, proposed) - (now := layout_value(appraiser, present))
-    rates = {model.name: model.rate * model.weight for model in appraiser.problem.models}
-    cost = sum(rates[move.model] * move.seconds for move in moved)
-    reason = _reason(appraiser, present, proposed, policy, since_adoption, (gain, now, cost))
+    gain = layout_value(appraiser, proposed) - layout_value(appraiser, present)
+    changed = layout_value(appraiser, [mesh for mesh in present if mesh not in proposed])
+    cost = sum(move.lost for move in moved)
+    if not moved:
+        policy = msgspec.structs.replace(policy, cooldown=0.0, least_gain=policy.least_retuned)
+    reason = _reason(appraiser, present, proposed, policy, since_adoption, (gain, changed, cost))
     adopt = reason == "adopt"
     return Decision(adopt, reason, proposed if adopt else present, moved if adopt else (), gain, cost)
 
@@ -132,7 +169,7 @@ def _reason(
     since_adoption: float,
     worth: tuple[float, float, float],
 ) -> Reason:
-    gain, now, cost = worth
+    gain, changed, cost = worth
     if not _fits(appraiser, proposed):
         return "does not fit"
     if not _fits(appraiser, present):
@@ -141,7 +178,7 @@ def _reason(
         return "cooldown"
     if present == proposed:
         return "same"
-    if gain < policy.least_gain * now or gain <= 0:
+    if gain < policy.least_gain * changed or gain <= 0:
         return "small gain"
     return "moves cost more" if gain * policy.horizon <= cost else "adopt"
 
@@ -159,9 +196,14 @@ def moves(problem: Problem, present: Layout, proposed: Layout, policy: Policy) -
         for index in mesh.models:
             if same.get(i) != before[index]:
                 model, gone = problem.models[index], present[before[index]]
-                seconds = policy.start + model.shape.weight_bytes(mesh.gpus, model.dtype) / policy.bandwidth
-                found.append(Move(model.name, gone.host, gone.gpus, mesh.host, mesh.gpus, seconds))
+                seconds = _seconds(model, mesh.gpus, policy)
+                lost = model.rate * model.weight * seconds
+                found.append(Move(model.name, gone.host, gone.gpus, mesh.host, mesh.gpus, seconds, lost))
     return tuple(found)
+
+
+def _seconds(model: ModelLoad, gpus: int, policy: Policy) -> float:
+    return policy.start + model.shape.weight_bytes(gpus, model.dtype) / policy.bandwidth
 
 
 def kept(problem: Problem, present: Layout, proposed: Layout) -> dict[int, int]:

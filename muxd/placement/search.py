@@ -6,7 +6,7 @@ another mesh, two models swapped, two meshes' models exchanged, a mesh halved, t
 Random numbers come from a seed and time is counted in steps: the same call gives the same plan.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import exp
 from random import Random
 
@@ -28,10 +28,15 @@ class _Change:
 
 
 class Annealing:
-    """One walk. ``sets`` says what a set of models is worth on a mesh."""
+    """One walk. ``sets`` says what a set of models is worth on a mesh.
 
-    def __init__(self, sets: Sets, layout: Layout, seed: int = 0):
+    ``leaving``: what it costs that a model is not on the mesh it starts on, in the units of worth.
+    """
+
+    def __init__(self, sets: Sets, layout: Layout, seed: int = 0, leaving: Sequence[float] | None = None):
         self._sets, self._draw = sets, Random(seed)
+        self._leaving = leaving
+        self._homes: list[frozenset[int]] = [frozenset(m.models) for m in layout]
         self._hosts, self._sizes = [m.host for m in layout], [m.gpus for m in layout]
         self._models: list[Models] = [tuple(sorted(m.models)) for m in layout]
         self._values = [self._worth(m.gpus, tuple(sorted(m.models))) for m in layout]
@@ -106,8 +111,11 @@ class Annealing:
                 return None
             gain, _, i = max(able)
             halves[i], values[i] = joined[i], values[i] + gain
-        new = [(self._hosts[a], size, half, value) for half, value in zip(halves, values, strict=True)]
-        return _Change([a], new, sum(values) - self._values[a])
+        new = [
+            (self._hosts[a], size, half, value - self._away(half, frozenset()))
+            for half, value in zip(halves, values, strict=True)
+        ]
+        return _Change([a], new, sum(value for *_, value in new) - self._values[a])
 
     def _merge(self) -> _Change | None:
         a = self._draw.randrange(len(self._models))
@@ -123,8 +131,9 @@ class Annealing:
         found = self._sets.worth(2 * self._sizes[a], models)
         if found is None:
             return None
-        gain = found[0] - self._values[a] - self._values[b]
-        return _Change([a, b], [(self._hosts[a], 2 * self._sizes[a], models, found[0])], gain)
+        worth = found[0] - self._away(models, frozenset())
+        gain = worth - self._values[a] - self._values[b]
+        return _Change([a, b], [(self._hosts[a], 2 * self._sizes[a], models, worth)], gain)
 
     # ---- state ---------------------------------------------------------------------------------------
 
@@ -133,21 +142,31 @@ class Annealing:
         two = self._sets.worth(self._sizes[b], right) if one is not None else None
         if one is None or two is None:
             return None
+        values = one[0] - self._away(left, self._homes[a]), two[0] - self._away(right, self._homes[b])
         new = [
-            (self._hosts[a], self._sizes[a], left, one[0]),
-            (self._hosts[b], self._sizes[b], right, two[0]),
+            (self._hosts[a], self._sizes[a], left, values[0]),
+            (self._hosts[b], self._sizes[b], right, values[1]),
         ]
-        return _Change([a, b], new, one[0] + two[0] - self._values[a] - self._values[b])
+        return _Change([a, b], new, sum(values) - self._values[a] - self._values[b])
+
+    def _away(self, models: Models, home: frozenset[int]) -> float:
+        if self._leaving is None:
+            return 0.0
+        return sum(self._leaving[model] for model in models if model not in home)
 
     def _apply(self, change: _Change) -> None:
         """Meshes keep their places where their number stays; the last one fills a gap."""
         places = list(change.old)
+        if len(change.old) != len(change.new):  # other devices: a halved or joined mesh is nobody's home
+            for place in places:
+                self._homes[place] = frozenset()
         while len(places) < len(change.new):
             places.append(len(self._models))
             self._hosts.append(0)
             self._sizes.append(0)
             self._models.append(())
             self._values.append(0.0)
+            self._homes.append(frozenset())
         for place, (host, size, models, value) in zip(places, change.new, strict=False):
             self._hosts[place], self._sizes[place] = host, size
             self._models[place], self._values[place] = models, value
@@ -161,7 +180,8 @@ class Annealing:
         last = len(self._models) - 1
         self._hosts[gap], self._sizes[gap] = self._hosts[last], self._sizes[last]
         self._models[gap], self._values[gap] = self._models[last], self._values[last]
-        for column in (self._hosts, self._sizes, self._models, self._values):
+        self._homes[gap] = self._homes[last]
+        for column in (self._hosts, self._sizes, self._models, self._values, self._homes):
             column.pop()
         if gap != last:
             for model in self._models[gap]:

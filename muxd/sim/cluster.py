@@ -12,6 +12,7 @@ from muxd.cost.estimate import Costs
 from muxd.cost.profile import Contention
 from muxd.cost.sampled import profile_of
 from muxd.cost.table import CostTable
+from muxd.engine.scheduler import Scheduler
 from muxd.errors import ConfigError
 from muxd.placement.problem import ModelLoad, UnitLoad
 from muxd.sim.build import make_scheduler
@@ -82,8 +83,7 @@ class Cluster:
         mine = [i for i, item in enumerate(whole.workload.items) if item.model in unit.models]
         items = [whole.workload.items[i] for i in mine]
         part = Workload(items, {"duration": whole.workload.duration})
-        cost = self.table(unit, terms.contention)
-        world = World(make_scheduler(unit_config(unit, terms, self._models), cost), cost, part)
+        world = World(*self.parts(unit, terms), part)
         records = world.run(advance)
         for name in ("first", "end", "outcome"):
             getattr(whole, name)[mine] = getattr(records, name)
@@ -91,6 +91,11 @@ class Cluster:
         for why, count in records.errors.items():
             whole.errors[why] = whole.errors.get(why, 0) + count
         return UnitRun(unit, world.clock.now(), world.device.busy, records.preemptions)
+
+    def parts(self, unit: UnitLoad, terms: Terms) -> tuple[Scheduler, CostTable]:
+        """A new scheduler of the unit, and what its batches cost."""
+        cost = self.table(unit, terms.contention)
+        return make_scheduler(unit_config(unit, terms, self._models), cost), cost
 
     def table(self, unit: UnitLoad, contention: Contention) -> CostTable:
         """The unit's models on one of its devices."""

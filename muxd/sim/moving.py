@@ -1,183 +1,278 @@
-"""A cluster whose plan changes while it serves: models leave their mesh, drain there, and load elsewhere.
+"""A cluster whose plan changes while it serves, all units in one virtual time.
 
-What a change costs, as a daemon would pay it:
+What a change costs, as a daemon would pay it (the order is ``placement.transition``'s):
 
-* requests that came before run to their end where they are (drain);
-* a moved model's weights are loaded once the models that leave its new devices have drained there, for the
-  seconds ``replan.Policy`` says; its new requests wait until then;
-* everybody else goes on.
+* a model's weights take the seconds ``replan.Policy`` says to load; where memory permits it serves at its old
+  mesh until then, else it is parked: its requests wait for the new one;
+* at the switch, requests that have neither rows nor tokens are sent to the new mesh; running ones end where
+  they are, and their weights stay in memory until then;
+* everybody else goes on; a stage that comes while models still move waits for them.
 
-A mesh is one ``World`` for as long as it exists, with a lane for every model it ever holds; an idle lane
-costs nothing. Its pool is the smallest it has at any time, shares are the largest planned.
+A mesh is one unit for as long as it exists, with a lane for every model it ever holds; an idle lane costs
+nothing. Shares and quotas follow the layout that rules.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Set
+from heapq import heappop, heappush
+from math import inf
 
-import msgspec
 from msgspec import Struct
 
-from muxd.placement.estimator import Estimator
-from muxd.placement.problem import Layout, Mesh, UnitLoad
-from muxd.placement.replan import Policy, kept
+from muxd.clock import VirtualClock
+from muxd.engine.request import Request
+from muxd.placement import memory
+from muxd.placement.problem import UnitLoad
+from muxd.placement.replan import Policy
+from muxd.placement.transition import Load, Step, Transition
 from muxd.sim.cluster import Cluster, Terms
-from muxd.sim.records import Records
-from muxd.sim.workload import Item, Workload
+from muxd.sim.itinerary import Itinerary, Site, Stop
+from muxd.sim.records import Outcome, Records
+from muxd.sim.virtual_unit import VirtualUnit, request_of
+from muxd.sim.workload import Workload, prompts
 
-_PASSES = 6
-
-
-class Stage(Struct, frozen=True):
-    """The layout that rules from ``at`` seconds on."""
-
-    at: float
-    layout: Layout
+_ABSENT = 1e-6  # weight of the quota of a model that is not here now
+_IDLE_TICKS = 100_000
 
 
-class Stay(Struct, frozen=True):
-    """A model on a site from ``since`` on. ``after``: indices of stays that must drain before it loads."""
+class Move(Struct):
+    """What one model's move took. ``switched``: when new requests went to the new site; ``gap``: seconds
+    without any site; ``resent``: requests taken along; ``drained``: when the old site was empty of it."""
 
     model: str
-    site: int
-    since: float
-    load: float
-    after: tuple[int, ...] = ()
+    asked: float
+    parked: bool = False
+    switched: float = inf
+    gap: float = 0.0
+    resent: int = 0
+    drained: float = inf
 
 
-class Itinerary:
-    """Sites and stays of all stages, the first at 0. Hosts are as ``replan.relabelled`` names them."""
-
-    def __init__(self, estimator: Estimator, stages: Sequence[Stage], policy: Policy):
-        self._problem, self._policy = estimator.problem, policy
-        self._estimator = estimator
-        self.stays: list[Stay] = []
-        self.sites: list[UnitLoad] = []
-        self._at: dict[str, int] = {}  # model -> its stay now
-        self._places: list[int] = []  # of each mesh of the layout before: its site
-        before: Layout = ()
-        for stage in stages:
-            self._enter(stage, before)
-            before = stage.layout
-
-    @property
-    def moves(self) -> int:
-        return len(self.stays) - len(self._problem.models)
-
-    def _enter(self, stage: Stage, before: Layout) -> None:
-        same = kept(self._problem, before, stage.layout)
-        gone = set(self._places) - {self._places[j] for j in same.values()}
-        places = []
-        for i, mesh in enumerate(stage.layout):
-            site = self._places[same[i]] if i in same else self._found(mesh)
-            self._widen(site, mesh)
-            places.append(site)
-        arriving = [
-            (self._problem.models[index].name, index, site, mesh)
-            for mesh, site in zip(stage.layout, places, strict=True)
-            for index in mesh.models
-            if self._site_of(self._problem.models[index].name) != site
-        ]
-        leaving = [self._at[name] for name, *_ in arriving if name in self._at]
-        for name, index, site, mesh in arriving:
-            self._arrive(name, index, mesh, site, stage.at, leaving, gone)
-        self._places = places
-
-    def _arrive(
-        self, name: str, index: int, mesh: Mesh, site: int, at: float, leaving: list[int], gone: set[int]
-    ) -> None:
-        first = name not in self._at
-        vanished = {s for s in gone if self.sites[s].host == mesh.host} if self._new(site, at) else set()
-        after = tuple(s for s in leaving if self.stays[s].site == site or self.stays[s].site in vanished)
-        weights = self._problem.models[index].shape.weight_bytes(mesh.gpus, self._problem.models[index].dtype)
-        load = 0.0 if first else self._policy.start + weights / self._policy.bandwidth
-        self._at[name] = len(self.stays)
-        self.stays.append(Stay(name, site, at, load, after))
-
-    def _new(self, site: int, at: float) -> bool:
-        return all(stay.since >= at for stay in self.stays if stay.site == site)
-
-    def _site_of(self, name: str) -> int | None:
-        return self.stays[self._at[name]].site if name in self._at else None
-
-    def _found(self, mesh: Mesh) -> int:
-        room = self._estimator.pool(mesh.gpus, mesh.models)
-        self.sites.append(UnitLoad(mesh.host, (), mesh.gpus, room, (), (), (), (), (), ()))
-        return len(self.sites) - 1
-
-    def _widen(self, site: int, mesh: Mesh) -> None:
-        old = self.sites[site]
-        shares = dict(zip(old.models, old.decode_shares, strict=True))
-        for index, share in zip(mesh.models, mesh.shares, strict=True):
-            name = self._problem.models[index].name
-            shares[name] = max(share, shares.get(name, 0))
-        count = len(shares)
-        self.sites[site] = msgspec.structs.replace(
-            old,
-            gpus=tuple(range(mesh.gpus)),
-            pool_bytes=min(old.pool_bytes, self._estimator.pool(mesh.gpus, mesh.models)),
-            models=tuple(shares),
-            rates=(0.0,) * count,
-            prefill_shares=(100,) * count,
-            decode_shares=tuple(shares.values()),
-            quota_weights=(1.0 / max(1, count),) * count,
-            batches=(0,) * count,
-        )
+class Moved(Struct, frozen=True):
+    records: Records
+    moves: list[Move]
 
 
-def run_moving(cluster: Cluster, itinerary: Itinerary, workload: Workload, terms: Terms) -> Records:
-    """When a model is ready depends on when others have drained, and that on what is sent where: simulated
-    again until nobody drains later than was assumed. Raises RuntimeError if that does not settle."""
-    stays = itinerary.stays
-    of_model = defaultdict(list)
-    for i, stay in enumerate(stays):
-        of_model[stay.model].append(i)
-    chosen = [_stay_at(stays, of_model[item.model], item.time) for item in workload.items]
-    drained = [stay.since for stay in stays]
-    memory: dict[int, tuple[list[Item], Records]] = {}
-    for _ in range(_PASSES):
-        ready = [_ready(stays, i, drained) for i in range(len(stays))]
-        whole = _pass(cluster, itinerary, workload, terms, chosen, ready, memory)
-        found = list(drained)
-        for index, at in enumerate(chosen):
-            found[at] = max(found[at], float(whole.end[index]))
-        if all(found[s] <= drained[s] + 1e-9 for stay in stays for s in stay.after):
-            return whole
-        drained = found
-    raise RuntimeError("drains do not settle: moves follow each other faster than requests end")
-
-
-def _stay_at(stays: list[Stay], mine: list[int], time: float) -> int:
-    return max((i for i in mine if stays[i].since <= time), key=lambda i: stays[i].since)
-
-
-def _ready(stays: list[Stay], i: int, drained: list[float]) -> float:
-    stay = stays[i]
-    return max([stay.since, *(drained[s] for s in stay.after)]) + stay.load
-
-
-def _pass(
+def run_moving(
     cluster: Cluster,
     itinerary: Itinerary,
     workload: Workload,
     terms: Terms,
-    chosen: list[int],
-    ready: list[float],
-    memory: dict[int, tuple[list[Item], Records]],
-) -> Records:
-    """Every site with what is sent to it; ``sent`` stays the time the client sent it."""
-    whole = Records(workload)
-    by_site = defaultdict(list)
-    for index, (item, stay) in enumerate(zip(workload.items, chosen, strict=True)):
-        by_site[itinerary.stays[stay].site].append((max(item.time, ready[stay]), index))
-    for site, entries in by_site.items():
-        entries.sort()
-        items = [msgspec.structs.replace(workload.items[index], time=time) for time, index in entries]
-        if site not in memory or memory[site][0] != items:
-            part = Workload(items, {"duration": workload.duration})
-            memory[site] = items, cluster.run([itinerary.sites[site]], part, terms).records
-        records = memory[site][1]
-        mine = [index for _, index in entries]
-        for name in ("first", "end", "outcome"):
-            getattr(whole, name)[mine] = getattr(records, name)
-        whole.preemptions += records.preemptions
-    return whole
+    policy: Policy,
+    *,
+    free: bool = False,
+) -> Moved:
+    """``free``: moves take no time and no memory. Raises RuntimeError when requests wait and nothing will
+    happen, or a layout can never be reached from the one before."""
+    return _Run(cluster, itinerary, workload, terms, policy, free).run()
+
+
+class _Run:
+    def __init__(
+        self,
+        cluster: Cluster,
+        itinerary: Itinerary,
+        workload: Workload,
+        terms: Terms,
+        policy: Policy,
+        free: bool,
+    ):
+        self._itinerary, self._policy, self._free = itinerary, policy, free
+        self._clock, self._records = VirtualClock(), Records(workload)
+        self._units = {
+            site: VirtualUnit(*cluster.parts(unit, terms), self._clock, self._records)
+            for site, unit in units(itinerary).items()
+        }
+        self._due = [inf] * len(itinerary.sites)
+        self._models = {model.name: model for model in itinerary.estimator.problem.models}
+        first, *self._stops = itinerary.stops
+        self._serving: dict[str, int | None] = dict(first.sites)  # where new requests go, None: nowhere yet
+        self._residents: dict[int, set[str]] = defaultdict(set)
+        for model, site in first.sites.items():
+            self._residents[site].add(model)
+        self._held: dict[str, list[tuple[int, Request]]] = defaultdict(list)
+        self._loads: list[tuple[float, str]] = []  # a heap: when loaded, who
+        self._transition: Transition | None = None
+        self._stop = first
+        self._moving: dict[str, Move] = {}
+        self._moves: list[Move] = []
+
+    def run(self) -> Moved:
+        for site, unit in self._units.items():
+            unit.start()
+            self._look(site)
+        self._settle()
+        items = self._records.workload.items
+        asked = prompts(self._records.workload)
+        delay = max((unit.delay for unit in self._units.values()), default=0.0)
+        index, idle = 0, 0
+        while True:
+            arrival = items[index].time + delay if index < len(items) else inf
+            change = self._stops[0].at if self._stops and self._transition is None else inf
+            load = self._loads[0][0] if self._loads else inf
+            soonest = min(self._due)
+            due = min(arrival, change, load, soonest)
+            if due == inf or (index == len(items) and not self._open()):
+                break
+            self._clock.advance(max(0.0, due - self._clock.now()))
+            if soonest <= due:
+                idle = self._unit_due(self._due.index(soonest), due, idle)
+                if index == len(items) and idle > _IDLE_TICKS:
+                    break
+            elif load <= due:
+                self._loaded(heappop(self._loads)[1])
+            elif change <= due:
+                self._change(self._stops.pop(0))
+            else:
+                self._arrive(index, request_of(index, items[index], next(asked)))
+                index += 1
+        self._at_rest()
+        return Moved(self._records, self._moves)
+
+    # ---- events --------------------------------------------------------------------------------------
+
+    def _unit_due(self, site: int, due: float, idle: int) -> int:
+        """Returns how many ticks in a row found nothing that ended."""
+        unit = self._units[site]
+        ended = unit.finish_batch(due)
+        if not ended:
+            unit.tick()
+        self._look(site)
+        if ended and self._transition is not None:
+            self._drains()
+        return 0 if ended else idle + 1
+
+    def _arrive(self, index: int, request: Request) -> None:
+        site = self._serving[request.model]
+        if site is None:
+            self._held[request.model].append((index, request))
+        else:
+            self._units[site].submit(index, request)
+            self._look(site)
+
+    def _change(self, stop: Stop) -> None:
+        """Shares at once, models one after another."""
+        self._stop = stop
+        targets = {model: site for model, site in stop.sites.items() if self._serving[model] != site}
+        now = self._clock.now()
+        self._moving = {model: Move(model, now) for model in targets}
+        self._moves += self._moving.values()
+        self._settle()
+        if targets:
+            self._transition = Transition(self._residents, targets, stop.rates, self._fits, stop.before)
+            self._do(self._transition.begin())
+
+    def _do(self, steps: list[Step]) -> None:
+        now = self._clock.now()
+        for step in steps:
+            if isinstance(step, Load):
+                self._residents[step.site].add(step.model)
+                heappush(self._loads, (now + self._seconds(step), step.model))
+            else:
+                site = self._serving[step.model]
+                assert site is not None
+                self._serving[step.model] = None
+                self._moving[step.model].parked = True
+                self._moving[step.model].gap = now
+                self._take_back(step.model, site)
+        self._drains()
+
+    def _loaded(self, model: str) -> None:
+        """The switch."""
+        assert self._transition is not None
+        old, now = self._serving[model], self._clock.now()
+        move, site = self._moving[model], self._stop.sites[model]
+        self._serving[model] = site
+        move.switched = now
+        move.gap = now - move.gap if move.parked else 0.0
+        if old is not None:
+            self._take_back(model, old)
+        for index, request in self._held.pop(model, []):
+            self._units[site].submit(index, request)
+        self._look(site)
+        self._do(self._transition.loaded(model))
+
+    def _drains(self) -> None:
+        """Tells who has left; a transition that is over ends."""
+        while self._transition is not None:
+            gone = [m for m, site in self._transition.leaving.items() if self._units[site].empty(m)]
+            if not gone:
+                break
+            site = self._transition.leaving[gone[0]]
+            self._residents[site].discard(gone[0])
+            self._moving[gone[0]].drained = self._clock.now()
+            self._do(self._transition.drained(gone[0]))
+        if self._transition is not None and self._transition.over:
+            self._transition = None
+            self._settle()
+
+    # ---- parts ---------------------------------------------------------------------------------------
+
+    def _take_back(self, model: str, site: int) -> None:
+        """What has not begun is held for the new site, before whoever came later."""
+        back = [(sequence.id, sequence.request) for sequence in self._units[site].withdraw(model)]
+        self._moving[model].resent += len(back)
+        self._held[model] = back + self._held[model]
+        self._look(site)
+
+    def _look(self, site: int) -> None:
+        self._due[site] = self._units[site].due()
+
+    def _settle(self) -> None:
+        """Shares of the layout that rules, and a quota for everybody who is here, still or soon."""
+        for site, unit in self._units.items():
+            planned = {model for model, at in self._stop.sites.items() if at == site}
+            here = planned | self._residents[site]
+            weights = {m: 1.0 / len(here) if m in here else _ABSENT for m in unit.scheduler.lanes}
+            unit.settle({model: self._stop.shares[model] for model in planned}, weights)
+            self._look(site)
+
+    def _seconds(self, step: Load) -> float:
+        if self._free:
+            return 0.0
+        model, gpus = self._models[step.model], self._itinerary.sites[step.site].gpus
+        return self._policy.start + model.shape.weight_bytes(gpus, model.dtype) / self._policy.bandwidth
+
+    def _fits(self, site: int, models: Set[str]) -> bool:
+        """Weights and all, beside the site's pool."""
+        estimator, place = self._itinerary.estimator, self._itinerary.sites[site]
+        held = sum(memory.fixed(self._models[model], place.gpus, estimator.budget) for model in models)
+        usable = int(estimator.budget.usable * estimator.problem.gpus.memory)
+        return self._free or place.pool + held <= usable
+
+    def _open(self) -> bool:
+        return (
+            any(unit.waits for unit in self._units.values()) or any(self._held.values()) or bool(self._loads)
+        )
+
+    def _at_rest(self) -> None:
+        left = int((self._records.outcome == Outcome.OPEN).sum())
+        if left:
+            raise RuntimeError(f"{left} requests never ended: the scheduler waits for nothing")
+        for unit in self._units.values():
+            unit.scheduler.ledger.audit()
+
+
+def units(itinerary: Itinerary) -> dict[int, UnitLoad]:
+    """By site: a lane for every model it ever holds, with the largest share planned there."""
+    lanes: Mapping[int, dict[str, int]] = defaultdict(dict)
+    for stop in itinerary.stops:
+        for model, site in stop.sites.items():
+            lanes[site][model] = max(stop.shares[model], lanes[site].get(model, 0))
+    return {number: _unit(itinerary.sites[number], shares) for number, shares in lanes.items()}
+
+
+def _unit(site: Site, shares: dict[str, int]) -> UnitLoad:
+    count = len(shares)
+    return UnitLoad(
+        host=site.host,
+        gpus=tuple(range(site.gpus)),
+        degree=site.gpus,
+        pool_bytes=site.pool,
+        models=tuple(shares),
+        rates=(0.0,) * count,
+        prefill_shares=(100,) * count,
+        decode_shares=tuple(shares.values()),
+        quota_weights=(1.0 / max(1, count),) * count,
+        batches=(0,) * count,
+    )

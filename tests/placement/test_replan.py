@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from support.placements import COSTS, GB, QUICK, load, problems
 
 from muxd.errors import ConfigError
-from muxd.placement.appraiser import layout_value
+from muxd.placement.appraiser import canonical, layout_value
 from muxd.placement.estimator import Estimator
 from muxd.placement.planner import finished, layout_of
 from muxd.placement.problem import Gpus, Layout, Mesh, Problem, check_layout
-from muxd.placement.replan import Policy, decide, kept, moves, propose, with_rates
+from muxd.placement.replan import Policy, decide, kept, moves, propose, retuned, with_rates
 from muxd.placement.replan import layout_of as layout_of_plan
+from muxd.placement.replanner import Replanner, Watch
 
 POLICY = Policy(steps=50)
 
@@ -124,9 +125,11 @@ def test_moves_are_bounded_by_cooldown_gain_and_cost(
         appraiser = Estimator(with_rates(problem, rates), COSTS)
         decision = decide(appraiser, present, propose(appraiser, present, POLICY), POLICY, now - adopted[-1])
         if decision.adopt:
-            before, after = layout_value(appraiser, present), layout_value(appraiser, decision.layout)
-            assert after >= before * (1 + POLICY.least_gain) * (1 - 1e-9)
+            changed = [mesh for mesh in present if mesh not in decision.layout]
+            least = POLICY.least_gain if decision.moves else POLICY.least_retuned
+            assert decision.gain >= least * layout_value(appraiser, changed) * (1 - 1e-9)
             assert decision.gain * POLICY.horizon > decision.cost
+        if decision.moves:
             adopted.append(now)
         present = decision.layout
         check_layout(problem, present)
@@ -150,6 +153,52 @@ def test_noise_within_the_hysteresis_moves_nothing_after_an_adoption(
         rates = {model.name: model.rate * factor for model in problem.models}
         noisy = Estimator(with_rates(problem, rates), COSTS)
         assert not decide(noisy, settled, proposed, POLICY, 1e9).adopt
+
+
+def pairs(*hot: int) -> tuple[Problem, Layout]:
+    """Eight 14B models, two on each of four devices, no device with room for a third."""
+    rates = [8.0 if i in hot else 0.5 for i in range(8)]
+    models = tuple(load(f"m{i}", "qwen2.5-14b", rate, 100, 261) for i, rate in enumerate(rates))
+    layout = canonical(Mesh(0, 1, (2 * i, 2 * i + 1), (90, 10)) for i in range(4))
+    return Problem(models, Gpus("A100", 80 * GB, 4)), layout
+
+
+def test_what_is_proposed_moves_only_whom_it_must() -> None:
+    """The popular models sit together: one of them changes places with a quiet one, nobody else moves."""
+    problem, present = pairs(0, 1)
+    appraiser = Estimator(problem, COSTS)
+    decision = decide(appraiser, present, propose(appraiser, present, POLICY), POLICY, 1e9)
+    hot, *rest = sorted(decision.moves, key=lambda move: -move.lost)
+    assert hot.model in ("m0", "m1")
+    assert [move.lost < 20 for move in rest] == [True]
+
+
+def test_other_shares_need_no_cooldown_and_move_nobody() -> None:
+    """Rates that fit the layout but not its shares: in every pair the other one is popular now."""
+    problem, present = pairs(1, 3)
+    appraiser = Estimator(problem, COSTS)
+    decision = decide(appraiser, present, retuned(appraiser, present), POLICY, since_adoption=0.0)
+    assert (decision.reason, decision.moves, decision.cost) == ("adopt", (), 0.0)
+    assert [mesh.models for mesh in decision.layout] == [mesh.models for mesh in present]
+    assert decision.layout[0].shares[1] > 60
+
+
+def test_a_replanner_sees_a_change_at_the_next_look_and_moves_once() -> None:
+    """Popular are m0 and m2, then m0 and m1, who share a device."""
+    problem, present = pairs(0, 2)
+    planner, moved = Replanner(problem, COSTS, present, POLICY, Watch(period=5.0)), []
+    for step in range(1, 41):
+        for model, count in {"m0": 40, "m1" if step > 20 else "m2": 40}.items():
+            for _ in range(count):
+                planner.arrived(model)
+        made = planner.look(5.0 * step)
+        if made.moves:
+            moved.append((step, {move.model for move in made.moves}))
+        assert planner.present == made.layout
+    ((step, names),) = moved
+    assert step in (21, 22)
+    assert len(names) == 2
+    assert planner.rates["m1"] == pytest.approx(8.0, rel=0.01)
 
 
 def test_rates_of_unknown_models_are_refused_and_silence_keeps_a_model_ready() -> None:

@@ -1,0 +1,161 @@
+"""A unit in virtual time: the daemon's scheduler and ledger, and a cost table as workers.
+
+Plays the part of ``engine/unit.py`` and of the workers: every launch is done after the seconds the table
+says, every sequence gets exactly the tokens its request asks for. Who owns the clock says when.
+"""
+
+from math import inf
+
+from msgspec import structs
+
+from muxd.clock import VirtualClock
+from muxd.cost.table import CostTable
+from muxd.engine.actions import (
+    Action,
+    Arrived,
+    BatchDone,
+    Cancelled,
+    Emit,
+    Ended,
+    Event,
+    Failed,
+    Launch,
+    Preempted,
+    Rejected,
+    Tick,
+    WorkerReady,
+)
+from muxd.engine.request import Request
+from muxd.engine.scheduler import Scheduler
+from muxd.engine.sequence import Sequence
+from muxd.messages import Prefill, Sampling
+from muxd.sim.device import Batch, VirtualDevice
+from muxd.sim.records import Outcome, Records
+from muxd.sim.workload import Item
+
+_TOKEN = 5  # what every step samples; with no end tokens any id will do
+_GREEDY = Sampling(temperature=0.0)
+_NO_EOS: frozenset[int] = frozenset()
+
+
+def request_of(index: int, item: Item, prompt: list[int]) -> Request:
+    """What the HTTP door would make of it."""
+    return Request(str(index), item.model, prompt, item.output_tokens, _GREEDY, _NO_EOS)
+
+
+class VirtualUnit:
+    """``records`` may be of a larger workload: a sequence's id is its place in it."""
+
+    def __init__(self, scheduler: Scheduler, cost: CostTable, clock: VirtualClock, records: Records):
+        self.scheduler = scheduler
+        self.device = VirtualDevice(cost)
+        self.events = 0
+        # The HTTP door's work before the engine hears of a request; one number, or requests could overtake.
+        self.delay = max((cost.model(model).overhead.request for model in scheduler.lanes), default=0.0)
+        self._clock = clock
+        self._records = records
+
+    def start(self) -> None:
+        """All workers become ready."""
+        for model in self.scheduler.lanes:
+            self._handle(WorkerReady(model))
+
+    # ---- time ----------------------------------------------------------------------------------------
+
+    def due(self) -> float:
+        """When something happens here if nobody comes: a batch ends, or the scheduler's deadline."""
+        batch = self.device.next
+        tick = self.scheduler.deadline(self._clock.now())
+        return min(inf if batch is None else batch.end, inf if tick is None else tick)
+
+    def finish_batch(self, due: float) -> bool:
+        """Whether a batch ended by ``due``, and what follows from it."""
+        batch = self.device.next
+        if batch is None or batch.end > due:
+            return False
+        self._done(batch)
+        return True
+
+    def tick(self) -> None:
+        self._handle(Tick())
+
+    # ---- requests ------------------------------------------------------------------------------------
+
+    def submit(self, index: int, request: Request) -> None:
+        """Arrives now. One that fits no pool is refused, as the HTTP door would."""
+        room = self.scheduler.lanes[request.model].spec.max_context
+        if len(request.prompt) + request.max_tokens > room:
+            why = f"prompt and answer do not fit the {room} tokens of {request.model}"
+            self._failed(index, Outcome.REFUSED, why, self._clock.now())
+            return
+        self._handle(Arrived(Sequence(index, request, self._clock.now())))
+
+    def withdraw(self, model: str) -> list[Sequence]:
+        """Takes back what has neither rows nor tokens, in the order of arrival: it may be sent elsewhere."""
+        lane = self.scheduler.lanes[model]
+        found = [s for s in lane.waiting if not s.rows and not s.generated and s.batch is None]
+        for sequence in found:
+            self._handle(Cancelled(sequence))
+        return found
+
+    def empty(self, model: str) -> bool:
+        return self.scheduler.lanes[model].empty
+
+    @property
+    def waits(self) -> bool:
+        """Somebody is queued or running."""
+        return any(lane.waiting or lane.running for lane in self.scheduler.lanes.values())
+
+    def settle(self, shares: dict[str, int], weights: dict[str, float]) -> None:
+        """Shares and quotas as a new plan has them; models it does not name keep theirs."""
+        total = self.scheduler.ledger.total_blocks
+        for model, share in shares.items():
+            lane = self.scheduler.lanes[model]
+            lane.spec = structs.replace(lane.spec, share=share)
+        for model, weight in weights.items():
+            self.scheduler.set_quota(model, 0, total, weight)
+
+    # ---- events --------------------------------------------------------------------------------------
+
+    def _done(self, batch: Batch) -> None:
+        self.device.finish(batch, self._clock.now())
+        command = batch.command
+        if isinstance(command, Prefill):
+            sampled = sum(chunk.last for chunk in command.chunks)
+        else:
+            sampled = len(command.seqs)
+        self._handle(BatchDone(batch.model, command.batch, [_TOKEN] * sampled), first=batch.prefill)
+
+    def _handle(self, event: Event, *, first: bool = False) -> None:
+        self.events += 1
+        now = self._clock.now()
+        for action in self.scheduler.handle(event, now):
+            self._perform(action, now, first)
+
+    def _perform(self, action: Action, now: float, first: bool) -> None:
+        """``first``: a prefill is done. Only then can a token be somebody's first."""
+        match action:
+            case Launch():
+                lane = self.scheduler.lanes[action.model]
+                flight = lane.flight(action.command.batch)
+                assert flight is not None
+                self.device.start(action.model, action.command, flight.sequences, now, split=lane.spec.split)
+            case Emit():
+                if first:
+                    self._first_tokens(action.sequences, now)
+            case Ended():
+                self._records.finish(action.sequence.id, Outcome.SERVED, now)
+            case Preempted():
+                self._records.preemptions += 1
+            case Rejected():
+                self._failed(action.sequence.id, Outcome.REFUSED, action.error.message, now)
+            case Failed():
+                self._failed(action.sequence.id, Outcome.FAILED, action.error.message, now)
+
+    def _first_tokens(self, sequences: list[Sequence], now: float) -> None:
+        for sequence in sequences:
+            if sequence.generated == 1:
+                self._records.first[sequence.id] = now
+
+    def _failed(self, index: int, outcome: Outcome, why: str, now: float) -> None:
+        self._records.fail(index, outcome, now, why)
