@@ -187,7 +187,7 @@ def draw(path: Path, found: list[tuple[int, float, float]]) -> None:
     axes.set_ylabel("seconds")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=80)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import setting
-from cells import Row, Runs, markdown
+from cells import Row, Runs, markdown, save
 from compare import described, key_of, parser, run_cell, table
 from measures import measure
 from msgspec import structs
@@ -314,7 +314,7 @@ def draw(args: Namespace, what: str, bars: dict[str, dict[str, Row]]) -> None:
         axes.set_ylabel(label)
         axes.grid(axis="y", alpha=0.3)
     panels[0].legend()
-    figure.savefig(args.out / f"ablation-{what}.png", dpi=120)
+    save(figure, args.out / f"ablation-{what}.png")
 
 
 EXPERIMENTS: dict[str, Callable[[Runs, Namespace], list[str]]] = {

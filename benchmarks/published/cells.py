@@ -46,6 +46,14 @@ class Runs:
         return self._folder / (re.sub(r"[^a-zA-Z0-9.]+", "-", key) + ".json")
 
 
+def save(figure: Any, path: Path) -> None:
+    """A PNG of 32 colours, as lines and bars need no more: a fifth of the bytes."""
+    from PIL import Image
+
+    figure.savefig(path, dpi=80)
+    Image.open(path).convert("RGB").quantize(32).save(path, optimize=True)
+
+
 def markdown(heads: list[str], rows: list[list[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -3,17 +3,17 @@
     python benchmarks/published/chatlmsys.py --data DIR --out OUT [--mean 11.9] [--systems ...]
 
 Rates are the files' (means 3.0, 7.1 and 11.9 requests a second a model) or scaled from the last (4.8, 9.5).
-Runs what is not in OUT/runs yet and writes OUT/chatlmsys.md and OUT/chatlmsys.png of all that is there.
+Runs what is not in OUT/runs yet and writes OUT/chatlmsys.md and OUT/chatlmsys.png of what is there of
+``--systems``.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import setting
-from cells import Row, Runs
+from cells import Row, Runs, save
 from compare import described, key_of, parser, published_line, ratios, run_cell, table
 from numbers_published import CHATLMSYS
-from systems import SYSTEMS
 
 from muxd.placement.problem import Problem
 
@@ -31,7 +31,7 @@ def main() -> None:
         run_cell(runs, f"chatlmsys {mean:g}", problem_of(folder, mean), "chatlmsys", args)
     found: dict[float, dict[str, Row]] = {}
     for mean in CHATLMSYS:
-        keys = {system: key_of(f"chatlmsys {mean:g}", system, args) for system in SYSTEMS}
+        keys = {system: key_of(f"chatlmsys {mean:g}", system, args) for system in args.systems}
         rows = {system: row for system, key in keys.items() if (row := runs.find(key))}
         if rows:
             found[mean] = rows
@@ -42,7 +42,7 @@ def main() -> None:
         text += [published_line(point)]
     (args.out / "chatlmsys.md").write_text("\n".join(text))
     print("\n".join(text))
-    draw(args.out, found, SYSTEMS)
+    draw(args.out, found, args.systems)
 
 
 def problem_of(folder: Path, mean: float) -> Problem:
@@ -66,14 +66,14 @@ def draw(out: Path, found: dict[float, dict[str, Row]], systems: Sequence[str]) 
              [100 * r["slo"]["8"] for _, r in points]),
             strict=True,
         ):  # fmt: skip
-            axes.plot(xs, values, marker="o", label=system)
+            axes.plot(xs, values, marker="o", linewidth=3 if system == "mux" else 1, label=system)
     for axes, title in zip(
         panels, ("weighted requests/s", "plain requests/s", "within 8x alone, %"), strict=True
     ):
         axes.set_title(title)
         axes.set_xlabel("mean requests/s a model")
     panels[0].legend()
-    figure.savefig(out / "chatlmsys.png", dpi=120)
+    save(figure, out / "chatlmsys.png")
 
 
 if __name__ == "__main__":

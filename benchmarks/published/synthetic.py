@@ -2,17 +2,17 @@
 
     python benchmarks/published/synthetic.py --data DIR --out OUT [--alpha 2.1] [--scale 1.0] [--systems ...]
 
-Runs what is not in OUT/runs yet and writes OUT/synthetic.md and OUT/synthetic.png of all that is there.
+Runs what is not in OUT/runs yet and writes OUT/synthetic.md and OUT/synthetic.png of what is there of
+``--systems``.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import setting
-from cells import Row, Runs
+from cells import Row, Runs, save
 from compare import described, key_of, parser, published_line, ratios, run_cell, table
 from numbers_published import SYNTHETIC
-from systems import SYSTEMS
 
 WINDOW = 120.0
 
@@ -30,7 +30,7 @@ def main() -> None:
             run_cell(runs, name(alpha, scale), setting.synthetic(alpha, 20 * scale), "sharegpt", args)
     for alpha in SYNTHETIC:
         for scale in SYNTHETIC[alpha]:
-            keys = {system: key_of(name(alpha, scale), system, args) for system in SYSTEMS}
+            keys = {system: key_of(name(alpha, scale), system, args) for system in args.systems}
             rows = {system: row for system, key in keys.items() if (row := runs.find(key))}
             if rows:
                 found[alpha, scale] = rows
@@ -41,7 +41,7 @@ def main() -> None:
         text += [published_line(point)]
     (args.out / "synthetic.md").write_text("\n".join(text))
     print("\n".join(text))
-    draw(args.out, found, SYSTEMS)
+    draw(args.out, found, args.systems)
 
 
 def name(alpha: float, scale: float) -> str:
@@ -60,10 +60,13 @@ def draw(out: Path, found: dict[tuple[float, float], dict[str, Row]], systems: S
         for system in systems:
             points = [(s, found[alpha, s][system]) for s in scales if system in found[alpha, s]]
             xs, ys = [s for s, _ in points], [row["plain"] for _, row in points]
-            axes[0][column].plot(xs, ys, marker="o", label=system)
+            axes[0][column].plot(xs, ys, marker="o", linewidth=3 if system == "mux" else 1, label=system)
             if points and points[0][0] == 1.0:
                 slo = points[0][1]["slo"]
-                axes[1][column].plot([float(s) for s in slo], [100 * v for v in slo.values()], label=system)
+                width = 3 if system == "mux" else 1
+                axes[1][column].plot(
+                    [float(s) for s in slo], [100 * v for v in slo.values()], linewidth=width
+                )
         axes[0][column].set_title(f"alpha {alpha:g}")
         axes[0][column].set_xlabel("rate scale")
         axes[1][column].set_xlabel("SLO scale, at rate scale 1")
@@ -71,7 +74,7 @@ def draw(out: Path, found: dict[tuple[float, float], dict[str, Row]], systems: S
     axes[0][0].set_ylabel("requests/s, plain sum")
     axes[1][0].set_ylabel("requests within the SLO, %")
     axes[0][0].legend()
-    figure.savefig(out / "synthetic.png", dpi=120)
+    save(figure, out / "synthetic.png")
 
 
 if __name__ == "__main__":
