@@ -65,7 +65,7 @@ def layout(spec: ModelSpec, dtype: Dtype) -> WeightPlan:
     for tensor in wanted(spec):
         start = -(-end // ALIGNMENT) * ALIGNMENT
         tensors.append(TensorEntry(tensor.name, dtype, tensor.shape, start))
-        end = start + int(np.prod(tensor.shape)) * ITEMSIZE[dtype]
+        end = start + int(np.prod(tensor.shape)) * ITEM_BYTES[dtype]
     return WeightPlan(tensors, end, dtype, [])
 
 
