@@ -190,22 +190,34 @@ def went(day: Day, system: str, moves: list[Move]) -> list[str]:
     return lines
 
 
+def popular(text: str) -> tuple[tuple[int, ...], ...]:
+    """Raises ArgumentTypeError for anything but numbers of the day's models."""
+    try:
+        found = tuple(tuple(map(int, phase.split(","))) for phase in text.split())
+    except ValueError:
+        found = ()
+    if not found or any(not 0 <= model < Day().models for phase in found for model in phase):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: for each phase the popular models, 0 to {Day().models - 1}, as in '0,1 2,5'"
+        )
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--phase", type=float, default=600.0, help="seconds")
     parser.add_argument("--hot", type=float, default=Day().hot, help="requests a second of a popular model")
-    parser.add_argument("--popular", default=" ".join(",".join(map(str, pair)) for pair in POPULAR))
+    parser.add_argument("--popular", type=popular, default=POPULAR, help="popular models of each phase")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     args = parser.parse_args()
-    popular = tuple(tuple(map(int, pair.split(","))) for pair in args.popular.split())
-    day, costs = Day(phase=args.phase, hot=args.hot, popular=popular), Roofline("A100-80G")
+    day, costs = Day(phase=args.phase, hot=args.hot, popular=args.popular), Roofline("A100-80G")
     workload = traffic(day, args.seed)
     scales = " | ".join(f"{scale:g}x %" for scale in SCALES)
     numbers = " | ".join(f"phase {i + 1}" for i in range(len(day.popular)))
     lines = [f"# Drift\n\n{len(workload.items)} requests in {day.seconds:g} s, seed {args.seed}, "
-             f"popular {args.popular}, hot {day.hot:g}/s, cold {day.cold:g}/s, lengths {day.lengths}.\n",
+             f"popular {day.popular}, hot {day.hot:g}/s, cold {day.cold:g}/s, lengths {day.lengths}.\n",
              f"| PLAN | plans | models moved | {scales} | TTFT p99 s | {numbers} (8x %) |",
              "|---" * (4 + len(SCALES) + len(day.popular)) + "|"]  # fmt: skip
     notes = ["", "| PLAN | change | model | asked s | switched s | drained s | gap s | resent |",
