@@ -70,6 +70,11 @@ class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class PlacementConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[placement]``: which model runs where, with more than one ``[[device]]``."""
 
+    replan: bool = True  # move models where the work has gone
+    period: float = 60.0  # seconds between looks; rates are averaged over some five of them
+    least_gain: float = 0.05  # part of what is served now that a new plan must add
+    cooldown: float = 300.0  # seconds from one new plan to the next
+    horizon: float = 600.0  # seconds in which the gain must be more than the moves cost
     profile: str = ""  # costs by `muxd profile`; empty: estimated from shapes and the device's peaks
 
 
@@ -259,10 +264,12 @@ def _check_devices(config: Config, where: Path | str) -> None:
     seen: set[str] = set()
     for device in config.device:
         key = f"{where}: device ({device.name})"
-        if not re.fullmatch(r"(cpu|cuda)(:\d+)?", device.name):
+        if not re.fullmatch(r"(cpu|cuda):\d+", device.name):
             raise ConfigError(
                 f'{where}: device.name: {device.name!r} is no device; write "cuda:0" or "cpu:0"'
             )
+        if device.name.partition(":")[0] != config.device[0].name.partition(":")[0]:
+            raise ConfigError(f"{where}: device.name: {device.name!r}: all devices must be of one kind")
         if device.name in seen:
             raise ConfigError(f"{where}: device.name: two devices are called {device.name!r}")
         seen.add(device.name)
@@ -299,6 +306,8 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         "scheduler.drain_timeout": config.scheduler.drain_timeout,
         "scheduler.prefill_tokens": config.scheduler.prefill_tokens,
         "scheduler.adapt_period": config.scheduler.adapt_period,
+        "placement.period": config.placement.period,
+        "placement.horizon": config.placement.horizon,
         **{f"model.quota.weight ({m.name})": m.quota.weight for m in config.model},
         **{f"model.max_running ({m.name})": m.max_running for m in config.model},
         **{f"model.max_queue ({m.name})": m.max_queue for m in config.model},
@@ -308,6 +317,8 @@ def _check_ranges(config: Config, where: Path | str) -> None:
             raise ConfigError(f"{where}: {key}: {value} must be above 0 and finite")
     not_negative = {
         "scheduler.look_ahead": config.scheduler.look_ahead,
+        "placement.least_gain": config.placement.least_gain,
+        "placement.cooldown": config.placement.cooldown,
         **{f"model.max_context ({m.name})": m.max_context for m in config.model},
         **{f"model.ttft_slo ({m.name})": m.ttft_slo for m in config.model},
         **{f"model.tpot_slo ({m.name})": m.tpot_slo for m in config.model},

@@ -30,6 +30,7 @@ from muxd.device.device_metrics import DeviceMetrics
 from muxd.device.nvml import Nvml, NvmlMissing, Reading
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
+from muxd.engine.popularity import Popularity
 from muxd.engine.request import Request
 from muxd.engine.slo import Slo
 from muxd.engine.stream import TokenStream
@@ -41,6 +42,7 @@ from muxd.fleet.events import Events
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.host import Progress
 from muxd.fleet.planning import Planning
+from muxd.fleet.replanner import Replanner
 from muxd.fleet.roster import Roster
 from muxd.link.daemon_end import DaemonEnd, private_directory
 from muxd.messages import FromWorker
@@ -50,6 +52,7 @@ from muxd.steward import Steward as DaemonSteward
 _log = logging.getLogger("muxd")
 
 _AUDIT_PERIOD = 5.0  # seconds between audits of the ledger while nothing is served
+_PERIODS = 5  # of placement.period, over which rates are averaged
 _HTTP_GRACE = 2.0  # seconds that handlers get to write their last words
 
 
@@ -78,7 +81,9 @@ class Daemon:
         self.entries = {model.name: Entry(model) for model in config.model}
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
-        self.observer = Observer(self.metrics, {m.name: Slo(m.ttft_slo, m.tpot_slo) for m in config.model})
+        self.popularity = Popularity(_PERIODS * config.placement.period, self.clock.now())
+        targets = {m.name: Slo(m.ttft_slo, m.tpot_slo) for m in config.model}
+        self.observer = Observer(self.metrics, targets, self.popularity)
         self.events = Events(time.time)
         self.stopping = asyncio.Event()
         self.address = ""
@@ -142,6 +147,9 @@ class Daemon:
             stack.push_async_callback(self.roster.close)
             idle = asyncio.create_task(self._audit_when_idle())
             stack.callback(idle.cancel)
+            if len(self.sites) > 1 and self.config.placement.replan:
+                replan = asyncio.create_task(self.replanner.run())
+                stack.callback(replan.cancel)
             announce = asyncio.create_task(self._announce(report, on_ready))
             stack.callback(announce.cancel)
             await self.stopping.wait()
@@ -215,10 +223,14 @@ class Daemon:
             place=lambda entry: self.planning.place(entry, self.entries.values()),
         )  # fmt: skip
 
+        self.replanner = Replanner(
+            self.config.placement, self.planning, self.roster, self.popularity, self.events, self.clock
+        )
+
     def _make_report(self) -> DaemonSteward:
         return DaemonSteward(roster=self.roster, config=self.config, entries=self.entries, sites=self.sites,
             observer=self.observer, clock=self.clock, address=lambda: self.address, stop=self.stop,
-            readings=self.readings, events=self.events, stopping=self.stopping,
+            readings=self.readings, events=self.events, stopping=self.stopping, replanner=self.replanner,
         )  # fmt: skip
 
     # ---- the link ---------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from muxd.admin.schemas import (
     PolicyState,
     QuotaChange,
     QuotaRow,
+    Replan,
     UnloadModel,
 )
 from muxd.config import Config, ModelConfig, Policy, QuotaConfig, size, with_model
@@ -26,6 +27,7 @@ from muxd.engine.journal import FINISHED, newest
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import BadRequest, ConfigError, MuxdError, NotFound
 from muxd.fleet.events import Event, Events, until
+from muxd.fleet.replanner import Proposal, Replanner
 from muxd.fleet.roster import Roster
 from muxd.fleet.site import Site
 from muxd.fleet.steps import Step
@@ -44,6 +46,7 @@ class Steward(Report):
     config: Config
     events: Events
     stopping: asyncio.Event
+    replanner: Replanner
 
     # ---- quotas -----------------------------------------------------------------------------------
 
@@ -130,6 +133,17 @@ class Steward(Report):
     def move(self, wanted: MoveModel) -> AsyncIterator[Step]:
         """Raises as ``Roster.move`` does."""
         return self.roster.move(wanted.model, wanted.device, "by an operator").watch()
+
+    async def replan(self, wanted: Replan) -> AsyncIterator[Proposal]:
+        """One proposal, carried out unless it is a dry run. Raises BadRequest where there is nothing to
+        plan."""
+        try:
+            if wanted.dry_run:
+                yield await self.replanner.propose(asked=True)
+            else:
+                yield await self.replanner.now("asked for", asked=True)
+        except ConfigError as error:
+            raise BadRequest(error.message) from None
 
     def audit(self) -> Audit:
         """Takes a moment on a large pool; nothing else is served meanwhile."""

@@ -29,6 +29,7 @@ from muxd.admin.schemas import (
     ProcessRow,
     QuotaChange,
     QuotaRow,
+    Replan,
     Status,
     Stopping,
     UnloadModel,
@@ -37,6 +38,7 @@ from muxd.config import home
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import DaemonUnreachable, MuxdError
 from muxd.fleet.events import Event
+from muxd.fleet.replanner import Proposal
 from muxd.fleet.steps import LAST, Step
 
 T = TypeVar("T")
@@ -98,6 +100,12 @@ class AdminClient:
     def move(self, wanted: MoveModel) -> Iterator[Step]:
         """Move a model to another device; yields how far it is, at last "moved"."""
         return self._steps("/v0/move", wanted)
+
+    def replan(self, *, dry_run: bool = False) -> Proposal:
+        """What the plan proposes; unless ``dry_run`` it has been carried out when this returns."""
+        for line in self._lines("POST", "/v0/replan", Replan(dry_run)):
+            return self._read(line, Proposal, "/v0/replan")
+        raise DaemonUnreachable(f"muxd at {self.path} ended meanwhile; see its log")
 
     def audit(self) -> Audit:
         return self._call("GET", "/v0/audit", Audit)

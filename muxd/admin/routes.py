@@ -5,7 +5,7 @@ import asyncio
 from aiohttp import web
 
 from muxd.admin.answers import STEWARD, answer, read, tell
-from muxd.admin.schemas import LoadModel, MoveModel, PolicyChange, QuotaChange, Stopping, UnloadModel
+from muxd.admin.schemas import LoadModel, MoveModel, PolicyChange, QuotaChange, Replan, Stopping, UnloadModel
 
 
 def routes() -> list[web.RouteDef]:
@@ -22,6 +22,7 @@ def routes() -> list[web.RouteDef]:
         web.post("/v0/load", _load),
         web.post("/v0/unload", _unload),
         web.post("/v0/move", _move),
+        web.post("/v0/replan", _replan),
         web.get("/v0/audit", _audit),
         web.get("/v0/why/{id:.+}", _why),
         web.get("/v0/trace", _trace),
@@ -74,6 +75,10 @@ async def _unload(request: web.Request) -> web.StreamResponse:
 
 async def _move(request: web.Request) -> web.StreamResponse:
     return await tell(request, request.app[STEWARD].move(await read(request, MoveModel)))
+
+
+async def _replan(request: web.Request) -> web.StreamResponse:
+    return await tell(request, request.app[STEWARD].replan(await read(request, Replan)))
 
 
 async def _audit(request: web.Request) -> web.Response:

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.fleet.events import Event
+from muxd.fleet.replanner import Proposal
 from muxd.fleet.steps import Step
 from muxd.messages import Dtype
 
@@ -149,6 +150,10 @@ class MoveModel(Struct, frozen=True, forbid_unknown_fields=True):
     device: str
 
 
+class Replan(Struct, frozen=True, forbid_unknown_fields=True):
+    dry_run: bool = False  # only say what would be done
+
+
 class Audit(Struct, frozen=True):
     """Do the books of all pools add up? ``fault`` says what does not; "" if all is well."""
 
@@ -214,6 +219,8 @@ class Steward(Protocol):
     def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]: ...
 
     def move(self, wanted: MoveModel) -> AsyncIterator[Step]: ...
+
+    def replan(self, wanted: Replan) -> AsyncIterator[Proposal]: ...
 
     def audit(self) -> Audit: ...
 

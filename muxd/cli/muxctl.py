@@ -10,7 +10,19 @@ import msgspec
 import typer
 
 from muxd import __version__
-from muxd.cli import bench, controls, devices, events, explain, loading, plan, simulate, tables, workload
+from muxd.cli import (
+    bench,
+    controls,
+    devices,
+    events,
+    explain,
+    loading,
+    plan,
+    replan,
+    simulate,
+    tables,
+    workload,
+)
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, print_as, show
 from muxd.cli.failing import sentences
 from muxd.errors import DaemonUnreachable
@@ -82,6 +94,7 @@ app.command()(controls.policy)
 app.command()(loading.load)
 app.command()(loading.unload)
 app.command()(loading.move)
+app.command()(replan.replan)
 app.command()(simulate.simulate)
 app.command()(plan.plan)
 app.command()(bench.bench)

@@ -10,6 +10,7 @@ from math import ceil
 
 from muxd.engine.actions import Launch
 from muxd.engine.metrics import Metrics
+from muxd.engine.popularity import Popularity
 from muxd.engine.request import Request
 from muxd.engine.sequence import Sequence
 from muxd.engine.slo import Attainment, Course, Outcome, Slo
@@ -19,8 +20,14 @@ from muxd.messages import Prefill
 class Observer:
     """Called by ``engine/unit.py`` only. Times are seconds of the unit's clock."""
 
-    def __init__(self, metrics: Metrics, targets: Mapping[str, Slo] | None = None):
-        self._metrics = metrics
+    def __init__(
+        self,
+        metrics: Metrics,
+        targets: Mapping[str, Slo] | None = None,
+        popularity: Popularity | None = None,
+    ):
+        """``popularity`` hears of every arrival and of what was served."""
+        self._metrics, self._popularity = metrics, popularity
         self.attainment = Attainment(targets or {})
         for model, slo in self.attainment.targets.items():
             metrics.add_slo(model, slo)
@@ -38,6 +45,8 @@ class Observer:
         self.arrivals += 1
         self._queued[sequence.id] = sequence.arrived
         self._metrics.arrived(sequence.model, sequence.prompt_tokens)
+        if self._popularity is not None:
+            self._popularity.arrived(sequence.model, sequence.prompt_tokens, sequence.arrived)
 
     def tokens(self, sequences: Iterable[Sequence], now: float) -> None:
         """One new token for each."""
@@ -62,6 +71,8 @@ class Observer:
         """Exactly once per sequence that arrived."""
         self.outcomes[outcome] += 1
         self._queued.pop(sequence.id, None)
+        if self._popularity is not None and outcome == "served":
+            self._popularity.ended(sequence.model, sequence.generated, now)
         self._metrics.ended(sequence.model, outcome, now - sequence.arrived if outcome == "served" else None)
         verdict = self.attainment.ended(sequence.model, self._course(sequence, outcome, now))
         if verdict is not None:

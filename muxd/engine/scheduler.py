@@ -7,6 +7,8 @@ object. This file keeps every sequence's life; who gets rows is ``rows.py``, who
 
 from collections.abc import Iterable
 
+from msgspec import structs
+
 from muxd.engine.actions import (
     Action,
     Arrived,
@@ -122,6 +124,11 @@ class Scheduler:
     def quota(self, model: str) -> int:
         """Head blocks the model may hold now without borrowing."""
         return self._rows.quota(model)
+
+    def set_share(self, model: str, share: int) -> None:
+        """From its next batch on; percent of the device under contention."""
+        lane = self.lanes[model]
+        lane.spec = structs.replace(lane.spec, share=share)
 
     def open(self, spec: LaneSpec, terms: Terms) -> Lane:
         """Serve one model more; its worker is still to become ready.

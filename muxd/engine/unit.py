@@ -170,6 +170,11 @@ class Unit:
         self.journal.mark("quota", self._clock.now(), model, detail)
         self._handle(Tick())  # who was short of rows may start now
 
+    def set_share(self, model: str, share: int) -> None:
+        """Percent of the device under contention, from the model's next batch on."""
+        self._scheduler.set_share(model, share)
+        self._handle(Tick())
+
     # ---- models that come and go -------------------------------------------------------------------
 
     def open_model(self, spec: LaneSpec, terms: Terms) -> Lane:

@@ -132,7 +132,8 @@ class Planning:
         return Live(loads, self.room, self._costs(loads), self.budget, least)
 
     def pins(self, entries: Iterable[Entry]) -> dict[str, int]:
-        return {one.name: self.names.index(one.config.device) for one in entries if one.config.device}
+        """Pinned models stay where they are: where the configuration says, or an operator has moved them."""
+        return {one.name: self.names.index(one.device) for one in entries if one.config.device}
 
     def now(self, entries: Iterable[Entry]) -> dict[str, int]:
         """Where they are."""

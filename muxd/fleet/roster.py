@@ -248,7 +248,16 @@ class Roster:
         self._mark("moving", entry.name, f"{source.name} to {device}" + (f": {why}" if why else ""))
         progress = self._teller(change)
         await Move(self.entries, entry, source, target, change, progress, self._beside).run()
+        for site in (source, target):
+            self._even_out(site)
         change.tell("moved")
+
+    def _even_out(self, site: Site) -> None:
+        """Models that were given no share have equal ones again."""
+        here = [one for one in self.entries.values() if one.lane is not None and one.device == site.name]
+        for entry in here:
+            if not entry.config.share:
+                site.unit.set_share(entry.name, max(1, 100 // len(here)))
 
     async def _unload(self, entry: Entry, change: Change) -> None:
         site = self.sites[entry.device] if entry.device else None

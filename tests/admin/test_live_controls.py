@@ -72,7 +72,7 @@ class Bench:
         self.steward = Steward(
             entries=entries, sites=sites, observer=observer, clock=self.clock, address=lambda: "http://x",
             stop=lambda: None, roster=roster, config=Config(), events=Events(lambda: 0.0),
-            stopping=asyncio.Event(),
+            stopping=asyncio.Event(), replanner=nothing,
         )  # fmt: skip
         for name in entries:
             self.unit.worker_ready(name)

@@ -27,5 +27,13 @@ def test_a_table_and_one_line_each(tmp_path: Path) -> None:
         lines = muxctl(path, "events", "--follow", "--json").stdout.splitlines()
         assert [json.loads(line)["number"] for line in lines] == [7, 8]
         assert json.loads(muxctl(path, "events", "--json", "--model", "gemma").stdout)[0]["kind"] == "moving"
+        proposed = muxctl(path, "replan", "--dry-run").stdout.splitlines()
+        assert proposed[1].split() == ["gemma", "2.5/s", "30", "-", "cuda:0", "cuda:1"]
+        assert proposed[2].split() == ["smol", "0/s", "-", "-", "cuda:0", "pinned"]
+        assert proposed[-3:] == [
+            "gain   1.25 requests/s",
+            "cost   0.5 requests",
+            "gemma: would move; it pays",
+        ]
         moved = muxctl(path, "move", "gemma", "cuda:1")
         assert (moved.stdout, moved.returncode) == ("gemma is on cuda:1.\n", 0)

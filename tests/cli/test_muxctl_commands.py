@@ -94,6 +94,7 @@ def test_version_of_both_and_of_one(path: Path) -> None:
         "unload x",
         "move x y",
         "events",
+        "replan",
     ],
 )
 def test_a_missing_daemon_is_one_sentence_and_exit_1(path: Path, verb: str) -> None:

@@ -8,6 +8,7 @@ from muxd.config import load
 from muxd.errors import ConfigError
 
 MODEL = '[[model]]\nname = "a"\npath = "a"\n'
+TWO = "[[device]]\nname = 'cpu:0'\ncores = [0]\n[[device]]\nname = 'cpu:1'\ncores = [1]\n"
 
 
 def refusal(tmp_path: Path, text: str, env: dict[str, str] | None = None) -> str:
@@ -61,6 +62,21 @@ def refusal(tmp_path: Path, text: str, env: dict[str, str] | None = None) -> str
         (MODEL + "tpot_slo = inf", ("model.tpot_slo (a)", "inf")),
         (MODEL + "ttft_slo = '2s'", ("ttft_slo", "`float`", "`str`")),
         ("[server", ("not valid TOML",)),
+        (TWO + "[[device]]\nname = 'tpu:0'", ("device.name", "'tpu:0'", "cuda:0")),
+        (TWO + "[[device]]\nname = 'cuda:0'", ("device.name", "one kind")),
+        (TWO + "[[device]]\nname = 'cpu:1'\ncores = [2]", ("device.name", "two devices", "'cpu:1'")),
+        (TWO + "[[device]]\nname = 'cpu:2'\ncores = [1]", ("device (cpu:2)", "cores", "1 is cpu:1's")),
+        (TWO + "[[device]]\nname = 'cpu:2'", ("device (cpu:2)", "cores = [0, 1]")),
+        ("[[device]]\nname = 'cuda:0'\ncores = [0]", ("device (cuda:0)", "cores")),
+        ("[[device]]\nname = 'cpu:0'\npool = '5'", ("device.pool (cpu:0)", "'5'", "8192")),
+        ("[[device]]\nname = 'cpu:0'\nmemory = 'x'", ("device (cpu:0)", "memory", "'x'")),
+        ("[[device]]\nname = 'cpu:0'\n[server]\ndevice = 'cpu'", ("server.device", "not both")),
+        (MODEL + "device = 'cpu:0'", ("model.device", "'cpu:0'", "none in [[device]]")),
+        (TWO + MODEL + "device = 'cpu:7'", ("model.device", "'cpu:7'", "cpu:0, cpu:1")),
+        (TWO + MODEL + "device = 'cpu:0'\nquota = { min = '2G' }", ("model.quota (a)",)),
+        (MODEL + "rate = -1", ("model.rate (a)", "-1")),
+        ("[placement]\nperiod = 0", ("placement.period", "above 0")),
+        ("[placement]\nleast_gain = -1", ("placement.least_gain", "negative")),
     ],
 )
 def test_names_what_is_wrong(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:

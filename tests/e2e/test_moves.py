@@ -74,6 +74,7 @@ def test_streams_drain_queued_requests_go_over_and_all_tokens_are_the_same(daemo
     assert running[0].tokens == running[1].tokens
     assert ask(daemon, "a", 64) == alone
     assert [(one.model, one.device) for one in daemon.admin.quota()] == [("b", "cpu:1"), ("a", "cpu:1")]
+    assert {one.name: one.share for one in daemon.admin.models()} == {"a": 50, "b": 50}
     assert daemon.status().requests.served == 7
     assert len(leaks.memfds(daemon.process.pid)) == 4
     assert whole(daemon)

@@ -24,6 +24,7 @@ from muxd.admin.schemas import (
     ProcessRow,
     QuotaChange,
     QuotaRow,
+    Replan,
     RequestStatus,
     Status,
     UnloadModel,
@@ -32,6 +33,7 @@ from muxd.admin.server import AdminServer
 from muxd.engine.trace import Mark, RequestTimes, Sample, Span, Trace
 from muxd.errors import Busy, ModelFolderError, NotFound
 from muxd.fleet.events import Event
+from muxd.fleet.replanner import Proposal, Row
 from muxd.fleet.steps import Step
 
 POOL = PoolStatus(bytes=1 << 30, block_bytes=8192, total_blocks=131072, free_blocks=98304, cached_blocks=100)
@@ -120,6 +122,12 @@ EVENTS = [
 ]
 
 
+PROPOSAL = Proposal(
+    [Row("gemma", "cuda:0", "cuda:1", 2.5, 30.0, 0.0), Row("smol", "cuda:0", "cuda:0", 0.0, 0.0, 0.0, True)],
+    True, "adopt", 1.25, 0.5, ["gemma"],
+)  # fmt: skip
+
+
 class ScriptedSteward:
     """Answers with the rows above; ``stopped`` tells that it was asked to stop."""
 
@@ -196,6 +204,9 @@ class ScriptedSteward:
         if id not in (WHY.id, WHY.http_id):
             raise NotFound(f"no request {id!r}")
         return [WHY]
+
+    async def replan(self, wanted: Replan) -> AsyncIterator[Proposal]:
+        yield PROPOSAL
 
     def happened(self, model: str = "") -> list[Event]:
         return [one for one in EVENTS if model in ("", one.model)]

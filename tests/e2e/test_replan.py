@@ -1,0 +1,114 @@
+"""Popularity shifts in a live daemon: a model moves to where there is room, and the record says why."""
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import pytest
+from support import costs
+from support.live import LiveDaemon, live
+from support.two_units import ask, devices, models, needs_two_cores, row, whole
+
+from muxd.admin.schemas import MoveModel
+from muxd.cost.profile import FORMAT, Device, Profile
+from muxd.errors import MuxdError
+from muxd.fleet.events import Event
+
+pytestmark = needs_two_cores
+
+
+def config(root: Path, placement: str) -> str:
+    """By the profile a device serves 2.5 requests of twenty tokens a second. ``c`` is expected to be asked
+    for most, so ``a`` and ``b`` begin together."""
+    slow = {name: costs.model(prefill=0.02, decode=0.01) for name in "abc"}
+    profile = Profile(FORMAT, Device("hand", 1, [50, 100]), slow)
+    (root / "cost.json").write_bytes(msgspec.json.encode(profile))
+    tables = models(root, dict.fromkeys("abc", "")).split("[[model]]\n")
+    rates = {"a": 0.02, "b": 0.02, "c": 9.0}
+    shown = "".join(f"[[model]]\n{table}rate = {rates[table[8]]}\n" for table in tables[1:])
+    return f'[placement]\nprofile = "cost.json"\n{placement}\n{devices()}{shown}'
+
+
+class Clients:
+    """Ask for ``models`` without a pause while the block runs; every answer must be the model's own."""
+
+    def __init__(self, daemon: LiveDaemon, models: str):
+        self.daemon, self.models, self.over, self.served = daemon, models, threading.Event(), 0
+        self.enough = threading.Event()  # answers for a rate to be measured by
+        self.alone = {model: ask(daemon, model) for model in "abc"}
+
+    def __enter__(self) -> "Clients":
+        self._pool = ThreadPoolExecutor(2 * len(self.models))
+        self._asked = [self._pool.submit(self._ask, model) for model in self.models * 2]
+        return self
+
+    def _ask(self, model: str) -> int:
+        count = 0
+        while not self.over.is_set():
+            assert ask(self.daemon, model) == self.alone[model]
+            count += 1
+            if count == 10:
+                self.enough.set()
+        return count
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self._pool.shutdown()
+        self.served = sum(one.result() for one in self._asked) + 3
+
+
+def until(daemon: LiveDaemon, *kinds: str) -> Event:
+    """The first event of one of the kinds."""
+    return next(one for one in daemon.admin.follow() if one.kind in kinds)
+
+
+def test_a_shift_of_popularity_moves_a_model_once_and_says_why(tmp_path: Path) -> None:
+    with live(config(tmp_path, "period = 2.0\ncooldown = 3600.0"), tmp_path) as daemon:
+        places = {model: row(daemon, model).device for model in "abc"}
+        assert places["a"] == places["b"] != places["c"]
+        with Clients(daemon, "ab") as clients:
+            moved = until(daemon, "moved", "move failed")
+        assert (moved.kind, moved.model in "ab", moved.device) == ("moved", True, places["c"])
+        told = daemon.admin.events()
+        plan = next(one for one in told if one.kind == "replan" and "adopt" in one.detail)
+        assert f"{moved.model} {places['a']} to {places['c']}" in plan.detail
+        numbers = plan.numbers
+        assert numbers["rate of a"] + numbers["rate of b"] > 2.5 > numbers["rate of c"]
+        assert numbers["gain"] > 0
+        assert [one.kind for one in told].count("moving") == 1
+        requests = daemon.status().requests
+        assert (requests.served, requests.failed, requests.refused) == (clients.served, 0, 0)
+        assert whole(daemon)
+
+
+def test_nothing_moves_by_itself_where_it_is_off_and_muxctl_shows_and_does_it(tmp_path: Path) -> None:
+    with live(config(tmp_path, "replan = false\nperiod = 1.0"), tmp_path) as daemon:
+        places = {model: row(daemon, model).device for model in "abc"}
+        with Clients(daemon, "ab") as clients:
+            assert clients.enough.wait(120)
+            shown = muxctl(daemon, "replan", "--dry-run")
+            assert "would move; it pays" in shown
+            assert {model: row(daemon, model).device for model in "abc"} == places
+            done = daemon.admin.replan()
+        assert done.adopt
+        (model,) = done.moves
+        assert row(daemon, model).device == places["c"]
+        assert "replan" in muxctl(daemon, "events")
+        assert "moved" in muxctl(daemon, "events", "--model", model)
+
+
+def muxctl(daemon: LiveDaemon, *arguments: str) -> str:
+    command = [sys.executable, "-m", "muxd.cli.muxctl", *arguments, "--socket", str(daemon.socket)]
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", check=True).stdout
+
+
+def test_one_device_has_nothing_to_plan(tmp_path: Path) -> None:
+    with live(models(tmp_path, {"a": ""}), tmp_path) as daemon:
+        with pytest.raises(MuxdError, match="there is one device: nothing to plan"):
+            daemon.admin.replan()
+        with pytest.raises(MuxdError, match="there is no device 'cpu:1'"):
+            list(daemon.admin.move(MoveModel("a", "cpu:1")))
+        assert {one.device for one in daemon.admin.events()} == {""}

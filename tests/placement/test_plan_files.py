@@ -1,0 +1,37 @@
+"""muxd.toml files from a plan: one for a host's devices, one for each unit over several."""
+
+from pathlib import Path
+
+import msgspec
+from support.placements import GB, load
+
+from muxd.config import load as read
+from muxd.placement.problem import Gpus, Member, Plan, Problem, Unit
+from muxd.placement.settings import files
+
+
+def member(name: str) -> Member:
+    return Member(name, 100, 50, 8, 0.5, 1.5, 3.0, 0.1, 0.01)
+
+
+def test_a_host_is_one_file_and_a_unit_over_two_devices_another(tmp_path: Path) -> None:
+    models = [load(name, "llama-3-8b", 1.5) for name in "abcd"]
+    models[0] = msgspec.structs.replace(models[0], path="/models/a", ttft_slo=2.0)
+    problem = Problem(tuple(models), Gpus("A100", 80 * GB, 4), 10)
+    units = (
+        Unit(0, (0,), (member("a"), member("b")), 1 << 30, 0.5),
+        Unit(0, (1,), (member("c"),), 2 << 30, 0.5),
+        Unit(0, (2, 3), (member("d"),), 3 << 30, 0.5),
+    )
+    found = files(Plan("ours", units, 1.0), problem)
+    assert sorted(found) == ["host-0-gpu-2.toml", "host-0.toml"]
+    (tmp_path / "muxd.toml").write_text(found["host-0.toml"])
+    config = read(tmp_path / "muxd.toml", env={})
+    assert [(one.name, one.pool) for one in config.device] == [
+        ("cuda:0", str(1 << 30)), ("cuda:1", str(2 << 30)),
+    ]  # fmt: skip
+    assert {m.name: (m.device, m.rate, m.ttft_slo) for m in config.model} == {
+        "a": ("cuda:0", 1.5, 2.0), "b": ("cuda:0", 1.5, 0.0), "c": ("cuda:1", 1.5, 0.0),
+    }  # fmt: skip
+    assert "Tensor parallel over 2" in found["host-0-gpu-2.toml"]
+    assert "[[device]]" not in found["host-0-gpu-2.toml"]
