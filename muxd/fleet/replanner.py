@@ -73,7 +73,9 @@ class Replanner:
     @property
     def _policy(self) -> Policy:
         config = self._config
-        return Policy(config.least_gain, config.horizon, config.cooldown, steps=live.STEPS)
+        return Policy(
+            least_gain=config.least_gain, horizon=config.horizon, cooldown=config.cooldown, steps=live.STEPS
+        )
 
     async def run(self) -> None:
         """Every ``period``, until cancelled. What goes wrong is logged and tried again."""
@@ -98,7 +100,7 @@ class Replanner:
         pins, places = self._planning.pins(entries), self._planning.now(entries)
         policy, since = self._policy, now - self._adopted
         if asked:
-            policy, since = Policy(_EAGER, policy.horizon, 0.0, steps=policy.steps), policy.cooldown
+            policy = Policy(least_gain=_EAGER, horizon=policy.horizon, cooldown=0.0, steps=policy.steps)
 
         def search() -> tuple[Live, Decision, dict[str, int]]:
             appraiser = self._planning.appraiser(entries, demands)
@@ -180,12 +182,11 @@ def decided(
 ) -> tuple[Decision, dict[str, int]]:
     """The decision, and the places it was about: those proposed, adopted or not. Pure."""
     problem, sets = appraiser.problem, Pinned(appraiser, pins)
-    present = live.layout(sets, places)
+    present, fixed = live.layout(sets, places), live.indices(problem, pins)
     try:
-        proposed = propose(appraiser, present, policy, sets)
+        proposed = propose(appraiser, present, policy, sets, fixed)
     except (ConfigError, ValueError):  # it does not fit by the plan's reckoning: anew
         proposed = live.layout(sets, live.start(appraiser, pins))
-    fixed = live.indices(problem, pins)
     decision = decide(appraiser, present, proposed, policy, since, fixed)
     return decision, live.places(problem, relabelled(problem, present, proposed, fixed))
 

@@ -28,7 +28,7 @@ from muxd.placement.sets import Sets
 Reason = Literal["adopt", "cooldown", "same", "small gain", "moves cost more", "does not fit"]
 
 
-class Policy(Struct, frozen=True):
+class Policy(Struct, frozen=True, kw_only=True):
     """Seconds, but ``least_gain`` and ``least_retuned`` (parts) and ``bandwidth`` (weight bytes a second)."""
 
     least_gain: float = 0.05
@@ -109,7 +109,7 @@ def propose(
 ) -> Layout:
     """The best layout near the present one, what moving to it costs counted: the search starts from it, and
     every model that leaves its mesh must pay over ``horizon``. Or only other shares. ``sets`` may forbid
-    some; ``pinned``: model -> host.
+    some, and say which shares each set has; ``pinned``: model -> host.
 
     Raises ConfigError when the present one does not fit: then plan anew.
     """
@@ -120,7 +120,7 @@ def propose(
         model.rate * model.weight * _seconds(model, 1, policy) / policy.horizon for model in problem.models
     ]
     steps = policy.steps * len(problem.models)
-    coarse, fine = sets or Sets(appraiser, tuned=False), Sets(appraiser)
+    coarse, fine = sets or Sets(appraiser, tuned=False), sets or Sets(appraiser)
     walked = {
         Annealing(coarse, present, seed, leaving=leaving).run(steps): None for seed in range(policy.walks)
     }
