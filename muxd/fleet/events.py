@@ -1,6 +1,6 @@
 """The daemon's decisions, in order and bounded: what was loaded, moved, planned, lost or changed, and why.
 
-Every event also stands in the log. Model names and numbers only: no prompts, no token ids.
+Model names and numbers only: no prompts, no token ids.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from muxd.engine.trace import Happening, Mark
 _log = logging.getLogger("muxd.events")
 
 KEPT = 2000
+_LOGGED = ("replan", "moving", "policy", "quota")  # the others' rooms log what they do themselves
 _NOT_TOLD = ("preempted", "quota moved")  # too many, and in the trace
 
 
@@ -50,7 +51,8 @@ class Events:
         """Remember it, and wake who follows."""
         self._count += 1
         self._kept.append(Event(self._count, self._wall(), kind, model, device, detail, dict(numbers or {})))
-        _log.info("%s", " ".join(word for word in (kind, model, device, detail) if word))
+        if kind in _LOGGED:
+            _log.info("%s", " ".join(word for word in (kind, model, device, detail) if word))
         self._news.set()
         self._news = asyncio.Event()
 

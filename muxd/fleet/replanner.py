@@ -25,6 +25,7 @@ from muxd.placement.replan import Decision, Policy, decide, propose, relabelled
 
 _log = logging.getLogger("muxd.fleet")
 
+_NOTHING = ("same", "small gain", "moves cost more")
 _EAGER = 1e-9  # least_gain of a plan that somebody asked for
 
 
@@ -68,6 +69,7 @@ class Replanner:
         self._popularity, self._events, self._clock = popularity, events, clock
         self._adopted = clock.now() - config.cooldown
         self._told = ""  # the last decision or error, so that the same one is told once
+        self._settled: dict[str, float] | None = None  # rates at which there was nothing to gain
         self._busy = asyncio.Lock()
 
     @property
@@ -81,7 +83,7 @@ class Replanner:
         """Every ``period``, until cancelled. What goes wrong is logged and tried again."""
         while True:
             await asyncio.sleep(self._config.period)
-            if self._busy.locked():
+            if self._busy.locked() or not self._drifted():
                 continue
             with suppress(ShuttingDown):
                 try:
@@ -90,6 +92,12 @@ class Replanner:
                     if error.message != self._told:
                         _log.warning("no new plan: %s", error.message)
                     self._told = error.message
+
+    def _drifted(self) -> bool:
+        """Whether a search can find what the last one did not: it costs up to seconds of the interpreter."""
+        now = self._clock.now()
+        rates = {name: self._popularity.demand(name, now).rate for name in self._roster.entries}
+        return self._settled is None or drifted(self._settled, rates, self._config.least_gain)
 
     async def propose(self, *, asked: bool = False) -> Proposal:
         """What would be done now; nothing is. ``asked``: an operator does, so neither the cooldown nor
@@ -120,6 +128,8 @@ class Replanner:
         async with self._busy:
             proposal = await self.propose(asked=asked)
             self._tell(proposal, why, asked)
+            nothing = proposal.reason in _NOTHING
+            self._settled = {row.model: row.rate for row in proposal.rows} if nothing else None
             if not proposal.adopt:
                 return proposal
             self._adopted = self._clock.now()
@@ -175,6 +185,13 @@ class Replanner:
             "replan", detail=f"{detail}; {shown}" if shown else detail,
             numbers={"gain": proposal.gain, "cost": proposal.cost, **rates},
         )  # fmt: skip
+
+
+def drifted(before: Mapping[str, float], now: Mapping[str, float], part: float) -> bool:
+    """Whether more than ``part`` of all requests a second has changed, or the models have. Pure."""
+    if set(before) != set(now):
+        return True
+    return sum(abs(now[name] - before[name]) for name in now) > part * sum(before.values())
 
 
 def decided(
