@@ -4,6 +4,7 @@
     python benchmarks/published/ablations.py scheduling --data DIR --out OUT
     python benchmarks/published/ablations.py pool       --data DIR --out OUT
     python benchmarks/published/ablations.py sharing    --data DIR --out OUT
+    python benchmarks/published/ablations.py phases     --data DIR --out OUT
 
 placement   ours, greedy as in the paper and as released, against naive greedy (its figure 8): 4 models on 8
             GPUs, 7 models on 16, half of them asked for by 75 % of the requests. Sizes are not published.
@@ -11,8 +12,8 @@ scheduling  mux against round robin and first come first served (its figure 9): 
             7B with lengths 2:1:1 and a pool of a fifth of the memory, each on four GPUs.
 pool        one pool against a fixed part for each model, by the known rates and equal: 4 models on 4 GPUs.
 sharing     batches of several models beside each other against one batch at a time, by two orders: same unit.
-            What MuxServe calls phase separation, prefill and decode of the *same* model at the same time in
-            two workers, has no counterpart: muxd runs one worker a model, and its batches one after another.
+phases      prefill and decode of the same model beside each other in two processes (MuxServe's phase
+            separation) against one process that does both in turn: the same units.
 """
 
 from argparse import Namespace
@@ -164,12 +165,21 @@ def traffic(case: Case, args: Namespace) -> Workload:
 
 
 def run_unit(
-    case: Case, unit: UnitLoad, policy: str, args: Namespace, *, split: bool = False, overbook: int
+    case: Case,
+    unit: UnitLoad,
+    policy: str,
+    args: Namespace,
+    *,
+    split: bool = False,
+    overbook: int,
+    apart: bool = False,
 ) -> tuple[ClusterRun, Row]:
+    """``split``: the pool into fixed parts. ``apart``: a process for each phase of a model."""
     folder = setting.data(args.data)
     costs = setting.costs(folder, args.runtime)
     how = terms("mux", overbook, Contention(decode_by_decode=args.contention))
-    how = structs.replace(how, policy=policy, split=split)
+    scheduler = structs.replace(how.scheduler, split_phases="yes" if apart else "no")
+    how = structs.replace(how, policy=policy, split=split, scheduler=scheduler)
     cluster = Cluster(case.problem.models, costs, case.problem.gpus.kind)
     done = cluster.run([unit], traffic(case, args), how)
     alone = setting.alone(case.problem, setting.costs(folder, "table"))
@@ -261,6 +271,11 @@ def sharing(runs: Runs, args: Namespace) -> list[str]:
     return _four(runs, args, "sharing", systems)
 
 
+def phases(runs: Runs, args: Namespace) -> list[str]:
+    systems = {"in turn": ("mux", False, False), "apart": ("mux", False, False)}
+    return _four(runs, args, "phases", systems)
+
+
 def _four(runs: Runs, args: Namespace, what: str, systems: dict[str, tuple[str, bool, bool]]) -> list[str]:
     """``systems``: policy, whether the pool is split, whether into equal parts."""
     text, bars = [], {}
@@ -272,7 +287,8 @@ def _four(runs: Runs, args: Namespace, what: str, systems: dict[str, tuple[str, 
             rows[system] = runs.get(key, _one_of_four(case, system, policy, split, equal, args))
         bars[case.name] = rows
         text += [f"## {case.name}\n", table(rows)]
-        text += [f"* shared / {s}: in window {_over(rows['shared'], rows[s])}" for s in rows if s != "shared"]
+        last = list(rows)[-1]
+        text += [f"* {last} / {s}: in window {_over(rows[last], rows[s])}" for s in rows if s != last]
         text.append("")
     draw(args, what, bars)
     return text
@@ -289,7 +305,8 @@ def _one_of_four(
         if equal:
             unit = structs.replace(unit, quota_weights=(1 / count,) * count)
         overbook = 0 if whole else args.overbook
-        _, row = run_unit(case, unit, policy, args, split=split, overbook=overbook)
+        apart = system == "apart"
+        _, row = run_unit(case, unit, policy, args, split=split, overbook=overbook, apart=apart)
         return {**row, "shares": list(unit.decode_shares)}
 
     return make
@@ -322,6 +339,7 @@ EXPERIMENTS: dict[str, Callable[[Runs, Namespace], list[str]]] = {
     "scheduling": scheduling,
     "pool": pool,
     "sharing": sharing,
+    "phases": phases,
 }
 
 if __name__ == "__main__":
