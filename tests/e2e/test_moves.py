@@ -172,3 +172,22 @@ def test_sigterm_in_the_midst_of_a_move_leaves_nothing(tmp_path: Path, what: str
         assert all(leaks.gone(pid, 5) for pid in pids)
         assert not daemon.socket.exists()
         assert "Traceback" not in daemon.log
+
+
+def test_a_shutdown_with_grace_serves_who_goes_over_meanwhile(tmp_path: Path) -> None:
+    """The switch comes after SIGTERM: the unit that was empty then gets requests, and is waited for."""
+    with live(config(tmp_path, "shutdown_grace = 100.0"), tmp_path) as daemon:
+        alone = ask(daemon, "a", 64)
+        begin(daemon, "cpu:1")
+        running = [Stream(daemon, "a", 5000) for _ in range(2)]
+        for one in running:
+            assert one.first.wait(60)
+        queued = [Stream(daemon, "a", 64) for _ in range(3)]
+        while row(daemon, "a").waiting < 3:
+            continue
+        assert daemon.terminate(seconds=110) == 0, daemon.log
+        for one in queued:
+            assert (one.join().tokens, one.finish, one.error) == (alone, "length", "")
+        for one in running:
+            assert (len(one.join().tokens), one.finish) == (5000, "length")
+        assert "Traceback" not in daemon.log
