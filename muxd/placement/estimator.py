@@ -9,7 +9,8 @@ reached from below, as both sides only grow. Three things the published estimato
 
 * memory: the sequences of all models share the pool, and shrink together when it is too small;
 * shares: decodes that ask for more than 100 percent together (plus ``overbook``) take turns, each counted for
-  the part of the time it decodes, so cold models cost what they use;
+  the part of the time it decodes, so cold models cost what they use. Turns are whole steps: a model waits for
+  a step of everybody it does not fit beside, so a small model beside a large one steps as seldom as that;
 * bandwidth: a tenth of the multiprocessors reaches half of it, so by the table ten decodes together would
   move five times what the memory can. All together they get at most ``together`` times what one gets alone:
   the peak over the part of it that one reaches (0.68 on an A100, muxd.cost.peaks).
@@ -44,6 +45,7 @@ class Load(Struct, frozen=True):
     prefills: list[float]  # seconds, each of its whole batch
     decodes: list[float]  # seconds a step, alone on its share
     stretch: float  # times longer, where decodes take turns
+    steps: list[float]  # seconds from step to step, the wait for others in it
     throughputs: list[float]
 
     @property
@@ -145,17 +147,20 @@ class Estimator:
         """The least batches that meet the rates, or what memory and the largest batch allow."""
         loads = [self.problem.models[model] for model in models]
         curves = [self._curve(load, gpus, share) for load, share in zip(loads, shares, strict=True)]
-        batches, stretch = _fixed_point(loads, curves, shares, self._limits)
+        batches, stretch, turns = _fixed_point(loads, curves, shares, self._limits)
         sequences = [self._sequence[model][gpus] for model in models]
         batches = _squeezed(batches, sequences, self.pool(gpus, models))
         times = [curve.at(batch) for curve, batch in zip(curves, batches, strict=True)]
-        stretch = max(stretch, _turns(loads, batches, times, shares, self._limits))
+        busy = _busy(loads, batches, times)
+        stretch = max(stretch, _turns(busy, times, shares, self._limits))
+        waits = list(map(max, turns, _waits(busy, times, shares, self._limits[0])))
         wait = sum(prefill for prefill, _, _ in times)
+        steps = [max(stretch * time[1], time[1] + turn) for time, turn in zip(times, waits, strict=True)]
         throughputs = [
-            batch / (wait + load.output * stretch * decode)
-            for load, batch, (_, decode, _) in zip(loads, batches, times, strict=True)
+            batch / (wait + load.output * step)
+            for load, batch, step in zip(loads, batches, steps, strict=True)
         ]
-        return Load(batches, [p for p, _, _ in times], [d for _, d, _ in times], stretch, throughputs)
+        return Load(batches, [p for p, _, _ in times], [d for _, d, _ in times], stretch, steps, throughputs)
 
     def _curve(self, load: ModelLoad, gpus: int, share: int) -> Curve:
         return self._curves.get(load.cost, gpus, share, load.prompt, load.output, PREFILL_SHARE)
@@ -171,7 +176,7 @@ class Estimator:
         wait = load.round
         for i, model in enumerate(models):
             wanted = self.problem.models[model]
-            seconds = wait + wanted.output * load.stretch * load.decodes[i]
+            seconds = wait + wanted.output * load.steps[i]
             served = min(wanted.rate, load.throughputs[i])
             total += wanted.weight * served * (1.0 + _SPEED * self._alone[model] / seconds)
         return total
@@ -199,7 +204,7 @@ class Estimator:
             rate=wanted.rate,
             throughput=throughput if late else max(throughput, wanted.rate),
             ttft=float("inf") if late else load.round,
-            tpot=load.stretch * load.decodes[i] + load.round / wanted.output,
+            tpot=load.steps[i] + load.round / wanted.output,
         )
 
     def _utilisation(self, mesh: Mesh, load: Load) -> float:
@@ -212,47 +217,70 @@ class Estimator:
         return used
 
 
+Times = tuple[float, float, float]  # of a batch: seconds of its prefill, of a decode step, and its speed
+
+
 def _fixed_point(
     loads: list[ModelLoad], curves: list[Curve], shares: Sequence[int], limits: tuple[float, float]
-) -> tuple[list[float], float]:
-    """Batches and stretch, from below. ``limits``: percent booked together, and speed together."""
-    wait = sum(curve.at(1.0)[0] for curve in curves)
-    stretch = 1.0
+) -> tuple[list[float], float, list[float]]:
+    """Batches, stretch and each model's wait for others' steps, from below. ``limits``: percent booked
+    together, and speed together."""
+    wait, stretch = sum(curve.at(1.0)[0] for curve in curves), 1.0
+    waits = [0.0] * len(loads)
     batches: list[float] = []
-    work = [
-        (c.needed, c.at, load.rate, load.output, s) for load, c, s in zip(loads, curves, shares, strict=True)
-    ]
     for _ in range(_ROUNDS):
-        batches, prefills, booked, speeds = [], 0.0, 0.0, 0.0
-        for needed, at, rate, output, share in work:
-            batch = needed(rate, wait, output * stretch)
-            prefill, decode, speed = at(batch)
-            batches.append(batch)
-            prefills += prefill
-            busy = min(batch, rate * output * decode) / batch
-            booked += busy * share
-            speeds += busy * speed
-        turns = max(1.0, booked / limits[0], speeds / limits[1])
-        if prefills <= wait * (1 + _CLOSE) and turns <= stretch * (1 + _CLOSE):
+        batches = [
+            max(
+                curve.needed(load.rate, wait, load.output * stretch),
+                curve.needed(load.rate, wait + load.output * turn, load.output) if turn else 0.0,
+            )
+            for load, curve, turn in zip(loads, curves, waits, strict=True)
+        ]
+        times = [curve.at(batch) for curve, batch in zip(curves, batches, strict=True)]
+        busy = _busy(loads, batches, times)
+        prefills = sum(prefill for prefill, _, _ in times)
+        turns = _turns(busy, times, shares, limits)
+        longer = _waits(busy, times, shares, limits[0])
+        close = all(new <= old * (1 + _CLOSE) for new, old in zip(longer, waits, strict=True))
+        if prefills <= wait * (1 + _CLOSE) and turns <= stretch * (1 + _CLOSE) and close:
             break
-        wait, stretch = max(wait, prefills), max(stretch, turns)
-    return batches, stretch
+        wait, stretch, waits = max(wait, prefills), max(stretch, turns), list(map(max, waits, longer))
+    return batches, stretch, waits
+
+
+def _busy(loads: list[ModelLoad], batches: list[float], times: list[Times]) -> list[float]:
+    """The part of the time in which each model has a decode step to do."""
+    return [
+        min(batch, load.rate * load.output * decode) / batch
+        for load, batch, (_, decode, _) in zip(loads, batches, times, strict=True)
+    ]
 
 
 def _turns(
-    loads: list[ModelLoad],
-    batches: list[float],
-    times: list[tuple[float, float, float]],
-    shares: Sequence[int],
-    limits: tuple[float, float],
+    busy: list[float], times: list[Times], shares: Sequence[int], limits: tuple[float, float]
 ) -> float:
     """The stretch at these batches: smaller ones decode for more of the time, and nearer the bandwidth."""
-    booked = speeds = 0.0
-    for load, batch, (_, decode, speed), share in zip(loads, batches, times, shares, strict=True):
-        busy = min(batch, load.rate * load.output * decode) / batch
-        booked += busy * share
-        speeds += busy * speed
+    booked = sum(part * share for part, share in zip(busy, shares, strict=True))
+    speeds = sum(part * speed for part, (_, _, speed) in zip(busy, times, strict=True))
     return max(1.0, booked / limits[0], speeds / limits[1])
+
+
+def _waits(busy: list[float], times: list[Times], shares: Sequence[int], limit: float) -> list[float]:
+    """Seconds each model waits between two steps for those that do not fit beside it.
+
+    They step once meanwhile, at best packed: not in less than the longest of them, than all that want more
+    than half of the device one after another, or than their share-seconds.
+    """
+    found = []
+    for i, own in enumerate(shares):
+        longest = single = area = 0.0
+        for j, share in enumerate(shares):
+            if j != i and own + share > limit:
+                seconds = busy[j] * times[j][1]
+                longest, area = max(longest, seconds), area + seconds * share / limit
+                single += seconds if 2 * share > limit else 0.0
+        found.append(max(longest, single, area))
+    return found
 
 
 def _squeezed(batches: list[float], sequences: list[int], pool: int) -> list[float]:
