@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from muxd.kernels import feed as feeding
 from muxd.kernels import gated, paged_decode, paged_prefill, rope_write, row_table, sampling
 from muxd.kernels import rms_norm as norm
 from muxd.kernels.paged_pool import PagedPool
@@ -108,11 +109,24 @@ def gelu_tanh_gate(gate_up: Tensor) -> Tensor:
     return found
 
 
+def feed(tokens: Tensor, positions: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """See ``feed``."""
+    found: tuple[Tensor, Tensor] = _for(tokens, feeding).feed(tokens, positions, before)
+    return found
+
+
 def sample(
-    logits: Tensor, lines: SamplingLines, counts: Tensor, *, greedy: bool = False, filtered: bool = True
+    logits: Tensor,
+    lines: SamplingLines,
+    counts: Tensor,
+    *,
+    greedy: bool = False,
+    filtered: bool = True,
+    out: Tensor | None = None,
 ) -> Tensor:
     """See ``sampling``."""
-    found: Tensor = _for(logits, sampling).sample(logits, lines, counts, greedy=greedy, filtered=filtered)
+    module = _for(logits, sampling)
+    found: Tensor = module.sample(logits, lines, counts, greedy=greedy, filtered=filtered, out=out)
     return found
 
 

@@ -35,13 +35,19 @@ class SamplingLines:
 
 
 def sample(
-    logits: Tensor, lines: SamplingLines, counts: Tensor, *, greedy: bool = False, filtered: bool = True
+    logits: Tensor,
+    lines: SamplingLines,
+    counts: Tensor,
+    *,
+    greedy: bool = False,
+    filtered: bool = True,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The reference: a loop over lines in float64. Returns int64 [b] and counts the tokens it picked.
 
     logits [b, vocab] in any float type. counts int32 [slots, vocab]: 2 · (times generated) + (seen at all),
     see ``count_tokens``. ``greedy`` promises that every line is a plain argmax; ``filtered`` False promises
-    that none has top_k, top_p or min_p. Both only spare work.
+    that none has top_k, top_p or min_p. Both only spare work. ``out`` int64 [b]: put the tokens there.
     """
     picked = []
     for i in range(logits.shape[0]):
@@ -56,7 +62,7 @@ def sample(
     tokens = torch.tensor(picked, dtype=torch.int64, device=logits.device)
     if not greedy:
         count_tokens(counts, lines.slot, tokens, torch.ones_like(lines.slot))
-    return tokens
+    return tokens if out is None else out.copy_(tokens)
 
 
 def count_tokens(counts: Tensor, slots: Tensor, tokens: Tensor, generated: Tensor) -> None:

@@ -177,7 +177,7 @@ def _count(counts, slots, tokens, generated, n, vocab, SIZE: tl.constexpr):
 class _Room:
     """Scratch of one call. ``plain``: nothing is adjusted, so nothing of the vocabulary's size is needed."""
 
-    def __init__(self, logits: Tensor, plain: bool):
+    def __init__(self, logits: Tensor, plain: bool, out: Tensor | None = None):
         batch, vocab = logits.shape
         self.chunks = ceil_div(vocab, CHUNK)
 
@@ -187,7 +187,7 @@ class _Room:
         self.adjusted = empty(1 if plain else vocab, torch.float32)
         self.best, self.place = empty(self.chunks, torch.float32), empty(self.chunks, torch.int32)
         self.mass = empty(self.chunks, torch.float64)
-        self.out = torch.empty(batch, dtype=torch.int64, device=logits.device)
+        self.out = torch.empty(batch, dtype=torch.int64, device=logits.device) if out is None else out
 
 
 def _first_calls(
@@ -277,10 +277,11 @@ def sample(
     *,
     greedy: bool = False,
     filtered: bool = True,
+    out: Tensor | None = None,
     shortlist: int = SHORTLIST,
 ) -> Tensor:
     """As ``sampling.sample``. ``shortlist``: a power of two; smaller ones search more often."""
-    room, vocab = _Room(logits, greedy), logits.shape[1]
+    room, vocab = _Room(logits, greedy, out), logits.shape[1]
     for call in _first_calls(logits, lines, counts, room, greedy):
         call.run()
     best = None

@@ -74,6 +74,7 @@ class Cuda:
     """
 
     cpus: tuple[int, ...] = ()  # the host's part of a worker goes where it likes
+    queues = True
 
     def __init__(
         self,

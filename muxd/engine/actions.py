@@ -67,10 +67,18 @@ Event = Arrived | BatchDone | Cancelled | WorkerReady | WorkerLost | Withdraw | 
 
 
 class Launch(Struct, frozen=True):
-    """Send the command to the model's worker."""
+    """The command begins. Send it to the model's worker, unless it went ``ahead``."""
 
     model: str
     command: Prefill | Decode
+    ahead: bool = False
+
+
+class Ahead(Struct, frozen=True):
+    """Send a step to the model's worker whose last one still runs; ``Launch`` follows when that is done."""
+
+    model: str
+    command: Decode
 
 
 class Emit(Struct, frozen=True):
@@ -82,7 +90,7 @@ class Emit(Struct, frozen=True):
 
 
 class Ended(Struct, frozen=True):
-    """The sequence is complete and its rows are free."""
+    """The sequence is complete; its rows are free, or will be when the step that went ahead is done."""
 
     sequence: Sequence
     finish: Finish
@@ -123,4 +131,4 @@ class QuotaMoved(Struct, frozen=True):
     reason: str
 
 
-Action = Launch | Emit | Ended | Failed | Rejected | Preempted | Withdrawn | QuotaMoved
+Action = Launch | Ahead | Emit | Ended | Failed | Rejected | Preempted | Withdrawn | QuotaMoved

@@ -3,7 +3,7 @@
 A policy says which lane starts what on which share; that is all it says.
 """
 
-from muxd.engine.actions import Launch
+from muxd.engine.actions import Ahead, Launch
 from muxd.engine.board import Board
 from muxd.engine.commands import chunk_of, drain, new_rows
 from muxd.engine.lane import InFlight, Lane
@@ -43,7 +43,7 @@ class Batches:
             return False
         command = Prefill(self._next(), share, new_rows(granted), chunks, drain(lane.forget))
         sizes = [len(chunk.tokens) // 4 for chunk in chunks]
-        self._fly(lane, command, InFlight(command.batch, True, sequences, sizes, share, now))
+        self._fly(lane, InFlight(command.batch, True, sequences, sizes, share, now, command))
         self._board.prefilling += 1
         self._board.prefilled = command.batch
         self._board.waiting.to_back(lane)
@@ -57,28 +57,80 @@ class Batches:
         sequences, grown, rows = self._rows.grow(lane)
         if not sequences:
             return False
-        ids = [sequence.id for sequence in sequences]
-        command = Decode(self._next(), share, new_rows([rows]), ids, grown, drain(lane.forget))
-        flight = InFlight(command.batch, False, sequences, [1] * len(sequences), share, now)
-        self._fly(lane, command, flight)
-        lane.stepped = command.batch
+        flight = self._step(lane, sequences, grown, rows, share, now)
+        self._fly(lane, flight)
+        lane.stepped = flight.batch
         self._board.decodable.to_back(lane)
         return True
 
-    def land(self, lane: Lane, flight: InFlight) -> None:
-        """The batch is done, or lost with its worker: its share is free again."""
+    def ahead(self, lane: Lane, now: float) -> bool:
+        """The step after the one in flight, on its share, for those who will surely or likely go on.
+
+        False when one of them finds no row: nobody is preempted for a step that is not due. False also while
+        somebody of the lane is not in the step in flight: steps in a row would leave it out for ever.
+        """
+        front = lane.step
+        assert front is not None
+        if any(sequence.batch != front.batch for sequence in lane.running):
+            return False
+        grown = self._rows.grow_ahead(lane, front.sequences)
+        if grown is None:
+            return False
+        flight = lane.ahead = self._step(lane, *grown, front.share, now)
+        for sequence in flight.sequences:
+            sequence.batch = flight.batch
+        self._board.refresh(lane)
+        assert isinstance(flight.command, Decode)
+        self._board.actions.append(Ahead(lane.spec.model, flight.command))
+        return True
+
+    def land(self, lane: Lane, flight: InFlight, now: float) -> None:
+        """The batch is done: the step that went ahead of it begins on its share, or that is free again."""
+        self._free(lane, flight)
+        behind = lane.ahead
+        if flight.prefill or behind is None:
+            return
+        lane.ahead, behind.began = None, now
+        self._begin(lane, behind)
+        lane.stepped = behind.batch
+        self._board.refresh(lane)
+        self._board.actions.append(Launch(lane.spec.model, behind.command, ahead=True))
+
+    def lose(self, lane: Lane) -> None:
+        """Nothing of the lane runs any more."""
+        lane.ahead = None
+        for flight in list(lane.flights):
+            self._free(lane, flight)
+
+    def _free(self, lane: Lane, flight: InFlight) -> None:
         lane.flights.remove(flight)
         self._board.shares.release(flight.batch)
         self._board.prefilling -= flight.prefill
 
-    def _fly(self, lane: Lane, command: Prefill | Decode, flight: InFlight) -> None:
+    def _step(
+        self,
+        lane: Lane,
+        sequences: list[Sequence],
+        grown: list[tuple[int, int]],
+        rows: Rows,
+        share: int,
+        now: float,
+    ) -> InFlight:
+        ids = [sequence.id for sequence in sequences]
+        command = Decode(self._next(), share, new_rows([rows]), ids, grown, drain(lane.forget))
+        return InFlight(command.batch, False, sequences, [1] * len(sequences), share, now, command)
+
+    def _begin(self, lane: Lane, flight: InFlight) -> None:
         self._board.shares.book(flight.batch, flight.share)
         lane.flights.append(flight)
-        lane.launched = flight.batch
+        lane.launched = max(lane.launched, flight.batch)  # a prefill may have overtaken the step ahead
+
+    def _fly(self, lane: Lane, flight: InFlight) -> None:
+        self._begin(lane, flight)
         for sequence in flight.sequences:
             sequence.batch = flight.batch
         self._board.refresh(lane)
-        self._board.actions.append(Launch(lane.spec.model, command))
+        self._board.actions.append(Launch(lane.spec.model, flight.command))
 
     def _next(self) -> int:
         self.begun += 1

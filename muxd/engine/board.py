@@ -27,6 +27,7 @@ class Board:
         self.lanes: dict[str, Lane] = {}
         self.decodable = Turns()  # lanes with running sequences and a worker free to step them
         self.waiting = Turns()  # lanes with prompts to compute
+        self.stepping = Turns()  # lanes with a decode step in flight and none behind it
         for spec in specs:
             self.open(spec)
 
@@ -40,11 +41,13 @@ class Board:
         lane = self.lanes.pop(model)
         self.decodable.drop(lane)
         self.waiting.drop(lane)
+        self.stepping.drop(lane)
 
     def refresh(self, lane: Lane) -> None:
         """Whoever changed a lane's queue, sequences, flight or worker says so here."""
         self.decodable.put(lane, bool(lane.running) and lane.free(prefill=False))
         self.waiting.put(lane, bool(lane.waiting))
+        self.stepping.put(lane, lane.step is not None and lane.ahead is None)
         if not lane.waiting:
             lane.blocked = ""
 

@@ -8,6 +8,7 @@ from msgspec import Struct, structs
 
 from muxd.engine.sequence import Phase, Sequence
 from muxd.errors import MuxdError
+from muxd.messages import Decode, Prefill
 
 _KEEP = 0.9  # what the average cost of a prefilled token keeps of its past with every batch
 
@@ -38,6 +39,7 @@ class InFlight(Struct):
     chunk: list[int]  # tokens computed per sequence
     share: int
     began: float
+    command: Prefill | Decode
 
 
 class Lane:
@@ -56,6 +58,7 @@ class Lane:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.flights: list[InFlight] = []  # one at most; of a split lane, one of each phase
+        self.ahead: InFlight | None = None  # a decode step that its worker has while another still runs
         self.launched = 0  # number of its last batch
         self.stepped = 0  # number of its last decode step
         self.forget: list[int] = []  # told to the worker with the next command
@@ -95,6 +98,11 @@ class Lane:
     def flight(self, batch: int) -> InFlight | None:
         """The batch of that number, if it is being computed."""
         return next((it for it in self.flights if it.batch == batch), None)
+
+    @property
+    def step(self) -> InFlight | None:
+        """The decode step that is being computed."""
+        return next((it for it in self.flights if not it.prefill), None)
 
     def overdue(self, now: float, patience: float) -> bool:
         """Running streams have waited ``patience`` for a step while prefills went first.

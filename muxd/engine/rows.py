@@ -143,13 +143,33 @@ class RowKeeper:
         if not need or granted is None:
             granted = NO_ROWS
         self._note_starving(lane, bool(stalled))
+        grown = self._extend(lane, need, granted)
+        steppers = [s for s in lane.running if s.id not in stalled] if stalled else list(lane.running)
+        return steppers, grown, granted
+
+    def grow_ahead(
+        self, lane: Lane, stepping: list[Sequence]
+    ) -> tuple[list[Sequence], list[tuple[int, int]], Rows] | None:
+        """Rows for the token after the one that ``stepping`` sample now, as ``grow`` returns them.
+
+        Who is known to end, or to be preempted, stays out. None when nobody is left or rows are short.
+        """
+        limit = lane.spec.max_context
+        going = [s for s in stepping if not s.closing and not s.ends(limit) and s.id not in self._evicting]
+        need = [s for s in going if s.computed + 1 >= len(s.rows) * lane.spec.row_tokens]
+        granted = self.ledger.take(lane.spec.model, len(need)) if need else NO_ROWS
+        if not going or granted is None:
+            return None
+        return going, self._extend(lane, need, granted), granted
+
+    def _extend(self, lane: Lane, need: list[Sequence], granted: Rows) -> list[tuple[int, int]]:
+        """One row each."""
         grown = list(zip((s.id for s in need), granted.ids.tolist(), strict=True))
         for sequence, (_, row) in zip(need, grown, strict=True):
             if len(sequence.rows) < sequence.charge:
                 self._promise(lane, -1)
             sequence.rows.append(row)
-        steppers = [s for s in lane.running if s.id not in stalled] if stalled else list(lane.running)
-        return steppers, grown, granted
+        return grown
 
     def computed(self, lane: Lane, sequence: Sequence) -> None:
         """More of it is computed: its full rows may be found by others from now on."""
@@ -257,10 +277,14 @@ class RowKeeper:
         return True
 
     def finish_evictions(self, sequences: list[Sequence]) -> None:
-        """Their batch is done."""
+        """Their batch is done; who is in the step that went ahead of it stays until that is."""
         if self._evicting:
             for sequence in sequences:
-                if self._evicting.pop(sequence.id, None) is not None and sequence.phase is not Phase.ENDED:
+                if (
+                    sequence.batch is None
+                    and self._evicting.pop(sequence.id, None) is not None
+                    and sequence.phase is not Phase.ENDED
+                ):
                     self._preempt(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:

@@ -89,6 +89,8 @@ class Scheduler:
             case Tick():
                 pass
         self._policy.launch(now)
+        if self.settings.run_ahead:
+            self._run_ahead(now)
         for lane in self._board.waiting.lanes:
             lane.block(self._why_waiting(lane), now)
         if self.forecast is not None:
@@ -197,7 +199,7 @@ class Scheduler:
         flight = lane.flight(event.batch)
         if flight is None:
             return  # an answer from before the worker was lost
-        self._batches.land(lane, flight)
+        self._batches.land(lane, flight, now)
         lane.prefilled_since_decode = flight.prefill
         if flight.prefill:
             self._learn_cost(lane, flight, now)
@@ -213,12 +215,15 @@ class Scheduler:
         ended: list[Action] = []
         index = 0
         for sequence, computed in zip(flight.sequences, flight.chunk, strict=True):
-            sequence.batch = None
-            sequence.computed += computed
+            if sequence.batch == flight.batch:
+                sequence.batch = None  # else it is in the step that went ahead, too
+            # What is computed behind a sequence's end is nobody's.
+            sequence.computed = min(sequence.computed + computed, len(sequence.tokens))
             sampled = sequence.remaining == 0
             self._rows.computed(lane, sequence)
             if sequence.closing:
-                self._end(sequence)
+                if sequence.batch is None:
+                    self._end(sequence)
             elif sampled:
                 self._accept(lane, sequence, tokens[index], index, emit, ended)
             index += sampled
@@ -240,13 +245,26 @@ class Scheduler:
             emit.tokens.append(token)
             emit.index.append(index)
         if finish is not None:
-            self._end(sequence)
+            sequence.closing = sequence.batch is not None
+            if not sequence.closing:
+                self._end(sequence)
             ended.append(Ended(sequence, finish))
 
     def _learn_cost(self, lane: Lane, flight: InFlight, now: float) -> None:
         """Cached rows that are dear to compute again go last."""
         lane.learn_cost(now - flight.began, sum(flight.chunk))
         self.ledger.set_cost(lane.spec.model, lane.token_seconds * lane.spec.row_tokens)
+
+    def _run_ahead(self, now: float) -> None:
+        """A second step for those who decode, where nobody waits for what they would give back after one:
+        then no device idles until the daemon has answered."""
+        board, rows = self._board, self._rows
+        if self._policy.held or board.decodable or rows.starving or rows.claims:
+            return
+        if any(lane.ready and rows.admissible(lane) for lane in board.waiting.lanes):
+            return
+        for lane in board.stepping.lanes:
+            self._batches.ahead(lane, now)
 
     # ---- ends -------------------------------------------------------------------------------------
 
@@ -266,8 +284,7 @@ class Scheduler:
         lane = self.lanes[event.model]
         lane.ready = False
         lane.failed = event.error if event.final else None
-        for flight in list(lane.flights):
-            self._batches.land(lane, flight)
+        self._batches.lose(lane)
         self._rows.lose(lane)
         for sequence in list(lane.sequences()):
             touched = bool(sequence.rows)

@@ -59,8 +59,8 @@ class Sequence:
         self.registered = 0  # rows whose names the ledger knows
         self.cached = 0  # prompt tokens found computed when it was first admitted
         self.phase = Phase.WAITING
-        self.batch: int | None = None  # the batch in flight that contains it
-        self.closing = False  # to be released when that batch is done
+        self.batch: int | None = None  # the last batch in flight that contains it
+        self.closing = False  # to be released when that batch is done: its reader has left, or has all
         self.preemptions = 0
         self.reruns = 0  # started over because a worker died before any token was sent
 
@@ -76,6 +76,11 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens whose K and V are not computed yet."""
         return len(self.tokens) - self.computed
+
+    def ends(self, max_context: int) -> bool:
+        """Whether the next token is the last, whatever it is."""
+        last = self.generated + 1 >= self.request.max_tokens
+        return last or len(self.tokens) + 1 >= max_context
 
     def chunk(self, budget: int) -> Ids[int]:
         """The next at most ``budget`` tokens to compute."""

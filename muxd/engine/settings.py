@@ -10,3 +10,4 @@ class Settings(Struct, frozen=True):
     prefill_tokens: int = 512
     look_ahead: int = 64
     adapt_period: float = 8.0
+    run_ahead: bool = False  # give workers a decode step before the one in front of it is done

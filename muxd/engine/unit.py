@@ -11,6 +11,7 @@ from itertools import count
 from muxd.clock import Clock
 from muxd.engine.actions import (
     Action,
+    Ahead,
     Arrived,
     BatchDone,
     Cancelled,
@@ -246,7 +247,7 @@ class Unit:
         now = self._clock.now()
         actions = self._scheduler.handle(event, now)
         for action in actions:
-            if isinstance(action, Launch):
+            if isinstance(action, Ahead) or (isinstance(action, Launch) and not action.ahead):
                 self._send(action.model, action.command)
         for action in actions:
             self._perform(action, now, logprobs or {})

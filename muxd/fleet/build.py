@@ -48,6 +48,7 @@ def open_site(
         prefill_tokens=config.prefill_tokens,
         look_ahead=config.look_ahead,
         adapt_period=config.adapt_period,
+        run_ahead=device.queues,
     )
     forecast = None
     if config.admission == "slo":

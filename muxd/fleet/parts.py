@@ -16,6 +16,7 @@ class Parts:
     def __init__(self, total: int):
         self._total = total
         self._held: dict[tuple[str, int], int] = {}  # by model and batch
+        self._stepped: dict[str, int] = {}  # model -> its last decode step
 
     @property
     def taken(self) -> int:
@@ -28,13 +29,15 @@ class Parts:
     def placed(self, model: str, command: Prefill | Decode) -> Prefill | Decode:
         """The command with its place, held until ``done`` or ``free``: parts nobody uses, where that can be.
 
-        The whole device is mask 0, which needs no green context.
+        A step that is sent while the one in front still runs comes after it, so it has the same place. The
+        whole device is mask 0, which needs no green context.
         """
         if not self._total:
             return command
         count = max(1, min(self._total, command.share * self._total // 100))
         whole = (1 << self._total) - 1
-        mask = place(self.taken, count, self._total) or self._least_used(count)
+        mask = self._in_front(model, command, count)
+        mask = mask or place(self.taken, count, self._total) or self._least_used(count)
         self._held[model, command.batch] = mask
         return msgspec.structs.replace(command, parts=0 if mask == whole else mask)
 
@@ -46,6 +49,14 @@ class Parts:
         """All its batches are over: its workers are new."""
         for key in [key for key in self._held if key[0] == model]:
             del self._held[key]
+
+    def _in_front(self, model: str, command: Prefill | Decode, count: int) -> int:
+        """Where the step runs that this one was sent behind; 0: there is none, or of another size."""
+        if isinstance(command, Prefill):
+            return 0
+        mask = self._held.get((model, self._stepped.get(model, 0)), 0)
+        self._stepped[model] = command.batch
+        return mask if mask.bit_count() == count else 0
 
     def _least_used(self, count: int) -> int:
         """More is booked than there is (``overbook``): side by side, where the fewest batches run."""

@@ -20,7 +20,13 @@ class WorkerEnd:
 
     def receive(self) -> ToWorker:
         """Wait for the next command. Raises WireError when it cannot be read."""
-        data = self._socket.recv()
+        return self._read(self._socket.recv())
+
+    def poll(self) -> ToWorker | None:
+        """The next command if it is here. Raises WireError when it cannot be read."""
+        return self._read(self._socket.recv()) if self._socket.poll(0) else None
+
+    def _read(self, data: bytes) -> ToWorker:
         try:
             command: ToWorker = decode_to_worker(data)
         except msgspec.DecodeError as error:

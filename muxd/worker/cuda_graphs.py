@@ -1,15 +1,16 @@
 """Decode steps recorded once and replayed: one graph for each batch size that is kept, padded up to.
 
 A graph holds addresses, so what it reads lies in tensors that never move: its inputs, the row table, the row
-lists. Graphs of one worker never run at once and share one memory pool; the largest is recorded first, so
-that the smaller ones find their memory there. A graph recorded on the stream of a green context keeps that
-context, hence one set for each mask of parts.
+lists, the counts of the sampler, the tokens picked by the step before. Graphs of one worker never run at once
+and share one memory pool; the largest is recorded first, so that the smaller ones find their memory there. A
+graph recorded on the stream of a green context keeps that context, hence one set for each mask of parts.
 """
 
 import gc
 import logging
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,26 +19,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from muxd.worker.cuda_upload import pack, views
+
 _log = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
-LINES, TOKENS, POSITIONS, LENGTHS = range(4)  # of a step's inputs, int32 [4, b]
-_ALIGNMENT = 4  # int32 in 16 bytes
+Arrays = list[NDArray[Any]]  # of one step; shapes and types follow from its way and size alone
 
 
 def bucket(count: int, buckets: tuple[int, ...] = BUCKETS) -> int | None:
     """The smallest of ``buckets``, ascending, that holds ``count`` sequences; None when none does."""
     return next((size for size in buckets if size >= count), None)
-
-
-def padding(size: int) -> NDArray[np.int32]:
-    """Inputs of ``size`` sequences that are none: nothing is read from the pool or written to it.
-
-    A line's start is aligned; columns from ``size`` on are unused.
-    """
-    inputs = np.zeros((4, -(-size // _ALIGNMENT) * _ALIGNMENT), dtype=np.int32)
-    inputs[POSITIONS] = -1
-    return inputs
 
 
 class Recorder(Protocol):
@@ -88,58 +80,67 @@ class Again:
 @dataclass(frozen=True, slots=True)
 class _Recorded:
     replay: Callable[[], None]
-    inputs: Tensor  # int32 [4, padded]
-    hidden: Tensor  # [size, hidden]
+    packed: Tensor  # uint8 [bytes]: the inputs
+    result: Tensor
 
 
 class DecodeGraphs:
-    """Recorded decode steps of one model, by mask and bucket.
+    """Recorded decode steps of one model, by mask, way and bucket.
 
-    ``step``: inputs int32 [4, b] -> hidden [b, hidden], without a wait for the device.
+    ``step(way, tensors)`` computes a step of the ``way`` (what it does after the model, a small number),
+    without a wait for the device. ``padding(way, size)``: its inputs for ``size`` sequences that are none.
     """
 
     def __init__(
         self,
-        step: Callable[[Tensor], Tensor],
+        step: Callable[[int, list[Tensor]], Tensor],
+        padding: Callable[[int, int], Arrays],
         device: torch.device,
         recorder: Recorder,
         buckets: tuple[int, ...] = BUCKETS,
     ):
-        self._step, self._device, self._recorder, self._buckets = step, device, recorder, buckets
-        self._made: dict[int, dict[int, _Recorded]] = {}
+        self._step, self._padding = step, padding
+        self._device, self._recorder, self._buckets = device, recorder, buckets
+        self._made: dict[tuple[int, int], dict[int, _Recorded]] = {}
 
-    def record(self, mask: int) -> None:
-        """All buckets of ``mask``, on the current stream, the largest first."""
+    def size(self, count: int) -> int | None:
+        """Lines of the graph that ``count`` sequences run in; None when no bucket holds them."""
+        return bucket(count, self._buckets)
+
+    def has(self, mask: int, way: int) -> bool:
+        return (mask, way) in self._made
+
+    def record(self, mask: int, way: int) -> None:
+        """All buckets, on the current stream, the largest first. Takes seconds."""
         begun = time.monotonic()
         found = {}
         for size in sorted(self._buckets, reverse=True):
-            inputs = torch.from_numpy(padding(size)).to(self._device)
-            replay, hidden = self._recorder(lambda own=inputs[:, :size]: self._step(own))  # type: ignore[misc]
-            found[size] = _Recorded(replay, inputs, hidden)
-        self._made[mask] = found
+            arrays = self._padding(way, size)
+            packed = pack(self._device, arrays).to(self._device)
+            tensors = views(packed, arrays)
+            replay, result = self._recorder(lambda own=tensors: self._step(way, own))  # type: ignore[misc]
+            found[size] = _Recorded(replay, packed, result)
+        self._made[mask, way] = found
         seconds = time.monotonic() - begun
-        _log.info("%d decode graphs for parts %#b recorded in %.1f s", len(found), mask, seconds)
+        _log.info("%d decode graphs (%d) for parts %#b recorded in %.1f s", len(found), way, mask, seconds)
 
     def forget(self) -> None:
         """What they read has moved. Nothing may be running."""
         self._made.clear()
 
-    def run(self, mask: int, inputs: NDArray[np.int32]) -> Tensor | None:
-        """Queue the step for ``inputs`` int32 [4, b]; hidden [b, hidden], overwritten by the next run.
-
-        None when no bucket holds b. A mask that is new is recorded first, which takes seconds.
-        """
-        count = inputs.shape[1]
-        size = bucket(count, self._buckets)
-        if size is None:
-            return None
-        if mask not in self._made:
-            self.record(mask)
-        recorded = self._made[mask][size]
-        host = torch.empty(recorded.inputs.shape, dtype=torch.int32, pin_memory=self._device.type == "cuda")
-        filled = host.numpy()
-        filled[:] = padding(size)
-        filled[:, :count] = inputs
-        recorded.inputs.copy_(host, non_blocking=True)
+    def run(self, mask: int, way: int, size: int, arrays: Items[NDArray[Any]]) -> Tensor:
+        """Queue the recorded step for ``arrays`` as ``padding`` makes them; its result, overwritten by the
+        next run."""
+        recorded = self._made[mask, way][size]
+        recorded.packed.copy_(pack(self._device, arrays), non_blocking=True)
         recorded.replay()
-        return recorded.hidden[:count]
+        return recorded.result
+
+
+def lines_of(size: int) -> list[NDArray[np.int32]]:
+    """Lines, tokens, positions and lengths of ``size`` sequences that are none, int32 [size] each.
+
+    Nothing is read from the pool for them or written to it.
+    """
+    lines, tokens, lengths = (np.zeros(size, dtype=np.int32) for _ in range(3))
+    return [lines, tokens, np.full(size, -1, dtype=np.int32), lengths]

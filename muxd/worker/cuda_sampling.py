@@ -1,9 +1,13 @@
 """Sampling on a device by the rules of ``muxd.worker.sampler``: only tokens come back.
 
 What a sequence with penalties has said is counted in a line of ``counts``; sequences without cost nothing.
+How many tokens a sequence has is told as ``known``, not read from its history: the last of them may be on the
+device alone.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -12,27 +16,43 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muxd.kernels import ops
+from muxd.kernels.launch import power_of_two
 from muxd.kernels.sampling import SamplingLines
 from muxd.messages import TokenLogprob
 from muxd.worker import sampler
-from muxd.worker.cuda_upload import int32, upload
+from muxd.worker.cuda_upload import int32, to_host, upload
 from muxd.worker.sequence import Sequence, Span
 
-_SLOTS = 4  # lines of counts at first: 4 bytes for each token of the vocabulary
+MOST = 4096  # sequences of a batch
+_SLOTS = 16  # lines of counts at first: 4 bytes for each token of the vocabulary
+BANNED = 8  # tokens of a line that cannot be sampled yet, in a recorded step
+
+Logprobs = Callable[[], dict[int, TokenLogprob]]
+
+
+class Way(IntEnum):
+    """How much a batch needs, least first."""
+
+    GREEDY = 0  # every line is a plain argmax
+    DRAWN = 1  # temperatures and penalties
+    FILTERED = 2  # also top-k, top-p or min-p
 
 
 class CudaSampler:
-    """Picks tokens of one model with ``vocab`` tokens."""
+    """Picks tokens of one model with ``vocab`` tokens.
+
+    ``counts`` int32 [slots, vocab] is another tensor after ``note`` has made room.
+    """
 
     def __init__(self, vocab: int, device: torch.device):
         self._device = device
         # counts[slot, token] = 2 · times generated + seen at all, see muxd.kernels.sampling
-        self._counts = torch.zeros((1, vocab), dtype=torch.int32, device=device)
-        self._free = [0]
-        self._plain = _lines(device, [], 1)
+        self.counts = torch.zeros((_SLOTS, vocab), dtype=torch.int32, device=device)
+        self._free = list(range(_SLOTS - 1, -1, -1))
+        self._plain = SamplingLines(*upload(device, *columns([], [], MOST)))
 
     def note(self, spans: Items[Span]) -> None:
-        """Count what these spans, computed but not sampled yet, say. Before ``sample``."""
+        """Count what these spans, computed but not sampled yet, say. Before ``pick``."""
         slots: list[int] = []
         tokens: list[int] = []
         generated: list[int] = []
@@ -47,7 +67,7 @@ class CudaSampler:
             generated += [int(at >= sequence.prompt_tokens) for at in range(first, span.stop)]
         if tokens:
             ops.count_tokens(
-                self._counts, *upload(self._device, int32(slots), int32(tokens), int32(generated))
+                self.counts, *upload(self._device, int32(slots), int32(tokens), int32(generated))
             )
 
     def release(self, sequence: Sequence) -> None:
@@ -56,88 +76,104 @@ class CudaSampler:
             self._free.append(sequence.slot)
             sequence.slot = -1
 
-    def sample(
-        self, logits: Tensor, sequences: Items[Sequence]
-    ) -> tuple[list[int], dict[int, TokenLogprob] | None]:
-        """See ``sampler.sample``; waits for the device."""
-        if all(sampler.plain(s.sampling, s) for s in sequences):
-            if len(self._plain.slot) < len(sequences):
-                self._plain = _lines(self._device, [], 2 * len(sequences))
-            picked = ops.sample(logits, _first(self._plain, len(sequences)), self._counts, greedy=True)
-        else:
-            lines = _lines(self._device, sequences, len(sequences))
-            filtered = any(_filters(s) for s in sequences)
-            picked = ops.sample(logits, lines, self._counts, filtered=filtered)
-        found = self._logprobs(logits, picked, sequences)
-        return picked.tolist(), found
+    def pick(self, way: Way, logits: Tensor, tensors: Items[Tensor], out: Tensor | None = None) -> Tensor:
+        """One token for each line, int64 [b], in ``out`` where given. ``tensors``: ``columns`` on the device,
+        none for a greedy batch. Can be recorded."""
+        if way is Way.GREEDY:
+            lines = _first(self._plain, len(logits))
+            return ops.sample(logits, lines, self.counts, greedy=True, out=out)
+        lines = SamplingLines(*tensors)
+        return ops.sample(logits, lines, self.counts, filtered=way is Way.FILTERED, out=out)
 
-    def _logprobs(
-        self, logits: Tensor, picked: Tensor, sequences: Items[Sequence]
-    ) -> dict[int, TokenLogprob] | None:
-        """Of the model's own distribution, for those who asked."""
-        asked = [i for i, sequence in enumerate(sequences) if sequence.sampling.logprobs >= 0]
-        if not asked:
-            return None
+    def logprobs(self, logits: Tensor, picked: Tensor, sequences: Items[Sequence]) -> Logprobs:
+        """Of the model's own distribution, for those who asked; what is returned waits for the device."""
+        asked = [i for i, sequence in enumerate(sequences) if asks(sequence)]
         (at,) = upload(self._device, int32(asked))
         logprobs = torch.log_softmax(logits.index_select(0, at).float(), -1)
         most = max(sequences[i].sampling.logprobs for i in asked)
         values, ids = torch.topk(logprobs, min(most, logprobs.shape[1]))
         own = logprobs.gather(1, picked.index_select(0, at)[:, None])[:, 0]
-        found = {}
-        for i, logprob, tokens, tops in zip(asked, own.tolist(), ids.tolist(), values.tolist(), strict=True):
-            count = sequences[i].sampling.logprobs
-            found[i] = TokenLogprob(logprob, list(zip(tokens[:count], tops[:count], strict=True)))
-        return found
+        counts = [sequences[i].sampling.logprobs for i in asked]
+        there = to_host(own), to_host(ids), to_host(values)
+
+        def read() -> dict[int, TokenLogprob]:
+            found = {}
+            lists = (tensor.tolist() for tensor in there)
+            for i, count, logprob, tokens, tops in zip(asked, counts, *lists, strict=True):
+                found[i] = TokenLogprob(logprob, list(zip(tokens[:count], tops[:count], strict=True)))
+            return found
+
+        return read
 
     def _slot(self) -> int:
         """A line of zeros."""
         if not self._free:
-            count = len(self._counts)
-            more = self._counts.new_zeros((max(_SLOTS, count), self._counts.shape[1]))
-            self._counts = torch.cat((self._counts, more))
-            self._free = list(range(len(self._counts) - 1, count - 1, -1))
+            count = len(self.counts)
+            self.counts = torch.cat((self.counts, torch.zeros_like(self.counts)))
+            self._free = list(range(len(self.counts) - 1, count - 1, -1))
         slot = self._free.pop()
-        self._counts[slot].zero_()
+        self.counts[slot].zero_()
         return slot
 
 
-def _filters(sequence: Sequence) -> bool:
-    sampling = sequence.sampling
-    return sampling.temperature > 0 and (sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0)
+def asks(sequence: Sequence) -> bool:
+    """For log-probabilities."""
+    return sequence.sampling.logprobs >= 0
 
 
-def _lines(device: torch.device, sequences: Items[Sequence], size: int) -> SamplingLines:
-    """How to pick for each sequence, padded to ``size`` lines that take the argmax."""
+def way_of(sequences: Items[Sequence], known: Items[int]) -> Way:
+    """The least that serves all of them, ``known`` tokens each."""
+    found = Way.GREEDY
+    for sequence, tokens in zip(sequences, known, strict=True):
+        said = sequence.sampling
+        if said.temperature > 0 and (said.top_k > 0 or said.top_p < 1 or said.min_p > 0):
+            return Way.FILTERED
+        if said.temperature > 0 or sampler.adjusted(said) or _held_back(sequence, tokens):
+            found = Way.DRAWN
+    return found
+
+
+def widest(sequences: Items[Sequence], known: Items[int]) -> int:
+    """Tokens in the longest list of those that cannot be sampled yet."""
+    held_back = (_held_back(s, tokens) for s, tokens in zip(sequences, known, strict=True))
+    return max(map(len, held_back), default=0)
+
+
+def columns(sequences: Items[Sequence], known: Items[int], size: int) -> list[NDArray[Any]]:
+    """How to pick for each sequence, in the order of ``SamplingLines``, padded to ``size`` lines that take
+    the argmax. The lists of banned tokens are ``BANNED`` wide, or wider where one is longer."""
     said = [s.sampling for s in sequences]
     rest = size - len(said)
 
-    def column(values: list[float], fill: float, dtype: type) -> NDArray[Any]:
-        return np.array(values + [fill] * rest, dtype=dtype)
+    def column(values: Items[float], fill: float, dtype: type) -> NDArray[Any]:
+        return np.array([*values, *[fill] * rest], dtype=dtype)
 
-    held_back = [sampler.banned(s) for s in sequences]
-    most = max(map(len, held_back), default=0)
-    width = 1 << max(2, (most - 1).bit_length())  # a width is compiled for: few of them
+    width = max(BANNED, power_of_two(widest(sequences, known)))  # a width is compiled for: few of them
     banned = np.full((size, width), -1, dtype=np.int32)
-    for i, tokens in enumerate(held_back):
-        banned[i, : len(tokens)] = tokens
+    for i, (sequence, tokens) in enumerate(zip(sequences, known, strict=True)):
+        held_back = _held_back(sequence, tokens)
+        banned[i, : len(held_back)] = held_back
     seeds = [s.seed % 2**64 for s in said] + [0] * rest
-    return SamplingLines(
-        *upload(
-            device,
-            column([s.temperature for s in said], 0.0, np.float32),
-            column([s.top_k for s in said], 0, np.int32),
-            column([s.top_p for s in said], 1.0, np.float64),
-            column([s.min_p for s in said], 0.0, np.float64),
-            column([s.presence_penalty for s in said], 0.0, np.float32),
-            column([s.frequency_penalty for s in said], 0.0, np.float32),
-            column([s.repetition_penalty for s in said], 1.0, np.float32),
-            np.array(seeds, dtype=np.uint64).view(np.int64),
-            column([len(s.history) for s in sequences], 0, np.int32),
-            column([s.prompt_tokens + s.sampling.min_tokens for s in sequences], 0, np.int32),
-            banned,
-            column([s.slot for s in sequences], -1, np.int32),
-        )
-    )
+    return [
+        column([s.temperature for s in said], 0.0, np.float32),
+        column([s.top_k for s in said], 0, np.int32),
+        column([s.top_p for s in said], 1.0, np.float64),
+        column([s.min_p for s in said], 0.0, np.float64),
+        column([s.presence_penalty for s in said], 0.0, np.float32),
+        column([s.frequency_penalty for s in said], 0.0, np.float32),
+        column([s.repetition_penalty for s in said], 1.0, np.float32),
+        np.array(seeds, dtype=np.uint64).view(np.int64),
+        column(known, 0, np.int32),
+        column([s.prompt_tokens + s.sampling.min_tokens for s in sequences], 0, np.int32),
+        banned,
+        column([s.slot for s in sequences], -1, np.int32),
+    ]
+
+
+def _held_back(sequence: Sequence, known: int) -> tuple[int, ...]:
+    """See ``sampler.banned``."""
+    sampling = sequence.sampling
+    return sampling.banned_first if known - sequence.prompt_tokens < sampling.min_tokens else ()
 
 
 def _first(lines: SamplingLines, count: int) -> SamplingLines:

@@ -1,6 +1,7 @@
-"""Batches on a GPU: K and V stay in the pool, decode is a graph, tokens are picked where the logits are.
+"""Batches on a GPU: K and V stay in the pool, a decode step is one graph from its inputs to its tokens.
 
 What a batch needs travels in one small copy; nothing waits for the device before the tokens are read back.
+A decode step may be queued before that: it takes the tokens of the step before from where they were picked.
 The same code runs over tensors of the CPU, by the references of ``muxd.kernels.ops``: so it is tested.
 """
 
@@ -13,23 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from muxd.kernels import ops
 from muxd.kernels.paged_decode import plan_splits
-from muxd.messages import NewRows, Sampling, Setup, TokenLogprob
+from muxd.messages import NewRows, Sampling, Setup
 from muxd.models.registry import build
 from muxd.models.spec import ModelSpec
 from muxd.worker.cuda_attend import PagedDecode, PagedPrefill
-from muxd.worker.cuda_graphs import (
-    LENGTHS,
-    LINES,
-    POSITIONS,
-    TOKENS,
-    Again,
-    CudaRecorder,
-    DecodeGraphs,
-    padding,
-)
+from muxd.worker.cuda_flight import CudaFlight
+from muxd.worker.cuda_graphs import Again, Arrays, CudaRecorder, DecodeGraphs, lines_of
 from muxd.worker.cuda_parts import CudaWeights
-from muxd.worker.cuda_sampling import CudaSampler
+from muxd.worker.cuda_sampling import BANNED, MOST, CudaSampler, Way, asks, columns, way_of, widest
 from muxd.worker.cuda_state import PagedState
 from muxd.worker.cuda_streams import Streams
 from muxd.worker.cuda_upload import int32, upload
@@ -46,6 +40,7 @@ class CudaStep:
     ``graphs``: whether decode steps are recorded; without, every kernel is launched by itself.
     """
 
+    ahead = True
     rehearsal = (
         (8, Sampling(temperature=0.0)),
         (_MANY, Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1)),
@@ -63,8 +58,11 @@ class CudaStep:
         self._state = PagedState(spec, pool, setup.block_bytes, setup.max_rows, width, self._dtype)
         self._sampler = CudaSampler(spec.vocab_size, pool.device)
         recorder = CudaRecorder() if pool.is_cuda else Again()
-        self._graphs = DecodeGraphs(self._decode, pool.device, recorder) if graphs else None
-        self._recorded: Tensor | None = None  # the row lists that the graphs read
+        self._graphs = DecodeGraphs(self._decode, padding, pool.device, recorder) if graphs else None
+        self._read: tuple[Tensor, ...] = ()  # what the graphs read and may move: row lists, counts
+        self._picked = torch.zeros(MOST, dtype=torch.int64, device=pool.device)  # by the last decode step
+        self._places: dict[int, int] = {}  # of its sequences, by identity, in ``_picked``
+        self._last: CudaFlight | None = None
 
     @property
     def tokens(self) -> int:
@@ -92,9 +90,9 @@ class CudaStep:
     def ready(self) -> None:
         """Record the graphs for the whole device; those of parts are recorded when first asked for."""
         if self._graphs is not None:
-            self._recorded = self._state.lists.rows
-            self._graphs.record(0)
-        self.settle()
+            for way in Way:
+                self._record(self._graphs, 0, way)
+        self._streams.wait()
 
     def learn(self, new: NewRows) -> None:
         self._state.learn(new)
@@ -110,7 +108,9 @@ class CudaStep:
         self._state.lists.release(sequence)
         self._sampler.release(sequence)
 
-    def prefill(self, spans: Items[Span], ends: Items[int]) -> Tensor:
+    def prefill(self, spans: Items[Span], ends: Items[int]) -> CudaFlight:
+        self._follow()
+        self._places = {}
         lists, pool = self._state.lists, self._state.pool
         lists.place([span.sequence for span in spans])
         lengths = [span.stop - span.start for span in spans]
@@ -126,45 +126,105 @@ class CudaStep:
         )
         rows = lists.rows.index_select(0, lines)
         attend = PagedPrefill(self._spec, pool, rows, places, owners, begins, cached)
-        hidden = self.model.hidden(ids, places, attend)
+        hidden = self.model.hidden(ids, places, attend).index_select(0, lasts)
         self._sampler.note(spans)
-        return hidden.index_select(0, lasts)
+        if not ends:
+            return self._flown(CudaFlight(hidden, self._picked[:0]))
+        return self._sampled(hidden, [spans[i].sequence for i in ends], [spans[i].stop for i in ends])
 
-    def decode(self, sequences: Items[Sequence]) -> Tensor:
+    def decode(self, sequences: Items[Sequence]) -> CudaFlight:
+        """Raises ValueError for more than ``MOST`` sequences, or a token that neither host nor device has."""
+        if len(sequences) > MOST:
+            raise ValueError(f"{len(sequences)} sequences in one batch; {MOST} fit")
+        self._follow()
         self._state.lists.place(sequences)
-        inputs = np.empty((4, len(sequences)), dtype=np.int32)
-        inputs[LINES] = [s.line for s in sequences]
-        inputs[TOKENS] = [s.history[-1] for s in sequences]
-        inputs[POSITIONS] = [s.cached for s in sequences]
-        inputs[LENGTHS] = inputs[POSITIONS] + 1
-        self._check(inputs[TOKENS], inputs[POSITIONS])
-        if self._graphs is not None and len(sequences):
-            if self._recorded is not self._state.lists.rows:
-                self._graphs.forget()
-                self._recorded = self._state.lists.rows
-            hidden = self._graphs.run(self._streams.mask, inputs)
-            if hidden is not None:
-                return hidden
-        padded = padding(len(sequences))
-        padded[:, : len(sequences)] = inputs
-        return self._decode(upload(self.device, padded)[0][:, : len(sequences)])
+        known = [s.cached + 1 for s in sequences]
+        way, asked = way_of(sequences, known), any(map(asks, sequences))
+        # Neither log-probabilities nor long lists of banned tokens are recorded.
+        apart = asked or widest(sequences, known) > BANNED
+        hidden = self._step(sequences, known, Way.GREEDY if apart else way)
+        if apart:
+            flight = self._sampled(hidden, sequences, known, self._picked[: len(sequences)])
+        else:
+            flight = self._flown(CudaFlight(hidden, self._picked[: len(sequences)]))
+        self._places = {id(sequence): i for i, sequence in enumerate(sequences)}
+        return flight
 
-    def sample(
-        self, logits: Tensor, sequences: Items[Sequence]
-    ) -> tuple[list[int], dict[int, TokenLogprob] | None]:
-        return self._sampler.sample(logits, sequences)
+    def _step(self, sequences: Items[Sequence], known: list[int], way: Way) -> Tensor:
+        """Model and sampling, as a graph where one is large enough; hidden [b, hidden]."""
+        count, graphs = len(sequences), self._graphs
+        size = graphs.size(count) if graphs is not None and count else None
+        arrays = self._inputs(sequences, known, way, size or count)
+        if graphs is None or size is None:
+            return self._decode(way, upload(self.device, *arrays))
+        if not graphs.has(self._streams.mask, way) or not self._recorded():
+            self._record(graphs, self._streams.mask, way)
+        return graphs.run(self._streams.mask, way, size, arrays)[:count]
 
-    def settle(self) -> None:
-        self._streams.wait()
+    def _inputs(self, sequences: Items[Sequence], known: list[int], way: Way, size: int) -> Arrays:
+        """Those of ``padding``, the first lines in use."""
+        count, arrays = len(sequences), lines_of(size)
+        tokens = [s.history[s.cached] if len(s.history) > s.cached else self._unread(s) for s in sequences]
+        for array, values in zip(
+            arrays, ([s.line for s in sequences], tokens, [n - 1 for n in known], known), strict=True
+        ):
+            array[:count] = values
+        self._check(arrays[1].clip(min=0), arrays[2])
+        return arrays if way is Way.GREEDY else [*arrays, *columns(sequences, known, size)]
 
-    def _decode(self, inputs: Tensor) -> Tensor:
-        """What is recorded: inputs int32 [4, b] -> hidden [b, hidden]."""
-        lines, tokens, positions, lengths = inputs.unbind(0)
+    def _unread(self, sequence: Sequence) -> int:
+        """Where ``ops.feed`` finds its token."""
+        place = self._places.get(id(sequence))
+        if place is None:
+            raise ValueError(f"the token at {sequence.cached} of a sequence was not in the step before")
+        return -1 - place
+
+    def _sampled(
+        self, hidden: Tensor, sequences: Items[Sequence], known: list[int], out: Tensor | None = None
+    ) -> CudaFlight:
+        """Logits only for the tokens that sample, each operation launched by itself."""
+        logits, way = self.model.logits(hidden), way_of(sequences, known)
+        told = [] if way is Way.GREEDY else columns(sequences, known, len(sequences))
+        picked = self._sampler.pick(way, logits, upload(self.device, *told) if told else [], out)
+        asked = any(map(asks, sequences))
+        logprobs = self._sampler.logprobs(logits, picked, sequences) if asked else None
+        return self._flown(CudaFlight(hidden, picked, logprobs))
+
+    def _decode(self, way: int, tensors: list[Tensor]) -> Tensor:
+        """What is recorded: from a step's inputs to its tokens in ``_picked``; hidden [b, hidden]."""
+        lines, tokens, positions, lengths, *told = tensors
         state, spec = self._state, self._spec
         rows = state.lists.rows.index_select(0, lines)
+        ids, places = ops.feed(tokens, positions, self._picked)
         splits = plan_splits(len(lines), spec.kv_heads, self._setup.max_context, self._streams.sms)
         attend = PagedDecode(spec, state.pool, rows, positions, lengths, splits)
-        return self.model.hidden(tokens, positions.clamp_min(0), attend)
+        hidden = self.model.hidden(ids, places, attend)
+        self._sampler.pick(Way(way), self.model.logits(hidden), told, self._picked[: len(lines)])
+        return hidden
+
+    def _record(self, graphs: DecodeGraphs, mask: int, way: Way) -> None:
+        """The steps that are run for it pick tokens too: those of the last one must stay."""
+        if not self._recorded():
+            self._streams.wait()
+            graphs.forget()
+            self._read = (self._state.lists.rows, self._sampler.counts)
+        picked = self._picked.clone()
+        graphs.record(mask, way)
+        self._picked.copy_(picked)
+
+    def _recorded(self) -> bool:
+        """Whether what the graphs read is where it was."""
+        now = (self._state.lists.rows, self._sampler.counts)
+        return len(self._read) == len(now) and all(a is b for a, b in zip(self._read, now, strict=True))
+
+    def _follow(self) -> None:
+        """What is queued now comes after the batch before, which may be on another stream."""
+        if self._last is not None and self._last.event is not None:
+            torch.cuda.current_stream(self.device).wait_event(self._last.event)
+
+    def _flown(self, flight: CudaFlight) -> CudaFlight:
+        self._last = flight
+        return flight
 
     def _check(self, tokens: NDArray[np.int32], positions: NDArray[np.int32]) -> None:
         """Raises ValueError. On a device an index out of range is a fault of every worker that shares it."""
@@ -174,3 +234,8 @@ class CudaStep:
             raise ValueError(f"token ids must lie in [0, {self._spec.vocab_size})")
         if positions.max() >= self._setup.max_context:
             raise ValueError(f"positions must lie below {self._setup.max_context}")
+
+
+def padding(way: int, size: int) -> Arrays:
+    """Inputs of a step for ``size`` sequences that are none."""
+    return lines_of(size) if way == Way.GREEDY else [*lines_of(size), *columns([], [], size)]

@@ -24,8 +24,8 @@ class Streams:
     def use(self, mask: int) -> Iterator[None]:
         """Queue what is inside on the parts in ``mask``; 0: the whole device.
 
-        Every batch waits for its end, so what one stream wrote is there for the next. Raises Unsplittable
-        where there are no parts, ValueError for a mask that names none.
+        Whoever queues a batch orders it behind the one before. Raises Unsplittable where there are no parts,
+        ValueError for a mask that names none.
         """
         if mask == 0 or self._device.type != "cuda":
             yield

@@ -1,4 +1,4 @@
-"""Small arrays from the host to a device, all in one copy that nobody waits for."""
+"""Small arrays between a host and its device: all down in one copy, tokens back, and nobody waits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,19 +23,39 @@ def upload(device: torch.device, *arrays: NDArray[Any]) -> list[Tensor]:
     The copy is queued on the current stream. torch's pinned memory is not given to anybody else before the
     copy is done.
     """
-    ends, end = [], 0
-    for array in arrays:
-        ends.append((end, end + array.nbytes))
-        end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-    host = torch.empty(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    return views(pack(device, arrays).to(device, non_blocking=True), arrays)
+
+
+def pack(device: torch.device, arrays: Sequence[NDArray[Any]]) -> Tensor:
+    """One host tensor, uint8 [bytes], to be copied to ``device``; shapes alone say where an array lies."""
+    host = torch.empty(_places(arrays)[-1][1], dtype=torch.uint8, pin_memory=device.type == "cuda")
     bytes_of = host.numpy()
-    for array, (start, stop) in zip(arrays, ends, strict=True):
-        bytes_of[start:stop] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    there = host.to(device, non_blocking=True)
+    for array, (start, _) in zip(arrays, _places(arrays), strict=True):
+        bytes_of[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return host
+
+
+def views(packed: Tensor, arrays: Sequence[NDArray[Any]]) -> list[Tensor]:
+    """What lies in ``packed``, with the shapes and types of ``arrays``."""
     return [
-        there[start:stop].view(_TORCH[array.dtype]).view(array.shape)
-        for array, (start, stop) in zip(arrays, ends, strict=True)
+        packed[start : start + array.nbytes].view(_TORCH[array.dtype]).view(array.shape)
+        for array, (start, _) in zip(arrays, _places(arrays), strict=True)
     ]
+
+
+def _places(arrays: Sequence[NDArray[Any]]) -> list[tuple[int, int]]:
+    """Start of each array, and where the next may start."""
+    found, end = [], 0
+    for array in arrays:
+        start, end = end, end + -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+        found.append((start, end))
+    return found
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy on the host; of a device's tensor it is there when the current stream has come that far."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return host.copy_(tensor, non_blocking=True)
 
 
 def int32(values: Sequence[int]) -> NDArray[np.int32]:

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from muxd.device.cpu import threads
-from muxd.messages import NewRows, Sampling, Setup, TokenLogprob
+from muxd.messages import NewRows, Sampling, Setup
 from muxd.models.registry import build
 from muxd.models.spec import ModelSpec
 from muxd.worker import sampler
@@ -17,11 +18,26 @@ from muxd.worker.attend import DecodeAttend, PrefillAttend
 from muxd.worker.kv import PagedKv
 from muxd.worker.mapped import DTYPES, MappedWeights
 from muxd.worker.sequence import Sequence, Span
+from muxd.worker.step import Sampled
+
+
+class Done(NamedTuple):
+    """See ``muxd.worker.step.Flight``: here nothing runs by itself."""
+
+    hidden: Tensor
+    sampled: Sampled
+
+    def ready(self) -> bool:
+        return True
+
+    def result(self) -> Sampled:
+        return self.sampled
 
 
 class HostStep:
     """See ``muxd.worker.step.Step``. ``pool`` and ``weights``: uint8 [bytes] of host memory."""
 
+    ahead = False
     rehearsal = ((8, Sampling(temperature=0.0)),)
 
     def __init__(self, spec: ModelSpec, setup: Setup, pool: Tensor, weights: Tensor):
@@ -65,29 +81,27 @@ class HostStep:
     def forget(self, sequence: Sequence) -> None:
         pass
 
-    def prefill(self, spans: Items[Span], ends: Items[int]) -> Tensor:
+    def prefill(self, spans: Items[Span], ends: Items[int]) -> Done:
         attend = PrefillAttend(self._kv, spans)
         parts = [np.array(span.sequence.history[span.start : span.stop], dtype=np.int64) for span in spans]
         hidden = self.model.hidden(torch.from_numpy(np.concatenate(parts)), attend.positions, attend)
         lasts = np.cumsum([span.stop - span.start for span in spans]) - 1
-        return hidden[torch.from_numpy(lasts[list(ends)])]
+        return self._sampled(hidden[torch.from_numpy(lasts[list(ends)])], [spans[i].sequence for i in ends])
 
-    def decode(self, sequences: Items[Sequence]) -> Tensor:
+    def decode(self, sequences: Items[Sequence]) -> Done:
         ordered = sorted(sequences, key=lambda sequence: -sequence.cached)
         attend = DecodeAttend(self._kv, ordered)
         tokens = torch.tensor([sequence.history[-1] for sequence in ordered])
         positions = torch.tensor([sequence.cached for sequence in ordered])
         hidden = self.model.hidden(tokens, positions, attend)
         place = {id(sequence): i for i, sequence in enumerate(ordered)}
-        return hidden[torch.tensor([place[id(sequence)] for sequence in sequences])]
+        return self._sampled(hidden[torch.tensor([place[id(sequence)] for sequence in sequences])], sequences)
 
-    def sample(
-        self, logits: Tensor, sequences: Items[Sequence]
-    ) -> tuple[list[int], dict[int, TokenLogprob] | None]:
-        return sampler.sample(logits, sequences)
-
-    def settle(self) -> None:
-        pass
+    def _sampled(self, hidden: Tensor, sequences: Items[Sequence]) -> Done:
+        """Logits only for the tokens that sample: hidden [m, hidden]."""
+        if not sequences:
+            return Done(hidden, ([], None))
+        return Done(hidden, sampler.sample(self.model.logits(hidden), sequences))
 
     def _use(self, percent: int) -> None:
         count = threads(percent, self._setup.cores)

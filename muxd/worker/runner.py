@@ -1,7 +1,9 @@
 """Runs batch commands: what every sequence is at, and the step that computes it.
 
-Called by ``muxd.worker.loop``, one command at a time. Anything raised here is a broken command or a fault;
-the loop reports it and the worker ends, since sequence state is then undefined.
+Called by ``muxd.worker.loop``, one command after another: begun in their order and finished in it. A decode
+step may begin before the one in front of it is finished (``ahead``); it then feeds tokens that nobody has
+read yet. Anything raised here is a broken command or a fault; the loop reports it and the worker ends, since
+sequence state is then undefined.
 """
 
 import time
@@ -16,7 +18,27 @@ from muxd.models.spec import ModelSpec, read_spec
 from muxd.worker.cuda_step import CudaStep
 from muxd.worker.host_step import HostStep
 from muxd.worker.sequence import Sequence, Span
-from muxd.worker.step import Step
+from muxd.worker.step import Flight, Step
+
+
+class Batch:
+    """A command's work under way; ``sequences`` are those that get a token."""
+
+    def __init__(self, number: int, flight: Flight, sequences: list[Sequence], begun: float):
+        self.number, self._flight, self._sequences, self._begun = number, flight, sequences, begun
+
+    def ready(self) -> bool:
+        """Whether ``finish`` would return at once."""
+        return self._flight.ready()
+
+    def finish(self, after: float = 0.0) -> BatchDone:
+        """Wait for the device and take the tokens over. ``after``: when the batch in front was done, by
+        ``time.perf_counter``: its time is not this one's."""
+        tokens, logprobs = self._flight.result()
+        for sequence, token in zip(self._sequences, tokens, strict=True):
+            sequence.history.append(token)
+        seconds = time.perf_counter() - max(self._begun, after)
+        return BatchDone(self.number, tokens, seconds, logprobs)
 
 
 class Runner:
@@ -34,6 +56,7 @@ class Runner:
         make = CudaStep if (pool.is_cuda if paged is None else paged) else HostStep
         self._step: Step = make(self._spec, setup, pool, weights)
         self._model = self._step.model
+        self.ahead = self._step.ahead
         self._sequences: dict[int, Sequence] = {}
 
     @torch.inference_mode()
@@ -49,33 +72,43 @@ class Runner:
         if self._decodes:
             self._step.ready()
 
-    @torch.inference_mode()
     def prefill(self, cmd: Prefill) -> BatchDone:
         """Run the chunks' tokens through the model; sample one token for each chunk with ``last``."""
-        begun = time.perf_counter()
-        with self._step.share(cmd.share, cmd.parts):
-            self._begin(cmd)
-            spans = [self._take_chunk(chunk) for chunk in cmd.chunks]
-            last = [i for i, chunk in enumerate(cmd.chunks) if chunk.last]
-            sampled = self._step.prefill(spans, last)
-            return self._finish(cmd.batch, sampled, [spans[i].sequence for i in last], begun)
+        return self.begin(cmd).finish()
 
-    @torch.inference_mode()
     def decode(self, cmd: Decode) -> BatchDone:
         """Feed every sequence its last token and sample the next one."""
+        return self.begin(cmd).finish()
+
+    @torch.inference_mode()
+    def begin(self, cmd: Prefill | Decode) -> Batch:
+        """Ask the device for it.
+
+        Only with ``ahead``, and only a decode step behind another, may begin while that one is not finished.
+        """
         begun = time.perf_counter()
         with self._step.share(cmd.share, cmd.parts):
-            self._begin(cmd)
-            for one in cmd.joined:
-                self._join(one)
-            for seq, row in cmd.grown:
-                self._step.take([row], 0)
-                self._sequences[seq].rows.append(row)
-            wanted = [self._reach(seq, self._sequences[seq].cached) for seq in cmd.seqs]
-            hidden = self._step.decode(wanted)
-            for sequence in wanted:
-                sequence.cached += 1
-            return self._finish(cmd.batch, hidden, wanted, begun)
+            self._forget(cmd.forget)
+            self._step.learn(cmd.rows)
+            flight, sequences = self._prefill(cmd) if isinstance(cmd, Prefill) else self._decode(cmd)
+        return Batch(cmd.batch, flight, sequences, begun)
+
+    def _prefill(self, cmd: Prefill) -> tuple[Flight, list[Sequence]]:
+        spans = [self._take_chunk(chunk) for chunk in cmd.chunks]
+        last = [i for i, chunk in enumerate(cmd.chunks) if chunk.last]
+        return self._step.prefill(spans, last), [spans[i].sequence for i in last]
+
+    def _decode(self, cmd: Decode) -> tuple[Flight, list[Sequence]]:
+        for one in cmd.joined:
+            self._join(one)
+        for seq, row in cmd.grown:
+            self._step.take([row], 0)
+            self._sequences[seq].rows.append(row)
+        wanted = [self._reach(seq, self._sequences[seq].cached) for seq in cmd.seqs]
+        flight = self._step.decode(wanted)
+        for sequence in wanted:
+            sequence.cached += 1
+        return flight, wanted
 
     def _rehearse(self, tokens: int, sampling: Sampling) -> None:
         """One prompt and one token more, in the rows from 0 on."""
@@ -85,10 +118,6 @@ class Runner:
         chunk = Chunk(0, 0, np.zeros(tokens, dtype="<i4").tobytes(), ids, True, sampling, tokens)
         self.prefill(Prefill(0, 100, NewRows(ids, blocks), [chunk], []))
         self.decode(Decode(0, 100, NewRows(), [0], [], []))
-
-    def _begin(self, cmd: Prefill | Decode) -> None:
-        self._forget(cmd.forget)
-        self._step.learn(cmd.rows)
 
     def _forget(self, seqs: list[int]) -> None:
         for seq in seqs:
@@ -140,13 +169,3 @@ class Runner:
         if position // self._step.tokens >= len(sequence.rows):
             raise ValueError(f"sequence {seq}: no row for token {position}")
         return sequence
-
-    def _finish(self, batch: int, hidden: Tensor, sequences: list[Sequence], begun: float) -> BatchDone:
-        """Logits only for the tokens that sample: hidden [m, hidden]."""
-        if not sequences:
-            self._step.settle()
-            return BatchDone(batch, [], time.perf_counter() - begun)
-        tokens, logprobs = self._step.sample(self._model.logits(hidden), sequences)
-        for sequence, token in zip(sequences, tokens, strict=True):
-            sequence.history.append(token)
-        return BatchDone(batch, tokens, time.perf_counter() - begun, logprobs)

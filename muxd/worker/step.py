@@ -13,9 +13,38 @@ from muxd.messages import NewRows, Sampling, TokenLogprob
 from muxd.models.layers import Model
 from muxd.worker.sequence import Sequence, Span
 
+Sampled = tuple[
+    list[int], dict[int, TokenLogprob] | None
+]  # tokens; by index, the log-probabilities asked for
+
+
+class Flight(Protocol):
+    """A batch that was asked for and may still be running."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """[m, hidden] of the m tokens that sample; overwritten by the next batch."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether ``result`` would return at once."""
+        ...
+
+    def result(self) -> Sampled:
+        """Waits for the device."""
+        ...
+
 
 class Step(Protocol):
-    """A model, its K and V in the pool, and how its batches are computed. One batch at a time."""
+    """A model, its K and V in the pool, and how its batches are computed, one after another.
+
+    Sampling is by the rules of ``muxd.worker.sampler``, one token for each sequence.
+    """
+
+    @property
+    def ahead(self) -> bool:
+        """Whether ``decode`` may be asked again before the flight of the one before is read."""
+        ...
 
     @property
     def model(self) -> Model: ...
@@ -61,20 +90,13 @@ class Step(Protocol):
         """What the device holds for it can go."""
         ...
 
-    def prefill(self, spans: Items[Span], ends: Items[int]) -> Tensor:
-        """Compute the spans; hidden states [m, hidden] of the last tokens of the spans in ``ends``."""
+    def prefill(self, spans: Items[Span], ends: Items[int]) -> Flight:
+        """Compute the spans; sample after the last token of the spans in ``ends``."""
         ...
 
-    def decode(self, sequences: Items[Sequence]) -> Tensor:
-        """Feed each sequence its last token, at position ``cached``: hidden [b, hidden] in their order."""
-        ...
+    def decode(self, sequences: Items[Sequence]) -> Flight:
+        """Feed each sequence its token at position ``cached`` and sample the next.
 
-    def sample(
-        self, logits: Tensor, sequences: Items[Sequence]
-    ) -> tuple[list[int], dict[int, TokenLogprob] | None]:
-        """One token for each line of ``logits``, by the rules of ``muxd.worker.sampler``. Waits for it."""
-        ...
-
-    def settle(self) -> None:
-        """Wait until everything asked for is done."""
+        With ``ahead`` that token may be one which the batch before picked and nobody has read yet.
+        """
         ...

@@ -65,9 +65,9 @@ def play(unit: BenchUnit, script: list[tuple]) -> None:  # type: ignore[type-arg
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(events, st.sampled_from([24, 40, 200]), st.sampled_from([0, 20, 50]), policies, either)
-def test_every_request_ends_once_and_every_block_returns(script, total, overbook, policy, specs):
-    small = Settings(drain_timeout=0.5, prefill_tokens=8, look_ahead=4, adapt_period=2.0)
+@given(events, st.sampled_from([24, 40, 200]), st.sampled_from([0, 20, 50]), policies, either, st.booleans())
+def test_every_request_ends_once_and_every_block_returns(script, total, overbook, policy, specs, ahead):
+    small = Settings(drain_timeout=0.5, prefill_tokens=8, look_ahead=4, adapt_period=2.0, run_ahead=ahead)
     unit = BenchUnit(specs, total, overbook=overbook, settings=small, policy=policy)
     play(unit, script)
     unit.run()
@@ -77,9 +77,10 @@ def test_every_request_ends_once_and_every_block_returns(script, total, overbook
 
 
 @settings(max_examples=200, deadline=None)
-@given(events, policies, either)
-def test_served_streams_have_exactly_the_tokens_asked_for(script, policy, specs):
-    unit = BenchUnit(specs, 40, policy=policy)
+@given(events, policies, either, st.booleans())
+def test_served_streams_have_exactly_the_tokens_asked_for(script, policy, specs, ahead):
+    small = Settings(drain_timeout=0.5, prefill_tokens=16, look_ahead=4, run_ahead=ahead)
+    unit = BenchUnit(specs, 40, policy=policy, settings=small)
     play(unit, [step for step in script if step[0] not in ("cancel", "quota")])
     unit.run()
     for sequence in unit.all:

@@ -4,13 +4,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muxd.fleet.parts import Parts
-from muxd.messages import Decode, NewRows
+from muxd.messages import Decode, NewRows, Prefill
 
 STEPS = st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from([0, 25, 50, 75, 100])), max_size=40)
 
 
 def decode(share: int, batch: int = 1) -> Decode:
     return Decode(batch, share, NewRows(), [1], [], [])
+
+
+def prefill(share: int, batch: int) -> Prefill:
+    return Prefill(batch, share, NewRows(), [], [])
 
 
 @given(STEPS)
@@ -36,6 +40,29 @@ def test_overbooked_they_lie_where_the_fewest_are() -> None:
     assert book.placed("c", decode(100)).parts == 0  # the whole device needs no green context
     book.free("a")
     assert book.placed("d", decode(25)).parts == 0b0001
+
+
+def test_a_step_runs_where_the_one_in_front_of_it_runs() -> None:
+    book = Parts(4)
+    first = book.placed("a", decode(50, 1)).parts
+    assert book.placed("b", decode(50, 2)).parts == 0b1111 - first
+    assert book.placed("b", decode(50, 3)).parts == 0b1111 - first
+    assert book.placed("a", decode(50, 4)).parts == first
+    book.done("a", 1)
+    assert book.taken == 0b1111
+    book.done("a", 4)
+    assert book.taken == 0b1111 - first
+    assert book.placed("c", prefill(50, 5)).parts == first
+
+
+def test_a_prefill_beside_a_step_of_its_model_has_parts_of_its_own() -> None:
+    book = Parts(4)
+    step = book.placed("a", decode(50, 1)).parts
+    assert book.placed("a", prefill(50, 2)).parts == 0b1111 - step
+    assert book.placed("a", decode(50, 3)).parts == step
+    book.done("a", 1)
+    book.done("a", 2)
+    assert book.taken == step
 
 
 def test_without_parts_commands_stay_as_they_are() -> None:

@@ -22,6 +22,8 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from muxd.kernels import (
+    feed,
+    feed_kernel,
     gated_kernel,
     ops,
     paged_decode,
@@ -133,6 +135,14 @@ def test_tables() -> None:
     assert rows[3, 4] == 30
     assert rows[0, 1] == 0
     assert int((rows == 7).sum()) == 34
+
+
+def test_feed() -> None:
+    tokens = torch.tensor([5, -1, -3, 0] * 50, dtype=torch.int32, device="cuda")
+    positions = torch.arange(-1, 199, dtype=torch.int32, device="cuda")
+    before = torch.arange(900, 904, device="cuda")
+    for found, wanted in zip(*(m.feed(tokens, positions, before) for m in (feed_kernel, feed)), strict=True):
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("block", [2**19 + 5, 2**20 + 3])

@@ -28,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from muxd.kernels import (
+    feed_kernel,
     gated_kernel,
     paged_decode_kernel,
     paged_prefill_kernel,
@@ -166,6 +167,7 @@ def test_tables_and_counts(tmp_path: Path) -> None:
         lambda: row_table_kernel.learn_rows_calls(wide, few, wide[:4]),
         lambda: row_table_kernel.grow_rows_calls(wide, few, few, few),
         lambda: sampling_kernel.count_calls(wide, few, few, few),
+        lambda: feed_kernel.feed_calls(few, few, few.long())[1],
     ]
     for made in calls:
         compile_all(made(), tmp_path)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernel_cases import Shape, check_decode, check_prefill, paged, sampling_lines
 
-from muxd.kernels import gated, ops, paged_decode, paged_prefill, rope_write, row_table, sampling
+from muxd.kernels import feed, gated, ops, paged_decode, paged_prefill, rope_write, row_table, sampling
 from muxd.kernels import rms_norm as norm
 from muxd.kernels.attention import prefill_attention
 from muxd.kernels.head_blocks import HeadBlocks
@@ -175,6 +175,7 @@ def test_the_dispatch_takes_references_on_the_cpu_and_leaves_triton_alone() -> N
         (gated, ["silu_gate", "gelu_tanh_gate"]),
         (sampling, ["sample", "count_tokens"]),
         (row_table, ["learn_rows", "grow_rows"]),
+        (feed, ["feed"]),
     ],
 )
 def test_a_kernel_takes_what_its_reference_takes(reference: ModuleType, names: list[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from muxd.engine.actions import (
     Action,
+    Ahead,
     Arrived,
     BatchDone,
     Cancelled,
@@ -68,6 +69,18 @@ class Worker:
     history: dict[int, list[int]] = field(default_factory=dict)  # seq -> every token it was told or sampled
     pool: dict[int, tuple[str, ...]] = field(default_factory=dict)  # all models': block -> what is in it
     busy: Prefill | Decode | None = None
+    behind: Decode | None = None  # what it has while ``busy`` still runs
+
+    @property
+    def number(self) -> int | None:
+        """Of the running batch."""
+        return None if self.busy is None else self.busy.batch
+
+    def queue(self, command: Decode) -> None:
+        assert isinstance(self.busy, Decode), "nothing to run ahead of"
+        assert self.behind is None, "three batches at once on one worker"
+        assert set(command.seqs) <= set(self.busy.seqs), "a token that nobody has"
+        self.behind = command
 
     def receive(self, command: Prefill | Decode) -> None:
         assert self.busy is None, "two batches at once on one worker"
@@ -141,6 +154,9 @@ class Worker:
         for seq in sampled:
             self.history[seq].append(token)
         self.busy = None
+        if self.behind is not None:
+            behind, self.behind = self.behind, None
+            self.receive(behind)
 
     def _advance(self, seq: int, tokens: int) -> None:
         assert tokens > 0
@@ -235,16 +251,24 @@ class BenchUnit:
         for name in (f"{model}/prefill", f"{model}/decode") if spec.split else (model,):
             self.workers[name] = Worker(spec, pool=self._pool)
 
-    def _launch(self, model: str, command: Prefill | Decode) -> None:
+    def _name(self, model: str, command: Prefill | Decode) -> str:
+        """Whose command it is."""
+        if model not in self.handovers:
+            return model
+        return f"{model}/{'prefill' if isinstance(command, Prefill) else 'decode'}"
+
+    def _told(self, model: str, command: Prefill | Decode) -> tuple[Worker, Prefill | Decode]:
+        """The worker of the command, and what it is told."""
         for block in np.frombuffer(command.rows.blocks, "<i4").tolist():
             self._pool.pop(block, None)
+        name = self._name(model, command)
         if model not in self.handovers:
-            self.workers[model].receive(command)
-            return
+            return self.workers[name], command
         phase, told = self.handovers[model].place(command)
+        assert name == f"{model}/{phase}"
         ids = np.frombuffer(told.rows.ids, "<i4").tolist()
         assert len(ids) == len(set(ids))
-        self.workers[f"{model}/{phase}"].receive(told)
+        return self.workers[name], told
 
     def handle(self, event: Event) -> list[Action]:
         actions = self.scheduler.handle(event, self.now)
@@ -257,7 +281,15 @@ class BenchUnit:
         match action:
             case Launch():
                 self.launches.append((self.now, action.model, action.command))
-                self._launch(action.model, action.command)
+                if not action.ahead:
+                    worker, told = self._told(action.model, action.command)
+                    worker.receive(told)
+                assert self.workers[self._name(action.model, action.command)].number == action.command.batch
+            case Ahead():
+                worker, told = self._told(action.model, action.command)
+                assert isinstance(told, Decode)
+                assert not told.joined
+                worker.queue(told)
             case Emit():
                 for sequence, token in zip(action.sequences, action.tokens, strict=True):
                     assert sequence.id not in self.outcome, "a token after the end"
@@ -300,12 +332,13 @@ class BenchUnit:
             self._end(sequence, "cancelled")
             self.handle(Cancelled(sequence))
 
-    def finish(self, name: str, seconds: float = 0.01, token: int = 5) -> None:
-        """The running batch of the worker ``name`` is done, ``seconds`` later."""
+    def finish(self, name: str, seconds: float = 0.01, token: int = 5, stops: int = 0) -> None:
+        """The running batch of the worker ``name`` is done, ``seconds`` later; the i-th token is a stop where
+        bit i of ``stops`` is set."""
         worker, model = self.workers[name], name.partition("/")[0]
         assert worker.busy is not None
         self.now += seconds
-        batch, tokens = worker.busy.batch, [token] * worker.sampled()
+        batch, tokens = worker.busy.batch, [EOS if stops >> i & 1 else token for i in range(worker.sampled())]
         worker.done(token)
         if model in self.handovers:
             self.handovers[model].landed(BatchReply(batch, tokens, seconds))
@@ -331,6 +364,12 @@ class BenchUnit:
             self.finish(min(running, key=lambda m: self.workers[m].busy.batch))  # type: ignore[union-attr]
         raise AssertionError("the unit does not come to rest")
 
+    def ahead(self, model: str) -> set[int]:
+        """Sequences in a step that was sent before the one in front of it was done."""
+        lane = self.scheduler.lanes[model]
+        sent = [lane.ahead, lane.step] if self.settings.run_ahead else []
+        return {s.id for flight in sent if flight is not None for s in flight.sequences}
+
     # ---- invariants -------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -349,9 +388,16 @@ class BenchUnit:
                 assert sequence.batch is None
             held[sequence.model].update(sequence.rows)
             size = self.specs[sequence.model].row_tokens
-            assert len(sequence.rows) <= -(-len(sequence.tokens) // size), "a row in vain"
+            ahead = sequence.id in self.ahead(sequence.model)
+            assert len(sequence.rows) <= -(-(len(sequence.tokens) + ahead) // size), "a row in vain"
         usage = self.ledger.usage()
         assert {model: use.rows for model, use in usage.items()} == {m: len(rows) for m, rows in held.items()}
+        for model, lane in self.scheduler.lanes.items():
+            for flight in [*lane.flights, *([lane.ahead] if lane.ahead is not None else [])]:
+                worker = self.workers[self._name(model, flight.command)]
+                for sequence in flight.sequences:
+                    told = worker.sequences.get(sequence.id, [])
+                    assert set(told) <= set(sequence.rows), "a row that may still be written was given back"
         written = [w.blocks_of_batch() for w in self.workers.values() if w.busy is not None]
         assert sum(map(len, written)) == len(set().union(*written)), "two batches write one block"
         for name, lane in self.scheduler.lanes.items():

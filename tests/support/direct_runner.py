@@ -2,8 +2,9 @@
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from muxd.device.base import HostWriter
 from muxd.messages import ITEM_BYTES, BatchDone, Chunk, Decode, Dtype, NewRows, Prefill, Sampling, Setup
 from muxd.models.spec import read_spec
 from muxd.models.weights import fill, plan
-from muxd.worker.runner import Runner
+from muxd.worker.runner import Batch, Runner
+from muxd.worker.step import Flight
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -64,14 +66,18 @@ class DirectRunner:
 
     def _capture(self) -> None:
         """Keep the float32 logits of every batch, as sampled from."""
-        model = self.runner._model
-        original = model.logits
+        step = self.runner._step
 
-        def logits(hidden: torch.Tensor) -> torch.Tensor:
-            self.logits.append(original(hidden))
-            return self.logits[-1]
+        def kept(compute: Callable[..., Flight]) -> Callable[..., Flight]:
+            def computed(*arguments: Any) -> Flight:
+                flight = compute(*arguments)
+                if len(flight.hidden):
+                    self.logits.append(step.model.logits(flight.hidden))
+                return flight
 
-        model.logits = logits  # type: ignore[method-assign]
+            return computed
+
+        step.prefill, step.decode = kept(step.prefill), kept(step.decode)  # type: ignore[method-assign]
 
     def prefill(
         self,
@@ -98,12 +104,16 @@ class DirectRunner:
         return self.decode_step(seqs, share).tokens
 
     def decode_step(self, seqs: list[int], share: int = 100) -> BatchDone:
+        return self.begin(seqs, share).finish()
+
+    def begin(self, seqs: list[int], share: int = 100) -> Batch:
+        """A step that may begin before the one in front of it is finished."""
         grown = []
         for seq in seqs:
             self._lengths[seq] += 1
             grown += [(seq, row) for row in self._grow(seq, self._lengths[seq])]
         rows = self._new([row for _, row in grown])
-        return self.runner.decode(Decode(next(self._batch), share, rows, seqs, grown, []))
+        return self.runner.begin(Decode(next(self._batch), share, rows, seqs, grown, []))
 
     def generate(self, prompts: list[list[int]], count: int) -> list[list[int]]:
         """Greedy, all prompts in one prefill batch, then decoded together."""

@@ -3,8 +3,10 @@
 Prefixes are matched and registered as the engine does it; every logit the models computed is kept.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from muxd.models.weights import fill, plan
 from muxd.pool.ledger import Ledger
 from muxd.pool.prefix import Chain
 from muxd.worker.runner import Runner
+from muxd.worker.step import Flight
 from support.direct_runner import GREEDY, int32
 
 
@@ -74,13 +77,18 @@ class LedgerRunner:
         )  # fmt: skip
         held = torch.from_numpy(weights).to(self._device)
         runner = self.runners[model] = Runner(setup, self.pool, held, paged=self._paged)
-        compute = runner._model.logits
+        step = runner._step
 
-        def logits(hidden: torch.Tensor) -> torch.Tensor:
-            self._logits.append(compute(hidden))
-            return self._logits[-1]
+        def kept(compute: Callable[..., Flight]) -> Callable[..., Flight]:
+            def computed(*arguments: Any) -> Flight:
+                flight = compute(*arguments)
+                if len(flight.hidden):
+                    self._logits.append(step.model.logits(flight.hidden))
+                return flight
 
-        runner._model.logits = logits  # type: ignore[method-assign]
+            return computed
+
+        step.prefill, step.decode = kept(step.prefill), kept(step.decode)  # type: ignore[method-assign]
 
     def start(
         self,

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 
 from muxd.messages import Chunk, NewRows, Prefill, Sampling
 from muxd.worker import cuda_state
-from muxd.worker.cuda_graphs import BUCKETS, LENGTHS, LINES, POSITIONS, Again, DecodeGraphs, bucket, padding
-from muxd.worker.cuda_step import CudaStep
+from muxd.worker.cuda_graphs import BUCKETS, Again, DecodeGraphs, bucket
+from muxd.worker.cuda_sampling import Way
+from muxd.worker.cuda_step import CudaStep, padding
 
 Make = Callable[..., PreTrainedModel]
 VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
@@ -285,36 +286,39 @@ def test_a_bucket_is_the_smallest_that_holds_the_batch(count: int, sizes: set[in
     assert found == (min(fitting) if fitting else None)
 
 
-@given(st.integers(1, 200))
-def test_padding_is_nobody(size: int) -> None:
-    inputs = padding(size)
-    assert inputs.shape[1] in range(size, size + 4)
-    assert inputs.shape[1] % 4 == 0  # each input starts at 16 bytes
-    assert (inputs[POSITIONS] == -1).all()
-    assert (inputs[LENGTHS] == 0).all()
-    assert (inputs[LINES] == 0).all()
+@given(st.sampled_from(Way), st.integers(1, 200))
+def test_padding_is_nobody(way: Way, size: int) -> None:
+    lines, tokens, positions, lengths, *told = padding(way, size)
+    assert all(len(array) == size for array in (lines, tokens, positions, lengths, *told))
+    assert (positions == -1).all()
+    assert not any(array.any() for array in (lines, tokens, lengths))
+    if way is not Way.GREEDY:
+        assert not told[0].any()  # the argmax
+        assert (told[-1] == -1).all()  # nobody's counts
 
 
-def test_graphs_are_recorded_once_largest_first_for_each_mask() -> None:
-    asked: list[int] = []
+def test_graphs_are_recorded_once_largest_first_for_each_mask_and_way() -> None:
+    asked: list[tuple[int, int]] = []
 
-    def step(inputs: torch.Tensor) -> torch.Tensor:
-        asked.append(inputs.shape[1])
-        return inputs.sum(0)[:, None].float()
+    def step(way: int, tensors: list[torch.Tensor]) -> torch.Tensor:
+        asked.append((way, len(tensors[0])))
+        return torch.stack(tensors[:4]).sum(0)[:, None].float()
 
-    graphs = DecodeGraphs(step, torch.device("cpu"), Again(), (1, 2, 8))
-    found = graphs.run(0, padding(4)[:, :3])
-    assert found is not None
-    assert found[:, 0].tolist() == [-1.0] * 3
-    assert asked == [8, 2, 1, 8]
-    assert graphs.run(0, padding(12)[:, :9]) is None
-    assert graphs.run(0, padding(1)[:, :1]) is not None
-    assert asked == [8, 2, 1, 8, 1]
-    assert graphs.run(0b11, padding(2)[:, :2]) is not None
-    assert asked[5:] == [8, 2, 1, 2]
+    graphs = DecodeGraphs(step, padding, torch.device("cpu"), Again(), (1, 2, 8))
+    assert [graphs.size(n) for n in (1, 2, 3, 8, 9)] == [1, 2, 8, 8, None]
+    assert not graphs.has(0, 1)
+    graphs.record(0, 1)
+    assert asked == [(1, 8), (1, 2), (1, 1)]
+    assert graphs.has(0, 1)
+    assert not graphs.has(0, 0)
+    assert not graphs.has(3, 1)
+    arrays = padding(1, 2)
+    arrays[1][:] = 7, 9
+    assert graphs.run(0, 1, 2, arrays)[:, 0].tolist() == [6.0, 8.0]
+    assert graphs.run(0, 1, 1, padding(1, 1))[:, 0].tolist() == [-1.0]
+    assert asked[3:] == [(1, 2), (1, 1)]
     graphs.forget()
-    graphs.run(0, padding(1)[:, :1])
-    assert asked[9:] == [8, 2, 1, 1]
+    assert not graphs.has(0, 1)
 
 
 def test_graphs_and_single_launches_agree(folder: Path, device: str) -> None:

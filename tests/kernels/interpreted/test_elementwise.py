@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernel_cases import check_gates, check_rms_norm
 
-from muxd.kernels import gated_kernel, rms_norm_kernel, row_table, row_table_kernel
+from muxd.kernels import feed, feed_kernel, gated_kernel, rms_norm_kernel, row_table, row_table_kernel
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -49,3 +49,15 @@ def test_grow_rows(places: dict[tuple[int, int], int]) -> None:
     for module, table in zip((row_table, row_table_kernel), tables, strict=True):
         module.grow_rows(table, lines, columns, ids)
     assert torch.equal(*tables)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.tuples(st.integers(-7, 300_000), st.integers(-1, 5000)), min_size=1, max_size=300))
+def test_feed(lines: list[tuple[int, int]]) -> None:
+    """Told tokens, and those of the step before; what lies behind them is not read."""
+    tokens, positions = (torch.tensor(part, dtype=torch.int32) for part in zip(*lines, strict=True))
+    before = torch.arange(1000, 1007)
+    found, wanted = (module.feed(tokens, positions, before) for module in (feed_kernel, feed))
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype is torch.int32
+        assert torch.equal(one, other)

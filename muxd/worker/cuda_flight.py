@@ -1,0 +1,31 @@
+"""A batch on a GPU that was queued: its tokens come to the host behind it, and an event tells when."""
+
+import torch
+from torch import Tensor
+
+from muxd.worker.cuda_sampling import Logprobs
+from muxd.worker.cuda_upload import to_host
+from muxd.worker.step import Sampled
+
+
+class CudaFlight:
+    """See ``muxd.worker.step.Flight``. Made on the batch's stream, when all of it is queued.
+
+    ``picked`` int64 [m] is copied here: the next batch may overwrite it.
+    """
+
+    def __init__(self, hidden: Tensor, picked: Tensor, logprobs: Logprobs | None = None):
+        self.hidden = hidden
+        self._tokens, self._logprobs = to_host(picked), logprobs
+        self.event: torch.cuda.Event | None = None
+        if picked.is_cuda:
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.event.record()
+
+    def ready(self) -> bool:
+        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
+
+    def result(self) -> Sampled:
+        if self.event is not None:
+            self.event.synchronize()
+        return self._tokens.tolist(), self._logprobs() if self._logprobs else None
