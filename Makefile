@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test gpu check demo bench churn clean
+.PHONY: help serve test gpu roofline check demo bench churn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
 	@echo "make test    environment, demo models, every check and every test that needs no GPU"
 	@echo "make gpu     on a GPU host: doctor, GPU tests, roofline, share table, policies; OUT=gpu-results"
+	@echo "make roofline  on a GPU host: kernels, steps and answers against what the GPU allows, and transformers"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make demo    only fetch the demo models"
 	@echo "make bench   what the daemon costs beside a bare loop"
@@ -22,6 +23,9 @@ serve: $(VENV)/.muxd
 
 gpu: $(VENV)/.dev demo
 	$(BIN)/python benchmarks/gpu_all.py $(if $(OUT),--out $(OUT)) $(if $(PUBLISHED),--published $(PUBLISHED))
+
+roofline: $(VENV)/.dev
+	$(BIN)/python benchmarks/roofline.py --json roofline.json
 
 test: $(VENV)/.dev demo check
 	$(BIN)/python -m pytest -m "not gpu"

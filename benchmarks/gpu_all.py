@@ -2,10 +2,10 @@
 
     python benchmarks/gpu_all.py [--out DIR] [--device cuda:0] [--minutes 45] [--only STEP]... [--published F]
 
-Steps: doctor, tests (`pytest -m gpu`), kernels and steps against the roofline, the share table of a 7B-shaped
-random model, two colocated models under mux, temporal and spatial. Each runs in a process of its own and has
-its own limit; one that fails or is cut short does not keep the next from running. DIR gets a log and JSON of
-every step, ``summary.json``, and ``measurements.md``, a section ready for docs/measurements.md: what was
+Steps: doctor, tests (`pytest -m gpu`), kernels, steps and answers against the roofline, the share table of a
+7B-shaped random model, two colocated models under mux, temporal and spatial. Each runs in a process of its own
+and has its own limit; one that fails or is cut short does not keep the next from running. DIR gets a log and
+JSON of every step, ``summary.json``, and ``measurements.md``, a section ready for docs/measurements.md: what was
 measured and what was not. Exit code 0 when every step was good.
 
 ``--device cpu`` rehearses the same with tiny models; what it prints are not measurements.
@@ -99,6 +99,10 @@ def steps(kit: Kit) -> None:
     kit.script("roofline.py", "steps", "--part", "step", "--json", str(kit.out / "steps.json"))
 
 
+def answers(kit: Kit) -> None:
+    kit.script("roofline.py", "answers", "--part", "answers", "--json", str(kit.out / "answers.json"))
+
+
 def shares(kit: Kit) -> None:
     size = ["--shape", "tiny", "--batches", "1", "--lengths", "32"] if kit.rehearsal else []
     if kit.rehearsal:
@@ -138,10 +142,11 @@ STEPS: dict[str, tuple[Callable[[Kit], None], float]] = {  # and its limit in se
     "tests": (tests, 600),
     "kernels": (kernels, 420),
     "steps": (steps, 420),
+    "answers": (answers, 420),
     "shares": (shares, 600),
     "policies": (policies, 900),
 }
-_NEEDS_A_GPU = ("kernels", "steps")
+_NEEDS_A_GPU = ("kernels", "steps", "answers")
 
 
 # ---- what is written ----------------------------------------------------------------------------------
@@ -176,13 +181,15 @@ def _roofline(name: str) -> Callable[[Kit], str]:
                 f"{1e6 * r['seconds']:.1f}",
                 f"{r['fraction']:.0%}",
                 r["bound_by"],
+                r["note"],
             ]
             for r in found["results"]
         ]
         peaks = found["peaks"]
         rates = peaks["bytes_per_second"] / 1e12, peaks["flops_per_second"] / 1e12
         head = f"Measured here: {rates[0]:.2f} TB/s, {rates[1]:.0f} TFLOP/s in bfloat16."
-        return head + "\n\n" + markdown_table(["model", "what", "shape", "us", "of bound", "bound by"], rows)
+        heads = ["model", "what", "shape", "us", "of bound", "bound by", "note"]
+        return head + "\n\n" + markdown_table(heads, rows)
 
     return text
 
@@ -201,6 +208,7 @@ _TEXTS: dict[str, Callable[[Kit], str]] = {
     "doctor": _doctor,
     "kernels": _roofline("kernels"),
     "steps": _roofline("steps"),
+    "answers": _roofline("answers"),
     "shares": lambda kit: (kit.out / "shares.md").read_text(),
     "policies": _policies,
 }

@@ -3,15 +3,33 @@
 Nothing from a data sheet: bandwidth and matrix rate are measured in the run that uses them.
 """
 
+import gc
 import statistics
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-_READ_BYTES = 4 << 30
-_MATRIX = 8192
 _REPLAYS = 7
+
+
+class Plan(NamedTuple):
+    """What is measured where. On the CPU nothing is: that is the rehearsal of a run on a GPU."""
+
+    device: str
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    prompts: tuple[int, ...]
+    new: int  # tokens of an answer
+    times: int  # steps of which the median counts
+    peak_bytes: int
+    peak_matrix: int
+    cold_bytes: int  # cycled through, so that no L2 cache answers
+
+
+FULL = Plan("cuda", (1, 8, 32, 128), (512, 2048), (512, 2048, 8192), 64, 20, 4 << 30, 8192, 256 << 20)
+TINY = Plan("cpu", (1, 3), (40,), (50,), 4, 2, 1 << 20, 64, 1 << 12)
 
 
 class Peaks(NamedTuple):
@@ -25,30 +43,43 @@ class Peaks(NamedTuple):
         return max(nbytes / self.bytes_per_second, flops / self.flops_per_second)
 
 
-def measure_peaks() -> Peaks:
+def measure_peaks(plan: Plan) -> Peaks:
     """About a second on an H200; needs twice 4 GiB of free device memory."""
-    return Peaks(_bandwidth(), _matrix_rate())
+    return Peaks(_bandwidth(plan), _matrix_rate(plan))
 
 
-def _bandwidth() -> float:
-    source = torch.zeros(_READ_BYTES // 4, device="cuda")
+def _bandwidth(plan: Plan) -> float:
+    source = torch.zeros(plan.peak_bytes // 4, device=plan.device)
     target = torch.empty_like(source)
-    reading = _READ_BYTES / seconds_of(lambda i: source.amax(), 1)
-    return max(reading, 2 * _READ_BYTES / seconds_of(lambda i: target.copy_(source), 1))
+    reading = plan.peak_bytes / seconds_of(plan, lambda i: source.amax(), 1)
+    return max(reading, 2 * plan.peak_bytes / seconds_of(plan, lambda i: target.copy_(source), 1))
 
 
-def _matrix_rate() -> float:
-    left, right = (torch.randn(_MATRIX, _MATRIX, device="cuda").bfloat16() for _ in range(2))
+def _matrix_rate(plan: Plan) -> float:
+    size = plan.peak_matrix
+    left, right = (torch.randn(size, size, device=plan.device).bfloat16() for _ in range(2))
     product = torch.empty_like(left)
-    return 2 * _MATRIX**3 / seconds_of(lambda i: torch.mm(left, right, out=product), 4)
+    return 2 * size**3 / seconds_of(plan, lambda i: torch.mm(left, right, out=product), 4)
 
 
-def seconds_of(step: Callable[[int], object], count: int) -> float:
+def free(plan: Plan) -> None:
+    """What nobody holds any more goes back to the device."""
+    gc.collect()
+    if plan.device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def seconds_of(plan: Plan, step: Callable[[int], object], count: int) -> float:
     """Seconds of one ``step(i)``, over one CUDA graph of ``count`` of them: launches cost nothing then.
 
     Median of some replays, after one eager round that compiles. ``step`` should use other memory for each i
     when it would otherwise run out of the L2 cache.
     """
+    if plan.device != "cuda":
+        begun = time.perf_counter()
+        for i in range(count):
+            step(i)
+        return (time.perf_counter() - begun) / count
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         for i in range(count):

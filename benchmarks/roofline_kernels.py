@@ -4,13 +4,12 @@ A case knows the bytes that must move and the operations that must be done at le
 kernel spends is its own fault. Cases run on any device (on a CPU the references answer), times need a GPU.
 """
 
-import gc
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from roofline_device import Peaks, seconds_of
+from roofline_device import FULL, TINY, Peaks, Plan, free, seconds_of
 from torch import Tensor
 
 from muxd.kernels import ops
@@ -20,7 +19,6 @@ from muxd.kernels.sampling import SamplingLines
 
 BF16 = torch.bfloat16
 BLOCK_BYTES = 8192
-COLD_BYTES = 256 << 20  # cycled through, so that no L2 cache answers
 MOST_CYCLES = 1024
 
 
@@ -42,6 +40,7 @@ class ModelShape(NamedTuple):
         return 2 * self.kv_heads * self.head_dim * 2
 
 
+SMALL = ModelShape("tiny", 64, 2, 4, 2, 32, 96, 300)  # of a rehearsal
 MODELS = (
     ModelShape("Qwen2.5-0.5B", 896, 24, 14, 2, 64, 4864, 151_936),
     ModelShape("Llama-3.2-1B", 2048, 16, 32, 8, 64, 8192, 128_256),
@@ -71,6 +70,7 @@ class Measurement(NamedTuple):
     seconds: float
     bound: float
     bound_by: str  # "memory" or "compute"
+    note: str = ""
 
     @property
     def fraction(self) -> float:
@@ -78,12 +78,12 @@ class Measurement(NamedTuple):
         return self.bound / self.seconds
 
 
-def measure(peaks: Peaks, models: tuple[ModelShape, ...]) -> Iterator[Measurement]:
-    """Every case of every model, on the current CUDA device."""
+def measure(peaks: Peaks, models: tuple[ModelShape, ...], plan: Plan) -> Iterator[Measurement]:
+    """Every case of every model, on the plan's device."""
     for model in models:
-        for make in cases(model, "cuda"):
+        for make in cases(model, plan):
             case = make()
-            seconds = seconds_of(case.step, case.cycles)
+            seconds = seconds_of(plan, case.step, case.cycles)
             memory = case.nbytes / peaks.bytes_per_second >= case.flops / peaks.flops_per_second
             bound = peaks.bound(case.nbytes, case.flops)
             yield Measurement(
@@ -91,28 +91,22 @@ def measure(peaks: Peaks, models: tuple[ModelShape, ...]) -> Iterator[Measuremen
                 *(seconds, bound, "memory" if memory else "compute"),
             )
             del case
-            gc.collect()
-            torch.cuda.empty_cache()
+            free(plan)
 
 
-def cases(
-    model: ModelShape,
-    device: str,
-    batches: tuple[int, ...] = (1, 8, 32, 128),
-    contexts: tuple[int, ...] = (512, 2048),
-    prompts: tuple[int, ...] = (512, 2048, 8192),
-) -> Iterator[Callable[[], Case]]:
+def cases(model: ModelShape, plan: Plan) -> Iterator[Callable[[], Case]]:
     """Makers of all cases, so that one case's memory is free before the next takes its own."""
-    for context in contexts:
-        for batch in batches:
+    device = plan.device
+    for context in plan.contexts:
+        for batch in plan.batches:
             yield partial(decode_attention, model, device, batch, context)
-    for n in prompts:
+    for n in plan.prompts:
         yield partial(prefill_attention, model, device, n)
-    for n in (*batches, *prompts):
+    for n in (*plan.batches, *plan.prompts):
         yield partial(rms_norm, model, device, n)
         yield partial(rope_write, model, device, n)
         yield partial(silu_gate, model, device, n)
-    for batch in batches:
+    for batch in plan.batches:
         for how in ("greedy", "temperature", "top-p", "top-p, flat"):
             yield partial(sample, model, device, batch, how)
 
@@ -120,7 +114,7 @@ def cases(
 def decode_attention(model: ModelShape, device: str, batch: int, context: int) -> Case:
     """One layer's attention of a decode step."""
     nbytes = batch * (context * model.kv_bytes + 2 * model.heads * model.head_dim * 2)
-    cycles = _cycles(nbytes)
+    cycles = _cycles(nbytes, device)
     pool, rows = _pool(model, device, batch, context, cycles)
     q = torch.randn(batch, model.heads, model.head_dim, device=device).to(BF16)
     lengths = torch.full((batch,), context, dtype=torch.int32, device=device)
@@ -136,7 +130,7 @@ def decode_attention(model: ModelShape, device: str, batch: int, context: int) -
 def prefill_attention(model: ModelShape, device: str, n: int) -> Case:
     """One layer's causal attention of one prompt."""
     nbytes = n * (model.kv_bytes + 2 * model.heads * model.head_dim * 2)
-    cycles = min(8, _cycles(nbytes))
+    cycles = min(8, _cycles(nbytes, device))
     pool, rows = _pool(model, device, 1, n, cycles)
     q = torch.randn(n, model.heads, model.head_dim, device=device).to(BF16)
     starts = torch.tensor([0, n], dtype=torch.int32, device=device)
@@ -153,7 +147,7 @@ def prefill_attention(model: ModelShape, device: str, n: int) -> Case:
 def rms_norm(model: ModelShape, device: str, n: int) -> Case:
     """With the residual: two tensors in, two out."""
     nbytes = 4 * n * model.hidden * 2
-    cycles = _cycles(nbytes)
+    cycles = _cycles(nbytes, device)
     x, residual = (torch.randn(cycles, n, model.hidden, device=device).to(BF16) for _ in range(2))
     weight = torch.randn(model.hidden, device=device).to(BF16)
 
@@ -167,7 +161,7 @@ def rope_write(model: ModelShape, device: str, n: int) -> Case:
     """The projection in; queries and the keys and values in the pool out; the angles once."""
     lines = model.heads + 2 * model.kv_heads
     nbytes = n * (2 * lines + 2) * model.head_dim * 2
-    cycles = _cycles(nbytes)
+    cycles = _cycles(nbytes, device)
     pool, rows = _pool(model, device, 1, n, 1)
     qkv = torch.randn(cycles, n, lines, model.head_dim, device=device).to(BF16)
     cos, sin = (torch.randn(n, 1, model.head_dim, device=device).to(BF16) for _ in range(2))
@@ -183,7 +177,7 @@ def rope_write(model: ModelShape, device: str, n: int) -> Case:
 def silu_gate(model: ModelShape, device: str, n: int) -> Case:
     """Two tensors in, one out."""
     nbytes = 3 * n * model.inner * 2
-    cycles = _cycles(nbytes)
+    cycles = _cycles(nbytes, device)
     both = torch.randn(cycles, n, 2 * model.inner, device=device).to(BF16)
     return Case("silu gate", f"{n} tokens", nbytes, 0, cycles, lambda i: ops.silu_gate(both[i]))
 
@@ -191,7 +185,7 @@ def silu_gate(model: ModelShape, device: str, n: int) -> Case:
 def sample(model: ModelShape, device: str, batch: int, how: str) -> Case:
     """At least every logit is read once. "flat": a nucleus beyond the shortlist, which is searched."""
     nbytes = batch * model.vocab * 2
-    cycles = min(16, _cycles(nbytes))
+    cycles = min(16, _cycles(nbytes, device))
     spread = 1.0 if how.endswith("flat") else 6.0
     logits = (torch.randn(cycles, batch, model.vocab, device=device) * spread).to(BF16)
     counts = torch.zeros(1, model.vocab, dtype=torch.int32, device=device)
@@ -235,8 +229,9 @@ def _pool(model: ModelShape, device: str, batch: int, tokens: int, layers: int) 
     return PagedPool(blocks, table, model.kv_heads, model.head_dim), rows
 
 
-def _cycles(nbytes: int) -> int:
-    return max(2, min(MOST_CYCLES, -(-COLD_BYTES // nbytes)))
+def _cycles(nbytes: int, device: str) -> int:
+    cold = (FULL if device == "cuda" else TINY).cold_bytes
+    return max(2, min(MOST_CYCLES, -(-cold // nbytes)))
 
 
 def _sms(device: str) -> int:

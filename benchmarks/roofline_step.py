@@ -1,20 +1,20 @@
 """Whole steps of the worker's own code, with random weights: decode with and without graphs, and prefill.
 
 A step is what a command costs a worker: upload, model, head, argmax, tokens back on the host. Its bound is
-the least it must read and compute: every weight once, every token's K and V once. Beside it transformers'
-generate on the same shape, with a static cache and SDPA, for the time of one of its tokens.
+the least it must read and compute: every weight once, every token's K and V once. Steps are timed one after
+another, and as a worker runs them, each queued before the one in front is read. The profiler's line says
+which kernels a step's time goes to and how much of it the device idles between them.
 """
 
-import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
-from roofline_device import Peaks
+from roofline_device import Peaks, Plan, free
 from roofline_kernels import BF16, BLOCK_BYTES, Measurement, ModelShape
 
 from muxd.messages import NewRows, Sampling, Setup, TensorEntry
@@ -24,25 +24,18 @@ from muxd.models.tensors import wanted
 from muxd.worker.cuda_step import CudaStep
 from muxd.worker.sequence import Sequence, Span
 
-BATCHES, CONTEXTS, PROMPTS = (1, 8, 32, 128), (512, 2048), (512, 2048, 8192)
-_TIMES = 20  # steps of which the median counts
-_NEW = 64  # tokens that transformers makes after the first
 _GREEDY = Sampling(temperature=0.0)
+_PROFILED = 5  # steps under the profiler
+_NAMED = 4  # kernels whose part is told
 
 
-def measure(peaks: Peaks, models: tuple[ModelShape, ...]) -> Iterator[Measurement]:
-    """Every case of every model, on the current CUDA device."""
+def measure(peaks: Peaks, models: tuple[ModelShape, ...], plan: Plan) -> Iterator[Measurement]:
+    """Every case of every model, on the plan's device."""
     for model in models:
-        for part in (
-            partial(_decode, recorded=True),
-            partial(_decode, recorded=False),
-            _prefill,
-            _transformers,
-        ):
+        for part in (_recorded, _eager, _prefill):
             with torch.inference_mode():
-                yield from part(peaks, model)
-            gc.collect()
-            torch.cuda.empty_cache()
+                yield from part(peaks, model, plan)
+            free(plan)
 
 
 # ---- bounds -------------------------------------------------------------------------------------------
@@ -70,12 +63,17 @@ def prefill_cost(model: ModelShape, tokens: int) -> tuple[float, float]:
 
 
 def line(
-    peaks: Peaks, model: ModelShape, kind: str, shape: str, seconds: float, cost: tuple[float, float]
+    peaks: Peaks,
+    model: ModelShape,
+    kind: str,
+    shape: str,
+    seconds: float,
+    cost: tuple[float, float],
+    note: str = "",
 ) -> Measurement:
     nbytes, flops = cost
-    memory = nbytes / peaks.bytes_per_second >= flops / peaks.flops_per_second
-    bound = peaks.bound(nbytes, flops)
-    return Measurement("step", model.name, kind, shape, seconds, bound, "memory" if memory else "compute")
+    by = "memory" if nbytes / peaks.bytes_per_second >= flops / peaks.flops_per_second else "compute"
+    return Measurement("step", model.name, kind, shape, seconds, peaks.bound(nbytes, flops), by, note)
 
 
 # ---- our own steps ------------------------------------------------------------------------------------
@@ -94,10 +92,12 @@ class Bench:
             local_rope=rope, windows=(None,) * model.layers,
         )  # fmt: skip
         entries, end = [], 0
+        self.device = device
         for tensor in wanted(self.spec):
             entries.append(TensorEntry(tensor.name, "bfloat16", tensor.shape, end))
             end += -(-int(np.prod(tensor.shape)) * 2 // 64) * 64
-        weights = torch.empty(end // 2, dtype=BF16, device=device).normal_(0, 0.02).view(torch.uint8)
+        self.entries = entries
+        self.weights = torch.empty(end // 2, dtype=BF16, device=device).normal_(0, 0.02).view(torch.uint8)
         self.row_tokens = self.spec.tokens_per_row(BLOCK_BYTES, 2)
         rows = -(-tokens // self.row_tokens) + 256
         per_row = self.spec.blocks_per_row
@@ -107,33 +107,52 @@ class Bench:
             pool_bytes=pool.numel(), block_bytes=BLOCK_BYTES, max_rows=rows, weights_bytes=end,
             tensors=entries, cores=1, max_context=longest + 64,
         )  # fmt: skip
-        self.step = CudaStep(self.spec, setup, pool, weights, graphs=recorded)
+        self.step = CudaStep(self.spec, setup, pool, self.weights, graphs=recorded)
         blocks = np.random.default_rng(0).permutation(rows * per_row).astype("<i4")  # scattered, as live
         self.step.learn(NewRows(np.arange(rows, dtype="<i4").tobytes(), blocks.tobytes()))
         self.step.ready()
 
-    def sequences(self, batch: int, context: int) -> list[Sequence]:
-        """Sequences that count as computed, each with rows of its own."""
-        each = -(-(context + 1) // self.row_tokens)
+    def sequences(self, batch: int, context: int, room: int = 1) -> list[Sequence]:
+        """Sequences that count as computed, each with rows of its own for ``room`` tokens more."""
+        each = -(-(context + room) // self.row_tokens)
         return [
             Sequence(_GREEDY, context, list(range(i * each, (i + 1) * each)), [5] * (context + 1), context)
             for i in range(batch)
         ]
 
     def decode(self, sequences: list[Sequence]) -> list[int]:
-        hidden = self.step.decode(sequences)
-        return self.step.sample(self.step.model.logits(hidden), sequences)[0]
+        """The same step again and again: nothing of a sequence moves."""
+        return self.step.decode(sequences).result()[0]
+
+    def ahead(self, sequences: list[Sequence], count: int) -> float:
+        """Seconds a step of ``count``, each queued before the tokens of the one in front are read. The tokens
+        that are fed lie on the device; positions stay where they are."""
+        held = [sequence.history.pop() for sequence in sequences]
+        for sequence in sequences:
+            sequence.history.append(5)
+        waiting = self.step.decode(sequences)
+        for sequence in sequences:
+            sequence.history.pop()  # from here on it is where the step before has put it
+        begun = time.perf_counter()
+        for _ in range(count):
+            behind = self.step.decode(sequences)
+            waiting.result()
+            waiting = behind
+        seconds = time.perf_counter() - begun
+        waiting.result()
+        for sequence, token in zip(sequences, held, strict=True):
+            sequence.history.append(token)
+        return seconds / count
 
     def prefill(self, sequence: Sequence, tokens: int) -> list[int]:
-        hidden = self.step.prefill([Span(sequence, 0, tokens)], [0])
-        return self.step.sample(self.step.model.logits(hidden), [sequence])[0]
+        return self.step.prefill([Span(sequence, 0, tokens)], [0]).result()[0]
 
     def forget(self, sequences: list[Sequence]) -> None:
         for sequence in sequences:
             self.step.forget(sequence)
 
 
-def median_of(step: Callable[[], object], times: int = _TIMES) -> float:
+def median_of(step: Callable[[], object], times: int) -> float:
     """Seconds on the host's clock; ``step`` ends when its tokens are there. The first three are left out."""
     found = []
     for _ in range(times + 3):
@@ -143,61 +162,74 @@ def median_of(step: Callable[[], object], times: int = _TIMES) -> float:
     return statistics.median(found[3:])
 
 
-def _decode(peaks: Peaks, model: ModelShape, recorded: bool) -> Iterator[Measurement]:
-    bench = Bench(model, BATCHES[-1] * (CONTEXTS[-1] + 1), CONTEXTS[-1], "cuda", recorded)
-    for context in CONTEXTS:
-        for batch in BATCHES:
-            sequences = bench.sequences(batch, context)
-            seconds = median_of(lambda held=sequences: bench.decode(held))
-            bench.forget(sequences)
-            kind = "decode step" if recorded else "decode step, no graphs"
-            yield line(
-                peaks, model, kind, f"{batch} x {context}", seconds, decode_cost(model, batch, context)
-            )
-
-
-def _prefill(peaks: Peaks, model: ModelShape) -> Iterator[Measurement]:
-    bench = Bench(model, PROMPTS[-1] + 1, PROMPTS[-1], "cuda", recorded=False)
-    for tokens in PROMPTS:
-        (sequence,) = bench.sequences(1, tokens)
-        seconds = median_of(lambda held=sequence, n=tokens: bench.prefill(held, n))
-        bench.forget([sequence])
-        yield line(peaks, model, "prefill", str(tokens), seconds, prefill_cost(model, tokens))
-
-
-# ---- transformers -------------------------------------------------------------------------------------
-
-
-def _transformers(peaks: Peaks, model: ModelShape) -> Iterator[Measurement]:
-    """Seconds of one token of ``generate``: a long answer less a short one, over the tokens between."""
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM
-    except ImportError:
-        print("transformers is not installed: nothing to compare with", file=sys.stderr)
-        return
-    config = LlamaConfig(
-        vocab_size=model.vocab, hidden_size=model.hidden, intermediate_size=model.inner,
-        num_hidden_layers=model.layers, num_attention_heads=model.heads, head_dim=model.head_dim,
-        num_key_value_heads=model.kv_heads, max_position_embeddings=CONTEXTS[-1] + _NEW + 8,
-        tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=None,
-        attn_implementation="sdpa",
-    )  # fmt: skip
-    with torch.device("cuda"):
-        theirs = LlamaForCausalLM(config).to(BF16).eval()
-    for context in CONTEXTS:
-        for batch in BATCHES:
-            prompt = torch.full((batch, context), 5, device="cuda")
-
-            def answer(new: int, prompt: torch.Tensor = prompt) -> None:
-                theirs.generate(
-                    prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, min_new_tokens=new,
-                    do_sample=False, cache_implementation="static",
-                )  # fmt: skip
-                torch.cuda.synchronize()
-
-            try:
-                seconds = (median_of(lambda: answer(_NEW + 1), 3) - median_of(lambda: answer(1), 3)) / _NEW
-            except torch.cuda.OutOfMemoryError:
-                continue
+def _recorded(peaks: Peaks, model: ModelShape, plan: Plan) -> Iterator[Measurement]:
+    bench = Bench(model, plan.batches[-1] * (plan.contexts[-1] + 1), plan.contexts[-1], plan.device, True)
+    for context in plan.contexts:
+        for batch in plan.batches:
+            sequences, shape = bench.sequences(batch, context), f"{batch} x {context}"
             cost = decode_cost(model, batch, context)
-            yield line(peaks, model, "transformers generate", f"{batch} x {context}", seconds, cost)
+            seconds = median_of(lambda held=sequences: bench.decode(held), plan.times)  # type: ignore[misc]
+            yield line(peaks, model, "decode step", shape, seconds, cost)
+            seconds = statistics.median(bench.ahead(sequences, plan.times) for _ in range(3))
+            yield line(peaks, model, "decode step, run ahead", shape, seconds, cost)
+            seconds, note = profiled(bench, sequences)
+            if seconds:
+                yield line(peaks, model, "decode step, device busy", shape, seconds, cost, note)
+            bench.forget(sequences)
+
+
+def _eager(peaks: Peaks, model: ModelShape, plan: Plan) -> Iterator[Measurement]:
+    bench = Bench(model, plan.batches[-1] * (plan.contexts[-1] + 1), plan.contexts[-1], plan.device, False)
+    for context in plan.contexts:
+        for batch in plan.batches:
+            sequences = bench.sequences(batch, context)
+            seconds = median_of(lambda held=sequences: bench.decode(held), plan.times)  # type: ignore[misc]
+            cost = decode_cost(model, batch, context)
+            yield line(peaks, model, "decode step, no graphs", f"{batch} x {context}", seconds, cost)
+            bench.forget(sequences)
+
+
+def _prefill(peaks: Peaks, model: ModelShape, plan: Plan) -> Iterator[Measurement]:
+    bench = Bench(model, plan.prompts[-1] + 1, plan.prompts[-1], plan.device, recorded=False)
+    for tokens in plan.prompts:
+        (sequence,) = bench.sequences(1, tokens)
+        seconds = median_of(lambda held=sequence, n=tokens: bench.prefill(held, n), plan.times)  # type: ignore[misc]
+        yield line(peaks, model, "prefill", str(tokens), seconds, prefill_cost(model, tokens))
+        bench.forget([sequence])
+
+
+# ---- where the time goes ------------------------------------------------------------------------------
+
+
+def profiled(bench: Bench, sequences: list[Sequence]) -> tuple[float, str]:
+    """Seconds of a step in which the device computes, and what of it is whose; 0 where nothing was seen."""
+    kind = torch.profiler.ProfilerActivity
+    activity = kind.CUDA if bench.device == "cuda" else kind.CPU
+    with torch.profiler.profile(activities=[activity]) as profile:
+        bench.ahead(sequences, _PROFILED)
+    events = [
+        (event.name, event.time_range.start, event.time_range.end)
+        for event in profile.events() or ()
+        if event.device_type.name == ("CUDA" if bench.device == "cuda" else "CPU")
+    ]
+    if not events:
+        print("the profiler saw no kernels: no account of gaps", file=sys.stderr)
+        return 0.0, ""
+    busy, note = account(events)
+    return busy / (_PROFILED + 1), note
+
+
+def account(events: Iterable[tuple[str, float, float]]) -> tuple[float, str]:
+    """Seconds in which anything of ``events`` (name, start and end in microseconds) ran, and in words: the
+    gaps between first and last, and the names with the largest parts."""
+    by_name: Counter[str] = Counter()
+    ordered = sorted(events, key=lambda event: event[1])
+    busy, reached = 0.0, ordered[0][1]
+    for name, start, end in ordered:
+        by_name[name.split("<")[0].split("(")[0].split("::")[-1][-28:]] += end - start  # type: ignore[assignment]
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    span = reached - ordered[0][1]
+    total = sum(by_name.values())
+    largest = ", ".join(f"{name} {part / total:.0%}" for name, part in by_name.most_common(_NAMED))
+    return busy / 1e6, f"gaps {1 - busy / span:.1%} of {span:.0f} us; {largest}"

@@ -17,13 +17,13 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import roofline_kernels
 
-    monkeypatch.setattr(roofline_kernels, "COLD_BYTES", 1 << 12)
     return roofline_kernels
 
 
 def test_every_case_runs_and_has_a_bound(kernels: Any) -> None:
-    model = kernels.ModelShape("tiny", 64, 2, 4, 2, 32, 96, 300)
-    made = [make() for make in kernels.cases(model, "cpu", (1, 3), (40,), (50,))]
+    from roofline_device import TINY
+
+    made = [make() for make in kernels.cases(kernels.SMALL, TINY)]
     assert len({(case.kernel, case.shape) for case in made}) == len(made) == 2 + 1 + 9 + 8
     for case in made:
         assert case.nbytes > 0
@@ -56,23 +56,67 @@ def test_whole_steps_run_and_their_bounds_are_known(kernels: Any) -> None:
     assert nbytes == 2 * step.weights_of(model) + 8 * 513 * 131072
     assert flops == 16 * step.weights_of(model) + 4 * 8 * 512 * 32 * 4096
     assert step.prefill_cost(model, 1)[1] == 2 * step.weights_of(model) + 2 * 32 * 4096
-    tiny = kernels.ModelShape("tiny", 64, 2, 4, 2, 32, 96, 300)
     with torch.inference_mode():
         found = []
         for recorded in (True, False):
             torch.manual_seed(0)
-            bench = step.Bench(tiny, 200, 60, "cpu", recorded)
+            bench = step.Bench(kernels.SMALL, 200, 60, "cpu", recorded)
             sequences = bench.sequences(3, 40)
             bench.prefill(sequences[0], 40)
+            before = [list(s.history) for s in sequences]
+            assert bench.ahead(sequences, 3) > 0
+            assert [s.history for s in sequences] == before
             found.append(bench.decode(sequences))
             bench.forget(sequences)
     assert found[0] == found[1]
     assert len(found[0]) == 3
 
 
+def test_the_account_of_a_step_counts_what_overlaps_once(kernels: Any) -> None:
+    from roofline_step import account
+
+    events = [("void f<int>(a)", 10.0, 20.0), ("g", 15.0, 30.0), ("g", 40.0, 50.0), ("f", 41.0, 45.0)]
+    busy, note = account(events)
+    assert busy == pytest.approx(30e-6)
+    assert note == "gaps 25.0% of 40 us; g 64%, void f 26%, f 10%"
+
+
+def test_answers_are_those_of_transformers_over_the_same_weights(
+    kernels: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole comparison on the CPU: each peer answers every shape, and nearly every first token agrees."""
+    import roofline_answers
+    from roofline_device import TINY, Peaks
+
+    torch.manual_seed(0)
+    lines = list(roofline_answers.measure(Peaks(1e9, 1e9), (kernels.SMALL,), TINY))
+    assert not capsys.readouterr().err.count("Error")
+    assert [line.kernel for line in lines] == ["answers", *roofline_answers._PEERS] * 2
+    for line in lines:
+        assert line.note.startswith(f"{4 * int(line.shape.split()[0]) / line.seconds:,.0f} tokens/s")
+    assert lines[5].note.endswith("3/3 begin alike")
+
+
+def test_the_rehearsal_shows_no_figure() -> None:
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "roofline.py"),
+        "--device",
+        "cpu",
+        "--tiny",
+        "--part",
+        "kernels",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nothing is measured" in done.stdout
+    assert "top-p, flat" in done.stdout
+    assert "%" not in done.stdout
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
 def test_without_a_gpu_it_says_so() -> None:
-    command = [sys.executable, str(BENCHMARKS / "roofline.py")]
+    command = [sys.executable, str(BENCHMARKS / "roofline.py")]  # the form that measures
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "no CUDA device" in done.stderr
