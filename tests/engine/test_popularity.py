@@ -3,12 +3,13 @@
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muxd.engine.popularity import Demand, Popularity
 
 
+@settings(deadline=None)
 @given(st.floats(0.05, 50), st.floats(1, 300), st.floats(0.2, 8), st.integers(0, 99))
 def test_a_steady_rate_is_measured_however_young_the_measure(
     rate: float, memory: float, ages: float, seed: int
