@@ -24,6 +24,14 @@ def test_gates(n: int, inner: int, dtype: torch.dtype) -> None:
     check_gates(gated_kernel, n, inner, dtype)
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 4), st.integers(1, 3000), st.sampled_from(DTYPES), st.booleans())
+def test_any_norm_and_gate(n: int, size: int, dtype: torch.dtype, offset: bool) -> None:
+    check_rms_norm(rms_norm_kernel, n, size, dtype, offset)
+    if size > 1:  # two gates far out
+        check_gates(gated_kernel, n, size, dtype)
+
+
 def test_nothing_to_do() -> None:
     check_rms_norm(rms_norm_kernel, 0, 64, torch.float32, False)
     assert gated_kernel.silu_gate(torch.empty(0, 8)).shape == (0, 4)
