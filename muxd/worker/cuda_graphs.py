@@ -43,12 +43,14 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._side: torch.cuda.Stream | None = None  # one: cuBLAS keeps 32 MiB for every stream it has seen
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         # What the capture must not do: compile kernels, make handles, start a collection of CUDA objects.
         stream = torch.cuda.current_stream()
         if stream == torch.cuda.default_stream():  # which cannot be captured
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._side = self._side or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream = self._side
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             step()

@@ -72,6 +72,9 @@ class CudaStep:
     def share(self, percent: int, parts: int) -> Iterator[None]:
         """``parts`` is a mask of SMs; a share alone is a promise of the daemon, or a cap from the spawn."""
         with self._streams.use(parts):
+            if self._last is not None and self._last.event is not None:
+                # The batch before may be on another stream; what is queued now comes after it.
+                torch.cuda.current_stream(self.device).wait_event(self._last.event)
             yield
 
     @contextmanager
@@ -109,7 +112,6 @@ class CudaStep:
         self._sampler.release(sequence)
 
     def prefill(self, spans: Items[Span], ends: Items[int]) -> CudaFlight:
-        self._follow()
         self._places = {}
         lists, pool = self._state.lists, self._state.pool
         lists.place([span.sequence for span in spans])
@@ -136,7 +138,6 @@ class CudaStep:
         """Raises ValueError for more than ``MOST`` sequences, or a token that neither host nor device has."""
         if len(sequences) > MOST:
             raise ValueError(f"{len(sequences)} sequences in one batch; {MOST} fit")
-        self._follow()
         self._state.lists.place(sequences)
         known = [s.cached + 1 for s in sequences]
         way, asked = way_of(sequences, known), any(map(asks, sequences))
@@ -216,11 +217,6 @@ class CudaStep:
         """Whether what the graphs read is where it was."""
         now = (self._state.lists.rows, self._sampler.counts)
         return len(self._read) == len(now) and all(a is b for a, b in zip(self._read, now, strict=True))
-
-    def _follow(self) -> None:
-        """What is queued now comes after the batch before, which may be on another stream."""
-        if self._last is not None and self._last.event is not None:
-            torch.cuda.current_stream(self.device).wait_event(self._last.event)
 
     def _flown(self, flight: CudaFlight) -> CudaFlight:
         self._last = flight
