@@ -2,11 +2,11 @@
 
     python benchmarks/gpu_all.py [--out DIR] [--device cuda:0] [--minutes 45] [--only STEP]... [--published F]
 
-Steps: doctor, tests (`pytest -m gpu`), kernels, steps and answers against the roofline, the share table of a
-7B-shaped random model, two colocated models under mux, temporal and spatial. Each runs in a process of its own
-and has its own limit; one that fails or is cut short does not keep the next from running. DIR gets a log and
-JSON of every step, ``summary.json``, and ``measurements.md``, a section ready for docs/measurements.md: what was
-measured and what was not. Exit code 0 when every step was good.
+Steps: doctor, tests (`pytest -m gpu`), kernels, steps and answers against the roofline, the share table of
+a 7B-shaped random model, two colocated models under mux, temporal and spatial. Each runs in a process of
+its own and has its own limit; one that fails or is cut short does not keep the next from running. DIR gets
+a log and JSON of every step, ``summary.json``, and ``measurements.md``, a section ready for
+docs/measurements.md: what was measured and what was not. Exit code 0 when every step was good.
 
 ``--device cpu`` rehearses the same with tiny models; what it prints are not measurements.
 """
