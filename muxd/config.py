@@ -52,6 +52,7 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     bytes: str = "1G"
     block_bytes: int = 8192
+    grow: bool = False  # memory that models leave becomes K and V, until a load needs it
 
 
 class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -116,8 +116,8 @@ class Daemon:
         arenas: dict[str, Arena] = {}
         directory = private_directory()
         try:
-            self._open_arenas(arenas)
             await asyncio.gather(*(asyncio.to_thread(entry.open) for entry in self.entries.values()))
+            self._open_arenas(arenas)
             self.planning = await asyncio.to_thread(Planning, self.config, self.devices)
             await asyncio.to_thread(self.planning.start, self.entries.values())
             self.link = DaemonEnd(directory, self._on_message, self._on_link_lost)
@@ -210,17 +210,21 @@ class Daemon:
     # ---- wiring -----------------------------------------------------------------------------------
 
     def _open_arenas(self, arenas: dict[str, Arena]) -> None:
+        pool, opened = self.config.pool, [entry.opened for entry in self.entries.values()]
+        # Every model may have been on every device.
+        lendable = sum(model.plan.bytes for model in opened if model is not None) if pool.grow else 0
         for (name, device), config in zip(self.devices.items(), self.config.devices, strict=True):
             key = "device.pool" if self.config.device else "pool.bytes"
-            arenas[name] = Arena(device, size(config.pool, key=key), self.config.pool.block_bytes)
+            arenas[name] = Arena(device, size(config.pool, key=key), pool.block_bytes, lendable)
 
     def _make_sites(self, arenas: dict[str, Arena]) -> None:
         ids, spawns, several = count(1), count(1), len(self.devices) > 1
         self.sites = {
             name: open_site(
                 name, device, arenas[name], [one for one in self.entries.values() if one.device == name],
-                self.config.scheduler, link=self.link, clock=self.clock, observer=self.observer, ids=ids,
-                spawns=spawns, tell=self.events.teller(name if several else ""),
+                self.config.scheduler, grow=self.config.pool.grow, link=self.link, clock=self.clock,
+                observer=self.observer, ids=ids, spawns=spawns,
+                tell=self.events.teller(name if several else ""),
             )
             for name, device in self.devices.items()
         }  # fmt: skip

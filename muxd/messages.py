@@ -42,6 +42,7 @@ class Setup(Struct, frozen=True, tag="setup"):
     max_context: int
     cpus: tuple[int, ...] = ()  # the CPUs to stay on; none: all
     phases: Phases = "both"  # what this worker computes
+    pool_reach: int = 0  # bytes of addresses to reserve for the pool, where it can grow; at least pool_bytes
 
 
 class Sampling(Struct, frozen=True, array_like=True):
@@ -129,11 +130,25 @@ class Decode(Struct, frozen=True, tag="decode"):
     ] = []  # those of ``seqs`` that this worker steps for the first time, if it only decodes
 
 
+class MapPool(Struct, frozen=True, tag="map"):
+    """The pool has memory at ``offset`` of its addresses from now on. The same struct comes with the
+    descriptor over the inherited socketpair, before any command that uses it."""
+
+    offset: int
+    nbytes: int
+
+
+class UnmapPool(Struct, frozen=True, tag="unmap"):
+    """Give back what ``MapPool`` put at ``offset``: no row lies there any more. Answered by ``Unmapped``."""
+
+    offset: int
+
+
 class Shutdown(Struct, frozen=True, tag="shutdown"):
     """Finish and exit 0."""
 
 
-ToWorker = Prefill | Decode | Shutdown
+ToWorker = Prefill | Decode | MapPool | UnmapPool | Shutdown
 
 
 class Ready(Struct, frozen=True, tag="ready"):
@@ -171,6 +186,13 @@ class BatchFailed(Struct, frozen=True, tag="failed"):
     error: str
 
 
+class Unmapped(Struct, frozen=True, tag="unmapped"):
+    """The worker holds nothing of what was mapped at ``offset``."""
+
+    worker: str
+    offset: int
+
+
 class Refused(Struct, frozen=True, tag="refused"):
     """The worker cannot serve this model: the reason, for people. It exits after sending this."""
 
@@ -178,7 +200,7 @@ class Refused(Struct, frozen=True, tag="refused"):
     reason: str
 
 
-FromWorker = Ready | BatchDone | BatchFailed | Refused
+FromWorker = Ready | BatchDone | BatchFailed | Unmapped | Refused
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode

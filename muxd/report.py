@@ -144,9 +144,8 @@ def _threads(site: Site, model: str) -> int:
 
 def _pool(arena: Arena) -> PoolStatus:
     ledger = arena.ledger
-    return PoolStatus(
-        arena.nbytes, arena.block_bytes, ledger.total_blocks, ledger.free_blocks, ledger.cached_blocks
-    )
+    blocks, each = ledger.present_blocks, arena.block_bytes
+    return PoolStatus(blocks * each, each, blocks, ledger.free_blocks, ledger.cached_blocks)
 
 
 def _together(pools: list[PoolStatus]) -> PoolStatus:

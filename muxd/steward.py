@@ -154,13 +154,12 @@ class Steward(Report):
             except MuxdError as error:
                 faults.append(f"{site.name}: {error.message}" if self.several else error.message)
         ledgers = [site.arena.ledger for site in self.sites.values()]
-        total = sum(ledger.total_blocks for ledger in ledgers)
         return Audit(
             "; ".join(faults),
-            total,
+            sum(ledger.present_blocks for ledger in ledgers),
             sum(ledger.free_blocks for ledger in ledgers),
             sum(ledger.cached_blocks for ledger in ledgers),
-            total - sum(ledger.unheld_blocks for ledger in ledgers),
+            sum(ledger.held_blocks for ledger in ledgers),
         )
 
     # ---- policy -----------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ VERSION_HEADER = "Muxd-Version"
 
 
 class PoolStatus(Struct, frozen=True):
-    """The shared KV memory. ``free_blocks`` are owned by nobody, ``cached_blocks`` could be reclaimed."""
+    """The shared KV memory, what is lent to it now included. ``free_blocks`` are owned by nobody,
+    ``cached_blocks`` could be reclaimed."""
 
     bytes: int
     block_bytes: int

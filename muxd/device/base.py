@@ -96,6 +96,11 @@ class Device(Protocol):
         ...
 
     @property
+    def granularity(self) -> int:
+        """Bytes that the size and place of mapped memory must be a multiple of."""
+        ...
+
+    @property
     def caps(self) -> bool:
         """Whether a worker can never use more than the share it was spawned with."""
         ...

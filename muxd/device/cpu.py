@@ -82,6 +82,7 @@ class Cpu:
     name = "cpu"
     kind = "CPU"
     _regions: ClassVar[WeakSet[CpuRegion]] = WeakSet()  # of all devices: they share the machine's memory
+    granularity = mmap.PAGESIZE
 
     def __init__(self, cores: int | None = None, *, cpus: Sequence[int] = (), limit: int = 0):
         self.cpus = tuple(cpus)

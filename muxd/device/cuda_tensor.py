@@ -81,6 +81,14 @@ class DeviceMemory:
         space.map(0, fd, nbytes, writable=writable)
         return bytes_at(space.address, nbytes, self.index)
 
+    def growing(self, fd: int, nbytes: int, reach: int) -> tuple[torch.Tensor, CudaReservation]:
+        """uint8 [reach], of which the first ``nbytes`` are ``fd``'s; more can be mapped behind them. Raises
+        MappingError."""
+        space = CudaReservation(self.driver, reach, self.index)
+        self._spaces.append(space)
+        space.map(0, fd, nbytes)
+        return bytes_at(space.address, reach, self.index), space
+
     def view(self) -> ClientView:
         """For the worker to report to ``device.base.Device.attached``."""
         return client_view(self.driver, self.index)

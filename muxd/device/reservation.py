@@ -2,7 +2,7 @@
 
 Two implementations of ``Reservation``: device memory through the driver, host memory through mmap. The
 address of a byte never changes, so tensors over the whole range, row tables and captured graphs stay valid
-while slabs are mapped and unmapped; only what is mapped may be touched, and nothing running may use what is
+while pieces are mapped and unmapped; only what is mapped may be touched, and nothing running may use what is
 being unmapped.
 """
 

@@ -28,6 +28,20 @@ class Cancelled(Struct, frozen=True):
     sequence: Sequence
 
 
+class Lent(Struct, frozen=True):
+    """Head blocks [first, first + count) have memory from now on, in every worker."""
+
+    first: int
+    count: int
+
+
+class Recalled(Struct, frozen=True):
+    """Lent head blocks are wanted back: who holds them is preempted, now or when its batch is done."""
+
+    first: int
+    count: int
+
+
 class WorkerReady(Struct, frozen=True):
     """The model's worker takes commands (again)."""
 
@@ -63,7 +77,9 @@ class Tick(Struct, frozen=True):
     """Nothing happened, time passed."""
 
 
-Event = Arrived | BatchDone | Cancelled | WorkerReady | WorkerLost | Withdraw | Joined | Tick
+Event = (
+    Arrived | BatchDone | Cancelled | WorkerReady | WorkerLost | Withdraw | Joined | Lent | Recalled | Tick
+)
 
 
 class Launch(Struct, frozen=True):

@@ -98,7 +98,7 @@ class RowKeeper:
         spec = lane.spec
         charge = self.charge(lane, sequence)
         if self.ledger.held(spec.model) + charge * spec.blocks_per_row > self.right(spec.model):
-            if self.claims - {spec.model} and self.ledger.unheld_blocks < self.ledger.total_blocks:
+            if self.claims - {spec.model} and self.ledger.held_blocks:
                 return False  # it would borrow what another is owed; when nobody holds anything, nobody is
             known = self._known_rows(lane, sequence) * spec.blocks_per_row
             if self._promised + known > self.ledger.unheld_blocks:
@@ -224,6 +224,16 @@ class RowKeeper:
             victim = max(self._holders(giver), key=_age)
             wanted -= len(victim.rows) * giver.spec.blocks_per_row
             self._evict(victim)
+
+    def vacate(self) -> None:
+        """Recalled blocks are given back: who holds some computes again elsewhere."""
+        if not self.ledger.leaving_blocks:
+            return
+        for model, lane in self.board.lanes.items():
+            leaving = set(self.ledger.leaving(model).tolist())
+            for sequence in self._holders(lane) if leaving else ():
+                if not leaving.isdisjoint(sequence.rows):
+                    self._evict(sequence)
 
     def _claims(self, lane: Lane | None) -> bool:
         """The head of the queue waits for rows within its model's quota, or that is still growing."""

@@ -19,6 +19,8 @@ from muxd.engine.actions import (
     Event,
     Failed,
     Joined,
+    Lent,
+    Recalled,
     Rejected,
     Tick,
     Withdraw,
@@ -86,8 +88,15 @@ class Scheduler:
                 self._on_withdraw(event)
             case Joined():
                 self._on_joined(event.sequence, now)
+            case Lent():
+                self.ledger.lend(event.first, event.count)
+                self._rows.look_again()
+            case Recalled():
+                self.ledger.recall(event.first, event.count)
+                self._rows.look_again()
             case Tick():
                 pass
+        self._rows.vacate()
         self._policy.launch(now)
         if self.settings.run_ahead:
             self._run_ahead(now)

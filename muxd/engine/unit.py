@@ -21,8 +21,10 @@ from muxd.engine.actions import (
     Failed,
     Joined,
     Launch,
+    Lent,
     Preempted,
     QuotaMoved,
+    Recalled,
     Rejected,
     Tick,
     Withdraw,
@@ -77,6 +79,7 @@ class Unit:
         self._draining = False
         self._refusals: dict[str, MuxdError] = {}  # models that take no new requests, and why
         self._leaving: dict[str, asyncio.Event] = {}  # models whose last request somebody waits for
+        self._vacating: list[asyncio.Event] = []  # lent memory that somebody waits to have back
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -224,6 +227,26 @@ class Unit:
         self._scheduler.close(model)
         self._handle(Tick())  # what was the model's is the others' now
 
+    # ---- memory that comes and goes ---------------------------------------------------------------
+
+    def lend(self, first: int, count: int) -> None:
+        """Head blocks that every worker has memory for by the time of its next command."""
+        self._handle(Lent(first, count))
+
+    def recall(self, first: int, count: int) -> asyncio.Event:
+        """Set as soon as no sequence holds any of them and no batch writes there."""
+        self._handle(Recalled(first, count))
+        event = asyncio.Event()
+        self._vacating.append(event)
+        self._note_vacated()
+        return event
+
+    def _note_vacated(self) -> None:
+        if not self._scheduler.ledger.leaving_blocks:
+            for event in self._vacating:
+                event.set()
+            self._vacating.clear()
+
     # ---- shutdown ---------------------------------------------------------------------------------
 
     async def drain(self, grace: float) -> None:
@@ -255,6 +278,8 @@ class Unit:
         self._note_empty()
         if self._leaving:
             self._note_left()
+        if self._vacating:
+            self._note_vacated()
         self._set_timer()
         return actions
 

@@ -15,7 +15,7 @@ def terms(entry: Entry, arena: Arena) -> Terms:
         size(text, key=f"model.quota.{key} ({entry.name})", whole=arena.nbytes) // arena.block_bytes
         for key, text in (("min", quota.min), ("max", quota.max))
     )
-    return Terms(least, most, max_rows=max(1, arena.total_blocks // entry.opened.spec.blocks_per_row))
+    return Terms(least, most, max_rows=max(1, arena.most_blocks // entry.opened.spec.blocks_per_row))
 
 
 def open_account(entry: Entry, arena: Arena) -> None:

@@ -30,6 +30,7 @@ def open_site(
     entries: Sequence[Entry],
     config: SchedulerConfig,
     *,
+    grow: bool,
     link: DaemonEnd,
     clock: Clock,
     observer: Observer,
@@ -39,9 +40,9 @@ def open_site(
 ) -> Site:
     """``entries`` are those that were placed here; one that is not opened, or fits no block, gets no lane.
 
-    ``tell`` hears what the unit's journal marks. ``ids`` and ``spawns`` number the sequences and workers of
-    all sites. Raises ConfigError where the
-    models' quotas cannot hold together.
+    ``grow``: memory that models leave joins the pool. ``tell`` hears what the unit's journal marks. ``ids``
+    and ``spawns`` number the sequences and workers of all sites. Raises ConfigError where the models' quotas
+    cannot hold together.
     """
     settings = Settings(
         drain_timeout=config.drain_timeout,
@@ -63,8 +64,9 @@ def open_site(
 
     unit = Unit(scheduler, send, clock, observer, ids, tell)
     site = Site(
-        name=name, device=device, arena=arena, unit=unit, link=link, clock=clock, spawns=spawns, split=split
-    )
+        name=name, device=device, arena=arena, unit=unit, link=link, clock=clock, spawns=spawns, split=split,
+        grow=grow,
+    )  # fmt: skip
     for entry in entries:
         entry.lane = unit.lanes.get(entry.name)
     return site

@@ -50,3 +50,13 @@ class Change:
         if not task.cancelled():
             task.exception()  # a watcher may have left: then nobody else asks
         self._wake()
+
+
+async def first(*events: asyncio.Event) -> None:
+    """Until one of them is set."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -13,7 +13,18 @@ import msgspec
 from muxd.fleet.handover import Handover
 from muxd.fleet.process import WorkerProcess
 from muxd.link.daemon_end import DaemonEnd
-from muxd.messages import BatchDone, Decode, Phases, Prefill, Setup, Shutdown
+from muxd.messages import (
+    BatchDone,
+    Decode,
+    MapPool,
+    Phases,
+    Prefill,
+    Setup,
+    Shutdown,
+    Unmapped,
+    UnmapPool,
+)
+from muxd.pool.arena import Extent
 
 
 class Ended(NamedTuple):
@@ -31,6 +42,8 @@ class Crew:
         self.ready = asyncio.Event()  # all have said so
         self.over = asyncio.Event()  # none is left
         self._link = link
+        self._mapped: set[int] = set()  # offsets of lent memory that all were told of
+        self._leaving: dict[int, tuple[set[str], asyncio.Event]] = {}  # offset -> who still holds it
         self._processes: dict[Phases, WorkerProcess] = {}
         self._silent = set(identities.values())
         self._handover = None if "both" in identities else Handover()
@@ -67,6 +80,37 @@ class Crew:
         if self._handover is not None:
             self._handover.landed(reply)
 
+    # ---- memory that comes and goes ---------------------------------------------------------------
+
+    def map(self, extent: Extent) -> None:
+        """Before any command that uses it; nothing happens where they have it. All must be ready."""
+        if extent.offset in self._mapped:
+            return
+        self._mapped.add(extent.offset)
+        told = MapPool(extent.offset, extent.region.nbytes)
+        for phases, process in self._processes.items():
+            process.give(told, extent.region.fd)
+            self._link.send(self.identities[phases], told)
+
+    def unmap(self, offset: int) -> asyncio.Event | None:
+        """The event is set when none of them holds it any more; None: none was told of it."""
+        if offset not in self._mapped:
+            return None
+        self._mapped.remove(offset)
+        event = asyncio.Event()
+        self._leaving[offset] = (set(self.identities.values()), event)
+        for identity in self.identities.values():
+            self._link.send(identity, UnmapPool(offset))
+        return event
+
+    def unmapped(self, message: Unmapped) -> None:
+        """One of them says so."""
+        left, event = self._leaving[message.offset]
+        left.discard(message.worker)
+        if not left:
+            del self._leaving[message.offset]
+            event.set()
+
     # ---- ends -------------------------------------------------------------------------------------
 
     async def first_end(self) -> Ended:
@@ -98,4 +142,6 @@ class Crew:
         await asyncio.gather(*(process.wait() for process in self._processes.values()))
         for identity in self.identities.values():
             self._link.forget(identity)
+        for _, event in self._leaving.values():
+            event.set()
         self.over.set()

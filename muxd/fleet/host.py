@@ -31,8 +31,9 @@ from muxd.fleet.state import (
 )
 from muxd.link.daemon_end import DaemonEnd
 from muxd.link.exits import Exit, explain
-from muxd.messages import BatchDone, Decode, Phases, Prefill, Ready, Refused, Setup
+from muxd.messages import BatchDone, Decode, Phases, Prefill, Ready, Refused, Setup, Unmapped
 from muxd.models.weights import fill
+from muxd.pool.arena import Extent
 
 _log = logging.getLogger("muxd.fleet")
 
@@ -62,14 +63,16 @@ class Host:
         progress: Progress,
         spawns: Iterator[int],
         split: bool = False,
+        extents: Callable[[], list[Extent]] = list,
         faulted: Callable[[], None] = lambda: None,
         clear: Callable[[], Awaitable[None]] = _at_once,
         keep_queue: bool = False,
     ):
         """``split``: a process for each phase. ``spawns`` numbers all workers of the daemon: no two ever
         have one identity. ``progress`` is called from another thread, ``faulted`` when a worker's fault has
-        reached all of the device; ``clear`` returns when new workers may be let onto it. ``keep_queue``: a
-        start that fails for good tells no request, who started it has another place for them."""
+        reached all of the device; ``clear`` returns when new workers may be let onto it. ``extents``: what is
+        lent to the pool now. ``keep_queue``: a start that fails for good tells no request, who started it has
+        another place for them."""
         self.entry = entry
         self.life = entry.life
         self.settled = asyncio.Event()  # ready, failed or stopped for the first time
@@ -77,7 +80,8 @@ class Host:
         self._setup = setup
         self._device, self._pool_fd, self._unit, self._clock = device, pool_fd, unit, clock
         self._link, self._progress, self._spawns = link, progress, spawns
-        self._faulted, self._clear, self._keep_queue = faulted, clear, keep_queue
+        self._faulted, self._clear, self._extents = faulted, clear, extents
+        self._keep_queue = keep_queue
         self._weights: Region | None = None
         self._phases: tuple[Phases, ...] = ("prefill", "decode") if split else ("both",)
         self._crew: Crew | None = None
@@ -92,6 +96,11 @@ class Host:
         """``stop`` was called: its workers get no more commands."""
         return self._stopping.is_set()
 
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of device memory that its weights take now."""
+        return 0 if self._weights is None or self._weights.closed else self._weights.nbytes
+
     def has(self, worker: str) -> bool:
         """Whether one of the processes now running has this identity."""
         return self._crew is not None and worker in self._crew.identities.values()
@@ -100,6 +109,19 @@ class Host:
         """To the worker that computes it; nothing goes to one that was told to end."""
         if self._crew is not None and not self.stopping:
             self._crew.send(command)
+
+    def map(self, extent: Extent) -> None:
+        """Lent memory, for the workers there are; new ones get all there is."""
+        if self._crew is not None and self._crew.ready.is_set():
+            self._crew.map(extent)
+
+    def unmap(self, extent: Extent) -> asyncio.Event | None:
+        """The event is set when no worker holds it; None: none does."""
+        return None if self._crew is None else self._crew.unmap(extent.offset)
+
+    def unmapped(self, message: Unmapped) -> None:
+        if self._crew is not None:
+            self._crew.unmapped(message)
 
     def landed(self, reply: BatchDone) -> None:
         """A batch is done; to be said before the scheduler hears of it."""
@@ -239,6 +261,8 @@ class Host:
             first = asyncio.FIRST_COMPLETED
             await asyncio.wait([gone, ready, stop], timeout=START_TIMEOUT, return_when=first)
             if ready.done() and not gone.done():
+                for extent in self._extents():
+                    crew.map(extent)
                 self._handle(BecameReady())
             elif not gone.done() and not stop.done():
                 self._give_up(f"worker was not ready within {START_TIMEOUT:.0f} s", final=True)

@@ -11,9 +11,9 @@ from collections.abc import Callable, MutableMapping
 
 from muxd.errors import ModelNotReady, ModelUnloaded, MuxdError, OutOfMemory, ShuttingDown
 from muxd.fleet.catalog import Entry
-from muxd.fleet.change import Change
+from muxd.fleet.change import Change, first
 from muxd.fleet.host import Progress
-from muxd.fleet.site import Site, first
+from muxd.fleet.site import Site
 
 _log = logging.getLogger("muxd.fleet")
 
@@ -36,9 +36,12 @@ class Move:
         self._source, self._target = source, target
         self._change, self._progress, self._beside = change, progress, beside
 
-    async def run(self) -> None:
-        """Raises MuxdError where the model could not be brought to its new place; it is where it was then,
-        or, should that fail too, "failed" with the reason. Raises ShuttingDown in the midst of the end."""
+    async def run(self) -> int:
+        """Returns the bytes of weights that are free at the old place now.
+
+        Raises MuxdError where the model could not be brought to its new place; it is where it was then, or,
+        should that fail too, "failed" with the reason. Raises ShuttingDown in the midst of the end.
+        """
         old = self._entries[self._name]
         new = self._twin(old, self._target)
         self._target.enter(new, self._beside(self._target.name, old))
@@ -50,27 +53,26 @@ class Move:
             if not (isinstance(error, OutOfMemory) and error.shared):
                 raise
         else:
-            await self._switch_and_drain(old, new)
-            return
+            return await self._switch_and_drain(old, new)
         finally:
             old.note = ""
-        await self._one_copy(old)
+        return await self._one_copy(old)
 
-    async def _switch_and_drain(self, old: Entry, new: Entry) -> None:
+    async def _switch_and_drain(self, old: Entry, new: Entry) -> int:
         self._switch(self._source, self._target, new)
         new.note = f"leaving {self._source.name}"
         try:
             await self._drain(old)
-            await self._source.leave(old, self._gone())
+            return await self._source.leave(old, self._gone())
         finally:
             new.note = ""
 
-    async def _one_copy(self, old: Entry) -> None:
+    async def _one_copy(self, old: Entry) -> int:
         """The two do not fit at once: wait, leave, then load."""
         _log.info("%s: no memory for two copies; its requests wait while it moves", self._name)
         new = self._twin(old, self._target)
         self._target.enter(new, self._beside(self._target.name, old))
-        await self._switch_and_drain(old, new)
+        freed = await self._switch_and_drain(old, new)
         if self._change.hurry.is_set():
             raise ShuttingDown(f"muxd stopped while {self._name} was being moved")
         try:
@@ -80,6 +82,7 @@ class Move:
                 raise
             await self._back(new)
             raise error
+        return freed
 
     async def _back(self, new: Entry) -> None:
         """To the old place, with the requests that have waited. Raises MuxdError where that fails as well."""

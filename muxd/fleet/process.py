@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from muxd.link.fds import send
-from muxd.messages import Setup
+from muxd.messages import MapPool, Setup
 
 
 class WorkerProcess:
@@ -52,6 +52,11 @@ class WorkerProcess:
         with contextlib.suppress(OSError):  # it died already; wait() will say how
             await asyncio.to_thread(send, ours, setup, fds)
         return worker
+
+    def give(self, message: MapPool, fd: int) -> None:
+        """A descriptor for a worker that runs; silent when it has ended."""
+        with contextlib.suppress(OSError):
+            send(self._control, message, [fd])
 
     async def wait(self) -> int:
         code = await self._process.wait()

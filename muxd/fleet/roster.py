@@ -28,11 +28,12 @@ from muxd.errors import (
     ShuttingDown,
 )
 from muxd.fleet.catalog import Entry
-from muxd.fleet.change import Change
+from muxd.fleet.change import Change, first
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.host import Progress
+from muxd.fleet.loans import Loans, Room
 from muxd.fleet.move import Move
-from muxd.fleet.site import Site, first
+from muxd.fleet.site import Site
 from muxd.fleet.steps import Stage
 
 _log = logging.getLogger("muxd.fleet")
@@ -209,6 +210,7 @@ class Roster:
         self._mark("loading", entry.name, device if len(self.sites) > 1 else "")
         entry.changing = "loading"
         entry.quota = entry.config.quota
+        room = Room(change.hurry)
         try:
             if entry.device:  # a failed model still has its lane
                 await self.site(entry).leave(entry, _unloaded(entry.name))
@@ -216,6 +218,7 @@ class Roster:
             if entry.error:
                 raise ModelFolderError(entry.error)
             entry.device = device or self.place(entry)
+            await room.make(_weights(entry), self._lenders(entry.device))
             self.site(entry).enter(entry, self._beside(entry.device, entry))
             await self.site(entry).bring_up(entry, self._teller(change), change.hurry)
         except BaseException as error:
@@ -224,15 +227,24 @@ class Roster:
                 failed = ModelNotReady(f"{entry.name} could not be loaded: {reason}")
                 await self.site(entry).leave(entry, failed)
             entry.error = reason
+            room.settle(0)
             raise
         finally:
             entry.changing = ""
+        room.settle(_weights(entry))
         change.tell("ready")
 
     def _beside(self, device: str, entry: Entry) -> int:
         """How many models divide the device, ``entry`` among them."""
         others = [one for one in self.entries.values() if one.device == device and one.name != entry.name]
         return len(others) + 1
+
+    def _lenders(self, device: str) -> list[Loans]:
+        """Whose loans stand in the way of weights on the device: its own, and those of the same memory."""
+        target = self.sites[device]
+        beside = [site for site in self.sites.values() if site is not target]
+        shared = [site for site in beside if target.device.kind == site.device.kind == "CPU"]
+        return [site.loans for site in (target, *shared)]
 
     def _teller(self, change: Change) -> Progress:
         loop = asyncio.get_running_loop()
@@ -246,8 +258,16 @@ class Roster:
     async def _move(self, entry: Entry, device: str, why: str, change: Change) -> None:
         source, target = self.site(entry), self.sites[device]
         self._mark("moving", entry.name, f"{source.name} to {device}" + (f": {why}" if why else ""))
-        progress = self._teller(change)
-        await Move(self.entries, entry, source, target, change, progress, self._beside).run()
+        move = Move(self.entries, entry, source, target, change, self._teller(change), self._beside)
+        room = Room(change.hurry)
+        try:
+            await room.make(_weights(entry), self._lenders(device))
+            freed = await move.run()
+        except BaseException:
+            room.settle(0)
+            raise
+        room.settle(_weights(entry))
+        source.loans.lend(freed)
         for site in (source, target):
             self._even_out(site)
         change.tell("moved")
@@ -268,7 +288,7 @@ class Roster:
             if entry.lane is not None and not change.hurry.is_set():
                 await self._drain(entry, change)
             change.tell("stopping")
-            await site.leave(entry, _unloaded(entry.name))
+            site.loans.lend(await site.leave(entry, _unloaded(entry.name)))
         entry.error, entry.changing = "", "unloaded"
         change.tell("unloaded")
 
@@ -287,3 +307,9 @@ class Roster:
 def _unloaded(name: str) -> ModelUnloaded:
     sentence = f"The model {name!r} is unloaded; `muxctl load {name}` brings it back"
     return ModelUnloaded(sentence, param="model")
+
+
+def _weights(entry: Entry) -> int:
+    """Bytes of an opened entry's weights on a device."""
+    assert entry.opened is not None
+    return entry.opened.plan.bytes

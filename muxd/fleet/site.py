@@ -15,11 +15,23 @@ from muxd.engine.unit import Unit
 from muxd.errors import ModelFolderError, MuxdError, ShuttingDown
 from muxd.fleet.accounts import lane_spec, terms
 from muxd.fleet.catalog import Entry
+from muxd.fleet.change import first
 from muxd.fleet.host import Host, Progress
+from muxd.fleet.loans import Loans
 from muxd.fleet.parts import Parts
 from muxd.fleet.state import State
 from muxd.link.daemon_end import DaemonEnd
-from muxd.messages import BatchDone, BatchFailed, Decode, FromWorker, Prefill, Ready, Refused, Setup
+from muxd.messages import (
+    BatchDone,
+    BatchFailed,
+    Decode,
+    FromWorker,
+    Prefill,
+    Ready,
+    Refused,
+    Setup,
+    Unmapped,
+)
 from muxd.pool.arena import Arena
 
 _log = logging.getLogger("muxd.fleet")
@@ -40,12 +52,15 @@ class Site:
     clock: Clock
     spawns: Iterator[int]
     split: bool = False  # a model has a process for each phase
+    grow: bool = False  # memory that models leave is lent to the pool
     hosts: dict[str, Host] = field(default_factory=dict)
     parts: Parts = field(init=False)
+    loans: Loans = field(init=False)
     _doomed: list[asyncio.Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.parts = Parts(self.device.parts)
+        self.loans = Loans(self.arena, self.unit, self.hosts, grow=self.grow)
 
     # ---- the link ---------------------------------------------------------------------------------
 
@@ -65,6 +80,8 @@ class Site:
                 self.parts.done(host.entry.name, message.batch)
                 host.landed(message)
                 self.unit.batch_done(host.entry.name, message)
+            case Unmapped():
+                host.unmapped(message)
             case Ready() | Refused():
                 self.parts.free(host.entry.name)
                 host.on_message(message)
@@ -88,7 +105,7 @@ class Site:
             entry, self._setup(entry), device=self.device, pool_fd=self.arena.fd, unit=self.unit,
             clock=self.clock, link=self.link, progress=progress, spawns=self.spawns,
             split=self.split, faulted=lambda: self._faulted(entry.name), clear=self._cleared,
-            keep_queue=keep_queue,
+            keep_queue=keep_queue, extents=lambda: self.arena.extents,
         )  # fmt: skip
         host.start()
         return host
@@ -104,11 +121,13 @@ class Site:
         if entry.life.state is not State.READY:
             raise host.error or ModelFolderError(entry.life.detail)
 
-    async def leave(self, entry: Entry, error: MuxdError) -> None:
-        """Worker, weights, lane and account go; requests that are still here fail with ``error``."""
+    async def leave(self, entry: Entry, error: MuxdError) -> int:
+        """Worker, weights, lane and account go; requests that are still here fail with ``error``. Returns the
+        bytes of weights that are free now."""
         self.unit.refuse(entry.name, error)
-        host = self.hosts.get(entry.name)
+        host, freed = self.hosts.get(entry.name), 0
         if host is not None:
+            freed = host.weights_bytes
             # First the process, then its requests: while it writes their rows nobody else may have them.
             await host.stop()
             del self.hosts[entry.name]
@@ -118,6 +137,7 @@ class Site:
                 self.unit.worker_lost(entry.name, error, final=True)
             entry.lane = None
             self.unit.close_model(entry.name)
+        return freed
 
     def _faulted(self, lost: str) -> None:
         """Under MPS one worker's fatal fault reaches all: new ones are refused until the last is gone."""
@@ -150,20 +170,11 @@ class Site:
             device=self.device.name,
             pool_bytes=self.arena.nbytes,
             block_bytes=self.arena.block_bytes,
-            max_rows=max(1, self.arena.total_blocks // entry.opened.spec.blocks_per_row),
+            max_rows=max(1, self.arena.most_blocks // entry.opened.spec.blocks_per_row),
+            pool_reach=self.arena.reach,
             weights_bytes=plan.bytes,
             tensors=plan.tensors,
             cores=self.device.cores,
             max_context=entry.own_context,
             cpus=self.device.cpus,
         )
-
-
-async def first(*events: asyncio.Event) -> None:
-    """Until one of them is set."""
-    waits = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

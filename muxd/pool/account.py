@@ -29,6 +29,24 @@ class Rows:
     blocks: Ids  # int32[n, blocks_per_row], head-block ids, layer-major
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a model holds, may hold and has cached.
+
+    ``rows`` and ``cached_rows`` in rows of the model, ``*_blocks`` in head blocks. The token counts only
+    grow: of admitted prompts, tokens in full rows (``asked``) and those found computed (``matched``).
+    """
+
+    rows: int
+    blocks: int
+    min_blocks: int
+    max_blocks: int
+    cached_rows: int = 0
+    cached_blocks: int = 0
+    asked_tokens: int = 0
+    matched_tokens: int = 0
+
+
 class Account:
     """One model's block table, reference counts, row ids and cache.
 
@@ -80,6 +98,14 @@ class Account:
     def unfilled(self) -> int:
         """Guaranteed head blocks not held yet."""
         return max(0, self.guaranteed - self.blocks)
+
+    def usage(self) -> Usage:
+        """What the account holds, may hold and has cached."""
+        cached = self.cached_rows
+        return Usage(
+            self.rows, self.blocks, self.min_blocks, self.max_blocks,
+            cached, cached * self.width, self.asked_tokens, self.matched_tokens,
+        )  # fmt: skip
 
     def hold(self, blocks: Ids) -> Ids:
         """Name ``blocks`` (int32[n, width]) with n unused row ids, each referenced once."""

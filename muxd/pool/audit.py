@@ -3,23 +3,31 @@
 from collections.abc import Collection
 
 import numpy as np
+from numpy.typing import NDArray
 
 from muxd.pool.account import Account, Ids
 
 
 def faults(
-    total: int, free: Ids, accounts: Collection[Account], *, reserved: int, held: int, level: float
+    present: NDArray[np.bool_],
+    free: Ids,
+    accounts: Collection[Account],
+    *,
+    reserved: int,
+    held: int,
+    level: float,
 ) -> list[str]:
     """What is wrong, in words; nothing when all is well.
 
-    ``free``: the free head blocks. ``reserved``, ``held``, ``level``: the ledger's running sums (blocks) and
-    its inflation. O(total) in numpy, and one step for each cached row.
+    ``present``: which head blocks there are, by id; ``free``: those that are free. ``reserved``, ``held``,
+    ``level``: the ledger's running sums (blocks) and its inflation. O(blocks) in numpy, and one step for each
+    cached row.
     """
     found = [fault for account in accounts for fault in account.faults()]
-    found += _owners(total, np.concatenate([free, *(_used(account) for account in accounts)]))
+    found += _owners(present, np.concatenate([free, *(_used(account) for account in accounts)]))
     if held != (blocks := sum(account.blocks for account in accounts)):
         found.append(f"{held} blocks counted as held, rows hold {blocks}")
-    if free.size + sum(a.blocks + a.cached_rows * a.width for a in accounts) != total:
+    if free.size + sum(a.blocks + a.cached_rows * a.width for a in accounts) != present.sum():
         found.append("free, cached and held blocks do not add up to the pool")
     if reserved != (unfilled := sum(account.unfilled for account in accounts)):
         found.append(f"{reserved} blocks reserved, guarantees need {unfilled}")
@@ -35,12 +43,12 @@ def _used(account: Account) -> Ids:
     return np.concatenate([held, account.table[cached]]).reshape(-1)
 
 
-def _owners(total: int, seen: Ids) -> list[str]:
-    if ((seen < 0) | (seen >= total)).any():
+def _owners(present: NDArray[np.bool_], seen: Ids) -> list[str]:
+    if ((seen < 0) | (seen >= len(present))).any() or not present[seen].all():
         return ["block ids outside the pool"]
-    owners = np.bincount(seen, minlength=total)
+    owners = np.bincount(seen, minlength=len(present))
     found = []
-    for blocks, what in ((owners == 0, "lost"), (owners > 1, "owned twice")):
+    for blocks, what in ((present & (owners == 0), "lost"), (owners > 1, "owned twice")):
         if blocks.any():
             found.append(f"{blocks.sum()} blocks {what}: {np.flatnonzero(blocks)[:8].tolist()}")
     return found

@@ -5,37 +5,19 @@ release), the quota controller (set_quota, set_cost) and the daemon at load and 
 ``design.md`` beside it tells the rules.
 """
 
-import heapq
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from muxd.errors import ConfigError
-from muxd.pool import audit, quotas
-from muxd.pool.account import Account, Ids, LedgerError, Rows
+from muxd.pool import audit, quotas, reclaim
+from muxd.pool.account import Account, Ids, LedgerError, Rows, Usage
 from muxd.pool.cache import Stamp
+from muxd.pool.present import Present
 
 __all__ = ["Grant", "Ledger", "LedgerError", "Rows", "Usage"]
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a model holds, may hold and has cached.
-
-    ``rows`` and ``cached_rows`` in rows of the model, ``*_blocks`` in head blocks. The token counts only
-    grow: of admitted prompts, tokens in full rows (``asked``) and those found computed (``matched``).
-    """
-
-    rows: int
-    blocks: int
-    min_blocks: int
-    max_blocks: int
-    cached_rows: int = 0
-    cached_blocks: int = 0
-    asked_tokens: int = 0
-    matched_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,14 +35,17 @@ class Ledger:
     unfilled guarantee needs, and never above ``max_blocks``. Cached blocks are as good as free for it.
     """
 
-    def __init__(self, total_blocks: int):
+    def __init__(self, total_blocks: int, reach: int = 0):
+        """``reach``: block ids that ``lend`` may ever name lie below it."""
         if not 0 < total_blocks < 2**31:
             raise ConfigError(
                 f"pool.bytes: the pool has {total_blocks} head blocks; it needs 1 to {2**31 - 1} "
                 "(block ids are int32): change pool.bytes or pool.block_bytes"
             )
         self.total_blocks = total_blocks
-        self._stack: Ids = np.arange(total_blocks - 1, -1, -1, dtype=np.int32)
+        self._present = Present(total_blocks, reach)
+        self._stack: Ids = np.empty(self._present.reach, np.int32)
+        self._stack[:total_blocks] = np.arange(total_blocks - 1, -1, -1)
         self._free = total_blocks  # free blocks are _stack[:_free]
         self._held = 0  # blocks of held rows; what is neither free nor held is cached
         self._reserved = 0  # sum of unfilled guarantees
@@ -77,12 +62,37 @@ class Ledger:
     @property
     def cached_blocks(self) -> int:
         """Head blocks nobody holds, kept because a later prompt may want them; free to whoever asks."""
-        return self.total_blocks - self._free - self._held
+        return self._present.total - self._free - self._held
+
+    @property
+    def reach(self) -> int:
+        """Block ids lie below it."""
+        return self._present.reach
+
+    @property
+    def present_blocks(self) -> int:
+        """Head blocks there are now: the pool's own and lent ones, every one free, cached or held."""
+        return self._present.total
+
+    @property
+    def lent_blocks(self) -> int:
+        """Head blocks there are beyond the pool itself."""
+        return self._present.lent
+
+    @property
+    def leaving_blocks(self) -> int:
+        """Recalled head blocks that are still held."""
+        return self._present.leaving
+
+    @property
+    def held_blocks(self) -> int:
+        """Head blocks of held rows, all models'."""
+        return self._held
 
     @property
     def unheld_blocks(self) -> int:
         """Head blocks free or cached."""
-        return self.total_blocks - self._held
+        return self._present.total - self._held
 
     @property
     def owed_blocks(self) -> int:
@@ -130,6 +140,40 @@ class Ledger:
         self._reserved -= account.unfilled
         self._story.append(("remove_model", name, 0))
 
+    # ---- memory that comes and goes -----------------------------------------------------------------
+
+    def lend(self, first: int, count: int) -> None:
+        """Head blocks [first, first + count) exist from now on: to be borrowed, guaranteed to nobody, open to
+        a model whose ceiling is the whole pool. Raises LedgerError unless new and within ``reach``."""
+        self._to_stack(self._present.lend(first, count))
+        self._story.append(("lend", "", count))
+
+    def recall(self, first: int, count: int) -> None:
+        """Give them up again: free and cached ones leave at once, held ones as soon as they are released.
+
+        The memory may go when ``leaving_blocks`` is 0; ``leaving`` names the rows to be waited for. May leave
+        ``owed_blocks``. Raises LedgerError unless all are there and lent.
+        """
+        self._present.recall(first, count)
+        for account in self._accounts.values():
+            self._purge(account)
+        free = self._stack[: self._free].copy()
+        self._free = 0
+        self._to_stack(free)
+        self._story.append(("recall", "", count))
+
+    def leaving(self, model: str) -> Ids:
+        """Row ids int32[n] that hold recalled blocks."""
+        account = self._account(model)
+        return self._present.keeping(account, np.flatnonzero(account.references).astype(np.int32))
+
+    def _purge(self, account: Account) -> None:
+        """Cached rows may not keep recalled blocks; their model's cache goes, so that no chain has a gap."""
+        if self._present.keeping(account, np.array(list(account.cache.idle), dtype=np.int32)).size:
+            self.drop_cache(account.name)
+
+    # ---- rows ---------------------------------------------------------------------------------------
+
     def available(self, model: str) -> int:
         """Rows that ``take`` would grant now. O(1)."""
         return self._growth(self._account(model))
@@ -143,7 +187,8 @@ class Ledger:
         return self._account(model).min_blocks
 
     def limit(self, model: str) -> int:
-        """Rows the model could hold if everybody else kept to their guarantees: more can never fit."""
+        """Rows the model could hold if everybody else kept to their guarantees, lent blocks apart: a sequence
+        that needs more might never be admitted."""
         return quotas.limit(self.total_blocks, self._account(model), self._accounts.values())
 
     def take(self, model: str, n_rows: int) -> Rows | None:
@@ -232,6 +277,7 @@ class Ledger:
         self._releases += 1
         self._to_stack(account.release(row_ids, Stamp(self._level, self._releases)))
         self._rebook(account, *before)
+        self._purge(account)
         self._story.append(("release", model, len(row_ids)))
 
     def set_quota(self, model: str, min_blocks: int, max_blocks: int | None = None) -> None:
@@ -251,7 +297,7 @@ class Ledger:
 
     def usage(self) -> dict[str, Usage]:
         """Per model, in the order of ``add_model``."""
-        return {a.name: _usage(a) for a in self._accounts.values()}
+        return {a.name: a.usage() for a in self._accounts.values()}
 
     def audit(self) -> None:
         """Raise LedgerError with the full story unless every block is free, cached or held exactly once.
@@ -259,7 +305,7 @@ class Ledger:
         For tests after every step and for the daemon when it is idle.
         """
         faults = audit.faults(
-            self.total_blocks, self._stack[: self._free], self._accounts.values(),
+            self._present.mask, self._stack[: self._free], self._accounts.values(),
             reserved=self._reserved, held=self._held, level=self._level,
         )  # fmt: skip
         if faults:
@@ -283,33 +329,14 @@ class Ledger:
         return Rows(ids, blocks)
 
     def _reclaim(self, blocks: int) -> None:
-        """Free at least that many, the cheapest cached rows of all models first.
-
-        GreedyDual-Size (Cao and Irani 1997): a row's priority is the inflation when it was last given back
-        plus the seconds a block of it costs to compute again; inflation rises to what is reclaimed, so a row
-        that nobody asks for is overtaken in the end, however dear. Equal priorities: least recently used.
-        """
-        heads = [(*account.next_idle, account) for account in self._accounts.values() if account.cached_rows]
-        heapq.heapify(heads)  # a release has its own number, so accounts are never compared
-        victims: dict[str, list[int]] = defaultdict(list)
-        while blocks > 0:
-            priority, _, account = heads[0]
-            self._level = max(self._level, priority)
-            victims[account.name].append(account.cache.pop())
-            blocks -= account.width
-            if account.cached_rows:
-                heapq.heapreplace(heads, (*account.next_idle, account))
-            else:
-                heapq.heappop(heads)
+        """Free at least that many, the cheapest cached rows of all models first."""
+        victims, self._level = reclaim.cheapest(self._accounts.values(), blocks, self._level)
         for name, rows in victims.items():
             self._to_stack(self._accounts[name].drop(np.array(rows, dtype=np.int32)))
 
     def _reclaim_own(self, account: Account, rows: int) -> None:
         """The model has no row ids left but those of its cached rows."""
-        victims = []
-        for _ in range(rows):
-            self._level = max(self._level, account.next_idle[0])
-            victims.append(account.cache.pop())
+        victims, self._level = reclaim.own(account, rows, self._level)
         self._to_stack(account.drop(np.array(victims, dtype=np.int32)))
 
     # ---- books --------------------------------------------------------------------------------------
@@ -319,10 +346,12 @@ class Ledger:
         # The first term is the rule. The second matters only while blocks are owed: two models below their
         # guarantees must not wait for each other's reservation, first come is first served.
         growth = max(self.unheld_blocks - (self._reserved - own), min(self.unheld_blocks, own))
-        growth = min(growth, account.max_blocks - account.blocks)
+        if account.max_blocks < self.total_blocks:  # a ceiling of the whole pool is none
+            growth = min(growth, account.max_blocks - account.blocks)
         return max(0, min(growth // account.width, account.max_rows - account.rows))
 
     def _to_stack(self, blocks: Ids) -> None:
+        blocks = self._present.stay(blocks)
         self._stack[self._free : self._free + blocks.size] = blocks
         self._free += blocks.size
 
@@ -334,7 +363,7 @@ class Ledger:
     def _tell(self) -> str:
         books = ", ".join(f"{name}: {usage}" for name, usage in self.usage().items())
         calls = ", ".join(f"{call}({model}, {n})" for call, model, n in self._story)
-        free = f"{self._free} of {self.total_blocks} blocks free, {self.cached_blocks} cached"
+        free = f"{self._free} of {self.present_blocks} blocks free, {self.cached_blocks} cached"
         return f"{free}; {books}; last calls: {calls}"
 
     def _account(self, model: str) -> Account:
@@ -344,11 +373,3 @@ class Ledger:
             raise LedgerError(
                 f"no model {model} in the pool, only: {', '.join(self._accounts) or 'none'}"
             ) from None
-
-
-def _usage(account: Account) -> Usage:
-    cached = account.cached_rows
-    return Usage(
-        account.rows, account.blocks, account.min_blocks, account.max_blocks,
-        cached, cached * account.width, account.asked_tokens, account.matched_tokens,
-    )  # fmt: skip

@@ -44,16 +44,17 @@ def main(argv: list[str] | None = None) -> Exit:
         log.error("set-up: %s", error)
         return Exit.BAD_SETUP
     lifeline.set_title(setup.model)
-    # ``sock`` stays referenced here until the end: the lifeline polls it.
-    return _work(setup, received)
+    # ``sock`` stays referenced until the end: the lifeline polls it, and memory may still come over it.
+    return _work(setup, received, sock)
 
 
-def _work(setup: Setup, received: list[int]) -> Exit:
+def _work(setup: Setup, received: list[int], sock: socket.socket) -> Exit:
     """Map, build, warm up, serve. torch is imported only here, when the lifeline already holds."""
     if setup.cpus:
         os.sched_setaffinity(0, setup.cpus)  # before torch: its threads inherit it
     import torch
 
+    from muxd.worker.growth import Growth
     from muxd.worker.loop import serve
     from muxd.worker.memory import map_regions
     from muxd.worker.runner import Runner
@@ -61,7 +62,7 @@ def _work(setup: Setup, received: list[int]) -> Exit:
     if setup.device != "cpu":
         lifeline.settle_first(torch.cuda.synchronize)
     try:
-        pool, weights, view = map_regions(setup, received)
+        pool, space, weights, view = map_regions(setup, received)
     except (MuxdError, OSError) as error:
         log.error("set-up: %s", error)
         return Exit.BAD_SETUP
@@ -74,7 +75,7 @@ def _work(setup: Setup, received: list[int]) -> Exit:
         warm = time.monotonic()
         took = loaded - began, warm - loaded
         link.send(Ready(setup.worker, os.getpid(), str(torch.__version__), *took, view.mps, view.sms))
-        return serve(link, runner)
+        return serve(link, runner, Growth(sock, space, setup.worker))
     except MuxdError as error:
         link.send(Refused(setup.worker, error.message))
         return Exit.REFUSED

@@ -10,11 +10,25 @@ import os
 import time
 from typing import Protocol
 
+from muxd.errors import MuxdError
 from muxd.link.exits import Exit
 from muxd.link.fds import WireError
-from muxd.messages import BatchDone, BatchFailed, Decode, FromWorker, Prefill, Shutdown, ToWorker
+from muxd.messages import (
+    BatchDone,
+    BatchFailed,
+    Decode,
+    FromWorker,
+    MapPool,
+    Prefill,
+    Shutdown,
+    ToWorker,
+    Unmapped,
+    UnmapPool,
+)
 
 log = logging.getLogger(__name__)
+
+Command = Prefill | Decode | MapPool | UnmapPool
 
 
 class Batch(Protocol):
@@ -35,6 +49,12 @@ class BatchRunner(Protocol):
     def begin(self, command: Prefill | Decode, /) -> Batch: ...
 
 
+class Growing(Protocol):
+    """The pool's memory, as it comes and goes: ``muxd.worker.growth.Growth``."""
+
+    def handle(self, command: MapPool | UnmapPool, /) -> Unmapped | None: ...
+
+
 class Link(Protocol):
     """``muxd.link.worker_end.WorkerEnd``."""
 
@@ -49,9 +69,9 @@ class _Failed(Exception):
     """A batch raised. Which sequences were advanced is unknown: no next batch could be trusted."""
 
 
-def serve(link: Link, runner: BatchRunner) -> Exit:
+def serve(link: Link, runner: BatchRunner, growth: Growing) -> Exit:
     """Serve commands in their order; returns the code to exit with."""
-    loop = _Loop(link, runner)
+    loop = _Loop(link, runner, growth)
     try:
         while (command := loop.next()) is not None:
             loop.take(command)
@@ -61,19 +81,22 @@ def serve(link: Link, runner: BatchRunner) -> Exit:
         return Exit.BAD_MESSAGE
     except _Failed:
         return Exit.FAILED
+    except (MuxdError, EOFError, OSError) as error:
+        log.error("the pool could not be mapped as told: %s", error)
+        return Exit.FAILED
     return Exit.OK
 
 
 class _Loop:
     """At most one batch runs, and while a new one begins, two."""
 
-    def __init__(self, link: Link, runner: BatchRunner):
-        self._link, self._runner = link, runner
+    def __init__(self, link: Link, runner: BatchRunner, growth: Growing):
+        self._link, self._runner, self._growth = link, runner, growth
         self._running: Batch | None = None
         self._decoding = False
         self._done = 0.0  # when the last batch was
 
-    def next(self) -> Prefill | Decode | None:
+    def next(self) -> Command | None:
         """The next command; None to stop. Finishes what is running as soon as it is ready."""
         while self._running is not None:
             # A command that is here goes to the device before the tokens of the last one are looked at.
@@ -88,8 +111,13 @@ class _Loop:
             command = self._link.receive()
         return None if isinstance(command, Shutdown) else command
 
-    def take(self, command: Prefill | Decode) -> None:
+    def take(self, command: Command) -> None:
         """Begin it, behind what is running where both are decode steps."""
+        if isinstance(command, MapPool | UnmapPool):
+            self.finish()  # what runs may still use what is to go
+            if (answer := self._growth.handle(command)) is not None:
+                self._link.send(answer)
+            return
         decoding = isinstance(command, Decode)
         if not (decoding and self._decoding and self._runner.ahead):
             self.finish()

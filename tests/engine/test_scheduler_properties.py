@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.bench_unit import EOS, BenchUnit, Spec
 
-from muxd.engine.actions import Tick
+from muxd.engine.actions import Lent, Recalled, Tick
 from muxd.engine.policies import POLICIES
 from muxd.engine.settings import Settings
 from muxd.errors import Busy, ConfigError
+from muxd.pool.ledger import LedgerError
 
 # Models that differ in blocks per row, tokens per row, share and guarantee.
 SPECS = [
@@ -35,7 +36,9 @@ pause = st.tuples(st.just("pause"), st.sampled_from([0.1, 3.0]))
 quota = st.tuples(
     st.just("quota"), models, st.integers(0, 12), st.sampled_from([12, 24]), st.floats(0.1, 9.0)
 )
-events = st.lists(st.one_of(arrive, finish, finish, finish, cancel, lose, pause, quota), max_size=80)
+loan = st.tuples(st.sampled_from(["lend", "recall"]), st.integers(0, 1))
+LOAN = 12  # head blocks that come and go together
+events = st.lists(st.one_of(arrive, finish, finish, finish, cancel, lose, pause, quota, loan), max_size=80)
 
 
 def play(unit: BenchUnit, script: list[tuple]) -> None:  # type: ignore[type-arg]
@@ -57,6 +60,10 @@ def play(unit: BenchUnit, script: list[tuple]) -> None:  # type: ignore[type-arg
         elif kind == "pause":
             unit.now += args[0]
             unit.handle(Tick())
+        elif kind in ("lend", "recall"):
+            first = unit.ledger.total_blocks + args[0] * LOAN
+            with suppress(LedgerError):  # it is there already, or is not there
+                unit.handle((Lent if kind == "lend" else Recalled)(first, LOAN))
         elif kind == "quota":
             model, least, most, weight = args
             with suppress(ConfigError, Busy):
@@ -68,11 +75,11 @@ def play(unit: BenchUnit, script: list[tuple]) -> None:  # type: ignore[type-arg
 @given(events, st.sampled_from([24, 40, 200]), st.sampled_from([0, 20, 50]), policies, either, st.booleans())
 def test_every_request_ends_once_and_every_block_returns(script, total, overbook, policy, specs, ahead):
     small = Settings(drain_timeout=0.5, prefill_tokens=8, look_ahead=4, adapt_period=2.0, run_ahead=ahead)
-    unit = BenchUnit(specs, total, overbook=overbook, settings=small, policy=policy)
+    unit = BenchUnit(specs, total, overbook=overbook, settings=small, policy=policy, lendable=2 * LOAN)
     play(unit, script)
     unit.run()
     assert set(unit.outcome) == {sequence.id for sequence in unit.all}
-    assert unit.ledger.unheld_blocks == unit.ledger.total_blocks
+    assert unit.ledger.held_blocks == unit.ledger.leaving_blocks == 0
     assert unit.shares.free == unit.shares.limit
 
 
@@ -80,7 +87,7 @@ def test_every_request_ends_once_and_every_block_returns(script, total, overbook
 @given(events, policies, either, st.booleans())
 def test_served_streams_have_exactly_the_tokens_asked_for(script, policy, specs, ahead):
     small = Settings(drain_timeout=0.5, prefill_tokens=16, look_ahead=4, run_ahead=ahead)
-    unit = BenchUnit(specs, 40, policy=policy, settings=small)
+    unit = BenchUnit(specs, 40, policy=policy, settings=small, lendable=2 * LOAN)
     play(unit, [step for step in script if step[0] not in ("cancel", "quota")])
     unit.run()
     for sequence in unit.all:
@@ -95,7 +102,7 @@ def test_served_streams_have_exactly_the_tokens_asked_for(script, policy, specs,
 @settings(max_examples=100, deadline=None)
 @given(events, either)
 def test_a_model_below_its_guarantee_is_never_preempted_nor_refused_rows(script, specs):
-    unit = BenchUnit(specs, 24)
+    unit = BenchUnit(specs, 24, lendable=2 * LOAN)
     below: list[str] = []
     for step in script:
         before = unit.ledger.usage()
@@ -104,8 +111,8 @@ def test_a_model_below_its_guarantee_is_never_preempted_nor_refused_rows(script,
         for victim in unit.preempted[known:]:
             use = before[unit.all[victim].model]
             others = [u for model, u in before.items() if model != unit.all[victim].model]
-            if step[0] == "quota":
-                continue  # guarantees moved in the middle of the step
+            if step[0] in ("quota", "recall"):
+                continue  # guarantees or memory moved in the middle of the step
             if use.blocks <= use.min_blocks and any(u.blocks > u.min_blocks for u in others):
                 below.append(unit.all[victim].model)
     assert not below

@@ -16,6 +16,7 @@ CASES = {
     "refusals": ["test_broken_models_and_requests.py"],
     "load and unload": ["test_load_unload.py"],
     "ends": ["test_ends_and_crashes.py", "-k", "sigkill"],
+    "phases apart": ["test_prefill_and_decode_apart.py", "-k", "killed"],
 }
 
 

@@ -1,4 +1,4 @@
-"""A worker's view: torch tensors over slabs that come and go, graphs that stay true, the whole doctor."""
+"""A worker's view: torch tensors over memory that comes and goes, graphs that stay true, the whole doctor."""
 
 import os
 import subprocess
@@ -10,10 +10,11 @@ from support.gpu_host import Host
 
 from muxd.device.choose import open_device
 from muxd.device.cuda import Cuda
-from muxd.device.slabs import STEP, SlabPool
 from muxd.doctor.run import examine
+from muxd.pool.arena import Arena
 
-SLAB = 2 * STEP
+PIECE = 4 << 20
+BLOCK = 8192
 
 WORKER = """
 import sys
@@ -49,12 +50,12 @@ if real:
 values[0] = 4.0
 step()
 assert values[1].float().mean().item() == 8.0
-space.unmap(2 * size)            # another slab leaves and comes back: the graph's addresses are not touched
+space.unmap(2 * size)            # other memory leaves and comes back: the graph's addresses are not touched
 space.map(2 * size, fds[2], size)
 values[0] = 5.0
 step()
 assert values[1].float().mean().item() == 10.0
-space.unmap(0)                   # the slab is replaced at its addresses: the graph reads the new one
+space.unmap(0)                   # memory is replaced at its addresses: the graph reads the new one
 space.map(0, fds[2], size)
 values[0] = 7.0
 step()
@@ -63,16 +64,18 @@ print("done")
 """
 
 
-def test_tensors_and_graphs_over_slabs(host: Host) -> None:
-    pool = SlabPool(Cuda(), SLAB, 4)
-    slabs = [pool.add() for _ in range(3)]
-    fds = [slab.fd for slab in slabs]
+def test_tensors_and_graphs_over_lent_memory(host: Host) -> None:
+    arena = Arena(Cuda(), PIECE, BLOCK, 3 * PIECE)
+    extents = [arena.lend(PIECE) for _ in range(2)]
+    fds = [arena.fd, *(extent.region.fd for extent in extents if extent is not None)]
+    assert [extent.offset for extent in arena.extents] == [PIECE, 2 * PIECE]
+    assert arena.reach == 4 * PIECE
     done = subprocess.run(
-        [sys.executable, "-c", WORKER, str(int(host.real)), str(SLAB), *map(str, fds)],
+        [sys.executable, "-c", WORKER, str(int(host.real)), str(PIECE), *map(str, fds)],
         pass_fds=fds, capture_output=True, text=True, timeout=240, env=os.environ,
     )  # fmt: skip
     assert done.stdout.split() == ["done"], done.stderr
-    pool.close()
+    arena.close()
 
 
 REAL = pytest.mark.parametrize("host", [pytest.param("real", marks=pytest.mark.gpu)], indirect=True)

@@ -15,6 +15,7 @@ from muxd.pool.ledger import Ledger, LedgerError
 
 NAMES = ["a", "b", "c", "d"]
 ROW_TOKENS = 4
+LOANS, LOAN = 3, 7  # extents that may come and go, and head blocks of each
 SECONDS = st.sampled_from([0.0, 0.25, 1.0, 3.5, 40.0])
 
 
@@ -31,8 +32,9 @@ class Running:
 class LedgerHistory(RuleBasedStateMachine):
     @initialize(total=st.integers(1, 60), widths=st.lists(st.integers(1, 3), max_size=2))
     def start(self, total: int, widths: list[int]) -> None:
-        self.ledger = Ledger(total)
+        self.ledger = Ledger(total, total + LOANS * LOAN)
         self.naive = NaivePool(total)
+        self.loans: set[int] = set()
         self.running: list[Running] = []
         for model, width in zip(NAMES, widths, strict=False):
             self.add(model, width, 8 + total % 12, 0, None, 0.5 * width)
@@ -108,6 +110,32 @@ class LedgerHistory(RuleBasedStateMachine):
             del self.naive.rows[model][row]
         for it in self.naive.rows[model].values():
             it.key = None
+
+    # -- memory that comes and goes ---------------------------------------------------------------------
+
+    @rule(loan=st.integers(0, LOANS - 1))
+    def lend(self, loan: int) -> None:
+        first = self.naive.total + loan * LOAN
+        blocks = set(range(first, first + LOAN))
+        if blocks & self.naive.lent:
+            with pytest.raises(LedgerError, match="in the pool already"):
+                self.ledger.lend(first, LOAN)
+            return
+        self.ledger.lend(first, LOAN)
+        self.naive.lent |= blocks
+        self.loans.add(loan)
+
+    @rule(loan=st.integers(0, LOANS - 1))
+    def recall(self, loan: int) -> None:
+        first = self.naive.total + loan * LOAN
+        if loan not in self.loans:
+            with pytest.raises(LedgerError, match="not all there"):
+                self.ledger.recall(first, LOAN)
+            return
+        self.ledger.recall(first, LOAN)
+        self.loans.remove(loan)
+        self.naive.leaving |= set(range(first, first + LOAN))
+        self.naive.settle()
 
     # -- rows -------------------------------------------------------------------------------------------
 
@@ -260,10 +288,13 @@ class LedgerHistory(RuleBasedStateMachine):
         assert self.ledger.cached_blocks == naive.cached_blocks()
         assert self.ledger.free_blocks == naive.unheld() - naive.cached_blocks()
         assert self.ledger.owed_blocks == naive.owed()
+        assert (self.ledger.lent_blocks, self.ledger.leaving_blocks) == (len(naive.lent), len(naive.leaving))
         assert self.ledger._level == naive.level
         usage = self.ledger.usage()
         assert list(usage) == list(naive.quota)
         for model, seen in usage.items():
+            holding = [r for r in naive.held(model) if naive.leaving & set(naive.rows[model][r].blocks)]
+            assert sorted(self.ledger.leaving(model).tolist()) == sorted(holding)
             assert (seen.rows, seen.blocks) == (len(naive.held(model)), naive.blocks(model))
             assert (seen.min_blocks, seen.max_blocks) == naive.quota[model][2:]
             assert seen.cached_rows == len(naive.cached(model))
@@ -290,13 +321,14 @@ class LedgerHistory(RuleBasedStateMachine):
         naive, owed, unheld = self.naive, self.naive.owed(), self.naive.unheld()
         for model, (width, _, _, high) in naive.quota.items():
             available, unfilled = self.ledger.available(model), naive.unfilled(model)
-            assert available <= self.ledger.limit(model) or owed
+            assert available <= self.ledger.limit(model) or owed or naive.lent
             assert available >= min(unheld, unfilled) // width
             if not owed:
                 assert available * width >= unfilled
             elif not unfilled:
                 assert available == 0
-            assert naive.blocks(model) + available * width <= max(high, naive.blocks(model))
+            if high < naive.total:
+                assert naive.blocks(model) + available * width <= max(high, naive.blocks(model))
         if not owed:
             assert sum(map(naive.unfilled, naive.quota)) <= unheld
 

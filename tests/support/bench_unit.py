@@ -196,15 +196,16 @@ class BenchUnit:
         settings: Settings | None = None,
         policy: str = "mux",
         ready: bool = True,
+        lendable: int = 0,
     ):
-        self.ledger = Ledger(total_blocks)
+        self.ledger = Ledger(total_blocks, total_blocks + lendable)
         self.settings = settings or Settings(drain_timeout=0.5, prefill_tokens=16, look_ahead=4)
         lanes = []
         for spec in specs:
             self.ledger.add_model(
                 spec.name,
                 spec.blocks,
-                total_blocks // spec.blocks,
+                (total_blocks + lendable) // spec.blocks,
                 spec.min_blocks,
                 row_tokens=spec.row_tokens,
             )

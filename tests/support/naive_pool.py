@@ -27,6 +27,8 @@ class Row:
 class NaivePool:
     def __init__(self, total: int):
         self.total = total
+        self.lent: set[int] = set()
+        self.leaving: set[int] = set()
         self.quota: dict[str, Quota] = {}
         self.rows: dict[str, dict[int, Row]] = {}
         self.cost: dict[str, float] = {}
@@ -56,7 +58,19 @@ class NaivePool:
         return sum(len(self.cached(model)) * self.quota[model][0] for model in self.quota)
 
     def unheld(self) -> int:
-        return self.total - sum(self.blocks(model) for model in self.quota)
+        return self.total + len(self.lent) - sum(self.blocks(model) for model in self.quota)
+
+    def settle(self) -> None:
+        """Recalled blocks that nobody holds are gone; a cache that has some of them goes as a whole."""
+        for model, rows in self.rows.items():
+            if any(self.leaving & set(rows[row].blocks) for row in self.cached(model)):
+                for row in self.cached(model):
+                    del rows[row]
+                for it in rows.values():
+                    it.key = None
+        used = {b for rows in self.rows.values() for it in rows.values() for b in it.blocks}
+        self.lent -= self.leaving - used
+        self.leaving &= used
 
     def unfilled(self, model: str) -> int:
         width, _, low, _ = self.quota[model]
@@ -72,7 +86,8 @@ class NaivePool:
         need, held = n * width, self.blocks(model)
         others = sum(self.unfilled(m) for m in self.quota if m != model)
         within = need <= self.unheld() - others or need <= min(self.unheld(), self.unfilled(model))
-        return within and held + need <= high and held // width + n <= max_rows
+        below = high >= self.total or held + need <= high
+        return within and below and held // width + n <= max_rows
 
     def quotas_fit(self, quota: dict[str, Quota]) -> bool:
         if any(not 0 <= low <= high <= self.total for _, _, low, high in quota.values()):
@@ -117,6 +132,7 @@ class NaivePool:
             for end in range(1, len(key) + 1):
                 above = rows[index[key[:end]]]
                 above.stamp = above.stamp if above.references else (self.level, self.releases)
+        self.settle()
 
     # -- reclaim ----------------------------------------------------------------------------------------
 
@@ -150,5 +166,6 @@ class NaivePool:
             assert 0 <= row < max_rows
             assert len(part) == width
             assert not used & set(part)
+            assert all(b < self.total or b in self.lent - self.leaving for b in part)
             self.rows[model][row] = Row(part)
             used.update(part)

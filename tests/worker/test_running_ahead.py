@@ -15,7 +15,19 @@ from support.direct_runner import GREEDY, DirectRunner
 from support.tiny_models import gemma3, llama
 
 from muxd.link.exits import Exit
-from muxd.messages import BatchDone, BatchFailed, Decode, FromWorker, NewRows, Sampling, Shutdown, ToWorker
+from muxd.messages import (
+    BatchDone,
+    BatchFailed,
+    Decode,
+    FromWorker,
+    MapPool,
+    NewRows,
+    Sampling,
+    Shutdown,
+    ToWorker,
+    Unmapped,
+    UnmapPool,
+)
 from muxd.worker.loop import serve
 from muxd.worker.runner import Batch
 
@@ -168,13 +180,23 @@ class Script:
         if not self._ready:
             return None
         command = self._ready.popleft()
-        self.story.append("stop" if isinstance(command, Shutdown) else f"take {command.batch}")
+        match command:
+            case Shutdown():
+                self.story.append("stop")
+            case Decode():
+                self.story.append(f"take {command.batch}")
         return command
+
+    def handle(self, command: MapPool | UnmapPool) -> Unmapped | None:
+        """As ``muxd.worker.growth.Growth``."""
+        kind = "map" if isinstance(command, MapPool) else "unmap"
+        self.story.append(f"{kind} {command.offset}")
+        return None if kind == "map" else Unmapped("m", command.offset)
 
     def send(self, message: FromWorker) -> None:
         self.replies.append(message)
-        assert isinstance(message, BatchDone | BatchFailed)
-        self.story.append(f"told {message.batch}")
+        assert isinstance(message, BatchDone | BatchFailed | Unmapped)
+        self.story.append("unmapped" if isinstance(message, Unmapped) else f"told {message.batch}")
         self._ready += self._answers.popleft() if self._answers else []
 
 
@@ -194,7 +216,7 @@ def step(batch: int, seqs: list[int]) -> Decode:
 def test_the_loop_begins_a_step_before_it_tells_of_the_one_in_front(folder: Path) -> None:
     direct = roomy(started(folder, SAMPLINGS[:3]))
     link = Script([step(11, [0, 1, 2]), step(12, [0, 1, 2])], [[step(13, [0, 2])], [], [Shutdown()]])
-    assert serve(link, direct.runner) is Exit.OK
+    assert serve(link, direct.runner, link) is Exit.OK
     assert link.story == ["take 11", "take 12", "told 11", "take 13", "told 12", "told 13", "stop"]
     alone = started(folder, SAMPLINGS[:3], paged=False)
     wanted = in_lockstep(alone, [[0, 1, 2], [0, 1, 2], [0, 2]])
@@ -204,13 +226,21 @@ def test_the_loop_begins_a_step_before_it_tells_of_the_one_in_front(folder: Path
 def test_the_loop_finishes_what_runs_before_another_kind_and_where_it_cannot_run_ahead(folder: Path) -> None:
     direct = roomy(started(folder, [GREEDY], paged=False))
     link = Script([step(11, [0]), step(12, [0]), Shutdown()], [])
-    assert serve(link, direct.runner) is Exit.OK
+    assert serve(link, direct.runner, link) is Exit.OK
     assert link.story == ["take 11", "told 11", "take 12", "told 12", "stop"]
+
+
+def test_memory_comes_and_goes_only_when_nothing_runs(folder: Path) -> None:
+    direct = roomy(started(folder, [GREEDY]))
+    link = Script([step(11, [0]), MapPool(64, 64), step(12, [0]), UnmapPool(64), Shutdown()], [])
+    assert serve(link, direct.runner, link) is Exit.OK
+    told = ["take 11", "told 11", "map 64", "take 12", "told 12", "unmap 64", "unmapped", "stop"]
+    assert link.story == told
 
 
 def test_a_step_that_fails_ends_the_worker(folder: Path) -> None:
     direct = roomy(started(folder, [GREEDY]))
     link = Script([step(11, [0]), step(12, [99])], [])
-    assert serve(link, direct.runner) is Exit.FAILED
+    assert serve(link, direct.runner, link) is Exit.FAILED
     assert link.story[-1] == "told 12"
     assert isinstance(link.replies[-1], BatchFailed)

@@ -110,7 +110,7 @@ def shows_its_memory_and_name(pid: int) -> None:
         ("/memfd:muxd-pool", "rw-s"),
         ("/memfd:muxd-weights", "r--s"),
     }
-    assert leaks.memfds(pid) == ["/memfd:muxd-pool (deleted)", "/memfd:muxd-weights (deleted)"]
+    assert leaks.memfds(pid) == ["/memfd:muxd-weights (deleted)"], "what is unmapped must be free"
     assert Path(f"/proc/{pid}/comm").read_text() == "muxd:tiny\n"
 
 

@@ -1,0 +1,152 @@
+"""What the weights of an unloaded model took becomes K and V of others, and goes back when it is loaded."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from support import leaks
+from support.live import LiveDaemon, live
+from support.tiny import tiny_served
+from support.two_units import ask as ask_on
+from support.two_units import devices, models, needs_two_cores, row, whole
+
+from muxd.admin.schemas import LoadModel, MoveModel, QuotaChange, UnloadModel
+from muxd.errors import MuxdError
+
+POOL = 64  # head blocks; a row of these models has 4, for 64 tokens
+TOKENS = 300  # of an answer: 5 rows
+
+
+def config(root: Path, split: str, of_b: str = "") -> str:
+    models = ""
+    for seed, name in enumerate("ab"):
+        folder = tiny_served(root / name, seed)
+        spec = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(spec | {"max_position_embeddings": 4096}))
+        models += f'[[model]]\nname = "{name}"\npath = "{folder}"\ndtype = "float32"\n'
+    text = f'[pool]\nbytes = "{POOL * 8}K"\ngrow = true\n[scheduler]\nsplit_phases = "{split}"\n'
+    return text + models + of_b
+
+
+@pytest.fixture(params=["no", "yes"])
+def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LiveDaemon]:
+    with live(config(tmp_path, request.param), tmp_path) as daemon:
+        yield daemon
+
+
+def ask(daemon: LiveDaemon, prompt: str) -> list[int]:
+    body = {"model": "a", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+    answer = httpx.post(f"{daemon.url}/v1/completions", json=body | {"return_token_ids": True}, timeout=200)
+    assert answer.status_code == 200, answer.text
+    return list(answer.json()["choices"][0]["token_ids"])
+
+
+def metric(daemon: LiveDaemon, name: str) -> float:
+    text = httpx.get(f"{daemon.url}/metrics").text
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
+
+
+def used(daemon: LiveDaemon) -> int:
+    return daemon.admin.audit().held_blocks
+
+
+def memfds(daemon: LiveDaemon) -> list[str]:
+    return sorted(name.rpartition(":")[2].split()[0] for name in leaks.memfds(daemon.process.pid))
+
+
+def test_lent_memory_is_used_and_given_back_under_running_answers(daemon: LiveDaemon) -> None:
+    prompts = [f"Tell me {i} " * 2 for i in range(4)]
+    alone = [ask(daemon, prompt) for prompt in prompts]
+    before = memfds(daemon)
+    assert before == ["muxd-pool", "muxd-weights", "muxd-weights"]
+    list(daemon.admin.unload(UnloadModel("b")))
+    assert memfds(daemon) == ["muxd-pool", "muxd-pool", "muxd-weights"], "its weights are room now"
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, daemon, prompt) for prompt in prompts]
+        most = 0
+        while most <= POOL and not all(future.done() for future in asked):
+            most = max(most, used(daemon))
+        assert most > POOL, "no answer ever lay in lent memory"
+        steps = [step.stage for step in daemon.admin.load(LoadModel("b"))]
+        assert steps[-1] == "ready"
+        assert [future.result() for future in asked] == alone, "some were computed again elsewhere"
+    assert memfds(daemon) == before
+    for pid in daemon.workers().values():
+        assert len(pools_mapped(pid)) == 1
+    assert metric(daemon, "muxd_preemptions_total") > 0
+    books = daemon.admin.audit()
+    assert (books.fault, books.held_blocks) == ("", 0)
+    list(daemon.admin.unload(UnloadModel("b")))  # and again, at the same addresses
+    assert [ask(daemon, prompts[0])] == alone[:1]
+    assert daemon.admin.audit().fault == ""
+
+
+def pools_mapped(pid: int) -> set[str]:
+    """Inodes."""
+    text = Path(f"/proc/{pid}/maps").read_text()
+    return set(re.findall(r" (\d+) +/memfd:muxd-pool", text))
+
+
+def test_a_new_worker_finds_the_lent_memory(daemon: LiveDaemon) -> None:
+    alone = ask(daemon, "Once")
+    list(daemon.admin.unload(UnloadModel("b")))
+    os.kill(daemon.workers()["a"], signal.SIGKILL)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: ask(daemon, "Once"), range(4))) == [alone] * 4
+    for pid in daemon.workers().values():
+        assert len(pools_mapped(pid)) == 2
+
+
+def test_a_load_that_fails_leaves_the_memory_lent(tmp_path: Path) -> None:
+    with live(config(tmp_path, "no", 'quota = { min = "50%" }\n'), tmp_path) as daemon:
+        list(daemon.admin.unload(UnloadModel("b")))
+        daemon.admin.set_quota(QuotaChange("a", min="60%"))
+        before, lent = memfds(daemon), daemon.status().pool.total_blocks
+        assert lent > POOL
+        for _ in range(2):
+            with pytest.raises(MuxdError, match=r"quota\.min"):
+                list(daemon.admin.load(LoadModel("b")))
+            assert (daemon.status().pool.total_blocks, memfds(daemon)) == (lent, before)
+            assert len(pools_mapped(daemon.workers()["a"])) == 2
+        list(daemon.admin.unload(UnloadModel("b")))  # a failed model has nothing to lend
+        assert (daemon.status().pool.total_blocks, memfds(daemon)) == (lent, before)
+        assert len(ask(daemon, "Once")) == TOKENS
+
+
+@needs_two_cores
+def test_a_move_takes_back_what_is_lent_there_and_lends_what_it_leaves(tmp_path: Path) -> None:
+    """The target has memory for its pool and one model, which another has left to the pool."""
+    two = models(tmp_path, {"a": "cpu:0", "b": "cpu:1"})
+    weights = (tmp_path / "a" / "model.safetensors").stat().st_size
+    limit = (1 << 20) + weights * 3 // 2
+    text = devices(("1M", "1M")).replace('name = "cpu:1"', f'name = "cpu:1"\nmemory = "{limit}"')
+    with live("[pool]\ngrow = true\n" + text + two, tmp_path) as daemon:
+        own = 128  # head blocks of each pool
+        alone = ask_on(daemon, "a", 64)
+        assert blocks(daemon) == [own, own]
+        list(daemon.admin.unload(UnloadModel("b")))
+        lent = blocks(daemon)[1] - own
+        assert blocks(daemon) == [own, own + lent]
+        assert lent > 0
+        assert list(daemon.admin.move(MoveModel("a", "cpu:1")))[-1].stage == "moved"
+        assert row(daemon, "a").device == "cpu:1"
+        assert blocks(daemon) == [own + lent, own]
+        assert ask_on(daemon, "a", 64) == alone
+        assert memfds(daemon) == ["muxd-pool"] * 3 + ["muxd-weights"]
+        with pytest.raises(MuxdError, match="not enough memory"):
+            list(daemon.admin.load(LoadModel("b")))  # no room beside a; nothing is lent there
+        assert blocks(daemon) == [own + lent, own]
+        assert list(daemon.admin.load(LoadModel("b", device="cpu:0")))[-1].stage == "ready"
+        assert blocks(daemon) == [own, own]
+        assert whole(daemon)
+
+
+def blocks(daemon: LiveDaemon) -> list[int]:
+    """Head blocks there are, by device."""
+    return [pool.total_blocks for pool in daemon.status().devices.values()]
