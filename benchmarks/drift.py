@@ -15,6 +15,7 @@ free      the oracle's plans, and moves take neither time nor memory
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,9 @@ from muxd.placement.appraiser import canonical
 from muxd.placement.estimator import Estimator
 from muxd.placement.planner import Effort, layout_of
 from muxd.placement.problem import Gpus, Layout, ModelLoad, Problem
-from muxd.placement.replan import Policy, propose
-from muxd.placement.replanner import Replanner, Watch
+from muxd.placement.rates import Rates
+from muxd.placement.replan import Policy, propose, with_rates
+from muxd.placement.replanner import Replanner, View, Watch
 from muxd.sim.cluster import Cluster, Terms
 from muxd.sim.generate import arrivals
 from muxd.sim.itinerary import Itinerary, Stage
@@ -58,7 +60,7 @@ class Day(Struct, frozen=True):
     gpus: int = 4
     popular: tuple[tuple[int, ...], ...] = POPULAR
     watch: Watch = Watch()
-    policy: Policy = Policy(least_gain=0.03, horizon=300.0, cooldown=60.0, steps=200)
+    policy: Policy = Policy(steps=200)
 
     @property
     def seconds(self) -> float:
@@ -113,17 +115,25 @@ def oracle(day: Day, costs: Roofline) -> list[Stage]:
 
 def replanned(day: Day, workload: Workload, costs: Roofline) -> list[Stage]:
     """Knows the first phase's rates at the start, then only arrivals."""
-    first = planned(day, day.rates(0), costs)
-    planner = Replanner(day.problem(day.rates(0)), costs, first, day.policy, day.watch)
-    stages, items, at = [Stage(0.0, first)], iter(workload.items), day.watch.period
+    problem, watch = day.problem(day.rates(0)), day.watch
+    measured = Rates({model.name: model.rate for model in problem.models}, watch.memory, watch.surprise)
+    planner, stages = Replanner(day.policy, watch.headroom), [Stage(0.0, planned(day, day.rates(0), costs))]
+    items, at = iter(workload.items), watch.period
+
+    def view(wanted: Mapping[str, float]) -> View:
+        return View(Estimator(with_rates(problem, wanted), costs), stages[-1].layout)
+
     item = next(items, None)
     while at < day.seconds:
         while item is not None and item.time <= at:
-            planner.arrived(item.model)
+            measured.arrived(item.model)
             item = next(items, None)
-        if (made := planner.look(at)).adopt:
-            stages.append(Stage(at, made.layout, planner.rates))
-        at += day.watch.period
+        rates = measured.look(at)
+        if (made := planner.look(rates, view, at)).adopt:
+            stages.append(Stage(at, made.layout, rates))
+        if made.moves:
+            planner.moved(at)
+        at += watch.period
     return stages
 
 

@@ -30,7 +30,6 @@ from muxd.device.device_metrics import DeviceMetrics
 from muxd.device.nvml import Nvml, NvmlMissing, Reading
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
-from muxd.engine.popularity import Popularity
 from muxd.engine.request import Request
 from muxd.engine.slo import Slo
 from muxd.engine.stream import TokenStream
@@ -42,7 +41,8 @@ from muxd.fleet.events import Events
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.host import Progress
 from muxd.fleet.planning import Planning
-from muxd.fleet.replanner import Replanner
+from muxd.fleet.popularity import Popularity
+from muxd.fleet.replanner import Replanner, watch
 from muxd.fleet.roster import Roster
 from muxd.link.daemon_end import DaemonEnd, private_directory
 from muxd.messages import FromWorker
@@ -52,7 +52,6 @@ from muxd.steward import Steward as DaemonSteward
 _log = logging.getLogger("muxd")
 
 _AUDIT_PERIOD = 5.0  # seconds between audits of the ledger while nothing is served
-_PERIODS = 5  # of placement.period, over which rates are averaged
 _HTTP_GRACE = 2.0  # seconds that handlers get to write their last words
 
 
@@ -81,7 +80,7 @@ class Daemon:
         self.entries = {model.name: Entry(model) for model in config.model}
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
-        self.popularity = Popularity(_PERIODS * config.placement.period, self.clock.now())
+        self.popularity = Popularity(watch(config.placement), self.clock.now())
         targets = {m.name: Slo(m.ttft_slo, m.tpot_slo) for m in config.model}
         self.observer = Observer(self.metrics, targets, self.popularity)
         self.events = Events(time.time)
@@ -147,7 +146,7 @@ class Daemon:
             stack.push_async_callback(self.roster.close)
             idle = asyncio.create_task(self._audit_when_idle())
             stack.callback(idle.cancel)
-            if len(self.sites) > 1 and self.config.placement.replan:
+            if len(self.sites) > 1:
                 replan = asyncio.create_task(self.replanner.run())
                 stack.callback(replan.cancel)
             announce = asyncio.create_task(self._announce(report, on_ready))

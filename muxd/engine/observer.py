@@ -7,14 +7,22 @@ Counts are kept here for muxctl and for the audit "every request ends exactly on
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping
 from math import ceil
+from typing import Protocol
 
 from muxd.engine.actions import Launch
 from muxd.engine.metrics import Metrics
-from muxd.engine.popularity import Popularity
 from muxd.engine.request import Request
 from muxd.engine.sequence import Sequence
 from muxd.engine.slo import Attainment, Course, Outcome, Slo
 from muxd.messages import Prefill
+
+
+class Popularity(Protocol):
+    """Hears of every arrival and of what was served."""
+
+    def arrived(self, model: str, prompt_tokens: int, now: float) -> None: ...
+
+    def ended(self, model: str, output_tokens: int, now: float) -> None: ...
 
 
 class Observer:
@@ -26,7 +34,6 @@ class Observer:
         targets: Mapping[str, Slo] | None = None,
         popularity: Popularity | None = None,
     ):
-        """``popularity`` hears of every arrival and of what was served."""
         self._metrics, self._popularity = metrics, popularity
         self.attainment = Attainment(targets or {})
         for model, slo in self.attainment.targets.items():

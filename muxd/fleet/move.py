@@ -2,24 +2,25 @@
 
 Where memory permits two copies, the second one is loaded while the first serves; then new requests, and
 those that wait for their first token, go to the new place, and the old one drains. Where it does not,
-requests wait at the new place while the old one drains, and the weights are loaded when it has left. A new
-place that cannot be had leaves the model where it was.
+requests wait at the new place while the old one drains (it is parked), and the weights are loaded when it has
+left. A new place that cannot be had leaves the model where it was.
 """
 
 import logging
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 
 from muxd.errors import ModelNotReady, ModelUnloaded, MuxdError, OutOfMemory, ShuttingDown
 from muxd.fleet.catalog import Entry
 from muxd.fleet.change import Change, first
 from muxd.fleet.host import Progress
+from muxd.fleet.loans import Loans, Room
 from muxd.fleet.site import Site
 
 _log = logging.getLogger("muxd.fleet")
 
 
 class Move:
-    """``run`` once. ``entries`` shows the model at the place where new requests go."""
+    """``run`` once, or ``park`` and ``arrive``. ``entries`` shows the model where new requests go."""
 
     def __init__(
         self,
@@ -30,18 +31,39 @@ class Move:
         change: Change,
         progress: Progress,
         beside: Callable[[str, Entry], int],
+        lenders: Sequence[Loans],
+        moved: Callable[[int], None],
     ):
-        """``beside``: how many models divide a device, the entry among them."""
+        """``beside``: how many models divide a device, the entry among them. ``lenders``: whose loans may be
+        in the way at the target. ``moved``: called at the end, with the bytes that the old place has free."""
         self._entries, self._name = entries, entry.name
         self._source, self._target = source, target
-        self._change, self._progress, self._beside = change, progress, beside
+        self._change, self._progress, self._beside, self._moved = change, progress, beside, moved
+        self._lenders, self._room, self._freed = lenders, Room(change.hurry), 0
 
-    async def run(self) -> int:
-        """Returns the bytes of weights that are free at the old place now.
+    async def run(self) -> None:
+        """Raises MuxdError where the model could not be brought to its new place; it is where it was then,
+        or, should that fail too, "failed" with the reason. Raises ShuttingDown in the midst of the end."""
+        await self._in_room(self._two_copies)
 
-        Raises MuxdError where the model could not be brought to its new place; it is where it was then, or,
-        should that fail too, "failed" with the reason. Raises ShuttingDown in the midst of the end.
-        """
+    async def arrive(self) -> None:
+        """Load what is parked. Raises as ``run``."""
+        await self._in_room(self._load_parked)
+
+    async def _in_room(self, work: Callable[[], Awaitable[None]]) -> None:
+        """With what is lent taken back as far as the weights need it; what is left over is lent again."""
+        opened = self._entries[self._name].opened
+        assert opened is not None
+        try:
+            await self._room.make(opened.plan.bytes, self._lenders)
+            await work()
+        except BaseException:
+            self._room.settle(0)
+            raise
+        self._room.settle(opened.plan.bytes)
+        self._moved(self._freed)
+
+    async def _two_copies(self) -> None:
         old = self._entries[self._name]
         new = self._twin(old, self._target)
         self._target.enter(new, self._beside(self._target.name, old))
@@ -53,28 +75,40 @@ class Move:
             if not (isinstance(error, OutOfMemory) and error.shared):
                 raise
         else:
-            return await self._switch_and_drain(old, new)
+            await self._switch_and_drain(old, new)
+            return
         finally:
             old.note = ""
-        return await self._one_copy(old)
+        _log.info("%s: no memory for two copies; its requests wait while it moves", self._name)
+        await self.park()
+        await self._load_parked()
 
-    async def _switch_and_drain(self, old: Entry, new: Entry) -> int:
+    async def _switch_and_drain(self, old: Entry, new: Entry) -> None:
         self._switch(self._source, self._target, new)
         new.note = f"leaving {self._source.name}"
         try:
             await self._drain(old)
-            return await self._source.leave(old, self._gone())
+            self._freed = await self._source.leave(old, self._gone())
         finally:
             new.note = ""
 
-    async def _one_copy(self, old: Entry) -> int:
-        """The two do not fit at once: wait, leave, then load."""
-        _log.info("%s: no memory for two copies; its requests wait while it moves", self._name)
+    async def park(self) -> None:
+        """Requests wait at the new place while the old one drains; what the model held there is free then.
+
+        To be followed by ``arrive``. Raises MuxdError where the new place takes no model more, changing
+        nothing, and ShuttingDown in the midst of the end.
+        """
+        old = self._entries[self._name]
         new = self._twin(old, self._target)
         self._target.enter(new, self._beside(self._target.name, old))
-        freed = await self._switch_and_drain(old, new)
+        await self._switch_and_drain(old, new)
+        new.note = f"waits for memory of {self._target.name}"
         if self._change.hurry.is_set():
             raise ShuttingDown(f"muxd stopped while {self._name} was being moved")
+
+    async def _load_parked(self) -> None:
+        new = self._entries[self._name]
+        new.note = ""
         try:
             await self._target.bring_up(new, self._progress, self._change.hurry, keep_queue=True)
         except MuxdError as error:
@@ -82,7 +116,6 @@ class Move:
                 raise
             await self._back(new)
             raise error
-        return freed
 
     async def _back(self, new: Entry) -> None:
         """To the old place, with the requests that have waited. Raises MuxdError where that fails as well."""

@@ -1,7 +1,7 @@
 """Measures how popular models are and, where it pays, brings them to other devices. Owns the plan over time.
 
-``placement/replan.py`` decides, over rates measured online; this file asks it every ``period``, carries its
-moves out one after another (``Roster.move``: nothing is dropped), and tells every decision with its numbers.
+``placement/replanner.py`` decides, over rates measured online; this file asks it every ``period``, has its
+moves carried out (``Roster.rearrange``: nothing is dropped), and tells every decision with its numbers.
 """
 
 import asyncio
@@ -9,24 +9,32 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from muxd.clock import Clock
 from muxd.config import PlacementConfig
-from muxd.engine.popularity import Demand, Popularity
-from muxd.errors import Busy, ConfigError, MuxdError, ShuttingDown
+from muxd.errors import BadRequest, Busy, ConfigError, MuxdError, NotFound, ShuttingDown
 from muxd.fleet.catalog import Entry
 from muxd.fleet.events import Events
 from muxd.fleet.planning import Planning
+from muxd.fleet.popularity import Demand, Popularity
 from muxd.fleet.roster import Roster
 from muxd.placement import live
-from muxd.placement.live import Live, Pinned
-from muxd.placement.replan import Decision, Policy, decide, propose, relabelled
+from muxd.placement import replanner as planner
+from muxd.placement.live import Live
+from muxd.placement.replan import Policy
+from muxd.placement.replanner import View, Watch
 
 _log = logging.getLogger("muxd.fleet")
 
 _NOTHING = ("same", "small gain", "moves cost more")
-_EAGER = 1e-9  # least_gain of a plan that somebody asked for
+_PERIODS = 12  # over which rates are averaged
+_DUTY = 10  # a search gets at most one part in ten of the time: it shares the interpreter with everybody
+
+
+def watch(config: PlacementConfig) -> Watch:
+    """How rates are watched. Pure."""
+    return Watch(period=config.period, memory=_PERIODS * config.period)
 
 
 class Row(Struct, frozen=True):
@@ -67,23 +75,22 @@ class Replanner:
     ):
         self._config, self._planning, self._roster = config, planning, roster
         self._popularity, self._events, self._clock = popularity, events, clock
-        self._adopted = clock.now() - config.cooldown
-        self._told = ""  # the last decision or error, so that the same one is told once
-        self._settled: dict[str, float] | None = None  # rates at which there was nothing to gain
-        self._busy = asyncio.Lock()
-
-    @property
-    def _policy(self) -> Policy:
-        config = self._config
-        return Policy(
+        policy = Policy(
             least_gain=config.least_gain, horizon=config.horizon, cooldown=config.cooldown, steps=live.STEPS
         )
+        self._planner = planner.Replanner(policy)
+        self._told = ""  # the last decision or error, so that the same one is told once
+        self._settled: dict[str, float] | None = None  # rates at which there was nothing to gain
+        self._rest = 0.0  # not before this time again
+        self._busy = asyncio.Lock()
 
     async def run(self) -> None:
-        """Every ``period``, until cancelled. What goes wrong is logged and tried again."""
+        """Every ``period``, until cancelled; without ``replan`` rates are measured for who asks, no more.
+        What goes wrong is logged and tried again."""
         while True:
             await asyncio.sleep(self._config.period)
-            if self._busy.locked() or not self._drifted():
+            drifted = self._drifted()
+            if not self._config.replan or self._busy.locked() or not drifted:
                 continue
             with suppress(ShuttingDown):
                 try:
@@ -94,72 +101,84 @@ class Replanner:
                     self._told = error.message
 
     def _drifted(self) -> bool:
-        """Whether a search can find what the last one did not: it costs up to seconds of the interpreter."""
-        now = self._clock.now()
-        rates = {name: self._popularity.demand(name, now).rate for name in self._roster.entries}
-        return self._settled is None or drifted(self._settled, rates, self._config.least_gain)
+        """Looks at the rates. Whether a search can find what the last one did not."""
+        entries = self._roster.entries
+        rates = {n: demand.rate for n, demand in self._demands().items() if entries[n].state == "ready"}
+        return self._clock.now() >= self._rest and (
+            self._settled is None or drifted(self._settled, rates, self._config.least_gain)
+        )
+
+    def _demands(self) -> dict[str, Demand]:
+        """Of all models that are served."""
+        served = [name for name, entry in self._roster.entries.items() if entry.lane is not None]
+        return self._popularity.look(served, self._clock.now())
 
     async def propose(self, *, asked: bool = False) -> Proposal:
         """What would be done now; nothing is. ``asked``: an operator does, so neither the cooldown nor
         ``least_gain`` counts. Raises ConfigError where there is nothing to plan, or costs are not known."""
-        entries = self._placed()
-        now = self._clock.now()
-        demands = {entry.name: self._popularity.demand(entry.name, now) for entry in entries}
+        return (await self._look(asked))[0]
+
+    async def _look(self, asked: bool) -> tuple[Proposal, Live]:
+        entries, demands, began = self._placed(), self._demands(), self._clock.now()
         pins, places = self._planning.pins(entries), self._planning.now(entries)
-        policy, since = self._policy, now - self._adopted
-        if asked:
-            policy = Policy(least_gain=_EAGER, horizon=policy.horizon, cooldown=0.0, steps=policy.steps)
+        seen: list[Live] = []
 
-        def search() -> tuple[Live, Decision, dict[str, int]]:
-            appraiser = self._planning.appraiser(entries, demands)
-            return appraiser, *decided(appraiser, places, pins, policy, since)
+        def view(wanted: Mapping[str, float]) -> View:
+            lengths = {name: structs.replace(demands[name], rate=rate) for name, rate in wanted.items()}
+            seen.append(self._planning.appraiser(entries, lengths))
+            return live.view(seen[-1], places, pins)
 
-        _, decision, proposed = await asyncio.to_thread(search)
+        rates = {entry.name: demands[entry.name].rate for entry in entries}
+        decision = await asyncio.to_thread(self._planner.look, rates, view, began, asked=asked)
+        now = self._clock.now()
+        self._rest = now + _DUTY * (now - began)
+        (appraiser,) = seen
+        proposed = live.places(appraiser.problem, decision.proposed)
         rows = [
             _row(entry, demands[entry.name], self._planning.names[proposed[entry.name]], pins)
             for entry in entries
         ]
         moves = [row.model for row in rows if row.present != row.proposed]
-        return Proposal(rows, decision.adopt, decision.reason, decision.gain, decision.cost, moves)
+        return Proposal(rows, decision.adopt, decision.reason, decision.gain, decision.cost, moves), appraiser
 
     async def now(self, why: str, *, asked: bool = False) -> Proposal:
         """Propose, and carry out what is adopted. Raises as ``propose``; a move that fails is told and ends
         it, what has moved stays."""
         async with self._busy:
-            proposal = await self.propose(asked=asked)
+            proposal, appraiser = await self._look(asked)
             self._tell(proposal, why, asked)
             nothing = proposal.reason in _NOTHING
             self._settled = {row.model: row.rate for row in proposal.rows} if nothing else None
-            if not proposal.adopt:
-                return proposal
-            self._adopted = self._clock.now()
-            places = {row.model: row.proposed for row in proposal.rows}
-            await self._carry_out({model: places[model] for model in proposal.moves}, proposal)
+            if proposal.adopt and proposal.moves:
+                await self._carry_out(proposal, appraiser)
             return proposal
 
-    async def _carry_out(self, moves: Mapping[str, str], proposal: Proposal) -> None:
-        """Each until it fits: one may have to wait for another that leaves its device."""
-        left = dict(moves)
-        while left:
-            done = [model for model, device in left.items() if await self._moved(model, device, proposal)]
-            if not done:
-                return
-            for model in done:
-                del left[model]
-
-    async def _moved(self, model: str, device: str, proposal: Proposal) -> bool:
-        why = f"gain {proposal.gain:.3g}/s"
+    async def _carry_out(self, proposal: Proposal, appraiser: Live) -> None:
+        """In an order in which memory suffices (``placement.transition``)."""
+        devices = {row.model: row.proposed for row in proposal.rows if row.model in proposal.moves}
+        order = live.transition(
+            appraiser,
+            {row.model: self._planning.names.index(row.present) for row in proposal.rows},
+            {model: self._planning.names.index(device) for model, device in devices.items()},
+        )
         try:
-            async for _ in self._roster.move(model, device, why).watch():
+            change = self._roster.rearrange(devices, order, f"gain {proposal.gain:.3g}/s")
+        except (BadRequest, Busy, NotFound) as error:  # somebody has changed it while it was searched
+            _log.info("the plan is not carried out now: %s", error.message)
+            self._pause()
+            return
+        self._planner.moved(self._clock.now())
+        try:
+            async for _ in change.watch():
                 pass
         except ShuttingDown:
             raise
-        except Busy as error:
-            _log.info("%s does not move now: %s", model, error.message)
-            return False
         except MuxdError:
-            return False  # the roster has told why
-        return True
+            self._pause()  # the roster has told why
+
+    def _pause(self) -> None:
+        """A plan that cannot be carried out now is not tried at every look."""
+        self._rest = max(self._rest, self._clock.now() + self._config.cooldown)
 
     def _placed(self) -> list[Entry]:
         found = [
@@ -173,10 +192,9 @@ class Replanner:
 
     def _tell(self, proposal: Proposal, why: str, asked: bool) -> None:
         """A decision that only repeats the last one is told when somebody asked."""
-        said = f"{proposal.reason} {proposal.moves}"
-        if said == self._told and not (asked or proposal.adopt):
+        if proposal.reason == self._told and not (asked or proposal.adopt):
             return
-        self._told = said
+        self._told = proposal.reason
         places = {row.model: row for row in proposal.rows}
         shown = ", ".join(f"{m} {places[m].present} to {places[m].proposed}" for m in proposal.moves)
         detail = f"{proposal.reason} ({why}): gain {proposal.gain:.3g}/s, cost {proposal.cost:.3g}"
@@ -192,20 +210,6 @@ def drifted(before: Mapping[str, float], now: Mapping[str, float], part: float) 
     if set(before) != set(now):
         return True
     return sum(abs(now[name] - before[name]) for name in now) > part * sum(before.values())
-
-
-def decided(
-    appraiser: Live, places: Mapping[str, int], pins: Mapping[str, int], policy: Policy, since: float
-) -> tuple[Decision, dict[str, int]]:
-    """The decision, and the places it was about: those proposed, adopted or not. Pure."""
-    problem, sets = appraiser.problem, Pinned(appraiser, pins)
-    present, fixed = live.layout(sets, places), live.indices(problem, pins)
-    try:
-        proposed = propose(appraiser, present, policy, sets, fixed)
-    except (ConfigError, ValueError):  # it does not fit by the plan's reckoning: anew
-        proposed = live.layout(sets, live.start(appraiser, pins))
-    decision = decide(appraiser, present, proposed, policy, since, fixed)
-    return decision, live.places(problem, relabelled(problem, present, proposed, fixed))
 
 
 def _row(entry: Entry, demand: Demand, proposed: str, pins: Mapping[str, int]) -> Row:

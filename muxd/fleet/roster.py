@@ -7,8 +7,10 @@ either served or holds no worker, no weights, no account and no lane.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from muxd.clock import Clock
@@ -33,8 +35,10 @@ from muxd.fleet.gauges import Gauges
 from muxd.fleet.host import Progress
 from muxd.fleet.loans import Loans, Room
 from muxd.fleet.move import Move
+from muxd.fleet.rearrange import Rearrangement
 from muxd.fleet.site import Site
 from muxd.fleet.steps import Stage
+from muxd.placement.transition import Transition
 
 _log = logging.getLogger("muxd.fleet")
 
@@ -148,6 +152,41 @@ class Roster:
         Raises NotFound, BadRequest where it is there already, Busy where it is not ready or another change
         is under way, ShuttingDown. ``Change`` ends with MuxdError where it could not be moved.
         """
+        self._may_move(name, device)
+
+        async def move(change: Change) -> None:
+            free: Counter[str] = Counter()
+            await self._mover(name, device, why, change, partial(_add, free)).run()
+            self._lend(free)
+
+        return self._begin(Change(name, "moved", "reading"), move)
+
+    def rearrange(self, devices: Mapping[str, str], order: Transition, why: str = "") -> Change:
+        """Bring models to other devices while they serve, in the ``order`` that was made for it.
+
+        ``devices``: at least one model -> where to. Raises as ``move``; ``Change`` too, and what has moved
+        stays then.
+        """
+        for name, device in devices.items():
+            self._may_move(name, device)
+        change = Change(next(iter(devices)), "moved", "reading")
+        told = partial(self._part, change)
+        free: Counter[str] = Counter()
+
+        def mover(name: str) -> Move:
+            return self._mover(name, devices[name], why, change, partial(_add, free))
+
+        async def work() -> None:
+            try:
+                await Rearrangement(order, mover, told).run()
+            finally:
+                self._lend(free)  # not before: what one leaves may be what the next one needs
+
+        self._change = change
+        change.start(self._and_then_others(work()))
+        return change
+
+    def _may_move(self, name: str, device: str) -> None:
         entry = self._known(name)
         if not device:
             raise BadRequest(f"say where to: {', '.join(self.sites)}", param="device")
@@ -157,9 +196,6 @@ class Roster:
             raise BadRequest(f"{name} is on {device} already", param="device")
         if entry.state != "ready":
             raise Busy(f"{name} is {entry.state}; a model can move when it is ready")
-        return self._begin(
-            Change(name, "moved", "reading"), lambda change: self._move(entry, device, why, change)
-        )
 
     def _known(self, name: str) -> Entry:
         if name not in self.entries:
@@ -180,22 +216,30 @@ class Roster:
 
     def _begin(self, change: Change, work: Work) -> Change:
         self._change = change
-        change.start(self._to_the_end(change, work))
+        change.start(self._and_then_others(self._part(change, change.model, work(change))))
         return change
 
-    async def _to_the_end(self, change: Change, work: Work) -> None:
-        began = self.clock.now()
+    async def _and_then_others(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            await work(change)
-        except MuxdError as error:
-            kind: Happening = "move failed" if change.kind == "moved" else "unloaded"
-            self._mark(kind, change.model, error.message)
-            _log.error("%s could not be %s: %s", change.model, change.kind, error.message)
-            raise
+            await work
         finally:
             self._change = None
-        self._mark(change.kind, change.model)
-        _log.info("%s is %s, after %.1f s", change.model, change.kind, self.clock.now() - began)
+
+    async def _part(
+        self, change: Change, model: str, work: Coroutine[Any, Any, None], last: bool = True
+    ) -> None:
+        """The change of one model, or, unless it is the ``last``, the first part of it."""
+        began, change.model = self.clock.now(), model
+        try:
+            await work
+        except MuxdError as error:
+            kind: Happening = "move failed" if change.kind == "moved" else "unloaded"
+            self._mark(kind, model, error.message)
+            _log.error("%s could not be %s: %s", model, change.kind, error.message)
+            raise
+        if last:
+            self._mark(change.kind, model)
+            _log.info("%s is %s, after %.1f s", model, change.kind, self.clock.now() - began)
 
     # ---- in and out -------------------------------------------------------------------------------
 
@@ -255,22 +299,31 @@ class Roster:
 
         return advance
 
-    async def _move(self, entry: Entry, device: str, why: str, change: Change) -> None:
+    def _mover(
+        self, name: str, device: str, why: str, change: Change, free: Callable[[str, int], None]
+    ) -> Move:
+        """``free``: told at the end how many bytes more, or less, are free at a site."""
+        entry = self.entries[name]
         source, target = self.site(entry), self.sites[device]
-        self._mark("moving", entry.name, f"{source.name} to {device}" + (f": {why}" if why else ""))
-        move = Move(self.entries, entry, source, target, change, self._teller(change), self._beside)
-        room = Room(change.hurry)
-        try:
-            await room.make(_weights(entry), self._lenders(device))
-            freed = await move.run()
-        except BaseException:
-            room.settle(0)
-            raise
-        room.settle(_weights(entry))
-        source.loans.lend(freed)
-        for site in (source, target):
-            self._even_out(site)
-        change.tell("moved")
+        self._mark("moving", name, f"{source.name} to {device}" + (f": {why}" if why else ""))
+
+        def moved(freed: int) -> None:
+            free(source.name, freed)
+            free(device, -_weights(entry))
+            for site in (source, target):
+                self._even_out(site)
+            change.tell("moved")
+
+        return Move(
+            self.entries, entry, source, target, change, self._teller(change), self._beside,
+            self._lenders(device), moved,
+        )  # fmt: skip
+
+    def _lend(self, free: Mapping[str, int]) -> None:
+        """Bytes that moves have left free at each site, less what they have put there."""
+        for name, nbytes in free.items():
+            if nbytes > 0:
+                self.sites[name].loans.lend(nbytes)
 
     def _even_out(self, site: Site) -> None:
         """Models that were given no share have equal ones again."""
@@ -307,6 +360,10 @@ class Roster:
 def _unloaded(name: str) -> ModelUnloaded:
     sentence = f"The model {name!r} is unloaded; `muxctl load {name}` brings it back"
     return ModelUnloaded(sentence, param="model")
+
+
+def _add(free: Counter[str], site: str, nbytes: int) -> None:
+    free[site] += nbytes
 
 
 def _weights(entry: Entry) -> int:

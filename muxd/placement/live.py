@@ -5,7 +5,7 @@ one of them. So each device is a host of its own in the ``Problem``, and its num
 the daemon's list. Pinned models stay where they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from msgspec import Struct
 
@@ -15,8 +15,10 @@ from muxd.placement.estimator import Estimator
 from muxd.placement.memory import Budget
 from muxd.placement.problem import Gpus, Layout, Mesh, ModelLoad, Problem
 from muxd.placement.replan import relabelled
+from muxd.placement.replanner import View
 from muxd.placement.search import Annealing
 from muxd.placement.sets import Sets, Worth
+from muxd.placement.transition import Transition
 
 STEPS = 300  # of the search, for each model
 
@@ -109,6 +111,30 @@ def start(appraiser: Estimator, pins: Places, steps: int = STEPS) -> dict[str, i
         return begun
     found = Annealing(sets, first).run(steps * len(problem.models))
     return places(problem, relabelled(problem, first, found, indices(problem, pins)))
+
+
+def view(appraiser: Estimator, at: Places, pins: Places) -> View:
+    """What a look sees of a daemon whose models are ``at`` these devices."""
+    sets = Pinned(appraiser, pins)
+    return View(
+        appraiser,
+        layout(sets, at),
+        sets,
+        indices(appraiser.problem, pins),
+        lambda: layout(sets, start(appraiser, pins)),
+    )
+
+
+def transition(appraiser: Live, at: Places, targets: Places) -> Transition:
+    """In which order models go to their ``targets``; a gap costs the requests that come in it."""
+    models = appraiser.problem.models
+    number = {model.name: i for i, model in enumerate(models)}
+    residents = {device: {m for m in at if at[m] == device} for device in range(appraiser.problem.gpus.hosts)}
+
+    def fits(_: int, names: Set[str]) -> bool:
+        return appraiser.fits(1, [number[name] for name in names], ())
+
+    return Transition(residents, targets, {m.name: m.rate * m.weight for m in models}, fits)
 
 
 def indices(problem: Problem, pins: Places) -> dict[int, int]:

@@ -6,6 +6,7 @@ mean predicts, and where Poisson arrivals would hardly do that, the mean begins 
 began ``t`` seconds ago is divided by the seconds it really remembers, M (1 - exp(-t / M)).
 """
 
+from collections.abc import Mapping, Set
 from math import exp, sqrt
 
 from msgspec import Struct
@@ -14,33 +15,42 @@ from msgspec import Struct
 class _Model(Struct):
     sum: float  # fading
     since: float  # when its mean began
-    count: int = 0  # arrivals since the last look
+    looked: float
+    count: int = 0  # arrivals since it was last looked at
 
 
 class Rates:
     """``memory``: seconds. ``surprise``: standard deviations off that make a mean begin anew.
 
     The square root of a Poisson number has a standard deviation of about 1/2 whatever its mean, so
-    2 |sqrt(n) - sqrt(expected)| is the distance in deviations (Anscombe, 1948). Raises KeyError for models
-    that are not in ``first``, the rates believed at ``now``.
+    2 |sqrt(n) - sqrt(expected)| is the distance in deviations (Anscombe, 1948). ``first``: the rates believed
+    at ``now``. Raises KeyError for models that are neither there nor have entered.
     """
 
-    def __init__(self, first: dict[str, float], memory: float, surprise: float = 4.0, now: float = 0.0):
+    def __init__(self, first: Mapping[str, float], memory: float, surprise: float = 4.0, now: float = 0.0):
         self._memory, self._surprise = memory, surprise
-        self._looked = now
         # As if it had been watched for long: the first rates are believed.
-        self._models = {name: _Model(rate * memory, float("-inf")) for name, rate in first.items()}
+        self._models = {name: _Model(rate * memory, float("-inf"), now) for name, rate in first.items()}
+
+    @property
+    def models(self) -> Set[str]:
+        return self._models.keys()
+
+    def enter(self, model: str, now: float) -> None:
+        """Watch one model more; nothing is believed of it, nor is the time before taken for silence."""
+        self._models[model] = _Model(0.0, now, now)
+
+    def leave(self, model: str) -> None:
+        del self._models[model]
 
     def arrived(self, model: str) -> None:
         self._models[model].count += 1
 
     def look(self, now: float) -> dict[str, float]:
         """Requests a second of every model. Looks that are further apart see slower, not worse."""
-        seconds = now - self._looked
-        if seconds > 0:
-            self._looked = now
-            for model in self._models.values():
-                self._fold(model, seconds, now)
+        for model in self._models.values():
+            if now > model.looked:
+                self._fold(model, now - model.looked, now)
         return {name: self._rate(model, now) for name, model in self._models.items()}
 
     def _fold(self, model: _Model, seconds: float, now: float) -> None:
@@ -51,7 +61,7 @@ class Rates:
         # Arrivals count as if they came evenly since the last look.
         fade = exp(-seconds / self._memory)
         model.sum = model.sum * fade + model.count * self._memory / seconds * (1 - fade)
-        model.count = 0
+        model.count, model.looked = 0, now
 
     def _rate(self, model: _Model, now: float) -> float:
         remembered = self._memory * (1 - exp(-(now - model.since) / self._memory))

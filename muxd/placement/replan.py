@@ -31,10 +31,10 @@ Reason = Literal["adopt", "cooldown", "same", "small gain", "moves cost more", "
 class Policy(Struct, frozen=True, kw_only=True):
     """Seconds, but ``least_gain`` and ``least_retuned`` (parts) and ``bandwidth`` (weight bytes a second)."""
 
-    least_gain: float = 0.05
+    least_gain: float = 0.03
     least_retuned: float = 0.002
-    horizon: float = 600.0
-    cooldown: float = 120.0
+    horizon: float = 300.0
+    cooldown: float = 60.0
     start: float = 5.0  # until a moved model serves, beside loading its weights
     bandwidth: float = 2e9
     steps: int = 2000  # of each walk of the search, for each model
@@ -56,13 +56,14 @@ class Move(Struct, frozen=True):
 class Decision(Struct, frozen=True):
     """``layout`` is the one to run from now on, the present one unless adopted.
 
-    ``gain``: requests a second (times weights); ``cost``: requests not served while models move, if none of
-    them can be loaded while it still serves where it was.
+    ``proposed`` is what it was about. ``gain``: requests a second (times weights); ``cost``: requests not
+    served while models move, if none of them can be loaded while it still serves where it was.
     """
 
     adopt: bool
     reason: Reason
     layout: Layout
+    proposed: Layout
     moves: tuple[Move, ...]
     gain: float
     cost: float
@@ -158,7 +159,9 @@ def decide(
         policy = msgspec.structs.replace(policy, cooldown=0.0, least_gain=policy.least_retuned)
     reason = _reason(appraiser, present, proposed, policy, since_adoption, (gain, changed, cost))
     adopt = reason == "adopt"
-    return Decision(adopt, reason, proposed if adopt else present, moved if adopt else (), gain, cost)
+    return Decision(
+        adopt, reason, proposed if adopt else present, proposed, moved if adopt else (), gain, cost
+    )  # fmt: skip
 
 
 def _reason(

@@ -1,12 +1,17 @@
-"""Replanning while requests come: measures rates, looks now and then, keeps the layout that rules. Pure."""
+"""Replanning while requests come: what the daemon and the simulator ask at every look. Pure."""
 
+from collections.abc import Callable, Mapping
+
+import msgspec
 from msgspec import Struct
 
-from muxd.cost.estimate import Costs
-from muxd.placement.estimator import Estimator
-from muxd.placement.problem import Layout, Problem
-from muxd.placement.rates import Rates
-from muxd.placement.replan import Decision, Policy, decide, propose, retuned, with_rates
+from muxd.errors import ConfigError
+from muxd.placement.appraiser import Appraiser, canonical
+from muxd.placement.problem import Layout
+from muxd.placement.replan import Decision, Policy, decide, propose, retuned
+from muxd.placement.sets import Sets
+
+_EAGER = 1e-9  # least gain of a plan that somebody asked for
 
 
 class Watch(Struct, frozen=True):
@@ -22,36 +27,56 @@ class Watch(Struct, frozen=True):
     headroom: float = 1.2
 
 
+class View(Struct, frozen=True):
+    """What a look sees. ``sets`` may forbid some, and says which shares each has; ``pinned``: model -> host;
+    ``anew``: a layout from nothing, for when the present one does not fit."""
+
+    appraiser: Appraiser  # at the rates to plan for
+    present: Layout
+    sets: Sets | None = None
+    pinned: Mapping[int, int] | None = None
+    anew: Callable[[], Layout] | None = None
+
+
+Viewer = Callable[[Mapping[str, float]], View]  # of the rates to plan for
+
+
 class Replanner:
-    """``problem`` has the rates believed at the start, ``present`` the layout made for them.
+    """``look`` every ``Watch.period``. Remembers when models last moved."""
 
-    ``arrived`` with every request, ``look`` every ``watch.period``. Raises KeyError for a model that is not
-    in the problem.
-    """
-
-    def __init__(self, problem: Problem, costs: Costs, present: Layout, policy: Policy, watch: Watch):
-        self.present = present
-        self.rates = {model.name: model.rate for model in problem.models}  # as last measured
-        self._problem, self._costs, self._policy = problem, costs, policy
-        self._measured = Rates(self.rates, watch.memory, watch.surprise)
-        self._headroom = watch.headroom
+    def __init__(self, policy: Policy, headroom: float = Watch().headroom):
+        self._policy, self._headroom = policy, headroom
         self._moved = float("-inf")
 
-    def arrived(self, model: str) -> None:
-        self._measured.arrived(model)
+    def look(self, rates: Mapping[str, float], view: Viewer, now: float, *, asked: bool = False) -> Decision:
+        """What should rule from now on, ``rates`` measured. While models may not move yet, shares still may,
+        where no ``sets`` fix them.
+        ``asked``: somebody does, so neither the cooldown nor ``least_gain`` counts.
 
-    def look(self, now: float) -> Decision:
-        """What rules from now on. While models may not move yet, shares still may."""
-        self.rates = self._measured.look(now)
-        wanted = {name: rate * self._headroom for name, rate in self.rates.items()}
-        appraiser = Estimator(with_rates(self._problem, wanted), self._costs)
-        proposed = propose(appraiser, self.present, self._policy)
-        made = decide(appraiser, self.present, proposed, self._policy, now - self._moved)
-        if not made.adopt:
-            shares = retuned(appraiser, self.present)
-            made = decide(appraiser, self.present, shares, self._policy, 0.0)
-        if made.adopt:
-            self.present = made.layout
-            if made.moves:
-                self._moved = now
-        return made
+        Nothing is remembered: whoever moves models says so (``moved``). Raises ConfigError where costs are
+        not known, or the present layout does not fit and the view has none ``anew``.
+        """
+        policy = self._policy
+        if asked:
+            policy = msgspec.structs.replace(policy, least_gain=_EAGER, cooldown=0.0)
+        seen = view({name: rate * self._headroom for name, rate in rates.items()})
+        proposed = _proposed(seen, policy)
+        made = decide(seen.appraiser, seen.present, proposed, policy, now - self._moved, seen.pinned)
+        if made.adopt or seen.sets is not None:
+            return made
+        shares = retuned(seen.appraiser, seen.present)
+        better = decide(seen.appraiser, seen.present, shares, policy, 0.0, seen.pinned)
+        return better if better.adopt else made
+
+    def moved(self, now: float) -> None:
+        """Models move by a decision: the cooldown begins."""
+        self._moved = now
+
+
+def _proposed(seen: View, policy: Policy) -> Layout:
+    try:
+        return propose(seen.appraiser, seen.present, policy, seen.sets, seen.pinned)
+    except (ConfigError, ValueError):  # it does not fit by the plan's reckoning
+        if seen.anew is None:
+            raise
+        return canonical(seen.anew())

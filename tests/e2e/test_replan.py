@@ -20,16 +20,20 @@ from muxd.fleet.events import Event
 pytestmark = needs_two_cores
 
 
-def config(root: Path, placement: str) -> str:
+RATES = {"a": 0.02, "b": 0.02, "c": 9.0}
+
+
+def config(root: Path, placement: str, rates: dict[str, float] = RATES, room: float = 0) -> str:
     """By the profile a device serves 2.5 requests of twenty tokens a second. ``c`` is expected to be asked
-    for most, so ``a`` and ``b`` begin together."""
-    slow = {name: costs.model(prefill=0.02, decode=0.01) for name in "abc"}
+    for most, so ``a`` and ``b`` begin together. ``room``: how many models each device has memory for."""
+    slow = {name: costs.model(prefill=0.02, decode=0.01) for name in rates}
     profile = Profile(FORMAT, Device("hand", 1, [50, 100]), slow)
     (root / "cost.json").write_bytes(msgspec.json.encode(profile))
-    tables = models(root, dict.fromkeys("abc", "")).split("[[model]]\n")
-    rates = {"a": 0.02, "b": 0.02, "c": 9.0}
+    tables = models(root, dict.fromkeys(rates, "")).split("[[model]]\n")
     shown = "".join(f"[[model]]\n{table}rate = {rates[table[8]]}\n" for table in tables[1:])
-    return f'[placement]\nprofile = "cost.json"\n{placement}\n{devices()}{shown}'
+    weights = (root / "a" / "model.safetensors").stat().st_size
+    memory = (16 << 20) + int(room * weights) if room else 0
+    return f'[placement]\nprofile = "cost.json"\n{placement}\n{devices(memory=memory)}{shown}'
 
 
 class Clients:
@@ -38,7 +42,7 @@ class Clients:
     def __init__(self, daemon: LiveDaemon, models: str):
         self.daemon, self.models, self.over, self.served = daemon, models, threading.Event(), 0
         self.enough = threading.Event()  # answers for a rate to be measured by
-        self.alone = {model: ask(daemon, model) for model in "abc"}
+        self.alone = {row.name: ask(daemon, row.name) for row in daemon.admin.models()}
 
     def __enter__(self) -> "Clients":
         self._pool = ThreadPoolExecutor(2 * len(self.models))
@@ -57,7 +61,7 @@ class Clients:
     def __exit__(self, *_: object) -> None:
         self.over.set()
         self._pool.shutdown()
-        self.served = sum(one.result() for one in self._asked) + 3
+        self.served = sum(one.result() for one in self._asked) + len(self.alone)
 
 
 def until(daemon: LiveDaemon, *kinds: str) -> Event:
@@ -81,6 +85,31 @@ def test_a_shift_of_popularity_moves_a_model_once_and_says_why(tmp_path: Path) -
         assert [one.kind for one in told].count("moving") == 1
         requests = daemon.status().requests
         assert (requests.served, requests.failed, requests.refused) == (clients.served, 0, 0)
+        assert whole(daemon)
+
+
+def test_two_full_devices_swap_models_and_the_quieter_one_waits(tmp_path: Path) -> None:
+    """Memory for two models each and no third: one of the popular pair changes places with a quiet one."""
+    text = config(tmp_path, "replan = false\nperiod = 1.0", dict.fromkeys("abcd", 1.0), room=2.5)
+    with live(text, tmp_path) as daemon:
+        places = {model: row(daemon, model).device for model in "abcd"}
+        pair = "".join(model for model in "abcd" if places[model] == places["a"])
+        assert len(pair) == 2
+        with Clients(daemon, pair) as clients:
+            assert clients.enough.wait(120)
+            with ThreadPoolExecutor(1) as pool:
+                asked = pool.submit(daemon.admin.replan)
+                quiet = until(daemon, "moving").model  # parked: who asks for it now waits
+                assert ask(daemon, quiet) == clients.alone[quiet]
+                done = asked.result()
+            assert (done.adopt, set(done.moves) - set(pair)) == (True, {quiet})
+            (loud,) = set(done.moves) & set(pair)
+        for model in (loud, quiet):
+            assert row(daemon, model).device != places[model]
+        moves = [(one.kind, one.model) for one in daemon.admin.events() if one.kind in ("moving", "moved")]
+        assert moves == [("moving", quiet), ("moving", loud), ("moved", loud), ("moved", quiet)]
+        requests = daemon.status().requests
+        assert (requests.served, requests.failed, requests.refused) == (clients.served + 1, 0, 0)
         assert whole(daemon)
 
 

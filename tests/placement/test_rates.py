@@ -52,6 +52,21 @@ def test_rates_are_never_negative_and_silence_only_lowers_them(counts: list[int]
     assert all(b <= a + 1e-12 for a, b in pairwise(found[len(counts) :]))
 
 
+@given(st.floats(0.5, 50), st.floats(0, 1000), st.integers(1, 30))
+def test_who_came_late_has_its_rate_from_the_first_look_on(rate: float, came: float, looks: int) -> None:
+    rates, count = Rates({"old": 1.0}, MEMORY), round(rate * PERIOD)
+    rates.enter("new", came)
+    assert rates.look(came)["new"] == 0.0
+    for look in range(1, looks + 1):
+        for _ in range(count):
+            rates.arrived("new")
+        assert rates.look(came + look * PERIOD)["new"] == pytest.approx(count / PERIOD)
+    rates.leave("new")
+    assert rates.models == {"old"}
+    with pytest.raises(KeyError):
+        rates.arrived("new")
+
+
 def test_two_looks_at_once_change_nothing_and_strangers_are_refused() -> None:
     rates = Rates({"m": 1.0}, MEMORY)
     rates.arrived("m")

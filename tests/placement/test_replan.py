@@ -1,5 +1,6 @@
 """Replanning: gains must beat moves, and noise moves nothing."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import msgspec
@@ -13,9 +14,10 @@ from muxd.placement.appraiser import canonical, layout_value
 from muxd.placement.estimator import Estimator
 from muxd.placement.planner import finished, layout_of
 from muxd.placement.problem import Gpus, Layout, Mesh, Problem, check_layout
+from muxd.placement.rates import Rates
 from muxd.placement.replan import Policy, decide, kept, moves, propose, retuned, with_rates
 from muxd.placement.replan import layout_of as layout_of_plan
-from muxd.placement.replanner import Replanner, Watch
+from muxd.placement.replanner import Replanner, View, Watch
 
 POLICY = Policy(steps=50)
 
@@ -186,19 +188,25 @@ def test_other_shares_need_no_cooldown_and_move_nobody() -> None:
 def test_a_replanner_sees_a_change_at_the_next_look_and_moves_once() -> None:
     """Popular are m0 and m2, then m0 and m1, who share a device."""
     problem, present = pairs(0, 2)
-    planner, moved = Replanner(problem, COSTS, present, POLICY, Watch(period=5.0)), []
+    measured = Rates({model.name: model.rate for model in problem.models}, Watch().memory)
+    planner, moved = Replanner(POLICY), []
+
+    def view(wanted: Mapping[str, float]) -> View:
+        return View(Estimator(with_rates(problem, wanted), COSTS), present)
+
     for step in range(1, 41):
         for model, count in {"m0": 40, "m1" if step > 20 else "m2": 40}.items():
             for _ in range(count):
-                planner.arrived(model)
-        made = planner.look(5.0 * step)
+                measured.arrived(model)
+        made = planner.look(measured.look(5.0 * step), view, 5.0 * step)
         if made.moves:
+            planner.moved(5.0 * step)
             moved.append((step, {move.model for move in made.moves}))
-        assert planner.present == made.layout
+        present = made.layout
     ((step, names),) = moved
     assert step in (21, 22)
     assert len(names) == 2
-    assert planner.rates["m1"] == pytest.approx(8.0, rel=0.01)
+    assert measured.look(200.0)["m1"] == pytest.approx(8.0, rel=0.01)
 
 
 def test_rates_of_unknown_models_are_refused_and_silence_keeps_a_model_ready() -> None:

@@ -34,9 +34,12 @@ def models(root: Path, pins: dict[str, str], extra: str = "", positions: int = 4
     )  # fmt: skip
 
 
-def devices(pools: tuple[str, str] = ("16M", "16M")) -> str:
+def devices(pools: tuple[str, str] = ("16M", "16M"), memory: int = 0) -> str:
+    """``memory``: bytes each may use, 0: what the machine has."""
+    limit = f'memory = "{memory}"\n' if memory else ""
     return "".join(
-        f'[[device]]\nname = "cpu:{n}"\ncores = [{n}]\npool = "{pool}"\n' for n, pool in enumerate(pools)
+        f'[[device]]\nname = "cpu:{n}"\ncores = [{n}]\npool = "{pool}"\n{limit}'
+        for n, pool in enumerate(pools)
     )
 
 
