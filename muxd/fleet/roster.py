@@ -180,7 +180,8 @@ class Roster:
             try:
                 await Rearrangement(order, mover, told).run()
             finally:
-                self._lend(free)  # not before: what one leaves may be what the next one needs
+                if not change.hurry.is_set():
+                    self._lend(free)  # not before: what one leaves may be what the next one needs
 
         self._change = change
         change.start(self._and_then_others(work()))
