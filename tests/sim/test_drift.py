@@ -29,9 +29,10 @@ def test_replanning_keeps_up_with_an_oracle(drift: Any) -> None:
     costs = Roofline("A100-80G")
     workload = drift.traffic(day, 1)
     found = {name: drift.simulated(name, day, workload, costs) for name in ("fixed", "replan", "oracle")}
-    at_8 = {name: result.slo[drift.SCALES.index(8.0)] for name, result in found.items()}
-    assert at_8["replan"] > at_8["oracle"] - 0.05
-    assert at_8["replan"] > at_8["fixed"] + 0.1, "the change is one that a fixed plan does not survive"
+    for scale in (5.0, 8.0):
+        kept = {name: result.slo[drift.SCALES.index(scale)] for name, result in found.items()}
+        assert kept["replan"] > kept["oracle"] - 0.05
+        assert kept["replan"] > kept["fixed"] + 0.02, "the change is one that costs a fixed plan something"
     assert found["fixed"].moves == []
     for name in ("replan", "oracle"):
         assert len(moves(found[name])) == 2, "one of the pair changes places with a quiet model"
