@@ -27,7 +27,8 @@ from muxd.engine.journal import FINISHED, newest
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import BadRequest, ConfigError, MuxdError, NotFound
 from muxd.fleet.events import Event, Events, until
-from muxd.fleet.replanner import Proposal, Replanner
+from muxd.fleet.proposal import Proposal
+from muxd.fleet.replanner import Replanner
 from muxd.fleet.roster import Roster
 from muxd.fleet.site import Site
 from muxd.fleet.steps import Step

@@ -38,7 +38,7 @@ from muxd.config import home
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import DaemonUnreachable, MuxdError
 from muxd.fleet.events import Event
-from muxd.fleet.replanner import Proposal
+from muxd.fleet.proposal import Proposal
 from muxd.fleet.steps import LAST, Step
 
 T = TypeVar("T")

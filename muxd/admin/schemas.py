@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.fleet.events import Event
-from muxd.fleet.replanner import Proposal
+from muxd.fleet.proposal import Proposal
 from muxd.fleet.steps import Step
 from muxd.messages import Dtype
 

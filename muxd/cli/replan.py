@@ -7,7 +7,7 @@ import typer
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, show
 from muxd.cli.failing import sentences
 from muxd.cli.tables import render
-from muxd.fleet.replanner import Proposal
+from muxd.fleet.proposal import Proposal
 
 _WHY = {
     "adopt": "it pays",

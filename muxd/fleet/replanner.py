@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from muxd.clock import Clock
 from muxd.config import PlacementConfig
@@ -18,6 +18,7 @@ from muxd.fleet.catalog import Entry
 from muxd.fleet.events import Events
 from muxd.fleet.planning import Planning
 from muxd.fleet.popularity import Demand, Popularity
+from muxd.fleet.proposal import Proposal, Row
 from muxd.fleet.roster import Roster
 from muxd.placement import live
 from muxd.placement import replanner as planner
@@ -35,30 +36,6 @@ _DUTY = 10  # a search gets at most one part in ten of the time: it shares the i
 def watch(config: PlacementConfig) -> Watch:
     """How rates are watched. Pure."""
     return Watch(period=config.period, memory=_PERIODS * config.period)
-
-
-class Row(Struct, frozen=True):
-    """One model of a proposal: where it is, where it should be, and what it is asked for."""
-
-    model: str
-    present: str
-    proposed: str
-    rate: float  # requests a second, measured
-    prompt: float  # mean tokens
-    output: float
-    pinned: bool = False
-
-
-class Proposal(Struct, frozen=True):
-    """``gain``: requests a second more than now (times weights); ``cost``: requests not served while models
-    move. ``reason`` is the decision's; ``moves`` are the models that would change their device."""
-
-    rows: list[Row]
-    adopt: bool
-    reason: str
-    gain: float
-    cost: float
-    moves: list[str]
 
 
 class Replanner:

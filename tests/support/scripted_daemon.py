@@ -33,7 +33,7 @@ from muxd.admin.server import AdminServer
 from muxd.engine.trace import Mark, RequestTimes, Sample, Span, Trace
 from muxd.errors import Busy, ModelFolderError, NotFound
 from muxd.fleet.events import Event
-from muxd.fleet.replanner import Proposal, Row
+from muxd.fleet.proposal import Proposal, Row
 from muxd.fleet.steps import Step
 
 POOL = PoolStatus(bytes=1 << 30, block_bytes=8192, total_blocks=131072, free_blocks=98304, cached_blocks=100)
