@@ -98,7 +98,7 @@ def test_two_full_devices_swap_models_and_the_quieter_one_waits(tmp_path: Path) 
         with Clients(daemon, pair) as clients:
             assert clients.enough.wait(120)
             # On a busy machine it takes a while until so many have come that moving pays.
-            looks = (daemon.admin.replan(dry_run=True) for _ in range(200))
+            looks = (daemon.admin.replan(dry_run=True) for _ in range(1000))
             assert next((look for look in looks if look.adopt and look.moves), None), (
                 "no plan was ever worth it"
             )
