@@ -275,9 +275,6 @@ class Driver:
         """Page-lock host memory, so that copies from it are asynchronous and fast."""
         self.call("cuMemHostRegister_v2", c.c_void_p(address), c.c_size_t(nbytes), c.c_uint(_PORTABLE))
 
-    def unpin(self, address: int) -> None:
-        self.call("cuMemHostUnregister", c.c_void_p(address))
-
     def to_device(self, device_address: int, host_address: int, nbytes: int) -> None:
         """Copy and wait."""
         self.call("cuMemcpyHtoD_v2", c.c_uint64(device_address), c.c_void_p(host_address), c.c_size_t(nbytes))

@@ -112,11 +112,6 @@ class Quotas:
         """
         return self._entries[model].goal
 
-    def by_right(self, model: str, held: int, blocks: int) -> bool:
-        """Whether ``blocks`` more stay within its goal. It comes before those who borrow, and may take them
-        back from models over their quotas; beyond, it borrows."""
-        return held + blocks <= self._entries[model].goal
-
     def growing(self, model: str, held: int) -> bool:
         """Its quota is on the way to a goal it does not hold yet. While its queue waits nobody may borrow,
         or the giver would fill again what it is to give, and a request longer than what ends at a time would

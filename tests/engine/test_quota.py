@@ -273,9 +273,6 @@ def test_a_giver_that_uses_all_of_its_quota_gives_as_its_sequences_end() -> None
     assert made.growing("b", 0)
     assert not made.growing("b", 25)
     assert not made.growing("a", 75)
-    assert made.by_right("b", 0, 25)
-    assert not made.by_right("b", 1, 25)
-    assert not made.by_right("a", 75, 1)
     repeat(made, {"a": hungry(75), "b": Demand(25, 0, 0.0)}, 1)
     assert made.quotas() == {"a": 75, "b": 25}, "the promise is kept though the taker waits no more"
 

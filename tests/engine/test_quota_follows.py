@@ -87,7 +87,7 @@ class World:
         held_back = False
         for _, name in waiting:
             side = self.sides[name]
-            if self.quotas.by_right(name, side.held, side.size):
+            if side.held + side.size <= self.quotas.goal(name):
                 while self.free < side.size and self._reclaim(name):
                     pass
                 if self._admit(name):

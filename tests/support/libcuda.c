@@ -218,7 +218,6 @@ static int inside(uint64_t p, size_t n) {
     return 0;
 }
 int cuMemHostRegister_v2(void *p, size_t n, unsigned f) { IN_CONTEXT; return flag("FAKE_CUDA_NO_PIN") ? NO_MEMORY : 0; }
-int cuMemHostUnregister(void *p) { IN_CONTEXT; return 0; }
 int cuMemcpyHtoD_v2(uint64_t d, const void *h, size_t n) {
     IN_CONTEXT;
     if (!inside(d, n)) return INVALID;
