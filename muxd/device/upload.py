@@ -12,6 +12,7 @@ import argparse
 import mmap
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -160,6 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m muxd.device.upload", description="fills device memory")
     parser.add_argument("--fd", type=int, required=True, help="inherited end of a Unix socketpair")
     sock = socket.socket(fileno=parser.parse_args(argv).fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides
     hello, fds, _, _ = socket.recv_fds(sock, _HELLO.size, 2)
     if len(hello) < _HELLO.size or len(fds) != 2:
         return 1  # the daemon is gone, or this is none
@@ -168,6 +170,8 @@ def main(argv: list[str] | None = None) -> int:
         _serve(sock, nbytes, device, *fds)
     except (CudaError, MappingError) as error:
         return _refuse(sock, str(error))
+    except ConnectionError:  # the load was given up, or the daemon is gone
+        return 0
     return 0
 
 

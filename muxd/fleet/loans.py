@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from muxd.engine.unit import Unit
-from muxd.errors import ConfigError, ShuttingDown
+from muxd.errors import MuxdError, ShuttingDown
 from muxd.fleet.change import first
 from muxd.fleet.host import Host
 from muxd.pool.arena import Arena, Extent
@@ -29,7 +29,7 @@ class Loans:
             return
         try:
             extent = self._arena.lend(nbytes)
-        except ConfigError as error:
+        except MuxdError as error:
             _log.warning("%d bytes that a model has left do not join the pool: %s", nbytes, error.message)
             return
         if extent is not None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from muxd.config import Config, size
+from muxd.config import Config, size, splits
 from muxd.cost.analytic import Roofline
 from muxd.cost.estimate import Costs
 from muxd.cost.peaks import CAPTURED, PEAKS, Peak, Reach
@@ -82,10 +82,7 @@ class Planning:
 
         self.room = Room(len(devices), min(memory(*item) for item in devices.items()), max(pools.values()))
         self._peak, self._reach = _speed(next(iter(devices.values())))
-        on_gpu = next(iter(devices.values())).kind != "CPU"
-        self.budget = (
-            Budget() if on_gpu else Budget(1.0, context=0, graphs=0, prefill_tokens=1, max_running=1)
-        )
+        self.budget = _budget(config, next(iter(devices.values())))
         self._profile = CostTable.read(Path(config.placement.profile)) if config.placement.profile else None
 
     # ---- what is asked ----------------------------------------------------------------------------
@@ -180,6 +177,15 @@ def shape(entry: Entry) -> ModelShape:
 
 def _bytes(entry: Entry) -> int:
     return entry.opened.plan.bytes if entry.opened else 0
+
+
+def _budget(config: Config, device: Device) -> Budget:
+    """What workers take beside pool and weights: on a GPU, of the memory it has. On the CPU it is not
+    counted, and what ``device.memory`` limits is pool and weights alone."""
+    if device.kind == "CPU" or all(one.memory for one in config.devices):
+        return Budget(1.0, context=0, graphs=0, prefill_tokens=1, max_running=1)
+    workers = 2 if splits(config.scheduler, device.name, device.rungs) else 1
+    return Budget(workers=workers, prefill_tokens=config.scheduler.prefill_tokens)
 
 
 def _speed(device: Device) -> tuple[Peak, Reach]:

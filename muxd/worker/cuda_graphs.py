@@ -124,7 +124,9 @@ class DecodeGraphs:
             found[size] = _Recorded(replay, packed, result)
         self._made[mask, way] = found
         seconds = time.monotonic() - begun
-        _log.info("%d decode graphs (%d) for parts %#b recorded in %.1f s", len(found), way, mask, seconds)
+        _log.info(
+            "%d decode graphs (%d) for parts %s recorded in %.1f s", len(found), way, bin(mask), seconds
+        )
 
     def forget(self) -> None:
         """What they read has moved. Nothing may be running."""

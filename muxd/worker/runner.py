@@ -53,7 +53,7 @@ class Runner:
         self._spec: ModelSpec = read_spec(Path(setup.folder))
         self._max_context = setup.max_context
         self._decodes = setup.phases != "prefill"
-        make = CudaStep if (pool.is_cuda if paged is None else paged) else HostStep
+        make = CudaStep if (setup.device != "cpu" if paged is None else paged) else HostStep
         self._step: Step = make(self._spec, setup, pool, weights)
         self._model = self._step.model
         self.ahead = self._step.ahead

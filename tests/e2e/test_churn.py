@@ -25,6 +25,7 @@ from support import leaks, tiny_models
 from support.churn import Asked, ask, clients
 from support.live import LiveDaemon, live
 from support.tiny import tiny_served
+from support.where import check_regions
 from transformers import AutoModelForCausalLM
 
 from muxd.admin.schemas import LoadModel, QuotaChange, UnloadModel
@@ -342,7 +343,7 @@ def test_nothing_is_lost_doubled_or_left(tmp_path: Path) -> None:
         kinds = ("served", "refused", "cancelled", *(["failed"] if SECONDS >= 100 else []))
         assert all(outcomes[kind] for kind in kinds), outcomes
         assert all(churn.done[what] for what in ("kills", "loads", "unloads", "quotas", "policies"))
-        assert len(leaks.memfds(daemon.process.pid)) == 1 + len(models)
+        check_regions(daemon.process.pid, "pool", *["weights"] * len(models))
         assert len(daemon.workers()) == len(models)
         assert len(after) <= len(before) + 2, sorted(after.values())
         assert "Traceback" not in daemon.log

@@ -9,6 +9,7 @@ import openai
 import pytest
 from support import leaks
 from support.live import LiveDaemon, demo_config, live
+from support.where import check_regions
 
 pytestmark = pytest.mark.demo
 
@@ -34,7 +35,7 @@ def test_sigterm_lets_short_streams_end_tells_long_ones_why_and_leaves_nothing(t
     config = demo_config("smol", "gemma", extra="[server]\nshutdown_grace = 8.0\n")
     with live(config, tmp_path) as daemon, daemon.client() as client:
         pids = [daemon.process.pid, *daemon.workers().values()]
-        assert memfds_of([daemon.process.pid])
+        check_regions(daemon.process.pid, "pool", "weights", "weights")
         short = client.completions.create(
             model="gemma", prompt="Hello", stream=True, max_tokens=24, temperature=0,
             extra_body={"ignore_eos": True},

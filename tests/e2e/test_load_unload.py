@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from support import leaks
 from support.live import LiveDaemon, live
 from support.tiny import tiny_served
+from support.where import check_regions
 
 from muxd.admin.schemas import LoadModel, ModelRow, UnloadModel
 from muxd.errors import MuxdError
@@ -92,10 +94,8 @@ def test_an_unload_refuses_new_requests_answers_old_ones_and_gives_everything_ba
     daemon: LiveDaemon,
 ) -> None:
     before = ask(daemon, "a")
-    worker, memory = daemon.workers()["a"], leaks.memfds(daemon.process.pid)
-    assert [name.rpartition(":")[2].split()[0] for name in memory] == [
-        "muxd-pool", "muxd-weights", "muxd-weights",
-    ]  # fmt: skip
+    worker = daemon.workers()["a"]
+    check_regions(daemon.process.pid, "pool", "weights", "weights")
     with daemon.client() as client:
         running = stream(client, "a")
         next(running)
@@ -112,7 +112,7 @@ def test_an_unload_refuses_new_requests_answers_old_ones_and_gives_everything_ba
         assert list(running)[-1] == "length"
         assert list(steps)[-1].stage == "unloaded"
     assert leaks.gone(worker, 0)
-    assert len(leaks.memfds(daemon.process.pid)) == 2
+    check_regions(daemon.process.pid, "pool", "weights")
     assert [one.model for one in daemon.admin.quota()] == ["b"]
     shown = row(daemon, "a")
     assert (shown.state, shown.pid, shown.weights_bytes, shown.kv_used_bytes) == ("unloaded", None, 0, 0)
@@ -124,7 +124,7 @@ def test_an_unload_refuses_new_requests_answers_old_ones_and_gives_everything_ba
     assert whole(daemon)
     load(daemon, LoadModel("a"))
     assert ask(daemon, "a") == before
-    assert len(leaks.memfds(daemon.process.pid)) == 3
+    check_regions(daemon.process.pid, "pool", "weights", "weights")
     marks = [mark.kind for mark in daemon.admin.trace()[0].marks if mark.model == "a"]
     assert marks[-6:] == ["worker ready", "unloading", "unloaded", "loading", "worker ready", "loaded"]
 
@@ -160,12 +160,17 @@ def test_memory_comes_back_every_time(daemon: LiveDaemon) -> None:
     for _ in range(rounds):
         unload(daemon, "a")
         load(daemon, LoadModel("a"))
-    after = leaks.descriptors(pid)
-    # A connection that is just being closed may still be there.
-    assert len(after) - len(before) < rounds, sorted(after.values())
-    assert sorted(kinds(after)) == sorted(kinds(before))
+    # A connection that is just being closed may still be there, and on a GPU a question to MPS.
+    until = time.monotonic() + 10
+    while not settled(before, after := leaks.descriptors(pid), rounds) and time.monotonic() < until:
+        continue
+    assert settled(before, after, rounds), sorted(after.values())
     assert field(pid, "RssShmem") < row(daemon, "a").weights_bytes, "the daemon still maps weights"
     assert field(pid, "RssAnon") - resident < 8 << 20
+
+
+def settled(before: dict[int, str], after: dict[int, str], rounds: int) -> bool:
+    return len(after) - len(before) < rounds and sorted(kinds(after)) == sorted(kinds(before))
 
 
 def kinds(descriptors: dict[int, str]) -> list[str]:
@@ -216,7 +221,7 @@ def test_a_worker_that_refuses_is_taken_down_again(daemon: LiveDaemon, tmp_path:
     with pytest.raises(MuxdError, match="Mamba"):
         list(steps)
     assert (row(daemon, "a").state, row(daemon, "a").pid) == ("failed", None)
-    assert len(leaks.memfds(daemon.process.pid)) == 2
+    check_regions(daemon.process.pid, "pool", "weights")
     assert [one.model for one in daemon.admin.quota()] == ["b"]
     file.write_text(good)
     load(daemon, LoadModel("a"))

@@ -1,4 +1,4 @@
-"""A model moves between two CPU devices while clients stream: nothing is lost, doubled or left behind."""
+"""A model moves between two devices while clients stream: nothing is lost, doubled or left behind."""
 
 import os
 import signal
@@ -10,20 +10,21 @@ from pathlib import Path
 import pytest
 from support import leaks
 from support.live import LiveDaemon, live
-from support.two_units import Stream, ask, devices, models, needs_two_cores, row, whole
+from support.two_units import Stream, ask, devices, models, row, whole
+from support.where import FIRST, SECOND, check_regions, needs_two_devices
 
 from muxd.admin.schemas import MoveModel, QuotaChange
 from muxd.errors import MuxdError
 from muxd.fleet.steps import Step
 
-pytestmark = needs_two_cores
+pytestmark = needs_two_devices
 
 LONG = 12_000  # tokens: longer than a worker needs to start
-PINS = {"a": "cpu:0", "b": "cpu:1"}
+PINS = {"a": FIRST, "b": SECOND}
 
 
 def config(root: Path, server: str = "", limit: str = "") -> str:
-    two = devices().replace('name = "cpu:1"', f'name = "cpu:1"\n{limit}')
+    two = devices(second=limit)
     return f"[server]\n{server}\n{two}" + models(root, PINS, "max_running = 2\n", positions=16384)
 
 
@@ -49,7 +50,7 @@ def move(daemon: LiveDaemon, device: str) -> None:
 def test_streams_drain_queued_requests_go_over_and_all_tokens_are_the_same(daemon: LiveDaemon) -> None:
     alone = ask(daemon, "a", 64)
     old = daemon.workers()["a"]
-    steps = begin(daemon, "cpu:1")
+    steps = begin(daemon, SECOND)
     running = [Stream(daemon, "a", LONG) for _ in range(2)]
     for one in running:
         assert one.first.wait(60)
@@ -58,8 +59,8 @@ def test_streams_drain_queued_requests_go_over_and_all_tokens_are_the_same(daemo
         if step.stage == "draining":
             break
     assert step.total >= 2
-    assert row(daemon, "a").device == "cpu:1"
-    assert row(daemon, "a").detail == "leaving cpu:0"
+    assert row(daemon, "a").device == SECOND
+    assert row(daemon, "a").detail == f"leaving {FIRST}"
     daemon.admin.set_quota(QuotaChange("a", min="1M"))  # at its new place
     for one in queued:
         one.join()
@@ -73,20 +74,20 @@ def test_streams_drain_queued_requests_go_over_and_all_tokens_are_the_same(daemo
     assert leaks.gone(old, 5)
     assert running[0].tokens == running[1].tokens
     assert ask(daemon, "a", 64) == alone
-    assert [(one.model, one.device) for one in daemon.admin.quota()] == [("b", "cpu:1"), ("a", "cpu:1")]
+    assert [(one.model, one.device) for one in daemon.admin.quota()] == [("b", SECOND), ("a", SECOND)]
     assert {one.name: one.share for one in daemon.admin.models()} == {"a": 50, "b": 50}
     assert daemon.status().requests.served == 7
-    assert len(leaks.memfds(daemon.process.pid)) == 4
+    check_regions(daemon.process.pid, "pool", "pool", "weights", "weights")
     assert whole(daemon)
     told = [(one.kind, one.device, one.detail) for one in daemon.admin.events("a")]
     assert told[-4:] == [
-        ("moving", "cpu:0", "cpu:0 to cpu:1: by an operator"),
-        ("worker ready", "cpu:1", ""),
-        ("quota", "cpu:1", "min 128, max 2048 blocks, weight 1"),
-        ("moved", "cpu:1", ""),
+        ("moving", FIRST, f"{FIRST} to {SECOND}: by an operator"),
+        ("worker ready", SECOND, ""),
+        ("quota", SECOND, "min 128, max 2048 blocks, weight 1"),
+        ("moved", SECOND, ""),
     ]
-    with pytest.raises(MuxdError, match="a is on cpu:1 already"):
-        move(daemon, "cpu:1")
+    with pytest.raises(MuxdError, match=f"a is on {SECOND} already"):
+        move(daemon, SECOND)
 
 
 def test_back_and_forth_under_load(daemon: LiveDaemon) -> None:
@@ -103,7 +104,7 @@ def test_back_and_forth_under_load(daemon: LiveDaemon) -> None:
     with ThreadPoolExecutor(6) as clients:
         asked = [clients.submit(client, model) for model in "aaaabb"]
         try:
-            for device in ("cpu:1", "cpu:0", "cpu:1"):
+            for device in (SECOND, FIRST, SECOND):
                 move(daemon, device)
         finally:
             over.set()
@@ -111,24 +112,24 @@ def test_back_and_forth_under_load(daemon: LiveDaemon) -> None:
     requests = daemon.status().requests
     assert (requests.served, requests.failed, requests.refused) == (total + 2, 0, 0)
     assert sorted(daemon.workers()) == ["a", "b"]
-    assert len(leaks.memfds(daemon.process.pid)) == 4
+    check_regions(daemon.process.pid, "pool", "pool", "weights", "weights")
     assert whole(daemon)
 
 
 def test_a_target_that_cannot_hold_it_leaves_it_where_it_was(tmp_path: Path) -> None:
-    with live(config(tmp_path, limit='memory = "16900K"'), tmp_path) as daemon:
+    with live(config(tmp_path, limit='memory = "16900K"\n'), tmp_path) as daemon:
         alone, worker = ask(daemon, "a"), daemon.workers()["a"]
         before = leaks.memfds(daemon.process.pid)
         with pytest.raises(MuxdError, match=r"not enough memory for weights: .* left of device.memory"):
-            move(daemon, "cpu:1")
+            move(daemon, SECOND)
         daemon.admin.set_quota(QuotaChange("a", min="10M"))
         daemon.admin.set_quota(QuotaChange("b", min="10M"))
         with pytest.raises(MuxdError, match=r"quota.min"):
-            move(daemon, "cpu:1")
-        with pytest.raises(MuxdError, match="there is no device 'cuda:0'; there are: cpu:0, cpu:1"):
-            move(daemon, "cuda:0")
+            move(daemon, SECOND)
+        with pytest.raises(MuxdError, match=f"there is no device 'cuda:7'; there are: {FIRST}, {SECOND}"):
+            move(daemon, "cuda:7")
         assert (row(daemon, "a").device, row(daemon, "a").state, row(daemon, "a").detail) == (
-            "cpu:0", "ready", "",
+            FIRST, "ready", "",
         )  # fmt: skip
         assert (ask(daemon, "a"), daemon.workers()["a"]) == (alone, worker)
         failed = [one.detail for one in daemon.admin.events("a") if one.kind == "move failed"]
@@ -139,8 +140,8 @@ def test_a_target_that_cannot_hold_it_leaves_it_where_it_was(tmp_path: Path) -> 
 
 def test_workers_killed_in_the_midst_of_a_move(daemon: LiveDaemon) -> None:
     alone = ask(daemon, "a")
-    steps = begin(daemon, "cpu:1")
-    while not (new := [p.pid for p in daemon.admin.ps() if (p.model, p.device) == ("a", "cpu:1")]):
+    steps = begin(daemon, SECOND)
+    while not (new := [p.pid for p in daemon.admin.ps() if (p.model, p.device) == ("a", SECOND)]):
         continue
     os.kill(new[0], signal.SIGKILL)  # it is started again
     running = Stream(daemon, "a", LONG)
@@ -148,7 +149,7 @@ def test_workers_killed_in_the_midst_of_a_move(daemon: LiveDaemon) -> None:
     for step in steps:
         if step.stage == "draining":
             break
-    old = next(p for p in daemon.admin.ps() if (p.model, p.device) == ("a", "cpu:0"))
+    old = next(p for p in daemon.admin.ps() if (p.model, p.device) == ("a", FIRST))
     os.kill(old.pid, signal.SIGKILL)
     assert list(steps)[-1].stage == "moved"
     assert "was killed" in running.join().error or "SIGKILL" in running.error
@@ -156,7 +157,7 @@ def test_workers_killed_in_the_midst_of_a_move(daemon: LiveDaemon) -> None:
     assert ask(daemon, "a") == alone
     requests = daemon.status().requests
     assert (requests.served, requests.failed) == (2, 1)
-    assert (row(daemon, "a").device, sorted(daemon.workers())) == ("cpu:1", ["a", "b"])
+    assert (row(daemon, "a").device, sorted(daemon.workers())) == (SECOND, ["a", "b"])
     assert whole(daemon)
 
 
@@ -165,7 +166,7 @@ def test_sigterm_in_the_midst_of_a_move_leaves_nothing(tmp_path: Path, what: str
     with live(config(tmp_path, "shutdown_grace = 0.5"), tmp_path) as daemon:
         running = Stream(daemon, "a", LONG)
         assert running.first.wait(60)
-        begin(daemon, "cpu:1", what)
+        begin(daemon, SECOND, what)
         pids = [daemon.process.pid, *(process.pid for process in daemon.admin.ps())]
         assert daemon.terminate() == 0, daemon.log
         assert running.join().finish or "shutting down" in running.error
@@ -178,7 +179,7 @@ def test_a_shutdown_with_grace_serves_who_goes_over_meanwhile(tmp_path: Path) ->
     """The switch comes after SIGTERM: the unit that was empty then gets requests, and is waited for."""
     with live(config(tmp_path, "shutdown_grace = 100.0"), tmp_path) as daemon:
         alone = ask(daemon, "a", 64)
-        begin(daemon, "cpu:1")
+        begin(daemon, SECOND)
         running = [Stream(daemon, "a", 5000) for _ in range(2)]
         for one in running:
             assert one.first.wait(60)

@@ -9,14 +9,15 @@ from typing import Any
 
 import aiohttp
 import pytest
-from support.two_units import body, devices, models, needs_two_cores
+from support.two_units import body, devices, models
+from support.where import needs_two_devices, on_the_cpu
 
 from muxd.config import load
 from muxd.daemon import Daemon
 from muxd.device import cpu
 from muxd.errors import MuxdError
 
-pytestmark = needs_two_cores
+pytestmark = [on_the_cpu, needs_two_devices]  # what the machine has is made up here
 
 Scene = Callable[[Daemon, aiohttp.ClientSession, list[int]], Coroutine[Any, Any, None]]
 

@@ -10,14 +10,15 @@ import msgspec
 import pytest
 from support import costs
 from support.live import LiveDaemon, live
-from support.two_units import ask, devices, models, needs_two_cores, row, whole
+from support.two_units import ask, devices, models, row, whole
+from support.where import SECOND, needs_two_devices, pages
 
 from muxd.admin.schemas import MoveModel
 from muxd.cost.profile import FORMAT, Device, Profile
 from muxd.errors import MuxdError
 from muxd.fleet.events import Event
 
-pytestmark = needs_two_cores
+pytestmark = needs_two_devices
 
 
 RATES = {"a": 0.02, "b": 0.02, "c": 9.0}
@@ -32,7 +33,7 @@ def config(root: Path, placement: str, rates: dict[str, float] = RATES, room: fl
     tables = models(root, dict.fromkeys(rates, "")).split("[[model]]\n")
     shown = "".join(f"[[model]]\n{table}rate = {rates[table[8]]}\n" for table in tables[1:])
     weights = (root / "a" / "model.safetensors").stat().st_size
-    memory = (16 << 20) + int(room * weights) if room else 0
+    memory = (16 << 20) + int(room * pages(weights)) if room else 0
     return f'[placement]\nprofile = "cost.json"\n{placement}\n{devices(memory=memory)}{shown}'
 
 
@@ -143,6 +144,6 @@ def test_one_device_has_nothing_to_plan(tmp_path: Path) -> None:
     with live(models(tmp_path, {"a": ""}), tmp_path) as daemon:
         with pytest.raises(MuxdError, match="there is one device: nothing to plan"):
             daemon.admin.replan()
-        with pytest.raises(MuxdError, match="there is no device 'cpu:1'"):
-            list(daemon.admin.move(MoveModel("a", "cpu:1")))
+        with pytest.raises(MuxdError, match=f"there is no device '{SECOND}'"):
+            list(daemon.admin.move(MoveModel("a", SECOND)))
         assert {one.device for one in daemon.admin.events()} == {""}

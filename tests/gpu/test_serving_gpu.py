@@ -1,4 +1,8 @@
-"""The end-to-end tests once more, the daemon on a GPU: real daemon, workers under MPS where there is any."""
+"""The end-to-end tests once more with the daemon on a GPU: the stand-in anywhere, and the real one.
+
+On the stand-in the daemon, MPS's shell, the descriptors, the workers' mappings, row tables, paged steps and
+their run-ahead are the real code; tensors lie in host memory and kernels are the references.
+"""
 
 import os
 import subprocess
@@ -7,30 +11,50 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import stand_ins
+from support.gpu_host import Host
 
 E2E = Path(__file__).parents[1] / "e2e"
-# Tests that look for the CPU's memfds have nothing to find on a GPU.
 CASES = {
-    "greedy": ["test_greedy_equals_transformers.py"],
     "two models": ["test_two_models_at_once.py"],
     "refusals": ["test_broken_models_and_requests.py"],
     "load and unload": ["test_load_unload.py"],
-    "ends": ["test_ends_and_crashes.py", "-k", "sigkill"],
-    "phases apart": ["test_prefill_and_decode_apart.py", "-k", "killed"],
+    "lent memory": ["test_memory_of_unloaded_models.py"],
+    "ends": ["test_ends_and_crashes.py"],
+    "phases apart": ["test_prefill_and_decode_apart.py"],
+    "two devices": ["test_two_units.py"],
+    "moves": ["test_moves.py"],
+    "replan": ["test_replan.py"],
 }
+REAL = {"greedy": ["test_greedy_equals_transformers.py"]}  # too slow by references
+STAND_IN = {"greedy": ["test_greedy_equals_transformers.py", "-k", "alone and smol"]}
+MEMORY = 8 << 30  # bytes of a GPU of the stand-in
+
+
+def end_to_end(file: str, *options: str, env: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", str(E2E / file), "-q", *options],
+        env={**os.environ, "MUXD_DEVICE": "cuda:0", **env}, capture_output=True, text=True, timeout=1400,
+        cwd=E2E.parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-12000:]
+
+
+@pytest.mark.demo
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("host", ["stand-in"], indirect=True)
+@pytest.mark.parametrize("case", {**CASES, **STAND_IN})
+def test_end_to_end_on_the_stand_in(case: str, host: Host) -> None:
+    file, *options = {**CASES, **STAND_IN}[case]
+    end_to_end(file, *options, env=stand_ins.serving(devices=2, memory=MEMORY))
 
 
 @pytest.mark.gpu
 @pytest.mark.demo
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", {**CASES, **REAL})
 def test_end_to_end_on_a_gpu(case: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("torch sees no GPU")
-    file, *options = CASES[case]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(E2E / file), "-q", *options],
-        env={**os.environ, "MUXD_DEVICE": "cuda:0"}, capture_output=True, text=True, timeout=1400,
-        cwd=E2E.parents[1],
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-8000:]
+    file, *options = {**CASES, **REAL}[case]
+    end_to_end(file, *options, env={})

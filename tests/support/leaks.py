@@ -57,8 +57,9 @@ def descriptors(pid: int | str = "self") -> dict[int, str]:
 
 
 def memfds(pid: int | str = "self") -> list[str]:
-    """Names of muxd's memfds that a process holds open."""
-    return sorted(name for name in descriptors(pid).values() if "memfd:muxd" in name)
+    """Names of the memfds that a process holds open: muxd's, and the memory of the stand-in for a GPU."""
+    ours = ("memfd:muxd", "memfd:stand-in-gpu")
+    return sorted(name for name in descriptors(pid).values() if any(one in name for one in ours))
 
 
 def gone(pid: int, seconds: float) -> bool:

@@ -2,8 +2,8 @@
  * It refuses what the driver documents as wrong (no context, inexact unmap, pieces of two splits), so that the
  * code above it is proven to keep them. It proves nothing about a GPU. Compiled by the tests with gcc.
  *
- * FAKE_CUDA_*: VERSION, DEVICES, MEMORY (bytes), NO_FD, NO_VMM, NO_READ, NO_GREEN, NO_PIN, NEED_CONTEXT,
- * NO_MPS_IMPORT, CAP_IGNORED, UNLISTED (the client is not in the daemon's list),
+ * FAKE_CUDA_*: VERSION, DEVICES, MEMORY (bytes), NO_FD, NO_VMM, NO_READ, NO_GREEN, NO_PIN, NO_EXPORT,
+ * NEED_CONTEXT, NO_MPS_IMPORT, CAP_IGNORED, UNLISTED (the client is not in the daemon's list),
  * SCRAMBLE (groups in another order in every process), CRASH=<call>, HANG=<call>, EXCLUSIVE. */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -156,6 +156,7 @@ int cuMemCreate(uint64_t *h, size_t n, const allocation_prop *p, unsigned long l
 }
 int cuMemExportToShareableHandle(void *out, uint64_t h, int type, unsigned long long f) {
     ENTER;
+    if (flag("FAKE_CUDA_NO_EXPORT")) return NOT_SUPPORTED;
     if (type != 1 || f || !ours((int)h)) return INVALID;
     *(int *)out = dup((int)h); /* inheritable, as from a driver that knows nothing of exec */
     return 0;

@@ -50,10 +50,13 @@ class LiveDaemon:
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(f"{self._sockets.name}/notify")
         command = [sys.executable, "-m", "muxd.cli.muxd", "serve", "--config", str(file), "--port", "0"]
+        env = {**os.environ, "NOTIFY_SOCKET": f"{self._sockets.name}/notify"}
+        if "[[device]]" in config:
+            env.pop("MUXD_DEVICE", None)  # which says where all other tests run
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, "--socket", str(self.socket)],
-                env={**os.environ, "NOTIFY_SOCKET": f"{self._sockets.name}/notify"},
+                env=env,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -42,6 +42,12 @@ def python(code: str, *arguments: object, env: dict[str, str] | None = None, tim
     return done.stdout.strip()
 
 
+def serving(devices: int = 1, memory: int = 1 << 30) -> dict[str, str]:
+    """Environment of a daemon whose workers serve from GPUs of the stand-in, ``memory`` bytes each."""
+    path = os.pathsep.join(filter(None, [str(_HERE / "host_torch"), os.environ.get("PYTHONPATH", "")]))
+    return {"PYTHONPATH": path, "FAKE_CUDA_DEVICES": str(devices), "FAKE_CUDA_MEMORY": str(memory)}
+
+
 @pytest.fixture(scope="session")
 def libcuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stand-in driver."""

@@ -29,28 +29,28 @@ CONFIG = {
 }
 
 
-def tiny_llama(folder: Path, seed: int = 0) -> Path:
-    """Write config.json and model.safetensors (float32) into ``folder``."""
+def tiny_llama(folder: Path, seed: int = 0, inner: int = 96) -> Path:
+    """Write config.json and model.safetensors (float32) into ``folder``. ``inner``: width of the MLP."""
     draw = np.random.default_rng(seed)
     shapes = {"model.embed_tokens.weight": (VOCAB, 64), "model.norm.weight": (64,)}
     for layer in range(2):
         part = f"model.layers.{layer}."
         for name, shape in {
             "self_attn.q_proj": (64, 64), "self_attn.k_proj": (32, 64), "self_attn.v_proj": (32, 64),
-            "self_attn.o_proj": (64, 64), "mlp.gate_proj": (96, 64), "mlp.up_proj": (96, 64),
-            "mlp.down_proj": (64, 96), "input_layernorm": (64,), "post_attention_layernorm": (64,),
+            "self_attn.o_proj": (64, 64), "mlp.gate_proj": (inner, 64), "mlp.up_proj": (inner, 64),
+            "mlp.down_proj": (64, inner), "input_layernorm": (64,), "post_attention_layernorm": (64,),
         }.items():  # fmt: skip
             shapes[f"{part}{name}.weight"] = shape
     tensors = {name: draw.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"intermediate_size": inner}))
     return folder
 
 
-def tiny_served(folder: Path, seed: int = 0) -> Path:
+def tiny_served(folder: Path, seed: int = 0, inner: int = 96) -> Path:
     """The same with a byte-level tokenizer, so that a daemon can serve it: one token a byte."""
-    tiny_llama(folder, seed)
+    tiny_llama(folder, seed, inner)
     specials = ["<unk>", "<s>", "</s>"]
     alphabet = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))

@@ -1,4 +1,4 @@
-"""A daemon with two CPU devices of one core each, and tiny models whose answers may be long."""
+"""A daemon with two devices, of one core each on the CPU, and tiny models whose answers may be long."""
 
 import json
 import threading
@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
-import pytest
 
 from muxd.admin.schemas import ModelRow
-from muxd.device.cpu import available_cores
 from support.live import LiveDaemon
 from support.tiny import tiny_served
+from support.where import GPU, device_tables
 
+INNER = 4096 if GPU else 96  # width of the MLPs: weights of more than a page
 PROMPT = list(range(40, 60))
-
-needs_two_cores = pytest.mark.skipif(available_cores() < 2, reason="two devices need two cores")
 
 
 def folder(path: Path, seed: int, positions: int = 4096) -> Path:
-    tiny_served(path, seed)
+    tiny_served(path, seed, INNER)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
     return path
@@ -34,13 +32,9 @@ def models(root: Path, pins: dict[str, str], extra: str = "", positions: int = 4
     )  # fmt: skip
 
 
-def devices(pools: tuple[str, str] = ("16M", "16M"), memory: int = 0) -> str:
-    """``memory``: bytes each may use, 0: what the machine has."""
-    limit = f'memory = "{memory}"\n' if memory else ""
-    return "".join(
-        f'[[device]]\nname = "cpu:{n}"\ncores = [{n}]\npool = "{pool}"\n{limit}'
-        for n, pool in enumerate(pools)
-    )
+def devices(pools: tuple[str, str] = ("16M", "16M"), memory: int = 0, second: str = "") -> str:
+    """``memory``: bytes each may use, 0: what the machine has. ``second``: settings of the second alone."""
+    return device_tables(pools, memory, second)
 
 
 def body(model: str, tokens: int = 16, **more: Any) -> dict[str, Any]:
