@@ -37,6 +37,10 @@ class Recorder(Protocol):
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]: ...
 
+    def forget(self) -> None:
+        """All that was made is gone."""
+        ...
+
 
 class CudaRecorder:
     """A CUDA graph of ``step`` on the current stream (its green context, if it has one)."""
@@ -66,6 +70,11 @@ class CudaRecorder:
         self._pool = graph.pool()
         return graph.replay, result
 
+    def forget(self) -> None:
+        # torch asserts that a pool which graphs share has one. Without any, theirs lives on while a result of
+        # one of them does, and cannot be recorded into again.
+        self._pool = None
+
 
 class Again:
     """For tensors of the CPU: the step is computed again, into the same tensor."""
@@ -77,6 +86,9 @@ class Again:
             result.copy_(step())
 
         return replay, result
+
+    def forget(self) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +143,7 @@ class DecodeGraphs:
     def forget(self) -> None:
         """What they read has moved. Nothing may be running."""
         self._made.clear()
+        self._recorder.forget()
 
     def run(self, mask: int, way: int, size: int, arrays: Items[NDArray[Any]]) -> Tensor:
         """Queue the recorded step for ``arrays`` as ``padding`` makes them; its result, overwritten by the
