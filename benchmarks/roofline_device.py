@@ -81,6 +81,7 @@ def seconds_of(plan: Plan, step: Callable[[int], object], count: int) -> float:
             step(i)
         return (time.perf_counter() - begun) / count
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # the inputs are still being made there
     with torch.cuda.stream(side):
         for i in range(count):
             step(i)

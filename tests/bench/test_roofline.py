@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,3 +134,38 @@ def test_the_report_is_json_with_fractions(kernels: Any) -> None:
     assert report["results"][0]["fraction"] == 0.5
     assert report["peaks"] == {"bytes_per_second": 1.0, "flops_per_second": 2.0}
     assert "50.0%" in roofline.row(line)
+
+
+def test_what_is_timed_begins_when_its_inputs_are_there(
+    kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made on the default stream, read on another: without a wait a table of blocks may still be garbage."""
+    from roofline_device import FULL, seconds_of
+
+    order: list[str] = []
+
+    class Stream:
+        def wait_stream(self, other: str) -> None:
+            order.append(f"wait for {other}")
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            pass
+
+        def record(self) -> None:
+            pass
+
+        def synchronize(self) -> None:
+            pass
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 3.0
+
+    graph = SimpleNamespace(replay=lambda: order.append("replay"), reset=lambda: None)
+    fake = SimpleNamespace(
+        Stream=Stream, Event=Event, CUDAGraph=lambda: graph, graph=lambda made, stream: nullcontext(),
+        stream=lambda stream: nullcontext(), current_stream=lambda: "default", synchronize=lambda: None,
+    )  # fmt: skip
+    monkeypatch.setattr("roofline_device.torch.cuda", fake)
+    assert seconds_of(FULL, lambda i: order.append("step"), 2) == pytest.approx(0.0015)
+    assert order[:6] == ["wait for default", "step", "step", "step", "step", "replay"]
