@@ -196,6 +196,7 @@ def test_a_captured_step_follows_lengths_rows_and_tokens() -> None:
         assert bool(((tokens >= 0) & (tokens < 3000)).all())
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_nothing_waits_for_the_host() -> None:
     shape, generator = on_gpu(64, 2, 7, BF16), torch.Generator().manual_seed(0)
     pool, rows = paged(shape, [70, 0], generator)
