@@ -63,6 +63,7 @@ def decode() -> list[Finding]:
     driver.retain()
     try:
         step = decode_case("cuda", _BATCH, _CONTEXT)
+        torch.cuda.synchronize()  # the parts' streams do not wait for the one that its inputs are made on
         ladder = Ladder(driver)
         times = {}
         for count in _PARTS:
