@@ -3,7 +3,8 @@
 """Triton kernels of ``paged_decode``: split over the context, then merge.
 
 Grid (splits, KV heads, sequences): fixed by shapes alone, so a captured graph serves any lengths. A split of
-a short sequence finds nothing to do and says so by a log-sum-exp of -inf.
+a short sequence finds nothing to do and says so by a log-sum-exp of -inf. The number of splits is no constant
+of the kernels: it follows from the batch and the SMs, and a new one must not compile for seconds in service.
 """
 
 import torch
@@ -22,16 +23,17 @@ def _split(
     scale, softcap, window, column, q_stride, rows_stride, table_stride,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, KV_HEADS: tl.constexpr,
     D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
-    TILE: tl.constexpr, SPLITS: tl.constexpr,
+    TILE: tl.constexpr, WHOLE: tl.constexpr,
     WINDOWED: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     split, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    splits = tl.num_programs(0)
     length = tl.load(lengths + sequence)
     low = 0
     if WINDOWED:
         low = tl.maximum(length - window, 0)
     first, stop = low // TILE, tl.cdiv(length, TILE)
-    each = tl.cdiv(stop - first, SPLITS)
+    each = tl.cdiv(stop - first, splits)
     first += split * each
     stop = tl.minimum(first + each, stop)
 
@@ -61,10 +63,10 @@ def _split(
     found = total > 0
     result = acc / tl.where(found, total, 1.0)[:, None]
     line = sequence.to(tl.int64) * (KV_HEADS * GROUP) + heads
-    if SPLITS == 1:
+    if WHOLE:
         tl.store(out + line[:, None] * D + d[None, :], result.to(out.dtype.element_ty), mask=real)
     else:
-        line = line * SPLITS + split
+        line = line * splits + split
         tl.store(part + line[:, None] * D + d[None, :], result, mask=real)
         tl.store(
             lse + line,
@@ -73,18 +75,16 @@ def _split(
         )
 
 
-@triton.jit
-def _merge(
-    part, lse, out, D: tl.constexpr, D_PAD: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr
-):
+@triton.jit(do_not_specialize=["splits"])
+def _merge(part, lse, out, splits, D: tl.constexpr, D_PAD: tl.constexpr, SPLITS_PAD: tl.constexpr):
     line = tl.program_id(0).to(tl.int64)  # (sequence, query head)
     split, d = tl.arange(0, SPLITS_PAD), tl.arange(0, D_PAD)
-    logs = tl.load(lse + line * SPLITS + split, mask=split < SPLITS, other=float("-inf"))
+    logs = tl.load(lse + line * splits + split, mask=split < splits, other=float("-inf"))
     best = tl.max(logs, 0)
     weight = tl.exp2(logs - tl.where(best == float("-inf"), 0.0, best))
     total = tl.sum(weight, 0)
     weight = weight / tl.where(total == 0, 1.0, total)
-    at = (line * SPLITS + split)[:, None] * D + d[None, :]
+    at = (line * splits + split)[:, None] * D + d[None, :]
     parts = tl.load(part + at, mask=(weight > 0)[:, None] & (d < D)[None, :], other=0.0)
     merged = tl.sum(parts * weight[:, None], 0)
     tl.store(out + line * D + d, merged.to(out.dtype.element_ty), mask=d < D)
@@ -128,15 +128,15 @@ def decode_calls(
         ),
         {
             **{"GROUP": group, "GROUP_PAD": max(16, power_of_two(group)), "KV_HEADS": pool.kv_heads},
-            **{"D": d, "D_PAD": d_pad, "T": pool.tokens, "BLOCK": pool.block_elements, "SPLITS": splits},
+            **{"D": d, "D_PAD": d_pad, "T": pool.tokens, "BLOCK": pool.block_elements, "WHOLE": splits == 1},
             **{"WINDOWED": window is not None, "CAPPED": softcap is not None},
             **_shape(d_pad, q.dtype.itemsize),
         },
     )
     if splits == 1:
         return out, [split]
-    sizes = {"D": d, "D_PAD": d_pad, "SPLITS": splits, "SPLITS_PAD": power_of_two(splits), "num_warps": 4}
-    return out, [split, Call(_merge, (batch * heads,), (part, lse, out), sizes)]
+    sizes = {"D": d, "D_PAD": d_pad, "SPLITS_PAD": power_of_two(splits), "num_warps": 4}
+    return out, [split, Call(_merge, (batch * heads,), (part, lse, out, splits), sizes)]
 
 
 def decode_attention(

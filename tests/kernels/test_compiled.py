@@ -38,6 +38,7 @@ from muxd.kernels import (
     sampling_kernel,
 )
 from muxd.kernels.launch import Call
+from muxd.kernels.paged_decode import plan_splits
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 CUOBJDUMP = TOOLS / "cuobjdump"
@@ -178,3 +179,54 @@ def test_tables_and_counts(tmp_path: Path) -> None:
     ]
     for made in calls:
         compile_all(made(), tmp_path)
+
+
+def kinds(calls: Iterator[list[Call]]) -> dict[str, int]:
+    """How many times each kernel was compiled for these launches."""
+    found: dict[str, set[str]] = {}
+    used: dict[str, Any] = {}
+    for call in (call for made in calls for call in made):
+        kernel = call.kernel.warmup(*call.arguments, grid=call.grid, **call.options)
+        found.setdefault(call.kernel.__name__, set()).add(kernel.hash)
+        used[call.kernel.__name__] = call.kernel
+    for one in used.values():
+        one.device_caches.clear()
+    return {name: len(hashes) for name, hashes in found.items()}
+
+
+def test_batch_sizes_layers_and_sms_compile_nothing_anew() -> None:
+    """A kernel that is first wanted in service stops all streams of its model for seconds."""
+    own, table = pool(64, 2, BF16), torch.zeros(300, 16, dtype=torch.int32)
+    qkv, turn = torch.empty(300, 18, 64, dtype=BF16), torch.empty(300, 1, 64, dtype=BF16)
+    ints, logits = torch.zeros(300, dtype=torch.int32), torch.empty(300, 700, dtype=BF16)
+    x, up = torch.empty(300, 896, dtype=BF16), torch.empty(300, 2 * 96, dtype=BF16)
+
+    def batches() -> Iterator[list[Call]]:
+        for n in (1, 2, 3, 16, 17, 96, 128):
+            for sms in (33, 66, 132):
+                splits = plan_splits(n, 2, 4096, sms)
+                q, rows = qkv[:n, :14], table[:n]
+                yield paged_decode_kernel.decode_calls(
+                    q, own, n % 2, rows, ints[:n], scale=0.1, splits=splits
+                )[1]
+            yield paged_prefill_kernel.prefill_calls(q, own, n % 2, rows, ints[: n + 1], ints[:n], scale=0.1)[
+                1
+            ]
+            yield rope_write_kernel.rope_write_calls(
+                qkv[:n], turn[:n], turn[:n], own, n % 2, rows, ints[:n], None
+            )
+            yield rms_norm_kernel.rms_norm_calls(x[:n], x[0], 1e-6)[1]
+            yield gated_kernel.gate_calls(up[:n], False)[1]
+            yield feed_kernel.feed_calls(ints[:n], ints[:n], ints.long())[1]
+            yield row_table_kernel.grow_rows_calls(table, ints[:n], ints[:n], ints[:n])
+            yield row_table_kernel.learn_rows_calls(table, ints[:n], table[:n])
+            yield sampling_kernel.count_calls(table, ints[:n], ints[:n], ints[:n])
+            lines = sampling_lines([{}] * n)
+            yield sampling_kernel.sample_calls(
+                logits[:n], lines, torch.zeros(1, 700, dtype=torch.int32), greedy=True, filtered=False
+            )[1]
+
+    found = kinds(batches())
+    assert found.pop("_split") == 2, "whole contexts, and parts of them"
+    assert found.pop("_merge") <= 6, "by powers of two"
+    assert set(found.values()) == {1}, found
