@@ -2,8 +2,8 @@
 
 A graph holds addresses, so what it reads lies in tensors that never move: its inputs, the row table, the row
 lists, the counts of the sampler, the tokens picked by the step before. Graphs of one worker never run at once
-and share one memory pool; the largest is recorded first, so that the smaller ones find their memory there. A
-graph recorded on the stream of a green context keeps that context, hence one set for each mask of parts.
+and share one memory pool; of several the largest is recorded first: the smaller ones find their memory there.
+A graph recorded on the stream of a green context keeps that context, hence one set for each mask of parts.
 """
 
 import gc
@@ -121,24 +121,21 @@ class DecodeGraphs:
         """Lines of the graph that ``count`` sequences run in; None when no bucket holds them."""
         return bucket(count, self._buckets)
 
-    def has(self, mask: int, way: int) -> bool:
-        return (mask, way) in self._made
+    def has(self, mask: int, way: int, size: int) -> bool:
+        return size in self._made.get((mask, way), ())
 
-    def record(self, mask: int, way: int) -> None:
-        """All buckets, on the current stream, the largest first. Takes seconds."""
+    def record(self, mask: int, way: int, *sizes: int) -> None:
+        """For these ``sizes``, by default all, on the current stream. Each takes some ten milliseconds."""
         begun = time.monotonic()
-        found = {}
-        for size in sorted(self._buckets, reverse=True):
+        found = self._made.setdefault((mask, way), {})
+        for size in sorted(sizes or self._buckets, reverse=True):
             arrays = self._padding(way, size)
             packed = pack(self._device, arrays).to(self._device)
             tensors = views(packed, arrays)
             replay, result = self._recorder(lambda own=tensors: self._step(way, own))  # type: ignore[misc]
             found[size] = _Recorded(replay, packed, result)
-        self._made[mask, way] = found
-        seconds = time.monotonic() - begun
-        _log.info(
-            "%d decode graphs (%d) for parts %s recorded in %.1f s", len(found), way, bin(mask), seconds
-        )
+        count, seconds = len(sizes or self._buckets), time.monotonic() - begun
+        _log.info("%d decode graphs (%d) for parts %s recorded in %.2f s", count, way, bin(mask), seconds)
 
     def forget(self) -> None:
         """What they read has moved. Nothing may be running."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muxd.kernels import ops
+from muxd.kernels.launch import power_of_two
 from muxd.kernels.paged_decode import plan_splits
 from muxd.messages import NewRows, Sampling, Setup
 from muxd.models.registry import build
@@ -91,7 +92,9 @@ class CudaStep:
             self._state, self._graphs = state, graphs
 
     def ready(self) -> None:
-        """Record the graphs for the whole device; those of parts are recorded when first asked for."""
+        """Record the graphs for the whole device. Those of its parts are recorded one by one, when they are
+        first asked for, and find every kernel compiled."""
+        self._rehearse_splits()
         if self._graphs is not None:
             for way in Way:
                 self._record(self._graphs, 0, way)
@@ -158,8 +161,8 @@ class CudaStep:
         arrays = self._inputs(sequences, known, way, size or count)
         if graphs is None or size is None:
             return self._decode(way, upload(self.device, *arrays))
-        if not graphs.has(self._streams.mask, way) or not self._recorded():
-            self._record(graphs, self._streams.mask, way)
+        if not graphs.has(self._streams.mask, way, size) or not self._recorded():
+            self._record(graphs, self._streams.mask, way, size)
         return graphs.run(self._streams.mask, way, size, arrays)[:count]
 
     def _inputs(self, sequences: Items[Sequence], known: list[int], way: Way, size: int) -> Arrays:
@@ -191,26 +194,35 @@ class CudaStep:
         logprobs = self._sampler.logprobs(logits, picked, sequences) if asked else None
         return self._flown(CudaFlight(hidden, picked, logprobs))
 
-    def _decode(self, way: int, tensors: list[Tensor]) -> Tensor:
-        """What is recorded: from a step's inputs to its tokens in ``_picked``; hidden [b, hidden]."""
+    def _decode(self, way: int, tensors: list[Tensor], splits: int = 0) -> Tensor:
+        """What is recorded: from a step's inputs to its tokens in ``_picked``; hidden [b, hidden]. ``splits``
+        of each context: 0 for as many as suit the batch and its part of the device."""
         lines, tokens, positions, lengths, *told = tensors
         state, spec = self._state, self._spec
         rows = state.lists.rows.index_select(0, lines)
         ids, places = ops.feed(tokens, positions, self._picked)
-        splits = plan_splits(len(lines), spec.kv_heads, self._setup.max_context, self._streams.sms)
+        splits = splits or plan_splits(len(lines), spec.kv_heads, self._setup.max_context, self._streams.sms)
         attend = PagedDecode(spec, state.pool, rows, positions, lengths, splits)
         hidden = self.model.hidden(ids, places, attend)
         self._sampler.pick(Way(way), self.model.logits(hidden), told, self._picked[: len(lines)])
         return hidden
 
-    def _record(self, graphs: DecodeGraphs, mask: int, way: Way) -> None:
+    def _rehearse_splits(self) -> None:
+        """A part of the device may want fewer splits than the whole ever does. Kernels know their number to the
+        next power of two."""
+        most = plan_splits(1, 1, self._setup.max_context, self._streams.sms)
+        inputs = upload(self.device, *padding(Way.GREEDY, 1))
+        for power in range(power_of_two(most).bit_length()):
+            self._decode(Way.GREEDY, inputs, 1 << power)
+
+    def _record(self, graphs: DecodeGraphs, mask: int, way: Way, *sizes: int) -> None:
         """The steps that are run for it pick tokens too: those of the last one must stay."""
         if not self._recorded():
             self._streams.wait()
             graphs.forget()
             self._read = (self._state.lists.rows, self._sampler.counts)
         picked = self._picked.clone()
-        graphs.record(mask, way)
+        graphs.record(mask, way, *sizes)
         self._picked.copy_(picked)
 
     def _recorded(self) -> bool:

@@ -297,7 +297,7 @@ def test_padding_is_nobody(way: Way, size: int) -> None:
         assert (told[-1] == -1).all()  # nobody's counts
 
 
-def test_graphs_are_recorded_once_largest_first_for_each_mask_and_way() -> None:
+def test_graphs_are_recorded_once_largest_first_or_one_by_one_for_each_mask_and_way() -> None:
     asked: list[tuple[int, int]] = []
 
     def step(way: int, tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -306,19 +306,23 @@ def test_graphs_are_recorded_once_largest_first_for_each_mask_and_way() -> None:
 
     graphs = DecodeGraphs(step, padding, torch.device("cpu"), Again(), (1, 2, 8))
     assert [graphs.size(n) for n in (1, 2, 3, 8, 9)] == [1, 2, 8, 8, None]
-    assert not graphs.has(0, 1)
+    assert not graphs.has(0, 1, 2)
     graphs.record(0, 1)
     assert asked == [(1, 8), (1, 2), (1, 1)]
-    assert graphs.has(0, 1)
-    assert not graphs.has(0, 0)
-    assert not graphs.has(3, 1)
+    assert graphs.has(0, 1, 2)
+    assert not graphs.has(0, 0, 2)
+    assert not graphs.has(3, 1, 2)
     arrays = padding(1, 2)
     arrays[1][:] = 7, 9
     assert graphs.run(0, 1, 2, arrays)[:, 0].tolist() == [6.0, 8.0]
     assert graphs.run(0, 1, 1, padding(1, 1))[:, 0].tolist() == [-1.0]
     assert asked[3:] == [(1, 2), (1, 1)]
+    graphs.record(3, 0, 2)
+    assert asked[5:] == [(0, 2)], "what a part of the device is asked for, and no more"
+    assert graphs.has(3, 0, 2)
+    assert not graphs.has(3, 0, 8)
     graphs.forget()
-    assert not graphs.has(0, 1)
+    assert not graphs.has(0, 1, 2)
 
 
 def test_graphs_and_single_launches_agree(folder: Path, device: str) -> None:

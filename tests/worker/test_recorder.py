@@ -8,13 +8,19 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from support.direct_runner import DirectRunner
+from support.tiny_models import llama
 
-from muxd.worker.cuda_graphs import CudaRecorder, DecodeGraphs
+from muxd.kernels.launch import power_of_two
+from muxd.kernels.paged_decode import plan_splits
+from muxd.worker import cuda_attend
+from muxd.worker.cuda_graphs import BUCKETS, CudaRecorder, DecodeGraphs
 from muxd.worker.cuda_step import padding
 
 
@@ -109,3 +115,23 @@ def test_collections_are_off_while_a_graph_is_recorded_and_on_again_behind_it(po
     recorder(step)
     assert seen == [True, False]
     assert gc.isenabled()
+
+
+def test_every_kernel_that_a_part_may_want_runs_before_a_worker_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a part of the device a batch has fewer splits; their powers of two are what is compiled for."""
+    llama(tmp_path, max_position_embeddings=3000)
+    direct = DirectRunner(tmp_path, paged=True)
+    step, kinds = direct.runner._step, set()
+
+    def counted(*arguments: Any, splits: int, **options: Any) -> torch.Tensor:
+        kinds.add(power_of_two(splits))
+        return attend(*arguments, splits=splits, **options)
+
+    attend = cuda_attend.ops.decode_attention
+    monkeypatch.setattr(cuda_attend.ops, "decode_attention", counted)
+    monkeypatch.setattr(step._streams, "sms", 132)  # type: ignore[attr-defined]
+    step.ready()
+    wanted = {power_of_two(plan_splits(n, 2, 3000, sms)) for n in BUCKETS for sms in (33, 66, 99, 132)}
+    assert kinds >= wanted == {1, 2, 4, 8, 16}
