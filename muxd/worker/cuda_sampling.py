@@ -18,7 +18,7 @@ from torch import Tensor
 from muxd.kernels import ops
 from muxd.kernels.launch import power_of_two
 from muxd.kernels.sampling import SamplingLines
-from muxd.messages import TokenLogprob
+from muxd.messages import Sampling, TokenLogprob
 from muxd.worker import sampler
 from muxd.worker.cuda_upload import int32, to_host, upload
 from muxd.worker.sequence import Sequence, Span
@@ -124,19 +124,24 @@ def asks(sequence: Sequence) -> bool:
 def way_of(sequences: Items[Sequence], known: Items[int]) -> Way:
     """The least that serves all of them, ``known`` tokens each."""
     found = Way.GREEDY
-    for sequence, tokens in zip(sequences, known, strict=True):
-        said = sequence.sampling
-        if said.temperature > 0 and (said.top_k > 0 or said.top_p < 1 or said.min_p > 0):
-            return Way.FILTERED
-        if said.temperature > 0 or sampler.adjusted(said) or _held_back(sequence, tokens):
-            found = Way.DRAWN
-    return found
+    for sequence in sequences:
+        if sequence.way < 0:
+            sequence.way = _way(sequence.sampling)
+        if sequence.way > found:
+            found = Way(sequence.way)
+    return Way.DRAWN if found is Way.GREEDY and _held_back(sequences, known) else found
+
+
+def _way(said: Sampling) -> Way:
+    """What a sequence needs that may sample every token."""
+    if said.temperature > 0 and (said.top_k > 0 or said.top_p < 1 or said.min_p > 0):
+        return Way.FILTERED
+    return Way.DRAWN if said.temperature > 0 or sampler.adjusted(said) else Way.GREEDY
 
 
 def widest(sequences: Items[Sequence], known: Items[int]) -> int:
     """Tokens in the longest list of those that cannot be sampled yet."""
-    held_back = (_held_back(s, tokens) for s, tokens in zip(sequences, known, strict=True))
-    return max(map(len, held_back), default=0)
+    return max(map(len, _held_back(sequences, known).values()), default=0)
 
 
 def columns(sequences: Items[Sequence], known: Items[int], size: int) -> list[NDArray[Any]]:
@@ -148,11 +153,12 @@ def columns(sequences: Items[Sequence], known: Items[int], size: int) -> list[ND
     def column(values: Items[float], fill: float, dtype: type) -> NDArray[Any]:
         return np.array([*values, *[fill] * rest], dtype=dtype)
 
-    width = max(BANNED, power_of_two(widest(sequences, known)))  # a width is compiled for: few of them
+    held_back = _held_back(sequences, known)
+    longest = max(map(len, held_back.values()), default=0)
+    width = max(BANNED, power_of_two(longest))  # a width is compiled for: few of them
     banned = np.full((size, width), -1, dtype=np.int32)
-    for i, (sequence, tokens) in enumerate(zip(sequences, known, strict=True)):
-        held_back = _held_back(sequence, tokens)
-        banned[i, : len(held_back)] = held_back
+    for i, tokens in held_back.items():
+        banned[i, : len(tokens)] = tokens
     seeds = [s.seed % 2**64 for s in said] + [0] * rest
     return [
         column([s.temperature for s in said], 0.0, np.float32),
@@ -170,10 +176,13 @@ def columns(sequences: Items[Sequence], known: Items[int], size: int) -> list[ND
     ]
 
 
-def _held_back(sequence: Sequence, known: int) -> tuple[int, ...]:
-    """See ``sampler.banned``."""
-    sampling = sequence.sampling
-    return sampling.banned_first if known - sequence.prompt_tokens < sampling.min_tokens else ()
+def _held_back(sequences: Items[Sequence], known: Items[int]) -> dict[int, tuple[int, ...]]:
+    """By line, where there are any. See ``sampler.banned``."""
+    return {
+        i: sequence.sampling.banned_first
+        for i, sequence in enumerate(sequences)
+        if sequence.sampling.banned_first and known[i] - sequence.prompt_tokens < sequence.sampling.min_tokens
+    }
 
 
 def _first(lines: SamplingLines, count: int) -> SamplingLines:

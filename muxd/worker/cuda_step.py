@@ -143,9 +143,9 @@ class CudaStep:
             raise ValueError(f"{len(sequences)} sequences in one batch; {MOST} fit")
         self._state.lists.place(sequences)
         known = [s.cached + 1 for s in sequences]
-        way, asked = way_of(sequences, known), any(map(asks, sequences))
+        way = way_of(sequences, known)
         # Neither log-probabilities nor long lists of banned tokens are recorded.
-        apart = asked or widest(sequences, known) > BANNED
+        apart = any(map(asks, sequences)) or (way > Way.GREEDY and widest(sequences, known) > BANNED)
         hidden = self._step(sequences, known, Way.GREEDY if apart else way)
         if apart:
             flight = self._sampled(hidden, sequences, known, self._picked[: len(sequences)])
@@ -173,7 +173,7 @@ class CudaStep:
             arrays, ([s.line for s in sequences], tokens, [n - 1 for n in known], known), strict=True
         ):
             array[:count] = values
-        self._check(arrays[1].clip(min=0), arrays[2])
+        self._check(np.maximum(arrays[1], 0), arrays[2])
         return arrays if way is Way.GREEDY else [*arrays, *columns(sequences, known, size)]
 
     def _unread(self, sequence: Sequence) -> int:
@@ -208,8 +208,8 @@ class CudaStep:
         return hidden
 
     def _rehearse_splits(self) -> None:
-        """A part of the device may want fewer splits than the whole ever does. Kernels know their number to the
-        next power of two."""
+        """A part of the device may want fewer splits than the whole ever does. A kernel knows their number to
+        the next power of two."""
         most = plan_splits(1, 1, self._setup.max_context, self._streams.sms)
         inputs = upload(self.device, *padding(Way.GREEDY, 1))
         for power in range(power_of_two(most).bit_length()):

@@ -56,6 +56,7 @@ class Runner:
         make = CudaStep if (setup.device != "cpu" if paged is None else paged) else HostStep
         self._step: Step = make(self._spec, setup, pool, weights)
         self._model = self._step.model
+        self._tokens = self._step.tokens  # of a row; asked for with every token
         self.ahead = self._step.ahead
         self._sequences: dict[int, Sequence] = {}
 
@@ -63,7 +64,7 @@ class Runner:
     def warm_up(self) -> None:
         """Run batches of every kind in a pool of their own: no block of the shared one is touched yet."""
         longest = max(min(tokens, self._max_context - 1) for tokens, _ in self._step.rehearsal)
-        with self._step.apart(-(-(longest + 1) // self._step.tokens)):
+        with self._step.apart(-(-(longest + 1) // self._tokens)):
             try:
                 for tokens, sampling in self._step.rehearsal:
                     self._rehearse(min(tokens, self._max_context - 1), sampling)
@@ -112,7 +113,7 @@ class Runner:
 
     def _rehearse(self, tokens: int, sampling: Sampling) -> None:
         """One prompt and one token more, in the rows from 0 on."""
-        count = -(-(tokens + 1) // self._step.tokens)
+        count = -(-(tokens + 1) // self._tokens)
         ids = np.arange(count, dtype="<i4").tobytes()
         blocks = np.arange(count * self._spec.blocks_per_row, dtype="<i4").tobytes()
         chunk = Chunk(0, 0, np.zeros(tokens, dtype="<i4").tobytes(), ids, True, sampling, tokens)
@@ -136,7 +137,7 @@ class Runner:
         rows: list[int] = np.frombuffer(chunk.rows, dtype="<i4").tolist()
         stop = chunk.start + len(tokens)
         # Full rows are filled by this chunk, or shared and full already; later ones are garbage until zeroed.
-        self._step.take(rows, max(0, stop // self._step.tokens - len(sequence.rows)))
+        self._step.take(rows, max(0, stop // self._tokens - len(sequence.rows)))
         sequence.rows += rows
         sequence.history += tokens
         sequence.cached = stop
@@ -147,10 +148,10 @@ class Runner:
         """A sequence at its first chunk, what it shares already computed. Raises ValueError when a shared row
         would be written, or its tokens are missing."""
         known: list[int] = np.frombuffer(chunk.known, dtype="<i4").tolist()
-        if len(known) != chunk.start or chunk.start % self._step.tokens:
+        if len(known) != chunk.start or chunk.start % self._tokens:
             raise ValueError(
                 f"sequence {chunk.seq}: begins at {chunk.start} with {len(known)} known tokens; "
-                f"both must be the same multiple of {self._step.tokens}"
+                f"both must be the same multiple of {self._tokens}"
             )
         return Sequence(chunk.sampling, chunk.prompt_tokens, history=known, cached=chunk.start)
 
@@ -166,6 +167,6 @@ class Runner:
     def _reach(self, seq: int, position: int) -> Sequence:
         """The sequence, its rows reaching to ``position``. Raises ValueError when they do not."""
         sequence = self._sequences[seq]
-        if position // self._step.tokens >= len(sequence.rows):
+        if position // self._tokens >= len(sequence.rows):
             raise ValueError(f"sequence {seq}: no row for token {position}")
         return sequence
