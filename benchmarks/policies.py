@@ -100,10 +100,10 @@ def main() -> None:
         if args.only != "simulated":
             reports.append(live(args.config, settings, policy, workload, cost))
         print("  ".join(row(reports[-1], args.scale)), file=sys.stderr, flush=True)
+        if args.json:  # after every policy: a run that is cut short keeps what it found
+            args.json.write_bytes(msgspec.json.format(msgspec.json.encode(reports)))
     print(render((*HEADS, f"IN SLO {args.scale:g}x"), [row(report, args.scale) for report in reports]))
     print("\n".join(verdict(reports, args.scale)))
-    if args.json:
-        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(reports)))
     if args.plot:
         save(args.plot, reports)
 

@@ -1,5 +1,6 @@
 """The one command for a GPU where there is none: its tables, its limits, what it says it has not measured."""
 
+import ast
 import json
 import sys
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import leaks
 from support.published import raw_table
 
 from muxd.device.cpu import Cpu
@@ -78,6 +80,62 @@ def test_a_step_that_fails_or_hangs_is_told_and_the_next_one_runs(
     assert "| bad | failed |" in text
     assert "exit code 3; bad.log says why" in text
     assert "| late | not run | 0 | the time was up |" in text
+
+
+def test_what_a_step_has_started_ends_with_it_and_its_errors_are_told(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that outlived its step would hold the device's memory; side by side, each has its log."""
+    run, _ = scripts
+    child = "import subprocess, sys; print(subprocess.Popen(['sleep', '99']).pid, flush=True); "
+    commands = {
+        "fine": [sys.executable, "-c", "print('done')"],
+        "bad": [sys.executable, "-c", child + "raise SystemExit(2)"],
+        "slow": [sys.executable, "-c", child + "import time; time.sleep(99)"],
+    }
+
+    def both(kit: Any) -> None:
+        kit.together({name: commands[name] for name in ("fine", "bad")})
+
+    def broken(kit: Any) -> None:
+        raise KeyError("no such model")
+
+    steps = {"both": both, "slow": lambda kit: kit.run("slow", commands["slow"]), "broken": broken}
+    monkeypatch.setattr(run, "STEPS", {name: (step, 4.0) for name, step in steps.items()})
+    kit = run.Kit(tmp_path, "cuda:0", None, 1.0)
+    done = [run.attempt(kit, step, time.monotonic() + 60) for step in steps]
+    assert [one.state for one in done] == ["failed", "too long", "failed"]
+    assert done[0].why == "exit code 2; bad.log says why"
+    assert done[2].why == "KeyError: 'no such model'"
+    assert (tmp_path / "fine.log").read_text() == "done\n"
+    assert all(leaks.gone(int((tmp_path / f"{name}.log").read_text()), 1) for name in ("bad", "slow"))
+
+
+def test_what_was_found_before_a_step_was_cut_short_is_shown(scripts: Any, tmp_path: Path) -> None:
+    run, _ = scripts
+    kit = run.Kit(tmp_path, "cuda:0", None, 1.0)
+    (tmp_path / "shares.md").write_text("| half a table |")
+    (tmp_path / "doctor.json").write_text("{not json")
+    about = run.Machine("date 2026-01-01", {"date": "2026-01-01"})
+    states = {"doctor": "failed", "shares": "too long", "kernels": "failed"}
+    text = run.section(kit, about, [run.Done(step, state) for step, state in states.items()])
+    assert "### shares (not all of it)\n\n| half a table |" in text
+    assert "### doctor" not in text
+    assert "### kernels" not in text
+
+
+def test_every_step_fits_ten_minutes_and_every_kernel_test_has_one_lane(scripts: Any) -> None:
+    run, _ = scripts
+    assert all(limit + 2 * run._GRACE < 600 for _, limit in run.STEPS.values())
+    root = BENCHMARKS.parent
+    tree = ast.parse((root / run._KERNELS).read_text())
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    lanes = [lane for lane in run._LANES.values() if lane[0] == run._KERNELS]
+    words = [[part.strip("() ") for part in lane[2].removeprefix("not ").split(" or ")] for lane in lanes]
+    for name in (name for name in names if name.startswith("test_")):
+        said = [any(word in name for word in of) for of in words]
+        assert sum(said[:-1]) == int(said[-1]), f"{name}: the last lane has what no other has"
+        assert sum(said[:-1]) <= 1, name
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(

@@ -54,7 +54,17 @@ def test_end_to_end_on_the_stand_in(case: str, host: Host) -> None:
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("case", {**CASES, **REAL})
 def test_end_to_end_on_a_gpu(case: str) -> None:
+    run(*{**CASES, **REAL}[case])
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(400)
+def test_random_models_on_a_gpu() -> None:
+    """The one that needs no model to be fetched."""
+    run("test_random_models.py")
+
+
+def run(file: str, *options: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("torch sees no GPU")
-    file, *options = {**CASES, **REAL}[case]
     end_to_end(file, *options, env={})

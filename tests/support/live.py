@@ -13,12 +13,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import openai
+from typing import TYPE_CHECKING
 
 from muxd.admin.client import AdminClient
 from muxd.admin.schemas import Status
 from muxd.config import home
+
+if TYPE_CHECKING:
+    import openai
 
 DEMO = {"smol": "smollm2-135m-instruct", "gemma": "gemma3-270m"}
 
@@ -89,8 +91,10 @@ class LiveDaemon:
         return {row.model: row.pid for row in self.admin.ps() if row.role == "worker"}
 
     @contextmanager
-    def client(self) -> Iterator[openai.OpenAI]:
+    def client(self) -> "Iterator[openai.OpenAI]":
         """The official client, without its own retries."""
+        import openai  # a GPU host may have all that muxd needs, and no clients
+
         client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
         try:
             yield client

@@ -49,8 +49,12 @@ def tiny_llama(folder: Path, seed: int = 0, inner: int = 96) -> Path:
 
 
 def tiny_served(folder: Path, seed: int = 0, inner: int = 96) -> Path:
-    """The same with a byte-level tokenizer, so that a daemon can serve it: one token a byte."""
-    tiny_llama(folder, seed, inner)
+    """The same with a tokenizer, so that a daemon can serve it."""
+    return byte_tokenizer(tiny_llama(folder, seed, inner))
+
+
+def byte_tokenizer(folder: Path) -> Path:
+    """Write tokenizer.json: one token a byte, 259 in all."""
     specials = ["<unk>", "<s>", "</s>"]
     alphabet = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
