@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
 	@echo "make test    environment, demo models, every check and every test that needs no GPU"
-	@echo "make gpu     on a GPU host: doctor, GPU tests, roofline, share table, policies; OUT=gpu-results"
+	@echo "make gpu     on a GPU host: doctor, GPU tests, roofline, share table, policies; OUT=gpu-results QUICK=1"
 	@echo "make roofline  on a GPU host: kernels, steps and answers against what the GPU allows, and transformers"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make demo    only fetch the demo models"
@@ -21,8 +21,9 @@ help:
 serve: $(VENV)/.muxd
 	@exec $(BIN)/muxd serve --demo
 
-gpu: $(VENV)/.dev demo
-	$(BIN)/python benchmarks/gpu_all.py $(if $(OUT),--out $(OUT)) $(if $(PUBLISHED),--published $(PUBLISHED))
+gpu: $(VENV)/.dev
+	@$(BIN)/muxd fetch-demo || echo "without the demo models: the tests that need them are left out"
+	$(BIN)/python benchmarks/gpu_all.py $(if $(OUT),--out $(OUT)) $(if $(PUBLISHED),--published $(PUBLISHED)) $(if $(QUICK),--quick)
 
 roofline: $(VENV)/.dev
 	$(BIN)/python benchmarks/roofline.py --json roofline.json

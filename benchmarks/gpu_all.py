@@ -75,6 +75,7 @@ class Kit:
         self.rehearsal = device == "cpu"
         self.seconds = seconds  # of the colocated workload
         self.end = 0.0  # of the running step, on the monotonic clock
+        self.stopped = False  # by SIGTERM; what runs is ended first
 
     def run(self, name: str, command: list[str], output: str = "") -> None:
         """One process, its words in ``<name>.log``, or what it prints in ``output``. Raises subprocess
@@ -85,8 +86,13 @@ class Kit:
         """Side by side, each with a log of its own. Raises subprocess errors when all have ended."""
         running = {name: self._begun(name, command, output) for name, command in commands.items()}
         try:
-            for process in running.values():
-                process.wait(max(1.0, self.end - time.monotonic()))
+            for name, process in running.items():
+                while process.poll() is None:
+                    if self.stopped:
+                        sys.exit(1)
+                    if time.monotonic() > self.end:
+                        raise subprocess.TimeoutExpired(name, 0)
+                    time.sleep(0.1)
         finally:
             for process in running.values():
                 _end(process)
@@ -99,7 +105,7 @@ class Kit:
         with log.open("ab") as errors, (self.out / output if output else log).open("ab") as printed:
             return subprocess.Popen(
                 command, cwd=HERE.parent, stdin=subprocess.DEVNULL, stdout=printed, stderr=errors,
-                start_new_session=True,  # so that what it starts can be ended with it
+                process_group=0,  # so that what it starts can be ended with it, and all with this session
             )  # fmt: skip
 
     def script(self, name: str, step: str, *arguments: str) -> None:
@@ -334,6 +340,7 @@ def main() -> int:
     seconds = args.seconds or (30.0 if args.quick else 60.0)
     published = args.published and args.published.absolute()
     kit = Kit(args.out.absolute(), args.device, published, seconds, args.quick)
+    signal.signal(signal.SIGTERM, lambda *_: setattr(kit, "stopped", True))
     until = time.monotonic() + 60 * args.minutes
     done: list[Done] = []
     for step in args.only or STEPS:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -109,6 +110,18 @@ def test_what_a_step_has_started_ends_with_it_and_its_errors_are_told(
     assert done[2].why == "KeyError: 'no such model'"
     assert (tmp_path / "fine.log").read_text() == "done\n"
     assert all(leaks.gone(int((tmp_path / f"{name}.log").read_text()), 1) for name in ("bad", "slow"))
+
+
+def test_a_run_that_is_ended_ends_its_step(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "gpu_all.py"), "--device", "cpu", "--only", "shares"]
+    run = subprocess.Popen([*command, "--out", str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "shares ...\n"
+    while not (tmp_path / "shares.log").exists():
+        assert run.poll() is None
+    run.terminate()
+    assert run.wait(30) == 1
+    run.stdout.close()  # what is left behind is found by the fixture of all tests
 
 
 def test_what_was_found_before_a_step_was_cut_short_is_shown(scripts: Any, tmp_path: Path) -> None:
