@@ -1,12 +1,16 @@
 """Paged attention and the write before it: every dtype and head_dim, and shapes as hypothesis draws them."""
 
+import mmap
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.kernel_cases import Shape, check_decode, check_prefill, check_rope_write
+from support.kernel_cases import Shape, check_decode, check_prefill, check_rope_write, paged
 
 from muxd.kernels import paged_decode_kernel, paged_prefill_kernel, rope_write_kernel
+from muxd.kernels.paged_pool import PagedPool
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 HEAD_DIMS = [64, 80, 96, 128, 256]
@@ -55,6 +59,41 @@ def test_a_batch_of_padding_only() -> None:
     check_decode(paged_decode_kernel, Shape(64, 1, 2), [0, 0], splits=2)
     check_prefill(paged_prefill_kernel, Shape(64, 1, 2), [(0, 0), (5, 0)])
     check_rope_write(rope_write_kernel, Shape(64, 1, 2), [-1, -1], None, False, False)
+
+
+@pytest.mark.parametrize("first", [2**19 - 1, 2**20 + 3])
+def test_blocks_beyond_32_bits_of_elements(first: int) -> None:
+    """Where a pool of many GiB has its last blocks: addresses alone, no memory lies before them."""
+    shape, generator = Shape(128, 1, 4, torch.bfloat16), torch.Generator().manual_seed(0)
+    pool, rows = paged(shape, [40], generator)
+    size = (first + pool.blocks.shape[0]) * shape.block_bytes
+    fd = os.memfd_create("sparse")
+    os.ftruncate(fd, size)
+    room = mmap.mmap(fd, size)
+    os.close(fd)
+    blocks = torch.frombuffer(room, dtype=torch.bfloat16).view(-1, shape.block_bytes // 2)
+    blocks[first:] = pool.blocks
+    far = PagedPool(blocks, pool.table + first, 1, 128)
+    q = torch.randn(3, 4, 128, generator=generator).bfloat16()
+    ends, cached = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([37], dtype=torch.int32)
+    lengths, options = torch.tensor([40], dtype=torch.int32), {"scale": 0.1}
+    for found, wanted in zip(
+        *(
+            (
+                paged_decode_kernel.decode_attention(q[:1], own, 1, rows, lengths, **options),
+                paged_prefill_kernel.prefill_attention(q, own, 1, rows, ends, cached, **options),
+            )
+            for own in (far, pool)
+        ),
+        strict=True,
+    ):
+        assert torch.equal(found, wanted)
+    turn = torch.ones(1, 1, 128).bfloat16(), torch.zeros(1, 1, 128).bfloat16()
+    for own in (far, pool):
+        qkv = torch.arange(6 * 128).view(1, 6, 128).bfloat16()
+        rope_write_kernel.rope_write(qkv, *turn, own, 1, rows, lengths - 1)
+    assert torch.equal(blocks[first:].view(torch.int16), pool.blocks.view(torch.int16))
+    assert not blocks[:16].any()
 
 
 SHAPES = st.builds(
