@@ -152,8 +152,8 @@ def answers(kit: Kit) -> None:
 
 
 def _against_the_roofline(kit: Kit, step: str, part: str) -> None:
-    models = ["--model", "Qwen2.5-0.5B", "--model", "Llama-3-8B"] if kit.quick else []
-    kit.script("roofline.py", step, "--part", part, *models, "--json", str(kit.out / f"{step}.json"))
+    less = ["--quick", "--model", "Qwen2.5-0.5B", "--model", "Llama-3-8B"] if kit.quick else []
+    kit.script("roofline.py", step, "--part", part, *less, "--json", str(kit.out / f"{step}.json"))
 
 
 def shares(kit: Kit) -> None:

@@ -1,6 +1,6 @@
 """How close kernels and whole steps come to what this GPU allows; bounds are measured in the same run.
 
-    python benchmarks/roofline.py [--model NAME]... [--part PART]... [--json FILE]
+    python benchmarks/roofline.py [--model NAME]... [--part PART]... [--quick] [--json FILE]
     python benchmarks/roofline.py --device cpu --tiny
 
 The bound of a kernel is max(bytes / bandwidth, operations / matrix rate) (the roofline model, Williams et al.
@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from roofline_device import FULL, TINY, Peaks, measure_peaks
+from roofline_device import FULL, QUICK, TINY, Peaks, measure_peaks
 from roofline_kernels import MODELS, SMALL, Measurement
 
 # A part measures whatever it likes about the models against the same peaks: add a module and a line. Modules
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here as well")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: only with --tiny")
     parser.add_argument("--tiny", action="store_true", help="rehearse on the CPU, show no figures")
+    parser.add_argument("--quick", action="store_true", help="few batches and contexts")
     chosen = parser.parse_args()
     dry = chosen.device == "cpu"
     if dry != chosen.tiny or (dry and (chosen.json or chosen.model)):
@@ -46,7 +47,7 @@ def main() -> None:
             "benchmarks/roofline.py: no CUDA device, and a roofline is a property of one: "
             "run it on the GPU host (torch must be a CUDA build), or rehearse it with --device cpu --tiny"
         )
-    plan = TINY if dry else FULL
+    plan = TINY if dry else QUICK if chosen.quick else FULL
     models = (SMALL,) if dry else tuple(model for model in MODELS if model.name in (chosen.model or names))
     about, peaks = machine(), measure_peaks(plan)
     print(f"{about['device']}, torch {about['torch']}, triton {about['triton']}, commit {about['commit']}")

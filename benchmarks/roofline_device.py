@@ -29,6 +29,7 @@ class Plan(NamedTuple):
 
 
 FULL = Plan("cuda", (1, 8, 32, 128), (512, 2048), (512, 2048, 8192), 64, 20, 4 << 30, 8192, 256 << 20)
+QUICK = FULL._replace(batches=(1, 32), contexts=(2048,), prompts=(512, 2048))
 TINY = Plan("cpu", (1, 3), (40,), (50,), 4, 2, 1 << 20, 64, 1 << 12)
 
 
