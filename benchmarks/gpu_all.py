@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
+from xml.etree import ElementTree
 
 import msgspec
 from msgspec import Struct
@@ -55,6 +56,11 @@ _LANES = {
     "prefill": [_KERNELS, "-k", "test_prefill or test_rope_write"],
     "others": [_KERNELS, "-k", "not (test_decode or test_prefill or test_rope_write)"],
     "worker": ["tests/worker"],
+}
+# Of whatever plugins a host has only these: warnings are errors, also those of a plugin nobody asked for.
+_PLUGINS = {
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "PYTEST_PLUGINS": "pytest_timeout,_hypothesis_pytestplugin",
 }
 
 
@@ -104,7 +110,8 @@ class Kit:
         log = self.out / f"{name}.log"
         with log.open("ab") as errors, (self.out / output if output else log).open("ab") as printed:
             return subprocess.Popen(
-                command, cwd=HERE.parent, stdin=subprocess.DEVNULL, stdout=printed, stderr=errors,
+                command, cwd=HERE.parent, env={**os.environ, **_PLUGINS},
+                stdin=subprocess.DEVNULL, stdout=printed, stderr=errors,
                 process_group=0,  # so that what it starts can be ended with it, and all with this session
             )  # fmt: skip
 
@@ -131,7 +138,7 @@ def tests(kit: Kit) -> None:
     demo = all((home() / "models" / name).is_dir() for name in _DEMO)
     which = "gpu" if demo else "gpu and not demo"
     rest = [f"--ignore={lane[0]}" for lane in _LANES.values()]
-    return kit.run("tests", _pytest(kit, "all", which, "tests", *dict.fromkeys(rest)))
+    return kit.run("tests", _pytest(kit, "all", which, "tests/gpu", *dict.fromkeys(rest)))
 
 
 def _pytest(kit: Kit, name: str, mark: str, *what: str) -> list[str]:
@@ -226,7 +233,7 @@ def section(kit: Kit, about: Machine, done: list[Done]) -> str:
     lines += [markdown_table(["step", "state", "s", "why"], rows), ""]
     for one in done:
         # What was found before a step was cut short counts; without its file there is nothing to show.
-        with suppress(OSError, ValueError, msgspec.DecodeError):
+        with suppress(OSError, ValueError, ElementTree.ParseError, msgspec.DecodeError):
             if one.state != "not run" and (text := _TEXTS.get(one.step, lambda _: "")(kit)):
                 whole = "" if one.state == "good" else " (not all of it)"
                 lines += [f"### {one.step}{whole}", "", text, ""]
@@ -237,6 +244,22 @@ def _doctor(kit: Kit) -> str:
     found = json.loads((kit.out / "doctor.json").read_text())
     rows = [[f["check"], f["state"], f["found"]] for f in found["findings"]]
     return markdown_table(["what", "state", "found"], rows)
+
+
+def _tests(*names: str) -> Callable[[Kit], str]:
+    """Counts alone: a host on which everything is left out has shown nothing."""
+
+    def text(kit: Kit) -> str:
+        rows = []
+        for name in names:
+            suite = next(ElementTree.parse(kit.out / f"tests-{name}.xml").iter("testsuite"))
+            keys = ("tests", "failures", "errors", "skipped")
+            run, failed, broken, left_out = (int(suite.get(key, 0)) for key in keys)
+            counts = run - failed - broken - left_out, failed + broken, left_out
+            rows.append([name, *map(str, counts)])
+        return markdown_table(["tests", "passed", "failed", "left out"], rows)
+
+    return text
 
 
 def _roofline(name: str) -> Callable[[Kit], str]:
@@ -275,6 +298,8 @@ def _policies(kit: Kit) -> str:
 
 _TEXTS: dict[str, Callable[[Kit], str]] = {
     "doctor": _doctor,
+    "kernel tests": _tests(*_LANES),
+    "tests": _tests("all"),
     "kernels": _roofline("kernels"),
     "steps": _roofline("steps"),
     "answers": _roofline("answers"),

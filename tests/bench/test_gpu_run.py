@@ -129,11 +129,14 @@ def test_what_was_found_before_a_step_was_cut_short_is_shown(scripts: Any, tmp_p
     kit = run.Kit(tmp_path, "cuda:0", None, 1.0)
     (tmp_path / "shares.md").write_text("| half a table |")
     (tmp_path / "doctor.json").write_text("{not json")
+    suite = '<testsuites><testsuite tests="9" failures="1" errors="1" skipped="4"/></testsuites>'
+    (tmp_path / "tests-all.xml").write_text(suite)
     about = run.Machine("date 2026-01-01", {"date": "2026-01-01"})
-    states = {"doctor": "failed", "shares": "too long", "kernels": "failed"}
+    states = {"doctor": "failed", "tests": "failed", "shares": "too long", "kernels": "failed"}
     text = run.section(kit, about, [run.Done(step, state) for step, state in states.items()])
     assert "### shares (not all of it)\n\n| half a table |" in text
     assert "### doctor" not in text
+    assert "| all | 3 | 2 | 4 |" in text
     assert "### kernels" not in text
 
 
@@ -141,6 +144,8 @@ def test_every_step_fits_ten_minutes_and_every_kernel_test_has_one_lane(scripts:
     run, _ = scripts
     assert all(limit + 2 * run._GRACE < 600 for _, limit in run.STEPS.values())
     root = BENCHMARKS.parent
+    marked = {file for file in root.glob("tests/**/test_*.py") if "mark.gpu" in file.read_text()}
+    assert {file.parent.name for file in marked - {Path(__file__)}} == {"gpu", "worker"}
     tree = ast.parse((root / run._KERNELS).read_text())
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     lanes = [lane for lane in run._LANES.values() if lane[0] == run._KERNELS]
