@@ -28,6 +28,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import msgspec
+import torch
 from msgspec import Struct
 from policies import HEADS, row, verdict
 from provenance import Machine, machine, markdown_table
@@ -346,6 +347,18 @@ def attempt(kit: Kit, step: str, until: float) -> Done:
     return Done(step, state, time.monotonic() - begun, why)
 
 
+def _about(name: str) -> Machine:
+    """Raises MuxdError where there is no such device."""
+    try:
+        with closing(open_device(name, key="--device")) as device:
+            return machine(device)
+    except MuxdError as error:
+        if not torch.cuda.is_available():
+            raise
+        # Kernels and steps need torch alone, and the doctor tells what muxd lacks.
+        return machine(None, f"a GPU that muxd cannot use: {error.message}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu-results"))
@@ -357,8 +370,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer models and shapes")
     args = parser.parse_args()
     try:
-        with closing(open_device(args.device, key="--device")) as device:
-            about = machine(device)
+        about = _about(args.device)
     except MuxdError as error:
         sys.exit(f"benchmarks/gpu_all.py: {error.message}")
     args.out.mkdir(parents=True, exist_ok=True)

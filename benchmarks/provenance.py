@@ -19,14 +19,14 @@ class Machine(NamedTuple):
     fields: dict[str, str]
 
 
-def machine(device: Device) -> Machine:
-    """Date, device, versions and commit of this run."""
+def machine(device: Device | None, without: str = "") -> Machine:
+    """Date, device, versions and commit of this run; ``without``: what to say where there is no device."""
     asked = ["git", "rev-parse", "--short", "HEAD"]
     folder = Path(__file__).parent
     commit = subprocess.run(asked, capture_output=True, text=True, cwd=folder, check=False).stdout.strip()
     fields = {
         "date": datetime.now(UTC).date().isoformat(),
-        "device": f"{device.name}: {processor(device)}, {device.cores} cores",
+        "device": f"{device.name}: {processor(device)}, {device.cores} cores" if device else without,
         "python": platform.python_version(),
         "torch": _version("torch"),
         "triton": _version("triton"),

@@ -165,3 +165,17 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(
     with pytest.raises(SystemExit, match="cuda:0 cannot be used: no CUDA driver"):
         run.main()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gpu_that_only_torch_can_use_is_measured_all_the_same(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = scripts
+    monkeypatch.setenv("MUXD_LIBCUDA", "/nowhere/libcuda.so.1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(run, "STEPS", {"kernels": (lambda kit: None, 60)})
+    monkeypatch.setattr(sys, "argv", ["gpu_all.py", "--out", str(tmp_path)])
+    assert run.main() == 0
+    text = (tmp_path / "measurements.md").read_text()
+    assert "a GPU that muxd cannot use: " in text
+    assert "no CUDA driver" in text
