@@ -173,6 +173,7 @@ def test_a_gpu_that_only_torch_can_use_is_measured_all_the_same(
     run, _ = scripts
     monkeypatch.setenv("MUXD_LIBCUDA", "/nowhere/libcuda.so.1")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(run.signal, "signal", lambda *_: None)
     monkeypatch.setattr(run, "STEPS", {"kernels": (lambda kit: None, 60)})
     monkeypatch.setattr(sys, "argv", ["gpu_all.py", "--out", str(tmp_path)])
     assert run.main() == 0
