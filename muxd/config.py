@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from muxd.errors import ConfigError
-from muxd.messages import Dtype
+from muxd.messages import Dtype, KvDtype
 
 Policy = Literal["mux", "temporal", "spatial", "fcfs", "round_robin"]
 Admission = Literal["queue", "slo"]
@@ -94,6 +94,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     path: str
     share: int = 0  # percent of the device under contention; 0: an equal part
     dtype: Dtype = "bfloat16"
+    kv_dtype: KvDtype = "auto"  # of K and V: as dtype, or "fp8", which is a byte a number
     quota: QuotaConfig = msgspec.field(default_factory=QuotaConfig)
     max_context: int = 0  # 0: what the model and the pool allow
     max_running: int = 32  # sequences decoded together
@@ -222,7 +223,19 @@ def _set(raw: dict[str, Any], key: str, value: Any) -> None:
 def _explain(error: str) -> str:
     """msgspec's sentence, with its path ``$.model[...].share`` put first as a key."""
     match = re.fullmatch(r"(.*) - at `(?:key in )?\$\.?(.*)`", error)
-    return f"{match[2]}: {match[1]}" if match and match[2] else error
+    if match is None or not match[2]:
+        return error
+    choices = _choices(match[2]) if error.startswith("Invalid enum value") else ""
+    return f"{match[2]}: {match[1]}{choices}"
+
+
+def _choices(key: str) -> str:
+    """The words that a key such as ``model[0].dtype`` may have."""
+    kind: Any = msgspec.inspect.type_info(Config)
+    for part in key.split("."):
+        kind = next(f.type for f in kind.fields if f.encode_name == part.partition("[")[0])
+        kind = getattr(kind, "item_type", kind)
+    return "; write one of " + ", ".join(f'"{value}"' for value in kind.values)
 
 
 def _anchored(config: Config, folder: Path) -> Config:

@@ -13,6 +13,12 @@ from msgspec import Struct
 Phases = Literal["both", "prefill", "decode"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 ITEM_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+KvDtype = Literal["auto", "fp8"]  # of K and V in the pool: the model's own, or float8_e4m3fn
+
+
+def kv_item_bytes(dtype: Dtype, kv_dtype: KvDtype) -> int:
+    """Bytes of one number of K or V in the pool, of a model of type ``dtype``."""
+    return 1 if kv_dtype == "fp8" else ITEM_BYTES[dtype]
 
 
 class TensorEntry(Struct, frozen=True, array_like=True):
@@ -30,7 +36,7 @@ class Setup(Struct, frozen=True, tag="setup"):
     worker: str  # identity on the link, unique per spawn: "<model>/<phases>/<generation>"
     model: str
     folder: str
-    dtype: Dtype  # of weights and of K and V
+    dtype: Dtype  # of weights, and of K and V unless ``kv_dtype`` says otherwise
     link: str  # ZeroMQ endpoint of the daemon
     device: str  # "cpu" or "cuda:0"
     pool_bytes: int
@@ -43,6 +49,7 @@ class Setup(Struct, frozen=True, tag="setup"):
     cpus: tuple[int, ...] = ()  # the CPUs to stay on; none: all
     phases: Phases = "both"  # what this worker computes
     pool_reach: int = 0  # bytes of addresses to reserve for the pool, where it can grow; at least pool_bytes
+    kv_dtype: KvDtype = "auto"  # how K and V lie in the rows: the same for all workers of a model
 
 
 class Sampling(Struct, frozen=True, array_like=True):

@@ -110,6 +110,8 @@ class Report:
             tpot_slo=entry.config.tpot_slo,
             goodput=self.observer.attainment.rolling(entry.name),
             device=entry.device if self.several else "",
+            kv_dtype=entry.config.kv_dtype,
+            row_tokens=lane.spec.row_tokens if lane else 0,
         )
 
     def _process(

@@ -122,7 +122,9 @@ class Steward(Report):
 
     def _added(self, wanted: LoadModel) -> ModelConfig:
         """Checked beside the models there are now. Raises ConfigError."""
-        model = ModelConfig(wanted.model, wanted.path, dtype=wanted.dtype, device=wanted.device)
+        model = ModelConfig(
+            wanted.model, wanted.path, dtype=wanted.dtype, kv_dtype=wanted.kv_dtype, device=wanted.device
+        )
         models = [entry.config for entry in self.entries.values()]
         with_model(replace(self.config, model=models), model)
         return model

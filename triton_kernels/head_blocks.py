@@ -6,11 +6,26 @@ Inside a block K [T, head_dim] comes first, then V [T, head_dim]; what is left a
 import torch
 from torch import Tensor
 
+from muxd.kernels.float8 import FLOAT8, Unpacked, packed
+
 
 class HeadBlocks:
-    """Views of a pool for one model. ``pool``: uint8 [bytes], on the device that computes."""
+    """Views of a pool for one model. ``pool``: uint8 [bytes], on the device that computes.
 
-    def __init__(self, pool: Tensor, block_bytes: int, head_dim: int, dtype: torch.dtype):
+    ``dtype``: what is computed with. ``kept``: what lies in the pool: the same, or float8_e4m3fn, which is
+    handled as bytes.
+    """
+
+    def __init__(
+        self,
+        pool: Tensor,
+        block_bytes: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        kept: torch.dtype | None = None,
+    ):
+        self._unpacked = Unpacked(dtype) if kept is FLOAT8 else None
+        dtype = torch.uint8 if kept is FLOAT8 else dtype
         elements = block_bytes // dtype.itemsize
         self.tokens = elements // (2 * head_dim)  # T
         self.head_dim = head_dim
@@ -25,12 +40,22 @@ class HeadBlocks:
 
         A slot counts tokens inside a block; values start at slot T.
         """
-        self.slots.index_put_((blocks, slots), kv)
+        self.slots.index_put_((blocks, slots), kv if self._unpacked is None else packed(kv))
+
+    def as_kept(self, kv: Tensor) -> Tensor:
+        """``kv`` as it is read back once it is written."""
+        if self._unpacked is None:
+            return kv
+        self._unpacked(packed(kv), out := torch.empty_like(kv, memory_format=torch.contiguous_format))
+        return out
 
     def gather(self, blocks: Tensor, keys: Tensor, values: Tensor) -> None:
         """Copy blocks [m] into ``keys`` and ``values``, each [m, T · head_dim]."""
-        torch.index_select(self.keys, 0, blocks, out=keys)
-        torch.index_select(self.values, 0, blocks, out=values)
+        for kept, out in ((self.keys, keys), (self.values, values)):
+            if self._unpacked is None:
+                torch.index_select(kept, 0, blocks, out=out)
+            else:
+                self._unpacked(torch.index_select(kept, 0, blocks), out)
 
     def clear(self, blocks: Tensor) -> None:
         """Zero whole blocks: what another model left there could read as NaN, which no mask removes."""

@@ -90,11 +90,12 @@ def _merge(part, lse, out, splits, D: tl.constexpr, D_PAD: tl.constexpr, SPLITS_
     tl.store(out + line * D + d, merged.to(out.dtype.element_ty), mask=d < D)
 
 
-def _shape(d_pad: int, itemsize: int) -> dict[str, int]:
+def _shape(d_pad: int, itemsize: int, kv_itemsize: int) -> dict[str, int]:
     """Tile, warps and stages by padded head_dim: two tiles in flight, three programs an SM."""
     tile = {64: 128, 128: 64, 256: 32}.get(d_pad, 64)
     if itemsize == 4:
-        return {"TILE": 16, "num_warps": 4, "num_stages": 2}
+        # Converted while the next tile is on its way, keys and values spill.
+        return {"TILE": 16, "num_warps": 4, "num_stages": 2 if kv_itemsize == itemsize else 1}
     return {"TILE": tile, "num_warps": 4, "num_stages": 3}
 
 
@@ -130,7 +131,7 @@ def decode_calls(
             **{"GROUP": group, "GROUP_PAD": max(16, power_of_two(group)), "KV_HEADS": pool.kv_heads},
             **{"D": d, "D_PAD": d_pad, "T": pool.tokens, "BLOCK": pool.block_elements, "WHOLE": splits == 1},
             **{"WINDOWED": window is not None, "CAPPED": softcap is not None},
-            **_shape(d_pad, q.dtype.itemsize),
+            **_shape(d_pad, q.dtype.itemsize, pool.blocks.dtype.itemsize),
         },
     )
     if splits == 1:

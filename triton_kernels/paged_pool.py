@@ -12,6 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from muxd.kernels.float8 import FLOAT8
+
 
 @dataclass(frozen=True, slots=True)
 class PagedPool:
@@ -57,7 +59,7 @@ class PagedPool:
         first = layer * self.kv_heads
         places = self.table[used, first : first + self.kv_heads].long()  # [rows, kv_heads]
         slots = self.slots()
-        if slots.dtype is torch.float8_e4m3fn:  # not every torch indexes it
+        if slots.dtype is FLOAT8:  # not every torch indexes it
             both = slots.view(torch.uint8)[places].view(slots.dtype).float()
         else:
             both = slots[places].float()  # [rows, kv_heads, 2 T, head_dim]

@@ -9,10 +9,9 @@ nowhere but into the pool.
 import torch
 from torch import Tensor
 
+from muxd.kernels.float8 import FLOAT8, packed
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.rms_norm import rms_norm
-
-FP8_MAX = 448.0  # of float8_e4m3fn
 
 
 def rope_write(
@@ -50,9 +49,8 @@ def rope_write(
     blocks = pool.table[row, layer * kv_heads : (layer + 1) * kv_heads].long()  # [n, kv_heads]
     slot, slots = (at % pool.tokens)[:, None], pool.slots()
     for kv, at_slot in ((k, slot), (v, slot + pool.tokens)):
-        if slots.dtype is torch.float8_e4m3fn:  # by bytes: not every torch indexes it
-            packed = kv[real].float().clamp(-FP8_MAX, FP8_MAX).to(slots.dtype)
-            slots.view(torch.uint8)[blocks, at_slot] = packed.view(torch.uint8)
+        if slots.dtype is FLOAT8:  # by bytes: not every torch indexes it
+            slots.view(torch.uint8)[blocks, at_slot] = packed(kv[real])
         else:
             slots[blocks, at_slot] = kv[real].to(slots.dtype)
     return q

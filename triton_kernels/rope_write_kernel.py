@@ -5,14 +5,13 @@
 What a head is (query, key or value) follows from its number, so a program takes one branch as a whole.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from muxd.kernels.float8 import FLOAT8, FP8_MAX
 from muxd.kernels.launch import Call, ceil_div, power_of_two
 from muxd.kernels.paged_pool import PagedPool
-from muxd.kernels.rope_write import FP8_MAX
 
 
 @triton.jit
@@ -119,7 +118,7 @@ def rope_write_calls(
         **{"HEADS": lines - 2 * pool.kv_heads, "KV_HEADS": pool.kv_heads, "D": d, "HALF_PAD": half_pad},
         **{"T": pool.tokens, "BLOCK": pool.block_elements, "TOKENS": tokens, "OWNED": owners is not None},
         **{"Q_NORM": q_weight is not None, "K_NORM": k_weight is not None, "OFFSET": offset},
-        "LIMIT": int(FP8_MAX) if pool.blocks.dtype is torch.float8_e4m3fn else 0,
+        "LIMIT": int(FP8_MAX) if pool.blocks.dtype is FLOAT8 else 0,
         "num_warps": 1 if tokens == 1 else 4,
     }
     arguments = (

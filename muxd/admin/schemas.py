@@ -12,7 +12,7 @@ from muxd.engine.trace import RequestTimes, Trace
 from muxd.fleet.events import Event
 from muxd.fleet.proposal import Proposal
 from muxd.fleet.steps import Step
-from muxd.messages import Dtype
+from muxd.messages import Dtype, KvDtype
 
 VERSION_HEADER = "Muxd-Version"
 
@@ -76,6 +76,8 @@ class ModelRow(Struct, frozen=True):
     tpot_slo: float = 0.0
     goodput: float | None = None  # part of the last 1,000 requests within both; None: none measured yet
     device: str = ""  # where it is; "" with one device
+    kv_dtype: KvDtype = "auto"  # how K and V lie in the pool
+    row_tokens: int = 0  # whose K and V are one row of head blocks; 0: it is not loaded
 
 
 class ProcessRow(Struct, frozen=True):
@@ -139,6 +141,7 @@ class LoadModel(Struct, frozen=True, forbid_unknown_fields=True):
     path: str = ""  # absolute
     dtype: Dtype = "bfloat16"  # with ``path``
     device: str = ""  # where to; "": where it was, or where the plan puts it
+    kv_dtype: KvDtype = "auto"  # with ``path``
 
 
 class UnloadModel(Struct, frozen=True, forbid_unknown_fields=True):

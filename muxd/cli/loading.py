@@ -18,7 +18,7 @@ from muxd.cli.asking import PROGRAM, Json, Socket, client_at, show
 from muxd.cli.failing import fail, sentences
 from muxd.errors import MuxdError
 from muxd.fleet.steps import Step
-from muxd.messages import Dtype
+from muxd.messages import Dtype, KvDtype
 
 _WORDS = {
     "draining": "waits for the answers it still owes",
@@ -39,6 +39,9 @@ def load(
     dtype: Annotated[
         str, typer.Option(metavar="TYPE", help="bfloat16, float16 or float32; with --name.")
     ] = "bfloat16",
+    kv_dtype: Annotated[
+        str, typer.Option(metavar="TYPE", help="Of K and V: auto (as --dtype) or fp8; with --name.")
+    ] = "auto",
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="Where to, of several. Default: as the plan says.")
     ] = "",
@@ -48,7 +51,7 @@ def load(
     """Load a model and wait until it is ready. One from outside muxd.toml is forgotten when muxd ends."""
     with sentences(PROGRAM):
         client = client_at(socket)
-        wanted = _wanted(model, name, path, dtype, device)
+        wanted = _wanted(model, name, path, dtype, kv_dtype, device)
         last = follow(client.load(wanted))
         show(client, last, json, f"{wanted.model} is ready.")
 
@@ -99,7 +102,7 @@ def follow(steps: Iterator[Step]) -> Step:
     return last
 
 
-def _wanted(model: str, name: str, path: Path | None, dtype: str, device: str) -> LoadModel:
+def _wanted(model: str, name: str, path: Path | None, dtype: str, kv_dtype: str, device: str) -> LoadModel:
     """Raises typer.Exit where the arguments do not go together."""
     if (model and (name or path)) or (not model and not (name and path)):
         fail(PROGRAM, "say which model: muxctl load MODEL, or muxctl load --name NAME --path FOLDER", code=2)
@@ -109,4 +112,7 @@ def _wanted(model: str, name: str, path: Path | None, dtype: str, device: str) -
     kinds: dict[str, Dtype] = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
     if dtype not in kinds:
         fail(PROGRAM, f"--dtype {dtype!r} is none of {', '.join(kinds)}", code=2)
-    return LoadModel(name, str(path.expanduser().absolute()), kinds[dtype], device)
+    kv_kinds: dict[str, KvDtype] = {"auto": "auto", "fp8": "fp8"}
+    if kv_dtype not in kv_kinds:
+        fail(PROGRAM, f"--kv-dtype {kv_dtype!r} is none of {', '.join(kv_kinds)}", code=2)
+    return LoadModel(name, str(path.expanduser().absolute()), kinds[dtype], device, kv_kinds[kv_dtype])

@@ -15,7 +15,7 @@ import uvloop
 from muxd.cli.local_daemon import local_daemon
 from muxd.cost.profile import Overhead
 from muxd.cost.table import CostTable
-from muxd.messages import Dtype
+from muxd.messages import Dtype, KvDtype
 from muxd.sim.records import Records
 from muxd.sim.replay import Replay
 from muxd.sim.workload import Item, Workload
@@ -26,14 +26,20 @@ _SINGLES = 5
 PARTS = 2  # measurements, for the progress bar
 
 
-def measure_overhead(folder: Path, name: str, dtype: Dtype, cost: CostTable, device: str = "cpu") -> Overhead:
+def measure_overhead(
+    folder: Path,
+    name: str,
+    dtype: Dtype,
+    cost: CostTable,
+    device: str = "cpu",
+    kv_dtype: KvDtype = "auto",
+) -> Overhead:
     """``cost`` must know ``name`` on ``device``, without overhead."""
     with tempfile.TemporaryDirectory(prefix="muxd-overhead-") as scratch:
         config = Path(scratch, "muxd.toml")
         server = f'[server]\ndevice = "{device}"\n'
-        config.write_text(
-            f'{server}[[model]]\nname = "{name}"\npath = "{folder.absolute()}"\ndtype = "{dtype}"\n'
-        )
+        model = f'[[model]]\nname = "{name}"\npath = "{folder.absolute()}"\n'
+        config.write_text(f'{server}{model}dtype = "{dtype}"\nkv_dtype = "{kv_dtype}"\n')
         with local_daemon(config) as admin:
             url = admin.status().address
             for _ in range(2):  # a new worker is slow at first: pages and kernels it has not touched

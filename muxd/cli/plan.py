@@ -52,7 +52,7 @@ def plan(
     models.toml has one table for each model:
 
     [[model]] name = "chat", size = "llama-3-8b" (or path = "models/chat"), rate = 4.5, prompt_tokens = 161,
-    output_tokens = 337, and if wanted dtype, weight, ttft_slo, tpot_slo.
+    output_tokens = 337, and if wanted dtype, kv_dtype, weight, ttft_slo, tpot_slo.
     """
     import msgspec
 
@@ -68,6 +68,8 @@ def plan(
             check_picture(picture)
         if table and cost:
             raise ConfigError("--table and --cost: give one of them")
+        if not (table or cost):
+            found = [_own_cost(load) for load in found]
         problem = Problem(tuple(found), devices, overbook)
         costs = _costs(found, devices, table, cost)
         wanted = _methods(method, compare)
@@ -132,6 +134,14 @@ def _costs(loads: "list[ModelLoad]", gpus: "Gpus", table: Path | None, cost: Pat
     if cost:
         return Profiled(CostTable.read(cost))
     return Roofline(gpus.kind, {load.cost: load.shape for load in loads})
+
+
+def _own_cost(load: "ModelLoad") -> "ModelLoad":
+    """A roofline knows what it costs to read K and V of each type; measured costs have one name a model."""
+    import msgspec
+
+    kind = load.shape.kv_dtype
+    return load if kind == "auto" else msgspec.structs.replace(load, cost=f"{load.cost}, {kind} K and V")
 
 
 def _methods(method: str, compare: str) -> "list[Method]":

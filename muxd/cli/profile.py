@@ -8,7 +8,7 @@ import typer
 
 from muxd.cli.failing import fail, sentences
 from muxd.cli.progress import counting
-from muxd.messages import Dtype
+from muxd.messages import Dtype, KvDtype
 
 if TYPE_CHECKING:
     from muxd.cost.profile import Profile
@@ -20,6 +20,7 @@ def profile(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The model folder.")],
     name: Annotated[str, typer.Option(help="The model's name in the file.", metavar="NAME")],
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    kv_dtype: Annotated[str, typer.Option(help="Of K and V: auto (as --dtype) or fp8.")] = "auto",
     out: Annotated[
         Path | None,
         typer.Option(help="The file; other models in it stay. Default: MUXD_HOME/cost.json.", metavar="FILE"),
@@ -40,12 +41,17 @@ def profile(
     with sentences(_PROGRAM):
         if dtype not in (kinds := get_args(Dtype)):
             fail(_PROGRAM, f"--dtype {dtype!r}: must be one of {', '.join(kinds)}", code=2)
+        if kv_dtype not in (kinds := get_args(KvDtype)):
+            fail(_PROGRAM, f"--kv-dtype {kv_dtype!r}: must be one of {', '.join(kinds)}", code=2)
         kind: Dtype = msgspec.convert(dtype, Dtype)
+        kv_kind: KvDtype = msgspec.convert(kv_dtype, KvDtype)
         file = out or home() / "cost.json"
         made = (
-            _computed(folder, name, kind, roofline, file)
+            _computed(folder, name, kind, kv_kind, roofline, file)
             if roofline
-            else _measured(folder, name, kind, file, device, daemon=daemon and not random, random=random)
+            else _measured(
+                folder, name, kind, kv_kind, file, device, daemon=daemon and not random, random=random
+            )
         )
         save(file, made)
     typer.echo(f"{file}: {', '.join(made.models)}")
@@ -53,7 +59,15 @@ def profile(
 
 
 def _measured(
-    folder: Path, name: str, dtype: Dtype, file: Path, where: str, *, daemon: bool, random: bool
+    folder: Path,
+    name: str,
+    dtype: Dtype,
+    kv_dtype: KvDtype,
+    file: Path,
+    where: str,
+    *,
+    daemon: bool,
+    random: bool,
 ) -> "Profile":
     from contextlib import closing
 
@@ -66,16 +80,16 @@ def _measured(
         closing(open_device(where, key="--device")) as device,
         counting(f"Measuring {name}", cells(shares(device)) + PARTS * daemon) as advance,
     ):
-        model = measure(folder, dtype, lambda: advance(1), device=device, random=random)
+        model = measure(folder, dtype, lambda: advance(1), kv_dtype=kv_dtype, device=device, random=random)
         made = merged(file, name, model, device)
         if daemon:
-            extra = measure_overhead(folder, name, dtype, CostTable(made), device.name)
+            extra = measure_overhead(folder, name, dtype, CostTable(made), device.name, kv_dtype)
             made.models[name] = msgspec.structs.replace(model, overhead=extra)
             advance(PARTS)
     return made
 
 
-def _computed(folder: Path, name: str, dtype: Dtype, device: str, file: Path) -> "Profile":
+def _computed(folder: Path, name: str, dtype: Dtype, kv_dtype: KvDtype, device: str, file: Path) -> "Profile":
     from muxd.cost import analytic
     from muxd.cost.profile import FORMAT, Profile, Shape, load
     from muxd.errors import ConfigError
@@ -83,7 +97,7 @@ def _computed(folder: Path, name: str, dtype: Dtype, device: str, file: Path) ->
     from muxd.models.weights import plan
 
     spec = read_spec(folder)
-    shape = Shape(spec.layers, spec.kv_heads, spec.head_dim, spec.max_positions, dtype)
+    shape = Shape(spec.layers, spec.kv_heads, spec.head_dim, spec.max_positions, dtype, kv_dtype)
     parameters = sum(_elements(entry.shape) for entry in plan(folder, spec, dtype).tensors)
     model = analytic.roofline(shape, parameters, spec.heads, device)
     model = msgspec.structs.replace(model, folder=folder.absolute().name)

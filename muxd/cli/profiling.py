@@ -25,7 +25,7 @@ from muxd.cost.table import monotone
 from muxd.device.base import Device
 from muxd.device.cuda import Cuda
 from muxd.errors import ConfigError, ModelFolderError
-from muxd.messages import ITEM_BYTES, Dtype
+from muxd.messages import Dtype, KvDtype, kv_item_bytes
 from muxd.models.spec import ModelSpec, read_spec
 
 _POOL_BYTES = 1 << 30  # on the CPU; a GPU takes what the largest probe needs, at most half its memory
@@ -74,6 +74,7 @@ class Prober:
         device: Device,
         pool_bytes: int = _POOL_BYTES,
         *,
+        kv_dtype: KvDtype = "auto",
         cap: int = 0,
         random: bool = False,
     ):
@@ -85,7 +86,7 @@ class Prober:
             stdout=subprocess.PIPE,
         )
         self._setup = probe.Setup(
-            str(folder.absolute()), dtype, 8192, pool_bytes, device.cores, device.name, random
+            str(folder.absolute()), dtype, 8192, pool_bytes, device.cores, device.name, random, kv_dtype
         )
 
     def measure(self, asked: probe.Probe) -> float:
@@ -132,10 +133,8 @@ class Probers:
     """A measuring process for every share: one for all, or, where a share is a cap for life, one after
     another. A context manager."""
 
-    def __init__(self, folder: Path, dtype: Dtype, device: Device, pool_bytes: int, *, random: bool):
-        def make(cap: int) -> Prober:
-            return Prober(folder, dtype, device, pool_bytes, cap=cap, random=random)
-
+    def __init__(self, device: Device, make: Callable[[int], Prober]):
+        """``make`` starts one with a cap in percent; 0: none."""
         self._make, self._device = make, device
         self._cap, self._prober = 0, make(0)
 
@@ -167,13 +166,24 @@ def cells(rungs: tuple[int, ...], plan: Plan = _PLAN) -> int:
 
 
 def measure(
-    folder: Path, dtype: Dtype, step: Step, plan: Plan = _PLAN, *, device: Device, random: bool = False
+    folder: Path,
+    dtype: Dtype,
+    step: Step,
+    plan: Plan = _PLAN,
+    *,
+    kv_dtype: KvDtype = "auto",
+    device: Device,
+    random: bool = False,
 ) -> ModelProfile:
     """Everything about one model on ``device``; ``step`` is called after every probe. Raises
     ModelFolderError."""
     spec = read_spec(folder)  # what is wrong with it is said here, in one sentence
-    pool = _pool_bytes(device, spec, dtype, plan)
-    with Probers(folder, dtype, device, pool, random=random) as probers:
+    pool = _pool_bytes(device, spec, kv_item_bytes(dtype, kv_dtype), plan)
+
+    def make(cap: int, nbytes: int = pool) -> Prober:
+        return Prober(folder, dtype, device, nbytes, kv_dtype=kv_dtype, cap=cap, random=random)
+
+    with Probers(device, make) as probers:
         opened, tokens, batches = probers.at(100).opened, plan.prefill_tokens, plan.decode_batches
         before = _fitting(opened, plan.prefill_contexts, 1, max(tokens), pool)
         held = _fitting(opened, plan.decode_contexts, max(batches), _STEPS, pool)
@@ -183,9 +193,9 @@ def measure(
         contention = Contention()
         if len(device.rungs) > 1:  # on one core nobody ever runs beside another
             share = shares(device)[0]
-            with Prober(folder, dtype, device, pool // 4, cap=_cap(device, share), random=random) as other:
+            with make(_cap(device, share), pool // 4) as other:
                 contention = _contention(probers.at(share), other, device, step, plan)
-    shape = Shape(opened.layers, opened.kv_heads, opened.head_dim, opened.max_positions, dtype)
+    shape = Shape(opened.layers, opened.kv_heads, opened.head_dim, opened.max_positions, dtype, kv_dtype)
     return ModelProfile(
         shape=shape,
         prefill=prefill,
@@ -221,11 +231,11 @@ def _parts(device: Device, share: int, *, after: int = 0) -> int:
     return (1 << count) - 1 << first
 
 
-def _pool_bytes(device: Device, spec: ModelSpec, dtype: Dtype, plan: Plan) -> int:
-    """For the largest probe."""
+def _pool_bytes(device: Device, spec: ModelSpec, item: int, plan: Plan) -> int:
+    """For the largest probe; ``item``: bytes of a number of K or V."""
     if not isinstance(device, Cuda):
         return _POOL_BYTES
-    token = 2 * spec.layers * spec.kv_heads * spec.head_dim * ITEM_BYTES[dtype]
+    token = 2 * spec.layers * spec.kv_heads * spec.head_dim * item
     tokens = max(plan.decode_batches) * (max(plan.decode_contexts) + 4 * _STEPS)
     most = device.driver.total_memory(device.index) // 2
     return min(max(_POOL_BYTES, tokens * token * 5 // 4), most)

@@ -86,7 +86,7 @@ def run(
     from muxd.sim.report import make_report
     from muxd.sim.world import World
 
-    settings = config or plain_config(workload.models)
+    settings = config or plain_config(workload.models, cost)
     policy = policy or settings.scheduler.policy
     world = World(make_scheduler(settings, cost, policy), cost, workload, shared_prefix=shared_prefix)
     begun = time.perf_counter()

@@ -19,13 +19,16 @@ def render(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def models(rows: Sequence[ModelRow]) -> str:
-    """With a column SLO, the rolling goodput, where a model has a target; DEVICE where there are several."""
+    """With a column SLO, the rolling goodput, where a model has a target; DEVICE where there are several;
+    KV TYPE where one has K and V of another type than its own."""
     measured, several = any(row.ttft_slo or row.tpot_slo for row in rows), any(row.device for row in rows)
+    typed = any(row.kv_dtype != "auto" for row in rows)
     headers = (
-        *_MODEL_HEADERS[:2], *(["DEVICE"] if several else []), *_MODEL_HEADERS[2:],
-        *(["SLO"] if measured else []), "SINCE", "DETAIL",
+        *_MODEL_HEADERS[:2], *(["DEVICE"] if several else []), *_MODEL_HEADERS[2:5],
+        *(["KV TYPE"] if typed else []), *_MODEL_HEADERS[5:], *(["SLO"] if measured else []),
+        "SINCE", "DETAIL",
     )  # fmt: skip
-    return render(headers, [_model(row, measured, several) for row in rows])
+    return render(headers, [_model(row, measured, several, typed) for row in rows])
 
 
 def processes(rows: Sequence[ProcessRow]) -> str:
@@ -82,7 +85,7 @@ def duration(seconds: float) -> str:
     return f"{int(seconds)}s"
 
 
-def _model(row: ModelRow, measured: bool, several: bool) -> list[str]:
+def _model(row: ModelRow, measured: bool, several: bool, typed: bool) -> list[str]:
     return [
         row.name,
         row.state,
@@ -90,6 +93,7 @@ def _model(row: ModelRow, measured: bool, several: bool) -> list[str]:
         f"{row.share}%",
         size(row.weights_bytes),
         "/".join(map(size, (row.kv_used_bytes, row.kv_min_bytes, row.kv_max_bytes))),
+        *([row.kv_dtype] if typed else []),
         str(row.running),
         str(row.waiting),
         "-" if row.ttft_p99_ms is None else f"{row.ttft_p99_ms:.0f}ms",

@@ -146,6 +146,7 @@ def roofline(shape: Shape, parameters: int, heads: int, device: str) -> ModelPro
         vocab=0,
         parameters=parameters,
         max_positions=shape.max_positions,
+        kv_dtype=shape.kv_dtype,
     )
     found = peak(device)
 

@@ -3,6 +3,8 @@
 from bisect import bisect_right
 from math import log
 
+import msgspec
+
 from muxd.cost.analytic import decode_work, operations, prefill_work
 from muxd.cost.peaks import Peak, Reach
 from muxd.cost.profile import ModelProfile
@@ -22,7 +24,8 @@ def learned(name: str, shape: ModelShape, measured: ModelProfile) -> tuple[Peak,
     dtype = measured.shape.dtype
     used = shape.weight_bytes(1, dtype) * (shape.body_parameters + shape.head_parameters) / shape.parameters
     context = decode.contexts[0]
-    moved = used + shape.kv_bytes(1, dtype) * decode.rows[0] * (context + 1)
+    kept = msgspec.structs.replace(shape, kv_dtype=measured.shape.kv_dtype)
+    moved = used + kept.kv_bytes(1, dtype) * decode.rows[0] * (context + 1)
     at = max(0, bisect_right(prefill.rows, _PROMPT) - 1)
     prompt = prefill_work(1, prefill.rows[at], prefill.contexts[0])
     flops = operations(shape, prompt) / prefill.seconds[-1][at][0]

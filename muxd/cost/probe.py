@@ -6,7 +6,7 @@
 import msgspec
 from msgspec import Struct
 
-from muxd.messages import Dtype
+from muxd.messages import Dtype, KvDtype
 
 
 class Setup(Struct, frozen=True, tag="setup"):
@@ -19,6 +19,7 @@ class Setup(Struct, frozen=True, tag="setup"):
     cores: int
     device: str = "cpu"
     random: bool = False  # weights are random numbers: of the folder, only config.json is read
+    kv_dtype: KvDtype = "auto"
 
 
 class Decode(Struct, frozen=True, tag="decode"):

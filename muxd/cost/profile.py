@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from muxd.errors import ConfigError
-from muxd.messages import Dtype
+from muxd.messages import Dtype, KvDtype
 
 FORMAT = 1
 ROOFLINE = "roofline"  # how ``ModelProfile.measured`` begins where nothing was measured
@@ -50,6 +50,7 @@ class Shape(Struct, frozen=True):
     head_dim: int
     max_positions: int
     dtype: Dtype
+    kv_dtype: KvDtype = "auto"
 
 
 class Overhead(Struct, frozen=True):

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from muxd.cost.profile import Shape
 from muxd.errors import ConfigError
-from muxd.messages import ITEM_BYTES, Dtype
+from muxd.messages import ITEM_BYTES, Dtype, KvDtype, kv_item_bytes
 from muxd.models.spec import ModelSpec, read_spec
 
 
@@ -27,6 +27,7 @@ class ModelShape(Struct, frozen=True):
     parameters: int
     tied: bool = False  # the output matrix is the embedding
     max_positions: int = 2048
+    kv_dtype: KvDtype = "auto"  # how K and V are kept
 
     @property
     def head_parameters(self) -> int:
@@ -44,7 +45,8 @@ class ModelShape(Struct, frozen=True):
 
     def kv_bytes(self, gpus: int = 1, dtype: Dtype = "bfloat16") -> int:
         """Bytes of one token's K and V on each of ``gpus`` devices."""
-        return 2 * self.layers * self.kv_heads_on(gpus) * self.head_dim * ITEM_BYTES[dtype]
+        item = kv_item_bytes(dtype, self.kv_dtype)
+        return 2 * self.layers * self.kv_heads_on(gpus) * self.head_dim * item
 
     def weight_bytes(self, gpus: int = 1, dtype: Dtype = "bfloat16") -> int:
         """On each of ``gpus`` devices, cut evenly."""
@@ -60,7 +62,8 @@ class ModelShape(Struct, frozen=True):
 
     def on(self, gpus: int, dtype: Dtype = "bfloat16") -> Shape:
         """What the ledger of one of ``gpus`` devices must know."""
-        return Shape(self.layers, self.kv_heads_on(gpus), self.head_dim, self.max_positions, dtype)
+        heads = self.kv_heads_on(gpus)
+        return Shape(self.layers, heads, self.head_dim, self.max_positions, dtype, self.kv_dtype)
 
 
 def _llama(layers: int, hidden: int, heads: int, intermediate: int, parameters: int) -> ModelShape:
@@ -105,7 +108,7 @@ def read_shape(folder: Path) -> ModelShape:
     return of_spec(read_spec(folder))
 
 
-def of_spec(spec: ModelSpec) -> ModelShape:
+def of_spec(spec: ModelSpec, kv_dtype: KvDtype = "auto") -> ModelShape:
     """``parameters`` by the matrices of the spec; norms and biases, under 0.1 %, are left out."""
     attention = 2 * spec.hidden_size * (spec.heads + spec.kv_heads) * spec.head_dim
     layer = attention + 3 * spec.hidden_size * spec.intermediate_size
@@ -121,4 +124,5 @@ def of_spec(spec: ModelSpec) -> ModelShape:
         parameters=vocabulary + spec.layers * layer,
         tied=spec.tied_embeddings,
         max_positions=spec.max_positions,
+        kv_dtype=kv_dtype,
     )

@@ -14,7 +14,7 @@ from muxd.config import ModelConfig
 from muxd.engine.lane import Lane
 from muxd.errors import ModelFolderError, MuxdError
 from muxd.fleet.state import Life, State
-from muxd.messages import ITEM_BYTES
+from muxd.messages import kv_item_bytes
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, plan
 from muxd.text.template import ChatTemplate
@@ -118,7 +118,8 @@ class Entry:
     def row_tokens(self, block_bytes: int) -> int:
         """T of docs/design.md §1 for an opened entry. Raises ModelFolderError if no token fits a block."""
         assert self.opened is not None
-        tokens = self.opened.spec.tokens_per_row(block_bytes, ITEM_BYTES[self.config.dtype])
+        item = kv_item_bytes(self.config.dtype, self.config.kv_dtype)
+        tokens = self.opened.spec.tokens_per_row(block_bytes, item)
         if tokens < 1:
             raise ModelFolderError(
                 f"{self.name}: K and V of one token in one head are larger than pool.block_bytes = "

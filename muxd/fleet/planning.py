@@ -172,7 +172,7 @@ class Planning:
 def shape(entry: Entry) -> ModelShape:
     """Of an opened entry."""
     assert entry.opened is not None
-    return of_spec(entry.opened.spec)
+    return of_spec(entry.opened.spec, entry.config.kv_dtype)
 
 
 def _bytes(entry: Entry) -> int:

@@ -177,4 +177,5 @@ class Site:
             cores=self.device.cores,
             max_context=entry.own_context,
             cpus=self.device.cpus,
+            kv_dtype=entry.config.kv_dtype,
         )

@@ -8,6 +8,7 @@ rate = 4.5                # requests a second; required unless a workload says i
 prompt_tokens = 161       # means; the defaults are ShareGPT's
 output_tokens = 337
 dtype = "bfloat16"
+kv_dtype = "auto"         # or "fp8", as in muxd.toml
 weight = 1.0              # what one of its requests is worth against others'
 ttft_slo = 2.0            # seconds; 0: no target
 tpot_slo = 0.2
@@ -23,7 +24,7 @@ from msgspec import Struct
 
 from muxd.cost.shapes import known, read_shape
 from muxd.errors import ConfigError
-from muxd.messages import Dtype
+from muxd.messages import Dtype, KvDtype
 from muxd.placement.problem import Gpus, ModelLoad
 
 _GB = 10**9
@@ -41,6 +42,7 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     prompt_tokens: int = 161
     output_tokens: int = 337
     dtype: Dtype = "bfloat16"
+    kv_dtype: KvDtype = "auto"
     weight: float = 1.0
     ttft_slo: float = 0.0
     tpot_slo: float = 0.0
@@ -92,10 +94,11 @@ def _load(entry: Entry, where: Path, traffic: Traffic | None) -> ModelLoad:
     if not rate:
         raise ConfigError(f"{key}: rate is missing: write it, or give a workload that asks for the model")
     folder = where.parent.absolute() / Path(entry.path).expanduser() if entry.path else None
+    shape = read_shape(folder) if folder else known(entry.size)
     return ModelLoad(
         name=entry.name,
         cost=entry.size or str(folder),
-        shape=read_shape(folder) if folder else known(entry.size),
+        shape=msgspec.structs.replace(shape, kv_dtype=entry.kv_dtype),
         rate=rate,
         prompt=traffic.prompt if traffic else entry.prompt_tokens,
         output=traffic.output if traffic else entry.output_tokens,

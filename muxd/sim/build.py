@@ -18,21 +18,27 @@ from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.engine.slo import Slo
 from muxd.errors import ConfigError
-from muxd.messages import ITEM_BYTES
+from muxd.messages import KvDtype, kv_item_bytes
 from muxd.pool.ledger import Ledger
 
 
 def likenesses(config: Config, profile: Profile) -> dict[str, str]:
-    """Configured models that the profile knows by their folder and type, under another name."""
-    measured = {(m.folder, m.shape.dtype): name for name, m in profile.models.items() if m.folder}
-    keys = {model.name: (Path(model.path).name, model.dtype) for model in config.model}
+    """Configured models that the profile knows by their folder and types, under another name."""
+    measured = {
+        (m.folder, m.shape.dtype, m.shape.kv_dtype): name for name, m in profile.models.items() if m.folder
+    }
+    keys = {model.name: (Path(model.path).name, model.dtype, model.kv_dtype) for model in config.model}
     missing = {name: key for name, key in keys.items() if name not in profile.models}
     return {name: measured[key] for name, key in missing.items() if key in measured}
 
 
-def plain_config(models: list[str]) -> Config:
-    """For a simulation without muxd.toml: defaults, and equal shares for the workload's models."""
-    return Config(model=[ModelConfig(name=name, path=name) for name in models])
+def plain_config(models: list[str], cost: CostTable | None = None) -> Config:
+    """For a simulation without muxd.toml: defaults, equal shares for the workload's models, and their K and V
+    as they were measured. Raises ConfigError for one that ``cost`` does not know."""
+    kinds: dict[str, KvDtype] = {name: cost.model(name).shape.kv_dtype for name in models} if cost else {}
+    return Config(
+        model=[ModelConfig(name=name, path=name, kv_dtype=kinds.get(name, "auto")) for name in models]
+    )
 
 
 def make_scheduler(config: Config, cost: CostTable, policy: str | None = None) -> Scheduler:
@@ -71,19 +77,21 @@ def _open_account(ledger: Ledger, model: ModelConfig, shape: Shape, block_bytes:
     )
     per_row = shape.layers * shape.kv_heads
     rows = max(1, ledger.total_blocks // per_row)
-    ledger.add_model(model.name, per_row, rows, least, most, row_tokens=row_tokens(shape, block_bytes))
+    tokens = row_tokens(shape, block_bytes, model.kv_dtype)
+    ledger.add_model(model.name, per_row, rows, least, most, row_tokens=tokens)
 
 
-def row_tokens(shape: Shape, block_bytes: int) -> int:
+def row_tokens(shape: Shape, block_bytes: int, kv_dtype: KvDtype) -> int:
     """T of docs/design.md §1. Raises ConfigError when no token fits a block."""
-    tokens = block_bytes // (2 * shape.head_dim * ITEM_BYTES[shape.dtype])
+    tokens = block_bytes // (2 * shape.head_dim * kv_item_bytes(shape.dtype, kv_dtype))
     if tokens < 1:
         raise ConfigError(f"pool.block_bytes: {block_bytes} holds no token at head_dim {shape.head_dim}")
     return tokens
 
 
 def _lane(ledger: Ledger, model: ModelConfig, shape: Shape, config: Config, split: bool) -> LaneSpec:
-    tokens, capacity = row_tokens(shape, config.pool.block_bytes), ledger.limit(model.name)
+    tokens = row_tokens(shape, config.pool.block_bytes, model.kv_dtype)
+    capacity = ledger.limit(model.name)
     most = min(shape.max_positions, capacity * tokens)
     known = {
         **_same_names(LaneSpec, model),

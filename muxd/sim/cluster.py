@@ -125,6 +125,7 @@ def unit_config(unit: UnitLoad, terms: Terms, models: dict[str, ModelLoad]) -> C
             name,
             share=share,
             dtype=models[name].dtype,
+            kv_dtype=models[name].shape.kv_dtype,
             quota=_quota(part / sum(parts), split=terms.split),
             max_running=terms.max_running,
             max_queue=terms.max_queue,

@@ -169,6 +169,7 @@ class PrefillAttend:
         """See ``muxd.models.layers.Attend``."""
         spec = self._kv.spec
         q, kv = _turned(spec, qkv, angles, norms)
+        kv = self._kv.blocks.as_kept(kv)  # as a later chunk sees it: how a prompt is cut changes nothing
         self._kv.blocks.write(self._blocks[layer], self._slots, kv)
         out = torch.empty(q.shape[0], spec.heads, spec.head_dim, dtype=q.dtype)
         end = 0

@@ -28,7 +28,7 @@ from muxd.worker.cuda_sampling import BANNED, MOST, CudaSampler, Way, asks, colu
 from muxd.worker.cuda_state import PagedState
 from muxd.worker.cuda_streams import Streams
 from muxd.worker.cuda_upload import int32, upload
-from muxd.worker.mapped import DTYPES
+from muxd.worker.kept import kv_type
 from muxd.worker.sequence import Sequence, Span
 
 _MANY = 300  # tokens of a prompt: kernels are chosen by size at 256
@@ -50,13 +50,13 @@ class CudaStep:
 
     def __init__(self, spec: ModelSpec, setup: Setup, pool: Tensor, weights: Tensor, *, graphs: bool = True):
         torch.set_num_threads(1)  # the host only queues
-        self._spec, self._setup, self._dtype = spec, setup, DTYPES[setup.dtype]
+        self._spec, self._setup, self._kept = spec, setup, kv_type(setup, pool.device)
         self.device = pool.device
         self._streams = Streams(pool.device)
         self.model = build(spec, CudaWeights(setup.tensors, weights, setup.max_context))
-        row_tokens = spec.tokens_per_row(setup.block_bytes, self._dtype.itemsize)
+        row_tokens = spec.tokens_per_row(setup.block_bytes, self._kept.itemsize)
         width = min(setup.max_rows, -(-(setup.max_context + _AHEAD) // row_tokens) + 1)
-        self._state = PagedState(spec, pool, setup.block_bytes, setup.max_rows, width, self._dtype)
+        self._state = PagedState(spec, pool, setup.block_bytes, setup.max_rows, width, self._kept)
         self._sampler = CudaSampler(spec.vocab_size, pool.device)
         recorder = CudaRecorder() if pool.is_cuda else Again()
         self._graphs = DecodeGraphs(self._decode, padding, pool.device, recorder) if graphs else None
@@ -84,7 +84,7 @@ class CudaStep:
         memory = torch.zeros(
             rows * self._spec.blocks_per_row * setup.block_bytes, dtype=torch.uint8, device=self.device
         )
-        self._state = PagedState(self._spec, memory, setup.block_bytes, rows, rows, self._dtype)
+        self._state = PagedState(self._spec, memory, setup.block_bytes, rows, rows, self._kept)
         self._graphs = None
         try:
             yield

@@ -15,6 +15,7 @@ from muxd.models.registry import build
 from muxd.models.spec import ModelSpec
 from muxd.worker import sampler
 from muxd.worker.attend import DecodeAttend, PrefillAttend
+from muxd.worker.kept import kv_type
 from muxd.worker.kv import PagedKv
 from muxd.worker.mapped import DTYPES, MappedWeights
 from muxd.worker.sequence import Sequence, Span
@@ -41,11 +42,12 @@ class HostStep:
     rehearsal = ((8, Sampling(temperature=0.0)),)
 
     def __init__(self, spec: ModelSpec, setup: Setup, pool: Tensor, weights: Tensor):
-        self._spec, self._setup, self._dtype = spec, setup, DTYPES[setup.dtype]
+        self._spec, self._setup = spec, setup
         self._threads = 0
         self._use(100)
         self.model = build(spec, MappedWeights(setup.tensors, weights))
-        self._kv = PagedKv(spec, pool, setup.block_bytes, setup.max_rows, self._dtype)
+        self._types = DTYPES[setup.dtype], kv_type(setup, pool.device)
+        self._kv = PagedKv(spec, pool, setup.block_bytes, setup.max_rows, *self._types)
 
     @property
     def tokens(self) -> int:
@@ -60,7 +62,7 @@ class HostStep:
     def apart(self, rows: int) -> Iterator[None]:
         kv, block_bytes = self._kv, self._setup.block_bytes
         pool = torch.zeros(rows * self._spec.blocks_per_row * block_bytes, dtype=torch.uint8)
-        self._kv = PagedKv(self._spec, pool, block_bytes, rows, self._dtype)
+        self._kv = PagedKv(self._spec, pool, block_bytes, rows, *self._types)
         try:
             yield
         finally:

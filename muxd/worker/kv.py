@@ -18,10 +18,20 @@ from muxd.worker.rows import KnownRows
 class PagedKv:
     """Row table and block views of one model. ``pool``: uint8 [bytes], mapped from the daemon."""
 
-    def __init__(self, spec: ModelSpec, pool: Tensor, block_bytes: int, max_rows: int, dtype: torch.dtype):
-        spec.tokens_per_row(block_bytes, dtype.itemsize)  # refuses blocks that hold no token
+    def __init__(
+        self,
+        spec: ModelSpec,
+        pool: Tensor,
+        block_bytes: int,
+        max_rows: int,
+        dtype: torch.dtype,
+        kept: torch.dtype | None = None,
+    ):
+        """``dtype``: what is computed with; ``kept``: what lies in the pool, the same unless given."""
+        kept = kept or dtype
+        spec.tokens_per_row(block_bytes, kept.itemsize)  # refuses blocks that hold no token
         self.spec, self.dtype = spec, dtype
-        self.blocks = HeadBlocks(pool, block_bytes, spec.head_dim, dtype)
+        self.blocks = HeadBlocks(pool, block_bytes, spec.head_dim, dtype, kept)
         self.tokens = self.blocks.tokens  # T
         self.table = torch.zeros((max_rows, spec.layers, spec.kv_heads), dtype=torch.int32)
         self._known = KnownRows(max_rows, spec.blocks_per_row, self.blocks.slots.shape[0])

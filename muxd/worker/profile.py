@@ -18,7 +18,17 @@ import torch
 from muxd.cost import probe
 from muxd.device.base import HostWriter
 from muxd.errors import MuxdError
-from muxd.messages import ITEM_BYTES, BatchDone, Chunk, Decode, NewRows, Prefill, Sampling, Setup
+from muxd.messages import (
+    ITEM_BYTES,
+    BatchDone,
+    Chunk,
+    Decode,
+    NewRows,
+    Prefill,
+    Sampling,
+    Setup,
+    kv_item_bytes,
+)
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, fill, layout, plan
 from muxd.worker.mapped import DTYPES
@@ -37,7 +47,8 @@ class Bench:
             torch.cuda.set_device(setup.device)
         folder = Path(setup.folder)
         self.spec = read_spec(folder)
-        self.row_tokens = self.spec.tokens_per_row(setup.block_bytes, ITEM_BYTES[setup.dtype])
+        item = kv_item_bytes(setup.dtype, setup.kv_dtype)
+        self.row_tokens = self.spec.tokens_per_row(setup.block_bytes, item)
         region, weights = _weights(folder, self.spec, setup)
         per_row = self.spec.blocks_per_row
         self.rows = setup.pool_bytes // setup.block_bytes // per_row
@@ -47,7 +58,7 @@ class Bench:
             worker="profile", model=folder.name, folder=setup.folder, dtype=setup.dtype, link="",
             device=setup.device, pool_bytes=pool.numel(), block_bytes=setup.block_bytes, max_rows=self.rows,
             weights_bytes=region.bytes, tensors=region.tensors, cores=setup.cores,
-            max_context=self.spec.max_positions,
+            max_context=self.spec.max_positions, kv_dtype=setup.kv_dtype,
         )  # fmt: skip
         self._runner = Runner(told, pool, weights)
         self._runner.warm_up()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from muxd.cli.tables import duration, render, size
+from muxd.admin.schemas import ModelRow
+from muxd.cli.tables import duration, models, render, size
 
 
 def test_columns_are_as_wide_as_their_widest_cell_and_three_apart() -> None:
@@ -35,3 +36,14 @@ def test_sizes_are_in_the_units_of_the_configuration(count: int, text: str) -> N
 )
 def test_durations_are_in_the_largest_whole_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_type_of_k_and_v_is_a_column_where_one_has_its_own() -> None:
+    own = ModelRow("own", "ready", "", True, 1, 50, 1 << 20, 2048, 0, 4096, 0, 0, None, 0, 9.0)
+    kept = ModelRow(
+        "kept", "ready", "", True, 2, 50, 1 << 20, 1024, 0, 4096, 1, 0, None, 7, 9.0, kv_dtype="fp8"
+    )
+    assert "KV TYPE" not in models([own])
+    lines = models([own, kept]).splitlines()
+    at = lines[0].index("KV TYPE")
+    assert [line[at : at + 7].strip() for line in lines] == ["KV TYPE", "auto", "fp8"]

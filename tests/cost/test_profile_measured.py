@@ -44,6 +44,14 @@ def test_a_model_is_measured_over_its_grid_and_joins_the_file(folder: Path, tmp_
     assert set(load(tmp_path / "cost.json").models) == {"first", "second"}
 
 
+def test_keys_and_values_of_a_byte_are_measured_as_such(folder: Path) -> None:
+    found = measure(folder, "float32", lambda: None, SMALL, kv_dtype="fp8", device=Cpu(1))
+    check(found.decode, "decode")
+    assert (found.shape.dtype, found.shape.kv_dtype) == ("float32", "fp8")
+    with Prober(folder, "float32", Cpu(1), 8 << 20, kv_dtype="fp8") as prober:
+        assert prober.opened.row_tokens == 8192 // (2 * 16)
+
+
 def test_random_weights_need_no_file_but_config_json(folder: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -161,6 +169,11 @@ def test_a_roofline_needs_no_device(folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "decode step" in result.output
     assert load(file).models["tiny"].measured == "roofline of h200"
+    assert CliRunner().invoke(app, [*args[:3], "kept", *args[4:], "--kv-dtype", "fp8"]).exit_code == 0
+    assert {name: m.shape.kv_dtype for name, m in load(file).models.items()} == {
+        "tiny": "auto",
+        "kept": "fp8",
+    }
     again = CliRunner().invoke(app, [*args[:-3], "tpu", "--out", str(file)])
     assert again.exit_code != 0
     assert "known are" in again.output
@@ -170,6 +183,9 @@ def test_an_unknown_type_and_folder_are_one_sentence(folder: Path, tmp_path: Pat
     bad = CliRunner().invoke(app, ["profile", str(folder), "--name", "x", "--dtype", "int3"])
     assert bad.exit_code != 0
     assert "int3" in bad.output
+    bad = CliRunner().invoke(app, ["profile", str(folder), "--name", "x", "--kv-dtype", "int3"])
+    assert bad.exit_code == 2
+    assert "--kv-dtype 'int3': must be one of auto, fp8" in bad.output
     missing = CliRunner().invoke(
         app, ["profile", str(tmp_path / "no"), "--name", "x", "--out", str(tmp_path / "c.json")]
     )

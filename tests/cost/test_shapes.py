@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from support.tiny import tiny_llama
 
+from muxd.cost.analytic import Roofline
+from muxd.cost.peaks import CAPTURED
 from muxd.cost.shapes import CATALOGUE, ModelShape, known, read_shape
 from muxd.errors import ConfigError, ModelFolderError
 
@@ -31,6 +34,20 @@ def test_shards() -> None:
     few = ModelShape(2, 64, 8, 2, 8, 64, 100, 1000)
     assert few.degrees() == [1, 2, 4, 8]
     assert few.kv_heads_on(8) == 1, "every head is on four devices"
+
+
+def test_keys_and_values_of_a_byte() -> None:
+    own = known("llama-3-8b")
+    kept = msgspec.structs.replace(own, kv_dtype="fp8")
+    assert [kept.kv_bytes(gpus) for gpus in (1, 8)] == [own.kv_bytes(gpus) // 2 for gpus in (1, 8)]
+    assert kept.kv_bytes(1, "float32") == kept.kv_bytes(1, "float16") == own.kv_bytes(1, "float32") // 4
+    assert kept.weight_bytes() == own.weight_bytes()
+    assert (kept.on(2).kv_dtype, own.on(2).kv_dtype) == ("fp8", "auto")
+    costs = Roofline("h200", {"own": own, "kept": kept}, CAPTURED)
+    steps = {name: costs.decode(name, 1, 100, 64, 4000).seconds for name in ("own", "kept")}
+    weights = costs.decode("own", 1, 100, 64, 0).seconds
+    assert steps["kept"] - weights == pytest.approx((steps["own"] - weights) / 2, rel=0.01)
+    assert costs.prefill("kept", 1, 100, 1, 512) == costs.prefill("own", 1, 100, 1, 512)
 
 
 def test_a_folder_is_read_without_weights(tmp_path: Path) -> None:

@@ -99,7 +99,10 @@ ATTENTION: list[tuple[int, int, int, torch.dtype, torch.dtype, dict[str, Any]]] 
     (128, 4, 7, BF16, BF16, {}),  # Qwen2.5 7B
     (256, 1, 4, BF16, BF16, {"window": 512}),  # Gemma 3
     *((128, 8, group, BF16, BF16, {}) for group in (1, 5, 32)),
-    *((d, 2, 4, BF16, FP8, {}) for d in (64, 128, 256)),
+    *((d, 2, 4, BF16, FP8, {}) for d in (64, 80, 96, 128, 256)),
+    (256, 1, 4, BF16, FP8, {"window": 512}),  # Gemma 3
+    (128, 2, 4, FP16, FP8, {}),
+    *((d, 2, 2, FP32, FP8, {}) for d in (80, 128, 256)),
 ]
 
 
@@ -135,7 +138,7 @@ def test_attention(
 @pytest.mark.parametrize("n", [4, 300])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
 def test_rope_write(head_dim: int, n: int, norms: bool, tmp_path: Path) -> None:
-    for dtype, kv_dtype in ((BF16, BF16), (BF16, FP8), (FP32, FP32)):
+    for dtype, kv_dtype in ((BF16, BF16), (BF16, FP8), (FP32, FP32), (FP32, FP8)):
         qkv, turn = torch.empty(n, 8, head_dim, dtype=dtype), torch.empty(n, 1, head_dim, dtype=dtype)
         positions, weight = torch.zeros(n, dtype=torch.int32), qkv[0, 0] if norms else None
         owners = None if n == 4 else positions

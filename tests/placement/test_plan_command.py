@@ -1,5 +1,6 @@
 """`muxctl plan` as a user runs it: the table, the files, the picture, and sentences for mistakes."""
 
+import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -36,6 +37,16 @@ size = "llama-3.2-1b"
 rate = 20.0
 prompt_tokens = 40
 output_tokens = 60
+"""
+
+
+KEPT = """
+[[model]]
+name = "{0}"
+size = "llama-3-8b"
+rate = 8.0
+prompt_tokens = 8000
+kv_dtype = "{1}"
 """
 
 
@@ -143,3 +154,20 @@ def test_devices_are_written_as_people_do() -> None:
     assert (gpus.kind, gpus.memory, gpus.count) == ("A100", 80 * 10**9, 32)
     assert parse_gpus("4xh200").memory == 141 * 10**9
     assert parse_gpus("2xA100-40GB").memory == 40 * 10**9
+
+
+def test_keys_and_values_of_a_byte_cost_less_and_are_written_down(room: Path) -> None:
+    """Two models of one size: each its own costs, and the plan's file keeps the type."""
+    (room / "models.toml").write_text(KEPT.format("own", "auto") + KEPT.format("kept", "fp8"))
+    run("--gpus", "1xH200", "--out", "out")
+    config = load(room / "out" / "host-0.toml", env={})
+    assert {model.name: model.kv_dtype for model in config.model} == {"own": "auto", "kept": "fp8"}
+    found = {}
+    for kind in ("auto", "fp8"):
+        (room / "models.toml").write_text(KEPT.format("m", kind))
+        plan = json.loads(run("--gpus", "1xH200", "--json"))
+        found[kind] = plan["units"][0]["members"][0]
+    assert found["fp8"]["batch"] == pytest.approx(2 * found["auto"]["batch"], abs=1), "what the pool holds"
+    assert found["fp8"]["throughput"] > 1.1 * found["auto"]["throughput"]
+    (room / "models.toml").write_text(KEPT.format("m", "int8"))
+    assert "kv_dtype" in run("--gpus", "1xH200", code=1)

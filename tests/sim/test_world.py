@@ -154,7 +154,25 @@ def test_rows_and_quotas_are_those_of_the_configuration() -> None:
     assert scheduler.lanes["a"].spec.share == 50
     assert scheduler.lanes["b"].spec.share == 30
     with pytest.raises(ConfigError, match="block_bytes"):
-        row_tokens(msgspec.structs.replace(cost.model("a").shape, head_dim=4096), 8192)
+        row_tokens(msgspec.structs.replace(cost.model("a").shape, head_dim=4096), 8192, "auto")
+
+
+def test_rows_hold_what_the_configuration_says_of_k_and_v() -> None:
+    """Costs are the profile's, memory is the configuration's."""
+    measured = msgspec.structs.replace(model(), shape=msgspec.structs.replace(model().shape, kv_dtype="fp8"))
+    cost = table(own=model(), kept=measured)
+
+    def tokens(config: Config) -> dict[str, int]:
+        return {name: lane.spec.row_tokens for name, lane in make_scheduler(config, cost).lanes.items()}
+
+    models = [ModelConfig("own", "own", kv_dtype="fp8"), ModelConfig("kept", "kept")]
+    assert tokens(Config(model=models)) == {"own": 64, "kept": 32}
+    assert tokens(plain_config(["own", "kept"], cost)) == {"own": 32, "kept": 64}, "as they were measured"
+    with pytest.raises(ConfigError, match="no model 'c'"):
+        plain_config(["c"], cost)
+    profile = table_profile(msgspec.structs.replace(measured, folder="smol"))
+    named = [ModelConfig("x", "/m/smol", kv_dtype="fp8"), ModelConfig("y", "/m/smol")]
+    assert likenesses(Config(model=named), profile) == {"x": "a"}
 
 
 def test_a_second_name_for_a_measured_folder_is_recognised() -> None:

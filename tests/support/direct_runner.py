@@ -10,7 +10,18 @@ import numpy as np
 import torch
 
 from muxd.device.base import HostWriter
-from muxd.messages import ITEM_BYTES, BatchDone, Chunk, Decode, Dtype, NewRows, Prefill, Sampling, Setup
+from muxd.messages import (
+    BatchDone,
+    Chunk,
+    Decode,
+    Dtype,
+    KvDtype,
+    NewRows,
+    Prefill,
+    Sampling,
+    Setup,
+    kv_item_bytes,
+)
 from muxd.models.spec import read_spec
 from muxd.models.weights import fill, plan
 from muxd.worker.runner import Batch, Runner
@@ -31,6 +42,7 @@ class DirectRunner:
         folder: Path,
         dtype: Dtype = "float32",
         *,
+        kv_dtype: KvDtype = "auto",
         block_bytes: int = 8192,
         rows: int = 400,
         cores: int = 1,
@@ -40,7 +52,7 @@ class DirectRunner:
         paged: bool | None = None,
     ):
         self.spec = read_spec(folder)
-        self.tokens = self.spec.tokens_per_row(block_bytes, ITEM_BYTES[dtype])
+        self.tokens = self.spec.tokens_per_row(block_bytes, kv_item_bytes(dtype, kv_dtype))
         layout = plan(folder, self.spec, dtype)
         weights = np.zeros(layout.bytes, dtype=np.uint8)
         fill(layout, HostWriter(weights), lambda done: None)
@@ -51,6 +63,7 @@ class DirectRunner:
             worker="direct", model=folder.name, folder=str(folder), dtype=dtype, link="", device=device,
             pool_bytes=pool.numel(), block_bytes=block_bytes, max_rows=rows, weights_bytes=layout.bytes,
             tensors=layout.tensors, cores=cores, max_context=self.spec.max_positions,
+            kv_dtype=kv_dtype,
         )  # fmt: skip
         self.runner = Runner(setup, pool, torch.from_numpy(weights).to(device), paged=paged)
         self.logits: list[torch.Tensor] = []
@@ -129,6 +142,12 @@ class DirectRunner:
         """Rows go back; the next owner gets them with whatever is in them."""
         self._free += self._rows.pop(seq, [])
         self._lengths.pop(seq, None)
+
+    def blocks_in_use(self) -> list[int]:
+        """The head blocks of all sequences."""
+        per_row = self.spec.blocks_per_row
+        rows = [row for held in self._rows.values() for row in held]
+        return [block for row in rows for block in self._blocks[row * per_row : (row + 1) * per_row]]
 
     def _grow(self, seq: int, tokens: int) -> list[int]:
         held = self._rows.setdefault(seq, [])

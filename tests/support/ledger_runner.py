@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from muxd.device.base import HostWriter
-from muxd.messages import Chunk, Decode, NewRows, Prefill, Sampling, Setup
+from muxd.messages import Chunk, Decode, KvDtype, NewRows, Prefill, Sampling, Setup, kv_item_bytes
 from muxd.models.spec import read_spec
 from muxd.models.weights import fill, plan
 from muxd.pool.ledger import Ledger
@@ -50,8 +50,10 @@ class LedgerRunner:
         *,
         device: str = "cpu",
         paged: bool | None = None,
+        kv_dtypes: dict[str, KvDtype] | None = None,
     ):
-        self._device, self._paged = device, paged
+        """``kv_dtypes``: of models whose K and V are not of their own type, float32."""
+        self._device, self._paged, self._kv_dtypes = device, paged, kv_dtypes or {}
         self.pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8, device=device)  # NaN
         self.ledger = Ledger(blocks)
         self.runners: dict[str, Runner] = {}
@@ -63,17 +65,18 @@ class LedgerRunner:
             self._add(model, folder, blocks, block_bytes)
 
     def _add(self, model: str, folder: Path, blocks: int, block_bytes: int) -> None:
-        spec = read_spec(folder)
+        spec, kind = read_spec(folder), self._kv_dtypes.get(model, "auto")
         layout = plan(folder, spec, "float32")
         weights = np.zeros(layout.bytes, dtype=np.uint8)
         fill(layout, HostWriter(weights), lambda done: None)
         rows = blocks // spec.blocks_per_row
-        self.row_tokens[model] = spec.tokens_per_row(block_bytes, 4)
+        self.row_tokens[model] = spec.tokens_per_row(block_bytes, kv_item_bytes("float32", kind))
         self.ledger.add_model(model, spec.blocks_per_row, rows, row_tokens=self.row_tokens[model])
         setup = Setup(
             worker="ledger", model=model, folder=str(folder), dtype="float32", link="", device=self._device,
             pool_bytes=self.pool.numel(), block_bytes=block_bytes, max_rows=rows,
             weights_bytes=layout.bytes, tensors=layout.tensors, cores=1, max_context=spec.max_positions,
+            kv_dtype=kind,
         )  # fmt: skip
         held = torch.from_numpy(weights).to(self._device)
         runner = self.runners[model] = Runner(setup, self.pool, held, paged=self._paged)

@@ -48,8 +48,11 @@ def test_splits_do_not_show(splits: int) -> None:
     check_decode(paged_decode_kernel, Shape(128, 1, 4), lengths, splits=splits)
 
 
-def test_float8_keys_and_values() -> None:
-    shape = Shape(64, 2, 4, torch.bfloat16, kv_dtype=torch.float8_e4m3fn)
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"), [(64, torch.bfloat16), (80, torch.float16), (96, torch.float32)]
+)
+def test_float8_keys_and_values(head_dim: int, dtype: torch.dtype) -> None:
+    shape = Shape(head_dim, 2, 4, dtype, kv_dtype=torch.float8_e4m3fn)
     check_decode(paged_decode_kernel, shape, [33, 0, 200], splits=2)
     check_prefill(paged_prefill_kernel, shape, [(40, 5), (0, 70)])
     check_rope_write(rope_write_kernel, shape, [0, 5, -1, 70], None, True, True)

@@ -1,0 +1,78 @@
+"""What K and V of another type change in the daemon: the tokens of a row, and nothing else."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.tiny import tiny_served
+
+from muxd.config import ModelConfig, QuotaConfig
+from muxd.device.cpu import Cpu
+from muxd.errors import ConfigError
+from muxd.fleet.accounts import lane_spec, open_account, terms
+from muxd.fleet.catalog import Entry
+from muxd.fleet.planning import shape
+from muxd.messages import Dtype, KvDtype, kv_item_bytes
+from muxd.models.spec import read_spec
+from muxd.pool.arena import Arena
+
+BLOCK, BLOCKS = 1024, 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_served(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    arena = Arena(Cpu(), pool_bytes=BLOCKS * BLOCK, block_bytes=BLOCK)
+    yield arena
+    arena.close()
+
+
+def entry(folder: Path, name: str, dtype: Dtype, kv_dtype: KvDtype) -> Entry:
+    quota = QuotaConfig(min="16K", max="50%")
+    made = Entry(ModelConfig(name, str(folder), dtype=dtype, kv_dtype=kv_dtype, quota=quota))
+    made.open()
+    return made
+
+
+@pytest.mark.parametrize(("dtype", "times"), [("bfloat16", 2), ("float16", 2), ("float32", 4)])
+def test_rows_of_as_many_blocks_hold_more_tokens(
+    folder: Path, arena: Arena, dtype: Dtype, times: int
+) -> None:
+    own, kept = (entry(folder, kind, dtype, kind) for kind in ("auto", "fp8"))  # type: ignore[arg-type]
+    for one in (own, kept):
+        open_account(one, arena)
+    assert kept.row_tokens(BLOCK) == times * own.row_tokens(BLOCK) == BLOCK // (2 * 16)
+    assert terms(own, arena) == terms(kept, arena), "blocks are blocks"
+    lanes = [lane_spec(one, arena, 50) for one in (own, kept)]
+    assert [lane.blocks_per_row for lane in lanes] == [4, 4]
+    assert [lane.row_tokens for lane in lanes] == [own.row_tokens(BLOCK), times * own.row_tokens(BLOCK)]
+    assert lanes[0].capacity_rows == lanes[1].capacity_rows == BLOCKS // 4
+    assert shape(own).kv_bytes(1, dtype) == times * shape(kept).kv_bytes(1, dtype)
+    assert shape(own).weight_bytes(1, dtype) == shape(kept).weight_bytes(1, dtype)
+    # The same prompt of 64 tokens.
+    taken = []
+    for one in (own, kept):
+        before = arena.ledger.free_blocks
+        assert arena.ledger.admit(one.name, [], -(-64 // one.row_tokens(BLOCK))) is not None
+        taken.append(before - arena.ledger.free_blocks)
+    assert taken[0] == times * taken[1] == 4 * 64 // own.row_tokens(BLOCK)
+    arena.ledger.audit()
+
+
+def test_the_same_model_elsewhere_keeps_its_type(folder: Path) -> None:
+    twin = entry(folder, "a", "bfloat16", "fp8").twin("cpu:1")
+    assert twin.row_tokens(BLOCK) == BLOCK // 32
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_a_block_too_small_for_a_token_may_hold_one_in_float8(folder: Path, dtype: Dtype) -> None:
+    spec = read_spec(folder)  # head_dim 16
+    assert spec.tokens_per_row(32, kv_item_bytes(dtype, "fp8")) == 1
+    with pytest.raises(ConfigError, match="at least"):
+        spec.tokens_per_row(32, kv_item_bytes(dtype, "auto"))
+    with pytest.raises(ConfigError, match="at least 32 are needed"):
+        spec.tokens_per_row(31, kv_item_bytes(dtype, "fp8"))
