@@ -146,14 +146,14 @@ def size(text: str, *, key: str, whole: int | None = None) -> int:
     raise ConfigError(f"{key} = {text!r} is not a size; write {allowed}")
 
 
-def splits(scheduler: SchedulerConfig, device: str, rungs: Sequence[int]) -> bool:
-    """Whether each model has a process for each phase on ``device`` with these shares.
+def splits(scheduler: SchedulerConfig, rungs: Sequence[int], *, gpu: bool) -> bool:
+    """Whether each model has a process for each phase on a device with these shares.
 
     By default on a GPU that can be shared. Where models take turns on the whole of it, two processes could
     never compute at once; on the CPU each would hold packed weights of its own.
     """
     if scheduler.split_phases == "auto":
-        return device.startswith("cuda") and len(rungs) > 1
+        return gpu and len(rungs) > 1
     return scheduler.split_phases == "yes"
 
 

@@ -21,6 +21,7 @@ from muxd.sim.replay import Replay
 from muxd.sim.workload import Item, Workload
 
 _IN, _OUT = 64, 96
+_FIRST_STEP = 2  # tokens: of a second one the step is never sent ahead, so that nothing hides the overhead
 _STREAMS = 8
 _SINGLES = 5
 PARTS = 2  # measurements, for the progress bar
@@ -35,6 +36,7 @@ def measure_overhead(
     kv_dtype: KvDtype = "auto",
 ) -> Overhead:
     """``cost`` must know ``name`` on ``device``, without overhead."""
+    output, repeats = (_FIRST_STEP, 4 * _SINGLES) if cost.device.gpu else (_OUT, _SINGLES)
     with tempfile.TemporaryDirectory(prefix="muxd-overhead-") as scratch:
         config = Path(scratch, "muxd.toml")
         server = f'[server]\ndevice = "{device}"\n'
@@ -44,15 +46,15 @@ def measure_overhead(
             url = admin.status().address
             for _ in range(2):  # a new worker is slow at first: pages and kernels it has not touched
                 _replay(url, [Item(0.0, name, _IN, _OUT)] * _STREAMS)
-            gap = 2 * cost.alone(name, _IN, _OUT) + 0.2  # so that one ends before the next begins
-            singles = _replay(url, [Item(i * gap, name, _IN, _OUT) for i in range(_SINGLES)])
-            together = _replay(url, [Item(0.0, name, _IN, _OUT)] * _STREAMS)
+            gap = 2 * cost.alone(name, _IN, output) + 0.2  # so that one ends before the next begins
+            singles = _replay(url, [Item(i * gap, name, _IN, output) for i in range(repeats)])
+            together = _replay(url, [Item(0.0, name, _IN, output)] * _STREAMS)
     return fitted(cost, name, singles, together)
 
 
 def fitted(cost: CostTable, name: str, singles: Records, together: Records) -> Overhead:
     """Extra seconds of a step at batch 1 and at ``_STREAMS`` give a constant and a part per token."""
-    context = _IN + _OUT / 2
+    context = _IN + singles.workload.items[0].output_tokens / 2
     one = _step(singles) - cost.decode(name, 1, context, 100)
     many = _step(together) - cost.decode(name, len(together.sent), context, 100)
     token = max(0.0, (many - one) / (len(together.sent) - 1))

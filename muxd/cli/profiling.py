@@ -320,7 +320,7 @@ def processor(device: Device) -> str:
 
 def merged(path: Path, name: str, model: ModelProfile, on: Device) -> Profile:
     """The file with this model in it. Raises ConfigError when its other models are from another device."""
-    device = Measured(on.name, on.cores, list(shares(on)), processor(on))
+    device = Measured(on.name, on.cores, list(shares(on)), processor(on), isinstance(on, Cuda))
     if not path.exists():
         return Profile(FORMAT, device, {name: model})
     old = load(path)

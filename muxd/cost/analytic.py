@@ -170,4 +170,4 @@ def rungs() -> list[int]:
 
 
 def device(name: str) -> Device:
-    return Device(name=f"{name} (roofline)", cores=100, rungs=rungs())
+    return Device(name=f"{name} (roofline)", cores=100, rungs=rungs(), gpu=True)

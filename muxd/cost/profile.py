@@ -17,12 +17,14 @@ ROOFLINE = "roofline"  # how ``ModelProfile.measured`` begins where nothing was 
 
 
 class Device(Struct, frozen=True):
-    """Where it was measured. ``rungs``: the shares in percent a worker can really run at."""
+    """Where it was measured. ``rungs``: the shares in percent a worker can really run at. ``gpu``: the daemon
+    serves there as on a GPU (steps run ahead, processes for each phase)."""
 
     name: str
     cores: int
     rungs: list[int]
     processor: str = ""
+    gpu: bool = False
 
 
 class Grid(Struct, frozen=True):
@@ -54,7 +56,10 @@ class Shape(Struct, frozen=True):
 
 
 class Overhead(Struct, frozen=True):
-    """Seconds that the daemon adds: to every batch, to every token, and to every request before its first."""
+    """Seconds that the daemon adds: to every batch, to every token, and to every request before its first.
+
+    On a GPU a decode step that runs ahead hides those of the batch and its tokens behind the one in front.
+    """
 
     batch: float = 0.0
     token: float = 0.0

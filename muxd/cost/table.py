@@ -77,6 +77,14 @@ class Surface:
         return first if part == 0.0 else first + part * (_line(plane[i + 1], j, along) - first)
 
 
+def _ahead(steps: int, step: float, host: float) -> float:
+    """Mean seconds of a step among ``steps`` of which two may be under way: the host's part is paid once, or
+    once in two steps where it is the longer one."""
+    if host <= step:
+        return step + host / steps
+    return ((steps + 1) // 2 * (step + host) + (steps % 2 == 0) * step) / steps
+
+
 def _place(axis: list[int], value: float) -> tuple[int, float]:
     """Index of the interval and how far into it, 0 to 1."""
     if len(axis) == 1 or value <= axis[0]:
@@ -155,7 +163,10 @@ class CostTable:
     def alone_tpot(self, model: str, prompt: int, output: int) -> float:
         """Seconds a token after the first, at the context halfway through the answer."""
         extra = self.model(model).overhead
-        return self.decode(model, 1, prompt + output / 2, 100) + extra.batch + extra.token
+        step, host = self.decode(model, 1, prompt + output / 2, 100), extra.batch + extra.token
+        if not self.device.gpu:
+            return step + host
+        return _ahead(max(1, output - 1), step, host)
 
     def alone(self, model: str, prompt: int, output: int) -> float:
         """Seconds from arrival to the last token."""

@@ -54,7 +54,7 @@ def open_site(
     forecast = None
     if config.admission == "slo":
         forecast = Forecast(observer.attainment.targets, settings.prefill_tokens)
-    split = splits(config, device.name, device.rungs)
+    split = splits(config, device.rungs, gpu=device.name.startswith("cuda"))
     lanes = _open_accounts(entries, arena, device, split=split)
     shares = Shares(device.rungs, config.overbook)
     scheduler = Scheduler(lanes, arena.ledger, shares, settings, policy=config.policy, forecast=forecast)

@@ -51,10 +51,10 @@ def make_scheduler(config: Config, cost: CostTable, policy: str | None = None) -
     shapes = {model.name: cost.model(model.name).shape for model in config.model}
     for model in config.model:
         _open_account(ledger, model, shapes[model.name], block_bytes)
-    split = splits(config.scheduler, cost.device.name, cost.device.rungs)
+    split = splits(config.scheduler, cost.device.rungs, gpu=cost.device.gpu)
     lanes = [_lane(ledger, model, shapes[model.name], config, split) for model in config.model]
     shares = Shares(cost.device.rungs, config.scheduler.overbook)
-    settings = Settings(**_same_names(Settings, config.scheduler))
+    settings = Settings(**_same_names(Settings, config.scheduler), run_ahead=cost.device.gpu)
     return Scheduler(
         lanes, ledger, shares, settings, policy=policy or config.scheduler.policy,
         forecast=_forecast(config, settings),

@@ -1,4 +1,12 @@
-"""The device in virtual time: which batches run, when each ends, how they slow each other down."""
+"""The device in virtual time: which batches run, when each ends, how they slow each other down.
+
+A device that queues (a GPU) has its next decode step before the daemon hears that the last one ended: there
+the daemon's part of a batch follows its work, and the device computes meanwhile. Elsewhere it is part of the
+work.
+"""
+
+from heapq import heappop, heappush
+from math import inf
 
 from muxd.cost.table import CostTable
 from muxd.engine.sequence import Sequence
@@ -6,12 +14,16 @@ from muxd.messages import Decode, Prefill
 
 
 class Batch:
-    """One batch on its way. ``left``: seconds of work still to do at ``since`` if it ran alone."""
+    """One batch on its way. ``left``: seconds of work still to do at ``since`` if it ran alone; ``after``:
+    seconds from its end until the daemon hears of it."""
 
-    __slots__ = ("command", "demand", "end", "factor", "left", "model", "prefill", "since")
+    __slots__ = ("after", "command", "demand", "end", "factor", "left", "model", "prefill", "since")
 
-    def __init__(self, model: str, command: Prefill | Decode, seconds: float, demand: int, now: float):
+    def __init__(
+        self, model: str, command: Prefill | Decode, seconds: float, after: float, demand: int, now: float
+    ):
         self.model = model
+        self.after = after
         self.demand = demand  # percent of the device it can keep busy
         self.command = command
         self.prefill = isinstance(command, Prefill)
@@ -28,12 +40,22 @@ class Batch:
         self.end = now + self.left * factor
 
 
+Worker = tuple[str, bool]  # model, and whether it prefills
+
+
 class VirtualDevice:
-    """At most one batch a worker. Raises ValueError for a second one."""
+    """A worker computes one batch, and where the device queues it may have a decode step more behind it.
+
+    Raises ValueError for any further one.
+    """
 
     def __init__(self, cost: CostTable):
         self._cost = cost
-        self._running: dict[tuple[str, bool], Batch] = {}  # by worker: model, and whether it prefills
+        self._queues = cost.device.gpu
+        self._running: dict[Worker, Batch] = {}
+        self._behind: dict[Worker, tuple[Decode, list[Sequence]]] = {}
+        self._answers: list[tuple[float, int, Batch]] = []  # a heap: when the daemon hears of which batch
+        self._heard: dict[Worker, float] = {}  # when it hears of the last one: answers keep their order
         self._contended = any(
             cost.slowdown(model, prefill, {True: 1, False: 1}) != 1.0
             for model in cost.models
@@ -44,9 +66,10 @@ class VirtualDevice:
         self.busy = 0.0  # share-seconds computed, 1.0 a second of the whole device
 
     @property
-    def next(self) -> Batch | None:
-        """The batch that ends first; of two at once the one that started first."""
-        return min(self._running.values(), key=lambda batch: batch.end, default=None)
+    def due(self) -> float:
+        """When a batch ends or the daemon hears of one; infinity if none is on its way."""
+        ends = min((batch.end for batch in self._running.values()), default=inf)
+        return min(ends, self._answers[0][0]) if self._answers else ends
 
     def start(
         self,
@@ -61,33 +84,81 @@ class VirtualDevice:
         worker = (model, isinstance(command, Prefill))
         if worker in self._running or (not split and (model, not worker[1]) in self._running):
             raise ValueError(f"two batches at once on the worker of {model}")
-        seconds = self._seconds(model, command, sequences)
+        self._begin(worker, command, sequences, now)
+
+    def queue(self, model: str, command: Decode, sequences: list[Sequence], now: float) -> None:
+        """Begins when the step in front ends; at once if it has, and the daemon has not heard of it yet."""
+        worker = (model, False)
+        if not self._queues or worker in self._behind:
+            raise ValueError(f"one step too many for the worker of {model}")
+        if worker in self._running:
+            self._behind[worker] = command, sequences
+        else:
+            self._begin(worker, command, sequences, now, ahead=True)
+
+    def advance(self, now: float) -> Batch | None:
+        """What is ``due`` next, and that is now: the batch that the daemon hears of, if it is that."""
+        batch = min(self._running.values(), key=lambda batch: batch.end, default=None)
+        if batch is None or (self._answers and self._answers[0][0] < batch.end):
+            return heappop(self._answers)[-1]
+        self._end(batch, now)
+        if not self._queues:
+            return batch
+        worker = (batch.model, batch.prefill)
+        heard = self._heard[worker] = max(now + batch.after, self._heard.get(worker, 0.0))
+        heappush(self._answers, (heard, batch.command.batch, batch))
+        return None
+
+    def _end(self, batch: Batch, now: float) -> None:
+        crowded = self._demand > 100
+        worker = (batch.model, batch.prefill)
+        self._demand -= self._running.pop(worker).demand
+        behind = None if batch.prefill else self._behind.pop(worker, None)
+        if behind is not None:
+            self._begin(worker, *behind, now, ahead=True)
+        if self._contended or crowded:
+            self._settle(now)
+
+    def _begin(
+        self,
+        worker: Worker,
+        command: Prefill | Decode,
+        sequences: list[Sequence],
+        now: float,
+        *,
+        ahead: bool = False,
+    ) -> None:
+        """``ahead``: the daemon has not counted the token of the step in front."""
+        model = worker[0]
+        seconds, after = self._seconds(model, command, sequences, ahead=ahead), self._overhead(model, command)
+        if not self._queues:
+            seconds, after = seconds + after, 0.0
         self.busy += seconds * command.share / 100
         # Less than the smallest rung there is not: on a CPU, who has a part of a core has a thread.
-        batch = Batch(model, command, seconds, max(command.share, self._smallest), now)
+        batch = Batch(model, command, seconds, after, max(command.share, self._smallest), now)
         self._running[worker] = batch
         self._demand += batch.demand
         if self._contended or self._demand > 100:
             self._settle(now)
 
-    def finish(self, batch: Batch, now: float) -> None:
-        crowded = self._demand > 100
-        self._demand -= self._running.pop((batch.model, batch.prefill)).demand
-        if self._contended or crowded:
-            self._settle(now)
-
-    def _seconds(self, model: str, command: Prefill | Decode, sequences: list[Sequence]) -> float:
-        """Computing alone on its share, and the daemon's part."""
-        extra = self._cost.model(model).overhead
+    def _seconds(
+        self, model: str, command: Prefill | Decode, sequences: list[Sequence], *, ahead: bool
+    ) -> float:
+        """Computing alone on its share."""
         if isinstance(command, Prefill):
             sizes = [len(chunk.tokens) // 4 for chunk in command.chunks]
             tokens = sum(sizes)
             before = sum(n * chunk.start for n, chunk in zip(sizes, command.chunks, strict=True)) / tokens
-            cost = self._cost.prefill(model, tokens, before, command.share, len(sizes))
-            return cost + extra.batch + extra.token * len(sizes)
+            return self._cost.prefill(model, tokens, before, command.share, len(sizes))
         count = len(sequences)
-        context = sum([sequence.computed for sequence in sequences]) / count
-        return self._cost.decode(model, count, context, command.share) + extra.batch + extra.token * count
+        context = sum([sequence.computed for sequence in sequences]) / count + ahead
+        return self._cost.decode(model, count, context, command.share)
+
+    def _overhead(self, model: str, command: Prefill | Decode) -> float:
+        """The daemon's part."""
+        extra = self._cost.model(model).overhead
+        count = len(command.chunks if isinstance(command, Prefill) else command.seqs)
+        return extra.batch + extra.token * count
 
     def _settle(self, now: float) -> None:
         """Everybody's pace for the set that runs from ``now`` on; what is booked twice is divided."""

@@ -132,15 +132,15 @@ class _Run:
     # ---- events --------------------------------------------------------------------------------------
 
     def _unit_due(self, site: int, due: float, idle: int) -> int:
-        """Returns how many ticks in a row found nothing that ended."""
+        """Returns how many ticks in a row found nothing done."""
         unit = self._units[site]
-        ended = unit.finish_batch(due)
-        if not ended:
+        done = unit.advance(due)
+        if not done:
             unit.tick()
         self._look(site)
-        if ended and self._transition is not None:
+        if done and self._transition is not None:
             self._drains()
-        return 0 if ended else idle + 1
+        return 0 if done else idle + 1
 
     def _arrive(self, index: int, request: Request) -> None:
         site = self._serving[request.model]

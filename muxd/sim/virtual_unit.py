@@ -12,6 +12,7 @@ from muxd.clock import VirtualClock
 from muxd.cost.table import CostTable
 from muxd.engine.actions import (
     Action,
+    Ahead,
     Arrived,
     BatchDone,
     Cancelled,
@@ -63,17 +64,17 @@ class VirtualUnit:
     # ---- time ----------------------------------------------------------------------------------------
 
     def due(self) -> float:
-        """When something happens here if nobody comes: a batch ends, or the scheduler's deadline."""
-        batch = self.device.next
+        """When something happens here if nobody comes: on the device, or the scheduler's deadline."""
         tick = self.scheduler.deadline(self._clock.now())
-        return min(inf if batch is None else batch.end, inf if tick is None else tick)
+        return min(self.device.due, inf if tick is None else tick)
 
-    def finish_batch(self, due: float) -> bool:
-        """Whether a batch ended by ``due``, and what follows from it."""
-        batch = self.device.next
-        if batch is None or batch.end > due:
+    def advance(self, due: float) -> bool:
+        """Whether the device did something by ``due``, and what follows from it."""
+        if self.device.due > due:
             return False
-        self._done(batch)
+        batch = self.device.advance(self._clock.now())
+        if batch is not None:
+            self._done(batch)
         return True
 
     def tick(self) -> None:
@@ -118,7 +119,6 @@ class VirtualUnit:
     # ---- events --------------------------------------------------------------------------------------
 
     def _done(self, batch: Batch) -> None:
-        self.device.finish(batch, self._clock.now())
         command = batch.command
         if isinstance(command, Prefill):
             sampled = sum(chunk.last for chunk in command.chunks)
@@ -135,11 +135,15 @@ class VirtualUnit:
     def _perform(self, action: Action, now: float, first: bool) -> None:
         """``first``: a prefill is done. Only then can a token be somebody's first."""
         match action:
-            case Launch():
+            case Launch() if not action.ahead:
                 lane = self.scheduler.lanes[action.model]
                 flight = lane.flight(action.command.batch)
                 assert flight is not None
                 self.device.start(action.model, action.command, flight.sequences, now, split=lane.spec.split)
+            case Ahead():
+                flight = self.scheduler.lanes[action.model].ahead
+                assert flight is not None
+                self.device.queue(action.model, action.command, flight.sequences, now)
             case Emit():
                 if first:
                     self._first_tokens(action.sequences, now)

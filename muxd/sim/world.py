@@ -54,7 +54,7 @@ class World:
             if due == inf or (index == count and self._over()):
                 break
             clock.advance(max(0.0, due - clock.now()))
-            if unit.finish_batch(due):
+            if unit.advance(due):
                 continue
             if arrival <= due:
                 unit.submit(index, request_of(index, items[index], next(self._prompts)))
@@ -69,7 +69,7 @@ class World:
 
     def _over(self) -> bool:
         """Nothing runs and nobody comes: only time can start what waits, and not for ever."""
-        if self.device.next is not None:
+        if self.device.due < inf:
             return False
         self._idle += 1
         return not self._unit.waits or self._idle > _IDLE_TICKS

@@ -32,7 +32,7 @@ from muxd.messages import (
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, fill, layout, plan
 from muxd.worker.mapped import DTYPES
-from muxd.worker.runner import Runner
+from muxd.worker.runner import Batch, Runner
 
 _GREEDY = Sampling(temperature=0.0)
 _PATTERN = 0x3C  # each byte of the pool: a small finite number in every type, and pages that are really there
@@ -70,21 +70,23 @@ class Bench:
 
     def decode(self, asked: probe.Decode) -> list[float]:
         """Raises ValueError when the pool is too small."""
-        room = (self.rows // asked.batch) * self.row_tokens - asked.context - 1
+        most = -(-self.spec.max_positions // self.row_tokens)  # no sequence can ever have more rows
+        per_sequence = min(self.rows // asked.batch, most)
+        room = min(per_sequence * self.row_tokens, self.spec.max_positions) - asked.context - 1
         if room <= asked.least:
             raise ValueError(f"a batch of {asked.batch} at context {asked.context} does not fit the pool")
-        per_sequence = self.rows // asked.batch
         seqs = list(range(asked.batch))
         with self._sequences(seqs, asked):
             chunks = [self._chunk(seq, seq * per_sequence, per_sequence, 1, asked.context) for seq in seqs]
             self._prefill(chunks, asked)
 
-            def step() -> BatchDone:
-                return self._runner.decode(
+            def step() -> Batch:
+                return self._runner.begin(
                     Decode(next(self._batch), asked.share, NewRows(), seqs, [], [], asked.parts)
                 )
 
-            return _timed(step, asked.least, asked.seconds, min(room - 1, _MOST))
+            steps = min(room - 1 - self._runner.ahead, _MOST)
+            return _timed(step, asked.least, asked.seconds, steps, ahead=self._runner.ahead)
 
     def prefill(self, asked: probe.Prefill) -> list[float]:
         """Raises ValueError when the pool is too small."""
@@ -95,7 +97,7 @@ class Bench:
         seqs = list(range(asked.chunks))
         with self._sequences(seqs, asked):
             chunks = [self._chunk(seq, seq * per_sequence, per_sequence, size, asked.context) for seq in seqs]
-            return _timed(lambda: self._prefill(chunks, asked), asked.least, asked.seconds, _MOST)
+            return _timed(lambda: self._begin(chunks, asked), asked.least, asked.seconds, _MOST)
 
     def _chunk(self, seq: int, first_row: int, rows: int, tokens: int, context: int) -> Chunk:
         """``tokens`` new tokens after ``context`` that count as computed; whole rows of them."""
@@ -108,9 +110,12 @@ class Bench:
         )  # fmt: skip
 
     def _prefill(self, chunks: list[Chunk], asked: probe.Probe, forget: Sequence[int] = ()) -> BatchDone:
+        return self._begin(chunks, asked, forget).finish()
+
+    def _begin(self, chunks: list[Chunk], asked: probe.Probe, forget: Sequence[int] = ()) -> Batch:
         rows, self._unsaid = self._unsaid, NewRows()
         batch = next(self._batch)
-        return self._runner.prefill(Prefill(batch, asked.share, rows, chunks, list(forget), asked.parts))
+        return self._runner.begin(Prefill(batch, asked.share, rows, chunks, list(forget), asked.parts))
 
     @contextmanager
     def _sequences(self, seqs: list[int], asked: probe.Probe) -> Iterator[None]:
@@ -133,13 +138,21 @@ def _weights(folder: Path, spec: ModelSpec, setup: probe.Setup) -> tuple[WeightP
     return made, torch.from_numpy(weights).to(setup.device)
 
 
-def _timed(batch: Callable[[], BatchDone], least: int, seconds: float, most: int) -> list[float]:
-    """The runner's own times. The first batch of a shape is left out: it prepares kernels."""
-    batch()
+def _timed(
+    begin: Callable[[], Batch], least: int, seconds: float, most: int, *, ahead: bool = False
+) -> list[float]:
+    """The runner's own times. The first batch of a shape is left out: it prepares kernels. ``ahead``: each
+    begins before the one in front of it is finished, as the daemon has it."""
+    begin().finish()
     found: list[float] = []
+    front, done = begin() if ahead else None, 0.0
     end = time.perf_counter() + seconds
     while len(found) < most and (len(found) < least or time.perf_counter() < end):
-        found.append(batch().seconds)
+        batch = begin()
+        found.append((front or batch).finish(done).seconds)
+        front, done = batch if ahead else None, time.perf_counter()
+    if front is not None:
+        front.finish()
     return found
 
 

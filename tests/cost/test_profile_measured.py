@@ -1,9 +1,11 @@
 """`muxd profile` with a real Runner in a process of its own, on a tiny model."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from support.costs import model, table
 from support.tiny import tiny_served
 from typer.testing import CliRunner
@@ -16,8 +18,11 @@ from muxd.cost.profile import check, load, save
 from muxd.cost.table import CostTable
 from muxd.device.cpu import Cpu
 from muxd.errors import ConfigError, ModelFolderError
+from muxd.messages import BatchDone, Decode, Prefill
 from muxd.sim.records import Records
 from muxd.sim.workload import Item, Workload
+from muxd.worker import profile
+from muxd.worker.runner import Batch, Runner
 
 SMALL = Plan((1, 32), (0, 64), 0.0, (1, 4), (32, 128), 0.0, 0.05)
 
@@ -128,6 +133,36 @@ def test_what_does_not_fit_the_pool_or_is_no_model_is_said(folder: Path, tmp_pat
         pass
 
 
+@pytest.mark.parametrize("paged", [False, True])
+def test_where_the_worker_runs_ahead_so_do_the_steps_that_are_timed(
+    folder: Path, paged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``paged`` is a GPU's step. None is counted that is not finished, and none is left over."""
+    monkeypatch.setattr(profile, "Runner", partial(Runner, paged=paged))
+    bench = profile.Bench(probe.Setup(str(folder), "float32", 8192, 4 << 20, 1))
+    begin, under_way, most = bench._runner.begin, set[int](), 0
+
+    def counted(command: Decode | Prefill) -> Batch:
+        nonlocal most
+        batch = begin(command)
+        under_way.add(batch.number)
+        most, finish = max(most, len(under_way)), batch.finish
+
+        def finished(after: float = 0.0) -> BatchDone:
+            under_way.discard(batch.number)
+            return finish(after)
+
+        batch.finish = finished  # type: ignore[method-assign]
+        return batch
+
+    monkeypatch.setattr(bench._runner, "begin", counted)
+    found = bench.decode(probe.Decode(2, 16, 100, least=6))
+    assert len(found) == 6
+    assert all(seconds > 0 for seconds in found)
+    assert most == 1 + paged
+    assert not under_way
+
+
 def test_a_file_from_another_device_is_not_mixed(tmp_path: Path) -> None:
     from muxd.cost.profile import FORMAT, Device, Profile
 
@@ -152,10 +187,13 @@ def test_the_overhead_is_what_the_table_does_not_explain() -> None:
     assert found.request == pytest.approx(0.004, rel=1e-3)
 
 
-def test_the_overhead_is_measured_on_a_live_daemon(folder: Path) -> None:
-    cost = CostTable(
-        merged(Path("/nowhere"), "tiny", measure(folder, "float32", lambda: None, SMALL, device=Cpu()), Cpu())
-    )
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_overhead_is_measured_on_a_live_daemon(folder: Path, gpu: bool) -> None:
+    """``gpu``: by second tokens alone, as no step that runs ahead tells it."""
+    model = measure(folder, "float32", lambda: None, SMALL, device=Cpu())
+    made = merged(Path("/nowhere"), "tiny", model, Cpu())
+    assert not made.device.gpu
+    cost = CostTable(replace(made, device=replace(made.device, gpu=gpu)))
     found = measure_overhead(folder, "tiny", "float32", cost)
     values = np.array([found.batch, found.token, found.request])
     assert (values >= 0).all()

@@ -30,5 +30,5 @@ def model(
     )
 
 
-def table(**models: ModelProfile) -> CostTable:
-    return CostTable(Profile(FORMAT, Device("hand", 2, [50, 100]), models))
+def table(*, gpu: bool = False, **models: ModelProfile) -> CostTable:
+    return CostTable(Profile(FORMAT, Device("hand", 2, [50, 100], gpu=gpu), models))
