@@ -97,7 +97,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     kv_dtype: KvDtype = "auto"  # of K and V: as dtype, or "fp8", which is a byte a number
     quota: QuotaConfig = msgspec.field(default_factory=QuotaConfig)
     max_context: int = 0  # 0: what the model and the pool allow
-    max_running: int = 32  # sequences decoded together
+    max_running: int = 0  # sequences decoded together; 0: 32 on a CPU, 128 on a GPU
     max_queue: int = 256  # waiting requests before 429
     ttft_slo: float = 0.0  # seconds from arrival to the first token; 0: no target
     tpot_slo: float = 0.0  # seconds a token after the first, mean of a request; 0: no target
@@ -155,6 +155,11 @@ def splits(scheduler: SchedulerConfig, rungs: Sequence[int], *, gpu: bool) -> bo
     if scheduler.split_phases == "auto":
         return gpu and len(rungs) > 1
     return scheduler.split_phases == "yes"
+
+
+def running(model: ModelConfig, *, gpu: bool) -> int:
+    """How many of its sequences are decoded together: by default on a GPU what graphs are recorded for."""
+    return model.max_running or (128 if gpu else 32)
 
 
 def load(
@@ -323,7 +328,6 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         "placement.period": config.placement.period,
         "placement.horizon": config.placement.horizon,
         **{f"model.quota.weight ({m.name})": m.quota.weight for m in config.model},
-        **{f"model.max_running ({m.name})": m.max_running for m in config.model},
         **{f"model.max_queue ({m.name})": m.max_queue for m in config.model},
     }
     for key, value in positive.items():
@@ -334,6 +338,7 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         "placement.least_gain": config.placement.least_gain,
         "placement.cooldown": config.placement.cooldown,
         **{f"model.max_context ({m.name})": m.max_context for m in config.model},
+        **{f"model.max_running ({m.name})": m.max_running for m in config.model},
         **{f"model.ttft_slo ({m.name})": m.ttft_slo for m in config.model},
         **{f"model.tpot_slo ({m.name})": m.tpot_slo for m in config.model},
         **{f"model.rate ({m.name})": m.rate for m in config.model},

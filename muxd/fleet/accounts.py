@@ -1,6 +1,7 @@
 """A model's account in the pool and its lane in the scheduler, from what its folder and muxd.toml say."""
 
-from muxd.config import size
+from muxd.config import running, size
+from muxd.device.base import Device
 from muxd.engine.lane import LaneSpec
 from muxd.engine.memory import Terms
 from muxd.fleet.catalog import Entry
@@ -32,12 +33,10 @@ def open_account(entry: Entry, arena: Arena) -> None:
     )  # fmt: skip
 
 
-def lane_spec(
-    entry: Entry, arena: Arena, share: int, *, capped: bool = False, split: bool = False
-) -> LaneSpec:
-    """The lane of an opened entry; ``share`` in percent, where the configuration has none; ``capped``: its
-    workers are spawned with that and can never use more; ``split``: one prefills, another decodes. Raises
-    ModelFolderError where no token fits a block.
+def lane_spec(entry: Entry, arena: Arena, share: int, device: Device, *, split: bool = False) -> LaneSpec:
+    """The lane of an opened entry; ``share`` in percent, where the configuration has none. Where ``device``
+    caps, its workers are spawned with that and can never use more; ``split``: one prefills, another decodes.
+    Raises ModelFolderError where no token fits a block.
 
     The scheduler cuts ``max_context`` to what the pool allows, and again whenever quotas or models change.
     """
@@ -49,11 +48,11 @@ def lane_spec(
         row_tokens=entry.row_tokens(arena.block_bytes),
         blocks_per_row=entry.opened.spec.blocks_per_row,
         max_context=entry.own_context,
-        max_running=config.max_running,
+        max_running=running(config, gpu=device.name.startswith("cuda")),
         max_queue=config.max_queue,
         capacity_rows=max(1, arena.total_blocks // entry.opened.spec.blocks_per_row),
         weight=entry.quota.weight,
         prefix_cache=config.prefix_cache,
         split=split,
-        cap=(config.share or share) if capped else 100,
+        cap=(config.share or share) if device.caps else 100,
     )

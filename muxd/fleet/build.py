@@ -80,5 +80,4 @@ def _open_accounts(entries: Sequence[Entry], arena: Arena, device: Device, *, sp
         except ModelFolderError as error:
             entry.error = error.message
     share = max(1, 100 // max(1, len(entries)))
-    terms = {"capped": device.caps, "split": split}
-    return [lane_spec(entry, arena, share, **terms) for entry in opened if not entry.error]
+    return [lane_spec(entry, arena, share, device, split=split) for entry in opened if not entry.error]

@@ -94,7 +94,7 @@ class Site:
         """Account and lane; ``models`` share the device. Raises MuxdError, changing nothing."""
         share = max(1, 100 // models)
         entry.lane = self.unit.open_model(
-            lane_spec(entry, self.arena, share, capped=self.device.caps, split=self.split),
+            lane_spec(entry, self.arena, share, self.device, split=self.split),
             terms(entry, self.arena),
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from muxd.config import Config, ModelConfig, size, splits
+from muxd.config import Config, ModelConfig, running, size, splits
 from muxd.cost.profile import Profile, Shape
 from muxd.cost.table import CostTable
 from muxd.engine.forecast import Forecast
@@ -51,10 +51,11 @@ def make_scheduler(config: Config, cost: CostTable, policy: str | None = None) -
     shapes = {model.name: cost.model(model.name).shape for model in config.model}
     for model in config.model:
         _open_account(ledger, model, shapes[model.name], block_bytes)
-    split = splits(config.scheduler, cost.device.rungs, gpu=cost.device.gpu)
-    lanes = [_lane(ledger, model, shapes[model.name], config, split) for model in config.model]
+    gpu = cost.device.gpu
+    split = splits(config.scheduler, cost.device.rungs, gpu=gpu)
+    lanes = [_lane(ledger, model, shapes[model.name], config, split, gpu) for model in config.model]
     shares = Shares(cost.device.rungs, config.scheduler.overbook)
-    settings = Settings(**_same_names(Settings, config.scheduler), run_ahead=cost.device.gpu)
+    settings = Settings(**_same_names(Settings, config.scheduler), run_ahead=gpu)
     return Scheduler(
         lanes, ledger, shares, settings, policy=policy or config.scheduler.policy,
         forecast=_forecast(config, settings),
@@ -89,7 +90,9 @@ def row_tokens(shape: Shape, block_bytes: int, kv_dtype: KvDtype) -> int:
     return tokens
 
 
-def _lane(ledger: Ledger, model: ModelConfig, shape: Shape, config: Config, split: bool) -> LaneSpec:
+def _lane(
+    ledger: Ledger, model: ModelConfig, shape: Shape, config: Config, split: bool, gpu: bool
+) -> LaneSpec:
     tokens = row_tokens(shape, config.pool.block_bytes, model.kv_dtype)
     capacity = ledger.limit(model.name)
     most = min(shape.max_positions, capacity * tokens)
@@ -101,6 +104,7 @@ def _lane(ledger: Ledger, model: ModelConfig, shape: Shape, config: Config, spli
         "blocks_per_row": shape.layers * shape.kv_heads,
         "weight": model.quota.weight,
         "split": split,
+        "max_running": running(model, gpu=gpu),
         "max_context": min(model.max_context or most, most),
         "capacity_rows": capacity,
     }

@@ -53,7 +53,7 @@ def refusal(tmp_path: Path, text: str, env: dict[str, str] | None = None) -> str
         (MODEL + "kv_dtype = 'int8'", ("model[0].kv_dtype", "'int8'", 'write one of "auto", "fp8"')),
         (MODEL + "kv_dtype = 8", ("model[0].kv_dtype", "`int`")),
         ("[scheduler]\npolicy = 'best'", ("scheduler.policy", "'best'", '"mux"', '"temporal"')),
-        (MODEL + "max_running = 0", ("model.max_running (a)", "above 0")),
+        (MODEL + "max_running = -1", ("model.max_running (a)", "not be negative")),
         (MODEL + "max_context = -5", ("model.max_context (a)", "-5")),
         (MODEL + "quota = { min = '1x' }", ("model.quota.min (a)", "'1x'")),
         (MODEL + "quota = { min = '60%', max = '50%' }", ("model.quota (a)", "60%", "50%")),
