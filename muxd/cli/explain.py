@@ -1,5 +1,6 @@
 """``muxctl why`` and ``muxctl trace``: where a request's time went, and who ran when."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, show, warn_of_version
 from muxd.cli.failing import fail, sentences
 from muxd.cli.tables import render
-from muxd.engine.trace import RequestTimes
+from muxd.engine.trace import RequestTimes, Stay
 
 # reason of a queue's head -> how the table calls it, how the sentence does
 _WAITS = {
@@ -65,24 +66,36 @@ def trace(
 
 def story(one: RequestTimes) -> str:
     """One request for people: what it was, a table of its stages, one sentence."""
-    rows = [[name, f"{seconds:.3f}", _part(seconds, one.total)] for name, seconds in _stages(one)]
-    table = render(("WHERE", "SECONDS", "PART"), rows)
+    table = _table(one)
     prompt = f"{one.prompt_tokens} prompt tokens ({one.cached_tokens} cached)"
     known = f" (x-request-id {one.http_id})" if one.http_id else ""
     head = f"{one.id}{known}\n{one.model}, {one.state}; {prompt}, {one.generated_tokens} generated"
     return f"{head}\n\n{table}\n\n{sentence(one)}" if one.state != "refused" else f"{head}\n\n{sentence(one)}"
 
 
-def _stages(one: RequestTimes) -> list[tuple[str, float]]:
-    """In the order of a request's life; what took no time is left out, the total is not."""
+def _table(one: RequestTimes) -> str:
+    if not one.stays:
+        rows = [[*_cells(one, name, s)] for name, s in [*_stages(one, one), ("total", one.total)]]
+        return render(("WHERE", "SECONDS", "PART"), rows)
+    places = [(stay.device, name, s) for stay in one.stays for name, s in _stages(stay, one)]
+    rows = [[device, *_cells(one, name, s)] for device, name, s in [*places, ("", "total", one.total)]]
+    return render(("DEVICE", "WHERE", "SECONDS", "PART"), rows)
+
+
+def _cells(one: RequestTimes, name: str, seconds: float) -> tuple[str, str, str]:
+    return name, f"{seconds:.3f}", _part(seconds, one.total)
+
+
+def _stages(one: RequestTimes | Stay, whole: RequestTimes) -> list[tuple[str, float]]:
+    """In the order of a request's life; what took no time is left out."""
     waits = [(_WAITS.get(reason, (f"queued: {reason}",))[0], s) for reason, s in one.waits.items()]
     rest = [
         ("prefill", one.prefill),
-        ("recomputed after preemption" if one.preemptions else "recomputed", one.recompute),
+        ("recomputed after preemption" if whole.preemptions else "recomputed", one.recompute),
         ("decode", one.decode),
         ("between decode steps", one.held),
     ]
-    return [*((name, s) for name, s in [*waits, *rest] if s > 0), ("total", one.total)]
+    return [(name, s) for name, s in [*waits, *rest] if s > 0]
 
 
 def sentence(one: RequestTimes) -> str:
@@ -101,6 +114,10 @@ def sentence(one: RequestTimes) -> str:
         said.append(f"was preempted {_times(one.preemptions)} and recomputed")
     if one.reruns:
         said.append(f"was started again after its worker was lost ({_times(one.reruns)})")
+    said += [
+        f"was moved from {old.device} to {new.device} after {new.came - one.arrived:.2f} s"
+        for old, new in pairwise(one.stays)
+    ]
     text = f"It {', '.join(said)}" if said else "It took no time worth telling"
     first = "" if one.ttft is None else f"; its first token came after {one.ttft:.2f} s"
     end = f" It has failed: {one.detail}." if one.state == "failed" else ""

@@ -47,9 +47,11 @@ class Journal:
         ledger: Ledger,
         now: float = 0.0,
         tell: Tell = lambda mark: None,
+        device: str = "",
     ):
-        """``tell`` hears every mark as it is made."""
+        """``tell`` hears every mark as it is made; ``device``: where the unit is."""
         self._tell = tell
+        self._device = device
         self.timeline = Timeline(lanes, ledger)
         self._lanes = lanes
         self._began = now
@@ -75,13 +77,15 @@ class Journal:
         """The request is over; nothing happens if it was already."""
         one = self._open.pop(sequence.id, None)
         if one is not None:
-            self._finished.append(one.times(outcome, now, self._clock(sequence.model), detail))
+            clock = self._clock(sequence.model)
+            self._finished.append(one.times(outcome, now, clock, detail, self._device))
 
     def withdraw(self, sequence: Sequence, now: float) -> OpenRequest | None:
         """Its book so far, for another unit's journal; None if it has ended."""
         one = self._open.pop(sequence.id, None)
         if one is not None:
-            one.move(QUEUED, now, self._clock(sequence.model))
+            beside = self._beside(sequence.model, one.came, now, one.started)
+            one.leave(self._device, now, self._clock(sequence.model), beside)
         return one
 
     def join(self, one: OpenRequest, now: float) -> None:
@@ -179,11 +183,27 @@ class Journal:
 
     def _now(self, one: OpenRequest, now: float) -> RequestTimes:
         state: State = "waiting" if one.started is None else "running"
-        return one.times(state, now, self._clock(one.sequence.model))
+        return one.times(state, now, self._clock(one.sequence.model), device=self._device)
 
     def _with_neighbours(self, one: RequestTimes) -> RequestTimes:
-        end = one.arrived + one.total if one.started is None else one.started
-        return structs.replace(one, beside=self.timeline.prefilled_beside(one.model, one.arrived, end))
+        end = one.arrived + one.total
+        if not one.stays:
+            return structs.replace(one, beside=self._beside(one.model, one.arrived, end, one.started))
+        here = self._beside(one.model, one.stays[-1].came, end, one.started)
+        stays = [*one.stays[:-1], structs.replace(one.stays[-1], beside=here)]
+        return structs.replace(one, stays=stays, beside=_added(stay.beside for stay in stays))
+
+    def _beside(self, model: str, begin: float, end: float, started: float | None) -> dict[str, float]:
+        """Seconds that others prefilled here until it was first computed."""
+        return self.timeline.prefilled_beside(model, begin, end if started is None else min(started, end))
+
+
+def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for part in parts:
+        for model, seconds in part.items():
+            sums[model] = sums.get(model, 0.0) + seconds
+    return sums
 
 
 def newest(answers: Iterable[list[RequestTimes]]) -> list[RequestTimes]:

@@ -1,7 +1,9 @@
 """How long one request spent in which stage: the book that ``engine/journal.py`` keeps for each. Pure."""
 
+from msgspec import structs
+
 from muxd.engine.sequence import Sequence
-from muxd.engine.trace import RequestTimes, State
+from muxd.engine.trace import RequestTimes, State, Stay
 
 OWN_BATCH = "busy"  # queued although nothing blocks: its model computes for others of its own
 
@@ -32,7 +34,10 @@ QUEUED, PREFILL, RECOMPUTE, DECODE, HELD = range(5)
 class OpenRequest:
     """A request that has not ended: the stage it is in since when, and what the stages before took."""
 
-    __slots__ = ("cached", "entered", "first", "sequence", "since", "spent", "stage", "started", "waits")
+    __slots__ = (
+        "cached", "came", "entered", "first", "had", "sequence", "since", "spent", "stage", "started",
+        "stays", "waits",
+    )  # fmt: skip
 
     def __init__(self, sequence: Sequence, entered: dict[str, float]):
         self.sequence = sequence
@@ -41,6 +46,9 @@ class OpenRequest:
         self.entered = entered  # the lane's clock when it came into the queue
         self.waits: dict[str, float] = {}
         self.spent = [0.0] * 5
+        self.came = sequence.arrived  # to this unit
+        self.had = self.waits, self.spent[:]  # of both, when it came
+        self.stays: list[Stay] = []  # at units before
         self.cached = 0
         self.started: float | None = None
         self.first: float | None = None
@@ -53,6 +61,24 @@ class OpenRequest:
         if stage == QUEUED:
             self.entered = clock.read(now)
         self.stage, self.since = stage, now
+
+    def leave(self, device: str, now: float, clock: ReasonClock, beside: dict[str, float]) -> None:
+        """Another unit goes on with it."""
+        self.move(QUEUED, now, clock)
+        self.stays.append(structs.replace(self.stay(device, now, clock), beside=beside))
+        self.came, self.had = now, (self.waits, self.spent[:])
+
+    def stay(self, device: str, now: float, clock: ReasonClock) -> Stay:
+        """Its time at this unit, as it is at ``now``."""
+        waits, spent = self.had
+        waited = {reason: s - waits.get(reason, 0.0) for reason, s in self.waited(now, clock).items()}
+        prefill, recompute, decode, held = (
+            self.until(now, stage) - spent[stage] for stage in (PREFILL, RECOMPUTE, DECODE, HELD)
+        )
+        return Stay(
+            device, self.came, now - self.came, {reason: s for reason, s in waited.items() if s > 0}, prefill,
+            recompute, decode, held,
+        )  # fmt: skip
 
     def waited(self, now: float, clock: ReasonClock) -> dict[str, float]:
         """Seconds queued by reason, as they are at ``now``."""
@@ -73,8 +99,10 @@ class OpenRequest:
         """Seconds in ``stage``, as they are at ``now``."""
         return self.spent[stage] + (now - self.since if self.stage == stage else 0.0)
 
-    def times(self, state: State, now: float, clock: ReasonClock, detail: str = "") -> RequestTimes:
-        """Everything, as it is at ``now``."""
+    def times(
+        self, state: State, now: float, clock: ReasonClock, detail: str = "", device: str = ""
+    ) -> RequestTimes:
+        """Everything, as it is at ``now``; ``device``: where."""
         sequence = self.sequence
         return RequestTimes(
             id=sequence.request.id,
@@ -96,4 +124,5 @@ class OpenRequest:
             started=self.started,
             ttft=None if self.first is None else self.first - sequence.arrived,
             detail=detail,
+            stays=[*self.stays, self.stay(device, now, clock)] if self.stays else [],
         )

@@ -31,9 +31,23 @@ Happening = Literal[
 State = Literal["waiting", "running"] | Outcome
 
 
+class Stay(Struct, frozen=True):
+    """A request's part at one device. The stages are as in RequestTimes and add up to ``seconds``."""
+
+    device: str
+    came: float  # on the clock of the trace
+    seconds: float
+    waits: dict[str, float]
+    prefill: float
+    recompute: float
+    decode: float
+    held: float
+    beside: dict[str, float] = {}
+
+
 class RequestTimes(Struct, frozen=True):
     """One request, finished or not. The values of ``waits``, ``prefill``, ``recompute``, ``decode`` and
-    ``held`` add up to ``total``.
+    ``held`` add up to ``total``: they are of all devices that a request was moved between.
 
     Times are seconds; ``arrived`` and ``started`` (its first batch) are on the clock of the trace.
     """
@@ -58,6 +72,7 @@ class RequestTimes(Struct, frozen=True):
     ttft: float | None = None
     detail: str = ""  # why it was refused or has failed
     beside: dict[str, float] = {}  # seconds other models prefilled while it was queued
+    stays: list[Stay] = []  # in order, the last where it is or was; [] if it never moved
 
 
 class Span(Struct, frozen=True, array_like=True):

@@ -65,14 +65,15 @@ class Unit:
         observer: Observer,
         ids: "count[int] | None" = None,
         tell: Tell = lambda mark: None,
+        device: str = "",
     ):
         """``ids`` numbers sequences; units of one daemon share it, as they share the observer. ``tell`` hears
-        what the journal marks."""
+        what the journal marks, in which ``device`` is the unit's."""
         self._scheduler = scheduler
         self._send = send
         self._clock = clock
         self._observer = observer
-        self.journal = Journal(scheduler.lanes, scheduler.ledger, clock.now(), tell)
+        self.journal = Journal(scheduler.lanes, scheduler.ledger, clock.now(), tell, device)
         self._streams: dict[int, TokenStream] = {}
         self._ids = ids or count(1)
         self._timer: asyncio.TimerHandle | None = None

@@ -62,7 +62,7 @@ def open_site(
     def send(model: str, command: Prefill | Decode) -> None:
         site.send(model, command)
 
-    unit = Unit(scheduler, send, clock, observer, ids, tell)
+    unit = Unit(scheduler, send, clock, observer, ids, tell, name)
     site = Site(
         name=name, device=device, arena=arena, unit=unit, link=link, clock=clock, spawns=spawns, split=split,
         grow=grow,

@@ -14,7 +14,7 @@ from muxd.admin.schemas import ModelRow, PolicyState, QuotaRow
 from muxd.cli.explain import sentence, story
 from muxd.cli.tables import models
 from muxd.engine.chrome import chrome
-from muxd.engine.trace import RequestTimes
+from muxd.engine.trace import RequestTimes, Stay
 
 
 @pytest.fixture
@@ -106,6 +106,29 @@ def test_the_sentence_tells_what_cost_most(one: RequestTimes, text: str) -> None
     assert sentence(one) == text
     assert story(one).endswith(text)
     assert ("WHERE" in story(one)) == (one.state != "refused")
+
+
+def test_a_request_that_was_moved_is_told_by_device_in_order() -> None:
+    waits = {"turn": 0.5, "worker": 0.25}
+    stays = [
+        Stay("cuda:0", 100.0, 0.6, {"turn": 0.5}, 0.1, 0.0, 0.0, 0.0),
+        Stay("cuda:1", 100.6, 0.4, {"worker": 0.25}, 0.0, 0.0, 0.15, 0.0),
+    ]
+    one = times(waits=waits, prefill=0.1, decode=0.15, stays=stays, cached_tokens=0)
+    assert story(one).splitlines() == [
+        "chatcmpl-5-0 (x-request-id from/client?1)",
+        "smol_lm.2, served; 40 prompt tokens (0 cached), 12 generated",
+        "",
+        "DEVICE   WHERE                   SECONDS   PART",
+        "cuda:0   queued for its turn     0.500     50%",
+        "cuda:0   prefill                 0.100     10%",
+        "cuda:1   queued for its worker   0.250     25%",
+        "cuda:1   decode                  0.150     15%",
+        "         total                   1.000     100%",
+        "",
+        "It waited 0.50 s for its model's turn, waited 0.25 s for its model's worker to be ready, was "
+        "prefilled in 0.10 s, decoded for 0.15 s, was moved from cuda:0 to cuda:1 after 0.60 s.",
+    ]
 
 
 def test_trace_writes_what_the_viewers_read_and_replaces_nothing(path: Path, tmp_path: Path) -> None:

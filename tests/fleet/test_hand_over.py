@@ -2,13 +2,15 @@
 twice or overtaken by a later one of the queue."""
 
 import asyncio
-from itertools import count
+from itertools import count, pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from muxd.clock import VirtualClock
+from muxd.engine.journal import newest
 from muxd.engine.lane import LaneSpec
 from muxd.engine.memory import Terms
 from muxd.engine.metrics import Metrics
@@ -18,6 +20,7 @@ from muxd.engine.scheduler import Scheduler
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.engine.stream import TokenStream
+from muxd.engine.trace import RequestTimes, Stay
 from muxd.engine.unit import Unit
 from muxd.errors import ModelUnloaded, MuxdError, WorkerLost
 from muxd.messages import BatchDone, Decode, Prefill, Sampling
@@ -29,13 +32,15 @@ GONE = ModelUnloaded("m is elsewhere")
 class Side:
     """One unit; ``step`` plays the worker of its oldest batch."""
 
-    def __init__(self, blocks: int, clock: VirtualClock, observer: Observer, ids: "count[int]"):
+    def __init__(self, name: str, blocks: int, clock: VirtualClock, observer: Observer, ids: "count[int]"):
         self.ledger = Ledger(blocks)
         settings = Settings(prefill_tokens=8, look_ahead=4)
         scheduler = Scheduler([], self.ledger, Shares([50, 100]), settings)
         self.sent: list[Prefill | Decode] = []
         self.clock = clock
-        self.unit = Unit(scheduler, lambda model, command: self.sent.append(command), clock, observer, ids)
+        self.unit = Unit(
+            scheduler, lambda model, command: self.sent.append(command), clock, observer, ids, device=name
+        )
 
     def open(self) -> None:
         spec = LaneSpec("m", 50, 4, 2, 60, 3, 100, 16)
@@ -56,7 +61,7 @@ class Pair:
         self.clock = VirtualClock()
         self.observer = Observer(Metrics(CollectorRegistry()))
         ids = count(1)
-        self.sides = [Side(n, self.clock, self.observer, ids) for n in blocks]
+        self.sides = [Side(f"cpu:{i}", n, self.clock, self.observer, ids) for i, n in enumerate(blocks)]
         self.at = 0
         self.sides[0].open()
         self.sides[0].unit.worker_ready("m")
@@ -64,7 +69,8 @@ class Pair:
         self.refused = self.cancelled = 0
 
     def submit(self, prompt: int, tokens: int) -> None:
-        request = Request(f"r-{len(self.streams)}", "m", [1] * prompt, tokens, Sampling(), frozenset())
+        id = f"r-{len(self.streams) + self.refused}"
+        request = Request(id, "m", [1] * prompt, tokens, Sampling(), frozenset())
         try:
             self.streams.append((self.sides[self.at].unit.submit(request), tokens))
         except MuxdError:
@@ -156,6 +162,29 @@ async def play(script: list[tuple], blocks: tuple[int, int]) -> None:  # type: i
     for side in pair.sides:
         assert side.ledger.unheld_blocks == side.ledger.total_blocks
         assert side.unit.idle
+    for n in range(len(pair.streams) + pair.refused):
+        whole_story(pair, f"r-{n}")
+
+
+def stages(one: RequestTimes | Stay) -> list[float]:
+    return [sum(one.waits.values()), one.prefill, one.recompute, one.decode, one.held]
+
+
+def whole_story(pair: Pair, id: str) -> list[Stay]:
+    """What it says of each device follows on the one before, and adds up to the whole."""
+    (one,) = newest([side.unit.journal.find(id, pair.clock.now()) for side in pair.sides])
+    assert sum(stages(one)) == pytest.approx(one.total)
+    came = one.arrived
+    for stay in one.stays:
+        assert stay.came == pytest.approx(came)
+        assert sum(stages(stay)) == pytest.approx(stay.seconds)
+        came += stay.seconds
+    assert all(one.device != other.device for one, other in pairwise(one.stays))
+    if one.stays:
+        assert came == pytest.approx(one.arrived + one.total)
+        parts = [sum(part) for part in zip(*map(stages, one.stays), strict=True)]
+        assert parts == pytest.approx(stages(one))
+    return one.stays
 
 
 @settings(max_examples=300, deadline=None)
@@ -188,6 +217,13 @@ def test_what_waits_goes_over_in_order_and_what_streams_stays() -> None:
         parts = sum(times.waits.values()) + times.prefill + times.recompute + times.decode + times.held
         assert abs(parts - times.total) < 1e-9
         assert pair.sides[0].unit.journal.find("r-5", pair.clock.now()) == []
+        before, after = whole_story(pair, "r-5")
+        assert (before.device, after.device) == ("cpu:0", "cpu:1")
+        assert before.waits == {"busy": pytest.approx(0.1)}, "its own model's first prefill"
+        assert before.prefill == before.decode == 0
+        assert after.prefill > 0
+        assert after.decode > 0
+        assert whole_story(pair, "r-0") == []
 
     asyncio.run(scene())
 

@@ -49,6 +49,7 @@ class Stream:
 
     def __init__(self, daemon: LiveDaemon, model: str, tokens: int):
         self.first, self.tokens, self.finish = threading.Event(), list[int](), ""
+        self.id = ""  # with the first token
         self.error = ""
         self._thread = threading.Thread(
             target=self._read, args=(daemon.url, body(model, tokens, stream=True))
@@ -72,6 +73,7 @@ class Stream:
         if "error" in said:
             self.error = said["error"]["message"]
             return
+        self.id = said["id"]
         self.tokens += said["choices"][0].get("token_ids") or []
         self.finish = said["choices"][0]["finish_reason"] or self.finish
         self.first.set()
