@@ -140,6 +140,22 @@ def test_round_robin_passes_over_who_cannot_start():
     assert set(unit.busy()) == {"big", "small"}
 
 
+def test_round_robin_passes_over_a_prompt_that_finds_no_share_for_one_round_only():
+    """Beside two streams that need half each, the whole device is never free by itself."""
+    specs = [Spec("a"), Spec("b"), Spec("big", share=100)]
+    unit = BenchUnit(specs, 3000, settings=SMALL, policy="round_robin")
+    for model in "ab":
+        stream(unit, model)
+    unit.arrive("big", 4)
+    since = len(unit.launches)
+    while len(unit.launches) < since + 30:
+        oldest = min(unit.busy(), key=lambda model: unit.workers[model].busy.batch)  # type: ignore[union-attr]
+        unit.finish(oldest)
+    models = [model for model, _ in started(unit, since)]
+    assert 2 <= models.index("big") <= 4, models
+    assert models.count("big") >= 6
+
+
 def test_neither_holds_a_decode_back_for_a_prompt():
     """mux does: see test_a_waiting_prefill_stops_new_decodes_until_it_has_its_share."""
     specs = [Spec("a", share=50), Spec("b", share=50), Spec("c", share=100)]

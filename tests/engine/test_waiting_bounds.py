@@ -58,10 +58,14 @@ def test_mux_gives_every_stream_its_next_token_within_the_stated_bound(share: in
     assert max(gaps) <= D_TIMEOUT + P_BATCH + (6 + 2) * D_STEP
 
 
+@pytest.mark.parametrize("policy", ["mux", "round_robin"])
 @pytest.mark.parametrize("seconds", [0.001, 0.1])
-def test_a_stream_that_needs_the_whole_device_steps_as_often_as_those_that_need_half(seconds: float):
+def test_a_stream_that_needs_the_whole_device_steps_as_often_as_those_that_need_half(
+    seconds: float, policy: str
+):
     """Those never end their steps at the same time, so the whole device is never free by itself."""
-    unit = BenchUnit([Spec("big", share=100), Spec("a"), Spec("b")], 3000, settings=SMALL)
+    specs = [Spec("big", share=100), Spec("a"), Spec("b")]
+    unit = BenchUnit(specs, 3000, settings=SMALL, policy=policy)
     for model in ("big", "a", "b"):
         stream(unit, model)
     since = len(unit.launches)

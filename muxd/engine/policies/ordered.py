@@ -3,8 +3,11 @@
 Neither prefers prefills, holds anything back, or moves a quota.
 """
 
+from muxd.engine.batches import Batches
+from muxd.engine.board import Board
 from muxd.engine.lane import Lane
 from muxd.engine.policies.base import Policy
+from muxd.engine.rows import RowKeeper
 
 
 class Ordered(Policy):
@@ -29,10 +32,18 @@ class Ordered(Policy):
                 return False
             if (prompts or begun) and self.batches.prefill(lane, share, now):
                 return True
-        if not lane.running or not lane.free(prefill=False):
+        if not self.steps(lane):
             return False
         share = self.grant(lane, prefill=False, prefilling=prefilling)
         return share is not None and self.batches.decode(lane, share, now)
+
+    def steps(self, lane: Lane) -> bool:
+        """It has a step to do and its worker is idle."""
+        return bool(lane.running) and lane.free(prefill=False)
+
+    def fits(self, lane: Lane) -> bool:
+        """Its share is free."""
+        return self.board.shares.free >= self.board.shares.floor(lane.spec.share)
 
     def serve(self, lane: Lane, now: float, *, prompts: bool) -> bool:
         """Start what it can: one batch, or one of each phase. False: it could have, and nothing started."""
@@ -43,15 +54,34 @@ class Ordered(Policy):
 
 
 class RoundRobin(Ordered):
-    """Models in turn; one that cannot start is passed over."""
+    """Models in turn; one that cannot start is passed over, for one round if it lacks nothing but share.
+
+    For ever, a model that needs the whole device would never have a turn beside two that need half.
+    """
 
     name = "round_robin"
 
+    def __init__(self, board: Board, rows: RowKeeper, batches: Batches):
+        super().__init__(board, rows, batches)
+        self._passed: dict[str, int] = {}  # models that lacked share -> batches begun by then
+
     def launch(self, now: float) -> None:
-        for lane in self.order():
+        lanes = self.order()
+        with_work = {lane.spec.model for lane in lanes}
+        self._passed = {model: begun for model, begun in self._passed.items() if model in with_work}
+        for lane in lanes:
             if not self.board.shares.any_free:
                 return
-            self.serve(lane, now, prompts=True)
+            if self.serve(lane, now, prompts=True):
+                self._passed.pop(lane.spec.model, None)
+            elif self._lacks_share(lane, now):
+                since = self._passed.setdefault(lane.spec.model, self.batches.begun)
+                if self.batches.begun - since >= len(lanes):
+                    return
+
+    def _lacks_share(self, lane: Lane, now: float) -> bool:
+        prompt = not self.board.prefilling and self.can_prefill(lane, now)
+        return (prompt or self.steps(lane)) and not self.fits(lane)
 
     def order(self) -> list[Lane]:
         return sorted(self.lanes(), key=lambda lane: lane.launched)
@@ -78,8 +108,7 @@ class FirstCome(Ordered):
 
     def _could(self, lane: Lane) -> bool:
         """It has a step to do and only the share was missing."""
-        steps = bool(lane.running) and lane.free(prefill=False)
-        return steps and self.board.shares.free < self.board.shares.floor(lane.spec.share)
+        return self.steps(lane) and not self.fits(lane)
 
 
 def _oldest(lane: Lane) -> tuple[float, int]:
