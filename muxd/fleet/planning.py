@@ -184,7 +184,7 @@ def _budget(config: Config, device: Device) -> Budget:
     counted, and what ``device.memory`` limits is pool and weights alone."""
     if device.kind == "CPU" or all(one.memory for one in config.devices):
         return Budget(1.0, context=0, graphs=0, prefill_tokens=1, max_running=1)
-    workers = 2 if splits(config.scheduler, device.name, device.rungs) else 1
+    workers = 2 if splits(config.scheduler, device.rungs, gpu=True) else 1
     return Budget(workers=workers, prefill_tokens=config.scheduler.prefill_tokens)
 
 
