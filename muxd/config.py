@@ -50,7 +50,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[pool]``: the KV memory all models share."""
 
-    bytes: str = "1G"
+    bytes: str = "auto"  # "8G", "60%" of the device's memory, or "auto": what models leave (pool_bytes)
     block_bytes: int = 8192
     grow: bool = False  # memory that models leave becomes K and V, until a load needs it
 
@@ -160,6 +160,20 @@ def splits(scheduler: SchedulerConfig, rungs: Sequence[int], *, gpu: bool) -> bo
 def running(model: ModelConfig, *, gpu: bool) -> int:
     """How many of its sequences are decoded together: by default on a GPU what graphs are recorded for."""
     return model.max_running or (128 if gpu else 32)
+
+
+AUTO = "auto"
+_CPU_POOL = 1 << 30  # "auto" on the CPU, whose memory others need too
+
+
+def pool_bytes(text: str, *, key: str, memory: int, gpu: bool) -> int | None:
+    """Bytes of a pool on a device with ``memory`` bytes; None: "auto" on a GPU, what its models leave.
+
+    Raises ConfigError naming ``key``.
+    """
+    if text.strip() == AUTO:
+        return None if gpu else _CPU_POOL
+    return size(text, key=key, whole=memory)
 
 
 def load(
@@ -354,26 +368,33 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         raise ConfigError(f"{where}: server.port: {config.server.port} is not a port")
 
 
+_UNKNOWN = 1 << 60  # bytes of a pool whose device is not open yet: percentages of it can be compared
+
+
 def _pools(config: Config, where: Path | str, block: int) -> dict[str, int]:
-    """Bytes of every device's pool."""
+    """Bytes of every device's pool, as far as they are known without the device."""
     found = {}
     for device in config.devices:
         key = f"device.pool ({device.name})" if config.device else "pool.bytes"
-        found[device.name] = size(device.pool, key=f"{where}: {key}")
-        if found[device.name] < block:
+        gpu = not device.name.startswith("cpu")
+        nbytes = pool_bytes(device.pool, key=f"{where}: {key}", memory=_UNKNOWN, gpu=gpu)
+        if nbytes is not None and nbytes < block:
             raise ConfigError(f"{where}: {key}: {device.pool!r} holds no block of {block} bytes")
+        found[device.name] = _UNKNOWN if nbytes is None or "%" in device.pool else nbytes
     return found
 
 
 def _check_quotas(config: Config, where: Path | str, pools: Mapping[str, int]) -> None:
-    """Every guarantee must be one that can be kept, also when all are claimed at once."""
+    """Every guarantee must be one that can be kept, also when all are claimed at once. What cannot be known
+    yet, the ledgers see to when the devices are open."""
     promised, together = dict.fromkeys(pools, 0), 0
     for model in config.model:
         # Who is pinned lies in that pool; the others go where there is room, at least in the largest.
         pool = pools[model.device] if model.device else max(pools.values())
         least = size(model.quota.min, key=f"{where}: model.quota.min ({model.name})", whole=pool)
         most = size(model.quota.max, key=f"{where}: model.quota.max ({model.name})", whole=pool)
-        if least > most:
+        alike = ("%" in model.quota.min) == ("%" in model.quota.max)
+        if least > most and (alike or pool != _UNKNOWN):
             values = f"min {model.quota.min!r} is above max {model.quota.max!r}"
             raise ConfigError(f"{where}: model.quota ({model.name}): {values}")
         together += least
@@ -384,6 +405,6 @@ def _check_quotas(config: Config, where: Path | str, pools: Mapping[str, int]) -
         asked, there = (promised[over[0]], pools[over[0]]) if over else (together, sum(pools.values()))
         whose = f" on {over[0]}" if over else ""
         raise ConfigError(
-            f"{where}: model.quota.min: together {asked} bytes{whose}, but pool.bytes is {there}; "
+            f"{where}: model.quota.min: together {asked * 100 // there} % of the pool{whose}; "
             "raise pool.bytes or lower the guarantees"
         )

@@ -41,6 +41,7 @@ from muxd.fleet.events import Events
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.host import Progress
 from muxd.fleet.planning import Planning
+from muxd.fleet.pool_sizes import pool_sizes
 from muxd.fleet.popularity import Popularity
 from muxd.fleet.replanner import Replanner, watch
 from muxd.fleet.roster import Roster
@@ -116,8 +117,9 @@ class Daemon:
         directory = private_directory()
         try:
             await asyncio.gather(*(asyncio.to_thread(entry.open) for entry in self.entries.values()))
-            self._open_arenas(arenas)
-            self.planning = await asyncio.to_thread(Planning, self.config, self.devices)
+            pools = pool_sizes(self.config, self.devices, self.entries.values())
+            self._open_arenas(arenas, pools)
+            self.planning = await asyncio.to_thread(Planning, self.config, self.devices, pools)
             await asyncio.to_thread(self.planning.start, self.entries.values())
             self.link = DaemonEnd(directory, self._on_message, self._on_link_lost)
             try:
@@ -208,13 +210,12 @@ class Daemon:
 
     # ---- wiring -----------------------------------------------------------------------------------
 
-    def _open_arenas(self, arenas: dict[str, Arena]) -> None:
+    def _open_arenas(self, arenas: dict[str, Arena], pools: Mapping[str, int]) -> None:
         pool, opened = self.config.pool, [entry.opened for entry in self.entries.values()]
         # Every model may have been on every device.
         lendable = sum(model.plan.bytes for model in opened if model is not None) if pool.grow else 0
-        for (name, device), config in zip(self.devices.items(), self.config.devices, strict=True):
-            key = "device.pool" if self.config.device else "pool.bytes"
-            arenas[name] = Arena(device, size(config.pool, key=key), pool.block_bytes, lendable)
+        for name, device in self.devices.items():
+            arenas[name] = Arena(device, pools[name], pool.block_bytes, lendable)
 
     def _make_sites(self, arenas: dict[str, Arena]) -> None:
         ids, spawns, several = count(1), count(1), len(self.devices) > 1

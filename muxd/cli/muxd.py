@@ -33,7 +33,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="HTTP port [8000]; 0 takes a free one.")] = None,
     socket: Annotated[str | None, typer.Option(help="Unix socket for muxctl.", metavar="PATH")] = None,
     pool_bytes: Annotated[
-        str | None, typer.Option(help="KV memory all models share [1G].", metavar="SIZE")
+        str | None, typer.Option(help="KV memory all models share [auto].", metavar="SIZE")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [info].")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Fetch two small models and serve them.")] = False,

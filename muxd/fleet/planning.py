@@ -7,29 +7,26 @@ GPU, or of the CPU as it is measured at the start.
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
-from muxd.config import Config, size, splits
+from muxd.config import Config, size
 from muxd.cost.analytic import Roofline
 from muxd.cost.estimate import Costs
 from muxd.cost.peaks import CAPTURED, PEAKS, Peak, Reach
 from muxd.cost.profiled import Profiled
-from muxd.cost.shapes import ModelShape, of_spec
 from muxd.cost.table import CostTable
 from muxd.device import host_speed
 from muxd.device.base import Device
 from muxd.errors import ConfigError
 from muxd.fleet.catalog import Entry
+from muxd.fleet.demand import Demand, load_of
+from muxd.fleet.pool_sizes import budget
 from muxd.placement import live
 from muxd.placement.live import Live, Room
-from muxd.placement.memory import Budget
 from muxd.placement.problem import ModelLoad
 from muxd.placement.sets import Sets
 
 _log = logging.getLogger("muxd.fleet")
 
-RATE = 1.0  # requests a second of a model of which nothing is known
-PROMPT, OUTPUT = 161, 337  # tokens, means: ShareGPT's, as in ``placement.loads``
 _DEFAULT = "a100"  # peaks of a GPU that is not in the table: relations count, not seconds
 
 # Of numpy's speed and a thread's copying. What a batch takes beside is an assumption.
@@ -47,33 +44,15 @@ _HOST = Reach(
 )
 
 
-class Demand(Protocol):
-    """What was measured of a model's requests."""
-
-    @property
-    def rate(self) -> float:
-        """Requests a second."""
-        ...
-
-    @property
-    def prompt(self) -> float:
-        """Mean tokens; 0: unknown."""
-        ...
-
-    @property
-    def output(self) -> float: ...
-
-
 class Planning:
     """``devices`` by name, in the order of the configuration. Raises ConfigError where the profile cannot be
     read; blocks for a moment to measure the CPU, so from a thread."""
 
-    def __init__(self, config: Config, devices: Mapping[str, Device]):
+    def __init__(self, config: Config, devices: Mapping[str, Device], pools: Mapping[str, int]):
         self._config, self.names = config, list(devices)
         self._several = len(devices) > 1
         if not self._several:
             return
-        pools = {one.name: size(one.pool, key="device.pool") for one in config.devices}
         hosts = sum(device.kind == "CPU" for device in devices.values())
 
         def memory(name: str, device: Device) -> int:
@@ -82,7 +61,7 @@ class Planning:
 
         self.room = Room(len(devices), min(memory(*item) for item in devices.items()), max(pools.values()))
         self._peak, self._reach = _speed(next(iter(devices.values())))
-        self.budget = _budget(config, next(iter(devices.values())))
+        self.budget = budget(config, next(iter(devices.values())))
         self._profile = CostTable.read(Path(config.placement.profile)) if config.placement.profile else None
 
     # ---- what is asked ----------------------------------------------------------------------------
@@ -124,7 +103,7 @@ class Planning:
     def appraiser(self, entries: Sequence[Entry], demands: Mapping[str, Demand] | None = None) -> Live:
         """Of opened entries, at measured demands where there are some. Raises ConfigError where the costs of
         a model are not known, or no plan could hold the models."""
-        loads = [self._load(entry, (demands or {}).get(entry.name)) for entry in entries]
+        loads = [load_of(entry, (demands or {}).get(entry.name)) for entry in entries]
         least = {entry.name: self._least(entry) for entry in entries}
         return Live(loads, self.room, self._costs(loads), self.budget, least)
 
@@ -143,20 +122,6 @@ class Planning:
             return Profiled(self._profile)
         return Roofline(self._peak, {load.name: load.shape for load in loads}, self._reach)
 
-    def _load(self, entry: Entry, demand: Demand | None) -> ModelLoad:
-        config = entry.config
-        return ModelLoad(
-            name=entry.name,
-            cost=entry.name,
-            shape=shape(entry),
-            rate=max(1e-3, demand.rate) if demand else config.rate or RATE,
-            prompt=max(1, round(demand.prompt if demand and demand.prompt else PROMPT)),
-            output=max(1, round(demand.output if demand and demand.output else OUTPUT)),
-            dtype=config.dtype,
-            ttft_slo=config.ttft_slo,
-            tpot_slo=config.tpot_slo,
-        )
-
     def _least(self, entry: Entry) -> int:
         return size(entry.quota.min, key=f"model.quota.min ({entry.name})", whole=self.room.pool)
 
@@ -169,23 +134,8 @@ class Planning:
         return found
 
 
-def shape(entry: Entry) -> ModelShape:
-    """Of an opened entry."""
-    assert entry.opened is not None
-    return of_spec(entry.opened.spec, entry.config.kv_dtype)
-
-
 def _bytes(entry: Entry) -> int:
     return entry.opened.plan.bytes if entry.opened else 0
-
-
-def _budget(config: Config, device: Device) -> Budget:
-    """What workers take beside pool and weights: on a GPU, of the memory it has. On the CPU it is not
-    counted, and what ``device.memory`` limits is pool and weights alone."""
-    if device.kind == "CPU" or all(one.memory for one in config.devices):
-        return Budget(1.0, context=0, graphs=0, prefill_tokens=1, max_running=1)
-    workers = 2 if splits(config.scheduler, device.rungs, gpu=True) else 1
-    return Budget(workers=workers, prefill_tokens=config.scheduler.prefill_tokens)
 
 
 def _speed(device: Device) -> tuple[Peak, Reach]:

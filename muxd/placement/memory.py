@@ -49,6 +49,19 @@ def pool_bytes(problem: Problem, gpus: int, models: Iterable[int], budget: Budge
     return int(budget.usable * problem.gpus.memory) - held
 
 
+def leftover(
+    memory: int, here: Iterable[ModelLoad], anywhere: Iterable[ModelLoad], devices: int, budget: Budget
+) -> int:
+    """For K and V on one of ``devices`` alike, each with ``memory`` bytes: what is left beside the models
+    that must be ``here`` and an even part of those that may be ``anywhere``. With several devices there is
+    room for the largest of these besides, so that it can come from another. Below 0 where they do not fit.
+    """
+    fixed_here = sum(fixed(model, 1, budget) for model in here)
+    free = [fixed(model, 1, budget) for model in anywhere]
+    spare = max(free, default=0) if devices > 1 else 0
+    return int(budget.usable * memory) - fixed_here - -(-sum(free) // devices) - spare
+
+
 def fits(problem: Problem, gpus: int, models: Iterable[int], budget: Budget) -> bool:
     """Every model at least one request of mean length at the same time."""
     models = list(models)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from muxd.config import Config, ModelConfig, running, size, splits
+from muxd.config import Config, ModelConfig, PoolConfig, pool_bytes, running, size, splits
 from muxd.cost.profile import Profile, Shape
 from muxd.cost.table import CostTable
 from muxd.engine.forecast import Forecast
@@ -37,7 +37,8 @@ def plain_config(models: list[str], cost: CostTable | None = None) -> Config:
     as they were measured. Raises ConfigError for one that ``cost`` does not know."""
     kinds: dict[str, KvDtype] = {name: cost.model(name).shape.kv_dtype for name in models} if cost else {}
     return Config(
-        model=[ModelConfig(name=name, path=name, kv_dtype=kinds.get(name, "auto")) for name in models]
+        pool=PoolConfig(bytes="1G"),
+        model=[ModelConfig(name=name, path=name, kv_dtype=kinds.get(name, "auto")) for name in models],
     )
 
 
@@ -47,7 +48,7 @@ def make_scheduler(config: Config, cost: CostTable, policy: str | None = None) -
     Raises ConfigError for quotas that cannot hold, models the cost table does not know, unknown policies.
     """
     block_bytes = config.pool.block_bytes
-    ledger = Ledger(size(config.pool.bytes, key="pool.bytes") // block_bytes)
+    ledger = Ledger(_pool_bytes(config, gpu=cost.device.gpu) // block_bytes)
     shapes = {model.name: cost.model(model.name).shape for model in config.model}
     for model in config.model:
         _open_account(ledger, model, shapes[model.name], block_bytes)
@@ -80,6 +81,14 @@ def _open_account(ledger: Ledger, model: ModelConfig, shape: Shape, block_bytes:
     rows = max(1, ledger.total_blocks // per_row)
     tokens = row_tokens(shape, block_bytes, model.kv_dtype)
     ledger.add_model(model.name, per_row, rows, least, most, row_tokens=tokens)
+
+
+def _pool_bytes(config: Config, *, gpu: bool) -> int:
+    text = config.pool.bytes
+    nbytes = None if "%" in text else pool_bytes(text, key="pool.bytes", memory=0, gpu=gpu)
+    if nbytes is None:
+        raise ConfigError(f"pool.bytes: what {text!r} of a GPU is, a simulation cannot know: write a size")
+    return nbytes
 
 
 def row_tokens(shape: Shape, block_bytes: int, kv_dtype: KvDtype) -> int:

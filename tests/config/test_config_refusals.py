@@ -58,7 +58,10 @@ def refusal(tmp_path: Path, text: str, env: dict[str, str] | None = None) -> str
         (MODEL + "quota = { min = '1x' }", ("model.quota.min (a)", "'1x'")),
         (MODEL + "quota = { min = '60%', max = '50%' }", ("model.quota (a)", "60%", "50%")),
         (MODEL + "quota = { least = '1M' }", ("quota", "`least`")),
-        (MODEL + "quota = { min = '2G' }", ("model.quota (a)", "'2G'", "'100%'")),
+        (
+            "[server]\ndevice = 'cpu'\n" + MODEL + "quota = { min = '2G' }",
+            ("model.quota (a)", "'2G'", "'100%'"),
+        ),
         (MODEL + "quota = { weight = 0 }", ("model.quota.weight (a)", "above 0")),
         (MODEL + "quota = { weight = nan }", ("model.quota.weight (a)", "nan")),
         (MODEL + "ttft_slo = -0.5", ("model.ttft_slo (a)", "-0.5")),
@@ -89,7 +92,11 @@ def test_names_what_is_wrong(tmp_path: Path, text: str, words: tuple[str, ...]) 
 
 def test_guarantees_are_added_up(tmp_path: Path) -> None:
     three = "".join(f'[[model]]\nname = "{n}"\npath = "m"\nquota = {{ min = "40%" }}\n' for n in "abc")
-    assert "together" in refusal(tmp_path, three)
+    assert "together 120 % of the pool" in refusal(tmp_path, three)
+    half = three.replace("40%", "600M")
+    assert "together 175 % of the pool" in refusal(tmp_path, f'[server]\ndevice = "cpu"\n{half}')
+    (tmp_path / "auto.toml").write_text(half)
+    load(tmp_path / "auto.toml", env={})  # a GPU's pool may hold that
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from muxd.device.cpu import Cpu
 from muxd.errors import ConfigError
 from muxd.fleet.accounts import lane_spec, open_account, terms
 from muxd.fleet.catalog import Entry
-from muxd.fleet.planning import shape
+from muxd.fleet.demand import shape
 from muxd.messages import Dtype, KvDtype, kv_item_bytes
 from muxd.models.spec import read_spec
 from muxd.pool.arena import Arena
@@ -47,7 +47,7 @@ def test_rows_of_as_many_blocks_hold_more_tokens(
         open_account(one, arena)
     assert kept.row_tokens(BLOCK) == times * own.row_tokens(BLOCK) == BLOCK // (2 * 16)
     assert terms(own, arena) == terms(kept, arena), "blocks are blocks"
-    lanes = [lane_spec(one, arena, 50) for one in (own, kept)]
+    lanes = [lane_spec(one, arena, 50, Cpu()) for one in (own, kept)]
     assert [lane.blocks_per_row for lane in lanes] == [4, 4]
     assert [lane.row_tokens for lane in lanes] == [own.row_tokens(BLOCK), times * own.row_tokens(BLOCK)]
     assert lanes[0].capacity_rows == lanes[1].capacity_rows == BLOCKS // 4

@@ -1,0 +1,49 @@
+"""A model as placement sees it: its shape, and how much it is asked for, measured or expected."""
+
+from typing import Protocol
+
+from muxd.cost.shapes import ModelShape, of_spec
+from muxd.fleet.catalog import Entry
+from muxd.placement.problem import ModelLoad
+
+RATE = 1.0  # requests a second of a model of which nothing is known
+PROMPT, OUTPUT = 161, 337  # tokens, means: ShareGPT's, as in ``placement.loads``
+
+
+class Demand(Protocol):
+    """What was measured of a model's requests."""
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        ...
+
+    @property
+    def prompt(self) -> float:
+        """Mean tokens; 0: unknown."""
+        ...
+
+    @property
+    def output(self) -> float: ...
+
+
+def shape(entry: Entry) -> ModelShape:
+    """Of an opened entry."""
+    assert entry.opened is not None
+    return of_spec(entry.opened.spec, entry.config.kv_dtype)
+
+
+def load_of(entry: Entry, demand: Demand | None = None) -> ModelLoad:
+    """Of an opened entry; without a measured demand what its configuration expects."""
+    config = entry.config
+    return ModelLoad(
+        name=entry.name,
+        cost=entry.name,
+        shape=shape(entry),
+        rate=max(1e-3, demand.rate) if demand else config.rate or RATE,
+        prompt=max(1, round(demand.prompt if demand and demand.prompt else PROMPT)),
+        output=max(1, round(demand.output if demand and demand.output else OUTPUT)),
+        dtype=config.dtype,
+        ttft_slo=config.ttft_slo,
+        tpot_slo=config.tpot_slo,
+    )

@@ -1,0 +1,50 @@
+"""How large each device's pool is: what the configuration says, or what its models leave of a GPU."""
+
+import logging
+from collections.abc import Iterable, Mapping
+
+from muxd.config import AUTO, Config, pool_bytes, splits
+from muxd.device.base import Device
+from muxd.errors import ConfigError
+from muxd.fleet.catalog import Entry
+from muxd.fleet.demand import load_of
+from muxd.placement.memory import Budget, leftover
+from muxd.placement.problem import ModelLoad
+
+_log = logging.getLogger(__name__)
+
+
+def pool_sizes(config: Config, devices: Mapping[str, Device], entries: Iterable[Entry]) -> dict[str, int]:
+    """Bytes by the devices' names. Raises ConfigError naming the setting where nothing is left."""
+    opened = [entry for entry in entries if entry.opened is not None]
+    found = {}
+    for (name, device), one in zip(devices.items(), config.devices, strict=True):
+        key = f"device.pool ({name})" if config.device else "pool.bytes"
+        nbytes = pool_bytes(one.pool, key=key, memory=device.memory, gpu=device.kind != "CPU")
+        found[name] = _left(config, name, device, len(devices), opened) if nbytes is None else nbytes
+        if found[name] < config.pool.block_bytes:
+            raise ConfigError(
+                f"{key}: nothing is left for K and V of {device.memory / 1e9:.1f} GB on {name}: weights and "
+                "workers of its models take it all; serve fewer models here, or smaller ones"
+            )
+        if one.pool.strip() == AUTO:
+            _log.info("pool of %s: %.1f GB of %.1f", name, found[name] / 1e9, device.memory / 1e9)
+    return found
+
+
+def budget(config: Config, device: Device) -> Budget:
+    """What workers take beside pool and weights: on a GPU, of the memory it has. On the CPU it is not
+    counted, and what ``device.memory`` limits is pool and weights alone."""
+    if device.kind == "CPU" or all(one.memory for one in config.devices):
+        return Budget(1.0, context=0, graphs=0, prefill_tokens=1, max_running=1)
+    workers = 2 if splits(config.scheduler, device.rungs, gpu=True) else 1
+    return Budget(workers=workers, prefill_tokens=config.scheduler.prefill_tokens)
+
+
+def _left(config: Config, name: str, device: Device, devices: int, entries: Iterable[Entry]) -> int:
+    here: list[ModelLoad] = []
+    anywhere: list[ModelLoad] = []
+    for entry in entries:
+        if entry.config.device in ("", name):
+            (here if entry.config.device else anywhere).append(load_of(entry))
+    return leftover(device.memory, here, anywhere, devices, budget(config, device))
