@@ -119,14 +119,14 @@ class DirectRunner:
     def decode_step(self, seqs: list[int], share: int = 100) -> BatchDone:
         return self.begin(seqs, share).finish()
 
-    def begin(self, seqs: list[int], share: int = 100) -> Batch:
-        """A step that may begin before the one in front of it is finished."""
+    def begin(self, seqs: list[int], share: int = 100, parts: int = 0) -> Batch:
+        """A step that may begin before the one in front of it is finished; ``parts``: a mask of a GPU's."""
         grown = []
         for seq in seqs:
             self._lengths[seq] += 1
             grown += [(seq, row) for row in self._grow(seq, self._lengths[seq])]
         rows = self._new([row for _, row in grown])
-        return self.runner.begin(Decode(next(self._batch), share, rows, seqs, grown, []))
+        return self.runner.begin(Decode(next(self._batch), share, rows, seqs, grown, [], parts))
 
     def generate(self, prompts: list[list[int]], count: int) -> list[list[int]]:
         """Greedy, all prompts in one prefill batch, then decoded together."""

@@ -3,8 +3,10 @@
 Over tensors of the CPU, by the kernels' references; with `-m gpu` over those of a GPU.
 """
 
+import itertools
 import random
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -75,11 +77,13 @@ def in_lockstep(direct: DirectRunner, batches: list[list[int]]) -> list[BatchDon
     return [_timeless(direct.decode_step(seqs)) for seqs in batches]
 
 
-def ahead(direct: DirectRunner, batches: list[list[int]]) -> list[BatchDone]:
-    """Every step begun before the one in front of it is read."""
+def ahead(
+    direct: DirectRunner, batches: list[list[int]], masks: Iterable[int] = itertools.repeat(0)
+) -> list[BatchDone]:
+    """Every step begun before the one in front of it is read, each on the parts of a GPU in its mask."""
     found, waiting = [], deque[Batch]()
-    for seqs in batches:
-        waiting.append(direct.begin(seqs))
+    for seqs, mask in zip(batches, masks, strict=False):
+        waiting.append(direct.begin(seqs, parts=mask))
         if len(waiting) == 2:
             found.append(_timeless(waiting.popleft().finish()))
     return [*found, *(_timeless(batch.finish()) for batch in waiting)]
@@ -125,6 +129,15 @@ def test_sequences_that_leave_move_and_sit_out(
     # Who sits a step out has its token read before it steps again.
     wanted = in_lockstep(started(folder, SAMPLINGS[:5], paged=False), batches)
     found = ahead(started(folder, SAMPLINGS[:5]), batches)
+    assert [done.tokens for done in found] == [done.tokens for done in wanted]
+
+
+def test_steps_on_other_parts_of_the_device_each_time_give_the_same_tokens(folder: Path, device: str) -> None:
+    """On a GPU every mask is a green context with a stream and graphs of its own, one behind the other."""
+    direct, moving = (started(folder, SAMPLINGS, device=device) for _ in range(2))
+    batches = [list(range(2 + i % 7)) for i in range(24)]
+    masks = itertools.cycle([0b1, 0b11, 0, 0b110, 0b1000, 0b11])
+    found, wanted = ahead(moving, batches, masks), in_lockstep(direct, batches)
     assert [done.tokens for done in found] == [done.tokens for done in wanted]
 
 
