@@ -336,8 +336,8 @@ def attempt(kit: Kit, step: str, until: float) -> Done:
     state, why = "good", ""
     try:
         work(kit)
-    except subprocess.TimeoutExpired:
-        state, why = "too long", f"cut short after {kit.end - begun:.0f} s; {step}.log has what there is"
+    except subprocess.TimeoutExpired as error:
+        state, why = "too long", f"cut short after {kit.end - begun:.0f} s; {error.cmd}.log has what there is"
     except subprocess.CalledProcessError as error:
         state, why = "failed", f"exit code {error.returncode}; {error.cmd}.log says why"
     except MuxdError as error:

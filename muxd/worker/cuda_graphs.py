@@ -3,7 +3,8 @@
 A graph holds addresses, so what it reads lies in tensors that never move: its inputs, the row table, the row
 lists, the counts of the sampler, the tokens picked by the step before. Graphs of one worker never run at once
 and share one memory pool; of several the largest is recorded first: the smaller ones find their memory there.
-A graph recorded on the stream of a green context keeps that context, hence one set for each mask of parts.
+A graph recorded on the stream of a green context keeps that context, hence one set for each mask of parts;
+torch shares a pool's memory on one stream only, so each mask in use has its own.
 """
 
 import gc
