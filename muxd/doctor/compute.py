@@ -4,9 +4,12 @@ Reached by name only (``doctor.checks``): the doctor itself and the command line
 """
 
 import os
+import shutil
+import sysconfig
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muxd.doctor.finding import Finding
@@ -58,6 +61,8 @@ def decode() -> list[Finding]:
 
     if _no_cuda("decode kernel") is not None:
         return []  # told by the check before
+    if (refusal := no_compiler()) is not None:
+        return [refusal]
     torch.cuda.init()  # type: ignore[no-untyped-call]
     driver = Driver()
     driver.retain()
@@ -106,6 +111,22 @@ def decode_case(device: str, batch: int, context: int) -> "Callable[[int], Tenso
         return ops.decode_attention(q, pool, 0, rows, lengths, scale=_HEAD_DIM**-0.5, splits=splits)
 
     return step
+
+
+def no_compiler() -> Finding | None:
+    """What Triton lacks to build the launcher of a kernel: it looks in the same places."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    header = Path(sysconfig.get_paths(scheme)["include"], "Python.h")
+    if compiler and header.exists():
+        return None
+    found = "Triton finds no C compiler (CC, gcc, clang)" if not compiler else f"Triton needs {header}"
+    todo = (
+        "install a C compiler"
+        if not compiler
+        else "install Python's headers (Debian and Ubuntu: python3-dev)"
+    )
+    return Finding("decode kernel", "missing", found, "no model can run on the GPU", todo, needed=True)
 
 
 def _no_cuda(name: str) -> Finding | None:

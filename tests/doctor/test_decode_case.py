@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +36,7 @@ def test_parts_are_timed_when_the_inputs_are_there(monkeypatch: pytest.MonkeyPat
     )  # fmt: skip
     monkeypatch.setattr(torch, "cuda", fake)
     monkeypatch.setattr(compute, "decode_case", made)
+    monkeypatch.setattr(compute, "no_compiler", lambda: None)
     monkeypatch.setattr("muxd.device.driver.Driver", lambda: SimpleNamespace(retain=lambda: None))
     monkeypatch.setattr("muxd.device.green.Ladder", lambda driver: ladder)
     (finding,) = compute.decode()
@@ -43,3 +45,22 @@ def test_parts_are_timed_when_the_inputs_are_there(monkeypatch: pytest.MonkeyPat
         *(f"seconds_{8 * mask}_sms" for mask in (1, 3, 7, 15)),
         "bytes_per_second",
     }
+
+
+def test_a_host_on_which_triton_cannot_build_is_told_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("sysconfig.get_paths", lambda scheme: {"include": str(tmp_path)})
+    finding = compute.no_compiler()
+    assert finding is not None
+    assert finding.fatal
+    assert "no C compiler" in finding.found
+    monkeypatch.setenv("CC", "cc")
+    assert compute.no_compiler() is None
+    (tmp_path / "Python.h").unlink()
+    finding = compute.no_compiler()
+    assert finding is not None
+    assert "python3-dev" in finding.todo
