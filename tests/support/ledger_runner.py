@@ -57,6 +57,7 @@ class LedgerRunner:
         self.pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8, device=device)  # NaN
         self.ledger = Ledger(blocks)
         self.runners: dict[str, Runner] = {}
+        self._made: dict[str, tuple[Setup, torch.Tensor]] = {}
         self.row_tokens: dict[str, int] = {}
         self._logits: list[torch.Tensor] = []
         self._sequences = 0
@@ -79,7 +80,8 @@ class LedgerRunner:
             kv_dtype=kind,
         )  # fmt: skip
         held = torch.from_numpy(weights).to(self._device)
-        runner = self.runners[model] = Runner(setup, self.pool, held, paged=self._paged)
+        self._made[model] = setup, held
+        runner = self.runners[model] = self.another(model)
         step = runner._step
 
         def kept(compute: Callable[..., Flight]) -> Callable[..., Flight]:
@@ -92,6 +94,10 @@ class LedgerRunner:
             return computed
 
         step.prefill, step.decode = kept(step.prefill), kept(step.decode)  # type: ignore[method-assign]
+
+    def another(self, model: str) -> Runner:
+        """One more over the same pool and weights, told nothing yet."""
+        return Runner(self._made[model][0], self.pool, self._made[model][1], paged=self._paged)
 
     def start(
         self,
