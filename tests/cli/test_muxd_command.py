@@ -61,6 +61,26 @@ def test_every_flag_reaches_its_setting(tmp_path: Path, flag: str, value: str, k
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("devices", "pools"),
+    [
+        ("", "pool of 1G"),
+        ('[pool]\nbytes = "64M"\n', "pool of 64M"),
+        ('[[device]]\nname = "cuda:3"\npool = "2G"\n', "pool of 2G on cuda:3"),
+        (
+            '[pool]\nbytes = "64M"\n[[device]]\nname = "cpu:0"\ncores = [0]\npool = "16M"\n'
+            '[[device]]\nname = "cpu:1"\ncores = [1]\n',
+            "pools of 16M on cpu:0, 64M on cpu:1",
+        ),
+    ],
+)
+def test_check_config_tells_the_pool_of_every_device(tmp_path: Path, devices: str, pools: str) -> None:
+    file = tmp_path / "muxd.toml"
+    file.write_text(devices)
+    done = muxd("check-config", str(file))
+    assert (done.returncode, done.stdout) == (0, f"{file} is fine: no models; {pools}.\n")
+
+
 @pytest.mark.parametrize("arguments", [(), ("--demo", "--config", "muxd.toml")])
 def test_what_to_serve_must_be_said_once(arguments: tuple[str, ...]) -> None:
     done = muxd("serve", *arguments)
