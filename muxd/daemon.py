@@ -23,7 +23,7 @@ from muxd.admin.server import AdminServer
 from muxd.api.app import make_app, make_runner
 from muxd.api.metrics import HttpMetrics
 from muxd.clock import MonotonicClock
-from muxd.config import Config, DeviceConfig, size
+from muxd.config import Config, DeviceConfig
 from muxd.device.base import Device
 from muxd.device.choose import open_device
 from muxd.device.device_metrics import DeviceMetrics
@@ -48,6 +48,7 @@ from muxd.fleet.roster import Roster
 from muxd.link.daemon_end import DaemonEnd, private_directory
 from muxd.messages import FromWorker
 from muxd.pool.arena import Arena
+from muxd.sizes import size
 from muxd.steward import Steward as DaemonSteward
 
 _log = logging.getLogger("muxd")

@@ -22,7 +22,7 @@ from muxd.admin.schemas import (
     Replan,
     UnloadModel,
 )
-from muxd.config import Config, ModelConfig, Policy, QuotaConfig, size, with_model
+from muxd.config import Config, ModelConfig, Policy, QuotaConfig, with_model
 from muxd.engine.journal import FINISHED, newest
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import BadRequest, ConfigError, MuxdError, NotFound
@@ -35,6 +35,7 @@ from muxd.fleet.steps import Step
 from muxd.pool.arena import Arena
 from muxd.pool.ledger import Usage
 from muxd.report import Report
+from muxd.sizes import size
 
 POLICIES = list(get_args(Policy))
 

@@ -72,7 +72,7 @@ def check_config(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
         raise typer.Exit(EX_CONFIG)
     names = ", ".join(model.name for model in settings.model) or "no models"
     pools = [f"{one.pool} on {one.name}" if settings.device else one.pool for one in settings.devices]
-    typer.echo(f"{file} is fine: {names}; {'pool' if len(pools) == 1 else 'pools'} of {', '.join(pools)}.")
+    typer.echo(f"{file} is fine: {names}; {'pool' if len(pools) == 1 else 'pools'}: {', '.join(pools)}.")
 
 
 app.command()(profile.profile)

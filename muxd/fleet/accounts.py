@@ -1,11 +1,12 @@
 """A model's account in the pool and its lane in the scheduler, from what its folder and muxd.toml say."""
 
-from muxd.config import running, size
+from muxd.config import running
 from muxd.device.base import Device
 from muxd.engine.lane import LaneSpec
 from muxd.engine.memory import Terms
 from muxd.fleet.catalog import Entry
 from muxd.pool.arena import Arena
+from muxd.sizes import size
 
 
 def terms(entry: Entry, arena: Arena) -> Terms:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from muxd.config import Config, size
+from muxd.config import Config
 from muxd.cost.analytic import Roofline
 from muxd.cost.estimate import Costs
 from muxd.cost.peaks import CAPTURED, PEAKS, Peak, Reach
@@ -24,6 +24,7 @@ from muxd.placement import live
 from muxd.placement.live import Live, Room
 from muxd.placement.problem import ModelLoad
 from muxd.placement.sets import Sets
+from muxd.sizes import size
 
 _log = logging.getLogger("muxd.fleet")
 

@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Iterable, Mapping
 
-from muxd.config import AUTO, Config, pool_bytes, splits
+from muxd.config import Config, splits
 from muxd.device.base import Device
 from muxd.errors import ConfigError
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import load_of
 from muxd.placement.memory import Budget, leftover
 from muxd.placement.problem import ModelLoad
+from muxd.sizes import AUTO, pool_bytes
 
 _log = logging.getLogger(__name__)
 

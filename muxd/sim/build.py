@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from muxd.config import Config, ModelConfig, PoolConfig, pool_bytes, running, size, splits
+from muxd.config import Config, ModelConfig, PoolConfig, running, splits
 from muxd.cost.profile import Profile, Shape
 from muxd.cost.table import CostTable
 from muxd.engine.forecast import Forecast
@@ -20,6 +20,7 @@ from muxd.engine.slo import Slo
 from muxd.errors import ConfigError
 from muxd.messages import KvDtype, kv_item_bytes
 from muxd.pool.ledger import Ledger
+from muxd.sizes import pool_bytes, size
 
 
 def likenesses(config: Config, profile: Profile) -> dict[str, str]:

@@ -64,13 +64,13 @@ def test_every_flag_reaches_its_setting(tmp_path: Path, flag: str, value: str, k
 @pytest.mark.parametrize(
     ("devices", "pools"),
     [
-        ("", "pool of 1G"),
-        ('[pool]\nbytes = "64M"\n', "pool of 64M"),
-        ('[[device]]\nname = "cuda:3"\npool = "2G"\n', "pool of 2G on cuda:3"),
+        ("", "pool: auto"),
+        ('[pool]\nbytes = "64M"\n', "pool: 64M"),
+        ('[[device]]\nname = "cuda:3"\npool = "2G"\n', "pool: 2G on cuda:3"),
         (
             '[pool]\nbytes = "64M"\n[[device]]\nname = "cpu:0"\ncores = [0]\npool = "16M"\n'
             '[[device]]\nname = "cpu:1"\ncores = [1]\n',
-            "pools of 16M on cpu:0, 64M on cpu:1",
+            "pools: 16M on cpu:0, 64M on cpu:1",
         ),
     ],
 )

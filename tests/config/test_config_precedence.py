@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxd.config import Config, home, load, size
+from muxd.config import Config, home, load
 from muxd.errors import ConfigError
+from muxd.sizes import size
 
 
 @pytest.mark.parametrize(
