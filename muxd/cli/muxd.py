@@ -29,13 +29,15 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(envvar="MUXD_CONFIG", help="The configuration.", metavar="muxd.toml")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="HTTP address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="HTTP port [8000]; 0 takes a free one.")] = None,
+    host: Annotated[str | None, typer.Option(help="HTTP address to listen on (default: 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port (default: 8000); 0 takes a free one.")] = None,
     socket: Annotated[str | None, typer.Option(help="Unix socket for muxctl.", metavar="PATH")] = None,
     pool_bytes: Annotated[
-        str | None, typer.Option(help="KV memory all models share [auto].", metavar="SIZE")
+        str | None, typer.Option(help="KV memory all models share (default: auto).", metavar="SIZE")
     ] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [info].")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error (default: info).")
+    ] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Fetch two small models and serve them.")] = False,
 ) -> None:
     """Serve the models of a configuration until SIGTERM, Ctrl-C or `muxctl stop`."""

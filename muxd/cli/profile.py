@@ -72,13 +72,13 @@ def _measured(
     from contextlib import closing
 
     from muxd.cli.overhead import PARTS, measure_overhead
-    from muxd.cli.profiling import cells, measure, merged, shares
+    from muxd.cli.profiling import cells, measure, merged
     from muxd.cost.table import CostTable
     from muxd.device.choose import open_device
 
     with (
         closing(open_device(where, key="--device")) as device,
-        counting(f"Measuring {name}", cells(shares(device)) + PARTS * daemon) as advance,
+        counting(f"Measuring {name}", cells(device) + PARTS * daemon) as advance,
     ):
         model = measure(folder, dtype, lambda: advance(1), kv_dtype=kv_dtype, device=device, random=random)
         made = merged(file, name, model, device)

@@ -59,6 +59,18 @@ class Plan(Struct, frozen=True):
 
 
 _PLAN = Plan()
+# Batches are larger there, and a short one says nothing: it is the launches' time.
+_GPU_PLAN = Plan(
+    prefill_tokens=(1, 64, 256, 512, 1024, 2048),
+    prefill_contexts=(0, 1024, 4096),
+    decode_batches=(1, 2, 4, 8, 16, 32, 64, 128),
+    decode_contexts=(128, 512, 2048),
+)
+
+
+def plan_for(device: Device) -> Plan:
+    """What is worth measuring on a device of its kind."""
+    return _PLAN if device.kind == "CPU" else _GPU_PLAN
 
 
 class Prober:
@@ -160,23 +172,24 @@ def shares(device: Device) -> tuple[int, ...]:
     return device.rungs if len(device.rungs) <= len(_TENTHS) else _TENTHS
 
 
-def cells(rungs: tuple[int, ...], plan: Plan = _PLAN) -> int:
+def cells(device: Device, plan: Plan | None = None) -> int:
     """How many probes `measure` makes: for the progress bar."""
-    return len(rungs) * plan.probes + _OTHERS
+    return len(shares(device)) * (plan or plan_for(device)).probes + _OTHERS
 
 
 def measure(
     folder: Path,
     dtype: Dtype,
     step: Step,
-    plan: Plan = _PLAN,
     *,
-    kv_dtype: KvDtype = "auto",
     device: Device,
+    plan: Plan | None = None,
+    kv_dtype: KvDtype = "auto",
     random: bool = False,
 ) -> ModelProfile:
     """Everything about one model on ``device``; ``step`` is called after every probe. Raises
     ModelFolderError."""
+    plan = plan or plan_for(device)
     spec = read_spec(folder)  # what is wrong with it is said here, in one sentence
     pool = _pool_bytes(device, spec, kv_item_bytes(dtype, kv_dtype), plan)
 

@@ -31,7 +31,9 @@ SharedPrefix = Annotated[int, typer.Option(help="First tokens that all prompts o
 
 def simulate(
     workload: WorkloadFile,
-    policy: Annotated[str, typer.Option(help="mux, temporal, spatial, fcfs, round_robin [configured].")] = "",
+    policy: Annotated[
+        str, typer.Option(help="mux, temporal, spatial, fcfs, round_robin (default: as configured).")
+    ] = "",
     cost: CostFile = None,
     config: Annotated[
         Path | None, typer.Option(help="Pool, shares, quotas. Default: equal shares.", metavar="muxd.toml")

@@ -34,9 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_model_is_measured_over_its_grid_and_joins_the_file(folder: Path, tmp_path: Path) -> None:
     steps: list[None] = []
-    found = measure(folder, "float32", lambda: steps.append(None), SMALL, device=Cpu())
+    found = measure(folder, "float32", lambda: steps.append(None), device=Cpu(), plan=SMALL)
     rungs = Cpu().rungs
-    assert len(steps) == cells(rungs, SMALL) - (0 if len(rungs) > 1 else 3)
+    assert len(steps) == cells(Cpu(), SMALL) - (0 if len(rungs) > 1 else 3)
     check(found.prefill, "prefill")
     check(found.decode, "decode")
     assert found.decode.shares == list(rungs)
@@ -50,7 +50,7 @@ def test_a_model_is_measured_over_its_grid_and_joins_the_file(folder: Path, tmp_
 
 
 def test_keys_and_values_of_a_byte_are_measured_as_such(folder: Path) -> None:
-    found = measure(folder, "float32", lambda: None, SMALL, kv_dtype="fp8", device=Cpu(1))
+    found = measure(folder, "float32", lambda: None, plan=SMALL, kv_dtype="fp8", device=Cpu(1))
     check(found.decode, "decode")
     assert (found.shape.dtype, found.shape.kv_dtype) == ("float32", "fp8")
     with Prober(folder, "float32", Cpu(1), 8 << 20, kv_dtype="fp8") as prober:
@@ -63,7 +63,7 @@ def test_random_weights_need_no_file_but_config_json(folder: Path, tmp_path: Pat
     (bare / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(ModelFolderError, match="exit code 1"), Prober(bare, "float32", Cpu(1)):
         pass
-    found = measure(bare, "float32", lambda: None, SMALL, device=Cpu(1), random=True)
+    found = measure(bare, "float32", lambda: None, plan=SMALL, device=Cpu(1), random=True)
     check(found.decode, "decode")
     assert (found.shape.layers, found.shape.head_dim) == (2, 16)
     args = ["profile", str(bare), "--name", "x", "--random", "--device", "tpu", "--out", str(tmp_path / "c")]
@@ -102,9 +102,14 @@ def test_shares_of_a_gpu_become_parts_or_processes_of_their_own(folder: Path) ->
     parts = InParts(1)
     assert [_parts(parts, share) for share in shares(parts)] == [0b0001, 0b0011, 0b0111, 0]
     assert _parts(parts, 25, after=25) == 0b0010, "beside another"
-    assert measure(folder, "float32", lambda: None, plan, device=parts).decode.shares == [25, 50, 75, 100]
+    assert measure(folder, "float32", lambda: None, plan=plan, device=parts).decode.shares == [
+        25,
+        50,
+        75,
+        100,
+    ]
     capped = Capped(1)
-    found = measure(folder, "float32", lambda: None, plan, device=capped)
+    found = measure(folder, "float32", lambda: None, plan=plan, device=capped)
     assert found.prefill.shares == list(shares(capped)) == list(range(10, 101, 10))
     assert set(capped.asked) == {0, *shares(capped)}
 
@@ -190,7 +195,7 @@ def test_the_overhead_is_what_the_table_does_not_explain() -> None:
 @pytest.mark.parametrize("gpu", [False, True])
 def test_the_overhead_is_measured_on_a_live_daemon(folder: Path, gpu: bool) -> None:
     """``gpu``: by second tokens alone, as no step that runs ahead tells it."""
-    model = measure(folder, "float32", lambda: None, SMALL, device=Cpu())
+    model = measure(folder, "float32", lambda: None, plan=SMALL, device=Cpu())
     made = merged(Path("/nowhere"), "tiny", model, Cpu())
     assert not made.device.gpu
     cost = CostTable(replace(made, device=replace(made.device, gpu=gpu)))
