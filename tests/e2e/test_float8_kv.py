@@ -13,7 +13,8 @@ from support.direct_runner import DirectRunner
 from support.live import LiveDaemon, live
 from support.tiny import tiny_served
 from support.two_units import ask as asked
-from support.two_units import devices, models, needs_two_cores
+from support.two_units import devices, models
+from support.where import FIRST, SECOND, needs_two_devices
 
 from muxd.admin.schemas import LoadModel, ModelRow, MoveModel, UnloadModel
 from muxd.errors import MuxdError
@@ -133,14 +134,14 @@ def test_a_model_loaded_at_runtime_chooses_its_own(daemon: LiveDaemon, folder: P
     assert whole(daemon)
 
 
-@needs_two_cores
+@needs_two_devices
 def test_a_model_that_moves_takes_its_type_along(tmp_path: Path) -> None:
     """Two devices: the plan placed it, an operator moves it, in a pool that grows by what it leaves."""
     text = "[pool]\ngrow = true\n" + devices() + models(tmp_path, {"a": "", "b": ""}, 'kv_dtype = "fp8"\n')
     with live(text, tmp_path) as daemon:
         answer, begun = asked(daemon, "a", 64), row(daemon, "a")
         assert (begun.kv_dtype, begun.row_tokens) == ("fp8", 8192 // (2 * 16))
-        to = next(name for name in ("cpu:0", "cpu:1") if name != begun.device)
+        to = next(name for name in (FIRST, SECOND) if name != begun.device)
         assert list(daemon.admin.move(MoveModel("a", to)))[-1].stage == "moved"
         assert (row(daemon, "a").device, row(daemon, "a").row_tokens) == (to, begun.row_tokens)
         assert asked(daemon, "a", 64) == answer

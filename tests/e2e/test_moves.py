@@ -66,7 +66,7 @@ def test_streams_drain_queued_requests_go_over_and_all_tokens_are_the_same(daemo
         one.join()
         assert (one.tokens, one.finish, one.error) == (alone, "length", "")
         (times,) = daemon.admin.why(one.id)
-        assert [stay.device for stay in times.stays] == ["cpu:0", "cpu:1"]
+        assert [stay.device for stay in times.stays] == [FIRST, SECOND]
         assert times.stays[1].decode == pytest.approx(times.decode)
         assert sum(stay.seconds for stay in times.stays) == pytest.approx(times.total)
     assert not any(one.over for one in running), "the streams were too short to tell"

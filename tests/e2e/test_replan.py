@@ -91,7 +91,7 @@ def test_a_shift_of_popularity_moves_a_model_once_and_says_why(tmp_path: Path) -
 
 def test_two_full_devices_swap_models_and_the_quieter_one_waits(tmp_path: Path) -> None:
     """Memory for two models each and no third: one of the popular pair changes places with a quiet one."""
-    text = config(tmp_path, "replan = false\nperiod = 1.0", dict.fromkeys("abcd", 1.0), room=2.5)
+    text = config(tmp_path, "replan = false\nperiod = 1.0", dict.fromkeys("abcd", 1.0), room=2.25)
     with live(text, tmp_path) as daemon:
         places = {model: row(daemon, model).device for model in "abcd"}
         pair = "".join(model for model in "abcd" if places[model] == places["a"])
