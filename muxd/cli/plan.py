@@ -170,12 +170,11 @@ def _shown(plan: "Plan", problem: "Problem") -> str:
             rows.append([where, "-", "idle", *["-"] * 8])
         for i, member in enumerate(unit.members):
             first = [where, f"{100 * unit.utilisation:.0f}%"] if i == 0 else ["", ""]
-            late = member.ttft == float("inf")
             rows.append(
                 [*first, member.model, f"{member.prefill_share}/{member.decode_share}%", str(member.batch),
                  f"{100 * member.weight:.0f}%", size(unit.pool_bytes) if i == 0 else "",
                  f"{member.rate:.2f}", f"{member.served:.2f}",
-                 "grows" if late else seconds(member.ttft), seconds(member.tpot)]
+                 "overloaded" if member.ttft is None else seconds(member.ttft), seconds(member.tpot)]
             )  # fmt: skip
     headers = ("HOST: GPUS", "USED", "MODEL", "SHARES", "BATCH", "QUOTA", "POOL", "ASKED/S", "SERVED/S",
                "TTFT", "TPOT")  # fmt: skip

@@ -203,7 +203,7 @@ class Estimator:
             weight=weight,
             rate=wanted.rate,
             throughput=throughput if late else max(throughput, wanted.rate),
-            ttft=float("inf") if late else load.round,
+            ttft=None if late else load.round,
             tpot=load.steps[i] + load.round / wanted.output,
         )
 

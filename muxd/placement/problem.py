@@ -93,7 +93,7 @@ class Member(Struct, frozen=True):
     weight: float  # of its quota: its part of the pool's use
     rate: float
     throughput: float  # requests a second it could serve
-    ttft: float  # seconds, infinite where the rate is above the throughput
+    ttft: float | None  # seconds; None where the rate is above the throughput, so that a queue only grows
     tpot: float
 
     @property
@@ -238,7 +238,7 @@ def attainment(plan: Plan, problem: Problem) -> float | None:
         if not (model.ttft_slo or model.tpot_slo):
             continue
         asked += member.rate
-        on_time = not model.ttft_slo or member.ttft <= model.ttft_slo
+        on_time = not model.ttft_slo or (member.ttft is not None and member.ttft <= model.ttft_slo)
         if on_time and (not model.tpot_slo or member.tpot <= model.tpot_slo):
             met += member.served
     return met / asked if asked else None

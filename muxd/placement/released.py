@@ -142,7 +142,7 @@ class Released:
                     weight=load.rate * self._sizes[model].kv_token / shared,
                     rate=load.rate,
                     throughput=throughput,
-                    ttft=float("inf") if late else grown.prefills(grown.best_batches),
+                    ttft=None if late else grown.prefills(grown.best_batches),
                     tpot=decode + grown.prefills(grown.best_batches) / OUTPUT,
                 )
             )

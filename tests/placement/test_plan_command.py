@@ -1,6 +1,7 @@
 """`muxctl plan` as a user runs it: the table, the files, the picture, and sentences for mistakes."""
 
 import json
+import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -90,6 +91,18 @@ def test_json_is_the_plan(room: Path) -> None:
     found = msgspec.json.decode(run("--gpus", "2xA100-80G", "--json", "--compare", "greedy"), type=Plan)
     assert {member.model for member in found.members} == {"chat", "code", "tiny one"}
     assert found.method == "ours"
+
+
+def test_an_overloaded_model_is_said_and_its_json_is_a_plan(room: Path) -> None:
+    (room / "models.toml").write_text(MODELS.replace("rate = 6.0", "rate = 600.0"))
+    found = msgspec.json.decode(run("--gpus", "1xA100-80G", "--json"), type=Plan)
+    first = {member.model: member.ttft for member in found.members}
+    chat = next(member for member in found.members if member.model == "chat")
+    assert chat.throughput < chat.rate
+    assert first["chat"] is None
+    assert all(math.isfinite(ttft) for ttft in first.values() if ttft is not None)
+    row = next(line for line in run("--gpus", "1xA100-80G").splitlines() if " chat " in line)
+    assert "overloaded" in row
 
 
 def test_a_workload_says_rates_and_lengths(room: Path) -> None:
