@@ -133,15 +133,18 @@ def _costs(loads: "list[ModelLoad]", gpus: "Gpus", table: Path | None, cost: Pat
         return Published.read(table)
     if cost:
         return Profiled(CostTable.read(cost))
-    return Roofline(gpus.kind, {load.cost: load.shape for load in loads})
+    dtypes = {load.cost: load.dtype for load in loads}
+    return Roofline(gpus.kind, {load.cost: load.shape for load in loads}, dtype=dtypes)
 
 
 def _own_cost(load: "ModelLoad") -> "ModelLoad":
-    """A roofline knows what it costs to read K and V of each type; measured costs have one name a model."""
+    """A roofline knows what it costs to read weights, K and V of each type; measured costs have one name a
+    model."""
     import msgspec
 
-    kind = load.shape.kv_dtype
-    return load if kind == "auto" else msgspec.structs.replace(load, cost=f"{load.cost}, {kind} K and V")
+    kinds: list[str] = [load.dtype] if load.dtype != "bfloat16" else []
+    kinds += [f"{load.shape.kv_dtype} K and V"] if load.shape.kv_dtype != "auto" else []
+    return msgspec.structs.replace(load, cost=", ".join([load.cost, *kinds]))
 
 
 def _methods(method: str, compare: str) -> "list[Method]":

@@ -77,7 +77,8 @@ def _reductions(shape: ModelShape, peak: Peak, reach: Reach, width: int, gpus: i
 
 
 class Roofline:
-    """``Costs`` of any shapes on one kind of device, the catalogue's if none are given.
+    """``Costs`` of any shapes on one kind of device, the catalogue's if none are given. ``dtype``: of all
+    models, or of each; it counts in bytes, the peaks are those of 16-bit numbers.
 
     Raises ConfigError for a device that is not known. Whether weights fit the device's memory is not asked.
     """
@@ -87,12 +88,13 @@ class Roofline:
         device: str | Peak,
         shapes: Mapping[str, ModelShape] | None = None,
         reach: Reach = EAGER,
-        dtype: Dtype = "bfloat16",
+        dtype: Dtype | Mapping[str, Dtype] = "bfloat16",
     ):
         self.peak = peak(device) if isinstance(device, str) else device
         self.reach = reach
         self._shapes = dict(CATALOGUE if shapes is None else shapes)
-        self._dtype: Dtype = dtype
+        every = dict.fromkeys(self._shapes, dtype) if isinstance(dtype, str) else dtype
+        self._dtypes: dict[str, Dtype] = {name: every[name] for name in self._shapes}
 
     def models(self) -> list[str]:
         return list(self._shapes)
@@ -114,7 +116,8 @@ class Roofline:
 
     def _estimate(self, model: str, gpus: int, share: int, work: Work) -> Estimate:
         shape = self._check(model, gpus)
-        return Estimate(seconds(shape, self.peak, self.reach, work, gpus, share, self._dtype), "roofline")
+        found = seconds(shape, self.peak, self.reach, work, gpus, share, self._dtypes[model])
+        return Estimate(found, "roofline")
 
     def _shape(self, model: str) -> ModelShape:
         if model not in self._shapes:

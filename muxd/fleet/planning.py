@@ -121,7 +121,8 @@ class Planning:
     def _costs(self, loads: Sequence[ModelLoad]) -> Costs:
         if self._profile is not None:
             return Profiled(self._profile)
-        return Roofline(self._peak, {load.name: load.shape for load in loads}, self._reach)
+        dtypes = {load.cost: load.dtype for load in loads}
+        return Roofline(self._peak, {load.cost: load.shape for load in loads}, self._reach, dtypes)
 
     def _least(self, entry: Entry) -> int:
         return size(entry.quota.min, key=f"model.quota.min ({entry.name})", whole=self.room.pool)

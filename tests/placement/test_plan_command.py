@@ -184,3 +184,14 @@ def test_keys_and_values_of_a_byte_cost_less_and_are_written_down(room: Path) ->
     assert found["fp8"]["throughput"] > 1.1 * found["auto"]["throughput"]
     (room / "models.toml").write_text(KEPT.format("m", "int8"))
     assert "kv_dtype" in run("--gpus", "1xH200", code=1)
+
+
+def test_numbers_of_four_bytes_cost_more_beside_a_model_of_the_same_size(room: Path) -> None:
+    """A step of one sequence reads every weight once: twice the bytes, here more than launches take."""
+    slow = MODELS.partition('[[model]]\nname = "code"')[0].replace("6.0", "0.01")
+    text = slow + slow.replace("chat", "wide") + 'dtype = "float32"\n'
+    (room / "models.toml").write_text(text + slow.replace("chat", "half") + 'dtype = "float16"\n')
+    shown = run("--gpus", "1xA100-80G", "--json")
+    found = {m.model: m for m in msgspec.json.decode(shown, type=Plan).members}
+    assert found["wide"].tpot > 1.3 * found["chat"].tpot
+    assert found["half"].tpot == pytest.approx(found["chat"].tpot)
