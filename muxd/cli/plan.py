@@ -10,6 +10,7 @@ from muxd.cli.progress import counting
 
 if TYPE_CHECKING:
     from muxd.cost.estimate import Costs
+    from muxd.cost.profile import ModelProfile, Profile
     from muxd.placement.loads import Traffic
     from muxd.placement.planner import Method
     from muxd.placement.problem import Gpus, ModelLoad, Plan, Problem
@@ -68,10 +69,8 @@ def plan(
             check_picture(picture)
         if table and cost:
             raise ConfigError("--table and --cost: give one of them")
-        if not (table or cost):
-            found = [_own_cost(load) for load in found]
+        found, costs = _costed(found, devices, table, cost)
         problem = Problem(tuple(found), devices, overbook)
-        costs = _costs(found, devices, table, cost)
         wanted = _methods(method, compare)
         plans, failed = make(problem, costs, wanted)
         if method not in plans:
@@ -123,23 +122,60 @@ def traffic(path: Path) -> "dict[str, Traffic]":
     }
 
 
-def _costs(loads: "list[ModelLoad]", gpus: "Gpus", table: Path | None, cost: Path | None) -> "Costs":
+def _costed(
+    loads: "list[ModelLoad]", gpus: "Gpus", table: Path | None, cost: Path | None
+) -> "tuple[list[ModelLoad], Costs]":
+    """The models under their names in the costs, and the costs."""
     from muxd.cost.analytic import Roofline
+    from muxd.cost.profile import load as read_profile
     from muxd.cost.profiled import Profiled
     from muxd.cost.published import Published
     from muxd.cost.table import CostTable
 
     if table:
-        return Published.read(table)
+        return loads, Published.read(table)
     if cost:
-        return Profiled(CostTable.read(cost))
-    dtypes = {load.cost: load.dtype for load in loads}
-    return Roofline(gpus.kind, {load.cost: load.shape for load in loads}, dtype=dtypes)
+        profile = read_profile(cost)
+        return [_measured(load, profile, cost) for load in loads], Profiled(
+            CostTable(profile, source=str(cost))
+        )
+    own = [_own_cost(load) for load in loads]
+    dtypes = {load.cost: load.dtype for load in own}
+    return own, Roofline(gpus.kind, {load.cost: load.shape for load in own}, dtype=dtypes)
+
+
+def _measured(load: "ModelLoad", profile: "Profile", source: Path) -> "ModelLoad":
+    """Under the name of its size in the profile, else as the simulator finds it. Raises ConfigError."""
+    import shlex
+
+    import msgspec
+
+    from muxd.cost.profile import known_as
+    from muxd.errors import ConfigError
+
+    if load.cost in profile.models:
+        return load
+    kinds = load.dtype, load.shape.kv_dtype
+    name = known_as(profile, load.name, load.path, *kinds)
+    if name is None:
+        known = ", ".join(f"{other} ({_form(model)})" for other, model in profile.models.items())
+        command = ["muxd", "profile", load.path or "FOLDER", "--name", load.name]
+        command += ["--dtype", kinds[0], "--kv-dtype", kinds[1], "--out", str(source)]
+        wanted = f"{Path(load.cost).name}, {kinds[0]}, {kinds[1]} K and V"
+        raise ConfigError(
+            f"{source} has no costs of {load.name!r} ({wanted}), "
+            f"only of: {known or 'none'}; `{shlex.join(command)}` measures it"
+        )
+    return msgspec.structs.replace(load, cost=name)
+
+
+def _form(model: "ModelProfile") -> str:
+    folder = f"{model.folder}, " if model.folder else ""
+    return f"{folder}{model.shape.dtype}, {model.shape.kv_dtype} K and V"
 
 
 def _own_cost(load: "ModelLoad") -> "ModelLoad":
-    """A roofline knows what it costs to read weights, K and V of each type; measured costs have one name a
-    model."""
+    """A roofline knows what it costs to read weights, K and V of each type."""
     import msgspec
 
     kinds: list[str] = [load.dtype] if load.dtype != "bfloat16" else []

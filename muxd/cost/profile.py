@@ -88,6 +88,20 @@ class Profile(Struct, frozen=True):
     models: dict[str, ModelProfile]
 
 
+def known_as(profile: Profile, name: str, path: str, dtype: Dtype, kv_dtype: KvDtype) -> str | None:
+    """Under which name the profile has the costs of model ``name``: its own, else that of a model measured
+    from a folder of the same name with the same types."""
+    if name in profile.models:
+        return name
+    wanted = (Path(path).name, dtype, kv_dtype)
+    alike = [
+        other
+        for other, model in profile.models.items()
+        if model.folder and (model.folder, model.shape.dtype, model.shape.kv_dtype) == wanted
+    ]
+    return alike[-1] if alike else None
+
+
 def load(path: Path) -> Profile:
     """Raises ConfigError naming file and field."""
     try:

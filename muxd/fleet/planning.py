@@ -8,7 +8,10 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from muxd.config import Config
+from muxd.cost import profile
 from muxd.cost.analytic import Roofline
 from muxd.cost.estimate import Costs
 from muxd.cost.peaks import CAPTURED, PEAKS, Peak, Reach
@@ -63,7 +66,9 @@ class Planning:
         self.room = Room(len(devices), min(memory(*item) for item in devices.items()), max(pools.values()))
         self._peak, self._reach = _speed(next(iter(devices.values())))
         self.budget = budget(config, next(iter(devices.values())))
-        self._profile = CostTable.read(Path(config.placement.profile)) if config.placement.profile else None
+        measured = config.placement.profile
+        self._profile = profile.load(Path(measured)) if measured else None
+        self._table = CostTable(self._profile, source=measured) if self._profile else None
 
     # ---- what is asked ----------------------------------------------------------------------------
 
@@ -104,7 +109,7 @@ class Planning:
     def appraiser(self, entries: Sequence[Entry], demands: Mapping[str, Demand] | None = None) -> Live:
         """Of opened entries, at measured demands where there are some. Raises ConfigError where the costs of
         a model are not known, or no plan could hold the models."""
-        loads = [load_of(entry, (demands or {}).get(entry.name)) for entry in entries]
+        loads = [self._measured(entry, load_of(entry, (demands or {}).get(entry.name))) for entry in entries]
         least = {entry.name: self._least(entry) for entry in entries}
         return Live(loads, self.room, self._costs(loads), self.budget, least)
 
@@ -119,10 +124,18 @@ class Planning:
     # ---- inside -----------------------------------------------------------------------------------
 
     def _costs(self, loads: Sequence[ModelLoad]) -> Costs:
-        if self._profile is not None:
-            return Profiled(self._profile)
+        if self._table is not None:
+            return Profiled(self._table)
         dtypes = {load.cost: load.dtype for load in loads}
         return Roofline(self._peak, {load.cost: load.shape for load in loads}, self._reach, dtypes)
+
+    def _measured(self, entry: Entry, load: ModelLoad) -> ModelLoad:
+        """By the name that the profile has for the model."""
+        if self._profile is None:
+            return load
+        config = entry.config
+        known = profile.known_as(self._profile, entry.name, config.path, config.dtype, config.kv_dtype)
+        return msgspec.structs.replace(load, cost=known or load.cost)
 
     def _least(self, entry: Entry) -> int:
         return size(entry.quota.min, key=f"model.quota.min ({entry.name})", whole=self.room.pool)

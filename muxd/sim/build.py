@@ -5,11 +5,10 @@ needs neither folders nor weights.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from muxd.config import Config, ModelConfig, PoolConfig, running, splits
-from muxd.cost.profile import Profile, Shape
+from muxd.cost.profile import Profile, Shape, known_as
 from muxd.cost.table import CostTable
 from muxd.engine.forecast import Forecast
 from muxd.engine.lane import LaneSpec
@@ -25,12 +24,8 @@ from muxd.sizes import pool_bytes, size
 
 def likenesses(config: Config, profile: Profile) -> dict[str, str]:
     """Configured models that the profile knows by their folder and types, under another name."""
-    measured = {
-        (m.folder, m.shape.dtype, m.shape.kv_dtype): name for name, m in profile.models.items() if m.folder
-    }
-    keys = {model.name: (Path(model.path).name, model.dtype, model.kv_dtype) for model in config.model}
-    missing = {name: key for name, key in keys.items() if name not in profile.models}
-    return {name: measured[key] for name, key in missing.items() if key in measured}
+    found = {m.name: known_as(profile, m.name, m.path, m.dtype, m.kv_dtype) for m in config.model}
+    return {name: other for name, other in found.items() if other not in (None, name)}
 
 
 def plain_config(models: list[str], cost: CostTable | None = None) -> Config:

@@ -8,10 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 import typer
+from support.costs import SHAPE, model
+from support.tiny import tiny_llama
 from typer.testing import CliRunner
 
 from muxd.cli.plan import plan
 from muxd.config import load
+from muxd.cost.profile import FORMAT, Device, ModelProfile, Profile, save
+from muxd.messages import KvDtype
 from muxd.placement.loads import parse_gpus, read
 from muxd.placement.problem import Plan
 from muxd.sim.workload import Item, Workload, write
@@ -195,3 +199,54 @@ def test_numbers_of_four_bytes_cost_more_beside_a_model_of_the_same_size(room: P
     found = {m.model: m for m in msgspec.json.decode(shown, type=Plan).members}
     assert found["wide"].tpot > 1.3 * found["chat"].tpot
     assert found["half"].tpot == pytest.approx(found["chat"].tpot)
+
+
+@pytest.fixture
+def profile(room: Path) -> Path:
+    """Of one folder with K and V of two types, the second twice as fast, and of a size of the catalogue."""
+    tiny_llama(room / "models" / "smol")
+
+    def measured(folder: str, kv_dtype: KvDtype, decode: float) -> ModelProfile:
+        shape = msgspec.structs.replace(SHAPE, kv_dtype=kv_dtype)
+        return msgspec.structs.replace(model(1e-4, decode), shape=shape, folder=folder)
+
+    known = {
+        "first": measured("smol", "auto", 0.02),
+        "kept": measured("smol", "fp8", 0.01),
+        "llama-3-8b": measured("", "auto", 0.04),
+    }
+    save(room / "cost.json", Profile(FORMAT, Device("hand", 2, [50, 100]), known))
+    return room / "cost.json"
+
+
+@pytest.mark.usefixtures("profile")
+def test_a_profile_knows_models_by_folder_and_types_as_the_simulator_does(room: Path) -> None:
+    text = '[[model]]\nname = "{}"\nrate = 0.01\n{}\n'
+    folder = 'path = "models/smol"\n'
+    wanted = {"x": folder, "y": folder + 'kv_dtype = "fp8"', "kept": folder, "z": 'size = "llama-3-8b"'}
+    (room / "models.toml").write_text("".join(text.format(*item) for item in wanted.items()))
+    shown = run("--gpus", "4xA100-80G", "--cost", "cost.json", "--json", "--method", "spatial")
+    found = {m.model: m.tpot for m in msgspec.json.decode(shown, type=Plan).members}
+    assert found["x"] == pytest.approx(2 * found["y"], rel=0.1)
+    assert found["kept"] == pytest.approx(found["y"], rel=0.1), "a profile of the same name comes first"
+    assert found["z"] == pytest.approx(4 * found["y"], rel=0.1)
+
+
+@pytest.mark.usefixtures("profile")
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('path = "models/smol"\ndtype = "float32"', "no costs of 'x y' (smol, float32, auto K and V)"),
+        ('size = "llama-3.2-1b"', "no costs of 'x y' (llama-3.2-1b, bfloat16, auto K and V)"),
+    ],
+)
+def test_a_model_that_was_not_measured_is_named_with_those_that_were(
+    room: Path, line: str, said: str
+) -> None:
+    (room / "models.toml").write_text(f'[[model]]\nname = "x y"\nrate = 1.0\n{line}\n')
+    shown = run("--gpus", "1xA100-80G", "--cost", "cost.json", code=1)
+    assert said in shown
+    assert "first (smol, bfloat16, auto K and V), kept (smol, bfloat16, fp8 K and V), llama-3-8b" in shown
+    assert "`muxd profile " in shown
+    assert " --name 'x y' --dtype " in shown
+    assert "--like" not in shown
