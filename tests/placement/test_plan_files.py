@@ -17,6 +17,7 @@ def member(name: str) -> Member:
 def test_a_host_is_one_file_and_a_unit_over_two_devices_another(tmp_path: Path) -> None:
     models = [load(name, "llama-3-8b", 1.5) for name in "abcd"]
     models[0] = msgspec.structs.replace(models[0], path="/models/a", ttft_slo=2.0)
+    models[1] = msgspec.structs.replace(models[1], dtype="float32")
     problem = Problem(tuple(models), Gpus("A100", 80 * GB, 4), 10)
     units = (
         Unit(0, (0,), (member("a"), member("b")), 1 << 30, 0.5),
@@ -33,5 +34,7 @@ def test_a_host_is_one_file_and_a_unit_over_two_devices_another(tmp_path: Path) 
     assert {m.name: (m.device, m.rate, m.ttft_slo) for m in config.model} == {
         "a": ("cuda:0", 1.5, 2.0), "b": ("cuda:0", 1.5, 0.0), "c": ("cuda:1", 1.5, 0.0),
     }  # fmt: skip
+    assert {m.name: m.dtype for m in config.model} == {"a": "bfloat16", "b": "float32", "c": "bfloat16"}
+    assert found["host-0.toml"].count("dtype") == 1, "what is the default is not written"
     assert "Tensor parallel over 2" in found["host-0-gpu-2.toml"]
     assert "[[device]]" not in found["host-0-gpu-2.toml"]
