@@ -5,7 +5,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.bench_unit import Spec
+from support.bench_worker import Spec
 from support.timed_unit import Arrival, TimedUnit
 
 from muxd.engine.actions import BatchDone, Launch, Tick

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.bench_unit import BenchUnit, Spec
+from support.bench_unit import BenchUnit
+from support.bench_worker import Spec
 from support.timed_unit import Arrival, TimedUnit
 
 from muxd.engine.actions import Action, Arrived, BatchDone, Cancelled, Event, Launch, Tick, WorkerReady

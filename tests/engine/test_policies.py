@@ -1,7 +1,8 @@
 """What each policy promises, and what the row keeper promises under all of them."""
 
 import pytest
-from support.bench_unit import BenchUnit, Spec, Worker
+from support.bench_unit import BenchUnit
+from support.bench_worker import Spec, Worker
 from support.timed_unit import Arrival, TimedUnit
 
 from muxd.engine.actions import QuotaMoved, Tick

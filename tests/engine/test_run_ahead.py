@@ -3,7 +3,8 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.bench_unit import EOS, BenchUnit, Spec
+from support.bench_unit import EOS, BenchUnit
+from support.bench_worker import Spec
 
 from muxd.engine.actions import Ahead, BatchDone, Launch, Withdraw, Withdrawn
 from muxd.engine.policies import POLICIES

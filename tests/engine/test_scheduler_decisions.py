@@ -3,7 +3,8 @@
 import itertools
 
 import pytest
-from support.bench_unit import EOS, BenchUnit, Spec
+from support.bench_unit import EOS, BenchUnit
+from support.bench_worker import Spec
 
 from muxd.engine.actions import BatchDone, Tick
 from muxd.engine.settings import Settings

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.bench_unit import EOS, BenchUnit, Spec
+from support.bench_unit import EOS, BenchUnit
+from support.bench_worker import Spec
 
 from muxd.engine.actions import Lent, Recalled, Tick
 from muxd.engine.policies import POLICIES

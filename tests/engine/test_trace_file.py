@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from support.bench_unit import Spec
+from support.bench_worker import Spec
 from support.timed_unit import Arrival, TimedUnit
 
 from muxd.engine import timeline

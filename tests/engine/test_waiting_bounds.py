@@ -3,7 +3,8 @@
 import itertools
 
 import pytest
-from support.bench_unit import BenchUnit, Spec
+from support.bench_unit import BenchUnit
+from support.bench_worker import Spec
 from support.timed_unit import Arrival, TimedUnit
 
 from muxd.engine.settings import Settings

@@ -1,7 +1,8 @@
 """What a pair of workers is told; tests/engine/test_scheduler_properties.py shows that it always suffices."""
 
 import numpy as np
-from support.bench_unit import BenchUnit, Spec
+from support.bench_unit import BenchUnit
+from support.bench_worker import Spec
 
 from muxd.fleet.handover import Handover
 from muxd.messages import BatchDone, Chunk, Decode, NewRows, Prefill, Sampling

@@ -17,7 +17,8 @@ from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.slo import Slo
 from muxd.errors import MuxdError
 from muxd.messages import Decode, Prefill, Sampling
-from support.bench_unit import BenchUnit, Spec
+from support.bench_unit import BenchUnit
+from support.bench_worker import Spec
 
 
 @dataclass(frozen=True)
