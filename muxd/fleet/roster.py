@@ -277,12 +277,15 @@ class Roster:
         finally:
             entry.changing = ""
         room.settle(_weights(entry))
+        self._even_out(self.site(entry))
         change.tell("ready")
 
     def _beside(self, device: str, entry: Entry) -> int:
         """How many models divide the device, ``entry`` among them."""
-        others = [one for one in self.entries.values() if one.device == device and one.name != entry.name]
-        return len(others) + 1
+        return sum(one.name != entry.name for one in self._served(device)) + 1
+
+    def _served(self, device: str) -> list[Entry]:
+        return [one for one in self.entries.values() if one.lane is not None and one.device == device]
 
     def _lenders(self, device: str) -> list[Loans]:
         """Whose loans stand in the way of weights on the device: its own, and those of the same memory."""
@@ -327,8 +330,11 @@ class Roster:
                 self.sites[name].loans.lend(nbytes)
 
     def _even_out(self, site: Site) -> None:
-        """Models that were given no share have equal ones again."""
-        here = [one for one in self.entries.values() if one.lane is not None and one.device == site.name]
+        """Models that were given no share have equal ones again, where one can change: a worker that is
+        capped for life is booked for its cap."""
+        if site.device.caps:
+            return
+        here = self._served(site.name)
         for entry in here:
             if not entry.config.share:
                 site.unit.set_share(entry.name, max(1, 100 // len(here)))
@@ -343,6 +349,7 @@ class Roster:
                 await self._drain(entry, change)
             change.tell("stopping")
             site.loans.lend(await site.leave(entry, _unloaded(entry.name)))
+            self._even_out(site)
         entry.error, entry.changing = "", "unloaded"
         change.tell("unloaded")
 

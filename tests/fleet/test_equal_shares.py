@@ -1,0 +1,73 @@
+"""Models without a configured share divide their device evenly, whoever comes and goes; real workers."""
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from support.tiny import tiny_served
+
+import muxd.daemon
+from muxd.config import Config, ModelConfig, PoolConfig, ServerConfig
+from muxd.daemon import Daemon
+from muxd.device.cpu import Cpu
+
+
+class Capped(Cpu):
+    """Claims that workers keep the share they were started with."""
+
+    @property
+    def caps(self) -> bool:
+        return True
+
+
+def config(folder: Path) -> Config:
+    models = [
+        ModelConfig(name, str(tiny_served(folder / name, seed)), dtype="float32", share=20 * (name == "d"))
+        for seed, name in enumerate("abcd")
+    ]
+    server = ServerConfig(port=0, socket=str(folder / "s"), shutdown_grace=0.1)
+    return Config(server=server, pool=PoolConfig(bytes="8M"), model=models)
+
+
+async def shares(daemon: Daemon, changes: Iterable[tuple[str, str]]) -> list[dict[str, int]]:
+    """Of the models that are served, at the start and after each change."""
+    ready = asyncio.Event()
+    life = asyncio.create_task(daemon.live(lambda _: ready.set(), lambda model, done, total: None))
+    waits = asyncio.create_task(ready.wait())
+    await asyncio.wait([life, waits], return_when=asyncio.FIRST_COMPLETED)
+
+    def now() -> dict[str, int]:
+        lanes = {name: entry.lane for name, entry in daemon.entries.items()}
+        return {name: lane.spec.share for name, lane in lanes.items() if lane is not None}
+
+    try:
+        found = [now()]
+        for kind, name in changes:
+            roster = daemon.roster
+            change = roster.unload(name, now=False) if kind == "unload" else roster.load(name)
+            async for _ in change.watch():
+                pass
+            found.append(now())
+        return found
+    finally:
+        daemon.stop()
+        await life
+
+
+@pytest.mark.parametrize(("kind", "beside"), [(Cpu, (33, 50)), (Capped, (25, 25))])
+def test_equal_shares_follow_loads_and_unloads(
+    kind: type[Cpu], beside: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Configured ones stay; so do those of workers that are capped for life."""
+    monkeypatch.setattr(muxd.daemon, "open_device", lambda *_, **__: kind(2))
+    changes = [("unload", "c"), ("unload", "b"), ("load", "b"), ("load", "c")]
+    found = asyncio.run(asyncio.wait_for(shares(Daemon(config(tmp_path)), changes), 100))
+    three, two = beside
+    assert found == [
+        {"a": 25, "b": 25, "c": 25, "d": 20},
+        {"a": three, "b": three, "d": 20},
+        {"a": two, "d": 20},
+        {"a": three, "b": 33, "d": 20},
+        {"a": 25, "b": 33 if kind is Capped else 25, "c": 25, "d": 20},
+    ]
