@@ -40,12 +40,16 @@ class Fields:
         """The error for ``key``, for the caller to raise."""
         return ModelFolderError(f"{self.path}: {self._prefix}{key} {reason}")
 
-    def integer(self, key: str, default: int = _REQUIRED) -> int:
-        """A whole number of at least 1."""
+    def integer(self, key: str, default: int = _REQUIRED, *, least: int = 1) -> int:
+        """A whole number of at least ``least``."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.refuse(key, f"must be a whole number of at least 1, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self.refuse(key, f"must be a whole number of at least {least}, not {value!r}")
         return value
+
+    def optional_integer(self, key: str) -> int | None:
+        """A whole number of at least 1, or None when absent."""
+        return None if self.raw.get(key) is None else self.integer(key)
 
     def number(self, key: str, default: float = _REQUIRED) -> float:
         """A number above 0."""

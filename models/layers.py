@@ -15,7 +15,7 @@ from muxd.models.rope import Rope
 
 
 class Linear(Protocol):
-    """x [n, inputs] -> x Wᵀ [n, outputs], plus ``add`` where given, which may be overwritten."""
+    """x [n, inputs] -> x Wᵀ (+ b) [n, outputs], plus ``add`` where given, which may be overwritten."""
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor: ...
 
@@ -43,7 +43,9 @@ class Weights(Protocol):
 
     def tensor(self, name: str) -> Tensor: ...
 
-    def linear(self, name: str) -> Linear: ...
+    def linear(self, name: str, *, bias: bool = False) -> Linear:
+        """``bias``: ``name.bias`` is added to every product."""
+        ...
 
     def norm(self, name: str, eps: float, *, offset: bool = False) -> Norm:
         """``offset``: the stored weight lies around zero, and 1 + w multiplies."""

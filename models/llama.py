@@ -1,5 +1,5 @@
 """Llama (Touvron et al. 2023; Grattafiori et al. 2024): pre-norm decoder, rotary grouped-query attention,
-SwiGLU.
+SwiGLU. Qwen2 and Qwen2.5 (Qwen Team 2024) are the same with a bias on queries, keys and values.
 
 Shapes: n tokens of any sequences one after another, h query heads, g KV heads, d head_dim.
 """
@@ -42,8 +42,8 @@ class LlamaLayer:
         name = f"layers.{layer}."
         self.layer, self.head_dim = layer, spec.head_dim
         self.input_norm = weights.norm(name + "input_norm", spec.norm_eps)
-        self.qkv = weights.linear(name + "qkv")
-        self.o = weights.linear(name + "o")
+        self.qkv = weights.linear(name + "qkv", bias=spec.qkv_bias)
+        self.o = weights.linear(name + "o", bias=spec.o_bias)
         self.mlp_norm = weights.norm(name + "post_attention_norm", spec.norm_eps)
         self.gate_up = weights.linear(name + "gate_up")
         self.down = weights.linear(name + "down")

@@ -9,6 +9,7 @@ from muxd.models.spec import ModelSpec
 
 ARCHITECTURES: dict[str, Callable[[ModelSpec, Weights], Model]] = {
     "LlamaForCausalLM": Llama,
+    "Qwen2ForCausalLM": Llama,
     "Gemma3ForCausalLM": Gemma3,
 }
 

@@ -12,6 +12,8 @@ from muxd.errors import ConfigError, ModelFolderError
 from muxd.models.config_file import Fields, read_json
 from muxd.models.rope import Rope, per_layer_type, single
 
+_SLIDING, _FULL = "sliding_attention", "full_attention"  # of ``layer_types``
+
 
 class ModelSpec(Struct, frozen=True):
     """The shape of a decoder-only transformer and the constants its formulas need."""
@@ -34,6 +36,8 @@ class ModelSpec(Struct, frozen=True):
     local_rope: Rope  # of layers with a window
     windows: tuple[int | None, ...]  # per layer: a token sees itself and window - 1 before it; None: all
     logit_softcap: float | None = None
+    qkv_bias: bool = False
+    o_bias: bool = False
 
     @property
     def blocks_per_row(self) -> int:
@@ -64,7 +68,11 @@ def read_spec(folder: Path) -> ModelSpec:
     if not folder.is_dir():
         raise ModelFolderError(f"{folder} is not a folder; set path to a folder with config.json")
     fields = Fields(path, read_json(path))
-    readers = {"LlamaForCausalLM": _llama, "Gemma3ForCausalLM": _gemma3}
+    readers = {
+        "LlamaForCausalLM": _llama,
+        "Qwen2ForCausalLM": _qwen2,
+        "Gemma3ForCausalLM": _gemma3,
+    }
     architecture = _architecture(fields)
     if architecture not in readers:
         raise ModelFolderError(
@@ -85,7 +93,11 @@ def _architecture(fields: Fields) -> str:
     named = fields.raw.get("architectures")
     if isinstance(named, list) and named and isinstance(named[0], str):
         return named[0]
-    by_type = {"llama": "LlamaForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
+    by_type = {
+        "llama": "LlamaForCausalLM",
+        "qwen2": "Qwen2ForCausalLM",
+        "gemma3_text": "Gemma3ForCausalLM",
+    }
     model_type = fields.text("model_type")
     return by_type.get(model_type, model_type)
 
@@ -100,22 +112,60 @@ def _eos_ids(folder: Path, fields: Fields) -> tuple[int, ...]:
 
 
 def _llama(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
+    bias, heads = fields.flag("attention_bias", False), fields.integer("num_attention_heads")
+    return _decoder(
+        fields,
+        "LlamaForCausalLM",
+        eos_ids,
+        kv_heads=fields.integer("num_key_value_heads", heads),
+        head_dim=_head_dim(fields, heads),
+        max_positions=fields.integer("max_position_embeddings", 2048),
+        windows=(None,) * fields.integer("num_hidden_layers"),
+        qkv_bias=bias,
+        o_bias=bias,
+    )
+
+
+def _qwen2(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
+    fields.must_be("attention_bias", True, default=True)  # not in published files: the bias is always there
+    return _decoder(
+        fields,
+        "Qwen2ForCausalLM",
+        eos_ids,
+        kv_heads=fields.integer("num_key_value_heads"),
+        head_dim=_head_dim(fields, fields.integer("num_attention_heads")),
+        max_positions=fields.integer("max_position_embeddings", 32_768),
+        windows=_late_windows(fields, fields.integer("num_hidden_layers")),
+        qkv_bias=True,
+    )
+
+
+def _decoder(
+    fields: Fields,
+    architecture: str,
+    eos_ids: tuple[int, ...],
+    *,
+    kv_heads: int,
+    head_dim: int,
+    max_positions: int,
+    windows: tuple[int | None, ...],
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+) -> ModelSpec:
+    """What Llama and its relatives have in common: one rope, SwiGLU without biases."""
     fields.must_be("hidden_act", "silu", default="silu")
-    fields.must_be("attention_bias", False, default=False)
     fields.must_be("mlp_bias", False, default=False)
-    heads, layers = fields.integer("num_attention_heads"), fields.integer("num_hidden_layers")
-    head_dim = _head_dim(fields, heads)
     rope = single(fields)
     return ModelSpec(
-        architecture="LlamaForCausalLM",
+        architecture=architecture,
         vocab_size=fields.integer("vocab_size"),
         hidden_size=fields.integer("hidden_size"),
-        layers=layers,
-        heads=heads,
-        kv_heads=fields.integer("num_key_value_heads", heads),
+        layers=fields.integer("num_hidden_layers"),
+        heads=fields.integer("num_attention_heads"),
+        kv_heads=kv_heads,
         head_dim=head_dim,
         intermediate_size=fields.integer("intermediate_size"),
-        max_positions=fields.integer("max_position_embeddings", 2048),
+        max_positions=max_positions,
         eos_ids=eos_ids,
         bos_id=fields.optional_id("bos_token_id"),
         tied_embeddings=fields.flag("tie_word_embeddings", False),
@@ -123,7 +173,9 @@ def _llama(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
         attention_scale=head_dim**-0.5,
         rope=rope,
         local_rope=rope,
-        windows=(None,) * layers,
+        windows=windows,
+        qkv_bias=qkv_bias,
+        o_bias=o_bias,
     )
 
 
@@ -167,15 +219,41 @@ def _head_dim(fields: Fields, heads: int) -> int:
 
 
 def _windows(fields: Fields, layers: int) -> tuple[int | None, ...]:
-    """Which layers slide: ``layer_types`` (5.x), else every ``sliding_window_pattern``-th layer is full."""
-    kinds = fields.raw.get("layer_types")
+    """Gemma 3: ``layer_types`` (5.x), else every ``sliding_window_pattern``-th layer is full."""
+    kinds = _kinds(fields, layers)
     if kinds is None:
         pattern = fields.integer("sliding_window_pattern", 6)
-        kinds = ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)]
-    known = {"sliding_attention", "full_attention"}
-    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= known:
-        raise ModelFolderError(
-            f"{fields.path}: layer_types must list {layers} times one of {', '.join(sorted(known))}"
+        kinds = [_SLIDING if (i + 1) % pattern else _FULL for i in range(layers)]
+    window = fields.integer("sliding_window", 4096) if _SLIDING in kinds else None
+    return tuple(window if kind == _SLIDING else None for kind in kinds)
+
+
+def _late_windows(fields: Fields, layers: int) -> tuple[int | None, ...]:
+    """Qwen: ``use_sliding_window`` lets ``layer_types`` slide, or all from ``max_window_layers`` on."""
+    window = _window(fields) if fields.flag("use_sliding_window", False) else None
+    kinds = _kinds(fields, layers)
+    if kinds is None:
+        first = fields.integer("max_window_layers", 28, least=0)
+        return tuple(window if i >= first else None for i in range(layers))
+    if _SLIDING in kinds and window is None:
+        raise fields.refuse(
+            "layer_types", f"names {_SLIDING}, but use_sliding_window or sliding_window says no"
         )
-    window = fields.integer("sliding_window", 4096) if "sliding_attention" in kinds else None
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    return tuple(window if kind == _SLIDING else None for kind in kinds)
+
+
+def _window(fields: Fields) -> int | None:
+    """``sliding_window``: null is none; absent, it is 4096 as in transformers."""
+    absent = "sliding_window" not in fields.raw
+    return 4096 if absent else fields.optional_integer("sliding_window")
+
+
+def _kinds(fields: Fields, layers: int) -> list[str] | None:
+    """``layer_types``, checked; None when absent."""
+    kinds: list[str] | None = fields.raw.get("layer_types")
+    known = {_SLIDING, _FULL}
+    if kinds is None or (isinstance(kinds, list) and len(kinds) == layers and set(kinds) <= known):
+        return kinds
+    raise ModelFolderError(
+        f"{fields.path}: layer_types must list {layers} times one of {', '.join(sorted(known))}"
+    )

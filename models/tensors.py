@@ -39,26 +39,29 @@ def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     attention, mlp = f"{stored}.self_attn", f"{stored}.mlp"
 
-    def linear(name: str, *parts: tuple[str, int], inputs: int) -> Wanted:
+    def linear(name: str, *parts: tuple[str, int], inputs: int, bias: bool = False) -> list[Wanted]:
         stack = tuple((f"{part}.weight", (outputs, inputs)) for part, outputs in parts)
-        return Wanted(f"layers.{layer}.{name}", stack)
+        added = tuple((f"{part}.bias", (outputs,)) for part, outputs in parts)
+        matrix, vector = Wanted(f"layers.{layer}.{name}", stack), Wanted(f"layers.{layer}.{name}.bias", added)
+        return [matrix, vector] if bias else [matrix]
 
     def norm(name: str, part: str, size: int = hidden) -> Wanted:
         return Wanted(f"layers.{layer}.{name}", ((f"{stored}.{part}.weight", (size,)),))
 
     found = [
         norm("input_norm", "input_layernorm"),
-        linear(
+        *linear(
             "qkv",
             (f"{attention}.q_proj", q),
             (f"{attention}.k_proj", kv),
             (f"{attention}.v_proj", kv),
             inputs=hidden,
+            bias=spec.qkv_bias,
         ),
-        linear("o", (f"{attention}.o_proj", hidden), inputs=q),
+        *linear("o", (f"{attention}.o_proj", hidden), inputs=q, bias=spec.o_bias),
         norm("post_attention_norm", "post_attention_layernorm"),
-        linear("gate_up", (f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner), inputs=hidden),
-        linear("down", (f"{mlp}.down_proj", hidden), inputs=inner),
+        *linear("gate_up", (f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner), inputs=hidden),
+        *linear("down", (f"{mlp}.down_proj", hidden), inputs=inner),
     ]
     if spec.architecture == "Gemma3ForCausalLM":
         found += [

@@ -1,4 +1,4 @@
-"""y = x Wᵀ (+ residual): a weight packed once into oneDNN's layout where that is faster, else used as it is.
+"""y = x Wᵀ (+ bias, + residual): a weight packed once into oneDNN's layout where that is faster, else as is.
 
 Called through ``muxd.models``' Linear slots; the worker chooses by ``pack``.
 """
@@ -9,32 +9,32 @@ from torch import Tensor
 
 
 class PlainLinear:
-    """``F.linear`` on the mapped weight, [outputs, inputs], without a copy."""
+    """``F.linear`` on the mapped weight [outputs, inputs] and bias [outputs], without a copy."""
 
-    def __init__(self, weight: Tensor):
-        self.weight = weight
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        self.weight, self.bias = weight, bias
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """x [n, inputs] -> [n, outputs], plus ``add`` [n, outputs] where given."""
-        y = F.linear(x, self.weight)
+        y = F.linear(x, self.weight, self.bias)
         return y if add is None else y.add_(add)
 
 
 class PackedLinear:
-    """The same product from a private copy in oneDNN's blocked layout; the residual is added in float32.
+    """The same product from a private copy in oneDNN's blocked layout; what is added is added in float32.
 
     Two private operators of torch: ``packs`` says whether this build and CPU have them.
     """
 
-    def __init__(self, weight: Tensor):
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight, None), bias
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """x [n, inputs] -> [n, outputs], plus ``add`` [n, outputs] where given."""
         if add is None:
-            y: Tensor = _linear(x, self.weight, None, "none", [], "")
+            y: Tensor = _linear(x, self.weight, self.bias, "none", [], "")
         else:
-            y = _linear_add(x, add, self.weight, None, "add")
+            y = _linear_add(x, add, self.weight, self.bias, "add")
         return y
 
 

@@ -17,14 +17,20 @@ _TABLE_BYTES = 64 << 20  # of one rotary's cosines; longer contexts compute thei
 
 
 class CudaLinear:
-    """y = x Wᵀ; with ``add`` the residual is the product's accumulator: one kernel, and rounded once."""
+    """y = x Wᵀ; a bias or the residual ``add`` is the product's accumulator: one kernel, and rounded once.
+    Both on one matrix take a second kernel.
+    """
 
-    def __init__(self, weight: Tensor):
-        self._transposed = weight.t()
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        self._transposed, self._bias = weight.t(), bias
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """See ``muxd.models.layers.Linear``; overwrites ``add``."""
-        return torch.mm(x, self._transposed) if add is None else add.addmm_(x, self._transposed)
+        if add is not None:
+            return (add if self._bias is None else add.add_(self._bias)).addmm_(x, self._transposed)
+        if self._bias is not None:
+            return torch.addmm(self._bias, x, self._transposed)
+        return torch.mm(x, self._transposed)
 
 
 class CudaNorm:
@@ -63,8 +69,8 @@ class CudaWeights(Views):
         super().__init__(entries, region)
         self._length = length
 
-    def linear(self, name: str) -> Linear:
-        return CudaLinear(self.tensor(name))
+    def linear(self, name: str, *, bias: bool = False) -> Linear:
+        return CudaLinear(self.tensor(name), self.tensor(f"{name}.bias") if bias else None)
 
     def norm(self, name: str, eps: float, *, offset: bool = False) -> Norm:
         weight = self.tensor(name)

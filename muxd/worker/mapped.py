@@ -46,10 +46,10 @@ class MappedWeights(Views):
         super().__init__(entries, region)
         self._pack = {dtype: packs(dtype) for dtype in {DTYPES[entry.dtype] for entry in entries}}
 
-    def linear(self, name: str) -> Linear:
+    def linear(self, name: str, *, bias: bool = False) -> Linear:
         """The matrix ``name`` as something to multiply by."""
-        weight = self.tensor(name)
-        return PackedLinear(weight) if self._pack[weight.dtype] else PlainLinear(weight)
+        weight, added = self.tensor(name), self.tensor(f"{name}.bias") if bias else None
+        return PackedLinear(weight, added) if self._pack[weight.dtype] else PlainLinear(weight, added)
 
     def norm(self, name: str, eps: float, *, offset: bool = False) -> Norm:
         weight = self.tensor(name)

@@ -18,16 +18,21 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -
 
 
 @pytest.mark.parametrize(("n", "inputs", "outputs"), [(1, 64, 64), (5, 33, 47), (32, 96, 160)])
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
-def test_packed_linear_is_the_plain_product(n: int, inputs: int, outputs: int, residual: bool) -> None:
+def test_packed_linear_is_the_plain_product(
+    n: int, inputs: int, outputs: int, residual: bool, biased: bool
+) -> None:
     if not packs(torch.bfloat16):
         pytest.skip("this torch or CPU has no oneDNN packing for bfloat16")
     torch.manual_seed(0)
     weight = torch.randn(outputs, inputs).bfloat16()
     x, add = torch.randn(n, inputs).bfloat16(), torch.randn(n, outputs).bfloat16() if residual else None
     before = None if add is None else add.clone()
+    bias = torch.randn(outputs).bfloat16() if biased else None
     exact = x.double() @ weight.double().T + (0 if add is None else add.double())
-    for linear in (PackedLinear(weight), PlainLinear(weight)):
+    exact += 0 if bias is None else bias.double()
+    for linear in (PackedLinear(weight, bias), PlainLinear(weight, bias)):
         found = linear(x, add=add)
         torch.testing.assert_close(found.double(), exact, atol=0.05, rtol=0.02)
     if add is not None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.tiny_models import LLAMA3_ROPE, gemma3, llama
+from support.tiny_models import LLAMA3_ROPE, gemma3, llama, qwen2
+from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from muxd.errors import ConfigError, ModelFolderError
@@ -27,6 +28,10 @@ GEMMA: dict[str, Any] = {
     "head_dim": 256, "intermediate_size": 2048, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0,
     "sliding_window": 512, "sliding_window_pattern": 6, "query_pre_attn_scalar": 256,
     "eos_token_id": [1, 106],
+}  # fmt: skip
+QWEN2: dict[str, Any] = LLAMA | {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "max_window_layers": 21,
+    "sliding_window": 4096, "use_sliding_window": False,
 }  # fmt: skip
 
 
@@ -55,7 +60,7 @@ def test_old_gemma_layout_has_a_full_layer_every_pattern(tmp_path: Path) -> None
     assert spec.tokens_per_row(8192, 2) == 8
 
 
-@pytest.mark.parametrize("make", [llama, gemma3])
+@pytest.mark.parametrize("make", [llama, qwen2, gemma3])
 def test_what_this_transformers_saves_is_read_back(tmp_path: Path, make: Callable[..., Any]) -> None:
     config = make(tmp_path).config
     spec = read_spec(tmp_path)
@@ -68,6 +73,32 @@ def test_what_this_transformers_saves_is_read_back(tmp_path: Path, make: Callabl
         assert spec.attention_scale == pytest.approx(192**-0.5)
         assert spec.rope.theta == config.rope_parameters["full_attention"]["rope_theta"]
         assert spec.local_rope.theta == config.rope_parameters["sliding_attention"]["rope_theta"]
+
+
+def test_layers_of_qwen_that_slide(tmp_path: Path) -> None:
+    """As transformers reads the same fields."""
+    assert read_spec(written(tmp_path, QWEN2)).windows == (None,) * 30
+    full, sliding = "full_attention", "sliding_attention"
+    for changes, late in [
+        ({}, [None] * 21 + [4096] * 9),
+        ({"max_window_layers": 0, "sliding_window": 7}, [7] * 30),
+        ({"sliding_window": None}, [None] * 30),
+        ({"layer_types": [full, sliding] * 15, "sliding_window": 5}, [None, 5] * 15),
+    ]:
+        spec = read_spec(written(tmp_path, QWEN2, use_sliding_window=True, **changes))
+        config = AutoConfig.from_pretrained(tmp_path)
+        theirs = [config.sliding_window if kind == sliding else None for kind in config.layer_types]
+        assert list(spec.windows) == theirs == late
+
+
+def test_biases(tmp_path: Path) -> None:
+    def biases(config: dict[str, Any], **changes: Any) -> tuple[bool, bool]:
+        spec = read_spec(written(tmp_path, config, **changes))
+        return spec.qkv_bias, spec.o_bias
+
+    assert biases(LLAMA) == (False, False)
+    assert biases(LLAMA, attention_bias=True) == (True, True)
+    assert biases(QWEN2) == (True, False)
 
 
 def test_old_and_new_layout_mean_the_same(tmp_path: Path) -> None:
@@ -108,7 +139,7 @@ def test_architecture_may_come_from_model_type(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "unknown": (LLAMA, {"architectures": ["MambaForCausalLM"]}, "known: Gemma3ForCausalLM, LlamaForCausalLM"),
+    "unknown": (LLAMA, {"architectures": ["MambaForCausalLM"]}, "known: Gemma3ForCausalLM, LlamaForC"),
     "type": (LLAMA, {"hidden_size": "576"}, "hidden_size must be a whole number of at least 1, not '576'"),
     "bool": (LLAMA, {"num_hidden_layers": True}, "num_hidden_layers must be a whole number"),
     "missing": (LLAMA, {"intermediate_size": None}, "intermediate_size is missing"),
@@ -116,7 +147,15 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "groups": (LLAMA, {"num_key_value_heads": 2}, "num_attention_heads 9 is not a multiple"),
     "odd": (LLAMA, {"head_dim": 63}, "head_dim 63 is odd"),
     "uneven": (LLAMA, {"hidden_size": 577}, "hidden_size 577 is not a multiple"),
-    "bias": (LLAMA, {"attention_bias": True}, "attention_bias = true is not supported"),
+    "bias": (LLAMA, {"mlp_bias": True}, "mlp_bias = true is not supported"),
+    "no bias": (QWEN2, {"attention_bias": False}, "attention_bias = false is not supported; only true is"),
+    "no heads": (QWEN2, {"num_key_value_heads": None}, "num_key_value_heads is missing"),
+    "no window": (QWEN2, {"layer_types": ["sliding_attention"] * 30}, "layer_types names sliding_attention"),
+    "late": (
+        QWEN2,
+        {"use_sliding_window": True, "max_window_layers": -1},
+        "max_window_layers must be a whole number of at least 0",
+    ),
     "act": (LLAMA, {"hidden_act": "relu"}, 'hidden_act = "relu" is not supported; only "silu" is'),
     "eps": (LLAMA, {"rms_norm_eps": -1}, "rms_norm_eps must be a number above 0"),
     "eos": (LLAMA, {"eos_token_id": "</s>"}, "eos_token_id must be a token id or a list"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.tiny_models import gemma3, llama
+from support.tiny_models import gemma3, llama, qwen2
 
 from muxd.device.base import HostWriter
 from muxd.errors import ModelFolderError
@@ -105,6 +105,17 @@ def test_layout_is_aligned_dense_and_complete(original: Path) -> None:
     assert sum(int(np.prod(entry.shape)) for entry in layout.tensors) == stored
 
 
+def test_biases_are_stacked_as_their_matrices_are(tmp_path: Path) -> None:
+    qwen2(tmp_path)
+    tensors, weights = load_file(tmp_path / "model.safetensors"), loaded(tmp_path, "bfloat16")
+    stacked = torch.cat([tensors[f"model.layers.3.self_attn.{part}_proj.bias"] for part in "qkv"])
+    assert torch.equal(weights.tensor("layers.3.qkv.bias"), stacked.bfloat16())
+    x = torch.randn(5, 112).bfloat16()
+    exact = x.double() @ weights.tensor("layers.3.qkv").double().T + stacked.bfloat16().double()
+    found = weights.linear("layers.3.qkv", bias=True)(x)
+    torch.testing.assert_close(found.double(), exact, atol=0.02, rtol=0.02)
+
+
 def test_progress_ends_at_all_bytes(original: Path) -> None:
     layout = plan(original, read_spec(original), "float32")
     seen: list[int] = []
@@ -137,6 +148,11 @@ def drop(name: str) -> Callable[[Path], None]:
 
 def put(name: str, tensor: torch.Tensor) -> Callable[[Path], None]:
     return lambda folder: rewrite(folder, lambda tensors: tensors.update({name: tensor}))
+
+
+def qwen_without_bias(folder: Path) -> None:
+    qwen2(folder)
+    drop("model.layers.1.self_attn.k_proj.bias")(folder)
 
 
 def pickled(folder: Path) -> None:
@@ -174,6 +190,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "shape": (put(NORM, torch.ones(95)), "model.safetensors", "has shape [95], config.json asks for [96]"),
     "dtype": (put(NORM, torch.ones(96, dtype=torch.int8)), "model.safetensors", "dtype I8; served are BF16"),
     "extra": (put("model.layers.0.self_attn.q_proj.bias", torch.ones(4)), "model.safetensors", "q_proj.bias"),
+    "no bias": (qwen_without_bias, "", "tensor model.layers.1.self_attn.k_proj.bias is missing"),
     "pickle": (pickled, "pytorch_model.bin", "never loaded"),
     "nothing": (lambda folder: (folder / "model.safetensors").unlink(), "", "neither model.safetensors nor"),
     "cut": (cut, "model.safetensors", "is truncated"),

@@ -1,4 +1,4 @@
-"""Small random models of both architectures, saved as transformers saves them, with their reference."""
+"""Small random models of every architecture, saved as transformers saves them, with their reference."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 COMMON: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "use_cache": True}
@@ -24,12 +26,14 @@ LLAMA3_ROPE = {
 
 
 def save(model: PreTrainedModel, folder: Path, **options: Any) -> PreTrainedModel:
-    """Norm weights are made to matter: fresh models have them all one (or zero)."""
+    """Norm weights and biases are made to matter: fresh models have them all one (or zero)."""
     for name, weight in model.named_parameters():
         if "norm" in name:
             torch.nn.init.normal_(weight, mean=float(weight.detach().mean()), std=0.3)
         elif weight.dim() == 2:
             torch.nn.init.normal_(weight, std=0.08)
+        elif name.endswith("bias"):
+            torch.nn.init.normal_(weight, std=0.5)
     model.save_pretrained(folder, **options)
     return model.eval()
 
@@ -43,6 +47,17 @@ def llama(folder: Path, **changes: Any) -> PreTrainedModel:
         "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
     }  # fmt: skip
     return save(LlamaForCausalLM(LlamaConfig(**COMMON | shape | changes)), folder)
+
+
+def qwen2(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Qwen2.5 0.5B's proportions in small: 7 query heads to a KV head, biases, tied embeddings."""
+    torch.manual_seed(3)
+    shape = {
+        "vocab_size": 319, "hidden_size": 112, "intermediate_size": 144, "num_hidden_layers": 4,
+        "num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    return save(Qwen2ForCausalLM(Qwen2Config(**COMMON | shape | changes)), folder)
 
 
 def gemma3(folder: Path, **changes: Any) -> PreTrainedModel:

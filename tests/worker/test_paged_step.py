@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.direct_runner import GREEDY, DirectRunner, int32
 from support.ledger_runner import LedgerRunner
-from support.tiny_models import LLAMA3_ROPE, continuation_logits, gemma3, greedy_choices, llama
+from support.tiny_models import LLAMA3_ROPE, continuation_logits, gemma3, greedy_choices, llama, qwen2
 from transformers import PreTrainedModel
 
 from muxd.messages import Chunk, NewRows, Prefill, Sampling
@@ -31,6 +31,17 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
         {"head_dim": 24, "num_key_value_heads": 3, "tie_word_embeddings": False},
     ),
     "llama llama3 rope": (llama, {"rope_parameters": LLAMA3_ROPE}),
+    "llama biases": (llama, {"attention_bias": True}),
+    "qwen2": (qwen2, {}),
+    "qwen2 untied, late layers slide": (
+        qwen2,
+        {
+            "tie_word_embeddings": False,
+            "use_sliding_window": True,
+            "sliding_window": 21,
+            "max_window_layers": 2,
+        },
+    ),
     "gemma3": (gemma3, {}),
     "gemma3 odd, soft cap": (
         gemma3,

@@ -17,6 +17,7 @@ from support.tiny_models import (
     gemma3,
     greedy_choices,
     llama,
+    qwen2,
     reference_logits,
 )
 from transformers import PreTrainedModel
@@ -28,6 +29,17 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
     "llama one KV head each": (llama, {"num_key_value_heads": 6, "head_dim": 16}),
     "llama head_dim not dividing a block": (llama, {"head_dim": 24, "num_key_value_heads": 3}),
     "llama llama3 rope": (llama, {"rope_parameters": LLAMA3_ROPE}),
+    "llama biases": (llama, {"attention_bias": True}),
+    "qwen2": (qwen2, {}),
+    "qwen2 untied, late layers slide": (
+        qwen2,
+        {
+            "tie_word_embeddings": False,
+            "use_sliding_window": True,
+            "sliding_window": 21,
+            "max_window_layers": 2,
+        },
+    ),
     "gemma3": (gemma3, {}),
     "gemma3 odd": (gemma3, {"head_dim": 32, "num_key_value_heads": 2, "sliding_window": 7}),
     "gemma3 soft cap, untied": (gemma3, {"final_logit_softcapping": 5.0, "tie_word_embeddings": False}),
