@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from muxd.kernels.ops import silu_gate
-from muxd.models.layers import Angles, Attend, Weights
+from muxd.models.layers import Angles, Attend, Norm, Weights
 from muxd.models.spec import ModelSpec
 
 
@@ -18,9 +18,12 @@ class Llama:
     def __init__(self, spec: ModelSpec, weights: Weights):
         self.embed = weights.tensor("embed")
         self.rotary = weights.rotary(spec.rope, spec.head_dim)
-        self.layers = [LlamaLayer(spec, weights, layer) for layer in range(spec.layers)]
+        self.layers = [self.layer(spec, weights, layer) for layer in range(spec.layers)]
         self.norm = weights.norm("norm", spec.norm_eps)
         self.head = weights.linear("embed" if spec.tied_embeddings else "head")
+
+    def layer(self, spec: ModelSpec, weights: Weights, layer: int) -> "LlamaLayer":
+        return LlamaLayer(spec, weights, layer)
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """tokens, positions [n] -> [n, hidden]."""
@@ -38,6 +41,8 @@ class Llama:
 class LlamaLayer:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
+    qk_norms: tuple[Norm, Norm] | None = None  # of each query and key, where a relative has them
+
     def __init__(self, spec: ModelSpec, weights: Weights, layer: int):
         name = f"layers.{layer}."
         self.layer, self.head_dim = layer, spec.head_dim
@@ -51,6 +56,6 @@ class LlamaLayer:
     def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """x [n, hidden] -> [n, hidden]."""
         qkv = self.qkv(self.input_norm(x)).view(x.shape[0], -1, self.head_dim)  # [n, h + 2g, d]
-        seen = attend(self.layer, qkv, angles)  # [n, h · d]
+        seen = attend(self.layer, qkv, angles, self.qk_norms)  # [n, h · d]
         x = self.o(seen, add=x)
         return self.down(silu_gate(self.gate_up(self.mlp_norm(x))), add=x)

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from muxd.models.gemma3 import Gemma3
 from muxd.models.layers import Model, Weights
 from muxd.models.llama import Llama
+from muxd.models.qwen3 import Qwen3
 from muxd.models.spec import ModelSpec
 
 ARCHITECTURES: dict[str, Callable[[ModelSpec, Weights], Model]] = {
     "LlamaForCausalLM": Llama,
     "Qwen2ForCausalLM": Llama,
+    "Qwen3ForCausalLM": Qwen3,
     "Gemma3ForCausalLM": Gemma3,
 }
 

@@ -38,6 +38,7 @@ class ModelSpec(Struct, frozen=True):
     logit_softcap: float | None = None
     qkv_bias: bool = False
     o_bias: bool = False
+    qk_norm: bool = False  # of each head, before it is turned
 
     @property
     def blocks_per_row(self) -> int:
@@ -71,6 +72,7 @@ def read_spec(folder: Path) -> ModelSpec:
     readers = {
         "LlamaForCausalLM": _llama,
         "Qwen2ForCausalLM": _qwen2,
+        "Qwen3ForCausalLM": _qwen3,
         "Gemma3ForCausalLM": _gemma3,
     }
     architecture = _architecture(fields)
@@ -96,6 +98,7 @@ def _architecture(fields: Fields) -> str:
     by_type = {
         "llama": "LlamaForCausalLM",
         "qwen2": "Qwen2ForCausalLM",
+        "qwen3": "Qwen3ForCausalLM",
         "gemma3_text": "Gemma3ForCausalLM",
     }
     model_type = fields.text("model_type")
@@ -140,6 +143,22 @@ def _qwen2(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
     )
 
 
+def _qwen3(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
+    bias = fields.flag("attention_bias", False)
+    return _decoder(
+        fields,
+        "Qwen3ForCausalLM",
+        eos_ids,
+        kv_heads=fields.integer("num_key_value_heads"),
+        head_dim=fields.integer("head_dim", 128),
+        max_positions=fields.integer("max_position_embeddings", 32_768),
+        windows=_late_windows(fields, fields.integer("num_hidden_layers")),
+        qkv_bias=bias,
+        o_bias=bias,
+        qk_norm=True,
+    )
+
+
 def _decoder(
     fields: Fields,
     architecture: str,
@@ -151,6 +170,7 @@ def _decoder(
     windows: tuple[int | None, ...],
     qkv_bias: bool = False,
     o_bias: bool = False,
+    qk_norm: bool = False,
 ) -> ModelSpec:
     """What Llama and its relatives have in common: one rope, SwiGLU without biases."""
     fields.must_be("hidden_act", "silu", default="silu")
@@ -176,6 +196,7 @@ def _decoder(
         windows=windows,
         qkv_bias=qkv_bias,
         o_bias=o_bias,
+        qk_norm=qk_norm,
     )
 
 
@@ -205,6 +226,7 @@ def _gemma3(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
         local_rope=local_rope,
         windows=_windows(fields, layers),
         logit_softcap=fields.optional_number("final_logit_softcapping"),
+        qk_norm=True,
     )
 
 

@@ -63,10 +63,10 @@ def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
         *linear("gate_up", (f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner), inputs=hidden),
         *linear("down", (f"{mlp}.down_proj", hidden), inputs=inner),
     ]
+    if spec.qk_norm:
+        found += [norm(part, f"self_attn.{part}", spec.head_dim) for part in ("q_norm", "k_norm")]
     if spec.architecture == "Gemma3ForCausalLM":
         found += [
-            norm("q_norm", "self_attn.q_norm", spec.head_dim),
-            norm("k_norm", "self_attn.k_norm", spec.head_dim),
             norm("pre_feedforward_norm", "pre_feedforward_layernorm"),
             norm("post_feedforward_norm", "post_feedforward_layernorm"),
         ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.tiny_models import LLAMA3_ROPE, gemma3, llama, qwen2
+from support.tiny_models import LLAMA3_ROPE, gemma3, llama, qwen2, qwen3
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -33,6 +33,8 @@ QWEN2: dict[str, Any] = LLAMA | {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "max_window_layers": 21,
     "sliding_window": 4096, "use_sliding_window": False,
 }  # fmt: skip
+QWEN3: dict[str, Any] = QWEN2 | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+del QWEN3["head_dim"]
 
 
 def written(folder: Path, config: dict[str, Any], **changes: Any) -> Path:
@@ -60,7 +62,7 @@ def test_old_gemma_layout_has_a_full_layer_every_pattern(tmp_path: Path) -> None
     assert spec.tokens_per_row(8192, 2) == 8
 
 
-@pytest.mark.parametrize("make", [llama, qwen2, gemma3])
+@pytest.mark.parametrize("make", [llama, qwen2, qwen3, gemma3])
 def test_what_this_transformers_saves_is_read_back(tmp_path: Path, make: Callable[..., Any]) -> None:
     config = make(tmp_path).config
     spec = read_spec(tmp_path)
@@ -75,9 +77,10 @@ def test_what_this_transformers_saves_is_read_back(tmp_path: Path, make: Callabl
         assert spec.local_rope.theta == config.rope_parameters["sliding_attention"]["rope_theta"]
 
 
-def test_layers_of_qwen_that_slide(tmp_path: Path) -> None:
+@pytest.mark.parametrize("qwen", [QWEN2, QWEN3], ids=["qwen2", "qwen3"])
+def test_layers_of_qwen_that_slide(tmp_path: Path, qwen: dict[str, Any]) -> None:
     """As transformers reads the same fields."""
-    assert read_spec(written(tmp_path, QWEN2)).windows == (None,) * 30
+    assert read_spec(written(tmp_path, qwen)).windows == (None,) * 30
     full, sliding = "full_attention", "sliding_attention"
     for changes, late in [
         ({}, [None] * 21 + [4096] * 9),
@@ -85,7 +88,7 @@ def test_layers_of_qwen_that_slide(tmp_path: Path) -> None:
         ({"sliding_window": None}, [None] * 30),
         ({"layer_types": [full, sliding] * 15, "sliding_window": 5}, [None, 5] * 15),
     ]:
-        spec = read_spec(written(tmp_path, QWEN2, use_sliding_window=True, **changes))
+        spec = read_spec(written(tmp_path, qwen, use_sliding_window=True, **changes))
         config = AutoConfig.from_pretrained(tmp_path)
         theirs = [config.sliding_window if kind == sliding else None for kind in config.layer_types]
         assert list(spec.windows) == theirs == late
@@ -99,6 +102,17 @@ def test_biases(tmp_path: Path) -> None:
     assert biases(LLAMA) == (False, False)
     assert biases(LLAMA, attention_bias=True) == (True, True)
     assert biases(QWEN2) == (True, False)
+    assert biases(QWEN3) == (False, False)
+    assert biases(QWEN3, attention_bias=True) == (True, True)
+
+
+def test_head_dim_that_is_not_given(tmp_path: Path) -> None:
+    """The share of the hidden size; Qwen3's is 128 whatever the hidden size."""
+    assert [read_spec(written(tmp_path, config)).head_dim for config in (LLAMA, QWEN2, QWEN3)] == [
+        64,
+        64,
+        128,
+    ]
 
 
 def test_old_and_new_layout_mean_the_same(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 COMMON: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "use_cache": True}
@@ -58,6 +60,17 @@ def qwen2(folder: Path, **changes: Any) -> PreTrainedModel:
         "tie_word_embeddings": True,
     }  # fmt: skip
     return save(Qwen2ForCausalLM(Qwen2Config(**COMMON | shape | changes)), folder)
+
+
+def qwen3(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Qwen3 0.6B's proportions in small: 2 query heads to a KV head, together wider than the model."""
+    torch.manual_seed(4)
+    shape = {
+        "vocab_size": 313, "hidden_size": 88, "intermediate_size": 136, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    return save(Qwen3ForCausalLM(Qwen3Config(**COMMON | shape | changes)), folder)
 
 
 def gemma3(folder: Path, **changes: Any) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.direct_runner import GREEDY, DirectRunner, int32
 from support.ledger_runner import LedgerRunner
-from support.tiny_models import LLAMA3_ROPE, continuation_logits, gemma3, greedy_choices, llama, qwen2
+from support.tiny_models import LLAMA3_ROPE, continuation_logits, gemma3, greedy_choices, llama, qwen2, qwen3
 from transformers import PreTrainedModel
 
 from muxd.messages import Chunk, NewRows, Prefill, Sampling
@@ -41,6 +41,11 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
             "sliding_window": 21,
             "max_window_layers": 2,
         },
+    ),
+    "qwen3": (qwen3, {}),
+    "qwen3 untied, biases": (
+        qwen3,
+        {"tie_word_embeddings": False, "attention_bias": True, "head_dim": 24, "num_key_value_heads": 1},
     ),
     "gemma3": (gemma3, {}),
     "gemma3 odd, soft cap": (

@@ -18,6 +18,7 @@ from support.tiny_models import (
     greedy_choices,
     llama,
     qwen2,
+    qwen3,
     reference_logits,
 )
 from transformers import PreTrainedModel
@@ -39,6 +40,11 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
             "sliding_window": 21,
             "max_window_layers": 2,
         },
+    ),
+    "qwen3": (qwen3, {}),
+    "qwen3 untied, biases": (
+        qwen3,
+        {"tie_word_embeddings": False, "attention_bias": True, "head_dim": 24, "num_key_value_heads": 1},
     ),
     "gemma3": (gemma3, {}),
     "gemma3 odd": (gemma3, {"head_dim": 32, "num_key_value_heads": 2, "sliding_window": 7}),

@@ -1,0 +1,24 @@
+"""Qwen3, dense (Yang et al. 2025): Llama with each head's query and key normalised before they are turned.
+
+Shapes: n tokens of any sequences one after another, h query heads, g KV heads, d head_dim.
+"""
+
+from muxd.models.layers import Weights
+from muxd.models.llama import Llama, LlamaLayer
+from muxd.models.spec import ModelSpec
+
+
+class Qwen3(Llama):
+    """Llama's embedding, final norm and head around layers of its own."""
+
+    def layer(self, spec: ModelSpec, weights: Weights, layer: int) -> "Qwen3Layer":
+        return Qwen3Layer(spec, weights, layer)
+
+
+class Qwen3Layer(LlamaLayer):
+    """Llama's, with norms over d that all heads share; the plain ones: w multiplies, not Gemma's 1 + w."""
+
+    def __init__(self, spec: ModelSpec, weights: Weights, layer: int):
+        super().__init__(spec, weights, layer)
+        q_norm, k_norm = (weights.norm(f"layers.{layer}.{part}_norm", spec.norm_eps) for part in "qk")
+        self.qk_norms = q_norm, k_norm
