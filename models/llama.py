@@ -1,5 +1,6 @@
 """Llama (Touvron et al. 2023; Grattafiori et al. 2024): pre-norm decoder, rotary grouped-query attention,
-SwiGLU. Qwen2 and Qwen2.5 (Qwen Team 2024) are the same with a bias on queries, keys and values.
+SwiGLU. Qwen2 and Qwen2.5 (Qwen Team 2024) are the same with a bias on queries, keys and values, Mistral 7B
+(Jiang et al. 2023) is the same with a window in ``spec.windows``, which ``attend`` knows.
 
 Shapes: n tokens of any sequences one after another, h query heads, g KV heads, d head_dim.
 """

@@ -10,6 +10,7 @@ from muxd.models.spec import ModelSpec
 
 ARCHITECTURES: dict[str, Callable[[ModelSpec, Weights], Model]] = {
     "LlamaForCausalLM": Llama,
+    "MistralForCausalLM": Llama,
     "Qwen2ForCausalLM": Llama,
     "Qwen3ForCausalLM": Qwen3,
     "Gemma3ForCausalLM": Gemma3,

@@ -71,6 +71,7 @@ def read_spec(folder: Path) -> ModelSpec:
     fields = Fields(path, read_json(path))
     readers = {
         "LlamaForCausalLM": _llama,
+        "MistralForCausalLM": _mistral,
         "Qwen2ForCausalLM": _qwen2,
         "Qwen3ForCausalLM": _qwen3,
         "Gemma3ForCausalLM": _gemma3,
@@ -97,6 +98,7 @@ def _architecture(fields: Fields) -> str:
         return named[0]
     by_type = {
         "llama": "LlamaForCausalLM",
+        "mistral": "MistralForCausalLM",
         "qwen2": "Qwen2ForCausalLM",
         "qwen3": "Qwen3ForCausalLM",
         "gemma3_text": "Gemma3ForCausalLM",
@@ -126,6 +128,23 @@ def _llama(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
         windows=(None,) * fields.integer("num_hidden_layers"),
         qkv_bias=bias,
         o_bias=bias,
+    )
+
+
+def _mistral(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
+    fields.must_be("attention_bias", False, default=False)
+    layers, window = fields.integer("num_hidden_layers"), _window(fields)
+    kind = _FULL if window is None else _SLIDING
+    if set(_kinds(fields, layers) or [kind]) != {kind}:
+        raise fields.refuse("layer_types", f"must be {kind} in all layers, as sliding_window is {window}")
+    return _decoder(
+        fields,
+        "MistralForCausalLM",
+        eos_ids,
+        kv_heads=fields.integer("num_key_value_heads"),
+        head_dim=_head_dim(fields, fields.integer("num_attention_heads")),
+        max_positions=fields.integer("max_position_embeddings", 131_072),
+        windows=(window,) * layers,
     )
 
 

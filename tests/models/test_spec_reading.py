@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.tiny_models import LLAMA3_ROPE, gemma3, llama, qwen2, qwen3
+from support.tiny_models import LLAMA3_ROPE, gemma3, llama, mistral, qwen2, qwen3
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -35,6 +35,7 @@ QWEN2: dict[str, Any] = LLAMA | {
 }  # fmt: skip
 QWEN3: dict[str, Any] = QWEN2 | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
 del QWEN3["head_dim"]
+MISTRAL: dict[str, Any] = LLAMA | {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 
 
 def written(folder: Path, config: dict[str, Any], **changes: Any) -> Path:
@@ -62,7 +63,7 @@ def test_old_gemma_layout_has_a_full_layer_every_pattern(tmp_path: Path) -> None
     assert spec.tokens_per_row(8192, 2) == 8
 
 
-@pytest.mark.parametrize("make", [llama, qwen2, qwen3, gemma3])
+@pytest.mark.parametrize("make", [llama, mistral, qwen2, qwen3, gemma3])
 def test_what_this_transformers_saves_is_read_back(tmp_path: Path, make: Callable[..., Any]) -> None:
     config = make(tmp_path).config
     spec = read_spec(tmp_path)
@@ -92,6 +93,14 @@ def test_layers_of_qwen_that_slide(tmp_path: Path, qwen: dict[str, Any]) -> None
         config = AutoConfig.from_pretrained(tmp_path)
         theirs = [config.sliding_window if kind == sliding else None for kind in config.layer_types]
         assert list(spec.windows) == theirs == late
+
+
+def test_the_window_of_mistral(tmp_path: Path) -> None:
+    """null is none; where the field is left out, transformers takes 4096."""
+    for changes, window in [({}, 4096), ({"sliding_window": None}, None), ({"sliding_window": 7}, 7)]:
+        spec = read_spec(written(tmp_path, MISTRAL, **changes))
+        assert spec.windows == (window,) * 30
+        assert AutoConfig.from_pretrained(tmp_path).sliding_window == window
 
 
 def test_biases(tmp_path: Path) -> None:
@@ -165,6 +174,8 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no bias": (QWEN2, {"attention_bias": False}, "attention_bias = false is not supported; only true is"),
     "no heads": (QWEN2, {"num_key_value_heads": None}, "num_key_value_heads is missing"),
     "no window": (QWEN2, {"layer_types": ["sliding_attention"] * 30}, "layer_types names sliding_attention"),
+    "mixed": (MISTRAL, {"layer_types": ["full_attention"] * 30}, "layer_types must be sliding_attention"),
+    "mistral bias": (MISTRAL, {"attention_bias": True}, "attention_bias = true is not supported"),
     "late": (
         QWEN2,
         {"use_sliding_window": True, "max_window_layers": -1},

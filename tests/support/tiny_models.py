@@ -9,6 +9,8 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -71,6 +73,17 @@ def qwen3(folder: Path, **changes: Any) -> PreTrainedModel:
         "tie_word_embeddings": True,
     }  # fmt: skip
     return save(Qwen3ForCausalLM(Qwen3Config(**COMMON | shape | changes)), folder)
+
+
+def mistral(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Mistral 7B's proportions in small: 4 query heads to a KV head, every layer with a window."""
+    torch.manual_seed(5)
+    shape = {
+        "vocab_size": 309, "hidden_size": 128, "intermediate_size": 152, "num_hidden_layers": 3,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "sliding_window": 21,
+    }  # fmt: skip
+    return save(MistralForCausalLM(MistralConfig(**COMMON | shape | changes)), folder)
 
 
 def gemma3(folder: Path, **changes: Any) -> PreTrainedModel:

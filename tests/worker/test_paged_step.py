@@ -14,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.direct_runner import GREEDY, DirectRunner, int32
 from support.ledger_runner import LedgerRunner
-from support.tiny_models import LLAMA3_ROPE, continuation_logits, gemma3, greedy_choices, llama, qwen2, qwen3
+from support.tiny_models import (
+    LLAMA3_ROPE,
+    continuation_logits,
+    gemma3,
+    greedy_choices,
+    llama,
+    mistral,
+    qwen2,
+    qwen3,
+)
 from transformers import PreTrainedModel
 
 from muxd.messages import Chunk, NewRows, Prefill, Sampling
@@ -47,6 +56,8 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
         qwen3,
         {"tie_word_embeddings": False, "attention_bias": True, "head_dim": 24, "num_key_value_heads": 1},
     ),
+    "mistral": (mistral, {}),
+    "mistral no window, head_dim not hidden / heads": (mistral, {"sliding_window": None, "head_dim": 40}),
     "gemma3": (gemma3, {}),
     "gemma3 odd, soft cap": (
         gemma3,
