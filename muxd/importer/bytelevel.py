@@ -1,14 +1,16 @@
 """Byte-level BPE (GGUF tokenizer ``gpt2``) as a ``tokenizers`` model."""
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from muxd.importer.source import GgufFile
 
-# tokenizer.ggml.pre "llama-bpe": the split pattern that Llama 3 publishes with its tokenizer.
-_LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# By tokenizer.ggml.pre: the split patterns that Llama 3 and Qwen2 publish with their tokenizers. Up to three
+# digits are a word of Llama 3, one is a word of Qwen2.
+_WORDS = {
+    pre: r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits
+    + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    for pre, digits in (("llama-bpe", r"\p{N}{1,3}"), ("qwen2", r"\p{N}"))
+}  # fmt: skip
 
 
 def build_bytelevel(file: GgufFile, tokens: list[str], types: list[int]) -> Tokenizer:
@@ -32,6 +34,8 @@ def build_bytelevel(file: GgufFile, tokens: list[str], types: list[int]) -> Toke
         file.fail(f"tokenizer.ggml.merges do not fit tokenizer.ggml.tokens: {error}")
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = splitter
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -42,9 +46,10 @@ def _splitter(file: GgufFile, pre: str) -> pre_tokenizers.PreTokenizer:
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
     if pre in ("gpt-2", "default"):
         return words
-    if pre == "llama-bpe":
-        split = pre_tokenizers.Split(Regex(_LLAMA3_WORDS), behavior="isolated")
+    if pre in _WORDS:
+        split = pre_tokenizers.Split(Regex(_WORDS[pre]), behavior="isolated")
         return pre_tokenizers.Sequence(
             [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         )
-    file.fail(f"tokenizer.ggml.pre {pre!r} is not supported; known are smollm, gpt-2, default and llama-bpe")
+    known = ", ".join(("smollm", "gpt-2", "default", *_WORDS))
+    file.fail(f"tokenizer.ggml.pre {pre!r} is not supported; known are {known}")

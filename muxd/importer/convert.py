@@ -14,12 +14,18 @@ from muxd.importer.gemma3 import plan_gemma3
 from muxd.importer.layout import ModelLayout, Planner
 from muxd.importer.llama import plan_llama
 from muxd.importer.progress import Progress
+from muxd.importer.qwen import plan_qwen2, plan_qwen3
 from muxd.importer.source import GgufFile
 from muxd.importer.staging import staged
 from muxd.importer.vocabulary import Vocabulary, read_vocabulary
 from muxd.importer.weights import weights_bytes, write_safetensors
 
-_ARCHITECTURES: dict[str, Planner] = {"llama": plan_llama, "gemma3": plan_gemma3}
+_ARCHITECTURES: dict[str, Planner] = {
+    "llama": plan_llama,
+    "qwen2": plan_qwen2,
+    "qwen3": plan_qwen3,
+    "gemma3": plan_gemma3,
+}
 
 
 def import_gguf(

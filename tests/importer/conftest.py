@@ -90,13 +90,17 @@ GEMMA_NAMES = LLAMA_NAMES | {
 }  # fmt: skip
 
 
+QWEN_NAMES = LLAMA_NAMES | {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+
+
 def gguf_name(name: str, parts: dict[str, str]) -> str:
     fixed = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
     fixed["lm_head.weight"] = "output.weight"
     if name in fixed:
         return fixed[name]
-    _, _, layer, part = name.removesuffix(".weight").split(".", 3)
-    return f"blk.{layer}.{parts[part]}.weight"
+    rest, _, kind = name.rpartition(".")
+    _, _, layer, part = rest.split(".", 3)
+    return f"blk.{layer}.{parts[part]}.{kind}"
 
 
 def rounded(model: Any) -> Any:
@@ -138,6 +142,80 @@ def write_llama(path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alte
             value = permute(value, heads) if part in name else value
         if name != "lm_head.weight":
             add(writer, gguf_name(name, LLAMA_NAMES), value, quantisation)
+    return finish(writer, path, alter, Tiny(path, model, tokenizer))
+
+
+def qwen_tokenizer() -> tokenizers.Tokenizer:
+    """As transformers builds it around a trained vocabulary."""
+    from transformers import Qwen2Tokenizer
+
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=384, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=special,
+        show_progress=False,
+    )  # fmt: skip
+    inner.train_from_iterator(CORPUS, trainer)
+    merges = [tuple(pair) for pair in json.loads(inner.to_str())["model"]["merges"]]
+    made = Qwen2Tokenizer(vocab=inner.get_vocab(), merges=merges, additional_special_tokens=special)
+    return made.backend_tokenizer
+
+
+def write_qwen2(path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None = None) -> Tiny:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    return write_qwen(path, quantisation, alter, "qwen2", Qwen2ForCausalLM, Qwen2Config, {})
+
+
+def write_qwen3(path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None = None) -> Tiny:
+    """Untied, heads wider than the model."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    more = {"head_dim": 32, "tie_word_embeddings": False}
+    return write_qwen(path, quantisation, alter, "qwen3", Qwen3ForCausalLM, Qwen3Config, more)
+
+
+def write_qwen(
+    path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None, name: str, make: Any,
+    config: Any, more: dict[str, Any],
+) -> Tiny:  # fmt: skip
+    import torch
+
+    tokenizer = qwen_tokenizer()
+    torch.manual_seed(3)
+    shape = {
+        "vocab_size": 384, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "initializer_range": 0.2, "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+    }  # fmt: skip
+    model = make(config(**shape | more))
+    for part, parameter in model.named_parameters():
+        if part.endswith(("norm.weight", "bias")):
+            parameter.data = torch.randint(-32, 64, parameter.shape) / 64
+    model = rounded(model)
+    writer = gguf.GGUFWriter(path, name)
+    add_numbers(
+        writer, context=256, hidden=64, layers=2, inner=96, heads=4, kv_heads=2, eps=1e-6, theta=5000.0
+    )
+    if "head_dim" in more:
+        writer.add_key_length(more["head_dim"])
+        writer.add_value_length(more["head_dim"])
+    vocab = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(vocab)
+    writer.add_token_types([3] * 3 + [1] * (len(vocab) - 3))
+    writer.add_token_merges([" ".join(p) for p in json.loads(tokenizer.to_str())["model"]["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT)
+    for part, tensor in model.state_dict().items():
+        if part != "lm_head.weight" or not model.config.tie_word_embeddings:
+            add(writer, gguf_name(part, QWEN_NAMES), tensor.numpy(), quantisation)
     return finish(writer, path, alter, Tiny(path, model, tokenizer))
 
 
@@ -207,7 +285,7 @@ def finish(writer: gguf.GGUFWriter, path: Path, alter: Alter | None, tiny: Tiny)
     return tiny
 
 
-WRITERS = {"llama": write_llama, "gemma3": write_gemma}
+WRITERS = {"llama": write_llama, "qwen2": write_qwen2, "qwen3": write_qwen3, "gemma3": write_gemma}
 
 
 @pytest.fixture

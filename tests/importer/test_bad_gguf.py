@@ -90,7 +90,7 @@ def _no_end(writer: gguf.GGUFWriter) -> None:
     [
         (
             _value("general.architecture", "mamba"),
-            "architecture 'mamba' is not supported; known are gemma3, llama",
+            "architecture 'mamba' is not supported; known are gemma3, llama, qwen2, qwen3",
         ),
         (_without("llama.embedding_length"), "'llama.embedding_length' is missing"),
         (_no_end, "'tokenizer.ggml.eos_token_id' is missing"),
@@ -109,6 +109,32 @@ def _no_end(writer: gguf.GGUFWriter) -> None:
 )
 def test_what_is_missing_or_unknown_is_named(write_tiny: Any, alter: Any, reason: str) -> None:
     assert reason in refused(write_tiny("llama", alter=alter).path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "alter", "reason"),
+    [
+        (
+            "qwen2",
+            _rename("blk.1.attn_k.bias", "blk.1.attn_output.bias"),
+            "'blk.1.attn_output.bias' is not known",
+        ),
+        ("qwen2", _value("qwen2.attention.head_count_kv", 4), "'blk.0.attn_k.weight' has shape"),
+        (
+            "qwen2",
+            lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+            "rope scaling 'yarn'",
+        ),
+        ("qwen3", _value("qwen3.attention.key_length", 16), "'blk.0.attn_q.weight' has shape"),
+        (
+            "qwen3",
+            _rename("blk.0.attn_q_norm.weight", "blk.0.attn_q.bias"),
+            "'blk.0.attn_q.bias' is not known",
+        ),
+    ],
+)
+def test_qwen_that_is_not_as_published(write_tiny: Any, architecture: str, alter: Any, reason: str) -> None:
+    assert reason in refused(write_tiny(architecture, alter=alter).path)
 
 
 def test_a_quantisation_that_cannot_be_undone(write_tiny: Any) -> None:

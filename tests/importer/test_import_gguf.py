@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from muxd.importer.convert import import_gguf
 from muxd.importer.progress import Silent
+from muxd.models.spec import read_spec
+from muxd.models.weights import plan
 
 PROMPT = torch.tensor([[5, 9, 300, 41, 7, 7, 12, 99, 100, 3, 250, 17]])  # longer than gemma's tiny window
 
@@ -37,7 +39,7 @@ def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3"])
 @pytest.mark.parametrize("quantisation", ["F32", "BF16"])
 def test_weights_that_fit_bfloat16_come_back_exactly(
     write_tiny: Any, architecture: str, quantisation: str
@@ -45,6 +47,9 @@ def test_weights_that_fit_bfloat16_come_back_exactly(
     tiny = write_tiny(architecture, quantisation)
     folder = tiny.path.parent / "model"
     import_gguf(tiny.path, folder, progress=Silent())
+    spec = read_spec(folder)
+    assert spec.architecture == type(tiny.model).__name__
+    plan(folder, spec, "bfloat16")  # muxd takes it, with every tensor
     ours = load(folder)
     for name, tensor in tiny.model.state_dict().items():
         assert torch.equal(ours.state_dict()[name], tensor), name
@@ -64,7 +69,7 @@ def test_quantised_weights_are_the_files_own_values_rounded_once(write_tiny: Any
 
 
 def test_the_configs_say_what_the_file_says(write_tiny: Any) -> None:
-    for architecture in ("llama", "gemma3"):
+    for architecture in ("llama", "qwen2", "qwen3", "gemma3"):
         tiny = write_tiny(architecture)
         folder = tiny.path.parent / architecture
         import_gguf(tiny.path, folder, progress=Silent())

@@ -83,6 +83,21 @@ def test_byte_level_ids_are_the_trained_tokenizers(llama: Any, text: str) -> Non
     assert imported.decode(imported.encode(text).ids) == original.decode(original.encode(text).ids)
 
 
+@pytest.fixture
+def qwen(write_tiny: Any) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
+    tiny = write_tiny("qwen2")
+    return tiny.tokenizer, read_vocabulary(GgufFile(tiny.path)).tokenizer
+
+
+@FIXTURE_ONCE
+@given(text=TEXT | st.text(alphabet="The dog's e\u0301 12345\r\n\t!?", max_size=60))
+def test_qwens_words_are_transformers_own(qwen: Any, text: str) -> None:
+    """Digits one by one, accents composed."""
+    original, imported = qwen
+    assert imported.encode(text).ids == original.encode(text).ids
+    assert imported.encode("<|im_start|>" + text).ids == [1, *original.encode(text).ids]
+
+
 @FIXTURE_ONCE
 @given(text=TEXT)
 def test_sentencepiece_ids_follow_the_scores(gemma: Any, text: str) -> None:

@@ -1,0 +1,40 @@
+"""GGUF ``qwen2`` and ``qwen3`` to Hugging Face ``Qwen2ForCausalLM`` and ``Qwen3ForCausalLM``.
+
+llama.cpp rotates these two by halves (``llama_model_rope_type``: NeoX), as Hugging Face does, so its
+converter leaves rows where they are; norms and biases are stored as they are.
+"""
+
+from typing import Any
+
+from muxd.importer.decoder import GLOBALS, PER_LAYER, decoder_config
+from muxd.importer.layout import ModelLayout, TensorPlan, check_shape, plan_tensors
+from muxd.importer.source import GgufFile
+
+_BIASES = {f"attn_{part}.bias": f"self_attn.{part}_proj.bias" for part in "qkv"}
+_NORMS = {f"attn_{part}_norm.weight": f"self_attn.{part}_norm.weight" for part in "qk"}
+
+
+def plan_qwen2(file: GgufFile) -> ModelLayout:
+    """Raises ModelFolderError naming the metadata key or tensor that does not fit."""
+    return _plan(file, decoder_config(file, "qwen2", "Qwen2ForCausalLM"), PER_LAYER | _BIASES)
+
+
+def plan_qwen3(file: GgufFile) -> ModelLayout:
+    """Raises ModelFolderError naming the metadata key or tensor that does not fit."""
+    config = decoder_config(file, "qwen3", "Qwen3ForCausalLM") | {"attention_bias": False}
+    return _plan(file, config, PER_LAYER | _NORMS)
+
+
+def _plan(file: GgufFile, config: dict[str, Any], per_layer: dict[str, str]) -> ModelLayout:
+    """No GGUF of these says that layers slide, and llama.cpp lets none."""
+    config |= {"use_sliding_window": False, "sliding_window": None}
+    layers, optional = config["num_hidden_layers"], frozenset({"output.weight"})
+    tensors = plan_tensors(file, layers, GLOBALS, per_layer, optional, TensorPlan)
+    hidden, head_dim = config["hidden_size"], config["head_dim"]
+    for plan in tensors:
+        for part, heads in (("q_proj.", "num_attention_heads"), ("k_proj.", "num_key_value_heads")):
+            if part in plan.name:
+                rows = config[heads] * head_dim
+                check_shape(file, plan, (rows,) if plan.name.endswith("bias") else (rows, hidden))
+    check_shape(file, tensors[0], (config["vocab_size"], hidden))
+    return ModelLayout(config, tensors)
