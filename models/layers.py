@@ -83,8 +83,8 @@ class Rotary:
 
     def __init__(self, rope: Rope, head_dim: int, dtype: torch.dtype):
         self._frequencies = torch.from_numpy(rope.inverse_frequencies(head_dim))
-        self._dtype = dtype
+        self._dtype, self._magnitude = dtype, rope.magnitude
 
     def __call__(self, positions: Tensor) -> Angles:
         """positions [n] -> cosine and signed sine [n, 1, head_dim]."""
-        return angles(positions, self._frequencies, self._dtype)
+        return angles(positions, self._frequencies, self._dtype, self._magnitude)

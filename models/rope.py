@@ -5,6 +5,7 @@ of transformers 5 (``rope_parameters``). Pure numpy, so that a spec needs no tor
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from msgspec import Struct
@@ -12,44 +13,100 @@ from numpy.typing import NDArray
 
 from muxd.models.config_file import Fields
 
+Frequencies = NDArray[np.float32]  # radians per position, [head_dim / 2]
+
+
+class LinearScaling(Struct, frozen=True):
+    """Position interpolation (Chen et al. 2023): every wavelength is stretched alike."""
+
+    factor: float
+
+    def stretched(self, plain: Frequencies, theta: float) -> Frequencies:
+        return plain / np.float32(self.factor)
+
 
 class Llama3Scaling(Struct, frozen=True):
-    """Frequency scaling of Llama 3.1: long wavelengths are stretched, short ones kept, linear between."""
+    """Llama 3.1 report, as in the reference ``apply_scaling``: by wavelength against the trained context.
+
+    Long wavelengths are stretched, short ones kept, linear between.
+    """
 
     factor: float
     low_freq_factor: float
     high_freq_factor: float
     original_positions: int
 
+    def stretched(self, plain: Frequencies, theta: float) -> Frequencies:
+        wavelength = 2 * math.pi / plain
+        low = self.original_positions / self.low_freq_factor
+        high = self.original_positions / self.high_freq_factor
+        span = self.high_freq_factor - self.low_freq_factor
+        smooth = (self.original_positions / wavelength - self.low_freq_factor) / span
+        between = (1 - smooth) * plain / self.factor + smooth * plain
+        stretched = np.where(
+            wavelength > low, plain / self.factor, np.where(wavelength < high, plain, between)
+        )
+        return stretched.astype(np.float32)
+
+
+class YarnScaling(Struct, frozen=True):
+    """YaRN (Peng et al. 2023), sections 3.2 and 3.4: by turns over the trained context.
+
+    Pairs that turn less than ``beta_slow`` times are stretched, those that turn more than ``beta_fast`` times
+    are kept, linear between in the index of the pair; ``magnitude`` multiplies queries and keys.
+    """
+
+    factor: float
+    beta_fast: float
+    beta_slow: float
+    original_positions: int
+    magnitude: float
+
+    def stretched(self, plain: Frequencies, theta: float) -> Frequencies:
+        count = len(plain)
+
+        def pair(turns: float) -> float:
+            """The index of the pair, not rounded, that turns so often."""
+            return count * math.log(self.original_positions / (turns * 2 * math.pi)) / math.log(theta)
+
+        first = max(math.floor(pair(self.beta_fast)), 0)
+        last = min(math.ceil(pair(self.beta_slow)), 2 * count - 1)
+        ramp = (np.arange(count, dtype=np.float32) - first) / np.float32((last - first) or 0.001)
+        part: Frequencies = np.clip(ramp, 0, 1)
+        return plain / np.float32(self.factor) * part + plain * (1 - part)
+
+
+Scaling = LinearScaling | Llama3Scaling | YarnScaling
+
 
 class Rope(Struct, frozen=True):
     """Base of the geometric series of frequencies, and its scaling."""
 
     theta: float
-    scaling: Llama3Scaling | None = None
+    scaling: Scaling | None = None
 
-    def inverse_frequencies(self, head_dim: int) -> NDArray[np.float32]:
+    @property
+    def magnitude(self) -> float:
+        """What cosines and sines are multiplied by."""
+        return self.scaling.magnitude if isinstance(self.scaling, YarnScaling) else 1.0
+
+    @property
+    def positions(self) -> int:
+        """Positions it is made for, 0 where only the model knows.
+
+        Qwen's model cards add YaRN to a config.json and leave its ``max_position_embeddings`` as it was.
+        """
+        scaling = self.scaling
+        return int(scaling.factor * scaling.original_positions) if isinstance(scaling, YarnScaling) else 0
+
+    def inverse_frequencies(self, head_dim: int) -> Frequencies:
         """Radians per position, float32 [head_dim / 2]; theta^(-2i/d), Su et al. 2021 (RoFormer), eq. 15.
 
         In float32 throughout, as the reference computes it.
         """
         exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
         plain = (1.0 / np.power(np.float32(self.theta), exponent)).astype(np.float32)
-        return plain if self.scaling is None else _stretch(plain, self.scaling)
-
-
-def _stretch(plain: NDArray[np.float32], scaling: Llama3Scaling) -> NDArray[np.float32]:
-    """Llama 3.1 report, as in the reference ``apply_scaling``: by wavelength against the trained context."""
-    wavelength = 2 * math.pi / plain
-    low = scaling.original_positions / scaling.low_freq_factor
-    high = scaling.original_positions / scaling.high_freq_factor
-    span = scaling.high_freq_factor - scaling.low_freq_factor
-    smooth = (scaling.original_positions / wavelength - scaling.low_freq_factor) / span
-    between = (1 - smooth) * plain / scaling.factor + smooth * plain
-    stretched = np.where(
-        wavelength > low, plain / scaling.factor, np.where(wavelength < high, plain, between)
-    )
-    return stretched.astype(np.float32)
+        return plain if self.scaling is None else self.scaling.stretched(plain, self.theta)
 
 
 def single(fields: Fields) -> Rope:
@@ -77,13 +134,23 @@ def per_layer_type(fields: Fields) -> tuple[Rope, Rope]:
     )
 
 
-def _scaling(fields: Fields) -> Llama3Scaling | None:
+def _scaling(fields: Fields) -> Scaling | None:
     """``rope_type`` (before transformers 4.43: ``type``) with its parameters."""
     kind = fields.text("rope_type", fields.text("type", "default"))
     if kind == "default":
         return None
-    if kind != "llama3":
-        raise fields.refuse("rope_type", f'= "{kind}" is not supported; supported: "default", "llama3"')
+    readers: dict[str, Callable[[Fields], Scaling]] = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
+    if kind not in readers:
+        known = ", ".join(f'"{name}"' for name in ("default", *readers))
+        raise fields.refuse("rope_type", f'= "{kind}" is not supported; supported: {known}')
+    return readers[kind](fields)
+
+
+def _linear(fields: Fields) -> LinearScaling:
+    return LinearScaling(fields.number("factor"))
+
+
+def _llama3(fields: Fields) -> Llama3Scaling:
     found = Llama3Scaling(
         factor=fields.number("factor"),
         low_freq_factor=fields.number("low_freq_factor"),
@@ -92,4 +159,24 @@ def _scaling(fields: Fields) -> Llama3Scaling | None:
     )
     if found.high_freq_factor <= found.low_freq_factor:
         raise fields.refuse("high_freq_factor", "must be above low_freq_factor")
+    return found
+
+
+def _yarn(fields: Fields) -> YarnScaling:
+    """DeepSeek's two magnitudes and a ramp that is not rounded are refused."""
+    for key in ("mscale", "mscale_all_dim"):
+        fields.must_be(key, None, default=None)
+    fields.must_be("truncate", True, default=True)
+    factor = fields.number("factor")
+    if factor < 1:
+        raise fields.refuse("factor", f"must be at least 1, not {factor}")
+    found = YarnScaling(
+        factor=factor,
+        beta_fast=fields.number("beta_fast", 32.0),
+        beta_slow=fields.number("beta_slow", 1.0),
+        original_positions=fields.integer("original_max_position_embeddings"),
+        magnitude=fields.number("attention_factor", 0.1 * math.log(factor) + 1.0),
+    )
+    if found.beta_fast <= found.beta_slow:
+        raise fields.refuse("beta_fast", "must be above beta_slow")
     return found

@@ -204,7 +204,7 @@ def _decoder(
         kv_heads=kv_heads,
         head_dim=head_dim,
         intermediate_size=fields.integer("intermediate_size"),
-        max_positions=max_positions,
+        max_positions=max(max_positions, rope.positions),
         eos_ids=eos_ids,
         bos_id=fields.optional_id("bos_token_id"),
         tied_embeddings=fields.flag("tie_word_embeddings", False),

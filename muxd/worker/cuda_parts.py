@@ -47,17 +47,17 @@ class CudaNorm:
 class CudaRotary:
     """Angles of positions [0, length), from a table where that is small enough."""
 
-    def __init__(self, frequencies: Tensor, length: int, dtype: torch.dtype):
-        self._frequencies, self._dtype = frequencies, dtype
+    def __init__(self, frequencies: Tensor, length: int, dtype: torch.dtype, magnitude: float = 1.0):
+        self._frequencies, self._dtype, self._magnitude = frequencies, dtype, magnitude
         self._table: Angles | None = None
         if length * 2 * frequencies.numel() * dtype.itemsize <= _TABLE_BYTES:
             positions = torch.arange(length, device=frequencies.device)
-            self._table = angles(positions, frequencies, dtype)
+            self._table = angles(positions, frequencies, dtype, magnitude)
 
     def __call__(self, positions: Tensor) -> Angles:
         """positions [n], none below 0 -> cosine and signed sine [n, 1, head_dim]."""
         if self._table is None:
-            return angles(positions, self._frequencies, self._dtype)
+            return angles(positions, self._frequencies, self._dtype, self._magnitude)
         cos, sin = self._table
         return cos.index_select(0, positions), sin.index_select(0, positions)
 
@@ -78,4 +78,4 @@ class CudaWeights(Views):
 
     def rotary(self, rope: Rope, head_dim: int) -> Turn:
         frequencies = torch.from_numpy(rope.inverse_frequencies(head_dim)).to(self._region.device)
-        return CudaRotary(frequencies, self._length, self.dtype)
+        return CudaRotary(frequencies, self._length, self.dtype, rope.magnitude)

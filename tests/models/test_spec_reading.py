@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.tiny_models import LLAMA3_ROPE, gemma3, llama, mistral, qwen2, qwen3
+from support.tiny_models import LLAMA3_ROPE, YARN_ROPE, gemma3, llama, mistral, qwen2, qwen3
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -36,6 +36,7 @@ QWEN2: dict[str, Any] = LLAMA | {
 QWEN3: dict[str, Any] = QWEN2 | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
 del QWEN3["head_dim"]
 MISTRAL: dict[str, Any] = LLAMA | {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+YARN: dict[str, Any] = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
 
 
 def written(folder: Path, config: dict[str, Any], **changes: Any) -> Path:
@@ -139,16 +140,33 @@ def test_old_and_new_layout_mean_the_same(tmp_path: Path) -> None:
     assert read_spec(written(tmp_path, config, rope_parameters=ropes, layer_types=kinds)) == gemma
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-def test_inverse_frequencies_are_transformers_own(tmp_path: Path, scaled: bool) -> None:
-    rope = LLAMA3_ROPE if scaled else {"rope_type": "default", "rope_theta": 10_000.0}
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 10_000.0},
+        {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 3.0},
+        LLAMA3_ROPE,
+        YARN_ROPE,
+        YARN_ROPE | {"beta_fast": 4.0, "beta_slow": 0.5, "attention_factor": 1.5},
+        YARN_ROPE | {"rope_theta": 1e6, "original_max_position_embeddings": 32_768},
+        YARN_ROPE | {"factor": 1.0, "original_max_position_embeddings": 3},
+    ],
+)
+def test_frequencies_and_magnitude_are_transformers_own(tmp_path: Path, rope: dict[str, Any]) -> None:
     model = llama(tmp_path, rope_parameters=rope)
-    if scaled:
-        wanted, _ = ROPE_INIT_FUNCTIONS["llama3"](model.config, "cpu")
-    else:
-        wanted = model.model.rotary_emb.inv_freq
-    found = torch.from_numpy(read_spec(tmp_path).rope.inverse_frequencies(64))
-    torch.testing.assert_close(found, wanted, atol=0, rtol=1e-6)
+    wanted, magnitude = model.model.rotary_emb.inv_freq, 1.0
+    if rope["rope_type"] != "default":
+        wanted, magnitude = ROPE_INIT_FUNCTIONS[rope["rope_type"]](model.config, "cpu")
+    found = read_spec(tmp_path).rope
+    torch.testing.assert_close(torch.from_numpy(found.inverse_frequencies(64)), wanted, atol=0, rtol=1e-6)
+    assert found.magnitude == pytest.approx(magnitude, rel=1e-12)
+
+
+def test_yarn_as_qwens_model_cards_add_it(tmp_path: Path) -> None:
+    """max_position_embeddings stays what it was trained with."""
+    config = QWEN2 | {"max_position_embeddings": 32_768}
+    assert read_spec(written(tmp_path, config)).max_positions == 32_768
+    assert read_spec(written(tmp_path, config, rope_scaling=YARN)).max_positions == 131_072
 
 
 def test_end_tokens_of_both_files_count(tmp_path: Path) -> None:
@@ -184,8 +202,14 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "act": (LLAMA, {"hidden_act": "relu"}, 'hidden_act = "relu" is not supported; only "silu" is'),
     "eps": (LLAMA, {"rms_norm_eps": -1}, "rms_norm_eps must be a number above 0"),
     "eos": (LLAMA, {"eos_token_id": "</s>"}, "eos_token_id must be a token id or a list"),
-    "yarn": (LLAMA, {"rope_scaling": {"rope_type": "yarn"}}, '"yarn" is not supported; supported: "default"'),
-    "linear": (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2}}, '"linear" is not supported'),
+    "longrope": (
+        LLAMA,
+        {"rope_scaling": {"type": "longrope"}},
+        '"longrope" is not supported; supported: "default", "linear", "llama3", "yarn"',
+    ),
+    "yarn": (LLAMA, {"rope_scaling": YARN | {"factor": 0.5}}, "rope_scaling.factor must be at least 1"),
+    "mscale": (LLAMA, {"rope_scaling": YARN | {"mscale": 0.7}}, "rope_scaling.mscale = 0.7 is not supported"),
+    "turns": (LLAMA, {"rope_scaling": YARN | {"beta_fast": 1}}, "beta_fast must be above beta_slow"),
     "factor": (LLAMA, {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling.factor is missing"),
     "table": (LLAMA, {"rope_parameters": 5}, "rope_parameters must be an object"),
     "tie": (LLAMA, {"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),

@@ -16,6 +16,7 @@ from support.direct_runner import GREEDY, DirectRunner, int32
 from support.ledger_runner import LedgerRunner
 from support.tiny_models import (
     LLAMA3_ROPE,
+    YARN_ROPE,
     continuation_logits,
     gemma3,
     greedy_choices,
@@ -51,6 +52,7 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
             "max_window_layers": 2,
         },
     ),
+    "qwen2 yarn rope": (qwen2, {"rope_parameters": YARN_ROPE}),
     "qwen3": (qwen3, {}),
     "qwen3 untied, biases": (
         qwen3,

@@ -13,6 +13,7 @@ import torch
 from support.direct_runner import DirectRunner
 from support.tiny_models import (
     LLAMA3_ROPE,
+    YARN_ROPE,
     continuation_logits,
     gemma3,
     greedy_choices,
@@ -32,6 +33,10 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
     "llama head_dim not dividing a block": (llama, {"head_dim": 24, "num_key_value_heads": 3}),
     "llama llama3 rope": (llama, {"rope_parameters": LLAMA3_ROPE}),
     "llama biases": (llama, {"attention_bias": True}),
+    "llama linear rope": (
+        llama,
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}},
+    ),
     "qwen2": (qwen2, {}),
     "qwen2 untied, late layers slide": (
         qwen2,
@@ -42,6 +47,7 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
             "max_window_layers": 2,
         },
     ),
+    "qwen2 yarn rope": (qwen2, {"rope_parameters": YARN_ROPE}),
     "qwen3": (qwen3, {}),
     "qwen3 untied, biases": (
         qwen3,
