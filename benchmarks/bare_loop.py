@@ -38,6 +38,8 @@ class BareLoop:
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16):
         self.spec = read_spec(folder)
+        if self.spec.architecture not in ("LlamaForCausalLM", "Gemma3ForCausalLM") or self.spec.qkv_bias:
+            raise SystemExit(f"{folder}: the bare loop computes only Llama without biases and Gemma 3")
         self.gemma = self.spec.architecture == "Gemma3ForCausalLM"
         stored: dict[str, Tensor] = {}
         for file in sorted(folder.glob("*.safetensors")):

@@ -178,11 +178,12 @@ _PEERS = {"transformers generate": _Generate, "transformers continuous": _Contin
 def _peers(model: ModelShape, bench: Bench, plan: Plan, longest: int) -> dict[str, Any]:
     """Over one model with our weights; those that this transformers has."""
     try:
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError:
         print("transformers is not installed: nothing to compare with", file=sys.stderr)
         return {}
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        "qwen2" if model.qwen2 else "llama",
         vocab_size=model.vocab, hidden_size=model.hidden, intermediate_size=model.inner,
         num_hidden_layers=model.layers, num_attention_heads=model.heads, head_dim=model.head_dim,
         num_key_value_heads=model.kv_heads, max_position_embeddings=longest + 64, rms_norm_eps=1e-5,
@@ -190,7 +191,7 @@ def _peers(model: ModelShape, bench: Bench, plan: Plan, longest: int) -> dict[st
         attn_implementation="sdpa",
     )  # fmt: skip
     with torch.device(plan.device):
-        theirs = LlamaForCausalLM(config).to(BF16).eval()
+        theirs = AutoModelForCausalLM.from_config(config).to(BF16).eval()
     _copy_weights(bench, theirs)
     found = {}
     for name, make in _PEERS.items():

@@ -33,6 +33,7 @@ class ModelShape(NamedTuple):
     head_dim: int
     inner: int
     vocab: int
+    qwen2: bool = False  # Llama with a bias on queries, keys and values
 
     @property
     def kv_bytes(self) -> int:
@@ -42,9 +43,9 @@ class ModelShape(NamedTuple):
 
 SMALL = ModelShape("tiny", 64, 2, 4, 2, 32, 96, 300)  # of a rehearsal
 MODELS = (
-    ModelShape("Qwen2.5-0.5B", 896, 24, 14, 2, 64, 4864, 151_936),
+    ModelShape("Qwen2.5-0.5B", 896, 24, 14, 2, 64, 4864, 151_936, True),
     ModelShape("Llama-3.2-1B", 2048, 16, 32, 8, 64, 8192, 128_256),
-    ModelShape("Qwen2.5-7B", 3584, 28, 28, 4, 128, 18_944, 152_064),
+    ModelShape("Qwen2.5-7B", 3584, 28, 28, 4, 128, 18_944, 152_064, True),
     ModelShape("Llama-3-8B", 4096, 32, 32, 8, 128, 14_336, 128_256),
 )
 

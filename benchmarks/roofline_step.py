@@ -85,7 +85,8 @@ class Bench:
     def __init__(self, model: ModelShape, tokens: int, longest: int, device: str, recorded: bool):
         rope = Rope(500_000.0)
         self.spec = ModelSpec(
-            architecture="LlamaForCausalLM", vocab_size=model.vocab, hidden_size=model.hidden,
+            architecture="Qwen2ForCausalLM" if model.qwen2 else "LlamaForCausalLM", qkv_bias=model.qwen2,
+            vocab_size=model.vocab, hidden_size=model.hidden,
             layers=model.layers, heads=model.heads, kv_heads=model.kv_heads, head_dim=model.head_dim,
             intermediate_size=model.inner, max_positions=longest + 64, eos_ids=(), bos_id=None,
             tied_embeddings=True, norm_eps=1e-5, attention_scale=model.head_dim**-0.5, rope=rope,

@@ -91,12 +91,14 @@ def test_answers_are_those_of_transformers_over_the_same_weights(
     from roofline_device import TINY, Peaks
 
     torch.manual_seed(0)
-    lines = list(roofline_answers.measure(Peaks(1e9, 1e9), (kernels.SMALL,), TINY))
+    lines = list(
+        roofline_answers.measure(Peaks(1e9, 1e9), (kernels.SMALL, kernels.SMALL._replace(qwen2=True)), TINY)
+    )
     assert not capsys.readouterr().err.count("Error")
-    assert [line.kernel for line in lines] == ["answers", *roofline_answers._PEERS] * 2
+    assert [line.kernel for line in lines] == ["answers", *roofline_answers._PEERS] * 4
     for line in lines:
         assert line.note.startswith(f"{4 * int(line.shape.split()[0]) / line.seconds:,.0f} tokens/s")
-    assert lines[5].note.endswith("3/3 begin alike")
+    assert all(lines[i].note.endswith("3/3 begin alike") for i in (5, 11))
 
 
 def test_the_rehearsal_shows_no_figure() -> None:

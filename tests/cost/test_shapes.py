@@ -1,5 +1,6 @@
 """Shapes: the catalogue against the formula, shards, and shapes read from folders."""
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ from muxd.errors import ConfigError, ModelFolderError
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_parameters_follow_from_the_shape(name: str) -> None:
-    """Norms and the biases of Qwen are the rest."""
+    """Norms and the biases of Qwen2 are the rest."""
     m = CATALOGUE[name]
     layer = 2 * m.hidden * (m.heads + m.kv_heads) * m.head_dim + 3 * m.hidden * m.intermediate
     counted = m.layers * layer + m.vocab * m.hidden * (1 if m.tied else 2)
@@ -55,6 +56,23 @@ def test_a_folder_is_read_without_weights(tmp_path: Path) -> None:
     assert (found.layers, found.hidden, found.heads, found.kv_heads, found.head_dim) == (2, 64, 4, 2, 16)
     assert found.parameters == 320 * 64 + 2 * (2 * 64 * 6 * 16 + 3 * 64 * 96)
     assert found.tied
+
+
+def test_a_folders_shape_is_the_catalogues(tmp_path: Path) -> None:
+    """Sizes of Qwen3 0.6B: heads wider than the model."""
+    config = {
+        "architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024, "num_hidden_layers": 28, "head_dim": 128,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "intermediate_size": 3072, "vocab_size": 151_936,
+        "tie_word_embeddings": True, "max_position_embeddings": 40_960,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    wanted = known("qwen3-0.6b")
+    found = read_shape(tmp_path)
+    assert 0.999 * wanted.parameters < found.parameters < wanted.parameters
+    assert msgspec.structs.replace(found, parameters=wanted.parameters) == wanted
+
+
+def test_shapes_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="is not a folder"):
         read_shape(tmp_path / "none")
 
