@@ -112,7 +112,9 @@ def rope_write_calls(
 ) -> list[Call]:
     """The launch; arguments as of ``rope_write.rope_write``."""
     n, lines, d = qkv.shape
-    tokens = 1 if n <= 256 else 16  # a decode batch is spread thin, a prefill fills its programs
+    # A decode batch is spread thin, of any size: a kernel for large ones alone would compile in service.
+    # A prefill fills its programs.
+    tokens = 1 if owners is None or n <= 256 else 16
     half_pad = power_of_two(d // 2)
     sizes = {
         **{"HEADS": lines - 2 * pool.kv_heads, "KV_HEADS": pool.kv_heads, "D": d, "HALF_PAD": half_pad},

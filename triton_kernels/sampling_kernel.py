@@ -21,11 +21,11 @@ from muxd.kernels.sampling_search_kernel import philox_uniform, search
 SEARCH_BLOCK = 8192  # vocabulary entries a searching program reads at a time
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def _adjust(
     logits, adjusted, best, place, counts, slots, repetitions, presences, frequencies,
-    positions, free_from, banned, vocab, logits_stride, chunks,
-    SIZE: tl.constexpr, BANNED: tl.constexpr, PLAIN: tl.constexpr,
+    positions, free_from, banned, width, vocab, logits_stride, chunks,
+    SIZE: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
     chunk, line = tl.program_id(0), tl.program_id(1).to(tl.int64)
     token = chunk * SIZE + tl.arange(0, SIZE)
@@ -40,8 +40,8 @@ def _adjust(
             penalty = tl.load(presences + line) + tl.load(frequencies + line) * times.to(tl.float32)
             z = z - tl.where(times > 0, penalty, 0.0)
         if tl.load(positions + line) < tl.load(free_from + line):
-            for i in range(BANNED):
-                z = tl.where(token == tl.load(banned + line * BANNED + i), float("-inf"), z)
+            for i in range(width):  # no constant: a longer list must not compile in service
+                z = tl.where(token == tl.load(banned + line * width + i), float("-inf"), z)
         tl.store(adjusted + line * vocab + token, z, mask=real)
     # The lowest index wins a tie, and padding never wins, whatever the logits are.
     top = tl.max(z, 0)
@@ -208,9 +208,9 @@ def _first_calls(
                 lines.free_from,
                 lines.banned,
             ),
-            *(vocab, logits.stride(0), room.chunks),
+            *(lines.banned.shape[1], vocab, logits.stride(0), room.chunks),
         ),
-        {"SIZE": CHUNK, "BANNED": lines.banned.shape[1], "PLAIN": plain, "num_warps": 8},
+        {"SIZE": CHUNK, "PLAIN": plain, "num_warps": 8},
     )
     if plain:
         return [adjust]

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muxd.kernels import ops
-from muxd.kernels.launch import power_of_two
 from muxd.kernels.sampling import SamplingLines
 from muxd.messages import Sampling, TokenLogprob
 from muxd.worker import sampler
@@ -155,7 +154,7 @@ def columns(sequences: Items[Sequence], known: Items[int], size: int) -> list[ND
 
     held_back = _held_back(sequences, known)
     longest = max(map(len, held_back.values()), default=0)
-    width = max(BANNED, power_of_two(longest))  # a width is compiled for: few of them
+    width = max(BANNED, longest)
     banned = np.full((size, width), -1, dtype=np.int32)
     for i, tokens in held_back.items():
         banned[i, : len(tokens)] = tokens

@@ -205,7 +205,7 @@ def test_batch_sizes_layers_and_sms_compile_nothing_anew() -> None:
     x, up = torch.empty(300, 896, dtype=BF16), torch.empty(300, 2 * 96, dtype=BF16)
 
     def batches() -> Iterator[list[Call]]:
-        for n in (1, 2, 3, 16, 17, 96, 128):
+        for n in (1, 2, 3, 16, 17, 96, 128, 300):
             for sms in (33, 66, 132):
                 splits = plan_splits(n, 2, 4096, sms)
                 q, rows = qkv[:n, :14], table[:n]
@@ -233,3 +233,14 @@ def test_batch_sizes_layers_and_sms_compile_nothing_anew() -> None:
     assert found.pop("_split") == 2, "whole contexts, and parts of them"
     assert found.pop("_merge") <= 6, "by powers of two"
     assert set(found.values()) == {1}, found
+
+
+def test_long_lists_of_banned_tokens_compile_nothing_anew() -> None:
+    logits, counts = torch.empty(2, 700, dtype=BF16), torch.zeros(1, 700, dtype=torch.int32)
+
+    def widths() -> Iterator[list[Call]]:
+        for width in (1, 8, 16, 33, 64):
+            lines = sampling_lines([{"banned": tuple(range(width))}, {}])
+            yield sampling_kernel.sample_calls(logits, lines, counts, greedy=False, filtered=False)[1]
+
+    assert kinds(widths()) == {"_adjust": 1, "_weigh": 1, "_pick": 1}
