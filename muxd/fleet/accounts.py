@@ -1,10 +1,12 @@
-"""A model's account in the pool and its lane in the scheduler, from what its folder and muxd.toml say."""
+"""A model's account in the pool, its lane in the scheduler and what its workers are told: from its folder and
+muxd.toml."""
 
 from muxd.config import running
 from muxd.device.base import Device
 from muxd.engine.lane import LaneSpec
 from muxd.engine.memory import Terms
 from muxd.fleet.catalog import Entry
+from muxd.messages import Setup
 from muxd.pool.arena import Arena
 from muxd.sizes import size
 
@@ -49,7 +51,7 @@ def lane_spec(entry: Entry, arena: Arena, share: int, device: Device, *, split: 
         row_tokens=entry.row_tokens(arena.block_bytes),
         blocks_per_row=entry.opened.spec.blocks_per_row,
         max_context=entry.own_context,
-        max_running=running(config, gpu=device.name.startswith("cuda")),
+        max_running=_running(entry, device),
         max_queue=config.max_queue,
         capacity_rows=max(1, arena.total_blocks // entry.opened.spec.blocks_per_row),
         weight=entry.quota.weight,
@@ -57,3 +59,33 @@ def lane_spec(entry: Entry, arena: Arena, share: int, device: Device, *, split: 
         split=split,
         cap=(config.share or share) if device.caps else 100,
     )
+
+
+def setup(entry: Entry, arena: Arena, device: Device, link: str) -> Setup:
+    """What the workers of an opened entry begin with; ``link``: the daemon's endpoint. Their names come with
+    their processes."""
+    assert entry.opened is not None
+    plan = entry.opened.plan
+    return Setup(
+        worker="",
+        model=entry.name,
+        folder=str(entry.opened.folder),
+        dtype=entry.config.dtype,
+        link=link,
+        device=device.name,
+        pool_bytes=arena.nbytes,
+        block_bytes=arena.block_bytes,
+        max_rows=max(1, arena.most_blocks // entry.opened.spec.blocks_per_row),
+        pool_reach=arena.reach,
+        weights_bytes=plan.bytes,
+        tensors=plan.tensors,
+        cores=device.cores,
+        max_context=entry.own_context,
+        cpus=device.cpus,
+        kv_dtype=entry.config.kv_dtype,
+        max_running=_running(entry, device),
+    )
+
+
+def _running(entry: Entry, device: Device) -> int:
+    return running(entry.config, gpu=device.name.startswith("cuda"))

@@ -13,7 +13,7 @@ from muxd.clock import Clock
 from muxd.device.base import Device
 from muxd.engine.unit import Unit
 from muxd.errors import ModelFolderError, MuxdError, ShuttingDown
-from muxd.fleet.accounts import lane_spec, terms
+from muxd.fleet.accounts import lane_spec, setup, terms
 from muxd.fleet.catalog import Entry
 from muxd.fleet.change import first
 from muxd.fleet.host import Host, Progress
@@ -29,7 +29,6 @@ from muxd.messages import (
     Prefill,
     Ready,
     Refused,
-    Setup,
     Unmapped,
 )
 from muxd.pool.arena import Arena
@@ -101,9 +100,10 @@ class Site:
     def start(self, entry: Entry, progress: Progress, *, keep_queue: bool = False) -> Host:
         """Weights and worker of a model that has a lane; the host goes on by itself. ``keep_queue``: see
         ``Host``."""
+        told = setup(entry, self.arena, self.device, self.link.endpoint)
         host = self.hosts[entry.name] = Host(
-            entry, self._setup(entry), device=self.device, pool_fd=self.arena.fd, unit=self.unit,
-            clock=self.clock, link=self.link, progress=progress, spawns=self.spawns,
+            entry, told, device=self.device, pool_fd=self.arena.fd, unit=self.unit, clock=self.clock,
+            link=self.link, progress=progress, spawns=self.spawns,
             split=self.split, faulted=lambda: self._faulted(entry.name), clear=self._cleared,
             keep_queue=keep_queue, extents=lambda: self.arena.extents,
         )  # fmt: skip
@@ -157,25 +157,3 @@ class Site:
     async def close(self) -> None:
         """End every worker and every hold on weights."""
         await asyncio.gather(*(host.stop() for host in self.hosts.values()))
-
-    def _setup(self, entry: Entry) -> Setup:
-        assert entry.opened is not None
-        plan = entry.opened.plan
-        return Setup(
-            worker="",
-            model=entry.name,
-            folder=str(entry.opened.folder),
-            dtype=entry.config.dtype,
-            link=self.link.endpoint,
-            device=self.device.name,
-            pool_bytes=self.arena.nbytes,
-            block_bytes=self.arena.block_bytes,
-            max_rows=max(1, self.arena.most_blocks // entry.opened.spec.blocks_per_row),
-            pool_reach=self.arena.reach,
-            weights_bytes=plan.bytes,
-            tensors=plan.tensors,
-            cores=self.device.cores,
-            max_context=entry.own_context,
-            cpus=self.device.cpus,
-            kv_dtype=entry.config.kv_dtype,
-        )

@@ -28,6 +28,12 @@ BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 Arrays = list[NDArray[Any]]  # of one step; shapes and types follow from its way and size alone
 
 
+def buckets_for(most: int) -> tuple[int, ...]:
+    """Those of ``BUCKETS`` that batches of up to ``most`` sequences run in; all of them for 0."""
+    last = bucket(most) if most else None
+    return BUCKETS if last is None else BUCKETS[: BUCKETS.index(last) + 1]
+
+
 def bucket(count: int, buckets: tuple[int, ...] = BUCKETS) -> int | None:
     """The smallest of ``buckets``, ascending, that holds ``count`` sequences; None when none does."""
     return next((size for size in buckets if size >= count), None)

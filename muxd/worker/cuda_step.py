@@ -22,7 +22,7 @@ from muxd.models.registry import build
 from muxd.models.spec import ModelSpec
 from muxd.worker.cuda_attend import PagedDecode, PagedPrefill
 from muxd.worker.cuda_flight import CudaFlight
-from muxd.worker.cuda_graphs import Again, Arrays, CudaRecorder, DecodeGraphs, lines_of
+from muxd.worker.cuda_graphs import Again, Arrays, CudaRecorder, DecodeGraphs, buckets_for, lines_of
 from muxd.worker.cuda_parts import CudaWeights
 from muxd.worker.cuda_sampling import BANNED, MOST, CudaSampler, Way, asks, columns, way_of, widest
 from muxd.worker.cuda_state import PagedState
@@ -59,7 +59,8 @@ class CudaStep:
         self._state = PagedState(spec, pool, setup.block_bytes, setup.max_rows, width, self._kept)
         self._sampler = CudaSampler(spec.vocab_size, pool.device)
         recorder = CudaRecorder() if pool.is_cuda else Again()
-        self._graphs = DecodeGraphs(self._decode, padding, pool.device, recorder) if graphs else None
+        sizes = buckets_for(setup.max_running)
+        self._graphs = DecodeGraphs(self._decode, padding, pool.device, recorder, sizes) if graphs else None
         self._read: tuple[Tensor, ...] = ()  # what the graphs read and may move: row lists, counts
         self._picked = torch.zeros(MOST, dtype=torch.int64, device=pool.device)  # by the last decode step
         self._places: dict[int, int] = {}  # of its sequences, by identity, in ``_picked``

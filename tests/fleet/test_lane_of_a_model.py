@@ -11,7 +11,7 @@ from muxd.config import ModelConfig, running
 from muxd.device.base import Device
 from muxd.device.cpu import Cpu
 from muxd.device.cuda import Cuda
-from muxd.fleet.accounts import lane_spec, open_account
+from muxd.fleet.accounts import lane_spec, open_account, setup
 from muxd.fleet.catalog import Entry
 from muxd.pool.arena import Arena
 from muxd.sim.build import make_scheduler, plain_config
@@ -19,11 +19,14 @@ from muxd.worker.cuda_graphs import BUCKETS
 
 
 def spec_of(device: Device, folder: Path, asked: int) -> int:
+    """What the scheduler keeps to, and its workers are told."""
     entry = Entry(ModelConfig("m", str(folder), max_running=asked))
     entry.open()
     with closing(device), closing(Arena(device, 4 << 20, 8192)) as arena:
         open_account(entry, arena)
-        return lane_spec(entry, arena, 50, device).max_running
+        found = lane_spec(entry, arena, 50, device).max_running
+        assert setup(entry, arena, device, "").max_running == found
+        return found
 
 
 @pytest.mark.usefixtures("cuda_here")

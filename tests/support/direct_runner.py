@@ -50,6 +50,7 @@ class DirectRunner:
         capture: bool = True,
         device: str = "cpu",
         paged: bool | None = None,
+        max_running: int = 0,
     ):
         self.spec = read_spec(folder)
         self.tokens = self.spec.tokens_per_row(block_bytes, kv_item_bytes(dtype, kv_dtype))
@@ -63,7 +64,7 @@ class DirectRunner:
             worker="direct", model=folder.name, folder=str(folder), dtype=dtype, link="", device=device,
             pool_bytes=pool.numel(), block_bytes=block_bytes, max_rows=rows, weights_bytes=layout.bytes,
             tensors=layout.tensors, cores=cores, max_context=self.spec.max_positions,
-            kv_dtype=kv_dtype,
+            kv_dtype=kv_dtype, max_running=max_running,
         )  # fmt: skip
         self.runner = Runner(setup, pool, torch.from_numpy(weights).to(device), paged=paged)
         self.logits: list[torch.Tensor] = []

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from muxd.messages import Chunk, NewRows, Prefill, Sampling
 from muxd.worker import cuda_state
-from muxd.worker.cuda_graphs import BUCKETS, Again, DecodeGraphs, bucket
+from muxd.worker.cuda_graphs import BUCKETS, Again, DecodeGraphs, bucket, buckets_for
 from muxd.worker.cuda_sampling import Way
 from muxd.worker.cuda_step import CudaStep, padding
 
@@ -313,6 +313,24 @@ def test_a_bucket_is_the_smallest_that_holds_the_batch(count: int, sizes: set[in
     found = bucket(count, tuple(sorted(sizes)))
     fitting = [size for size in sizes if size >= count]
     assert found == (min(fitting) if fitting else None)
+
+
+@given(st.integers(1, 400))
+def test_graphs_are_kept_for_the_batches_that_a_model_may_have(most: int) -> None:
+    sizes = buckets_for(most)
+    assert sizes == BUCKETS[: len(sizes)]
+    assert bucket(most, sizes) == bucket(most)
+    if most <= BUCKETS[-1]:
+        assert [size for size in sizes if size >= most] == [sizes[-1]]
+
+
+def test_a_model_of_few_sequences_records_few_graphs(folder: Path, device: str) -> None:
+    direct = paged(folder, device, max_running=3)
+    direct.runner.warm_up()
+    graphs = direct.runner._step._graphs  # type: ignore[attr-defined]
+    assert [size for size in BUCKETS if graphs.has(0, Way.FILTERED, size)] == [1, 2, 4]
+    prompts = [words(n, seed=5) for n in (3, 9, 6, 4, 5)]  # more than was said still get their tokens
+    assert direct.generate(prompts, 3) == DirectRunner(folder).generate(prompts, 3)
 
 
 @given(st.sampled_from(Way), st.integers(1, 200))
