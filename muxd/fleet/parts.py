@@ -17,6 +17,7 @@ class Parts:
         self._total = total
         self._held: dict[tuple[str, int], int] = {}  # by model and batch
         self._stepped: dict[str, int] = {}  # model -> its last decode step
+        self._lately: dict[tuple[str, bool], list[int]] = {}  # by model and whether it prefills, last first
 
     @property
     def taken(self) -> int:
@@ -29,15 +30,18 @@ class Parts:
     def placed(self, model: str, command: Prefill | Decode) -> Prefill | Decode:
         """The command with its place, held until ``done`` or ``free``: parts nobody uses, where that can be.
 
-        A step that is sent while the one in front still runs comes after it, so it has the same place. The
-        whole device is mask 0, which needs no green context.
+        A step that is sent while the one in front still runs comes after it, so it has the same place. Else
+        a model goes where it was lately: its worker has graphs and memory for few places. The whole device is
+        mask 0, which needs no green context.
         """
         if not self._total:
             return command
         count = max(1, min(self._total, command.share * self._total // 100))
         whole = (1 << self._total) - 1
-        mask = self._in_front(model, command, count)
+        lately = self._lately.setdefault((model, isinstance(command, Prefill)), [])
+        mask = self._in_front(model, command, count) or self._known(lately, count)
         mask = mask or place(self.taken, count, self._total) or self._least_used(count)
+        lately[:] = [mask, *(one for one in lately if one != mask)]
         self._held[model, command.batch] = mask
         return msgspec.structs.replace(command, parts=0 if mask == whole else mask)
 
@@ -49,6 +53,8 @@ class Parts:
         """All its batches are over: its workers are new."""
         for key in [key for key in self._held if key[0] == model]:
             del self._held[key]
+        for prefills in (False, True):
+            self._lately.pop((model, prefills), None)
 
     def _in_front(self, model: str, command: Prefill | Decode, count: int) -> int:
         """Where the step runs that this one was sent behind; 0: there is none, or of another size."""
@@ -57,6 +63,11 @@ class Parts:
         mask = self._held.get((model, self._stepped.get(model, 0)), 0)
         self._stepped[model] = command.batch
         return mask if mask.bit_count() == count else 0
+
+    def _known(self, lately: list[int], count: int) -> int:
+        """The last of these places that is free and as large as asked; 0: none is."""
+        taken = self.taken
+        return next((mask for mask in lately if mask.bit_count() == count and not mask & taken), 0)
 
     def _least_used(self, count: int) -> int:
         """More is booked than there is (``overbook``): side by side, where the fewest batches run."""

@@ -1,10 +1,11 @@
 """Decode steps recorded once and replayed: one graph for each batch size that is kept, padded up to.
 
 A graph holds addresses, so what it reads lies in tensors that never move: its inputs, the row table, the row
-lists, the counts of the sampler, the tokens picked by the step before. Graphs of one worker never run at once
-and share one memory pool; of several the largest is recorded first: the smaller ones find their memory there.
-A graph recorded on the stream of a green context keeps that context, hence one set for each mask of parts;
-torch shares a pool's memory on one stream only, so each mask in use has its own.
+lists, the counts of the sampler, the tokens picked by the step before. Graphs of a mask never run at once and
+share one memory pool; of several the largest is recorded first: the smaller ones find their memory there.
+A graph recorded on the stream of a green context keeps that context, hence one set for each mask of parts.
+torch shares a pool's memory on one stream only, so each mask has a pool of its own, and only few masks beside
+the whole device keep theirs.
 """
 
 import gc
@@ -25,6 +26,7 @@ from muxd.worker.cuda_upload import pack, views
 _log = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+MASKS = 4  # of parts of the device whose graphs are kept: each holds memory of its own
 Arrays = list[NDArray[Any]]  # of one step; shapes and types follow from its way and size alone
 
 
@@ -42,10 +44,10 @@ def bucket(count: int, buckets: tuple[int, ...] = BUCKETS) -> int | None:
 class Recorder(Protocol):
     """Makes something to be done again of ``step``; its result lies in the same tensor each time."""
 
-    def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]: ...
+    def __call__(self, step: Callable[[], Tensor], mask: int) -> tuple[Callable[[], None], Tensor]: ...
 
-    def forget(self) -> None:
-        """All that was made is gone."""
+    def forget(self, mask: int) -> None:
+        """All that was made for ``mask`` is gone."""
         ...
 
 
@@ -53,10 +55,10 @@ class CudaRecorder:
     """A CUDA graph of ``step`` on the current stream (its green context, if it has one)."""
 
     def __init__(self) -> None:
-        self._pool: Any = None
+        self._pools: dict[int, Any] = {}  # by mask
         self._side: torch.cuda.Stream | None = None  # one: cuBLAS keeps 32 MiB for every stream it has seen
 
-    def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    def __call__(self, step: Callable[[], Tensor], mask: int) -> tuple[Callable[[], None], Tensor]:
         # What the capture must not do: compile kernels, make handles, start a collection of CUDA objects.
         stream = torch.cuda.current_stream()
         if stream == torch.cuda.default_stream():  # which cannot be captured
@@ -66,27 +68,27 @@ class CudaRecorder:
         with torch.cuda.stream(stream):
             step()
         stream.synchronize()
-        graph, collecting = torch.cuda.CUDAGraph(), gc.isenabled()
+        graph, pool, collecting = torch.cuda.CUDAGraph(), self._pools.get(mask), gc.isenabled()
         gc.disable()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 result = step()
         finally:
             if collecting:
                 gc.enable()
-        self._pool = graph.pool()
+        self._pools[mask] = graph.pool()
         return graph.replay, result
 
-    def forget(self) -> None:
+    def forget(self, mask: int) -> None:
         # torch asserts that a pool which graphs share has one. Without any, theirs lives on while a result of
         # one of them does, and cannot be recorded into again.
-        self._pool = None
+        self._pools.pop(mask, None)
 
 
 class Again:
     """For tensors of the CPU: the step is computed again, into the same tensor."""
 
-    def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    def __call__(self, step: Callable[[], Tensor], mask: int) -> tuple[Callable[[], None], Tensor]:
         result = step()
 
         def replay() -> None:
@@ -94,7 +96,7 @@ class Again:
 
         return replay, result
 
-    def forget(self) -> None:
+    def forget(self, mask: int) -> None:
         pass
 
 
@@ -119,40 +121,50 @@ class DecodeGraphs:
         device: torch.device,
         recorder: Recorder,
         buckets: tuple[int, ...] = BUCKETS,
+        masks: int = MASKS,
     ):
         self._step, self._padding = step, padding
-        self._device, self._recorder, self._buckets = device, recorder, buckets
-        self._made: dict[tuple[int, int], dict[int, _Recorded]] = {}
+        self._device, self._recorder, self._buckets, self._masks = device, recorder, buckets, masks
+        # By mask, that which was used last at the end; by way and size.
+        self._made: dict[int, dict[tuple[int, int], _Recorded]] = {}
 
     def size(self, count: int) -> int | None:
         """Lines of the graph that ``count`` sequences run in; None when no bucket holds them."""
         return bucket(count, self._buckets)
 
     def has(self, mask: int, way: int, size: int) -> bool:
-        return size in self._made.get((mask, way), ())
+        return (way, size) in self._made.get(mask, ())
+
+    def crowded(self, mask: int) -> int | None:
+        """The mask whose graphs must go before any are recorded for ``mask``: that which was not used for the
+        longest time. None while there is room. The whole device, mask 0, never goes."""
+        others = [one for one in self._made if one]
+        return others[0] if mask and mask not in self._made and len(others) >= self._masks else None
 
     def record(self, mask: int, way: int, *sizes: int) -> None:
         """For these ``sizes``, by default all, on the current stream. Each takes some ten milliseconds."""
         begun = time.monotonic()
-        found = self._made.setdefault((mask, way), {})
+        found = self._made.setdefault(mask, {})
         for size in sorted(sizes or self._buckets, reverse=True):
             arrays = self._padding(way, size)
             packed = pack(self._device, arrays).to(self._device)
             tensors = views(packed, arrays)
-            replay, result = self._recorder(lambda own=tensors: self._step(way, own))  # type: ignore[misc]
-            found[size] = _Recorded(replay, packed, result)
+            replay, result = self._recorder(lambda own=tensors: self._step(way, own), mask)  # type: ignore[misc]
+            found[way, size] = _Recorded(replay, packed, result)
         count, seconds = len(sizes or self._buckets), time.monotonic() - begun
         _log.info("%d decode graphs (%d) for parts %s recorded in %.2f s", count, way, bin(mask), seconds)
 
-    def forget(self) -> None:
-        """What they read has moved. Nothing may be running."""
-        self._made.clear()
-        self._recorder.forget()
+    def forget(self, mask: int | None = None) -> None:
+        """What they read has moved, or there is no room for those of ``mask``. Nothing may be running."""
+        for one in list(self._made) if mask is None else [mask]:
+            del self._made[one]
+            self._recorder.forget(one)
 
     def run(self, mask: int, way: int, size: int, arrays: Items[NDArray[Any]]) -> Tensor:
         """Queue the recorded step for ``arrays`` as ``padding`` makes them; its result, overwritten by the
         next run."""
-        recorded = self._made[mask, way][size]
+        recorded = self._made[mask][way, size]
+        self._made[mask] = self._made.pop(mask)
         recorded.packed.copy_(pack(self._device, arrays), non_blocking=True)
         recorded.replay()
         return recorded.result

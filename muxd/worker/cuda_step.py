@@ -222,6 +222,9 @@ class CudaStep:
             self._streams.wait()
             graphs.forget()
             self._read = (self._state.lists.rows, self._sampler.counts)
+        elif (crowded := graphs.crowded(mask)) is not None:
+            self._streams.wait()
+            graphs.forget(crowded)
         picked = self._picked.clone()
         graphs.record(mask, way, *sizes)
         self._picked.copy_(picked)

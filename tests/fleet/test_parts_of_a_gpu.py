@@ -65,6 +65,25 @@ def test_a_prefill_beside_a_step_of_its_model_has_parts_of_its_own() -> None:
     assert book.taken == step
 
 
+def test_a_model_goes_back_to_where_it_was() -> None:
+    """Its worker has graphs there. Without need nobody is sent to a place that is new to it."""
+    book = Parts(4)
+    assert book.placed("a", decode(25, 1)).parts == 0b0001
+    assert book.placed("b", decode(50, 2)).parts == 0b0110
+    book.done("a", 1)
+    assert book.placed("c", decode(25, 3)).parts == 0b0001
+    assert book.placed("a", decode(25, 4)).parts == 0b1000
+    book.done("a", 4)
+    book.done("b", 2)
+    book.done("c", 3)
+    assert book.placed("b", decode(50, 5)).parts == 0b0110, "not 0011, the lowest"
+    assert book.placed("a", decode(25, 6)).parts == 0b1000
+    book.done("a", 6)
+    assert book.placed("a", prefill(25, 7)).parts == 0b0001, "another worker, perhaps"
+    book.free("a")
+    assert book.placed("a", decode(25, 8)).parts == 0b0001, "a new worker knows no place"
+
+
 def test_without_parts_commands_stay_as_they_are() -> None:
     command = decode(50)
     assert Parts(0).placed("a", command) is command

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from muxd.messages import Chunk, NewRows, Prefill, Sampling
 from muxd.worker import cuda_state
-from muxd.worker.cuda_graphs import BUCKETS, Again, DecodeGraphs, bucket, buckets_for
+from muxd.worker.cuda_graphs import BUCKETS, MASKS, Again, DecodeGraphs, bucket, buckets_for
 from muxd.worker.cuda_sampling import Way
 from muxd.worker.cuda_step import CudaStep, padding
 
@@ -370,6 +370,27 @@ def test_graphs_are_recorded_once_largest_first_or_one_by_one_for_each_mask_and_
     assert not graphs.has(3, 0, 8)
     graphs.forget()
     assert not graphs.has(0, 1, 2)
+
+
+def test_no_more_masks_keep_graphs_than_there_is_memory_for(folder: Path, device: str) -> None:
+    """A worker that is sent to every set of parts: always the same tokens, and few sets of graphs."""
+    direct = paged(folder, device)
+    step = direct.runner._step
+    assert isinstance(step, CudaStep)
+    assert step._graphs is not None
+    direct.prefill([(1, 0, words(9), True)])
+    found, kept = [], []
+    for mask in [*range(15), 3, 14, 0]:
+        step._streams.mask = mask
+        found += direct.decode([1])
+        kept = [one for one in range(1, 15) if step._graphs.has(one, Way.GREEDY, 1)]
+        assert len(kept) <= MASKS
+        assert step._graphs.has(mask, Way.GREEDY, 1)
+    assert kept == [3, 12, 13, 14]
+    step._streams.mask = 0
+    alone = DirectRunner(folder)
+    alone.prefill([(1, 0, words(9), True)])
+    assert found == [alone.decode([1])[0] for _ in found]
 
 
 def test_graphs_and_single_launches_agree(folder: Path, device: str) -> None:

@@ -104,6 +104,25 @@ def test_graphs_are_recorded_anew_while_a_result_of_the_old_ones_is_held(pools: 
     assert pools.graphs == {2: 4}, "the old pool went with the last of its results"
 
 
+def test_the_graphs_of_a_mask_that_was_not_used_for_long_give_their_memory_back(pools: Pools) -> None:
+    def step(way: int, tensors: list[torch.Tensor]) -> torch.Tensor:
+        return torch.zeros(len(tensors[0]), 1)
+
+    graphs = DecodeGraphs(step, padding, torch.device("cpu"), CudaRecorder(), (1, 2), masks=2)
+    for mask in (0, 1, 2):
+        assert graphs.crowded(mask) is None
+        graphs.record(mask, 0)
+    assert pools.graphs == {1: 2, 2: 2, 3: 2}, "each mask has a pool of its own"
+    graphs.run(1, 0, 2, padding(0, 2))
+    assert [graphs.crowded(mask) for mask in (0, 1, 2, 4)] == [None, None, None, 2]
+    graphs.forget(2)
+    gc.collect()
+    assert pools.graphs == {1: 2, 2: 2, 3: 0}
+    graphs.record(4, 0, 1)
+    assert pools.graphs == {1: 2, 2: 2, 4: 1}
+    assert [graphs.has(mask, 0, 1) for mask in (0, 1, 2, 4)] == [True, True, False, True]
+
+
 def test_collections_are_off_while_a_graph_is_recorded_and_on_again_behind_it(pools: Pools) -> None:
     seen: list[bool] = []
 
@@ -112,7 +131,7 @@ def test_collections_are_off_while_a_graph_is_recorded_and_on_again_behind_it(po
         return torch.zeros(1)
 
     recorder: Callable[..., Any] = CudaRecorder()
-    recorder(step)
+    recorder(step, 0)
     assert seen == [True, False]
     assert gc.isenabled()
 
