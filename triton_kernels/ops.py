@@ -123,10 +123,11 @@ def sample(
     greedy: bool = False,
     filtered: bool = True,
     out: Tensor | None = None,
+    room: Tensor | None = None,
 ) -> Tensor:
     """See ``sampling``."""
     module = _for(logits, sampling)
-    found: Tensor = module.sample(logits, lines, counts, greedy=greedy, filtered=filtered, out=out)
+    found: Tensor = module.sample(logits, lines, counts, greedy=greedy, filtered=filtered, out=out, room=room)
     return found
 
 

@@ -42,12 +42,14 @@ def sample(
     greedy: bool = False,
     filtered: bool = True,
     out: Tensor | None = None,
+    room: Tensor | None = None,
 ) -> Tensor:
     """The reference: a loop over lines in float64. Returns int64 [b] and counts the tokens it picked.
 
     logits [b, vocab] in any float type. counts int32 [slots, vocab]: 2 · (times generated) + (seen at all),
     see ``count_tokens``. ``greedy`` promises that every line is a plain argmax; ``filtered`` False promises
     that none has top_k, top_p or min_p. Both only spare work. ``out`` int64 [b]: put the tokens there.
+    ``room`` float32 [n, vocab]: what a kernel may write its adjusted logits to, where n >= b.
     """
     picked = []
     for i in range(logits.shape[0]):

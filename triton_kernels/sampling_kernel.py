@@ -175,16 +175,20 @@ def _count(counts, slots, tokens, generated, n, vocab, SIZE: tl.constexpr):
 
 
 class _Room:
-    """Scratch of one call. ``plain``: nothing is adjusted, so nothing of the vocabulary's size is needed."""
+    """Scratch of one call. ``plain``: nothing is adjusted, so nothing of the vocabulary's size is needed; it
+    lies in ``room`` where that has enough lines."""
 
-    def __init__(self, logits: Tensor, plain: bool, out: Tensor | None = None):
+    def __init__(self, logits: Tensor, plain: bool, out: Tensor | None = None, room: Tensor | None = None):
         batch, vocab = logits.shape
         self.chunks = ceil_div(vocab, CHUNK)
 
         def empty(width: int, dtype: torch.dtype) -> Tensor:
             return torch.empty(batch, width, dtype=dtype, device=logits.device)
 
-        self.adjusted = empty(1 if plain else vocab, torch.float32)
+        if room is not None and not plain and len(room) >= batch:
+            self.adjusted = room[:batch]
+        else:
+            self.adjusted = empty(1 if plain else vocab, torch.float32)
         self.best, self.place = empty(self.chunks, torch.float32), empty(self.chunks, torch.int32)
         self.mass = empty(self.chunks, torch.float64)
         self.out = torch.empty(batch, dtype=torch.int64, device=logits.device) if out is None else out
@@ -278,21 +282,22 @@ def sample(
     greedy: bool = False,
     filtered: bool = True,
     out: Tensor | None = None,
+    room: Tensor | None = None,
     shortlist: int = SHORTLIST,
 ) -> Tensor:
     """As ``sampling.sample``. ``shortlist``: a power of two; smaller ones search more often."""
-    room, vocab = _Room(logits, greedy, out), logits.shape[1]
-    for call in _first_calls(logits, lines, counts, room, greedy):
+    own, vocab = _Room(logits, greedy, out, room), logits.shape[1]
+    for call in _first_calls(logits, lines, counts, own, greedy):
         call.run()
     best = None
     if filtered and not greedy:
-        values, ids = torch.topk(room.adjusted, min(shortlist, vocab))
+        values, ids = torch.topk(own.adjusted, min(shortlist, vocab))
         pad = power_of_two(values.shape[1]) - values.shape[1]
         if pad:
             values, ids = (torch.nn.functional.pad(part, (0, pad)) for part in (values, ids))
         best = values, ids
-    _pick_call(lines, counts, room, vocab, best, greedy).run()
-    return room.out
+    _pick_call(lines, counts, own, vocab, best, greedy).run()
+    return own.out
 
 
 def count_calls(counts: Tensor, slots: Tensor, tokens: Tensor, generated: Tensor) -> list[Call]:

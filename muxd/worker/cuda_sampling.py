@@ -38,13 +38,15 @@ class Way(IntEnum):
 
 
 class CudaSampler:
-    """Picks tokens of one model with ``vocab`` tokens.
+    """Picks tokens of one model with ``vocab`` tokens. Batches of up to ``lines`` work in one tensor,
+    on any stream: they follow each other.
 
     ``counts`` int32 [slots, vocab] is another tensor after ``note`` has made room.
     """
 
-    def __init__(self, vocab: int, device: torch.device):
+    def __init__(self, vocab: int, device: torch.device, lines: int = 0):
         self._device = device
+        self._room = torch.empty((lines, vocab), dtype=torch.float32, device=device)
         # counts[slot, token] = 2 · times generated + seen at all, see muxd.kernels.sampling
         self.counts = torch.zeros((_SLOTS, vocab), dtype=torch.int32, device=device)
         self._free = list(range(_SLOTS - 1, -1, -1))
@@ -81,8 +83,8 @@ class CudaSampler:
         if way is Way.GREEDY:
             lines = _first(self._plain, len(logits))
             return ops.sample(logits, lines, self.counts, greedy=True, out=out)
-        lines = SamplingLines(*tensors)
-        return ops.sample(logits, lines, self.counts, filtered=way is Way.FILTERED, out=out)
+        lines, filtered = SamplingLines(*tensors), way is Way.FILTERED
+        return ops.sample(logits, lines, self.counts, filtered=filtered, out=out, room=self._room)
 
     def logprobs(self, logits: Tensor, picked: Tensor, sequences: Items[Sequence]) -> Logprobs:
         """Of the model's own distribution, for those who asked; what is returned waits for the device."""

@@ -57,9 +57,9 @@ class CudaStep:
         row_tokens = spec.tokens_per_row(setup.block_bytes, self._kept.itemsize)
         width = min(setup.max_rows, -(-(setup.max_context + _AHEAD) // row_tokens) + 1)
         self._state = PagedState(spec, pool, setup.block_bytes, setup.max_rows, width, self._kept)
-        self._sampler = CudaSampler(spec.vocab_size, pool.device)
-        recorder = CudaRecorder() if pool.is_cuda else Again()
         sizes = buckets_for(setup.max_running)
+        self._sampler = CudaSampler(spec.vocab_size, pool.device, sizes[-1] if pool.is_cuda else 0)
+        recorder = CudaRecorder() if pool.is_cuda else Again()
         self._graphs = DecodeGraphs(self._decode, padding, pool.device, recorder, sizes) if graphs else None
         self._read: tuple[Tensor, ...] = ()  # what the graphs read and may move: row lists, counts
         self._picked = torch.zeros(MOST, dtype=torch.int64, device=pool.device)  # by the last decode step

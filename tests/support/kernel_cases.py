@@ -206,7 +206,10 @@ def check_sample(
         module.count_tokens(own, slots.to(device), seen.to(device), generated.to(device))
     assert torch.equal(counts[0], counts[1])
     lines = sampling_lines(params, device)
-    found = kernel.sample(logits, lines, counts[0], shortlist=shortlist)
+    room = torch.full((len(params) + 1, vocab), float("nan"), device=device)
+    found = kernel.sample(logits, lines, counts[0], shortlist=shortlist, room=room)
+    assert room[-1].isnan().all()
+    assert not room[:-1].isnan().any(), "the adjusted logits lie there"
     wanted = sampling.sample(logits, lines, counts[1])
     assert found.tolist() == wanted.tolist()
     assert torch.equal(counts[0], counts[1])

@@ -59,6 +59,15 @@ def test_greedy_is_the_first_best(dtype: torch.dtype) -> None:
         assert found.tolist() == logits.float().argmax(-1).tolist()
 
 
+def test_room_for_fewer_lines_is_left_alone() -> None:
+    logits, room = distinct(7, 3, 900), torch.full((2, 900), float("nan"))
+    lines = sampling_lines([{"temperature": 0.7, "top_p": 0.9, "seed": i, "position": i} for i in range(3)])
+    counts = torch.zeros(1, 900, dtype=torch.int32)
+    found = sampling_kernel.sample(logits, lines, counts, room=room)
+    assert torch.equal(found, sampling.sample(logits, lines, counts))
+    assert room.isnan().all()
+
+
 def test_ties_in_a_long_list_rank_by_token() -> None:
     """bfloat16 logits tie by the hundred; beyond the shortlist the kernel decides their order itself."""
     logits = (torch.randn(3, 3000, generator=torch.Generator().manual_seed(3))).bfloat16()
