@@ -31,6 +31,11 @@ from muxd.errors import ConfigError, OutOfMemory
 
 _log = logging.getLogger("muxd.device")
 
+# Of cuBLAS, for each stream that a worker has computed on: its default but on Hopper, where it is 32 MiB.
+# ":KiB:count" (cuBLAS, cublasSetWorkspace); torch reads it and makes the workspaces (CublasHandlePool.cpp).
+WORKSPACE = ((4096, 2), (16, 8))
+WORKSPACE_BYTES = sum(1024 * kib * count for kib, count in WORKSPACE)
+
 CAPS = tuple(range(1, 101))  # percent that a worker may be spawned with; the hardware rounds down
 
 
@@ -116,7 +121,12 @@ class Cuda:
 
     def worker_env(self, cap: int = 0) -> dict[str, str]:
         """See ``device.base.Device.worker_env``. A cap without MPS has no effect and is left out."""
-        common = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        workspace = "".join(f":{kib}:{count}" for kib, count in WORKSPACE)
+        common = {
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "CUBLAS_WORKSPACE_CONFIG": workspace,
+        }
         if self.mps is None:
             return {**common, **OFF_MPS}
         return {**common, **self.mps.client_env(cap if self._caps else 0)}

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from muxd.device.driver import CudaError, Driver
 from muxd.errors import MuxdError
 
-PARTS = 4  # a CUDA graph set and up to 32 MiB of cuBLAS workspace for each mask in use: few
+PARTS = 4  # each mask in use costs a worker memory: few
+KEPT = 4  # masks whose CUDA graphs a worker keeps, beside those of the whole device
 UNIT = 8  # SMs: least, and step, of a group on compute capability 9.x (cuda.h, 13.0)
 CAP = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 

@@ -3,14 +3,22 @@
 import logging
 from collections.abc import Iterable, Mapping
 
-from muxd.config import Config, splits
+from muxd.config import Config, running, splits
 from muxd.device.base import Device
+from muxd.device.cuda import WORKSPACE_BYTES
+from muxd.device.green import KEPT
 from muxd.errors import ConfigError
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import load_of
 from muxd.placement.memory import Budget, leftover
 from muxd.placement.problem import ModelLoad
 from muxd.sizes import AUTO, pool_bytes
+
+# Where workers are not counted.
+NOTHING = Budget(
+    1.0, context=0, graphs=0, streams=0, workspace=0, sets=0, tables=0, prefill_tokens=1, max_running=1
+)
+_ANGLES = 96 << 20  # bytes of rotary angles and row lists in a worker
 
 _log = logging.getLogger(__name__)
 
@@ -37,9 +45,22 @@ def budget(config: Config, device: Device) -> Budget:
     """What workers take beside pool and weights: on a GPU, of the memory it has. On the CPU it is not
     counted, and what ``device.memory`` limits is pool and weights alone."""
     if device.kind == "CPU" or all(one.memory for one in config.devices):
-        return Budget(1.0, context=0, graphs=0, prefill_tokens=1, max_running=1)
-    workers = 2 if splits(config.scheduler, device.rungs, gpu=True) else 1
-    return Budget(workers=workers, prefill_tokens=config.scheduler.prefill_tokens)
+        return NOTHING
+    return workers_budget(config, device)
+
+
+def workers_budget(config: Config, device: Device) -> Budget:
+    """What workers take on a GPU, whoever counts it."""
+    masks = (1 << device.parts) - 2 if device.parts else 0
+    return Budget(
+        workers=2 if splits(config.scheduler, device.rungs, gpu=True) else 1,
+        streams=2 + masks,  # the device's own, that of its recordings, and one for each set of parts
+        workspace=WORKSPACE_BYTES,
+        sets=1 + min(KEPT, masks),
+        tables=_ANGLES + device.memory // config.pool.block_bytes * 4,
+        prefill_tokens=config.scheduler.prefill_tokens,
+        max_running=max((running(one, gpu=True) for one in config.model), default=1),
+    )
 
 
 def _left(config: Config, name: str, device: Device, devices: int, entries: Iterable[Entry]) -> int:

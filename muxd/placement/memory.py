@@ -1,9 +1,11 @@
 """What a unit holds on each of its devices, and what that leaves for K and V.
 
-    pool = usable · memory - sum over models of ( weights / g + activations + workers · (context + graphs) )
+    pool    = usable · memory - sum over models of ( weights / g + workers · (context + graphs) + scratch )
+    scratch = 2 · activations + sets · step + workers · (tables + sampling + streams · workspace)
 
-Contexts and activations are budgets, not measurements; MuxServe's are 0.8 GB a process, two processes a
-model, and 6 GB of activations a model whatever its size (muxsched/placement.py).
+What torch's allocator takes in a worker is the scratch, and a worker is held to its part of it. All are
+budgets from shapes, not measurements; MuxServe's are 0.8 GB a process, two processes a model, and 6 GB of
+activations a model whatever its size (muxsched/placement.py).
 """
 
 from collections.abc import Iterable
@@ -11,19 +13,31 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from muxd.errors import ConfigError
-from muxd.messages import ITEM_BYTES
+from muxd.messages import ITEM_BYTES, Phases
 from muxd.placement.problem import ModelLoad, Problem
 
 _GB = 1e9
+_LINES = 128  # of the largest graph
+# What a recorded set may waste: torch takes memory in pieces of 2 and 20 MiB. Its topk also sorts whole lines
+# where they are few.
+_SEGMENTS = 40 << 20
 
 
 class Budget(Struct, frozen=True):
-    """What is set aside. ``workers``: processes a model on each device (one a phase, or one for both)."""
+    """What is set aside. ``workers``: processes a model on each device (one a phase, or one for both).
+
+    ``streams`` and ``sets`` are those of a GPU in four parts: every set of parts has a stream, as have the
+    whole device and the recording of its graphs; the graphs of the whole and of four sets of parts are kept.
+    """
 
     usable: float = 0.95  # of the device's memory
     workers: int = 1
     context: int = 800_000_000  # bytes of a process's device context and libraries
-    graphs: int = 300_000_000  # bytes of captured graphs in each worker
+    graphs: int = 300_000_000  # bytes the driver takes for captured graphs in each worker
+    streams: int = 16  # that a worker may compute on
+    workspace: int = 8_519_680  # bytes of cuBLAS for each stream: CUBLAS_WORKSPACE_CONFIG of its environment
+    sets: int = 5  # of graphs kept, each with memory of its own
+    tables: int = 128 << 20  # bytes of row tables, row lists and angles in each worker
     prefill_tokens: int = 2048  # of the largest batch
     max_running: int = 256
 
@@ -31,16 +45,48 @@ class Budget(Struct, frozen=True):
 def activations(model: ModelLoad, gpus: int, budget: Budget) -> int:
     """Bytes of one batch's working memory: residual, normed copy, attention in and out, two halves of the
     feed-forward part (cut over the devices), and a row of float32 logits a sequence."""
-    shape, item = model.shape, ITEM_BYTES[model.dtype]
+    width = _width(model, gpus) * ITEM_BYTES[model.dtype]
+    return int(budget.prefill_tokens * width + budget.max_running * model.shape.vocab * 4)
+
+
+def _width(model: ModelLoad, gpus: int) -> float:
+    """Numbers that one token's layer holds at once."""
+    shape = model.shape
     attention = (shape.heads + 2 * shape.kv_heads) * shape.head_dim / gpus
-    width = 4 * shape.hidden + attention + 3 * shape.intermediate / gpus
-    return int(budget.prefill_tokens * width * item + budget.max_running * shape.vocab * 4)
+    return 4 * shape.hidden + attention + 3 * shape.intermediate / gpus
+
+
+def step(model: ModelLoad, gpus: int, budget: Budget) -> int:
+    """Bytes that one set of graphs works in: those of the largest recorded step, and what the graphs of each
+    size and kind return."""
+    lines = min(budget.max_running, _LINES)
+    # Three kinds of graphs, and those of all sizes have less than four times the lines of the largest.
+    kept = 3 * 4 * model.shape.hidden
+    numbers = lines * (_width(model, gpus) + kept + model.shape.vocab)
+    return int(numbers * ITEM_BYTES[model.dtype]) + _SEGMENTS
+
+
+def scratch(model: ModelLoad, gpus: int, budget: Budget, phases: Phases) -> int:
+    """Bytes that torch takes in one worker of ``phases``, beside its weights and the pool.
+
+    Activations count twice: batches differ in size, and torch keeps the pieces of each until it is short.
+    What it keeps for other streams it gives back then, so their number does not matter here.
+    """
+    # Of each sequence the tokens counted for penalties, and its logits in float32.
+    sampling = 2 * budget.max_running * model.shape.vocab * 4
+    own = budget.tables + sampling + budget.streams * budget.workspace
+    prefill = 0 if phases == "decode" else 2 * activations(model, gpus, budget)
+    # A step whose log-probabilities are asked for is computed beside the recorded ones.
+    sets = budget.sets + 1 if budget.sets and phases != "prefill" else 0
+    return own + prefill + sets * step(model, gpus, budget)
 
 
 def fixed(model: ModelLoad, gpus: int, budget: Budget) -> int:
     """Bytes on each device that the model holds whether or not it serves."""
+    phases: tuple[Phases, ...] = ("both",) if budget.workers == 1 else ("prefill", "decode")
     process = budget.workers * (budget.context + budget.graphs)
-    return model.shape.weight_bytes(gpus, model.dtype) + activations(model, gpus, budget) + process
+    held = sum(scratch(model, gpus, budget, one) for one in phases)
+    return model.shape.weight_bytes(gpus, model.dtype) + held + process
 
 
 def pool_bytes(problem: Problem, gpus: int, models: Iterable[int], budget: Budget) -> int:

@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from muxd.device.green import KEPT
 from muxd.worker.cuda_upload import pack, views
 
 _log = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
-MASKS = 4  # of parts of the device whose graphs are kept: each holds memory of its own
 Arrays = list[NDArray[Any]]  # of one step; shapes and types follow from its way and size alone
 
 
@@ -121,7 +121,7 @@ class DecodeGraphs:
         device: torch.device,
         recorder: Recorder,
         buckets: tuple[int, ...] = BUCKETS,
-        masks: int = MASKS,
+        masks: int = KEPT,
     ):
         self._step, self._padding = step, padding
         self._device, self._recorder, self._buckets, self._masks = device, recorder, buckets, masks

@@ -14,11 +14,12 @@ from support.stand_ins import python
 
 from muxd.device import upload
 from muxd.device.base import Device, Region
-from muxd.device.cuda import CAPS, Cuda
+from muxd.device.cuda import CAPS, WORKSPACE_BYTES, Cuda
 from muxd.device.driver import OFF_MPS, CudaError, CudaUnusable, Driver
 from muxd.device.mps import Mps
 from muxd.device.reservation import CudaReservation
 from muxd.errors import ConfigError
+from muxd.placement.memory import Budget
 
 pytestmark = pytest.mark.usefixtures("cuda_here")
 
@@ -216,6 +217,9 @@ def test_rungs_and_environment_by_how_the_device_is_shared(mps: Mps, monkeypatch
     """Green contexts: parts, and no percentage in the environment. Caps: tenths, and one."""
     green, capped = Cuda(mps=mps), Cuda(mps=mps, caps=True)
     assert (green.rungs, capped.rungs) == ((25, 50, 75, 100), CAPS)
+    for device in (green, capped, Cuda()):
+        assert device.worker_env()["CUBLAS_WORKSPACE_CONFIG"] == ":4096:2:16:8"
+    assert WORKSPACE_BYTES == Budget().workspace == 8_519_680
     assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in green.worker_env(40)
     assert capped.worker_env(40)["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "40"
     assert green.worker_env(40)["CUDA_MPS_PIPE_DIRECTORY"] == str(mps.pipe)

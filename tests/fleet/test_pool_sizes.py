@@ -2,20 +2,24 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from support.tiny import tiny_served
 
 from muxd.config import Config, DeviceConfig, ModelConfig, PoolConfig, SchedulerConfig
 from muxd.device.base import Device
 from muxd.device.cpu import Cpu
-from muxd.device.cuda import Cuda
+from muxd.device.cuda import WORKSPACE_BYTES, Cuda
+from muxd.device.green import KEPT
 from muxd.errors import ConfigError
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import load_of
-from muxd.fleet.pool_sizes import pool_sizes
+from muxd.fleet.pool_sizes import pool_sizes, workers_budget
 from muxd.placement.memory import Budget, fixed
 
 GIB = 1 << 30
+# Models take turns on the whole of a GPU: its stream, that of its recordings, and one set of graphs.
+WORKERS = Budget(streams=2, sets=1, tables=(96 << 20) + 24 * GIB // 2048, prefill_tokens=256, max_running=1)
 
 
 def entries(root: Path, **pins: str) -> list[Entry]:
@@ -51,15 +55,29 @@ def test_on_the_cpu_it_is_modest_and_a_part_is_of_what_is_free() -> None:
 def test_on_a_gpu_it_is_what_models_and_workers_leave(gpus: dict[str, Device], tmp_path: Path) -> None:
     one = {"cuda:0": gpus["cuda:0"]}
     found = entries(tmp_path, a="", b="")
-    held = sum(fixed(load_of(entry), 1, Budget(prefill_tokens=256)) for entry in found)
+    held = sum(fixed(load_of(entry), 1, WORKERS) for entry in found)
     assert held > 2 * Budget().context
     assert pool_sizes(config(), one, found) == {"cuda:0": int(0.95 * 24 * GIB) - held}
     assert pool_sizes(config("50%"), one, found) == {"cuda:0": 12 * GIB}
 
 
+def test_a_gpu_in_parts_has_streams_and_graphs_for_them(gpus: dict[str, Device]) -> None:
+    """Two processes a model, and what each stream and each set of graphs costs, by name."""
+
+    class Parted:
+        kind, memory, rungs, parts = "NVIDIA H200", 24 * GIB, (25, 50, 75, 100), 4
+
+    few = ModelConfig("a", "a", max_running=8)
+    asked = msgspec.structs.replace(config(), model=[few, ModelConfig("b", "b")])
+    found = workers_budget(asked, Parted())  # type: ignore[arg-type]
+    assert (found.workers, found.streams, found.sets, found.max_running) == (2, 2 + 14, 1 + KEPT, 128)
+    assert found.workspace == WORKSPACE_BYTES
+    assert workers_budget(asked, gpus["cuda:0"]).streams == 2
+
+
 def test_of_several_each_has_room_for_one_that_moves(gpus: dict[str, Device], tmp_path: Path) -> None:
     found = entries(tmp_path, a="", b="cuda:1")
-    each = fixed(load_of(found[0]), 1, Budget(prefill_tokens=256))
+    each = fixed(load_of(found[0]), 1, WORKERS)
     whole = int(0.95 * 24 * GIB)
     sizes = pool_sizes(config("auto", *gpus), gpus, found)
     free = -(-each // 2) + each  # a is at one of them and may come to the other

@@ -89,7 +89,7 @@ def test_a_curve_gives_the_least_batch_that_meets_the_rate() -> None:
 def test_decodes_together_have_no_more_than_the_memorys_bandwidth() -> None:
     """Four decodes at a quarter of the device each reach two thirds of what one alone does."""
     models = tuple(load(f"m{i}", "llama-3-8b", 50.0) for i in range(4))
-    appraiser = Estimator(Problem(models, Gpus("A100", 80 * GB, 1)), COSTS)
+    appraiser = Estimator(Problem(models, Gpus("A100", 88 * GB, 1)), COSTS)
     alone = appraiser.load(1, (0,), (100,))
     four = appraiser.load(1, (0, 1, 2, 3), (25,) * 4)
     assert alone.stretch == 1

@@ -1,9 +1,11 @@
 """Memory: what fits, and sentences that name the model and the shortfall."""
 
+import msgspec
 import pytest
 from support.placements import COSTS, GB, load
 
 from muxd.errors import ConfigError
+from muxd.messages import Phases
 from muxd.placement import memory
 from muxd.placement.estimator import Estimator
 from muxd.placement.memory import Budget
@@ -44,6 +46,25 @@ def test_what_a_device_holds_adds_up() -> None:
     assert memory.pool_bytes(problem, 8, (0,), budget) > memory.pool_bytes(problem, 1, (0,), budget)
 
 
+def test_what_torch_takes_in_a_worker_is_counted_by_name() -> None:
+    """Every stream a workspace, every kept set of graphs the memory of its largest step."""
+    model, plain = load("a", "llama-3-8b", 1.0), Budget(streams=1, sets=1)
+
+    def more(phases: Phases, **changed: int) -> int:
+        other = msgspec.structs.replace(plain, **changed)
+        return memory.scratch(model, 1, other, phases) - memory.scratch(model, 1, plain, phases)
+
+    for phases in ("both", "prefill", "decode"):
+        assert more(phases, streams=16) == 15 * plain.workspace
+        assert more(phases, sets=5) == (0 if phases == "prefill" else 4 * memory.step(model, 1, plain))
+    assert memory.step(model, 1, plain) > 128 * (4096 + 3 * 14336 + 128256) * 2
+    few = msgspec.structs.replace(plain, max_running=8)
+    assert memory.step(model, 1, few) < memory.step(model, 1, plain) / 2
+    pair = msgspec.structs.replace(plain, workers=2)
+    held = memory.fixed(model, 1, pair) - model.weights - 2 * (pair.context + pair.graphs)
+    assert held == sum(memory.scratch(model, 1, pair, one) for one in ("prefill", "decode"))
+
+
 def test_kv_heads_are_not_cut_below_one() -> None:
     model = load("a", "llama-3-8b", 1.0)  # 8 KV heads
     assert model.sequence(8) == model.sequence(1) // 8
@@ -70,8 +91,6 @@ def test_the_cost_model_must_know_a_degree_the_host_has() -> None:
     ("field", "value"), [("rate", 0.0), ("rate", float("nan")), ("prompt", 0), ("output", -1), ("weight", 0)]
 )
 def test_values_no_model_can_have_are_named(field: str, value: float) -> None:
-    import msgspec
-
     model = msgspec.structs.replace(load("a", "llama-3-8b", 1.0), **{field: value})
     with pytest.raises(ConfigError, match=rf"model\.{field} \(a\)"):
         Estimator(Problem((model,), Gpus("A100", 80 * GB, 1)), COSTS)

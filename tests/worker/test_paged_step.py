@@ -27,9 +27,10 @@ from support.tiny_models import (
 )
 from transformers import PreTrainedModel
 
+from muxd.device.green import KEPT
 from muxd.messages import Chunk, NewRows, Prefill, Sampling
 from muxd.worker import cuda_state
-from muxd.worker.cuda_graphs import BUCKETS, MASKS, Again, DecodeGraphs, bucket, buckets_for
+from muxd.worker.cuda_graphs import BUCKETS, Again, DecodeGraphs, bucket, buckets_for
 from muxd.worker.cuda_sampling import Way
 from muxd.worker.cuda_step import CudaStep, padding
 
@@ -384,7 +385,7 @@ def test_no_more_masks_keep_graphs_than_there_is_memory_for(folder: Path, device
         step._streams.mask = mask
         found += direct.decode([1])
         kept = [one for one in range(1, 15) if step._graphs.has(one, Way.GREEDY, 1)]
-        assert len(kept) <= MASKS
+        assert len(kept) <= KEPT
         assert step._graphs.has(mask, Way.GREEDY, 1)
     assert kept == [3, 12, 13, 14]
     step._streams.mask = 0
