@@ -111,7 +111,7 @@ class Bench:
         self.step = CudaStep(self.spec, setup, pool, self.weights, graphs=recorded)
         blocks = np.random.default_rng(0).permutation(rows * per_row).astype("<i4")  # scattered, as live
         self.step.learn(NewRows(np.arange(rows, dtype="<i4").tobytes(), blocks.tobytes()))
-        self.step.ready()
+        self.step.ready(True)
 
     def sequences(self, batch: int, context: int, room: int = 1) -> list[Sequence]:
         """Sequences that count as computed, each with rows of its own for ``room`` tokens more."""

@@ -41,7 +41,7 @@ from muxd.fleet.events import Events
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.host import Progress
 from muxd.fleet.planning import Planning
-from muxd.fleet.pool_sizes import pool_sizes
+from muxd.fleet.pool_sizes import pool_sizes, workers_budget
 from muxd.fleet.popularity import Popularity
 from muxd.fleet.replanner import Replanner, watch
 from muxd.fleet.roster import Roster
@@ -225,7 +225,7 @@ class Daemon:
                 name, device, arenas[name], [one for one in self.entries.values() if one.device == name],
                 self.config.scheduler, grow=self.config.pool.grow, link=self.link, clock=self.clock,
                 observer=self.observer, ids=ids, spawns=spawns,
-                tell=self.events.teller(name if several else ""),
+                tell=self.events.teller(name if several else ""), budget=workers_budget(self.config, device),
             )
             for name, device in self.devices.items()
         }  # fmt: skip

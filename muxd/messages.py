@@ -51,6 +51,8 @@ class Setup(Struct, frozen=True, tag="setup"):
     pool_reach: int = 0  # bytes of addresses to reserve for the pool, where it can grow; at least pool_bytes
     kv_dtype: KvDtype = "auto"  # how K and V lie in the rows: the same for all workers of a model
     max_running: int = 0  # sequences that are decoded together at most; 0: nobody said
+    # Bytes that torch may take on a GPU beside pool and weights, by the worker's phases; none: no limit.
+    scratch: dict[Phases, int] = {}
 
 
 class Sampling(Struct, frozen=True, array_like=True):

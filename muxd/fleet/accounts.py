@@ -1,14 +1,20 @@
 """A model's account in the pool, its lane in the scheduler and what its workers are told: from its folder and
 muxd.toml."""
 
+from msgspec import structs
+
 from muxd.config import running
 from muxd.device.base import Device
 from muxd.engine.lane import LaneSpec
 from muxd.engine.memory import Terms
 from muxd.fleet.catalog import Entry
-from muxd.messages import Setup
+from muxd.fleet.demand import load_of
+from muxd.messages import Phases, Setup
+from muxd.placement.memory import Budget, scratch
 from muxd.pool.arena import Arena
 from muxd.sizes import size
+
+_PHASES: tuple[Phases, ...] = ("both", "prefill", "decode")
 
 
 def terms(entry: Entry, arena: Arena) -> Terms:
@@ -61,11 +67,14 @@ def lane_spec(entry: Entry, arena: Arena, share: int, device: Device, *, split: 
     )
 
 
-def setup(entry: Entry, arena: Arena, device: Device, link: str) -> Setup:
+def setup(entry: Entry, arena: Arena, device: Device, link: str, budget: Budget | None = None) -> Setup:
     """What the workers of an opened entry begin with; ``link``: the daemon's endpoint. Their names come with
-    their processes."""
+    their processes. ``budget``: what they are held to on a GPU; None: nothing."""
     assert entry.opened is not None
-    plan = entry.opened.plan
+    plan, held = entry.opened.plan, {}
+    if budget is not None and device.kind != "CPU":
+        own = structs.replace(budget, max_running=_running(entry, device))
+        held = {phases: scratch(load_of(entry), 1, own, phases) for phases in _PHASES}
     return Setup(
         worker="",
         model=entry.name,
@@ -84,6 +93,7 @@ def setup(entry: Entry, arena: Arena, device: Device, link: str) -> Setup:
         cpus=device.cpus,
         kv_dtype=entry.config.kv_dtype,
         max_running=_running(entry, device),
+        scratch=held,
     )
 
 

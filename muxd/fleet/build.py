@@ -20,6 +20,7 @@ from muxd.fleet.catalog import Entry
 from muxd.fleet.site import Site
 from muxd.link.daemon_end import DaemonEnd
 from muxd.messages import Decode, Prefill
+from muxd.placement.memory import Budget
 from muxd.pool.arena import Arena
 
 
@@ -37,12 +38,13 @@ def open_site(
     ids: "count[int]",
     spawns: Iterator[int],
     tell: Tell,
+    budget: Budget | None = None,
 ) -> Site:
     """``entries`` are those that were placed here; one that is not opened, or fits no block, gets no lane.
 
     ``grow``: memory that models leave joins the pool. ``tell`` hears what the unit's journal marks. ``ids``
-    and ``spawns`` number the sequences and workers of all sites. Raises ConfigError where the models' quotas
-    cannot hold together.
+    and ``spawns`` number the sequences and workers of all sites. ``budget``: what workers on a GPU are held
+    to. Raises ConfigError where the models' quotas cannot hold together.
     """
     settings = Settings(
         drain_timeout=config.drain_timeout,
@@ -65,7 +67,7 @@ def open_site(
     unit = Unit(scheduler, send, clock, observer, ids, tell, name)
     site = Site(
         name=name, device=device, arena=arena, unit=unit, link=link, clock=clock, spawns=spawns, split=split,
-        grow=grow,
+        grow=grow, budget=budget,
     )  # fmt: skip
     for entry in entries:
         entry.lane = unit.lanes.get(entry.name)

@@ -31,6 +31,7 @@ from muxd.messages import (
     Refused,
     Unmapped,
 )
+from muxd.placement.memory import Budget
 from muxd.pool.arena import Arena
 
 _log = logging.getLogger("muxd.fleet")
@@ -52,6 +53,7 @@ class Site:
     spawns: Iterator[int]
     split: bool = False  # a model has a process for each phase
     grow: bool = False  # memory that models leave is lent to the pool
+    budget: Budget | None = None  # what its workers are held to beside pool and weights
     hosts: dict[str, Host] = field(default_factory=dict)
     parts: Parts = field(init=False)
     loans: Loans = field(init=False)
@@ -100,7 +102,7 @@ class Site:
     def start(self, entry: Entry, progress: Progress, *, keep_queue: bool = False) -> Host:
         """Weights and worker of a model that has a lane; the host goes on by itself. ``keep_queue``: see
         ``Host``."""
-        told = setup(entry, self.arena, self.device, self.link.endpoint)
+        told = setup(entry, self.arena, self.device, self.link.endpoint, self.budget)
         host = self.hosts[entry.name] = Host(
             entry, told, device=self.device, pool_fd=self.arena.fd, unit=self.unit, clock=self.clock,
             link=self.link, progress=progress, spawns=self.spawns,

@@ -23,6 +23,7 @@ from muxd.models.spec import ModelSpec
 from muxd.worker.cuda_attend import PagedDecode, PagedPrefill
 from muxd.worker.cuda_flight import CudaFlight
 from muxd.worker.cuda_graphs import Again, Arrays, CudaRecorder, DecodeGraphs, buckets_for, lines_of
+from muxd.worker.cuda_memory import Scratch
 from muxd.worker.cuda_parts import CudaWeights
 from muxd.worker.cuda_sampling import BANNED, MOST, CudaSampler, Way, asks, columns, way_of, widest
 from muxd.worker.cuda_state import PagedState
@@ -53,6 +54,7 @@ class CudaStep:
         self._spec, self._setup, self._kept = spec, setup, kv_type(setup, pool.device)
         self.device = pool.device
         self._streams = Streams(pool.device)
+        self._scratch = Scratch(setup.model, pool.device, setup.scratch.get(setup.phases, 0))
         self.model = build(spec, CudaWeights(setup.tensors, weights, setup.max_context))
         row_tokens = spec.tokens_per_row(setup.block_bytes, self._kept.itemsize)
         width = min(setup.max_rows, -(-(setup.max_context + _AHEAD) // row_tokens) + 1)
@@ -73,7 +75,7 @@ class CudaStep:
     @contextmanager
     def share(self, percent: int, parts: int) -> Iterator[None]:
         """``parts`` is a mask of SMs; a share alone is a promise of the daemon, or a cap from the spawn."""
-        with self._streams.use(parts):
+        with self._scratch.named(), self._streams.use(parts):
             if self._last is not None and self._last.event is not None:
                 # The batch before may be on another stream; what is queued now comes after it.
                 torch.cuda.current_stream(self.device).wait_event(self._last.event)
@@ -92,14 +94,17 @@ class CudaStep:
         finally:
             self._state, self._graphs = state, graphs
 
-    def ready(self) -> None:
+    def ready(self, decodes: bool) -> None:
         """Record the graphs for the whole device. Those of its parts are recorded one by one, when they are
         first asked for, and find every kernel compiled."""
-        self._rehearse_splits()
-        if self._graphs is not None:
-            for way in Way:
-                self._record(self._graphs, 0, way)
+        if decodes:
+            self._rehearse_splits()
+        if decodes and self._graphs is not None:
+            with self._scratch.recorded():
+                for way in Way:
+                    self._record(self._graphs, 0, way)
         self._streams.wait()
+        self._scratch.limit()
 
     def learn(self, new: NewRows) -> None:
         self._state.learn(new)

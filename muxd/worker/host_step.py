@@ -68,7 +68,7 @@ class HostStep:
         finally:
             self._kv = kv
 
-    def ready(self) -> None:
+    def ready(self, decodes: bool) -> None:
         pass
 
     def learn(self, new: NewRows) -> None:

@@ -70,8 +70,7 @@ class Runner:
                     self._rehearse(min(tokens, self._max_context - 1), sampling)
             finally:
                 self._forget(list(self._sequences))
-        if self._decodes:
-            self._step.ready()
+        self._step.ready(self._decodes)
 
     def prefill(self, cmd: Prefill) -> BatchDone:
         """Run the chunks' tokens through the model; sample one token for each chunk with ``last``."""

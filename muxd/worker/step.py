@@ -67,8 +67,8 @@ class Step(Protocol):
         """Use a pool of ``rows`` rows of its own inside: no block of the shared one is touched."""
         ...
 
-    def ready(self) -> None:
-        """After the rehearsal, for a worker that decodes: what has to be prepared over the shared pool."""
+    def ready(self, decodes: bool) -> None:
+        """After the rehearsal: prepare what needs the shared pool; a worker that ``decodes`` needs more."""
         ...
 
     def learn(self, new: NewRows) -> None:

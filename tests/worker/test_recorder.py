@@ -151,6 +151,6 @@ def test_every_kernel_that_a_part_may_want_runs_before_a_worker_is_ready(
     attend = cuda_attend.ops.decode_attention
     monkeypatch.setattr(cuda_attend.ops, "decode_attention", counted)
     monkeypatch.setattr(step._streams, "sms", 132)  # type: ignore[attr-defined]
-    step.ready()
+    step.ready(True)
     wanted = {power_of_two(plan_splits(n, 2, 3000, sms)) for n in BUCKETS for sms in (33, 66, 99, 132)}
     assert kinds >= wanted == {1, 2, 4, 8, 16}
