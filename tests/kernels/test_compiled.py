@@ -134,17 +134,17 @@ def test_attention(
     compile_all(calls, tmp_path)
 
 
-@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("norms", ["none", "plain", "offset"])
 @pytest.mark.parametrize("n", [4, 300])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
-def test_rope_write(head_dim: int, n: int, norms: bool, tmp_path: Path) -> None:
+def test_rope_write(head_dim: int, n: int, norms: str, tmp_path: Path) -> None:
     for dtype, kv_dtype in ((BF16, BF16), (BF16, FP8), (FP32, FP32), (FP32, FP8)):
         qkv, turn = torch.empty(n, 8, head_dim, dtype=dtype), torch.empty(n, 1, head_dim, dtype=dtype)
-        positions, weight = torch.zeros(n, dtype=torch.int32), qkv[0, 0] if norms else None
+        positions, weight = torch.zeros(n, dtype=torch.int32), None if norms == "none" else qkv[0, 0]
         owners = None if n == 4 else positions
         calls = rope_write_kernel.rope_write_calls(
             *(qkv, turn, turn, pool(head_dim, 2, kv_dtype), 1, positions[:, None], positions, owners),
-            **{"q_weight": weight, "k_weight": weight, "eps": 1e-6, "offset": norms},
+            **{"q_weight": weight, "k_weight": weight, "eps": 1e-6, "offset": norms == "offset"},
         )
         compile_all(calls, tmp_path)
 
