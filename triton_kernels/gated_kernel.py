@@ -6,6 +6,9 @@ silu(x) = x / (1 + e^-x) (Elfwing et al. 2018); gelu with the tanh approximation
 x / 2 · (1 + tanh(√(2/π) (x + 0.044715 x³))). Computed in float32 and rounded once.
 """
 
+from functools import cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -30,12 +33,18 @@ def _gate(both, out, stride, inner, GELU: tl.constexpr, SIZE: tl.constexpr):
 
 def gate_calls(gate_up: Tensor, gelu: bool) -> tuple[Tensor, list[Call]]:
     """The output tensor and the launch that fills it, for ``gate_up`` [n, 2 · inner] of any line stride."""
-    n, inner = gate_up.shape[0], gate_up.shape[1] // 2
+    n, both = gate_up.shape
+    inner = both // 2
     out = torch.empty(n, inner, dtype=gate_up.dtype, device=gate_up.device)
-    size = min(2048, power_of_two(inner))
-    options = {"GELU": gelu, "SIZE": size, "num_warps": max(1, size // 256)}
+    options = _sizes(inner, gelu)
     arguments = (gate_up, out, gate_up.stride(0), inner)
-    return out, [Call(_gate, (n, ceil_div(inner, size)), arguments, options)]
+    return out, [Call(_gate, (n, ceil_div(inner, options["SIZE"])), arguments, options)]
+
+
+@cache
+def _sizes(inner: int, gelu: bool) -> dict[str, Any]:
+    size = min(2048, power_of_two(inner))
+    return {"GELU": gelu, "SIZE": size, "num_warps": max(1, size // 256)}
 
 
 def silu_gate(gate_up: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ is imported by the first call on a device, never on a CPU. Nothing here waits fo
 can be captured in a CUDA graph.
 """
 
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,12 @@ from muxd.kernels.sampling import SamplingLines
 
 
 def _for(tensor: Tensor, reference: ModuleType) -> Any:
-    return import_module(f"{reference.__name__}_kernel") if tensor.is_cuda else reference
+    return _kernels(reference) if tensor.is_cuda else reference
+
+
+@cache
+def _kernels(reference: ModuleType) -> ModuleType:
+    return import_module(f"{reference.__name__}_kernel")
 
 
 def decode_attention(

@@ -7,6 +7,9 @@ sequences only. Its keys are walked in up to three stretches: cut by the window,
 mask), cut by causality.
 """
 
+from functools import cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -141,24 +144,36 @@ def prefill_calls(
 ) -> tuple[Tensor, list[Call]]:
     """The output tensor and the launch that fills it; arguments as of ``paged_prefill.prefill_attention``."""
     n, heads, d = q.shape
-    group, d_pad, sequences = heads // pool.kv_heads, max(16, power_of_two(d)), cached.shape[0]
-    out = torch.empty(n, heads * d, dtype=q.dtype, device=q.device)
-    shape = _shape(d_pad, group, q.dtype.itemsize, pool.blocks.dtype.itemsize)
+    sequences, dtype = cached.shape[0], q.dtype
+    out = torch.empty(n, heads * d, dtype=dtype, device=q.device)
+    sizes = _sizes(
+        *(heads, pool.kv_heads, d, pool.block_elements, dtype.itemsize, pool.blocks.dtype.itemsize),
+        *(window is not None, softcap is not None),
+    )
     call = Call(
         _prefill,
-        (n // (shape["BLOCK_M"] // group) + sequences, pool.kv_heads),
+        (n // (sizes["BLOCK_M"] // sizes["GROUP"]) + sequences, pool.kv_heads),
         (
             *(q, pool.blocks, pool.table, rows, starts, cached, out),
             *(scale if softcap else scale * LOG2_E, softcap or 0.0, window or 0, layer * pool.kv_heads),
             *(q.stride(0), rows.stride(0), pool.table.stride(0), sequences),
         ),
-        {
-            **{"GROUP": group, "KV_HEADS": pool.kv_heads, "D": d, "D_PAD": d_pad, "T": pool.tokens},
-            **{"BLOCK": pool.block_elements, "WINDOWED": window is not None, "CAPPED": softcap is not None},
-            **shape,
-        },
+        sizes,
     )
     return out, [call]
+
+
+@cache
+def _sizes(
+    heads: int, kv_heads: int, d: int, block: int, itemsize: int, kv_itemsize: int,
+    windowed: bool, capped: bool,
+) -> dict[str, Any]:  # fmt: skip
+    group, d_pad = heads // kv_heads, max(16, power_of_two(d))
+    return {
+        **{"GROUP": group, "KV_HEADS": kv_heads, "D": d, "D_PAD": d_pad, "T": block // (2 * d)},
+        **{"BLOCK": block, "WINDOWED": windowed, "CAPPED": capped},
+        **_shape(d_pad, group, itemsize, kv_itemsize),
+    }
 
 
 def prefill_attention(

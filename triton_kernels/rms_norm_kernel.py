@@ -2,6 +2,9 @@
 # mypy: disable-error-code="import-untyped,import-not-found"
 """Triton kernel of ``rms_norm``: one program normalises one line, held in registers, with its residual."""
 
+from functools import cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -48,14 +51,17 @@ def rms_norm_calls(
     """
     n, size = x.shape
     out = torch.empty(n, size, dtype=x.dtype, device=x.device)
-    padded = power_of_two(size)
-    sizes = {
-        **{"N": size, "N_PAD": padded, "OFFSET": offset},
-        **{"BEFORE": before is not None, "AFTER": after is not None},
-        "num_warps": min(16, max(1, padded // 512)),
-    }
+    sizes = _sizes(size, offset, before is not None, after is not None)
     tensors = (x, weight, x if before is None else before, x if after is None else after, out)
     return out, [Call(_rms_norm, (n,), (*tensors, x.stride(0), eps), sizes)]
+
+
+@cache
+def _sizes(size: int, offset: bool, before: bool, after: bool) -> dict[str, Any]:
+    padded = power_of_two(size)
+    warps = min(16, max(1, padded // 512))
+    constants = {"N": size, "N_PAD": padded, "OFFSET": offset, "BEFORE": before, "AFTER": after}
+    return {**constants, "num_warps": warps}
 
 
 def rms_norm(

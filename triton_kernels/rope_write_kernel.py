@@ -5,6 +5,10 @@
 What a head is (query, key or value) follows from its number, so a program takes one branch as a whole.
 """
 
+from functools import cache
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -115,14 +119,10 @@ def rope_write_calls(
     # A decode batch is spread thin, of any size: a kernel for large ones alone would compile in service.
     # A prefill fills its programs.
     tokens = 1 if owners is None or n <= 256 else 16
-    half_pad = power_of_two(d // 2)
-    sizes = {
-        **{"HEADS": lines - 2 * pool.kv_heads, "KV_HEADS": pool.kv_heads, "D": d, "HALF_PAD": half_pad},
-        **{"T": pool.tokens, "BLOCK": pool.block_elements, "TOKENS": tokens, "OWNED": owners is not None},
-        **{"Q_NORM": q_weight is not None, "K_NORM": k_weight is not None, "OFFSET": offset},
-        "LIMIT": int(FP8_MAX) if pool.blocks.dtype is FLOAT8 else 0,
-        "num_warps": 1 if tokens == 1 else 4,
-    }
+    sizes = _sizes(
+        *(lines - 2 * pool.kv_heads, pool.kv_heads, d, pool.block_elements, pool.blocks.dtype),
+        *(tokens, owners is not None, q_weight is not None, k_weight is not None, offset),
+    )
     arguments = (
         *(qkv, cos, sin, pool.blocks, pool.table, rows, positions),
         positions if owners is None else owners,
@@ -130,6 +130,20 @@ def rope_write_calls(
         *(n, layer * pool.kv_heads, rows.stride(0), pool.table.stride(0), eps),
     )
     return [Call(_rope_write, (ceil_div(n, tokens), lines), arguments, sizes)]
+
+
+@cache
+def _sizes(
+    heads: int, kv_heads: int, d: int, block: int, dtype: torch.dtype,
+    tokens: int, owned: bool, q_norm: bool, k_norm: bool, offset: bool,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        **{"HEADS": heads, "KV_HEADS": kv_heads, "D": d, "HALF_PAD": power_of_two(d // 2)},
+        **{"T": block // (2 * d), "BLOCK": block, "TOKENS": tokens, "OWNED": owned},
+        **{"Q_NORM": q_norm, "K_NORM": k_norm, "OFFSET": offset},
+        "LIMIT": int(FP8_MAX) if dtype is FLOAT8 else 0,
+        "num_warps": 1 if tokens == 1 else 4,
+    }
 
 
 def rope_write(

@@ -235,6 +235,27 @@ def test_batch_sizes_layers_and_sms_compile_nothing_anew() -> None:
     assert set(found.values()) == {1}, found
 
 
+def test_constants_of_a_shape_are_worked_out_once() -> None:
+    """An eager prefill has five launches a layer, and between two of them the device waits for the host."""
+    own, table = pool(64, 2, BF16), torch.zeros(20, 16, dtype=torch.int32)
+    qkv, turn = torch.empty(20, 18, 64, dtype=BF16), torch.empty(20, 1, 64, dtype=BF16)
+    x, ints = torch.empty(20, 896, dtype=BF16), torch.zeros(20, dtype=torch.int32)
+
+    def layer(n: int, number: int) -> list[Call]:
+        q, rows = qkv[:n], table[:n]
+        return [
+            *rms_norm_kernel.rms_norm_calls(x[:n], x[0], 1e-6)[1],
+            *rope_write_kernel.rope_write_calls(q, turn[:n], turn[:n], own, number, rows, ints[:n], ints[:n]),
+            *paged_prefill_kernel.prefill_calls(
+                q[:, :14], own, number, rows, ints[: n + 1], ints[:n], scale=1
+            )[1],
+            *gated_kernel.gate_calls(x[:n], False)[1],
+        ]
+
+    for first, other in zip(layer(4, 0), layer(19, 1), strict=True):
+        assert first.options is other.options, first.kernel
+
+
 def test_long_lists_of_banned_tokens_compile_nothing_anew() -> None:
     logits, counts = torch.empty(2, 700, dtype=BF16), torch.zeros(1, 700, dtype=torch.int32)
 
