@@ -136,6 +136,7 @@ def per_layer_type(fields: Fields) -> tuple[Rope, Rope]:
 
 def _scaling(fields: Fields) -> Scaling | None:
     """``rope_type`` (before transformers 4.43: ``type``) with its parameters."""
+    fields.must_be("partial_rotary_factor", 1.0, default=1.0)
     kind = fields.text("rope_type", fields.text("type", "default"))
     if kind == "default":
         return None

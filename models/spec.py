@@ -81,6 +81,7 @@ def read_spec(folder: Path) -> ModelSpec:
         raise ModelFolderError(
             f"{path}: architecture {architecture!r} is not known; known: {', '.join(sorted(readers))}"
         )
+    fields.must_be("partial_rotary_factor", 1.0, default=1.0)
     spec = readers[architecture](fields, _eos_ids(folder, fields))
     if spec.heads % spec.kv_heads:
         raise ModelFolderError(

@@ -189,6 +189,12 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "odd": (LLAMA, {"head_dim": 63}, "head_dim 63 is odd"),
     "uneven": (LLAMA, {"hidden_size": 577}, "hidden_size 577 is not a multiple"),
     "bias": (LLAMA, {"mlp_bias": True}, "mlp_bias = true is not supported"),
+    "part": (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported"),
+    "part of a rope": (
+        LLAMA,
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}},
+        "partial_rotary_factor = 0.25 is not supported",
+    ),
     "no bias": (QWEN2, {"attention_bias": False}, "attention_bias = false is not supported; only true is"),
     "no heads": (QWEN2, {"num_key_value_heads": None}, "num_key_value_heads is missing"),
     "no window": (QWEN2, {"layer_types": ["sliding_attention"] * 30}, "layer_types names sliding_attention"),

@@ -110,4 +110,4 @@ def test_a_small_pool_shrinks_batches_and_says_what_is_not_served() -> None:
     roomy = make_plan("ours", Estimator(Problem((model,), Gpus("A100", 80 * GB, 1)), COSTS))
     assert tight.members[0].batch < roomy.members[0].batch
     assert tight.served < roomy.served <= 30
-    assert tight.members[0].ttft == float("inf")
+    assert tight.members[0].ttft is None
