@@ -152,7 +152,7 @@ class DecodeGraphs:
             replay, result = self._recorder(lambda own=tensors: self._step(way, own), mask)  # type: ignore[misc]
             found[way, size] = _Recorded(replay, packed, result)
         count, seconds = len(sizes or self._buckets), time.monotonic() - begun
-        _log.info("%d decode graphs (%d) for parts %s recorded in %.2f s", count, way, bin(mask), seconds)
+        _log.debug("%d decode graphs (%d) for parts %s recorded in %.2f s", count, way, bin(mask), seconds)
 
     def forget(self, mask: int | None = None) -> None:
         """What they read has moved, or there is no room for those of ``mask``. Nothing may be running."""
