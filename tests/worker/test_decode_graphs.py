@@ -1,4 +1,4 @@
-"""Decode steps recorded for some batch sizes: which there are, when they are made, that they change nothing."""
+"""Decode steps recorded for some batch sizes: which there are, when they are made, the same results."""
 
 import random
 from pathlib import Path
