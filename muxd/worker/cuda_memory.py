@@ -3,7 +3,7 @@
 torch's allocator keeps freed memory by stream, and a worker has many (``device.green``). At its limit it
 first gives back what it keeps for other streams (CUDACachingAllocator.cpp, ``malloc``; not during a capture,
 before which ``torch.cuda.graph`` empties the cache): so the limit bounds the sum over all streams. It is what
-``placement.memory.scratch`` reckons, or more where the warm-up shows that this is too little.
+``placement.memory.scratch`` reckons, or more where the warm-up shows that this is too little, and a margin.
 """
 
 import logging
@@ -16,6 +16,11 @@ from muxd.device.green import KEPT
 from muxd.errors import OutOfMemory
 
 _log = logging.getLogger(__name__)
+
+
+# The limit is against a worker that takes without end. What is set aside was never measured on a GPU, and the
+# device has more free than that (``Budget.usable``): a batch must not fail for a tight guess.
+MARGIN = 1.5
 
 
 def allowance(reckoned: int, peak: int, graphs: int) -> int:
@@ -40,16 +45,17 @@ class Scratch:
         self._graphs = self._taken() - before
 
     def limit(self) -> None:
-        """After the warm-up: from now on no more than was set aside."""
+        """After the warm-up: from now on not far more than was set aside."""
         if not self._reckoned:
             return
         peak = torch.cuda.max_memory_reserved(self._device)
-        self._allowed = allowance(self._reckoned, peak, self._graphs)
-        if self._allowed > self._reckoned:
+        needed = allowance(self._reckoned, peak, self._graphs)
+        if needed > self._reckoned:
             _log.warning(
                 "%s needs %d MB beside pool and weights, and %d are reckoned with: lower pool.bytes",
-                self._model, self._allowed >> 20, self._reckoned >> 20,
+                self._model, needed >> 20, self._reckoned >> 20,
             )  # fmt: skip
+        self._allowed = int(MARGIN * needed)
         whole = torch.cuda.get_device_properties(self._device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, self._allowed / whole), self._device)
 
@@ -62,8 +68,8 @@ class Scratch:
             if not self._allowed:
                 raise
             raise OutOfMemory(
-                f"{self._model} needs more than the {self._allowed >> 20} MB beside pool and weights that "
-                "are set aside: lower its max_running, or scheduler.prefill_tokens"
+                f"{self._model} needs more than the {self._allowed >> 20} MB it may take beside pool and "
+                "weights: lower its max_running, or scheduler.prefill_tokens"
             ) from error
 
     def _taken(self) -> int:
