@@ -57,12 +57,15 @@ def settle_first(settle: Callable[[], object], grace: float = _SETTLE_GRACE) -> 
     """
     global _grace
     _grace = grace
-    maker, begun = os.getppid(), threading.Event()
+    maker, begun = os.getppid(), False
 
     def end(number: int, frame: object) -> None:
-        if begun.is_set():  # the kernel's signal and the socket's end both tell
+        # The kernel's signal and the socket's end both tell, the second while the first is handled: a lock
+        # here, also that of an Event, would wait for itself.
+        nonlocal begun
+        if begun:
             return
-        begun.set()
+        begun = True
         orphaned = _orphaned.is_set() or os.getppid() != maker
         if orphaned:
             threading.Thread(target=_give_up, name="give-up", daemon=True).start()

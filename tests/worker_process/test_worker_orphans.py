@@ -148,3 +148,29 @@ def test_started_by_hand_it_says_who_starts_workers(number: str) -> None:
         done = subprocess.run([*COMMAND, number], stdin=null, capture_output=True, text=True, timeout=60)
     assert done.returncode == Exit.BAD_SETUP
     assert "the daemon starts workers" in done.stderr
+
+
+SETTLING = """
+import signal, sys
+from muxd.worker import lifeline
+lifeline.settle_first(lambda: None)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_signals_that_come_while_one_is_handled_do_not_hold_up_the_end() -> None:
+    """On a GPU the kernel and the lifeline both send SIGTERM, and the second may come at any instruction."""
+    for _ in range(8):
+        worker = subprocess.Popen([sys.executable, "-c", SETTLING], stdout=subprocess.PIPE)
+        try:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"ready\n"
+            for _ in range(500):
+                worker.send_signal(signal.SIGTERM)  # none once it has ended
+            assert worker.wait(5) == -signal.SIGTERM
+        finally:
+            worker.kill()
+            worker.wait()
+            worker.stdout.close()
