@@ -1,5 +1,7 @@
 """Small random models of every architecture, saved as transformers saves them, with their reference."""
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,36 @@ def greedy_choices(model: PreTrainedModel, prompt: list[int], tokens: list[int])
     """
     choices: list[int] = continuation_logits(model, prompt, tokens).argmax(-1).tolist()
     return choices
+
+
+def words(length: int, seed: int = 0) -> list[int]:
+    """A prompt; the same for the same arguments."""
+    return random.Random(seed * 1000 + length).choices(range(3, 300), k=length)
+
+
+Make = Callable[..., PreTrainedModel]
+# What every way of computing is compared over; a test adds its own.
+VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
+    "llama": (llama, {}),
+    "llama llama3 rope": (llama, {"rope_parameters": LLAMA3_ROPE}),
+    "llama biases": (llama, {"attention_bias": True}),
+    "qwen2": (qwen2, {}),
+    "qwen2 untied, late layers slide": (
+        qwen2,
+        {
+            "tie_word_embeddings": False,
+            "use_sliding_window": True,
+            "sliding_window": 21,
+            "max_window_layers": 2,
+        },
+    ),
+    "qwen2 yarn rope": (qwen2, {"rope_parameters": YARN_ROPE}),
+    "qwen3": (qwen3, {}),
+    "qwen3 untied, biases": (
+        qwen3,
+        {"tie_word_embeddings": False, "attention_bias": True, "head_dim": 24, "num_key_value_heads": 1},
+    ),
+    "mistral": (mistral, {}),
+    "mistral no window, head_dim not hidden / heads": (mistral, {"sliding_window": None, "head_dim": 40}),
+    "gemma3": (gemma3, {}),
+}

@@ -1,6 +1,5 @@
 """Decode steps recorded for some batch sizes: which there are, when they are made, the same results."""
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.direct_runner import DirectRunner
-from support.tiny_models import llama
+from support.tiny_models import llama, words
 
 from muxd.device.green import KEPT
 from muxd.worker.cuda_graphs import BUCKETS, Again, DecodeGraphs, bucket, buckets_for
 from muxd.worker.cuda_sampling import Way
 from muxd.worker.cuda_step import CudaStep, padding
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no GPU")
-    return str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +25,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def paged(folder: Path, device: str = "cpu", **options: Any) -> DirectRunner:
     return DirectRunner(folder, device=device, paged=True, **options)
-
-
-def words(length: int, seed: int = 0) -> list[int]:
-    return random.Random(seed * 1000 + length).choices(range(3, 300), k=length)
 
 
 @given(st.integers(1, 400), st.sets(st.integers(1, 300), min_size=1))

@@ -4,7 +4,6 @@ Two ways that round float32 differently may round a key to neighbouring float8 n
 ``NEAR``, and where a token differs its rival is as near.
 """
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.direct_runner import DirectRunner
 from support.ledger_runner import LedgerRunner
-from support.tiny_models import gemma3, llama
+from support.tiny_models import gemma3, llama, words
 from transformers import PreTrainedModel
 
 from muxd.errors import ConfigError
@@ -33,23 +32,12 @@ PROMPTS, STEPS = (1, 5, 33, 90), 20
 SATURATED = 0x7E  # 448
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no GPU")
-    return str(request.param)
-
-
 @pytest.fixture(scope="module", params=VARIANTS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     make, changes = VARIANTS[request.param]
     folder = tmp_path_factory.mktemp("model")
     make(folder, **changes)
     return folder
-
-
-def words(length: int, seed: int = 0) -> list[int]:
-    return random.Random(seed * 1000 + length).choices(range(3, 300), k=length)
 
 
 def float8(folder: Path, **options: Any) -> DirectRunner:

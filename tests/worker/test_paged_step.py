@@ -3,8 +3,6 @@
 Every test runs over tensors of the CPU, by the kernels' references, and with `-m gpu` over those of a GPU.
 """
 
-import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,52 +10,25 @@ import pytest
 import torch
 from support.direct_runner import GREEDY, DirectRunner, int32
 from support.ledger_runner import LedgerRunner
+from support.tiny_models import VARIANTS as SHARED
 from support.tiny_models import (
-    LLAMA3_ROPE,
-    YARN_ROPE,
     continuation_logits,
     gemma3,
     greedy_choices,
     llama,
-    mistral,
-    qwen2,
-    qwen3,
+    words,
 )
-from transformers import PreTrainedModel
 
 from muxd.messages import Chunk, NewRows, Prefill, Sampling
 from muxd.worker import cuda_state
 from muxd.worker.cuda_graphs import BUCKETS
 from muxd.worker.cuda_step import CudaStep
 
-Make = Callable[..., PreTrainedModel]
-VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
-    "llama": (llama, {}),
+VARIANTS = SHARED | {
     "llama untied, head_dim not dividing a block": (
         llama,
         {"head_dim": 24, "num_key_value_heads": 3, "tie_word_embeddings": False},
     ),
-    "llama llama3 rope": (llama, {"rope_parameters": LLAMA3_ROPE}),
-    "llama biases": (llama, {"attention_bias": True}),
-    "qwen2": (qwen2, {}),
-    "qwen2 untied, late layers slide": (
-        qwen2,
-        {
-            "tie_word_embeddings": False,
-            "use_sliding_window": True,
-            "sliding_window": 21,
-            "max_window_layers": 2,
-        },
-    ),
-    "qwen2 yarn rope": (qwen2, {"rope_parameters": YARN_ROPE}),
-    "qwen3": (qwen3, {}),
-    "qwen3 untied, biases": (
-        qwen3,
-        {"tie_word_embeddings": False, "attention_bias": True, "head_dim": 24, "num_key_value_heads": 1},
-    ),
-    "mistral": (mistral, {}),
-    "mistral no window, head_dim not hidden / heads": (mistral, {"sliding_window": None, "head_dim": 40}),
-    "gemma3": (gemma3, {}),
     "gemma3 odd, soft cap": (
         gemma3,
         {"head_dim": 32, "num_key_value_heads": 2, "sliding_window": 7, "final_logit_softcapping": 5.0},
@@ -72,13 +43,6 @@ SAMPLINGS = [
     Sampling(temperature=0.7, presence_penalty=0.8, frequency_penalty=0.5, seed=6, min_tokens=4,
              banned_first=(2, 7, 9, 11, 13)),
 ]  # fmt: skip
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no GPU")
-    return str(request.param)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -97,10 +61,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def paged(folder: Path, device: str = "cpu", **options: Any) -> DirectRunner:
     return DirectRunner(folder, device=device, paged=True, **options)
-
-
-def words(length: int, seed: int = 0) -> list[int]:
-    return random.Random(seed * 1000 + length).choices(range(3, 300), k=length)
 
 
 # ---- the same tokens ----------------------------------------------------------------------------------

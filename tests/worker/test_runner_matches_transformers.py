@@ -4,58 +4,29 @@ The pool starts full of NaN, blocks and rows are handed out in random order, and
 """
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.direct_runner import DirectRunner
+from support.tiny_models import VARIANTS as SHARED
 from support.tiny_models import (
-    LLAMA3_ROPE,
-    YARN_ROPE,
     continuation_logits,
     gemma3,
     greedy_choices,
     llama,
-    mistral,
-    qwen2,
-    qwen3,
     reference_logits,
 )
-from transformers import PreTrainedModel
 
-Make = Callable[..., PreTrainedModel]
-VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
-    "llama": (llama, {}),
+VARIANTS = SHARED | {
     "llama untied": (llama, {"tie_word_embeddings": False}),
     "llama one KV head each": (llama, {"num_key_value_heads": 6, "head_dim": 16}),
     "llama head_dim not dividing a block": (llama, {"head_dim": 24, "num_key_value_heads": 3}),
-    "llama llama3 rope": (llama, {"rope_parameters": LLAMA3_ROPE}),
-    "llama biases": (llama, {"attention_bias": True}),
     "llama linear rope": (
         llama,
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}},
     ),
-    "qwen2": (qwen2, {}),
-    "qwen2 untied, late layers slide": (
-        qwen2,
-        {
-            "tie_word_embeddings": False,
-            "use_sliding_window": True,
-            "sliding_window": 21,
-            "max_window_layers": 2,
-        },
-    ),
-    "qwen2 yarn rope": (qwen2, {"rope_parameters": YARN_ROPE}),
-    "qwen3": (qwen3, {}),
-    "qwen3 untied, biases": (
-        qwen3,
-        {"tie_word_embeddings": False, "attention_bias": True, "head_dim": 24, "num_key_value_heads": 1},
-    ),
-    "mistral": (mistral, {}),
-    "mistral no window, head_dim not hidden / heads": (mistral, {"sliding_window": None, "head_dim": 40}),
-    "gemma3": (gemma3, {}),
     "gemma3 odd": (gemma3, {"head_dim": 32, "num_key_value_heads": 2, "sliding_window": 7}),
     "gemma3 soft cap, untied": (gemma3, {"final_logit_softcapping": 5.0, "tie_word_embeddings": False}),
 }

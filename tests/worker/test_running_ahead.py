@@ -4,17 +4,15 @@ Over tensors of the CPU, by the kernels' references; with `-m gpu` over those of
 """
 
 import itertools
-import random
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.direct_runner import GREEDY, DirectRunner
-from support.tiny_models import gemma3, llama
+from support.tiny_models import gemma3, llama, words
 
 from muxd.link.exits import Exit
 from muxd.messages import (
@@ -45,22 +43,11 @@ SAMPLINGS = [
 ]
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no GPU")
-    return str(request.param)
-
-
 @pytest.fixture(scope="module", params=[llama, gemma3])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     request.param(folder)
     return folder
-
-
-def words(length: int, seed: int = 0) -> list[int]:
-    return random.Random(seed * 1000 + length).choices(range(3, 300), k=length)
 
 
 def started(

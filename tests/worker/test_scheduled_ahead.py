@@ -3,7 +3,6 @@ scheduler and a worker that do not, and nothing writes a row that was given back
 
 import random
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from muxd.engine.sequence import Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.messages import Decode, Prefill, Sampling
-from muxd.worker.cuda_graphs import DecodeGraphs
 from muxd.worker.runner import Batch
 
 _BLOCK_BYTES = 4096
@@ -94,12 +92,10 @@ class Host:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory, few_graphs: None) -> Path:
     folder = tmp_path_factory.mktemp("model")
     llama(folder)
-    with pytest.MonkeyPatch.context() as patch:  # few sizes: every host records its own
-        patch.setattr(DecodeGraphs.__init__, "__defaults__", ((1, 2, 4),))
-        yield folder
+    return folder
 
 
 def words(seed: int, length: int) -> list[int]:

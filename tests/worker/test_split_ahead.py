@@ -2,7 +2,7 @@
 Runners over one pool on tensors of the CPU. Work is begun and answered in any order that two workers can."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -35,7 +35,6 @@ from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.fleet.handover import Handover, Phase
 from muxd.messages import Decode, Prefill, Sampling
-from muxd.worker.cuda_graphs import DecodeGraphs
 from muxd.worker.runner import Batch
 
 _BLOCK_BYTES = 4096
@@ -174,12 +173,10 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory, few_graphs: None) -> Path:
     folder = tmp_path_factory.mktemp("model")
     llama(folder)
-    with pytest.MonkeyPatch.context() as patch:  # few sizes: every pair records its own
-        patch.setattr(DecodeGraphs.__init__, "__defaults__", ((1, 2, 4),))
-        yield folder
+    return folder
 
 
 def words(number: int, length: int) -> list[int]:
