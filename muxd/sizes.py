@@ -33,4 +33,7 @@ def pool_bytes(text: str, *, key: str, memory: int, gpu: bool) -> int | None:
     """
     if text.strip() == AUTO:
         return None if gpu else _CPU_POOL
-    return size(text, key=key, whole=memory)
+    try:
+        return size(text, key=key, whole=memory)
+    except ConfigError as error:
+        raise ConfigError(f'{error.message}, or "{AUTO}"') from None
