@@ -22,7 +22,7 @@ from muxd.cost import probe
 from muxd.cost.profile import FORMAT, Contention, Grid, ModelProfile, Profile, Shape, load
 from muxd.cost.profile import Device as Measured
 from muxd.cost.table import monotone
-from muxd.device.base import Device
+from muxd.device.base import Device, is_gpu
 from muxd.device.cuda import Cuda
 from muxd.errors import ConfigError, ModelFolderError
 from muxd.messages import Dtype, KvDtype, kv_item_bytes
@@ -70,7 +70,7 @@ _GPU_PLAN = Plan(
 
 def plan_for(device: Device) -> Plan:
     """What is worth measuring on a device of its kind."""
-    return _PLAN if device.kind == "CPU" else _GPU_PLAN
+    return _GPU_PLAN if is_gpu(device) else _PLAN
 
 
 class Prober:

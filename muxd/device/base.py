@@ -149,6 +149,11 @@ class Device(Protocol):
         ...
 
 
+def is_gpu(device: Device) -> bool:
+    """Whether it is a GPU, of whatever kind."""
+    return device.kind != "CPU"
+
+
 class HostWriter:
     """A Writer straight into host memory that is mapped already: no copy is made."""
 

@@ -4,7 +4,7 @@ muxd.toml."""
 from msgspec import structs
 
 from muxd.config import running
-from muxd.device.base import Device
+from muxd.device.base import Device, is_gpu
 from muxd.engine.lane import LaneSpec
 from muxd.engine.memory import Terms
 from muxd.fleet.catalog import Entry
@@ -72,7 +72,7 @@ def setup(entry: Entry, arena: Arena, device: Device, link: str, budget: Budget 
     their processes. ``budget``: what they are held to on a GPU; None: nothing."""
     assert entry.opened is not None
     plan, held = entry.opened.plan, {}
-    if budget is not None and device.kind != "CPU":
+    if budget is not None and is_gpu(device):
         own = structs.replace(budget, max_running=_running(entry, device))
         held = {phases: scratch(load_of(entry), 1, own, phases) for phases in _PHASES}
     return Setup(
@@ -98,4 +98,4 @@ def setup(entry: Entry, arena: Arena, device: Device, link: str, budget: Budget 
 
 
 def _running(entry: Entry, device: Device) -> int:
-    return running(entry.config, gpu=device.name.startswith("cuda"))
+    return running(entry.config, gpu=is_gpu(device))

@@ -5,7 +5,7 @@ from itertools import count
 
 from muxd.clock import Clock
 from muxd.config import SchedulerConfig, splits
-from muxd.device.base import Device
+from muxd.device.base import Device, is_gpu
 from muxd.engine.forecast import Forecast
 from muxd.engine.journal import Tell
 from muxd.engine.lane import LaneSpec
@@ -56,7 +56,7 @@ def open_site(
     forecast = None
     if config.admission == "slo":
         forecast = Forecast(observer.attainment.targets, settings.prefill_tokens)
-    split = splits(config, device.rungs, gpu=device.name.startswith("cuda"))
+    split = splits(config, device.rungs, gpu=is_gpu(device))
     lanes = _open_accounts(entries, arena, device, split=split)
     shares = Shares(device.rungs, config.overbook)
     scheduler = Scheduler(lanes, arena.ledger, shares, settings, policy=config.policy, forecast=forecast)

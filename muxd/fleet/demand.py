@@ -1,6 +1,6 @@
 """A model as placement sees it: its shape, and how much it is asked for, measured or expected."""
 
-from typing import Protocol
+from msgspec import Struct
 
 from muxd.cost.shapes import ModelShape, of_spec
 from muxd.fleet.catalog import Entry
@@ -10,21 +10,12 @@ RATE = 1.0  # requests a second of a model of which nothing is known
 PROMPT, OUTPUT = 161, 337  # tokens, means: ShareGPT's, as in ``placement.loads``
 
 
-class Demand(Protocol):
-    """What was measured of a model's requests."""
+class Demand(Struct, frozen=True):
+    """``rate`` in requests a second; mean tokens of prompts and answers, 0 where there were none."""
 
-    @property
-    def rate(self) -> float:
-        """Requests a second."""
-        ...
-
-    @property
-    def prompt(self) -> float:
-        """Mean tokens; 0: unknown."""
-        ...
-
-    @property
-    def output(self) -> float: ...
+    rate: float
+    prompt: float
+    output: float
 
 
 def shape(entry: Entry) -> ModelShape:

@@ -18,7 +18,7 @@ from muxd.cost.peaks import CAPTURED, PEAKS, Peak, Reach
 from muxd.cost.profiled import Profiled
 from muxd.cost.table import CostTable
 from muxd.device import host_speed
-from muxd.device.base import Device
+from muxd.device.base import Device, is_gpu
 from muxd.errors import ConfigError
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import Demand, load_of
@@ -57,11 +57,11 @@ class Planning:
         self._several = len(devices) > 1
         if not self._several:
             return
-        hosts = sum(device.kind == "CPU" for device in devices.values())
+        hosts = sum(not is_gpu(device) for device in devices.values())
 
         def memory(name: str, device: Device) -> int:
             limited = any(one.name == name and one.memory for one in config.devices)
-            return device.memory // (hosts if device.kind == "CPU" and not limited else 1)
+            return device.memory // (1 if is_gpu(device) or limited else hosts)
 
         self.room = Room(len(devices), min(memory(*item) for item in devices.items()), max(pools.values()))
         self._peak, self._reach = _speed(next(iter(devices.values())))
@@ -154,7 +154,7 @@ def _bytes(entry: Entry) -> int:
 
 
 def _speed(device: Device) -> tuple[Peak, Reach]:
-    if device.kind == "CPU":
+    if not is_gpu(device):
         bandwidth = host_speed.bandwidth()
         return Peak("cpu", host_speed.flops(), bandwidth, bandwidth), _HOST
     known = next((peak for name, peak in PEAKS.items() if name in device.kind.lower()), None)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from muxd.config import Config, running, splits
-from muxd.device.base import Device
+from muxd.device.base import Device, is_gpu
 from muxd.device.cuda import WORKSPACE_BYTES
 from muxd.device.green import KEPT
 from muxd.errors import ConfigError
@@ -29,9 +29,9 @@ def pool_sizes(config: Config, devices: Mapping[str, Device], entries: Iterable[
     found = {}
     for (name, device), one in zip(devices.items(), config.devices, strict=True):
         key = f"device.pool ({name})" if config.device else "pool.bytes"
-        nbytes = pool_bytes(one.pool, key=key, memory=device.memory, gpu=device.kind != "CPU")
+        nbytes = pool_bytes(one.pool, key=key, memory=device.memory, gpu=is_gpu(device))
         found[name] = _left(config, name, device, len(devices), opened) if nbytes is None else nbytes
-        if found[name] < config.pool.block_bytes:
+        if nbytes is None and found[name] < config.pool.block_bytes:
             raise ConfigError(
                 f"{key}: nothing is left for K and V of {device.memory / 1e9:.1f} GB on {name}: weights and "
                 "workers of its models take it all; serve fewer models here, or smaller ones"
@@ -44,7 +44,7 @@ def pool_sizes(config: Config, devices: Mapping[str, Device], entries: Iterable[
 def budget(config: Config, device: Device) -> Budget:
     """What workers take beside pool and weights: on a GPU, of the memory it has. On the CPU it is not
     counted, and what ``device.memory`` limits is pool and weights alone."""
-    if device.kind == "CPU" or all(one.memory for one in config.devices):
+    if not is_gpu(device) or all(one.memory for one in config.devices):
         return NOTHING
     return workers_budget(config, device)
 

@@ -6,22 +6,13 @@ Rates are ``placement.rates``'s; mean lengths are of exponentially fading sums (
 from collections import defaultdict
 from collections.abc import Iterable
 
-from msgspec import Struct
-
 from muxd.engine.ewma import FadingSum
+from muxd.fleet.demand import Demand
 from muxd.placement.rates import Rates
 from muxd.placement.replanner import Watch
 
 _LEAST = 1.0  # seconds between looks at the rates: in less, a few requests at once are a jump
 _LENGTHS = 5  # mean lengths remember so many times longer than rates
-
-
-class Demand(Struct, frozen=True):
-    """``rate`` in requests a second; mean tokens of prompts and answers, 0 where there were none."""
-
-    rate: float
-    prompt: float
-    output: float
 
 
 class _Lengths:

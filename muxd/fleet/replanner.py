@@ -15,9 +15,10 @@ from muxd.clock import Clock
 from muxd.config import PlacementConfig
 from muxd.errors import BadRequest, Busy, ConfigError, MuxdError, NotFound, ShuttingDown
 from muxd.fleet.catalog import Entry
+from muxd.fleet.demand import Demand
 from muxd.fleet.events import Events
 from muxd.fleet.planning import Planning
-from muxd.fleet.popularity import Demand, Popularity
+from muxd.fleet.popularity import Popularity
 from muxd.fleet.proposal import Proposal, Row
 from muxd.fleet.roster import Roster
 from muxd.placement import live

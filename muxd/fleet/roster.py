@@ -15,6 +15,7 @@ from typing import Any
 
 from muxd.clock import Clock
 from muxd.config import ModelConfig
+from muxd.device.base import is_gpu
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.engine.trace import Happening
@@ -291,7 +292,7 @@ class Roster:
         """Whose loans stand in the way of weights on the device: its own, and those of the same memory."""
         target = self.sites[device]
         beside = [site for site in self.sites.values() if site is not target]
-        shared = [site for site in beside if target.device.kind == site.device.kind == "CPU"]
+        shared = [site for site in beside if not is_gpu(target.device) and not is_gpu(site.device)]
         return [site.loans for site in (target, *shared)]
 
     def _teller(self, change: Change) -> Progress:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxd.fleet.popularity import Demand, Popularity
+from muxd.fleet.demand import Demand
+from muxd.fleet.popularity import Popularity
 from muxd.placement.replanner import Watch
 
 WATCH = Watch()
