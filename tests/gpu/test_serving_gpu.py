@@ -1,8 +1,8 @@
 """The end-to-end tests once more with the daemon on a GPU: the stand-in anywhere, and the real one.
 
 On the stand-in the daemon, MPS's shell, the descriptors, the workers' mappings, row tables, paged steps and
-their run-ahead are the real code; tensors lie in host memory, kernels are the references, and a step has ended when it
-was asked for: no stream, event or graph of a GPU is in it.
+their run-ahead are the real code; tensors lie in host memory, kernels are the references, and a step has
+ended when it was asked for: no stream, event or graph of a GPU is in it.
 """
 
 import os
