@@ -83,7 +83,7 @@ def _pool_bytes(config: Config, *, gpu: bool) -> int:
     text = config.pool.bytes
     nbytes = None if "%" in text else pool_bytes(text, key="pool.bytes", memory=0, gpu=gpu)
     if nbytes is None:
-        raise ConfigError(f"pool.bytes: what {text!r} of a GPU is, a simulation cannot know: write a size")
+        raise ConfigError(f"pool.bytes: a simulation has no device to take {text!r} of: write a size")
     return nbytes
 
 

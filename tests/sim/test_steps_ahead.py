@@ -17,6 +17,7 @@ from muxd.engine.actions import Action, Ahead, Cancelled, Emit, Ended, Event, Re
 from muxd.engine.policies import POLICIES
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Phase
+from muxd.errors import ConfigError
 from muxd.sim.build import make_scheduler
 from muxd.sim.generate import Recipe, generate
 from muxd.sim.records import Outcome, Records
@@ -185,3 +186,9 @@ def test_a_device_that_does_not_queue_gets_no_step_ahead() -> None:
     records = World(scheduler, cost, Workload([Item(0.0, "a", 20, 11)], {})).run()
     assert told.ahead == 0
     assert records.end[0] - records.first[0] == pytest.approx(10 * 0.014)
+
+
+@pytest.mark.parametrize("pool", ["auto", "60%"])
+def test_a_pool_that_only_the_gpu_knows_is_refused(pool: str) -> None:
+    with pytest.raises(ConfigError, match=rf"pool.bytes: a simulation has no device to take '{pool}' of"):
+        make_scheduler(config("a", pool=pool), gpu("a", overhead=Overhead()))
