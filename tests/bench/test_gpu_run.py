@@ -144,7 +144,8 @@ def test_every_step_fits_ten_minutes_and_every_kernel_test_has_one_lane(scripts:
     run, _ = scripts
     assert all(limit + 2 * run._GRACE < 600 for _, limit in run.STEPS.values())
     root = BENCHMARKS.parent
-    marked = {file for file in root.glob("tests/**/test_*.py") if "mark.gpu" in file.read_text()}
+    files = [*root.glob("tests/**/test_*.py"), *root.glob("tests/**/conftest.py")]  # fixtures mark, too
+    marked = {file for file in files if "mark.gpu" in file.read_text()}
     assert {file.parent.name for file in marked - {Path(__file__)}} == {"gpu", "worker"}
     tree = ast.parse((root / run._KERNELS).read_text())
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
