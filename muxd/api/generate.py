@@ -83,7 +83,7 @@ def _submit(request: web.Request, job: Job, tokenizer: Tokenizer) -> list[Choice
     try:
         for index, checked in enumerate(job.requests):
             one = msgspec.structs.replace(checked, http_id=http_id)
-            detokenizer = Detokenizer(tokenizer)
+            detokenizer = Detokenizer(tokenizer, start=tokenizer.pieces.start_after(one.prompt))
             choices.append(Choice(index, one, serving.submit(one), detokenizer, job.stops))
     except BaseException:
         _close(choices)

@@ -1,7 +1,8 @@
 """Tokens to text while they arrive: only text that later tokens cannot change leaves here.
 
 One ``Detokenizer`` per stream, called for every token of every stream in the daemon, so a push costs a table
-look-up and a join. Over a whole stream its output equals ``Tokenizer.decode`` of all ids.
+look-up and a join. Over a whole stream its output is what the ids add to ``Tokenizer.decode`` of those before
+them.
 """
 
 import codecs
@@ -21,17 +22,21 @@ class _Joiner(Protocol):
 
 
 class Detokenizer:
-    """Incremental decoding of one stream; special tokens are left out."""
+    """Incremental decoding of one stream; special tokens are left out.
 
-    def __init__(self, tokenizer: Tokenizer):
+    ``start``: no text comes before these tokens. Decoders that put a space before every word take it off the
+    first word of a text, and the answer to a prompt is not the first.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, start: bool = False):
         pieces = tokenizer.pieces
         self._joiner: _Joiner
         if pieces.kind is Kind.BYTES:
             self._joiner = _Bytes(pieces)
         elif pieces.kind is Kind.FALLBACK:
-            self._joiner = _Fallback(pieces)
+            self._joiner = _Fallback(pieces, pieces.strip_left if start else 0)
         else:
-            self._joiner = _Spaced(pieces)
+            self._joiner = _Spaced(pieces, "" if start else " ")
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that becomes final with these tokens, possibly empty."""
@@ -62,10 +67,10 @@ class _Fallback:
     """Text with runs of byte tokens. A run is judged as a whole: valid UTF-8, or U+FFFD for each byte. So it
     is final only when a token that is no byte ends it."""
 
-    def __init__(self, pieces: Pieces):
+    def __init__(self, pieces: Pieces, strip_left: int):
         self._pieces = pieces
         self._run = bytearray()
-        self._strip_left = pieces.strip_left
+        self._strip_left = strip_left
 
     def push(self, ids: Iterable[int]) -> str:
         out: list[str] = []
@@ -105,9 +110,9 @@ class _Fallback:
 class _Spaced:
     """No decoder: tokens with spaces between."""
 
-    def __init__(self, pieces: Pieces):
+    def __init__(self, pieces: Pieces, separator: str):
         self._pieces = pieces
-        self._separator = ""
+        self._separator = separator
 
     def push(self, ids: Iterable[int]) -> str:
         out = ""

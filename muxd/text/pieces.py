@@ -6,6 +6,7 @@ are simple enough to take apart: the rules below are those of the library, and t
 """
 
 import json
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
@@ -46,6 +47,10 @@ class Pieces:
             return self._known[token]
         except KeyError:
             return self._known.setdefault(token, self._resolve(token, skip_special=True))
+
+    def start_after(self, ids: Iterable[int]) -> bool:
+        """Whether a text that goes on from ``ids`` is still at its start: they add nothing to it."""
+        return all(not self[token] for token in ids)
 
     def alone(self, token: int) -> bytes:
         """The token by itself as bytes, special ones by their name; empty if outside the vocabulary."""

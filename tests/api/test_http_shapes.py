@@ -2,10 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models
 
 from muxd.errors import WorkerLost
+from muxd.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.anyio
 
@@ -51,6 +55,25 @@ async def test_whole_completion(door, serving):
     assert answer["choices"] == [
         {"index": 0, "text": "hello world", "logprobs": None, "finish_reason": "stop"}
     ]
+
+
+@pytest.mark.parametrize(("prompt", "text"), [([1], " Paris"), ([0], "Paris")])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_keeps_the_space_before_its_first_word(door, serving, prompt, text, stream):
+    """Decoders of the SentencePiece kind take it off, but only at the start of a whole text."""
+    inner = tokenizers.Tokenizer(models.BPE({"<s>": 0, "▁is": 1, "▁Paris": 2}, [], byte_fallback=True))
+    inner.add_special_tokens(["<s>"])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    inner.decoder = decoders.Sequence(steps)
+    tokenizer = Tokenizer(inner, {}, frozenset())
+    serving.by_name["base"] = replace(serving.by_name["base"], tokenizer=tokenizer, vocab_size=3)
+    serving.play = lambda _, stream: (stream.put(2), stream.end("length"))
+    body = {"model": "base", "prompt": prompt, "stream": stream}
+    if stream:
+        chunks = (await frames(door, "/v1/completions", body))[1][:-1]
+        assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == text
+    else:
+        assert (await door.post("/v1/completions", body))[1]["choices"][0]["text"] == text
 
 
 @pytest.mark.parametrize("usage", [False, True])

@@ -19,7 +19,7 @@ TEXTS = [
 
 
 def stream(tokenizer: Tokenizer, pushes: list[list[int]]) -> str:
-    detokenizer = Detokenizer(tokenizer)
+    detokenizer = Detokenizer(tokenizer, start=True)
     return "".join(detokenizer.push(ids) for ids in pushes) + detokenizer.finish()
 
 
@@ -29,6 +29,30 @@ def test_any_ids_in_any_cut_give_the_decoded_text(small: Tokenizer, data: st.Dat
     token = st.integers(0, small.vocab_size + 3) | st.integers(0, 300)
     pushes = data.draw(st.lists(st.lists(token, max_size=5), max_size=8))
     assert stream(small, pushes) == small.decode([token for push in pushes for token in push])
+
+
+@given(data=st.data())
+def test_an_answer_reads_on_from_its_prompt(small: Tokenizer, data: st.DataObject) -> None:
+    """Prompts of words, of special tokens only, of nothing; answers of any ids."""
+    specials = small.encode("".join(small.specials.values()), add_special=False)
+    words = small.encode(" over the dog")
+    prompt = data.draw(st.lists(st.sampled_from(specials + words), max_size=4))
+    answer = data.draw(st.lists(st.sampled_from(words) | st.integers(0, small.vocab_size + 3), max_size=6))
+    detokenizer = Detokenizer(small, start=small.pieces.start_after(prompt))
+    shown = "".join(detokenizer.push([token]) for token in answer) + detokenizer.finish()
+    assert small.decode(prompt) + shown == small.decode(prompt + answer)
+
+
+def test_the_space_before_the_first_word_of_an_answer_is_shown() -> None:
+    inner = tokenizers.Tokenizer(models.BPE({"<s>": 0, "▁capital": 1, "▁Paris": 2}, [], byte_fallback=True))
+    inner.add_special_tokens(["<s>"])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    inner.decoder = decoders.Sequence(steps)
+    tokenizer = Tokenizer(inner, {"bos_token": "<s>"}, frozenset())
+    starts = [tokenizer.pieces.start_after(prompt) for prompt in ([0, 1], [0], [])]
+    assert starts == [False, True, True]
+    assert Detokenizer(tokenizer).push([2]) == " Paris"
+    assert Detokenizer(tokenizer, start=True).push([2]) == "Paris"
 
 
 @given(text=st.text(max_size=40))
@@ -52,7 +76,7 @@ def test_real_text_comes_back_as_written(real: Tokenizer, text: str) -> None:
 
 
 def test_a_character_appears_with_its_last_byte_and_never_in_part(small: Tokenizer) -> None:
-    detokenizer = Detokenizer(small)
+    detokenizer = Detokenizer(small, start=True)
     shown = [detokenizer.push([token]) for token in small.encode("x😀y")]
     assert "\ufffd" not in "".join(shown)
     assert "".join(shown) + detokenizer.finish() == "x😀y"
@@ -76,6 +100,7 @@ def test_tokens_without_a_decoder_are_joined_with_spaces() -> None:
     inner = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     tokenizer = Tokenizer(inner, {}, frozenset())
     assert stream(tokenizer, [[0], [1, 7], [0]]) == tokenizer.decode([0, 1, 7, 0]) == "a b a"
+    assert Detokenizer(tokenizer).push([0]) == " a"
 
 
 def test_a_decoder_that_cannot_be_streamed_is_refused() -> None:
