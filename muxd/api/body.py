@@ -1,7 +1,7 @@
 """From the bytes of a request to a checked struct. The only reader of bodies."""
 
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import ClientPayloadError, web
@@ -51,6 +51,15 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raise BadRequest(f"the request body is not valid JSON in UTF-8: {error}") from None
     except RecursionError:
         raise BadRequest("the request body is nested too deeply") from None
+
+
+def convert(value: Any, kind: type[T], where: str) -> T:
+    """``value``, found at ``where`` in a body, as ``kind``; raises as ``decode``."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        message, param = _explain(str(error))
+        raise BadRequest(f"{where}.{message}", param=f"{where}.{param}") from None
 
 
 def _explain(text: str) -> tuple[str, str | None]:

@@ -8,13 +8,18 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import msgspec
+
+from muxd.api.body import convert
 from muxd.api.context import tokenizer_of
-from muxd.api.schemas import CompletionRequest, Message
+from muxd.api.schemas import CompletionRequest, Message, Part
 from muxd.api.serving import ServedModel
 from muxd.errors import BadRequest, ContextTooLong
 from muxd.text.tokenizer import Tokenizer
 
 _THREAD_CHARS = 4096  # about 1 ms of tokenising: above, the hop to a thread is the smaller evil
+_MAX_FIELDS = 64  # of a message
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _OWN_KWARGS = frozenset({"messages", "self", "add_generation_prompt"})
 
 
@@ -27,7 +32,7 @@ async def encode(tokenizer: Tokenizer, text: str, *, add_special: bool) -> list[
 
 async def chat_prompt(
     model: ServedModel,
-    messages: list[Message],
+    messages: list[dict[str, Any]],
     kwargs: Mapping[str, Any] | None,
     *,
     add_generation_prompt: bool,
@@ -40,7 +45,7 @@ async def chat_prompt(
 
 async def render_chat(
     model: ServedModel,
-    messages: list[Message],
+    messages: list[dict[str, Any]],
     kwargs: Mapping[str, Any] | None,
     *,
     add_generation_prompt: bool,
@@ -59,40 +64,52 @@ async def render_chat(
     for name in kwargs or {}:
         if name in _OWN_KWARGS:
             raise BadRequest(f"chat_template_kwargs must not set {name}", param="chat_template_kwargs")
-    turns = [_turn(message, index) for index, message in enumerate(messages)]
+    turns = [_turn(_message(raw, index), index, raw) for index, raw in enumerate(messages)]
     render = partial(
         model.template.render, turns, add_generation_prompt=add_generation_prompt, **(kwargs or {})
     )
-    long = sum(len(turn["content"]) for turn in turns) > _THREAD_CHARS
-    return await asyncio.to_thread(render) if long else render()
+    return await asyncio.to_thread(render) if _size(turns) > _THREAD_CHARS else render()
 
 
-def _turn(message: Message, index: int) -> dict[str, Any]:
-    """A message as templates know it: content flattened to text, ``developer`` under its older name."""
+def _message(raw: dict[str, Any], index: int) -> Message:
+    where = f"messages[{index}]"
+    if len(raw) > _MAX_FIELDS:
+        raise BadRequest(f"{where} has {len(raw)} fields, more than {_MAX_FIELDS}", param=where)
+    return convert(raw, Message, where)
+
+
+def _turn(message: Message, index: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A checked message as ``ChatTemplate.render`` takes it, with the fields of ``more`` that it lacks."""
+    known = {name: getattr(message, name) for name in message.__struct_fields__}
+    turn = {**(more or {}), **known}
     where = f"messages[{index}].content"
-    if message.content is None and not (message.role == "assistant" and message.tool_calls):
-        raise BadRequest(f"{where} is required", param=where)
-    turn: dict[str, Any] = {
-        "role": "system" if message.role == "developer" else message.role,
-        "content": _flatten(message, where),
-    }
-    for key in ("name", "tool_calls", "tool_call_id"):
-        if (value := getattr(message, key)) is not None:
-            turn[key] = value
+    if message.content is None:
+        says = (value for name, value in turn.items() if name not in ("role", "name"))
+        if message.role != "assistant" or not any(says):
+            raise BadRequest(f"{where} is required", param=where)
+    elif isinstance(message.content, list):
+        turn["content"] = [_part(part, f"{where}[{i}]") for i, part in enumerate(message.content)]
     return turn
 
 
-def _flatten(message: Message, where: str) -> str:
-    """Text parts are joined by a newline, as vLLM joins them."""
-    if not isinstance(message.content, list):
-        return message.content or ""
-    for index, part in enumerate(message.content):
-        if part.type != "text":
-            param = f"{where}[{index}].type"
-            raise BadRequest(f"{param}: this server takes text parts only, not {part.type!r}", param=param)
-        if part.text is None:
-            raise BadRequest(f"{where}[{index}].text is required", param=f"{where}[{index}].text")
-    return "\n".join(part.text or "" for part in message.content)
+def _part(part: Part, where: str) -> dict[str, str]:
+    name = _TEXT_PARTS.get(part.type)
+    if name is None:
+        raise BadRequest(
+            f"{where}.type: this server takes text parts only, not {part.type!r}", param=f"{where}.type"
+        )
+    text: str | None = getattr(part, name)
+    if text is None:
+        raise BadRequest(f"{where}.{name} is required", param=f"{where}.{name}")
+    return {"type": "text", "text": text}
+
+
+def _size(turns: list[dict[str, Any]]) -> int:
+    """Bytes, as JSON."""
+    try:
+        return len(msgspec.json.encode(turns))
+    except RecursionError:
+        raise BadRequest("messages are nested too deeply", param="messages") from None
 
 
 async def completion_prompts(

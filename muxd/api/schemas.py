@@ -1,7 +1,8 @@
 """Request bodies as msgspec structs: types and ranges in one place, so that an error names its field.
 
-Unknown fields are ignored. Fields that would change the answer and are not served are typed ``Any`` and
-refused by name in ``muxd.api.refusals``. ``None`` always means "not given", as clients send ``null``.
+Unknown fields are ignored, but for those of a message. Fields that would change the answer and are not served
+are typed ``Any`` and refused by name in ``muxd.api.refusals``. ``None`` always means "not given", as clients
+send ``null``.
 """
 
 from typing import Annotated, Any, Literal
@@ -23,20 +24,28 @@ class StreamOptions(Struct):
 
 
 class Part(Struct):
-    """One element of a message's content list; only ``type: text`` is served."""
+    """One element of a message's content list; only those that are text are served."""
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class Message(Struct):
-    """One turn. ``tool_calls`` and ``tool_call_id`` go to the template as they are."""
+    """One turn. What is typed ``Any`` goes to the template as it is, and so do fields not named here."""
 
     role: Role
     content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[Any] | None = None
     tool_call_id: str | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: Any = None
+
+
+# ``Message`` would lose the fields that it does not name, so ``muxd.api.prompts`` checks each against it.
+Messages = Annotated[list[dict[str, Any]], Meta(min_length=1)]
 
 
 class Unserved(Struct, kw_only=True):
@@ -86,7 +95,7 @@ class Generation(Unserved, kw_only=True):
 class ChatRequest(Generation, kw_only=True):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Messages
     max_completion_tokens: Count | None = None  # wins over max_tokens
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
@@ -121,7 +130,7 @@ class TokenizeRequest(Struct, kw_only=True):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None  # default: true for a prompt, false for messages
     return_token_strs: bool = False
     add_generation_prompt: bool = True

@@ -30,13 +30,14 @@ class TemplateRefusal(TemplateError):
 
 
 class _Generation(Extension):
-    """``{% generation %}`` marks the assistant's part for training; here its body is just text."""
+    """``{% generation %}`` marks the assistant's part for training; here its body is text with a scope."""
 
     tags = {"generation"}  # noqa: RUF012 - name and type are jinja's
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
 
 
 class TemplateEnvironment(ImmutableSandboxedEnvironment):

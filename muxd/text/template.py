@@ -14,6 +14,8 @@ from jinja2.exceptions import TemplateSyntaxError
 from muxd.errors import BadRequest, ConfigError, ModelFolderError
 from muxd.text.sandbox import MAX_CHARS, TemplateEnvironment, TemplateRefusal, start_budget
 from muxd.text.tokenizer import read_json
+from muxd.text.traits import Traits, traits_of
+from muxd.text.turns import turn_of
 
 MAX_TEMPLATE_BYTES = 1 << 20
 
@@ -26,7 +28,7 @@ class ChatTemplate:
     def __init__(self, source: str, specials: Mapping[str, str], origin: str):
         """``origin`` names the file in errors. Raises ModelFolderError for a syntax error."""
         self._specials = dict(specials)
-        self._template = _compile(source, origin)
+        self._template, self._traits = _compile(source, origin)
 
     @classmethod
     def load(
@@ -56,20 +58,22 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **extra: Any
     ) -> str:
-        """The prompt text. ``extra`` are further template variables (tools, documents, a client's own).
+        """The prompt text of ``messages`` as ``muxd.text.turns`` takes them. ``extra`` are further template
+        variables (tools, documents, a client's own).
 
         Raises BadRequest with the template's own sentence if it refuses the messages, or with the reason if
         it cannot render them.
         """
         context = {
+            "tools": None,
+            "documents": None,
             **self._specials,
             **extra,
-            "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
         }
         start_budget()
         try:
-            return self._collect(context)
+            return self._render(messages, context)
         except TemplateRefusal as error:
             raise BadRequest(str(error), param="messages") from None
         except Exception as error:  # a template can fail in any way Python can
@@ -77,6 +81,16 @@ class ChatTemplate:
             raise BadRequest(
                 f"the model's chat template cannot render these messages: {reason}", param="messages"
             ) from None
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], context: dict[str, Any]) -> str:
+        """Templates want the arguments of calls as objects, but for a few that add them to a text."""
+        try:
+            return self._collect(context | {"messages": [turn_of(turn, self._traits) for turn in messages]})
+        except TypeError:
+            if not any(turn.get("tool_calls") for turn in messages):
+                raise
+        turns = [turn_of(turn, self._traits, objects=False) for turn in messages]
+        return self._collect(context | {"messages": turns})
 
     def _collect(self, context: dict[str, Any]) -> str:
         pieces: list[str] = []
@@ -89,9 +103,9 @@ class ChatTemplate:
         return "".join(pieces)
 
 
-def _compile(source: str, origin: str) -> Template:
+def _compile(source: str, origin: str) -> tuple[Template, Traits]:
     try:
-        return _ENVIRONMENT.from_string(source)
+        return _ENVIRONMENT.from_string(source), traits_of(_ENVIRONMENT.parse(source))
     except TemplateSyntaxError as error:
         _refuse(origin, f"chat template, line {error.lineno}: {error.message}")
     except RecursionError:
