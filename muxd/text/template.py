@@ -12,7 +12,8 @@ from jinja2 import Template
 from jinja2.exceptions import TemplateSyntaxError
 
 from muxd.errors import BadRequest, ConfigError, ModelFolderError
-from muxd.text.sandbox import MAX_CHARS, TemplateEnvironment, TemplateRefusal, start_budget
+from muxd.text.budget import MAX_CHARS, start_budget
+from muxd.text.sandbox import TemplateEnvironment, TemplateRefusal
 from muxd.text.tokenizer import read_json
 from muxd.text.traits import Traits, traits_of
 from muxd.text.turns import turn_of
