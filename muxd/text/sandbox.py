@@ -133,7 +133,8 @@ def _metered(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(work)  # keeps jinja's mark that it wants the environment
     def metered(*args: Any, **kwargs: Any) -> Any:
-        value, *given = (*args[first:], *kwargs.values())
+        named = [kwargs[key] for key in sorted(kwargs, reverse=True)]  # replace: old before new
+        value, *given = (*args[first:], *named)
         read(value, *given)
         if name in _COUNTS:
             spend(sum(abs(number) for number in given if isinstance(number, int)))

@@ -12,8 +12,6 @@ import tokenizers
 from muxd.errors import ModelFolderError
 from muxd.text.pieces import Pieces
 
-_ROLES = ("bos", "eos", "unk", "pad")
-
 
 class Tokenizer:
     """Made by ``load``. Not changed afterwards, so all requests of a model share it.
@@ -53,7 +51,7 @@ class Tokenizer:
             _fail(path, f"is not a tokenizer: {error}")
         settings = read_json(folder / "tokenizer_config.json")
         specials = {
-            f"{role}_token": text for role in _ROLES if (text := _content(settings.get(f"{role}_token")))
+            name: text for name in settings if name.endswith("_token") and (text := _content(settings[name]))
         }
         eos = _eos(folder, inner, specials.get("eos_token"))
         try:

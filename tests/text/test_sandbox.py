@@ -170,3 +170,9 @@ def test_an_honest_template_over_long_messages_is_served() -> None:
         "{% if 'z' in m %}{{ m[1:] | indent(4) }}{% endif %}{% endfor %}{{ ns.s }}"
     )
     assert render(source, messages=["aB" * 500] * 500) == "bB" * 250_000
+    long = "x" * 1_000_000
+    assert render("{{ m.replace(m, '') }}{{ m | replace(new='', old=m) }}", m=long) == ""
+    turns = (
+        "{% for a in m %}{% for b in m[loop.index0:] %}{% if b is none %}{% endif %}{% endfor %}{% endfor %}"
+    )
+    assert render(turns + "end", m=["x"] * 800) == "end"

@@ -25,7 +25,14 @@ def folder(tmp_path: Path) -> Path:
     inner.enable_truncation(3)
     inner.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": True})
+        json.dumps(
+            {
+                "bos_token": {"content": "<s>"},
+                "eos_token": "</s>",
+                "image_token": "<i>",
+                "add_bos_token": True,
+            }
+        )
     )
     return tmp_path
 
@@ -57,7 +64,7 @@ def test_end_tokens_come_from_the_configs(folder: Path, name: str, value: object
 
 def test_special_tokens_are_known_by_role(folder: Path) -> None:
     tokenizer = Tokenizer.load(folder)
-    assert tokenizer.specials == {"bos_token": "<s>", "eos_token": "</s>"}
+    assert tokenizer.specials == {"bos_token": "<s>", "eos_token": "</s>", "image_token": "<i>"}
     assert tokenizer.token_bytes(1) == b"</s>"
     assert tokenizer.token_bytes(tokenizer.encode("ü", add_special=False)[0]) == b"\xc3"
     assert tokenizer.token_bytes(10_000) == b""
