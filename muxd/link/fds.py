@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from muxd.errors import MuxdError
-from muxd.messages import encode
+from muxd.messages import UNREADABLE, encode
 
 _HEADER = struct.Struct("<4sII")  # magic, bytes of the body, number of descriptors
 _INT = struct.Struct("@i")
@@ -62,7 +62,7 @@ def receive(sock: socket.socket, kind: type[T]) -> tuple[T, list[int]]:
         return msgspec.msgpack.decode(_body(sock, size), type=kind), fds
     except BaseException as error:
         _close(fds)
-        if isinstance(error, msgspec.DecodeError):
+        if isinstance(error, UNREADABLE):
             raise WireError(f"malformed {kind.__name__}: {error}") from None
         raise
 

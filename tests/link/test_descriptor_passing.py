@@ -96,6 +96,15 @@ def test_nonsense_is_refused_and_its_descriptors_closed(pair: Pair, data: bytes,
         fds.receive(pair[1], Setup)
 
 
+@pytest.mark.parametrize("body", [b"\x81\xa3b\xffd\x01", b"\x81\xa1x" + b"\x91" * 9999])
+def test_text_that_is_not_utf8_and_deep_nests_are_malformed(pair: Pair, body: bytes) -> None:
+    with open(os.devnull) as null:
+        socket.send_fds(pair[0], [fds._HEADER.pack(b"muxd", len(body), 1)], [null.fileno()])
+    pair[0].send(body)
+    with pytest.raises(fds.WireError, match="malformed Setup"):
+        fds.receive(pair[1], Setup)
+
+
 def test_a_setup_of_wrong_type_names_the_field(pair: Pair) -> None:
     class Almost(msgspec.Struct, tag="setup"):
         worker: int = 5
