@@ -31,6 +31,7 @@ from muxd.api.sse import DONE, Frames
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.text.tokenizer import Tokenizer
+from muxd.text.work import Source, View
 
 STEP = 0.003  # seconds between tokens of a stream
 TOKENS = 400  # per stream
@@ -70,7 +71,8 @@ class ScriptedServing:
         self._paced = paced
         self._models = {"m": SimpleNamespace(
             name="m", created=0, max_context=1 << 20, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer,
-            template=None, default_sampling={}, eos=frozenset(), state="ready", detail="",
+            view=View(Source("m", ""), 1 << 20, tokenizer.vocab_size),
+            default_sampling={}, eos=frozenset(), state="ready", detail="",
         )}  # fmt: skip
 
     def models(self) -> dict[str, SimpleNamespace]:
@@ -91,7 +93,9 @@ class ScriptedServing:
 
 @asynccontextmanager
 async def front(paced: Paced) -> AsyncIterator[int]:
-    app = make_app(ScriptedServing(paced), max_body=1 << 20, metrics=HttpMetrics(CollectorRegistry()))  # type: ignore[arg-type]
+    app = make_app(
+        ScriptedServing(paced), max_body=1 << 20, metrics=HttpMetrics(CollectorRegistry()), texts=None
+    )  # type: ignore[arg-type]
     runner = make_runner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -28,13 +28,37 @@ Split = Literal["auto", "yes", "no"]
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[server]``: doors and manners."""
 
-    host: str = "127.0.0.1"
+    host: str | list[str] = "127.0.0.1"
     port: int = 8000
     socket: str = ""  # admin Unix socket; empty: $XDG_RUNTIME_DIR/muxd.sock, else MUXD_HOME/muxd.sock
     max_body: str = "8M"
     shutdown_grace: float = 10.0  # seconds that running streams get to end after SIGTERM
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     device: str = "auto"  # "cpu", "cuda:0", or "auto": the first GPU where there is one
+
+    @property
+    def hosts(self) -> list[str]:
+        return [self.host] if isinstance(self.host, str) else self.host
+
+
+class LimitsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[limits]``: what clients of the HTTP door may take; times in seconds."""
+
+    connections: int = 4096
+    header_timeout: float = 10.0  # from the first byte of a request to the end of its headers
+    body_timeout: float = 30.0  # for the body
+    idle_timeout: float = 75.0  # of a connection without a request
+    write_timeout: float = 30.0  # of a client that does not read
+    body_memory: str = "64M"  # of bodies that arrive, together; more get 503
+
+
+class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[text]``: the processes in which chat templates run and prompts become tokens."""
+
+    processes: int = 2
+    memory: str = "1G"  # of addresses, for each; a job that needs more ends its process
+    deadline: float = 10.0  # seconds that a job may take, and may wait for a process
+    budget: str = "64M"  # bytes of requests that wait or are worked on, together; more get 503
 
 
 class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,6 +134,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
     server: ServerConfig = msgspec.field(default_factory=ServerConfig)
+    limits: LimitsConfig = msgspec.field(default_factory=LimitsConfig)
+    text: TextConfig = msgspec.field(default_factory=TextConfig)
     pool: PoolConfig = msgspec.field(default_factory=PoolConfig)
     scheduler: SchedulerConfig = msgspec.field(default_factory=SchedulerConfig)
     placement: PlacementConfig = msgspec.field(default_factory=PlacementConfig)
@@ -183,6 +209,8 @@ def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     rooms: dict[str, type[Struct]] = {
         "server": ServerConfig,
+        "limits": LimitsConfig,
+        "text": TextConfig,
         "pool": PoolConfig,
         "scheduler": SchedulerConfig,
         "placement": PlacementConfig,
@@ -301,9 +329,17 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         raise ConfigError(f"{where}: pool.block_bytes: {block} is not a power of two of at least 1024")
     pools = _pools(config, where, block)
     size(config.server.max_body, key=f"{where}: server.max_body")
+    size(config.limits.body_memory, key=f"{where}: limits.body_memory")
+    _check_text(config, where)
     _check_quotas(config, where, pools)
     positive = {
         "server.shutdown_grace": config.server.shutdown_grace,
+        "text.deadline": config.text.deadline,
+        "limits.connections": config.limits.connections,
+        "limits.header_timeout": config.limits.header_timeout,
+        "limits.body_timeout": config.limits.body_timeout,
+        "limits.idle_timeout": config.limits.idle_timeout,
+        "limits.write_timeout": config.limits.write_timeout,
         "scheduler.drain_timeout": config.scheduler.drain_timeout,
         "scheduler.prefill_tokens": config.scheduler.prefill_tokens,
         "scheduler.adapt_period": config.scheduler.adapt_period,
@@ -332,8 +368,23 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         raise ConfigError(f'{where}: scheduler.admission: "slo" needs a ttft_slo in at least one [[model]]')
     if not 0 <= config.scheduler.overbook <= 100:
         raise ConfigError(f"{where}: scheduler.overbook: must lie between 0 and 100")
+    if not all(config.server.hosts) or not config.server.hosts:
+        raise ConfigError(
+            f'{where}: server.host: "" is no address; write "127.0.0.1", or "::" for every address there is'
+        )
     if not 0 <= config.server.port <= 65535:
         raise ConfigError(f"{where}: server.port: {config.server.port} is not a port")
+
+
+_LEAST_TEXT_MEMORY = 512 << 20  # an interpreter, its libraries and a small tokenizer
+
+
+def _check_text(config: Config, where: Path | str) -> None:
+    if not 1 <= config.text.processes <= 64:
+        raise ConfigError(f"{where}: text.processes: {config.text.processes} must lie between 1 and 64")
+    if size(config.text.memory, key=f"{where}: text.memory") < _LEAST_TEXT_MEMORY:
+        raise ConfigError(f"{where}: text.memory: {config.text.memory!r} is less than 512M")
+    size(config.text.budget, key=f"{where}: text.budget")
 
 
 _UNKNOWN = 1 << 60  # bytes of a pool whose device is not open yet: percentages of it can be compared

@@ -21,7 +21,10 @@ from muxd.admin.client import socket_path
 from muxd.admin.schemas import Steward
 from muxd.admin.server import AdminServer
 from muxd.api.app import make_app, make_runner
+from muxd.api.guests import HttpLimits
+from muxd.api.listen import BACKLOG, is_local, listeners
 from muxd.api.metrics import HttpMetrics
+from muxd.api.texts import text_pool
 from muxd.clock import MonotonicClock
 from muxd.config import Config, DeviceConfig
 from muxd.device.base import Device
@@ -37,6 +40,7 @@ from muxd.errors import ConfigError, MuxdError
 from muxd.fleet import notify
 from muxd.fleet.build import open_site
 from muxd.fleet.catalog import Entry
+from muxd.fleet.descriptors import for_clients, raise_limit
 from muxd.fleet.events import Events
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.host import Progress
@@ -86,6 +90,7 @@ class Daemon:
         targets = {m.name: Slo(m.ttft_slo, m.tpot_slo) for m in config.model}
         self.observer = Observer(self.metrics, targets, self.popularity)
         self.events = Events(time.time)
+        self.texts = text_pool(config.text)
         self.stopping = asyncio.Event()
         self.address = ""
 
@@ -93,6 +98,7 @@ class Daemon:
 
     async def live(self, on_ready: Callable[[Steward], None], on_progress: Progress) -> int:
         self._on_signals()
+        self.files = raise_limit()
         self.devices: dict[str, Device] = {}
         try:
             for device in self.config.devices:
@@ -116,8 +122,9 @@ class Daemon:
             DeviceMetrics(self.registry, self.readings)
         arenas: dict[str, Arena] = {}
         directory = private_directory()
+        self.texts.start()
         try:
-            await asyncio.gather(*(asyncio.to_thread(entry.open) for entry in self.entries.values()))
+            await asyncio.gather(*(entry.read(self.texts) for entry in self.entries.values()))
             pools = pool_sizes(self.config, self.devices, self.entries.values())
             self._open_arenas(arenas, pools)
             self.planning = await asyncio.to_thread(Planning, self.config, self.devices, pools)
@@ -130,6 +137,7 @@ class Daemon:
             finally:
                 self.link.close()
         finally:
+            await self.texts.close()
             shutil.rmtree(directory, ignore_errors=True)
             for arena in arenas.values():
                 arena.close()
@@ -170,20 +178,43 @@ class Daemon:
 
     def _make_http(self) -> web.AppRunner:
         max_body = size(self.config.server.max_body, key="server.max_body")
-        app = make_app(self, max_body=max_body, metrics=HttpMetrics(self.registry), clock=self.clock)
+        app = make_app(
+            self, max_body=max_body, metrics=HttpMetrics(self.registry), texts=self.texts, clock=self.clock,
+            limits=self._http_limits(),
+        )  # fmt: skip
         return make_runner(app, shutdown_timeout=_HTTP_GRACE)
+
+    def _http_limits(self) -> HttpLimits:
+        config, files = self.config.limits, self.files
+        connections = for_clients(files, len(self.entries), config.connections)
+        if connections < config.connections:
+            _log.warning(
+                "limits.connections: %d instead of %d, for there may be %d open files; raise the limit "
+                "(ulimit -n, LimitNOFILE)", connections, config.connections, files,
+            )  # fmt: skip
+        memory = size(config.body_memory, key="limits.body_memory")
+        return HttpLimits(
+            connections, config.header_timeout, config.body_timeout, config.idle_timeout,
+            config.write_timeout, memory,
+        )  # fmt: skip
 
     async def _open_http(self, runner: web.AppRunner) -> None:
         server = self.config.server
         await runner.setup()
-        site = web.TCPSite(runner, server.host, server.port)
         try:
-            await site.start()
+            sockets = await asyncio.to_thread(listeners, server.hosts, server.port)
         except OSError as error:
             raise ConfigError(
-                f"server.port: cannot listen on {server.host}:{server.port}: {error.strerror or error}; "
-                "choose another --port or --host"
+                f"server.port: cannot listen on {', '.join(server.hosts)}, port {server.port}: "
+                f"{error.strerror or error}; choose another --port or --host"
             ) from None
+        for listener in sockets:
+            if not is_local(listener):
+                _log.warning(
+                    "listening on %s: whoever reaches this address can use every model, there are no keys",
+                    listener.getsockname()[0],
+                )
+            await web.SockSite(runner, listener, backlog=BACKLOG).start()
         host, port = runner.addresses[0][:2]
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -234,7 +265,7 @@ class Daemon:
         self.roster = Roster(
             entries=self.entries, sites=self.sites, clock=self.clock, progress=on_progress,
             gauges=Gauges(self.registry, self.metrics, self.sites, self.entries),
-            place=lambda entry: self.planning.place(entry, self.entries.values()),
+            place=lambda entry: self.planning.place(entry, self.entries.values()), texts=self.texts,
         )  # fmt: skip
 
         self.replanner = Replanner(
@@ -245,6 +276,7 @@ class Daemon:
         return DaemonSteward(roster=self.roster, config=self.config, entries=self.entries, sites=self.sites,
             observer=self.observer, clock=self.clock, address=lambda: self.address, stop=self.stop,
             readings=self.readings, events=self.events, stopping=self.stopping, replanner=self.replanner,
+            texts=self.texts,
         )  # fmt: skip
 
     # ---- the link ---------------------------------------------------------------------------------

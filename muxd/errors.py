@@ -103,6 +103,30 @@ class CannotMeetSlo(QueueFull):
     code = "slo_unattainable"
 
 
+class TextBusy(MuxdError):
+    """Try again later: the text processes have too much to read, or gave this text up."""
+
+    status = 503
+    code = "text_busy"
+    retry_after = 1.0
+
+
+class Overloaded(MuxdError):
+    """Try again later: too many connections, or too much memory in requests that still arrive."""
+
+    status = 503
+    code = "overloaded"
+    retry_after = 5.0
+
+
+class TooSlow(MuxdError):
+    """The client took too long to send its request."""
+
+    status = 408
+    kind = "invalid_request_error"
+    code = "request_timeout"
+
+
 class Busy(MuxdError):
     """Not while requests are in the unit: the operator has to wait until it is idle."""
 

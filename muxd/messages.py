@@ -212,7 +212,8 @@ class Refused(Struct, frozen=True, tag="refused"):
 
 FromWorker = Ready | BatchDone | BatchFailed | Unmapped | Refused
 
-# What decoding raises for bytes that are no message: text that is not UTF-8 and deep nests are no DecodeError.
+# What decoding raises for bytes that are no message: text that is not UTF-8 and deep nests are no
+# DecodeError.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 encode = msgspec.msgpack.Encoder().encode

@@ -38,7 +38,9 @@ async def _answer(request: web.Request, handler: Handler, record: Trace) -> web.
         return await handler(request)
     except web.HTTPException as error:
         return errors.reply(_unknown_route(error, request), record.id)
-    except Exception as error:
+    except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
         return errors.reply(error, record.id)
 
 

@@ -32,7 +32,7 @@ def error_object(error: BaseException) -> dict[str, Any]:
     return {"error": body}
 
 
-def reply(error: Exception, request_id: str) -> web.Response:
+def reply(error: BaseException, request_id: str) -> web.Response:
     """The response for ``error``. Logs what is neither a MuxdError nor an HTTP exception."""
     status = error.status if isinstance(error, MuxdError | web.HTTPException) else 500
     headers: dict[str, str] = {}
@@ -56,6 +56,9 @@ def frame(error: Exception, request_id: str) -> bytes:
 
 def report(error: BaseException, request_id: str) -> None:
     """Log an unexpected exception: type and stack only."""
+    if not isinstance(error, Exception):
+        log.error("unexpected %s in request %s", type(error).__name__, request_id)
+        return
     stack = "".join(traceback.format_tb(error.__traceback__))
     log.error("unexpected %s in request %s\n%s", type(error).__name__, request_id, stack)
 

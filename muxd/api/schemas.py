@@ -105,6 +105,13 @@ class ChatRequest(Generation, kw_only=True):
     continue_final_message: Any = None
 
 
+class Asked(Generation, kw_only=True):
+    """What is left of either once its text has become ids: the part that the daemon sees."""
+
+    max_completion_tokens: Count | None = None
+    scores: int = -1  # as ``Sampling.logprobs``: -1 for none
+
+
 class CompletionRequest(Generation, kw_only=True):
     """POST /v1/completions. ``prompt``: text, texts, token ids, or lists of token ids."""
 

@@ -4,6 +4,7 @@ An entry whose folder is broken stays in the catalog with the reason, so that cl
 explains and the other models serve on.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -17,8 +18,10 @@ from muxd.fleet.state import Life, State
 from muxd.messages import kv_item_bytes
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, plan
-from muxd.text.template import ChatTemplate
+from muxd.text.library import stamp
+from muxd.text.pool import TextPool
 from muxd.text.tokenizer import Tokenizer
+from muxd.text.work import Source, View
 
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -45,14 +48,13 @@ class Opened:
         self.folder = folder
         self.spec: ModelSpec = read_spec(folder)
         self.plan: WeightPlan = plan(folder, self.spec, config.dtype)
+        override = str(Path(config.chat_template).expanduser()) if config.chat_template else ""
+        self.source = Source(config.name, str(folder), override, stamp(folder))
         self.tokenizer = Tokenizer.load(folder)
-        self.template = self._template(config)
+        self.chat = False  # has a chat template, as far as it has been looked for
+        self.longest = 0  # bytes of its longest token; 0: not known
         self.eos = frozenset(self.spec.eos_ids) | self.tokenizer.eos
         self.default_sampling = _default_sampling(folder)
-
-    def _template(self, config: ModelConfig) -> ChatTemplate | None:
-        file = Path(config.chat_template).expanduser() if config.chat_template else None
-        return ChatTemplate.load(self.folder, self.tokenizer.specials, file)
 
 
 class Entry:
@@ -84,6 +86,18 @@ class Entry:
         except MuxdError as error:
             self.error = error.message
 
+    async def read(self, texts: TextPool) -> None:
+        """``open``, and compile the chat template, which comes from strangers, in a text process."""
+        await asyncio.to_thread(self.open)
+        if self.opened is None or self.error:
+            return
+        try:
+            checked = await texts.check(self.opened.source)
+        except MuxdError as error:
+            self.opened, self.error = None, error.message
+            return
+        self.opened.chat, self.opened.longest = checked.chat, checked.longest
+
     def renew(self, now: float) -> None:
         """Its worker's life is over; the next one begins."""
         self.life = Life()
@@ -100,8 +114,14 @@ class Entry:
         return self.opened.tokenizer if self.opened else None
 
     @property
-    def template(self) -> ChatTemplate | None:
-        return self.opened.template if self.opened else None
+    def chat(self) -> bool:
+        return self.opened is not None and self.opened.chat
+
+    @property
+    def view(self) -> View:
+        if self.opened is None:
+            return View(Source(self.name, ""), self.max_context, 0)
+        return View(self.opened.source, self.max_context, self.vocab_size, self.opened.longest)
 
     @property
     def vocab_size(self) -> int:

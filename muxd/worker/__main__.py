@@ -14,11 +14,10 @@ import sys
 import time
 
 from muxd.errors import MuxdError
-from muxd.link import fds
+from muxd.link import fds, lifeline
 from muxd.link.exits import Exit
 from muxd.link.worker_end import WorkerEnd
 from muxd.messages import Ready, Refused, Setup
-from muxd.worker import lifeline
 
 log = logging.getLogger("muxd.worker")
 

@@ -66,7 +66,7 @@ class Bench:
             entry.device, entry.lane = "cpu", scheduler.lanes[name]
         sites = {"cpu": site}
         roster = Roster(
-            entries=entries, sites=sites, clock=self.clock, progress=nothing, place=nothing,
+            entries=entries, sites=sites, clock=self.clock, progress=nothing, place=nothing, texts=nothing,
             gauges=Gauges(CollectorRegistry(), metrics, sites, entries),
         )  # fmt: skip
         self.steward = Steward(

@@ -16,13 +16,17 @@ from prometheus_client import CollectorRegistry
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from muxd.api.app import make_app, make_runner
+from muxd.api.guests import HttpLimits
 from muxd.api.metrics import HttpMetrics
+from muxd.api.prepare import prepare
 from muxd.engine.metrics import Metrics
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.messages import TokenLogprob
+from muxd.text.library import TextModel
 from muxd.text.template import ChatTemplate
 from muxd.text.tokenizer import Tokenizer
+from muxd.text.work import Prepare, Result, Source, View
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "hello world, how are you today?", "one two three"]
 TEMPLATE = (
@@ -67,17 +71,23 @@ class Model:
     state: str = "ready"
     detail: str = ""
 
+    @property
+    def view(self) -> View:
+        return View(Source(self.name, ""), self.max_context, self.vocab_size, longest=20)
+
 
 Play = Callable[[Request, TokenStream], Any]
 
 
 class Scripted:
-    """Implements ``Serving``: plays ``play`` for every submitted request and counts what is closed."""
+    """Implements ``Serving`` and ``Texts``: plays ``play`` for every submitted request and counts what is
+    closed."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.healthy = True
         self.requests: list[Request] = []
+        self.texts: list[tuple[str, int]] = []
         self.streams: list[TokenStream] = []
         self.closed: list[bool] = []  # ``served`` of each close that reached the engine
         self.closing = asyncio.Event()
@@ -91,6 +101,15 @@ class Scripted:
 
     def models(self) -> dict[str, Model]:
         return self.by_name
+
+    def open(self, view: View) -> TextModel:
+        model = self.by_name[view.source.model]
+        return TextModel(view, model.tokenizer, model.template)
+
+    async def run(self, work: Prepare, model: str, size: int) -> Result:
+        """What a text process does (tests/text has real ones), done here."""
+        self.texts.append((model, size))
+        return prepare(work, self, lambda stage: None)
 
     def submit(self, request: Request) -> TokenStream:
         stream = TokenStream(self._close)
@@ -154,10 +173,16 @@ async def serving(tokenizer: Tokenizer) -> Scripted:
 
 
 @pytest.fixture
-async def door(serving: Scripted) -> AsyncIterator[Door]:
+def limits() -> HttpLimits:
+    """A file of tests may have its own."""
+    return HttpLimits()
+
+
+@pytest.fixture
+async def door(serving: Scripted, limits: HttpLimits) -> AsyncIterator[Door]:
     registry = CollectorRegistry()
     Metrics(registry)
-    app = make_app(serving, max_body=MAX_BODY, metrics=HttpMetrics(registry))
+    app = make_app(serving, max_body=MAX_BODY, metrics=HttpMetrics(registry), texts=serving, limits=limits)
     runner = make_runner(app, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -1,6 +1,6 @@
 """What the engine gets for what the client asked, value by value."""
 
-import threading
+import json
 
 import pytest
 
@@ -106,19 +106,24 @@ async def test_the_engine_knows_both_ids_the_client_was_told(door, serving, chat
     assert serving.requests[-1].http_id == headers["x-request-id"] != ""
 
 
-async def test_long_prompts_are_tokenised_beside_the_loop(door, serving, monkeypatch):
-    """The loop's thread must not tokenise them; short ones need no thread."""
-    threads = []
-    encode = serving.tokenizer.encode
-
-    def spy(text, add_special=True):  # the door asks for special tokens, the scripted engine does not
-        if not add_special:
-            return encode(text, add_special)
-        threads.append(threading.current_thread() is threading.main_thread())
-        return encode(text, add_special)
-
-    monkeypatch.setattr(serving.tokenizer, "encode", spy)
+async def test_long_prompts_and_chat_templates_go_to_a_text_process(door, serving, chat_body):
+    """Short prompts need none."""
     serving.by_name["base"].max_context = 100_000
-    await door.post(TEXT, {"model": "base", "prompt": "the quick " * 1000})
     await door.post(TEXT, {"model": "base", "prompt": "the quick"})
-    assert threads == [False, True]
+    assert serving.texts == []
+    long = {"model": "base", "prompt": "the quick " * 1000}
+    assert (await door.post(TEXT, long))[0] == 200
+    assert serving.texts == [("base", len(json.dumps(long)))]
+    assert (await door.post(CHAT, chat_body))[0] == 200
+    assert serving.texts[1][0] == chat_body["model"]
+
+
+async def test_a_very_long_body_is_decoded_there_too_and_finds_its_model(door, serving):
+    serving.by_name["base"].max_context = 100_000
+    prompt = "quick brown " * 10_000
+    status, answer, _ = await door.post(TEXT, {"prompt": prompt, "model": "base", "echo": True})
+    assert status == 200
+    assert answer["choices"][0]["text"].startswith(prompt)
+    assert serving.texts[0][0] == ("base")
+    status, answer, _ = await door.post(TEXT, {"prompt": prompt, "model": "nobody's"})
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")

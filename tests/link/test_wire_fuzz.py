@@ -1,4 +1,5 @@
-"""Damaged messages at both ends of the wire: each is a message or the project's own error, and nobody is silenced.
+"""Damaged messages at both ends of the wire: each is a message or the project's own error, and nobody is
+silenced.
 
 MUXD_FUZZ=1000000 is the long form.
 """

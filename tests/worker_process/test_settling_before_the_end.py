@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 # Says "held" when it is set up and "settled" from within ``settle``. "stuck": the device never comes to rest.
 WORKER = """
 import os, socket, sys, threading
-from muxd.worker import lifeline
+from muxd.link import lifeline
 sock, said, stuck = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3] == "stuck"
 lifeline.hold(sock)
 def settle():

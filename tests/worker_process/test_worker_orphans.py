@@ -152,7 +152,7 @@ def test_started_by_hand_it_says_who_starts_workers(number: str) -> None:
 
 SETTLING = """
 import signal, sys
-from muxd.worker import lifeline
+from muxd.link import lifeline
 lifeline.settle_first(lambda: None)
 print("ready", flush=True)
 while True:

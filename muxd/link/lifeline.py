@@ -1,6 +1,6 @@
-"""A worker never outlives its daemon: parent-death signal, a look at the parent, and the death pipe.
+"""A spawned process never outlives its daemon: parent-death signal, a look at the parent, and the death pipe.
 
-Called first thing by ``worker.__main__``, before torch is imported (seconds in which the daemon may die).
+Called first thing by every process the daemon spawns, before long imports (seconds in which it may die).
 Linux only.
 """
 
