@@ -20,6 +20,8 @@ from muxd.models.spec import ModelSpec
 from muxd.models.tensors import Wanted, harmless, wanted
 
 ALIGNMENT = 64  # a cache line, and what oneDNN and cuBLAS like
+# Trained in bfloat16 with activations beyond 65,504: in float16 every logit becomes NaN.
+_TOO_LARGE_FOR_FLOAT16 = frozenset({"Gemma3ForCausalLM"})
 _CHUNK = 4 << 20  # elements converted at a time: bounds the scratch, and a window, to some tens of MiB
 
 
@@ -44,8 +46,13 @@ def plan(folder: Path, spec: ModelSpec, dtype: Dtype) -> WeightPlan:
     """Lay out every tensor of the model in ``dtype``, each aligned to 64 bytes.
 
     Query, key and value rows form one tensor, gate and up rows another.
-    Raises ModelFolderError naming file, tensor, and what was expected.
+    Raises ModelFolderError naming file, tensor, and what was expected, or the type it cannot be computed in.
     """
+    if dtype == "float16" and spec.architecture in _TOO_LARGE_FOR_FLOAT16:
+        raise ModelFolderError(
+            f'{folder}: {spec.architecture} cannot be served with dtype = "float16": its activations are too '
+            'large for it; set dtype = "bfloat16" or "float32" in its [[model]] table'
+        )
     stored = index(folder)
     tensors, sources, end = [], [], 0
     for tensor in wanted(spec):

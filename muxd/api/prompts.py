@@ -11,6 +11,7 @@ from typing import Any
 from muxd.api.context import tokenizer_of
 from muxd.api.schemas import CompletionRequest, Message
 from muxd.api.serving import ServedModel
+from muxd.engine.values import first_outside
 from muxd.errors import BadRequest, ContextTooLong
 from muxd.text.tokenizer import Tokenizer
 
@@ -140,9 +141,10 @@ def check_ids(model: ServedModel, ids: list[int], param: str) -> list[int]:
             f"{len(ids)}. Shorten the {param}",
             param=param,
         )
-    if max(ids) >= model.vocab_size:
+    index = first_outside(ids, model.vocab_size)
+    if index is not None:
         raise BadRequest(
-            f"{param} contains token id {max(ids)}, but {model.name!r} has ids 0 to {model.vocab_size - 1}",
+            f"{param} contains token id {ids[index]}, but {model.name!r} has ids 0 to {model.vocab_size - 1}",
             param=param,
         )
     return ids

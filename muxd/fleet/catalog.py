@@ -5,6 +5,7 @@ explains and the other models serve on.
 """
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from muxd.config import ModelConfig
 from muxd.engine.lane import Lane
+from muxd.engine.values import first_outside, problem
 from muxd.errors import ModelFolderError, MuxdError
 from muxd.fleet.state import Life, State
 from muxd.messages import kv_item_bytes
@@ -19,6 +21,8 @@ from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, plan
 from muxd.text.template import ChatTemplate
 from muxd.text.tokenizer import Tokenizer
+
+_log = logging.getLogger("muxd.fleet")
 
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -47,7 +51,7 @@ class Opened:
         self.plan: WeightPlan = plan(folder, self.spec, config.dtype)
         self.tokenizer = Tokenizer.load(folder)
         self.template = self._template(config)
-        self.eos = frozenset(self.spec.eos_ids) | self.tokenizer.eos
+        self.eos = _known(frozenset(self.spec.eos_ids) | self.tokenizer.eos, self.spec, folder)
         self.default_sampling = _default_sampling(folder)
 
     def _template(self, config: ModelConfig) -> ChatTemplate | None:
@@ -153,7 +157,23 @@ class Entry:
         return self.error or self.note or self.life.detail
 
 
+def _known(eos: frozenset[int], spec: ModelSpec, folder: Path) -> frozenset[int]:
+    """Without ids that no row of the vocabulary has: they never come, and a worker could not ban them."""
+    unknown = [token for token in sorted(eos) if first_outside([token], spec.vocab_size) is not None]
+    if unknown:
+        _log.warning(
+            "%s: eos_token_id %s lies outside the vocabulary of %d tokens and is left out",
+            folder, ", ".join(map(str, unknown)), spec.vocab_size,
+        )  # fmt: skip
+    return eos - frozenset(unknown)
+
+
 def _default_sampling(folder: Path) -> dict[str, Any]:
+    """What generation_config.json says for requests that say nothing. A value that no request may have is
+    left out with a warning: the model is as good as without it, and other programs would serve it.
+
+    Raises ModelFolderError when the file is not JSON.
+    """
     file = folder / "generation_config.json"
     if not file.exists():
         return {}
@@ -161,4 +181,10 @@ def _default_sampling(folder: Path) -> dict[str, Any]:
         values = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ModelFolderError(f"{file}: not readable as JSON: {error}") from None
-    return {key: values[key] for key in _SAMPLING_KEYS if isinstance(values.get(key), int | float)}
+    if not isinstance(values, dict):
+        raise ModelFolderError(f"{file}: is not a JSON object")
+    given = {key: values[key] for key in _SAMPLING_KEYS if values.get(key) is not None}
+    wrong = {key: why for key, value in given.items() if (why := problem(key, value))}
+    for key, why in wrong.items():
+        _log.warning("%s: %s %.40r %s; it is ignored", file, key, given[key], why)
+    return {key: value for key, value in given.items() if key not in wrong}

@@ -45,7 +45,7 @@ def error_of(answer):
         ({"max_tokens": "5"}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
         ({"n": 0}, "n"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ["a"] * 65}, "stop"),
         ({"stop": [1]}, "stop[0]"),
         ({"stop": ""}, "stop"),
         ({"stop": ["x" * 5000]}, "stop"),
@@ -53,10 +53,13 @@ def error_of(answer):
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 5e-324}, "repetition_penalty"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logprobs": 3}, "logprobs"),
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"stop_token_ids": [2, 100_000]}, "stop_token_ids[1]"),
+        ({"min_tokens": 1, "stop_token_ids": [2**31 - 1]}, "stop_token_ids[0]"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
@@ -219,6 +222,17 @@ async def test_token_that_the_embedding_lacks(door, serving):
     serving.by_name["base"].vocab_size = image[0]
     status, answer, _ = await door.post(TEXT, {"model": "base", "prompt": "<image>"})
     assert (status, error_of(answer)["param"]) == (400, "prompt")
+
+
+async def test_a_stop_token_outside_the_vocabulary_is_refused_with_its_size(door, serving):
+    size = serving.by_name["base"].vocab_size
+    body = {"model": "base", "prompt": "x", "min_tokens": 1, "stop_token_ids": [size]}
+    status, answer, _ = await door.post(TEXT, body)
+    assert (status, error_of(answer)["param"]) == (400, "stop_token_ids[0]")
+    assert f"{size} ids 0 to {size - 1}" in answer["error"]["message"]
+    assert serving.requests == []
+    status, *_ = await door.post(TEXT, body | {"stop_token_ids": [size - 1]})
+    assert status == 200
 
 
 async def test_chat_without_template(door):

@@ -42,11 +42,29 @@ async def test_the_models_defaults_come_before_openais_and_the_clients_before_bo
 async def test_seeds(door, serving, chat_body):
     drawn = {(await asked(door, serving, CHAT, chat_body)).sampling.seed for _ in range(4)}
     assert len(drawn) == 4
-    for seed in (0, 7, 2**63 - 1, -1):
+    for seed in (0, 7, 2**63 - 1, -2):
         got = (await asked(door, serving, CHAT, chat_body | {"seed": seed})).sampling.seed
         assert got == seed % 2**63
     await asked(door, serving, CHAT, chat_body | {"seed": 2**63 - 1, "n": 2})
     assert [r.sampling.seed for r in serving.requests] == [2**63 - 1, 0]
+
+
+async def test_seed_minus_one_is_no_seed(door, serving, chat_body):
+    """As vLLM and llama.cpp have it: front ends send it for another answer each time."""
+    drawn = {(await asked(door, serving, CHAT, chat_body | {"seed": -1})).sampling.seed for _ in range(4)}
+    assert len(drawn) == 4
+
+
+async def test_a_temperature_that_float32_cannot_divide_by_is_greedy(door, serving, chat_body):
+    for tiny in (1e-46, 5e-324, 1e-39):
+        body = chat_body | {"temperature": tiny, "min_p": 0.5}
+        assert (await asked(door, serving, CHAT, body)).sampling.temperature == 0.0
+    body = chat_body | {"temperature": 1e-37}
+    assert (await asked(door, serving, CHAT, body)).sampling.temperature == 1e-37
+
+
+async def test_sixty_four_stop_strings_are_taken(door, serving, chat_body):
+    await asked(door, serving, CHAT, chat_body | {"stop": [f"{i}:" for i in range(64)]})
 
 
 async def test_endings(door, serving, chat_body):

@@ -222,6 +222,15 @@ def test_broken_folders_are_refused_by_file_and_reason(folder: Path, case: str) 
     assert reason in str(caught.value)
 
 
+def test_gemma_3_is_refused_in_float16_by_name(tmp_path: Path) -> None:
+    """Its activations overflow there, and every answer would be nonsense."""
+    gemma3(tmp_path)
+    spec = read_spec(tmp_path)
+    with pytest.raises(ModelFolderError, match='Gemma3ForCausalLM cannot be served with dtype = "float16"'):
+        plan(tmp_path, spec, "float16")
+    assert plan(tmp_path, spec, "bfloat16").bytes
+
+
 def test_values_beyond_float16_are_refused_not_made_infinite(folder: Path) -> None:
     put(NORM, torch.full((96,), 1e6))(folder)
     layout = plan(folder, read_spec(folder), "float16")
