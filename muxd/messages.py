@@ -12,6 +12,8 @@ from msgspec import Struct
 
 Phases = Literal["both", "prefill", "decode"]
 Dtype = Literal["bfloat16", "float16", "float32"]
+NO_TOKEN = -1  # in the place of a token: the logits had no finite maximum, so there was none to pick
+_TINY = 2.0**-126  # the least float32 that is normal
 ITEM_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 KvDtype = Literal["auto", "fp8"]  # of K and V in the pool: the model's own, or float8_e4m3fn
 
@@ -56,7 +58,8 @@ class Setup(Struct, frozen=True, tag="setup"):
 
 
 class Sampling(Struct, frozen=True, array_like=True):
-    """How to pick the next token. ``temperature`` 0 is greedy and exact.
+    """How to pick the next token. ``temperature`` 0 is greedy and exact. The filters leave the best token at
+    least.
 
     A token at position p of a sequence is drawn from a counter-based generator keyed by ``(seed, p)``, so a
     sequence that is preempted and recomputed, or batched differently, draws the same numbers.
@@ -73,6 +76,11 @@ class Sampling(Struct, frozen=True, array_like=True):
     min_tokens: int = 0  # while fewer are generated, ``banned_first`` cannot be sampled
     banned_first: tuple[int, ...] = ()
     logprobs: int = -1  # -1: none; k >= 0: the chosen token's and the k best
+
+    @property
+    def greedy(self) -> bool:
+        """The best token is wanted: also with a temperature too small for float32, whose limit that is."""
+        return not self.temperature >= _TINY
 
 
 class NewRows(Struct, frozen=True, array_like=True):
@@ -181,7 +189,10 @@ class TokenLogprob(Struct, frozen=True, array_like=True):
 
 
 class BatchDone(Struct, frozen=True, tag="done"):
-    """One token per decoded sequence, or per chunk with ``last``, in the command's order."""
+    """One token per decoded sequence, or per chunk with ``last``, in the command's order.
+
+    NO_TOKEN where there was none: that sequence cannot go on, the others of the batch can.
+    """
 
     batch: int
     tokens: list[int]

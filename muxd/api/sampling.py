@@ -10,7 +10,7 @@ import msgspec
 
 from muxd.api.schemas import Generation
 from muxd.api.serving import ServedModel
-from muxd.engine.values import first_outside, heat
+from muxd.engine.values import first_outside
 from muxd.errors import BadRequest, ContextTooLong
 from muxd.messages import Sampling
 from muxd.text.stop import StopStrings
@@ -32,7 +32,7 @@ def sampling_of(body: Generation, model: ServedModel, logprobs: int) -> Sampling
 
     seed = body.seed if body.seed not in (None, _NO_SEED) else secrets.randbits(63)
     return Sampling(
-        temperature=heat(float(pick("temperature", 1.0))),
+        temperature=float(pick("temperature", 1.0)),
         top_p=float(pick("top_p", 1.0)),
         top_k=max(0, int(pick("top_k", 0))),
         min_p=float(pick("min_p", 0.0)),

@@ -1,14 +1,12 @@
 """The numbers a sampler may be given, whoever says them: a request, or the defaults of a model folder. Pure.
 
-A sampler computes in float32. What would be 0, infinite or nothing there never reaches a worker, where it
-would cost a whole batch.
+A sampler computes in float32: what would be infinite or nothing there ends the request at the door, or is not
+taken from the file.
 """
 
 from collections.abc import Sequence
 from math import isfinite
 from typing import Any, NamedTuple
-
-TINY = 2.0**-126  # the least float32 that is normal
 
 
 class Range(NamedTuple):
@@ -45,11 +43,6 @@ def problem(name: str, value: Any) -> str:
     if value < allowed.low or value > allowed.high or (allowed.above and value == allowed.low):
         return f"does not lie in the range {allowed}"
     return "is not a whole number" if allowed.whole and value != int(value) else ""
-
-
-def heat(temperature: float) -> float:
-    """A temperature that float32 cannot divide by is none: the limit of small temperatures is greedy."""
-    return temperature if temperature >= TINY else 0.0
 
 
 def first_outside(ids: Sequence[int], vocab_size: int) -> int | None:

@@ -58,9 +58,9 @@ async def test_seed_minus_one_is_no_seed(door, serving, chat_body):
 async def test_a_temperature_that_float32_cannot_divide_by_is_greedy(door, serving, chat_body):
     for tiny in (1e-46, 5e-324, 1e-39):
         body = chat_body | {"temperature": tiny, "min_p": 0.5}
-        assert (await asked(door, serving, CHAT, body)).sampling.temperature == 0.0
+        assert (await asked(door, serving, CHAT, body)).sampling.greedy
     body = chat_body | {"temperature": 1e-37}
-    assert (await asked(door, serving, CHAT, body)).sampling.temperature == 1e-37
+    assert not (await asked(door, serving, CHAT, body)).sampling.greedy
 
 
 async def test_sixty_four_stop_strings_are_taken(door, serving, chat_body):
