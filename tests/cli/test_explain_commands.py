@@ -96,8 +96,8 @@ def times(**changed: object) -> RequestTimes:
         ),
         (
             times(waits={"worker": 1.0}, reruns=1, beside={"a": 1.0}),
-            "It waited 1.00 s for its model's worker to be ready, was started again after its worker "
-            "was lost (once).",
+            "It waited 1.00 s for its model's worker to be ready, lost its worker once and went on with "
+            "the next.",
         ),
         (times(waits={"novel": 1.0}), "It waited 1.00 s novel."),  # of a newer daemon
     ],

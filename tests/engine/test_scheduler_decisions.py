@@ -299,32 +299,6 @@ def test_a_cancelled_sequence_in_flight_frees_its_rows_when_the_step_is_done():
     assert unit.busy() == []
 
 
-def test_a_lost_worker_fails_streams_reruns_the_silent_and_leaves_the_others_alone():
-    unit = BenchUnit([Spec("a"), Spec("b")], total_blocks=3000)
-    streaming = unit.arrive("a", prompt=4, max_tokens=50)
-    unit.finish("a")
-    other = unit.arrive("b", prompt=4, max_tokens=5)
-    while "a" in unit.busy() and not isinstance(unit.workers["a"].busy, Prefill):
-        silent = unit.arrive("a", prompt=4, max_tokens=5) if len(unit.all) == 2 else unit.all[2]
-        unit.finish(unit.busy()[-1])
-    unit.lose("a")
-    assert unit.outcome[streaming.id] == "failed"
-    assert silent.id not in unit.outcome
-    unit.revive("a")
-    unit.run()
-    assert unit.outcome[silent.id] == unit.outcome[other.id] == "served"
-
-
-def test_a_request_that_kills_its_worker_twice_is_given_up():
-    unit = BenchUnit([Spec("a")])
-    poison = unit.arrive("a", prompt=4)
-    for _ in range(2):
-        assert poison.id not in unit.outcome
-        unit.lose("a")
-        unit.revive("a")
-    assert unit.outcome[poison.id] == "failed"
-
-
 def test_a_model_that_is_given_up_fails_its_queue_and_refuses_newcomers():
     unit = BenchUnit([Spec("a"), Spec("b")], ready=False)
     waiting = unit.arrive("a", prompt=4)

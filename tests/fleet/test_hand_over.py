@@ -22,7 +22,7 @@ from muxd.engine.shares import Shares
 from muxd.engine.stream import TokenStream
 from muxd.engine.trace import RequestTimes, Stay
 from muxd.engine.unit import Unit
-from muxd.errors import ModelUnloaded, MuxdError, WorkerLost
+from muxd.errors import ModelUnloaded, MuxdError, RequestKillsWorker, WorkerLost
 from muxd.messages import BatchDone, Decode, Prefill, Sampling
 from muxd.pool.ledger import Ledger
 
@@ -102,8 +102,9 @@ class Pair:
             side.ledger.audit()
         for side in self.sides:
             if "m" in side.unit.lanes:
-                arrivals = [s.arrived for s in side.unit.lanes["m"].waiting if not s.generated]
-                assert arrivals == sorted(arrivals)
+                waiting = [s for s in side.unit.lanes["m"].waiting if not s.generated]
+                order = [(not s.suspect, s.arrived) for s in waiting]
+                assert order == sorted(order)
 
 
 steps = st.one_of(
@@ -149,7 +150,7 @@ async def play(script: list[tuple], blocks: tuple[int, int]) -> None:  # type: i
             async with asyncio.timeout(5):
                 async for delta in stream:
                     got += delta.tokens
-        except WorkerLost:
+        except RequestKillsWorker:
             failed += 1
             continue
         assert got == [5] * len(got)
