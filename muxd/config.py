@@ -64,6 +64,8 @@ class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     drain_timeout: float = 0.5  # seconds a waiting prefill may hold back decode steps
     prefill_tokens: int = 512  # token budget of one prefill batch
     look_ahead: int = 64  # generated tokens charged at admission
+    batch_timeout: float = 10.0  # seconds after which a batch may be taken to hang
+    batch_timeout_factor: float = 20.0  # and times what it is expected to take
     split_phases: Split = "auto"  # a process for prefill and one for decode; "auto": where SMs can be divided
 
 
@@ -307,6 +309,8 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         "scheduler.drain_timeout": config.scheduler.drain_timeout,
         "scheduler.prefill_tokens": config.scheduler.prefill_tokens,
         "scheduler.adapt_period": config.scheduler.adapt_period,
+        "scheduler.batch_timeout": config.scheduler.batch_timeout,
+        "scheduler.batch_timeout_factor": config.scheduler.batch_timeout_factor,
         "placement.period": config.placement.period,
         "placement.horizon": config.placement.horizon,
         **{f"model.quota.weight ({m.name})": m.quota.weight for m in config.model},

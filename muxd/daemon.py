@@ -88,6 +88,7 @@ class Daemon:
         self.events = Events(time.time)
         self.stopping = asyncio.Event()
         self.address = ""
+        self._told = notify.take()
 
     # ---- the life ---------------------------------------------------------------------------------
 
@@ -147,6 +148,8 @@ class Daemon:
             await self._open_http(runner)
             self.roster.start()
             stack.push_async_callback(self.roster.close)
+            watched = asyncio.create_task(notify.keep_watch(self._told))
+            stack.callback(watched.cancel)
             idle = asyncio.create_task(self._audit_when_idle())
             stack.callback(idle.cancel)
             if len(self.sites) > 1:
@@ -155,7 +158,7 @@ class Daemon:
             announce = asyncio.create_task(self._announce(report, on_ready))
             stack.callback(announce.cancel)
             await self.stopping.wait()
-            notify.stopping()
+            notify.stopping(env=self._told)
             await self._drain(self.config.server.shutdown_grace)
 
     async def _drain(self, grace: float) -> None:
@@ -190,7 +193,9 @@ class Daemon:
     async def _announce(self, report: DaemonSteward, on_ready: Callable[[Steward], None]) -> None:
         await self.roster.settled()
         states = [entry.state for entry in self.entries.values()]
-        notify.ready(f"{states.count('ready')} of {len(states)} models ready on {self.address}")
+        notify.ready(
+            f"{states.count('ready')} of {len(states)} models ready on {self.address}", env=self._told
+        )
         on_ready(report)
 
     def _on_signals(self) -> None:

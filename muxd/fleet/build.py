@@ -51,6 +51,8 @@ def open_site(
         prefill_tokens=config.prefill_tokens,
         look_ahead=config.look_ahead,
         adapt_period=config.adapt_period,
+        batch_timeout=config.batch_timeout,
+        batch_timeout_factor=config.batch_timeout_factor,
         run_ahead=device.queues,
     )
     forecast = None
@@ -64,7 +66,10 @@ def open_site(
     def send(model: str, command: Prefill | Decode) -> None:
         site.send(model, command)
 
-    unit = Unit(scheduler, send, clock, observer, ids, tell, name)
+    def hung(model: str, reason: str, last: bool) -> None:
+        site.hung(model, reason, last)
+
+    unit = Unit(scheduler, send, clock, observer, ids, tell, name, hung)
     site = Site(
         name=name, device=device, arena=arena, unit=unit, link=link, clock=clock, spawns=spawns, split=split,
         grow=grow, budget=budget,

@@ -35,6 +35,7 @@ _SHOWN: dict[State, Shown] = {
     State.READY: "ready",
     State.RESTARTING: "restarting",
     State.FAILED: "failed",
+    State.RESTING: "failed",
     State.STOPPED: "draining",
 }
 
@@ -149,6 +150,11 @@ class Entry:
         if self.changing:
             return self.changing
         return "failed" if self.error else _SHOWN[self.life.state]
+
+    @property
+    def retry_after(self) -> float | None:
+        """Of a failed model: seconds in which it will be tried again at the latest; None: not by itself."""
+        return None if self.error else self.life.retry_after
 
     @property
     def detail(self) -> str:

@@ -5,6 +5,8 @@ that one of them may still be writing cannot be given to anybody.
 """
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ import msgspec
 from muxd.fleet.handover import Handover
 from muxd.fleet.process import WorkerProcess
 from muxd.link.daemon_end import DaemonEnd
+from muxd.link.exits import STACKS
 from muxd.messages import (
     BatchDone,
     Decode,
@@ -110,6 +113,13 @@ class Crew:
         if not left:
             del self._leaving[message.offset]
             event.set()
+
+    def ask_where(self) -> None:
+        """Have each write down what its threads are at, in muxd's log; one that starts would die of it."""
+        if self.ready.is_set():
+            for process in self._processes.values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, STACKS)
 
     # ---- ends -------------------------------------------------------------------------------------
 

@@ -69,6 +69,11 @@ class Site:
         """The unit's way to the model's workers."""
         self.hosts[model].send(self.parts.placed(model, command))
 
+    def hung(self, model: str, reason: str, last: bool) -> None:
+        """The unit says that a worker does not answer."""
+        if (host := self.hosts.get(model)) is not None:
+            host.on_hung(reason, last=last)
+
     def host_of(self, worker: str) -> Host | None:
         """Whose worker has this identity; None when it is not, or no more, one of this site."""
         host = self.hosts.get(worker.rpartition("/")[0])

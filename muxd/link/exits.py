@@ -6,6 +6,8 @@ Numbers beyond 1 follow sysexits.h.
 import signal
 from enum import IntEnum
 
+STACKS = signal.SIGUSR1  # a worker that gets it writes the stacks of its threads to its standard error
+
 
 class Exit(IntEnum):
     """Exit codes of ``python -m muxd.worker``."""

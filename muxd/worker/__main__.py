@@ -3,10 +3,11 @@
 Spawned by the supervisor, from its main thread, with ``muxd.device.cpu.worker_env`` in the environment and
 ``N`` one end of a socketpair on which ``Setup`` and the descriptors ``[pool, weights]`` arrive. The order
 below is the worker's biography. Exit codes: ``muxd.link.exits``. SIGTERM ends it at once (nothing here
-needs saving), on a GPU when the running batch is done; SIGINT is ignored.
+needs saving), on a GPU when the running batch is done; SIGINT is ignored; ``STACKS`` tells where it stands.
 """
 
 import argparse
+import faulthandler
 import logging
 import os
 import socket
@@ -15,7 +16,7 @@ import time
 
 from muxd.errors import MuxdError
 from muxd.link import fds
-from muxd.link.exits import Exit
+from muxd.link.exits import STACKS, Exit
 from muxd.link.worker_end import WorkerEnd
 from muxd.messages import Ready, Refused, Setup
 from muxd.worker import lifeline
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> Exit:
     """Run a worker to its end."""
     parser = argparse.ArgumentParser(prog="python -m muxd.worker", description="one model, one process")
     parser.add_argument("--fd", type=int, required=True, help="inherited end of a Unix socketpair")
+    faulthandler.register(STACKS)
     try:
         sock = socket.socket(fileno=parser.parse_args(argv).fd)
         lifeline.hold(sock)

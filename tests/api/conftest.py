@@ -66,6 +66,7 @@ class Model:
     eos: frozenset[int] = frozenset()
     state: str = "ready"
     detail: str = ""
+    retry_after: float | None = None
 
 
 Play = Callable[[Request, TokenStream], Any]

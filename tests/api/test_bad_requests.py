@@ -247,6 +247,10 @@ async def test_model_states(door, serving, chat_body):
     model.state, model.detail = "failed", "model.safetensors: missing shard 2"
     status, answer, headers = await door.post(CHAT, chat_body)
     assert (status, error_of(answer)["code"]) == (503, "model_unavailable")
+    model.retry_after = 20.0
+    status, answer, back = await door.post(CHAT, chat_body)
+    assert (status, error_of(answer)["code"], back["Retry-After"]) == (503, "model_not_ready", "20")
+    model.retry_after = None
     assert "missing shard 2" in answer["error"]["message"]
     assert headers["x-should-retry"] == "false"
     model.state, model.tokenizer = "loading", None

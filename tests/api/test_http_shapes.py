@@ -131,13 +131,27 @@ async def test_a_bug_in_a_running_stream_is_told_and_logged_without_text(door, s
 
 
 async def test_host_pages(door, serving):
+    states = {"org/chat-model": "ready", "base": "ready"}
     async with door.http.get("/health") as answer:
-        assert (answer.status, await answer.read()) == (200, b"")
+        assert (answer.status, await answer.json()) == (200, {"status": "ok", "models": states})
     for method in ("GET", "POST"):
         async with door.http.request(method, "/ping") as answer:
             assert answer.status == 200
+    serving.by_name["base"].state = "failed"
+    async with door.http.get("/health") as answer:
+        assert (answer.status, (await answer.json())["models"]["base"]) == (200, "failed")
+    assert (await door.http.get("/health/org/chat-model")).status == 200
+    async with door.http.get("/health/base") as answer:
+        assert (answer.status, await answer.json()) == (503, {"status": "failed"})
+    assert (await door.http.get("/health/unknown")).status == 404
+    serving.by_name["org/chat-model"].state = "failed"
+    async with door.http.get("/health") as answer:
+        assert (answer.status, (await answer.json())["status"]) == (503, "failed")
+    for model in serving.by_name.values():
+        model.state = "ready"
     serving.healthy = False
     assert (await door.http.get("/health")).status == 503
+    assert (await door.http.get("/health/base")).status == 503
     assert set(await (await door.http.get("/version")).json()) == {"version"}
     index = await (await door.http.get("/")).json()
     assert index["models"] == {"org/chat-model": "ready", "base": "ready"}
