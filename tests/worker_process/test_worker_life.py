@@ -1,6 +1,7 @@
 """One worker from spawn to exit, as the supervisor sees it: real process, memory, link and model."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from support.direct_runner import DirectRunner
 from support.spawned_worker import NAME, Daemon, Worker
 from support.tiny import tiny_llama
 
-from muxd.link.exits import Exit
+from muxd.link.exits import STACKS, Exit
 from muxd.messages import (
     BatchDone,
     BatchFailed,
@@ -99,6 +100,21 @@ def test_a_worker_serves_from_shared_memory_until_it_is_told_to_stop(folder: Pat
         assert worker.ended() == (Exit.OK, "")
 
     play(folder, scene)
+
+
+def test_a_worker_that_is_asked_where_it_stands_says_so_and_serves_on(folder: Path) -> None:
+    async def asked(daemon: Daemon, worker: Worker) -> None:
+        await ready(daemon, worker)
+        os.kill(worker.process.pid, STACKS)
+        done = await daemon.call(first_prefill(daemon))
+        assert isinstance(done, BatchDone)
+        daemon.link.send(NAME, Shutdown())
+        code, said = worker.ended()
+        assert code == Exit.OK
+        assert "worker_end.py" in said
+        assert "in receive" in said
+
+    play(folder, asked)
 
 
 def shows_its_memory_and_name(pid: int) -> None:
