@@ -339,9 +339,8 @@ def test_nothing_is_lost_doubled_or_left(tmp_path: Path) -> None:
         books = daemon.admin.audit()
         assert (books.fault, books.held_blocks) == ("", 0)
         assert preempted
-        # In a short run a kill may meet nobody.
-        kinds = ("served", "refused", "cancelled", *(["failed"] if SECONDS >= 100 else []))
-        assert all(outcomes[kind] for kind in kinds), outcomes
+        # Nobody need fail: those whose worker was killed go on with the next one.
+        assert all(outcomes[kind] for kind in ("served", "refused", "cancelled")), outcomes
         assert all(churn.done[what] for what in ("kills", "loads", "unloads", "quotas", "policies"))
         check_regions(daemon.process.pid, "pool", *["weights"] * len(models))
         assert len(daemon.workers()) == len(models)

@@ -111,8 +111,8 @@ def test_a_worker_that_is_asked_where_it_stands_says_so_and_serves_on(folder: Pa
         daemon.link.send(NAME, Shutdown())
         code, said = worker.ended()
         assert code == Exit.OK
-        assert "worker_end.py" in said
-        assert "in receive" in said
+        assert "most recent call first" in said
+        assert "muxd/worker/__main__.py" in said
 
     play(folder, asked)
 
