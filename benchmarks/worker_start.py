@@ -1,9 +1,9 @@
-"""How long a worker takes to be there, and what ten idle ones weigh: this tree, and others beside it in one run.
+"""How long a worker takes to be there, and what ten idle ones weigh: this tree and others in one run.
 
     python benchmarks/worker_start.py [--against OTHER_CHECKOUT] [--demo] [--repeats 5] [--json FILE]
 
-For every tree in turn, repeated: the CPU and wall seconds of `muxctl load` of a tiny model (its weights are
-nothing: this is a worker's start), of the restart after its worker was killed, and with --demo of a demo model
+For every tree in turn, repeated: CPU and wall seconds of `muxctl load` of a tiny model (its weights are
+nothing: a worker's start), of the restart after its worker was killed, and with --demo of a demo model
 whose files are in the page cache; then the memory of ten idle workers (PSS: shared pages counted by parts).
 CPU seconds are those of all the daemon's processes, which other work on the machine distorts least.
 """
@@ -72,7 +72,9 @@ class Tree:
             tables += f'[[model]]\nname = "demo"\npath = "{self._demo}"\n'
         config = self._folder.parent / "muxd.toml"
         config.write_text(f'[pool]\nbytes = "64M"\n{tables}')
-        os.environ["PYTHONPATH"] = str(self.path)  # before an installed muxd, in the daemon and its workers
+        # Both come before an installed muxd: one in the daemon, the other in what it starts.
+        os.chdir(self.path)
+        os.environ["PYTHONPATH"] = str(self.path)
         began = time.monotonic()
         with local_daemon(config) as admin:
             pid = next(row.pid for row in admin.ps() if row.role == "daemon")

@@ -122,6 +122,8 @@ class _Process:
         """Raises OSError, ConnectionError where it has ended."""
         with self._lock:
             try:
+                if self.ended:
+                    raise EOFError  # and perhaps closed, by who was first to see it
                 fds.send(self._sock, request, passed)
                 answer, received = fds.receive(self._sock, FromZygote)
                 return answer, received
