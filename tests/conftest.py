@@ -9,9 +9,39 @@ from collections.abc import Iterator
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import pytest
-from support import leaks
+from support import interrupts, leaks
 
 leaks.mark_environment()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker of pytest-xdist runs tests as a session without it does."""
+    spread = bool(getattr(config.option, "tx", None)) and not hasattr(config, "workerinput")
+    interrupts.install(workers=spread)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` the tests of a file at one place stay together: they share what they start."""
+    if not getattr(config.option, "loadgroup", False):
+        return
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            callspec = getattr(item, "callspec", None)
+            where = callspec.params.get("where", "") if callspec else ""
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {where}".strip()))
+
+
+def pytest_runtest_setup() -> None:
+    interrupts.install()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """How many tests of which room have run: a target that loses some should not pass unnoticed."""
+    ran = [one for kind in ("passed", "failed") for one in terminalreporter.getreports(kind)]
+    rooms = Counter(report.nodeid.split("/")[1] for report in ran if report.when == "call")
+    told = ", ".join(f"{room} {count}" for room, count in sorted(rooms.items()))
+    terminalreporter.write_line(f"{rooms.total()} tests ran: {told}")
 
 
 @pytest.fixture(autouse=True)
