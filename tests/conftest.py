@@ -13,6 +13,8 @@ from support import interrupts, leaks
 
 leaks.mark_environment()
 
+_LONGEST = ("e2e", "cost", "fleet", "worker_process", "doctor")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """A worker of pytest-xdist runs tests as a session without it does."""
@@ -22,14 +24,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` the tests of a file at one place stay together: they share what they start."""
+    """With `--dist loadgroup` the tests of a file at one place stay together: they share what they start.
+    Those that pin cores follow each other, and the longest come first, so that no worker waits at the end."""
     if not getattr(config.option, "loadgroup", False):
         return
     for item in items:
         if not item.get_closest_marker("xdist_group"):
-            callspec = getattr(item, "callspec", None)
-            where = callspec.params.get("where", "") if callspec else ""
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {where}".strip()))
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: [item.path.parent.name == room for room in _LONGEST], reverse=True)
+
+
+def _group(item: pytest.Item) -> str:
+    where = item.callspec.params.get("where", "") if hasattr(item, "callspec") else ""
+    if where == "cpu" and "two_devices" in getattr(item, "fixturenames", ()):
+        return "cores"
+    return f"{item.path.stem} {where}".strip()
 
 
 def pytest_runtest_setup() -> None:
@@ -41,7 +50,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     ran = [one for kind in ("passed", "failed") for one in terminalreporter.getreports(kind)]
     rooms = Counter(report.nodeid.split("/")[1] for report in ran if report.when == "call")
     told = ", ".join(f"{room} {count}" for room, count in sorted(rooms.items()))
-    terminalreporter.write_line(f"{rooms.total()} tests ran: {told}")
+    if rooms:
+        terminalreporter.write_line(f"{rooms.total()} tests ran: {told}")
 
 
 @pytest.fixture(autouse=True)

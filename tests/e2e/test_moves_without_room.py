@@ -14,9 +14,7 @@ from support.where import Where, on
 from muxd.daemon import Daemon
 from muxd.errors import MuxdError
 
-pytestmark = [  # what the machine has is made up here
-    on("cpu"), pytest.mark.usefixtures("two_devices"), pytest.mark.xdist_group("cores"),
-]  # fmt: skip
+pytestmark = [on("cpu"), pytest.mark.usefixtures("two_devices")]  # what the machine has is made up here
 
 
 async def ask(session: aiohttp.ClientSession, tokens: int = 16) -> list[int]:

@@ -18,7 +18,7 @@ from muxd.cost.profile import FORMAT, Device, Profile
 from muxd.errors import MuxdError
 from muxd.fleet.events import Event
 
-pytestmark = [pytest.mark.usefixtures("two_devices"), pytest.mark.xdist_group("cores")]
+pytestmark = pytest.mark.usefixtures("two_devices")
 
 RATES = {"a": 0.02, "b": 0.02, "c": 9.0}
 
