@@ -25,8 +25,8 @@ needs_xdist = pytest.mark.skipif(
     ("test", "options"),
     [
         ("test_daemon", []),
-        ("test_in_process", []),
-        pytest.param("test_daemon", SPREAD, marks=needs_xdist),
+        pytest.param("test_in_process", [], marks=pytest.mark.slow),
+        pytest.param("test_daemon", SPREAD, marks=[pytest.mark.slow, needs_xdist]),
     ],
     ids=["a daemon", "a daemon in the process", "a daemon of a worker of xdist"],
 )
