@@ -22,7 +22,7 @@ from muxd.errors import MuxdError
 
 pytestmark = on(*EVERYWHERE)
 
-LONG = 2000  # tokens: seconds of decoding, while everything else here takes milliseconds
+LONG = 1000  # tokens: seconds of decoding, while everything else here takes milliseconds
 
 
 def folder(path: Path, seed: int, positions: int = 4096) -> Path:

@@ -59,14 +59,16 @@ class Shared:
 
     def _put_back(self, daemon: LiveDaemon) -> None:
         admin = daemon.admin
-        until(lambda: not (now := daemon.status().requests).running + now.waiting)
+        until(lambda: _at_rest(daemon))
         for row in admin.models():
             if row.name not in self._models and row.state != "unloaded":
                 list(admin.unload(UnloadModel(row.name, now=True)))
         for row in admin.models():
             if row.name in self._models:
                 _restore(daemon, row, self._models[row.name].device)
-        until(lambda: {row.state for row in admin.models()} <= {"ready", "unloaded"})
+        now = {row.name: row for row in admin.models()}
+        assert all((now[name].state, now[name].device) == ("ready", row.device)
+                   for name, row in self._models.items()), now  # fmt: skip
         if admin.policy().policy != self._policy:
             admin.set_policy(self._policy)
         for quota in admin.quota():
@@ -76,6 +78,15 @@ class Shared:
                 )
         books = admin.audit()
         assert (books.fault, books.held_blocks) == ("", 0)
+
+
+def _at_rest(daemon: LiveDaemon) -> bool:
+    """Nothing is asked, and no model comes, goes or moves."""
+    requests = daemon.status().requests
+    return not requests.running + requests.waiting and all(
+        row.state in _AWAY or (row.state == "ready" and not row.detail.startswith("leaving"))
+        for row in daemon.admin.models()
+    )
 
 
 def _restore(daemon: LiveDaemon, row: ModelRow, device: str) -> None:
