@@ -5,11 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test gpu roofline check demo bench churn clean
+# What `make test` leaves to `make test-all`, but for the few marked smoke.
+LONG := stand_in or interpreter or compile or slow
+# Side by side where nothing else wants the cores; tests that share a daemon, or pin cores, stay together.
+JOBS := 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+
+.PHONY: help serve quick test test-all gpu roofline check demo bench churn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
-	@echo "make test    environment, demo models, every check and every test that needs no GPU"
+	@echo "make quick   checks, and the tests of what has changed since main: two minutes"
+	@echo "make test    environment, demo models, every check, and every test on the CPU: minutes"
+	@echo "make test-all  the tests that make test leaves out: stand-in, interpreter, compiler, churn"
 	@echo "make gpu     on a GPU host: doctor, GPU tests, roofline, share table, policies; OUT=gpu-results QUICK=1"
 	@echo "make roofline  on a GPU host: kernels, steps and answers against what the GPU allows, and transformers"
 	@echo "make check   ruff, mypy, import contracts"
@@ -28,8 +36,15 @@ gpu: $(VENV)/.dev
 roofline: $(VENV)/.dev
 	$(BIN)/python benchmarks/roofline.py --json roofline.json
 
+quick: $(VENV)/.dev check
+	@$(BIN)/python tests/quick.py
+
 test: $(VENV)/.dev demo check
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu and (smoke or not ($(LONG)))"
+
+test-all: $(VENV)/.dev demo
+	$(PYTEST) -m "not gpu and not smoke and not interpreter and ($(LONG))"
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) -m interpreter tests/kernels/interpreted
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -58,6 +58,7 @@ _LANES = {
     "others": [_KERNELS, "-k", "not (test_decode or test_prefill or test_rope_write)"],
     "worker": ["tests/worker"],
 }
+_DEVICE = ["tests/gpu", "tests/e2e"]
 # Of whatever plugins a host has only these: warnings are errors, also those of a plugin nobody asked for.
 _PLUGINS = {
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
@@ -135,11 +136,11 @@ def kernel_tests(kit: Kit) -> None:
 def tests(kit: Kit) -> None:
     """What has the device for itself: memory that comes back, MPS, faults, daemons."""
     if kit.rehearsal:
-        return kit.run("tests", _pytest(kit, "all", "not gpu", "tests/gpu"))
+        return kit.run("tests", _pytest(kit, "all", "not gpu", *_DEVICE, "-k", "not cpu"))
     demo = all((home() / "models" / name).is_dir() for name in _DEMO)
     which = "gpu" if demo else "gpu and not demo"
     rest = [f"--ignore={lane[0]}" for lane in _LANES.values()]
-    return kit.run("tests", _pytest(kit, "all", which, "tests/gpu", *dict.fromkeys(rest)))
+    return kit.run("tests", _pytest(kit, "all", which, *_DEVICE, *dict.fromkeys(rest)))
 
 
 def _pytest(kit: Kit, name: str, mark: str, *what: str) -> list[str]:

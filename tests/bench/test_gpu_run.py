@@ -2,8 +2,10 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -101,15 +103,30 @@ def test_what_a_step_has_started_ends_with_it_and_its_errors_are_told(
     def broken(kit: Any) -> None:
         raise KeyError("no such model")
 
-    steps = {"both": both, "slow": lambda kit: kit.run("slow", commands["slow"]), "broken": broken}
-    monkeypatch.setattr(run, "STEPS", {name: (step, 4.0) for name, step in steps.items()})
+    def slow(kit: Any) -> None:
+        cut = threading.Thread(target=time_is_up, args=(kit, tmp_path / "slow.log"))
+        cut.start()
+        try:
+            kit.run("slow", commands["slow"])
+        finally:
+            cut.join()
+
+    steps = {"both": both, "slow": slow, "broken": broken}
+    monkeypatch.setattr(run, "STEPS", {name: (step, 100.0) for name, step in steps.items()})
     kit = run.Kit(tmp_path, "cuda:0", None, 1.0)
-    done = [run.attempt(kit, step, time.monotonic() + 60) for step in steps]
+    done = [run.attempt(kit, step, time.monotonic() + 600) for step in steps]
     assert [one.state for one in done] == ["failed", "too long", "failed"]
     assert done[0].why == "exit code 2; bad.log says why"
     assert done[2].why == "KeyError: 'no such model'"
     assert (tmp_path / "fine.log").read_text() == "done\n"
     assert all(leaks.gone(int((tmp_path / f"{name}.log").read_text()), 1) for name in ("bad", "slow"))
+
+
+def time_is_up(kit: Any, log: Path) -> None:
+    """As soon as the step has started something."""
+    while not (log.exists() and log.read_text().endswith("\n")):
+        time.sleep(0.01)
+    kit.end = 0.0
 
 
 def test_a_run_that_is_ended_ends_its_step(tmp_path: Path) -> None:
@@ -145,8 +162,8 @@ def test_every_step_fits_ten_minutes_and_every_kernel_test_has_one_lane(scripts:
     assert all(limit + 2 * run._GRACE < 600 for _, limit in run.STEPS.values())
     root = BENCHMARKS.parent
     files = [*root.glob("tests/**/test_*.py"), *root.glob("tests/**/conftest.py")]  # fixtures mark, too
-    marked = {file for file in files if "mark.gpu" in file.read_text()}
-    assert {file.parent.name for file in marked - {Path(__file__)}} == {"gpu", "worker"}
+    marked = {file for file in files if re.search(r"mark\.gpu|import .*\bWhere\b", file.read_text())}
+    assert {file.parent.name for file in marked - {Path(__file__)}} == {"gpu", "worker", "e2e"}
     tree = ast.parse((root / run._KERNELS).read_text())
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     lanes = [lane for lane in run._LANES.values() if lane[0] == run._KERNELS]

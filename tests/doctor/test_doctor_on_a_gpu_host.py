@@ -102,8 +102,8 @@ def test_a_driver_that_hangs_costs_the_time_limit_and_leaves_nothing(
 ) -> None:
     """The hang is in a process that the probe started; the autouse fixture looks for what is left."""
     monkeypatch.setenv("FAKE_CUDA_HANG", "cuMemcpyHtoD_v2")
-    (finding,) = ask("memory export", scratch, seconds=4)
-    assert (finding.state, finding.found) == ("missing", "no answer within 4 s")
+    (finding,) = ask("memory export", scratch, seconds=2)
+    assert (finding.state, finding.found) == ("missing", "no answer within 2 s")
 
 
 @pytest.mark.usefixtures("gpu_host")

@@ -8,8 +8,11 @@ from pathlib import Path
 import httpx2 as httpx
 import openai
 import pytest
-from support.live import LiveDaemon, live
+from support.live import LiveDaemon
 from support.tiny import tiny_served
+from support.where import EVERYWHERE, Where, on
+
+pytestmark = on(*EVERYWHERE)
 
 
 def _truncated(folder: Path) -> None:
@@ -54,14 +57,14 @@ BREAKS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
+def daemon(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
     root = tmp_path_factory.mktemp("models")
     tiny_served(root / "good")
     for name, (damage, _) in BREAKS.items():
         damage(tiny_served(root / name))
     names = ["good", *BREAKS, "no-such-folder"]
     config = "".join(f'[[model]]\nname = "{name}"\npath = "{root / name}"\n' for name in names)
-    with live(f'[pool]\nbytes = "16M"\n{config}', root) as daemon:
+    with where.live(f'[pool]\nbytes = "16M"\n{config}', root) as daemon:
         yield daemon
 
 

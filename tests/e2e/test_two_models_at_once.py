@@ -5,16 +5,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.live import LiveDaemon, demo_config, live
+from support.live import LiveDaemon, demo_config
+from support.where import EVERYWHERE, Where, on
 
-pytestmark = pytest.mark.demo
+pytestmark = [pytest.mark.demo, on(*EVERYWHERE)]
 
 CLIENTS = 16
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
-    with live(demo_config("smol", "gemma"), tmp_path_factory.mktemp("two")) as daemon:
+def daemon(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
+    with where.live(demo_config("smol", "gemma"), tmp_path_factory.mktemp("two")) as daemon:
         yield daemon
 
 

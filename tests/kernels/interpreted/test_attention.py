@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernel_cases import Shape, check_decode, check_prefill, check_rope_write, paged
 
+pytest.importorskip("triton")
+
 from muxd.kernels import paged_decode_kernel, paged_prefill_kernel, rope_write_kernel
 from muxd.kernels.paged_pool import PagedPool
 
