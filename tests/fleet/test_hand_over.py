@@ -3,6 +3,7 @@ twice or overtaken by a later one of the queue."""
 
 import asyncio
 from itertools import count, pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -117,7 +118,7 @@ steps = st.one_of(
 )
 
 
-async def play(script: list[tuple], blocks: tuple[int, int]) -> None:  # type: ignore[type-arg]
+async def play(script: list[tuple[Any, ...]], blocks: tuple[int, int]) -> None:
     pair = Pair(blocks)
     cancelled: set[int] = set()
     for kind, *args in script:
@@ -189,7 +190,9 @@ def whole_story(pair: Pair, id: str) -> list[Stay]:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(steps, max_size=60), st.sampled_from([(64, 64), (64, 24), (20, 64)]))
-def test_every_request_ends_once_wherever_it_was_begun(script, blocks):
+def test_every_request_ends_once_wherever_it_was_begun(
+    script: list[tuple[Any, ...]], blocks: tuple[int, int]
+) -> None:
     asyncio.run(play(script, blocks))
 
 

@@ -47,7 +47,7 @@ def end_to_end(file: str, *options: str, env: dict[str, str]) -> None:
 @pytest.mark.demo
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("host", ["stand-in"], indirect=True)
-@pytest.mark.parametrize("case", {**CASES, **STAND_IN})
+@pytest.mark.parametrize("case", CASES | STAND_IN)
 def test_end_to_end_on_the_stand_in(case: str, host: Host) -> None:
     file, *options = {**CASES, **STAND_IN}[case]
     end_to_end(file, *options, env=stand_ins.serving(devices=2, memory=MEMORY))
@@ -56,7 +56,7 @@ def test_end_to_end_on_the_stand_in(case: str, host: Host) -> None:
 @pytest.mark.gpu
 @pytest.mark.demo
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("case", {**CASES, **REAL})
+@pytest.mark.parametrize("case", CASES | REAL)
 def test_end_to_end_on_a_gpu(case: str) -> None:
     run(*{**CASES, **REAL}[case])
 

@@ -82,12 +82,13 @@ def test_a_worker_serves_from_shared_memory_until_it_is_told_to_stop(folder: Pat
     expected = DirectRunner(folder, cores=1).generate([PROMPT], 6)[0]
 
     async def scene(daemon: Daemon, worker: Worker) -> None:
-        pool = daemon.arena._region.array()
+        pool = daemon.arena._region.array()  # type: ignore[attr-defined]
         message = await ready(daemon, worker)
         assert (message.worker, message.pid) == (NAME, worker.process.pid)
         assert not pool.any()  # warming up touches no shared block
         tokens = []
-        for batch, command in enumerate([first_prefill(daemon), *(step(n) for n in range(2, 7))], start=1):
+        commands: list[Prefill | Decode] = [first_prefill(daemon), *(step(n) for n in range(2, 7))]
+        for batch, command in enumerate(commands, start=1):
             done = await daemon.call(command)
             assert isinstance(done, BatchDone)
             assert done.batch == batch
