@@ -120,6 +120,21 @@ steps = st.one_of(
 
 async def play(script: list[tuple[Any, ...]], blocks: tuple[int, int]) -> None:
     pair = Pair(blocks)
+    cancelled = perform(pair, script)
+    failed = await read(pair, cancelled)
+    outcomes = pair.observer.outcomes
+    assert outcomes["refused"] == pair.refused
+    assert sum(outcomes.values()) == pair.observer.arrivals == len(pair.streams) + pair.refused
+    assert outcomes["failed"] >= failed
+    for side in pair.sides:
+        assert side.ledger.unheld_blocks == side.ledger.total_blocks
+        assert side.unit.idle
+    for n in range(len(pair.streams) + pair.refused):
+        whole_story(pair, f"r-{n}")
+
+
+def perform(pair: Pair, script: list[tuple[Any, ...]]) -> set[int]:
+    """Until nothing is sent any more; returns the numbers of the streams that were cancelled."""
     cancelled: set[int] = set()
     for kind, *args in script:
         if kind == "submit":
@@ -141,6 +156,11 @@ async def play(script: list[tuple[Any, ...]], blocks: tuple[int, int]) -> None:
             if side.sent:
                 side.step()
         pair.check()
+    return cancelled
+
+
+async def read(pair: Pair, cancelled: set[int]) -> int:
+    """All that were not cancelled have what they asked for; returns how many have failed."""
     failed = 0
     for n, (stream, tokens) in enumerate(pair.streams):
         if n in cancelled:
@@ -156,15 +176,7 @@ async def play(script: list[tuple[Any, ...]], blocks: tuple[int, int]) -> None:
         assert got == [5] * len(got)
         room = min(side.unit.lanes["m"].spec.max_context for side in pair.sides if "m" in side.unit.lanes)
         assert len(got) == tokens or len(got) >= room - 50
-    outcomes = pair.observer.outcomes
-    assert outcomes["refused"] == pair.refused
-    assert sum(outcomes.values()) == pair.observer.arrivals == len(pair.streams) + pair.refused
-    assert outcomes["failed"] >= failed
-    for side in pair.sides:
-        assert side.ledger.unheld_blocks == side.ledger.total_blocks
-        assert side.unit.idle
-    for n in range(len(pair.streams) + pair.refused):
-        whole_story(pair, f"r-{n}")
+    return failed
 
 
 def stages(one: RequestTimes | Stay) -> list[float]:
