@@ -11,7 +11,7 @@ LONG := stand_in or interpreter or compile or slow
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help serve quick test test-all gpu roofline check demo bench churn clean
+.PHONY: help serve quick test test-all gpu roofline check format lock coverage demo bench churn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
@@ -21,6 +21,9 @@ help:
 	@echo "make gpu     on a GPU host: doctor, GPU tests, roofline, share table, policies; OUT=gpu-results QUICK=1"
 	@echo "make roofline  on a GPU host: kernels, steps and answers against what the GPU allows, and transformers"
 	@echo "make check   ruff, mypy, import contracts"
+	@echo "make format  ruff's formatter, and what ruff can mend"
+	@echo "make coverage  which lines and branches the tests of make test run, by room"
+	@echo "make lock    newest versions of everything the tests run with, into requirements-dev.lock"
 	@echo "make demo    only fetch the demo models"
 	@echo "make bench   what the daemon costs beside a bare loop"
 	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads"
@@ -52,6 +55,22 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Each process leaves a file of its own, which combine adds up. A test that fails does not hide what was measured.
+coverage: $(VENV)/.dev demo
+	$(BIN)/coverage erase
+	-$(BIN)/coverage run -m pytest -m "not gpu"
+	$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage json --quiet -o - | $(BIN)/python .ci/coverage_by_room.py
+
+lock: $(VENV)/.muxd
+	$(BIN)/python -m pip install --dry-run --ignore-installed --quiet --report - --editable . --group dev \
+	  | $(BIN)/python .ci/lock.py > requirements-dev.lock.new
+	mv requirements-dev.lock.new requirements-dev.lock
+
 demo: $(VENV)/.muxd
 	$(BIN)/muxd fetch-demo
 
@@ -62,7 +81,7 @@ churn: $(VENV)/.dev
 	MUXD_CHURN_SECONDS=600 $(BIN)/python -m pytest tests/e2e/test_churn.py -s --timeout 2400
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps make the second start a matter of seconds; a changed pyproject.toml installs anew.
@@ -73,8 +92,9 @@ $(VENV)/.muxd: pyproject.toml
 	@touch $@
 
 # pip reads the dev group from pyproject.toml since 25.1; the venv's own pip may be older, hence the upgrade.
-$(VENV)/.dev: $(VENV)/.muxd
-	$(BIN)/python -m pip install --group dev
+# The lock fixes muxd's own dependencies, too: only then do the checks and tests of a commit mean the same later.
+$(VENV)/.dev: $(VENV)/.muxd requirements-dev.lock
+	$(BIN)/python -m pip install --constraint requirements-dev.lock --editable . --group dev
 	@touch $@
 
 # A working .venv stays. Otherwise it is made with the first Python that is 3.11 or 3.12 and has venv.

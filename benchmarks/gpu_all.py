@@ -236,10 +236,14 @@ def section(kit: Kit, about: Machine, done: list[Done]) -> str:
     for one in done:
         # What was found before a step was cut short counts; without its file there is nothing to show.
         with suppress(OSError, ValueError, ElementTree.ParseError, msgspec.DecodeError):
-            if one.state != "not run" and (text := _TEXTS.get(one.step, lambda _: "")(kit)):
+            if one.state != "not run" and (text := _TEXTS.get(one.step, _nothing)(kit)):
                 whole = "" if one.state == "good" else " (not all of it)"
                 lines += [f"### {one.step}{whole}", "", text, ""]
     return "\n".join(lines)
+
+
+def _nothing(_: Kit) -> str:
+    return ""
 
 
 def _doctor(kit: Kit) -> str:

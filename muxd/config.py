@@ -264,7 +264,6 @@ def _check_devices(config: Config, where: Path | str) -> None:
     taken: dict[int, str] = {}
     seen: set[str] = set()
     for device in config.device:
-        key = f"{where}: device ({device.name})"
         if not re.fullmatch(r"(cpu|cuda):\d+", device.name):
             raise ConfigError(
                 f'{where}: device.name: {device.name!r} is no device; write "cuda:0" or "cpu:0"'
@@ -274,15 +273,8 @@ def _check_devices(config: Config, where: Path | str) -> None:
         if device.name in seen:
             raise ConfigError(f"{where}: device.name: two devices are called {device.name!r}")
         seen.add(device.name)
-        if device.name.startswith("cuda") and device.cores:
-            raise ConfigError(f"{key}: cores: a GPU has none to choose")
-        if device.name.startswith("cpu") and len(config.device) > 1 and not device.cores:
-            raise ConfigError(f"{key}: cores: name the CPUs that are its own, such as cores = [0, 1]")
-        for core in device.cores:
-            if core in taken or core < 0:
-                why = f"is {taken[core]}'s already" if core in taken else "is no CPU"
-                raise ConfigError(f"{key}: cores: {core} {why}")
-            taken[core] = device.name
+        key = f"{where}: device ({device.name})"
+        _check_cores(device, key, taken, alone=len(config.device) == 1)
         if device.memory:
             size(device.memory, key=f"{key}: memory")
     if config.device and config.server.device != "auto":
@@ -293,6 +285,19 @@ def _check_devices(config: Config, where: Path | str) -> None:
             raise ConfigError(
                 f"{where}: model.device: {model.device!r} ({model.name}) is not a device; there are: {known}"
             )
+
+
+def _check_cores(device: DeviceConfig, key: str, taken: dict[int, str], *, alone: bool) -> None:
+    """CPUs of its own, which join ``taken``: CPU number -> device."""
+    if device.name.startswith("cuda") and device.cores:
+        raise ConfigError(f"{key}: cores: a GPU has none to choose")
+    if device.name.startswith("cpu") and not alone and not device.cores:
+        raise ConfigError(f"{key}: cores: name the CPUs that are its own, such as cores = [0, 1]")
+    for core in device.cores:
+        if core in taken or core < 0:
+            why = f"is {taken[core]}'s already" if core in taken else "is no CPU"
+            raise ConfigError(f"{key}: cores: {core} {why}")
+        taken[core] = device.name
 
 
 def _check_ranges(config: Config, where: Path | str) -> None:

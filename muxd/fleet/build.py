@@ -25,7 +25,7 @@ from muxd.placement.memory import Budget
 from muxd.pool.arena import Arena
 
 
-def open_site(
+def open_site(  # noqa: PLR0913 - a site is wired from everything its daemon has
     name: str,
     device: Device,
     arena: Arena,

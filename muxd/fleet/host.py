@@ -51,7 +51,7 @@ async def _at_once() -> None:
 class Host:
     """One served model's process and memory, from ``start`` to the end of ``stop``."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a start needs of its site
         self,
         entry: Entry,
         setup: Setup,

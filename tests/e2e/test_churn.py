@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import count, cycle
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import pytest
@@ -275,7 +275,7 @@ def check_both_sides(churn: Churn, text: str) -> None:
     for one in churn.asked:
         states = churn.states[one.id]
         counted.update((one.model, state) for state in states)
-        allowed = {
+        allowed: tuple[Any, set[str]] = {
             "served": (["served"], {"served"}),
             "refused": (["refused"], {"refused", "failed", "cancelled"}),
             "failed": (["failed"], {"failed", "served", "cancelled"}),
@@ -342,7 +342,7 @@ def test_nothing_is_lost_doubled_or_left(where: Where, tmp_path: Path) -> None:
         assert (books.fault, books.held_blocks) == ("", 0)
         assert preempted
         # In a short run a kill may meet nobody.
-        kinds = ("served", "refused", "cancelled", *(["failed"] if SECONDS >= 100 else []))
+        kinds: Any = ("served", "refused", "cancelled", *(["failed"] if SECONDS >= 100 else []))
         assert all(outcomes[kind] for kind in kinds), outcomes
         assert all(churn.done[what] for what in ("kills", "loads", "unloads", "quotas", "policies"))
         where.check_regions(daemon.process.pid, "pool", *["weights"] * len(models))

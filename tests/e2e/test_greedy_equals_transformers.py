@@ -84,15 +84,19 @@ async def beside_a_busy_model(daemon: LiveDaemon, model: str, prompts: list[list
 
 
 @on_all
-def test_alone(daemon, model, prompts, expected):
+def test_alone(daemon: LiveDaemon, model: str, prompts: list[list[int]], expected: list[list[int]]) -> None:
     assert asyncio.run(one_by_one(daemon, model, prompts)) == expected
 
 
 @on_both
-def test_batched_with_seven_others(daemon, model, prompts, expected):
+def test_batched_with_seven_others(
+    daemon: LiveDaemon, model: str, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
     assert asyncio.run(together(daemon, model, prompts)) == expected
 
 
 @on_both
-def test_while_the_other_model_is_busy(daemon, model, prompts, expected):
+def test_while_the_other_model_is_busy(
+    daemon: LiveDaemon, model: str, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
     assert asyncio.run(beside_a_busy_model(daemon, model, prompts)) == expected

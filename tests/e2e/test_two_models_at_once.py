@@ -44,7 +44,7 @@ def test_thirty_two_streams_of_two_models_do_not_mix(daemon: LiveDaemon) -> None
     jobs = [(model, n) for n in range(CLIENTS) for model in ("smol", "gemma")]
     start = threading.Barrier(len(jobs))
     with ThreadPoolExecutor(len(jobs)) as pool:
-        texts = list(pool.map(lambda job: ask(daemon, *job, start), jobs))
+        texts = list(pool.map(lambda job: ask(daemon, job[0], job[1], start), jobs))
     assert all(texts)
     # bf16 rounds differently by batch size, so texts may differ late; mixed streams differ at once.
     alone = [ask(daemon, *job, None) for job in jobs[:8]]

@@ -84,12 +84,13 @@ def test_layers_of_qwen_that_slide(tmp_path: Path, qwen: dict[str, Any]) -> None
     """As transformers reads the same fields."""
     assert read_spec(written(tmp_path, qwen)).windows == (None,) * 30
     full, sliding = "full_attention", "sliding_attention"
-    for changes, late in [
+    cases: list[tuple[dict[str, Any], list[int | None]]] = [
         ({}, [None] * 21 + [4096] * 9),
         ({"max_window_layers": 0, "sliding_window": 7}, [7] * 30),
         ({"sliding_window": None}, [None] * 30),
         ({"layer_types": [full, sliding] * 15, "sliding_window": 5}, [None, 5] * 15),
-    ]:
+    ]
+    for changes, late in cases:
         spec = read_spec(written(tmp_path, qwen, use_sliding_window=True, **changes))
         config = AutoConfig.from_pretrained(tmp_path)
         theirs = [config.sliding_window if kind == sliding else None for kind in config.layer_types]
@@ -98,7 +99,10 @@ def test_layers_of_qwen_that_slide(tmp_path: Path, qwen: dict[str, Any]) -> None
 
 def test_the_window_of_mistral(tmp_path: Path) -> None:
     """null is none; where the field is left out, transformers takes 4096."""
-    for changes, window in [({}, 4096), ({"sliding_window": None}, None), ({"sliding_window": 7}, 7)]:
+    cases: list[tuple[dict[str, Any], int | None]] = [
+        ({}, 4096), ({"sliding_window": None}, None), ({"sliding_window": 7}, 7),
+    ]  # fmt: skip
+    for changes, window in cases:
         spec = read_spec(written(tmp_path, MISTRAL, **changes))
         assert spec.windows == (window,) * 30
         assert AutoConfig.from_pretrained(tmp_path).sliding_window == window

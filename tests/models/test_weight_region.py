@@ -170,7 +170,11 @@ def empty(folder: Path) -> None:
 
 def header(text: bytes, length: int | None = None) -> Callable[[Path], None]:
     data = struct.pack("<Q", len(text) if length is None else length) + text
-    return lambda folder: (folder / "model.safetensors").write_bytes(data) and None
+
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(data)
+
+    return write
 
 
 def shard_lost(folder: Path) -> None:
@@ -179,9 +183,10 @@ def shard_lost(folder: Path) -> None:
 
 
 def index_says(**weight_map: Any) -> Callable[[Path], None]:
-    return lambda folder: (
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map})) and None
-    )
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return write
 
 
 NORM = "model.norm.weight"

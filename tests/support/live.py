@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from muxd.admin.client import AdminClient
 from muxd.admin.schemas import Status
@@ -77,7 +77,8 @@ class LiveDaemon:
         """Until every model is ready or has failed. Fails the test, with the log, if the daemon ends."""
         with open(os.pidfd_open(self.process.pid), closefd=True) as ended:
             while True:
-                readable, _, _ = select.select([self._notify, ended], [], [], seconds)
+                watched: list[Any] = [self._notify, ended]
+                readable, _, _ = select.select(watched, [], [], seconds)
                 if self._notify in readable and b"READY=1" in self._notify.recv(4096):
                     break
                 assert readable, f"not ready after {seconds} s:\n{self.log}"

@@ -99,6 +99,9 @@ class Worker:
         """Set-up and descriptors, as the supervisor sends them."""
         fds.send(self.sock, msgspec.structs.replace(daemon.setup, **changes), daemon.fds)
 
+    def send_signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
     def ended(self, seconds: float = 60) -> tuple[int, str]:
         """Exit code and stderr; raises TimeoutExpired if it does not end."""
         _, errors = self.process.communicate(timeout=seconds)

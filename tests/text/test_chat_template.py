@@ -144,5 +144,5 @@ def test_the_real_template_renders_as_transformers_does(real_folder: Path, real:
     for messages in ([{"role": "system", "content": "Be brief."}, *HELLO], HELLO * 3):
         expected = judge.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         assert template.render(messages) == expected
-        ids = judge.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-        assert real.encode(template.render(messages), add_special=False) == ids
+        judged: Any = judge.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        assert real.encode(template.render(messages), add_special=False) == judged["input_ids"]

@@ -86,12 +86,13 @@ def test_a_worker_serves_from_shared_memory_until_it_is_told_to_stop(
     expected = DirectRunner(folder, cores=1).generate([PROMPT], 6)[0]
 
     async def scene(daemon: Daemon, worker: Worker | Forked) -> None:
-        pool = daemon.arena._region.array()
+        pool = daemon.arena._region.array()  # type: ignore[attr-defined]
         message = await ready(daemon, worker)
         assert (message.worker, message.pid) == (NAME, worker.pid)
         assert not pool.any()  # warming up touches no shared block
         tokens = []
-        for batch, command in enumerate([first_prefill(daemon), *(step(n) for n in range(2, 7))], start=1):
+        commands: list[Prefill | Decode] = [first_prefill(daemon), *(step(n) for n in range(2, 7))]
+        for batch, command in enumerate(commands, start=1):
             done = await daemon.call(command)
             assert isinstance(done, BatchDone)
             assert done.batch == batch
@@ -200,9 +201,9 @@ def test_memory_that_does_not_fit_the_setup_is_refused(
 def test_ctrl_c_is_the_daemons_and_sigterm_ends_at_once(folder: Path) -> None:
     async def scene(daemon: Daemon, worker: Worker | Forked) -> None:
         await ready(daemon, worker)
-        worker.process.send_signal(signal.SIGINT)
+        worker.send_signal(signal.SIGINT)
         assert isinstance(await daemon.call(first_prefill(daemon)), BatchDone)
-        worker.process.send_signal(signal.SIGTERM)
+        worker.send_signal(signal.SIGTERM)
         assert worker.ended() == (-signal.SIGTERM, "")
 
     play(folder, scene)

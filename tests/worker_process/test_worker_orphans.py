@@ -165,8 +165,8 @@ def test_signals_that_come_while_one_is_handled_do_not_hold_up_the_end() -> None
     """On a GPU the kernel and the lifeline both send SIGTERM, and the second may come at any instruction."""
     for _ in range(8):
         worker = subprocess.Popen([sys.executable, "-c", SETTLING], stdout=subprocess.PIPE)
+        assert worker.stdout is not None
         try:
-            assert worker.stdout is not None
             assert worker.stdout.readline() == b"ready\n"
             for _ in range(500):
                 worker.send_signal(signal.SIGTERM)  # none once it has ended

@@ -81,12 +81,12 @@ def test_blocks_beyond_32_bits_of_elements(first: int) -> None:
     far = PagedPool(blocks, pool.table + first, 1, 128)
     q = torch.randn(3, 4, 128, generator=generator).bfloat16()
     ends, cached = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([37], dtype=torch.int32)
-    lengths, options = torch.tensor([40], dtype=torch.int32), {"scale": 0.1}
+    lengths = torch.tensor([40], dtype=torch.int32)
     for found, wanted in zip(
         *(
             (
-                paged_decode_kernel.decode_attention(q[:1], own, 1, rows, lengths, **options),
-                paged_prefill_kernel.prefill_attention(q, own, 1, rows, ends, cached, **options),
+                paged_decode_kernel.decode_attention(q[:1], own, 1, rows, lengths, scale=0.1),
+                paged_prefill_kernel.prefill_attention(q, own, 1, rows, ends, cached, scale=0.1),
             )
             for own in (far, pool)
         ),
