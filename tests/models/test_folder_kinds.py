@@ -1,4 +1,4 @@
-"""What people give as a model's path though muxd cannot serve it: one sentence says what it is, what to do."""
+"""What people give as a path though muxd cannot serve it: one sentence says what it is and what to do."""
 
 import json
 from collections.abc import Callable
