@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test gpu roofline check demo bench churn clean
+.PHONY: help serve test gpu roofline check demo bench churn fuzz clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
@@ -16,6 +16,7 @@ help:
 	@echo "make demo    only fetch the demo models"
 	@echo "make bench   what the daemon costs beside a bare loop"
 	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads"
+	@echo "make fuzz    damaged model folders and GGUF files, 100,000 of them; MUXD_FUZZ says how many"
 	@echo "make clean   remove the environment and caches (models stay)"
 
 serve: $(VENV)/.muxd
@@ -45,6 +46,9 @@ bench: $(VENV)/.dev demo
 
 churn: $(VENV)/.dev
 	MUXD_CHURN_SECONDS=600 $(BIN)/python -m pytest tests/e2e/test_churn.py -s --timeout 2400
+
+fuzz: $(VENV)/.dev
+	MUXD_FUZZ=$${MUXD_FUZZ:-100000} $(BIN)/python -m pytest tests/fleet/test_damaged_folders.py --timeout 7200
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis

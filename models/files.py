@@ -6,6 +6,7 @@ Links are followed, as the hub's cache is made of them. Used by all who read a m
 
 import json
 import os
+import re
 import stat
 from io import BufferedReader
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from muxd.errors import ModelFolderError
 
 _JSON_BYTES = 64 << 20  # the index of the largest checkpoints has some 10 MiB
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -78,6 +80,8 @@ def parse_json(path: Path, content: bytes, part: str = "") -> dict[str, Any]:
     where = f"{path}: the {part}" if part else str(path)
     try:
         data = json.loads(content.decode("utf-8"))
+        if _SURROGATE.search(content):  # an escape of half a character can be read, but never written again
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise ModelFolderError(f"{where} is not valid JSON: it is nested too deeply") from None
     except ValueError as error:  # also what is no UTF-8, and numbers of thousands of digits

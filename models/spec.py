@@ -9,6 +9,7 @@ from pathlib import Path
 from msgspec import Struct, structs
 
 from muxd.errors import ConfigError, ModelFolderError
+from muxd.messages import ITEM_BYTES, Dtype
 from muxd.models.config_file import Fields, shown
 from muxd.models.files import read_json
 from muxd.models.folder import check_folder, refuse_quantised
@@ -42,6 +43,7 @@ class ModelSpec(Struct, frozen=True):
     rope: Rope  # of layers that see everything
     local_rope: Rope  # of layers with a window
     windows: tuple[int | None, ...]  # per layer: a token sees itself and window - 1 before it; None: all
+    dtype: Dtype | None = None  # of the weights by config.json, where that is one that can be served
     logit_softcap: float | None = None
     qkv_bias: bool = False
     o_bias: bool = False
@@ -96,7 +98,7 @@ def read_spec(folder: Path) -> ModelSpec:
     fields.must_be("partial_rotary_factor", 1.0, default=1.0)
     ends = {*outer.ids("eos_token_id"), *fields.ids("eos_token_id")}
     spec = readers[architecture](fields, tuple(sorted(ends)))
-    spec = structs.replace(spec, wrapped=named in _WRAPPERS)
+    spec = structs.replace(spec, wrapped=named in _WRAPPERS, dtype=_dtype(fields) or _dtype(outer))
     if spec.heads % spec.kv_heads:
         raise ModelFolderError(
             f"{path}: num_attention_heads {spec.heads} is not a multiple of "
@@ -127,6 +129,12 @@ def _architecture(fields: Fields) -> str:
     }
     model_type = fields.text("model_type")
     return by_type.get(model_type, model_type)
+
+
+def _dtype(fields: Fields) -> Dtype | None:
+    """``dtype``, before transformers 4.56 ``torch_dtype``; None for anything else, the files know."""
+    said = fields.raw.get("dtype") or fields.raw.get("torch_dtype")
+    return next((dtype for dtype in ITEM_BYTES if said == dtype), None)
 
 
 def _text(outer: Fields, text_type: str) -> Fields:

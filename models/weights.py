@@ -6,7 +6,9 @@ every worker of the model maps the region and finds its tensors by ``plan.tensor
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from muxd.errors import ModelFolderError
 from muxd.messages import ITEM_BYTES, Dtype, TensorEntry
 from muxd.models.convert import convert
 from muxd.models.safetensors_index import Stored, index
-from muxd.models.spec import ModelSpec
+from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.tensors import EMBED, HEAD, SIGHT, Wanted, harmless, unwrapped, wanted
 
 _log = logging.getLogger("muxd.models")
@@ -49,17 +51,19 @@ class WeightPlan(Struct, frozen=True):
         return all(tensor.name != "head" for tensor in self.tensors)
 
 
-def plan(folder: Path, spec: ModelSpec, dtype: Dtype) -> WeightPlan:
-    """Lay out every tensor of the model in ``dtype``, each aligned to 64 bytes.
+def plan(folder: Path, spec: ModelSpec, dtype: Dtype | None, *, gpu: bool = False) -> WeightPlan:
+    """Lay out every tensor of the model in ``dtype``, each aligned to 64 bytes. None: in what the folder
+    holds, but on a GPU bfloat16 instead of float32.
 
     Query, key and value rows form one tensor, gate and up rows another. A head that config.json says is tied
     to the embedding, and that is stored with other numbers, stays itself, as in transformers.
     Raises ModelFolderError naming file, tensor, and what was expected.
     """
-    stored = _text_part(folder) if spec.wrapped else index(folder)
+    stored = _index(folder, spec)
     if spec.tied_embeddings and _own_head(stored):
         _log.warning("%s: lm_head.weight differs from the embedding that config.json ties it to", folder)
         spec = structs.replace(spec, tied_embeddings=False)
+    dtype = dtype or _held(spec, stored.values(), gpu=gpu)
     tensors, sources, end = [], [], 0
     for tensor in wanted(spec):
         start = -(-end // ALIGNMENT) * ALIGNMENT
@@ -70,6 +74,29 @@ def plan(folder: Path, spec: ModelSpec, dtype: Dtype) -> WeightPlan:
             end = source.offset + int(np.prod(source.stored.shape)) * ITEM_BYTES[dtype]
     _refuse_unknown(stored, {source.name for source in sources}, spec)
     return WeightPlan(tensors, end, dtype, sources)
+
+
+def stored_dtype(folder: Path, *, gpu: bool) -> Dtype:
+    """What ``plan`` takes where nobody says; also without weights. Raises ModelFolderError."""
+    spec, stored = read_spec(folder), dict[str, Stored]()
+    if spec.dtype is None:
+        with suppress(ModelFolderError):
+            stored = _index(folder, spec)
+    return _held(spec, stored.values(), gpu=gpu)
+
+
+def _held(spec: ModelSpec, stored: Iterable[Stored], *, gpu: bool) -> Dtype:
+    """By config.json, else of most numbers in the files."""
+    sizes: Counter[Dtype] = Counter()
+    for tensor in stored:
+        sizes[tensor.dtype] += math.prod(tensor.shape)
+    most: Dtype = sizes.most_common(1)[0][0] if sizes else "bfloat16"
+    found = spec.dtype or most
+    return "bfloat16" if gpu and found == "float32" else found
+
+
+def _index(folder: Path, spec: ModelSpec) -> dict[str, Stored]:
+    return _text_part(folder) if spec.wrapped else index(folder)
 
 
 def _text_part(folder: Path) -> dict[str, Stored]:

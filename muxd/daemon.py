@@ -24,7 +24,7 @@ from muxd.api.app import make_app, make_runner
 from muxd.api.metrics import HttpMetrics
 from muxd.clock import MonotonicClock
 from muxd.config import Config, DeviceConfig
-from muxd.device.base import Device
+from muxd.device.base import Device, is_gpu
 from muxd.device.choose import open_device
 from muxd.device.device_metrics import DeviceMetrics
 from muxd.device.nvml import Nvml, NvmlMissing, Reading
@@ -117,7 +117,8 @@ class Daemon:
         arenas: dict[str, Arena] = {}
         directory = private_directory()
         try:
-            await asyncio.gather(*(asyncio.to_thread(entry.open) for entry in self.entries.values()))
+            gpu = any(is_gpu(device) for device in self.devices.values())
+            await asyncio.gather(*(asyncio.to_thread(one.open, gpu=gpu) for one in self.entries.values()))
             pools = pool_sizes(self.config, self.devices, self.entries.values())
             self._open_arenas(arenas, pools)
             self.planning = await asyncio.to_thread(Planning, self.config, self.devices, pools)

@@ -85,7 +85,7 @@ def setup(entry: Entry, arena: Arena, device: Device, link: str, budget: Budget 
         worker="",
         model=entry.name,
         folder=str(entry.opened.folder),
-        dtype=entry.config.dtype,
+        dtype=plan.dtype,
         link=link,
         device=device.name,
         pool_bytes=arena.nbytes,

@@ -16,7 +16,7 @@ from muxd.config import ModelConfig
 from muxd.engine.lane import Lane
 from muxd.errors import ConfigError, ModelFolderError, MuxdError
 from muxd.fleet.state import Life, State
-from muxd.messages import kv_item_bytes
+from muxd.messages import dtype_of, kv_item_bytes
 from muxd.models.generation import read_generation
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, plan
@@ -39,13 +39,16 @@ _SHOWN: dict[State, Shown] = {
 
 
 class Opened:
-    """A readable model folder. Raises ModelFolderError, naming the file, when it is not one."""
+    """A readable model folder, for workers on the CPU or on a GPU.
 
-    def __init__(self, config: ModelConfig):
+    Raises ModelFolderError, naming the file, when it is not one.
+    """
+
+    def __init__(self, config: ModelConfig, *, gpu: bool = False):
         folder = Path(config.path).expanduser()
         self.folder = folder
         spec = read_spec(folder)
-        self.plan: WeightPlan = plan(folder, spec, config.dtype)
+        self.plan: WeightPlan = plan(folder, spec, dtype_of(config.dtype), gpu=gpu)
         self.spec: ModelSpec = structs.replace(spec, tied_embeddings=self.plan.tied)
         self.tokenizer = Tokenizer.load(folder)
         self.template = self._template(config)
@@ -88,10 +91,11 @@ class Entry:
         self.note = ""  # what is under way while it serves
         self.changing: Literal["", "loading", "unloading", "unloaded"] = ""  # what an operator wants instead
 
-    def open(self) -> None:
-        """Read the folder; slow (tokenizers), so call it in a thread. A broken folder becomes ``error``."""
+    def open(self, *, gpu: bool = False) -> None:
+        """Read the folder; slow (tokenizers), so call it in a thread. A broken folder becomes ``error``.
+        ``gpu``: whether its devices are GPUs, which says what "auto" means."""
         try:
-            self.opened = Opened(self.config)
+            self.opened = Opened(self.config, gpu=gpu)
             self.error = ""
         except MuxdError as error:
             self.error = error.message
@@ -136,7 +140,7 @@ class Entry:
         """T of docs/design.md §1 for an opened entry. Raises ModelFolderError if no token fits a block: the
         setting is too small for this model alone."""
         assert self.opened is not None
-        item = kv_item_bytes(self.config.dtype, self.config.kv_dtype)
+        item = kv_item_bytes(self.opened.plan.dtype, self.config.kv_dtype)
         try:
             return self.opened.spec.tokens_per_row(block_bytes, item)
         except ConfigError as error:

@@ -63,6 +63,8 @@ def plan_tensors(
     for old, new in wanted.items():
         short = old.split(".", 2)[2] if old.startswith("blk.") else old
         if old in file.tensors:
+            if not file.tensors[old].n_elements:
+                file.fail(f"tensor {old!r} is empty")
             plans.append(make(new, file.tensors[old]))
         elif short not in optional:
             file.fail(f"tensor {old!r} is missing")

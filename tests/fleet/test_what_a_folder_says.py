@@ -14,7 +14,9 @@ from muxd.device.cpu import Cpu
 from muxd.errors import ModelFolderError
 from muxd.fleet.accounts import open_account
 from muxd.fleet.catalog import Entry
+from muxd.messages import DtypeName
 from muxd.models.files import open_regular
+from muxd.models.weights import stored_dtype
 from muxd.pool.arena import Arena
 
 
@@ -103,3 +105,46 @@ def test_a_defect_while_a_folder_is_read_is_the_models_alone(
     assert "cannot be read: ZeroDivisionError" in entry.error
     assert entry.state == "failed"
     assert "a defect while its folder was read" in caplog.text
+
+
+# ---- types ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "cpu", "gpu"),
+    [
+        ({"torch_dtype": "bfloat16"}, "bfloat16", "bfloat16"),
+        ({"torch_dtype": None, "dtype": "float16"}, "float16", "float16"),
+        ({"torch_dtype": "float32"}, "float32", "bfloat16"),
+        ({"torch_dtype": "float8_e4m3fn"}, "float32", "bfloat16"),  # the files say float32
+        ({"torch_dtype": None}, "float32", "bfloat16"),
+    ],
+)
+def test_the_type_is_what_the_folder_holds(tmp_path: Path, said: dict[str, Any], cpu: str, gpu: str) -> None:
+    folder = tiny_served(tmp_path / "m")
+    (folder / "config.json").write_text(json.dumps(CONFIG | said))
+    for on_gpu, expected in ((False, cpu), (True, gpu)):
+        entry = Entry(ModelConfig("m", str(folder)))
+        entry.open(gpu=on_gpu)
+        assert entry.opened is not None
+        assert entry.opened.plan.dtype == expected
+        assert stored_dtype(folder, gpu=on_gpu) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("bf16", "bfloat16"),
+        ("fp16", "float16"),
+        ("half", "float16"),
+        ("fp32", "float32"),
+        ("float", "float32"),
+    ],
+)
+def test_the_words_that_people_write_for_a_type(tmp_path: Path, name: DtypeName, dtype: str) -> None:
+    """A given type rules on a GPU, too; rows follow it."""
+    entry = Entry(ModelConfig("m", str(tiny_served(tmp_path / "m")), dtype=name))
+    entry.open(gpu=True)
+    assert entry.opened is not None
+    assert entry.opened.plan.dtype == dtype
+    assert entry.row_tokens(8192) == 8192 // (2 * 16 * (4 if dtype == "float32" else 2))

@@ -26,6 +26,7 @@ CONFIG = {
     "tie_word_embeddings": True,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
 }
 
 

@@ -114,6 +114,10 @@ def test_a_folder_with_sentencepiece_alone_hears_what_to_do(folder: Path) -> Non
         Tokenizer.load(folder)
 
 
-def test_a_special_token_that_is_half_a_character_is_none(folder: Path) -> None:
+def test_half_a_character_is_refused(folder: Path) -> None:
+    """JSON can spell it, but no answer could ever say it."""
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "\\ud83d\\ude00"}')
+    assert Tokenizer.load(folder).specials == {"eos_token": "\U0001f600"}
     (folder / "tokenizer_config.json").write_text('{"eos_token": "\\ud800", "bos_token": "<s>"}')
-    assert Tokenizer.load(folder).specials == {"bos_token": "<s>"}
+    with pytest.raises(ModelFolderError, match=r"tokenizer_config\.json is not valid JSON: .* surrogates"):
+        Tokenizer.load(folder)
