@@ -11,7 +11,7 @@ LONG := stand_in or interpreter or compile or slow
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help serve quick test test-all gpu roofline check format lock coverage demo bench churn clean
+.PHONY: help serve quick test test-all gpu roofline check format lock coverage demo bench churn fuzz clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
@@ -27,6 +27,7 @@ help:
 	@echo "make demo    only fetch the demo models"
 	@echo "make bench   what the daemon costs beside a bare loop"
 	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads"
+	@echo "make fuzz    damaged model folders and GGUF files, 100,000 of them; MUXD_FUZZ says how many"
 	@echo "make clean   remove the environment and caches (models stay)"
 
 serve: $(VENV)/.muxd
@@ -79,6 +80,9 @@ bench: $(VENV)/.dev demo
 
 churn: $(VENV)/.dev
 	MUXD_CHURN_SECONDS=600 $(BIN)/python -m pytest tests/e2e/test_churn.py -s --timeout 2400
+
+fuzz: $(VENV)/.dev
+	MUXD_FUZZ=$${MUXD_FUZZ:-100000} $(BIN)/python -m pytest tests/fleet/test_damaged_folders.py --timeout 7200
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

@@ -123,7 +123,8 @@ class Daemon:
         arenas: dict[str, Arena] = {}
         directory = private_directory()
         try:
-            await asyncio.gather(*(asyncio.to_thread(entry.open) for entry in self.entries.values()))
+            gpu = any(is_gpu(device) for device in self.devices.values())
+            await asyncio.gather(*(asyncio.to_thread(one.open, gpu=gpu) for one in self.entries.values()))
             pools = pool_sizes(self.config, self.devices, self.entries.values())
             self._open_arenas(arenas, pools)
             self.planning = await asyncio.to_thread(Planning, self.config, self.devices, pools)

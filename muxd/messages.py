@@ -12,8 +12,20 @@ from msgspec import Struct
 
 Phases = Literal["both", "prefill", "decode"]
 Dtype = Literal["bfloat16", "float16", "float32"]
+# What people write for it; "auto" is what the model folder holds.
+DtypeName = Literal["auto", "bfloat16", "float16", "float32", "bf16", "fp16", "half", "fp32", "float"]
+_NAMED: dict[DtypeName, Dtype] = {
+    "bf16": "bfloat16", "bfloat16": "bfloat16",
+    "fp16": "float16", "half": "float16", "float16": "float16",
+    "fp32": "float32", "float": "float32", "float32": "float32",
+}  # fmt: skip
 ITEM_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 KvDtype = Literal["auto", "fp8"]  # of K and V in the pool: the model's own, or float8_e4m3fn
+
+
+def dtype_of(name: DtypeName) -> Dtype | None:
+    """None for "auto"."""
+    return _NAMED.get(name)
 
 
 def kv_item_bytes(dtype: Dtype, kv_dtype: KvDtype) -> int:

@@ -2,6 +2,7 @@
 on, everybody else hears what is wrong."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import httpx2 as httpx
 import openai
 import pytest
 from support.live import LiveDaemon
-from support.tiny import tiny_served
+from support.tiny import tiny_llama, tiny_served
 from support.where import EVERYWHERE, Where, on
 
 pytestmark = on(*EVERYWHERE)
@@ -45,6 +46,24 @@ def _no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
+def _pipe(folder: Path) -> None:
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    os.mkfifo(folder / "generation_config.json")
+
+
+def _deep(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"a":' * 100_000)
+
+
+def _layers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**18}))
+
+
+def _wide_head(folder: Path) -> None:
+    tiny_llama(folder, head_dim=4096)
+
+
 # How to break a folder, and what the reason must name.
 BREAKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (_truncated, "model.safetensors"),
@@ -52,6 +71,10 @@ BREAKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "wrong-shape": (_wrong_shape, "mlp"),
     "unknown-architecture": (_unknown_architecture, "Mamba"),
     "pickle": (_pickle, "safetensors"),
+    "pipe": (_pipe, "generation_config.json cannot be read: it is a pipe"),
+    "deep": (_deep, "tokenizer_config.json is not valid JSON: it is nested too deeply"),
+    "layers": (_layers, "num_hidden_layers must be at most"),
+    "wide-head": (_wide_head, "pool.block_bytes: 8192 holds no token of a model with head_dim 4096"),
     "no-tokenizer": (_no_tokenizer, "tokenizer.json"),
 }
 

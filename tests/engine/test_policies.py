@@ -327,6 +327,26 @@ def test_a_closed_model_leaves_its_guarantee_to_the_others() -> None:
     assert unit.outcome[served.id] == "served"
 
 
+def test_what_quotas_have_learnt_outlives_models_that_come_and_go() -> None:
+    unit = TimedUnit(
+        [Spec("busy", blocks=1, max_running=100), Spec("idle", blocks=1)], 120, settings=SMALL, audit=False
+    )
+    unit.play([Arrival(0.01 * i, "busy", 16, 16) for i in range(600)])
+    learnt = {model: unit.scheduler.quota(model) for model in ("busy", "idle")}
+    assert learnt["busy"] >= learnt["idle"] + 30
+    opened(unit, Spec("new", blocks=1))
+    quotas = {model: unit.scheduler.quota(model) for model in unit.scheduler.lanes}
+    assert quotas["new"] >= 30, "about its weight's part, 40"
+    assert quotas["busy"] - quotas["idle"] >= 30, "not an equal part each"
+    assert sum(quotas.values()) == 120
+    unit.scheduler.close("new")
+    left = {model: unit.scheduler.quota(model) for model in learnt}
+    assert left["busy"] - left["idle"] >= 30
+    with pytest.raises(ConfigError):
+        opened(unit, Spec("new", blocks=2), 65)
+    assert {model: unit.scheduler.quota(model) for model in learnt} == left, "a failed load changes nothing"
+
+
 def opened(unit: BenchUnit, spec: Spec, guarantee: int = 0) -> None:
     unit.specs[spec.name], unit.workers[spec.name] = spec, Worker(spec, pool=unit._pool)
     lane = LaneSpec(spec.name, 50, spec.row_tokens, spec.blocks, 1000, 8, 100, 32)

@@ -52,7 +52,7 @@ class DirectRunner:
         paged: bool | None = None,
         max_running: int = 0,
     ):
-        self.spec = read_spec(folder)
+        self.folder, self.spec = folder, read_spec(folder)
         self.tokens = self.spec.tokens_per_row(block_bytes, kv_item_bytes(dtype, kv_dtype))
         layout = plan(folder, self.spec, dtype)
         weights = np.zeros(layout.bytes, dtype=np.uint8)
