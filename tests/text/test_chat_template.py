@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.tiny import byte_tokenizer
@@ -144,7 +144,7 @@ def test_conversations_with_tools_have_a_template_of_their_own(tmp_path: Path) -
     assert template is not None
     tools: list[Any] | None
     for tools in (None, [{"type": "function", "function": {"name": "f"}}]):
-        rendered = theirs.apply_chat_template(HELLO, tools=tools, tokenize=False)
+        rendered = theirs.apply_chat_template(HELLO, tools=cast(Any, tools), tokenize=False)
         assert template.render(HELLO, tools=tools) == rendered == ("tools" if tools else "plain")
     assert template.render(HELLO) == "plain"
 
