@@ -63,11 +63,13 @@ def test_streams_drain_queued_requests_go_over_and_all_tokens_are_the_same(
     served = daemon.status().requests.served
     alone = ask(daemon, "a", 64)
     old = daemon.workers()["a"]
-    steps = begin(daemon, where.second)
     running = [Stream(daemon, "a", LONG) for _ in range(2)]
     for one in running:
         assert one.first.wait(60)
     queued = [Stream(daemon, "a", 64) for _ in range(3)]
+    while daemon.status().requests.waiting < 3:  # a worker starts in no time: they must be there before
+        pass
+    steps = begin(daemon, where.second)
     for step in steps:
         if step.stage == "draining":
             break
