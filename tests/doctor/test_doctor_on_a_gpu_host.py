@@ -1,6 +1,8 @@
 """The doctor's GPU checks over the stand-ins, each in its own process, with every fault one at a time."""
 
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ BY_NAME = {check.name: check for check in CHECKS}
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> Path:
-    (tmp_path / "scratch").mkdir()
-    return tmp_path / "scratch"
+def scratch() -> Iterator[Path]:
+    """Not pytest's folder: side by side its name can be too long for MPS's Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="muxd-doctor-", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 def ask(name: str, scratch: Path, seconds: float = 120) -> list[Finding]:
