@@ -225,7 +225,8 @@ class Judge:
         self.compared, self.ties = 0, 0
         self.wrong: list[str] = []
         self._references = {
-            model: AutoModelForCausalLM.from_pretrained(path).eval() for model, path in churn.models.items()
+            model: AutoModelForCausalLM.from_pretrained(path, dtype="float32").eval()
+            for model, path in churn.models.items()
         }
 
     def alone(self) -> None:

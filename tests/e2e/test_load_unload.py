@@ -1,10 +1,13 @@
 """Models that come and go while a daemon serves: who is told what, and what is left behind."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,15 @@ def shared(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def daemon(shared: Shared) -> Iterator[LiveDaemon]:
     with shared.lent() as daemon:
         yield daemon
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def ask(daemon: LiveDaemon, model: str, tokens: int = 8) -> list[int]:
@@ -214,14 +226,15 @@ def test_a_model_that_cannot_be_loaded_says_why_and_leaves_nothing(daemon: LiveD
 
 
 def test_a_worker_that_refuses_is_taken_down_again(where: Where, daemon: LiveDaemon) -> None:
-    """The folder changes after muxd has read it, long before the worker has imported torch and does."""
+    """The folder changes after muxd has read it and before the worker does."""
     unload(daemon, "a")
     file = daemon.folder / "a" / "config.json"
     good = file.read_text()
-    steps = daemon.admin.load(LoadModel("a"))
-    while next(steps).stage != "starting":
-        continue
-    file.write_text(json.dumps(json.loads(good) | {"architectures": ["MambaForCausalLM"]}))
+    with stopped(leaks.parent(daemon.workers()["b"])):  # so that no worker is forked
+        steps = daemon.admin.load(LoadModel("a"))
+        while next(steps).stage != "starting":
+            continue
+        file.write_text(json.dumps(json.loads(good) | {"architectures": ["MambaForCausalLM"]}))
     queued = httpx.post(f"{daemon.url}/v1/completions", json={"model": "a", "prompt": "x"}, timeout=60)
     assert queued.status_code == 503
     assert "Mamba" in queued.json()["error"]["message"]

@@ -18,7 +18,7 @@ from support.where import EVERYWHERE, Where, on
 
 pytestmark = on(*EVERYWHERE)
 
-LONG = 200  # tokens of an answer that must still run while something else happens
+LONG = 400  # tokens of an answer that must still run while something else happens
 
 
 @pytest.fixture(scope="module")

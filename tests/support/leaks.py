@@ -6,6 +6,7 @@ Every process that a test starts inherits ``MUXD_TEST_TOKEN``, so that orphans a
 import os
 import select
 import signal
+import time
 import uuid
 from pathlib import Path
 
@@ -72,9 +73,14 @@ def _status(pid: int, field: int) -> int:
     return int(fields[field]) if fields else 0
 
 
-def is_zombie(pid: int) -> bool:
-    """Ended, but nobody has asked how."""
-    return f"{pid} [Z]" in describe(pid)
+def is_zombie(pid: int, seconds: float = 2) -> bool:
+    """Ended, and nobody asks how within ``seconds``: the parent of one that has just ended needs a moment."""
+    end = time.monotonic() + seconds
+    while f"{pid} [Z]" in describe(pid):
+        if time.monotonic() > end:
+            return True
+        time.sleep(0.01)  # no event tells that somebody has asked
+    return False
 
 
 def _has_token(pid: int) -> bool:
