@@ -6,19 +6,10 @@ collected.
 
 import os
 
-import numpy as np
 import pytest
+from support.interpreting import interpreting
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    from support import interpreter_floats
-
-    interpreter_floats.install()
-    np.seterr(
-        all="ignore"
-    )  # numpy plays the device, where an exponential that overflows is infinite and silent
-    collect_ignore_glob: list[str] = []
-else:
-    collect_ignore_glob = ["test_*"]
+collect_ignore_glob = interpreting(os.environ)
 
 
 def pytest_configure(config: pytest.Config) -> None:
