@@ -4,13 +4,17 @@ PYTHON :=
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Of benchmarks/gpu_all.py, which a host that can install nothing runs by itself (docs/measurements.md).
+GPU_OPTIONS = $(if $(PART),--part $(PART)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT)) \
+  $(if $(PUBLISHED),--published $(PUBLISHED)) $(if $(QUICK),--quick)
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test gpu roofline check demo bench churn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
 	@echo "make test    environment, demo models, every check and every test that needs no GPU"
-	@echo "make gpu     on a GPU host: doctor, GPU tests, roofline, share table, policies; OUT=gpu-results QUICK=1"
+	@echo "make gpu     on a GPU host: doctor, GPU tests, probes, roofline, policies; PART=1 SECONDS=555 OUT=DIR QUICK=1"
 	@echo "make roofline  on a GPU host: kernels, steps and answers against what the GPU allows, and transformers"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make demo    only fetch the demo models"
@@ -23,7 +27,7 @@ serve: $(VENV)/.muxd
 
 gpu: $(VENV)/.dev
 	@$(BIN)/muxd fetch-demo || echo "without the demo models: the tests that need them are left out"
-	$(BIN)/python benchmarks/gpu_all.py $(if $(OUT),--out $(OUT)) $(if $(PUBLISHED),--published $(PUBLISHED)) $(if $(QUICK),--quick)
+	$(BIN)/python benchmarks/gpu_all.py $(GPU_OPTIONS)
 
 roofline: $(VENV)/.dev
 	$(BIN)/python benchmarks/roofline.py --json roofline.json
