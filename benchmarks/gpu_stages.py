@@ -55,7 +55,7 @@ def first(kit: Kit) -> list[Stage]:
         _doctor(100, "--gpu"),
         _tests(kit, "memory", 90, *both, "-k", "not doctor and not comes_back"),
         _tests(kit, "sharing", 90, "tests/gpu/test_sharing_the_device.py"),
-        _tests(kit, "serving", 150, "tests/gpu/test_serving_gpu.py", "-k", "random"),
+        _tests(kit, "serving", 150, "tests/e2e/test_random_models.py"),
         # Both it and the limits compare what NVML says is used before and after: nobody else may use any.
         _tests(kit, "memory-back", 40, both[0], "-k", "comes_back")._replace(alone=True),
         _roofline(kit, "steps", 150, "--part", "step", "--quick", *_MODELS),
@@ -82,7 +82,9 @@ def third(kit: Kit) -> list[Stage]:
     colocated = [_colocated(kit, "profiles", 420), _colocated(kit, "policies", 540)]
     stages = [
         *_kernel_tests(kit, "other-dtypes", _NOT_SERVED, 540),
-        _tests(kit, "all", 540, "tests/gpu", f"--ignore={KERNEL_TESTS}", mark=which)._replace(alone=True),
+        _tests(kit, "all", 540, "tests/gpu", "tests/e2e", f"--ignore={KERNEL_TESTS}", mark=which)._replace(
+            alone=True
+        ),
         *colocated,
         _roofline(kit, "kernels", 420, "--part", "kernels", *quick),
         _roofline(kit, "answers", 420, "--part", "answers", *quick),

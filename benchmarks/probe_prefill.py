@@ -87,9 +87,10 @@ def _peers(probe: Probe, tokens: int, model: ModelShape, flops: int) -> None:
 
 
 def _peer(probe: Probe, what: dict[str, Any], name: str, numbers: list[Tensor], flops: int) -> None:
-    dense = partial(torch.nn.functional.scaled_dot_product_attention, is_causal=True)
+    q, k, v = numbers
+    dense = torch.nn.functional.scaled_dot_product_attention
     with sdpa_kernel(getattr(SDPBackend, name)):
-        probe.time(what, lambda i: dense(*numbers), 2, flops=flops)
+        probe.time(what, lambda i: dense(q, k, v, is_causal=True), 2, flops=flops)
 
 
 if __name__ == "__main__":

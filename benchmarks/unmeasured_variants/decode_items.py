@@ -8,6 +8,7 @@ sequence's end, so there are no more than batch + programs / kv_heads of them. A
 no merge. One plan holds for all layers with the same window.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -160,8 +161,8 @@ def decode_calls(
         batch + ceil_div(programs, pool.kv_heads),
         _shape(d_pad, q.dtype.itemsize, pool.blocks.dtype.itemsize),
     )
-    wide = {"dtype": torch.float32, "device": q.device}
-    part, lse = torch.empty(most, heads, d, **wide), torch.empty(most, heads, **wide)  # type: ignore[arg-type]
+    empty = partial(torch.empty, dtype=torch.float32, device=q.device)
+    part, lse = empty(most, heads, d), empty(most, heads)
     out = torch.empty(batch, heads * d, dtype=q.dtype, device=q.device)
     plan = torch.empty(batch + 2, dtype=torch.int32, device=q.device)
     shared = {"KV_HEADS": pool.kv_heads, "TILE": shape["TILE"], "WINDOWED": window is not None}

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,8 +120,8 @@ def test_every_gpu_test_is_in_a_stage_and_every_kernel_test_in_one_lane(run: Any
     from gpu_stages import KERNEL_TESTS, LANES
 
     files = [*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("tests/**/conftest.py")]  # fixtures mark, too
-    marked = {file for file in files if "mark.gpu" in file.read_text()}
-    assert {file.parent.name for file in marked - {Path(__file__)}} == {"gpu", "worker"}
+    marked = {file for file in files if re.search(r"mark\.gpu|import .*\bWhere\b", file.read_text())}
+    assert {file.parent.name for file in marked - {Path(__file__)}} == {"gpu", "worker", "e2e"}
     tree = ast.parse((ROOT / KERNEL_TESTS).read_text())
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     for words in LANES.values():

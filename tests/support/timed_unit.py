@@ -79,9 +79,9 @@ class TimedUnit(BenchUnit):
         self._ends.pop(model, None)
         super().lose(model, final=final)
 
-    def finish(self, model: str, seconds: float = 0.01, token: int = 5) -> None:
-        self._ends.pop(model, None)
-        super().finish(model, seconds, token)
+    def finish(self, name: str, seconds: float = 0.01, token: int = 5, stops: int = 0) -> None:
+        self._ends.pop(name, None)
+        super().finish(name, seconds, token, stops)
 
     # ---- virtual time -----------------------------------------------------------------------------
 

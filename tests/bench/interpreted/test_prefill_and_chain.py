@@ -3,6 +3,9 @@
 import pytest
 import torch
 from support.kernel_cases import Shape, check_prefill
+
+pytest.importorskip("triton")
+
 from unmeasured_variants import dependent_launch, prefill_ahead
 
 from muxd.kernels import paged_prefill_kernel

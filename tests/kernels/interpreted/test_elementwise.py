@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernel_cases import check_gates, check_rms_norm
 
+pytest.importorskip("triton")
+
 from muxd.kernels import feed, feed_kernel, gated_kernel, rms_norm_kernel, row_table, row_table_kernel
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernel_cases import check_sample, sampling_lines
 
+pytest.importorskip("triton")
+
 from muxd.kernels import sampling, sampling_kernel
 
 LINES = st.fixed_dictionaries(
