@@ -4,6 +4,10 @@ PYTHON :=
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Of benchmarks/gpu_all.py, which a host that can install nothing runs by itself (docs/measurements.md).
+GPU_OPTIONS = $(if $(PART),--part $(PART)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT)) \
+  $(if $(PUBLISHED),--published $(PUBLISHED)) $(if $(QUICK),--quick)
+
 .DEFAULT_GOAL := help
 # What `make test` leaves to `make test-all`, but for the few marked smoke.
 LONG := stand_in or interpreter or compile or slow
@@ -18,7 +22,7 @@ help:
 	@echo "make quick   checks, and the tests of what has changed since main: two minutes"
 	@echo "make test    environment, demo models, every check, and every test on the CPU: minutes"
 	@echo "make test-all  the tests that make test leaves out: stand-in, interpreter, compiler, churn"
-	@echo "make gpu     on a GPU host: doctor, GPU tests, roofline, share table, policies; OUT=gpu-results QUICK=1"
+	@echo "make gpu     on a GPU host: doctor, GPU tests, probes, roofline, policies; PART=1 SECONDS=555 OUT=DIR QUICK=1"
 	@echo "make roofline  on a GPU host: kernels, steps and answers against what the GPU allows, and transformers"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make format  ruff's formatter, and what ruff can mend"
@@ -35,7 +39,7 @@ serve: $(VENV)/.muxd
 
 gpu: $(VENV)/.dev
 	@$(BIN)/muxd fetch-demo || echo "without the demo models: the tests that need them are left out"
-	$(BIN)/python benchmarks/gpu_all.py $(if $(OUT),--out $(OUT)) $(if $(PUBLISHED),--published $(PUBLISHED)) $(if $(QUICK),--quick)
+	$(BIN)/python benchmarks/gpu_all.py $(GPU_OPTIONS)
 
 roofline: $(VENV)/.dev
 	$(BIN)/python benchmarks/roofline.py --json roofline.json
@@ -48,7 +52,7 @@ test: $(VENV)/.dev demo check
 
 test-all: $(VENV)/.dev demo
 	$(PYTEST) -m "not gpu and not smoke and not interpreter and ($(LONG))"
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) -m interpreter tests/kernels/interpreted
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) -m interpreter tests/kernels/interpreted tests/bench/interpreted
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
