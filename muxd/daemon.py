@@ -24,7 +24,7 @@ from muxd.api.app import make_app, make_runner
 from muxd.api.metrics import HttpMetrics
 from muxd.clock import MonotonicClock
 from muxd.config import Config, DeviceConfig
-from muxd.device.base import Device
+from muxd.device.base import Device, is_gpu
 from muxd.device.choose import open_device
 from muxd.device.device_metrics import DeviceMetrics
 from muxd.device.nvml import Nvml, NvmlMissing, Reading
@@ -45,6 +45,7 @@ from muxd.fleet.pool_sizes import pool_sizes, workers_budget
 from muxd.fleet.popularity import Popularity
 from muxd.fleet.replanner import Replanner, watch
 from muxd.fleet.roster import Roster
+from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd, private_directory
 from muxd.messages import FromWorker
 from muxd.pool.arena import Arena
@@ -98,7 +99,12 @@ class Daemon:
         try:
             for device in self.config.devices:
                 await asyncio.to_thread(self._open_device, device)
-            await self._live(on_ready, on_progress)
+            self.zygote = Zygote(kernels=any(map(is_gpu, self.devices.values())))
+            try:
+                await asyncio.to_thread(self.zygote.start)  # it imports while models are read
+                await self._live(on_ready, on_progress)
+            finally:
+                await asyncio.to_thread(self.zygote.close)
         finally:
             for opened in self.devices.values():
                 await asyncio.to_thread(opened.close)
@@ -118,7 +124,8 @@ class Daemon:
         arenas: dict[str, Arena] = {}
         directory = private_directory()
         try:
-            await asyncio.gather(*(asyncio.to_thread(entry.open) for entry in self.entries.values()))
+            gpu = any(is_gpu(device) for device in self.devices.values())
+            await asyncio.gather(*(asyncio.to_thread(one.open, gpu=gpu) for one in self.entries.values()))
             pools = pool_sizes(self.config, self.devices, self.entries.values())
             self._open_arenas(arenas, pools)
             self.planning = await asyncio.to_thread(Planning, self.config, self.devices, pools)
@@ -228,8 +235,8 @@ class Daemon:
         self.sites = {
             name: open_site(
                 name, device, arenas[name], [one for one in self.entries.values() if one.device == name],
-                self.config.scheduler, grow=self.config.pool.grow, link=self.link, clock=self.clock,
-                observer=self.observer, ids=ids, spawns=spawns,
+                self.config.scheduler, grow=self.config.pool.grow, link=self.link, zygote=self.zygote,
+                clock=self.clock, observer=self.observer, ids=ids, spawns=spawns,
                 tell=self.events.teller(name if several else ""), budget=workers_budget(self.config, device),
             )
             for name, device in self.devices.items()

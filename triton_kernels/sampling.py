@@ -48,7 +48,7 @@ def sample(
 ) -> Tensor:
     """The reference: a loop over lines in float64. Returns int64 [b] and counts the tokens it picked.
 
-    NO_TOKEN for a line that has a NaN, or, with its penalties and bans, no finite maximum.
+    NO_TOKEN for a line that has a NaN, or no finite maximum, with its penalties and bans or without.
 
     logits [b, vocab] in any float type. counts int32 [slots, vocab]: 2 · (times generated) + (seen at all),
     see ``count_tokens``. ``greedy`` promises that every line is a plain argmax; ``filtered`` False promises
@@ -59,7 +59,7 @@ def sample(
     for i in range(logits.shape[0]):
         line = adjusted(logits, lines, counts, i)
         temperature, top = float(lines.temperature[i]), line.max()
-        if not top.isfinite():
+        if not (top.isfinite() and logits[i].max().isfinite()):
             picked.append(NO_TOKEN)
             continue
         if not temperature > 0:

@@ -32,6 +32,7 @@ def _adjust(
     token = chunk * SIZE + tl.arange(0, SIZE)
     real = token < vocab
     z = tl.load(logits + line * logits_stride + token, mask=real, other=float("-inf")).to(tl.float32)
+    broken = (z != z) | (z == float("inf"))  # before a ban hides it
     if not PLAIN:
         slot = tl.load(slots + line).to(tl.int64)
         if slot >= 0:
@@ -46,7 +47,7 @@ def _adjust(
         tl.store(adjusted + line * vocab + token, z, mask=real)
     # The lowest index wins a tie, and padding never wins, whatever the logits are.
     top = tl.max(z, 0)
-    damaged = tl.max(((z != z) | (z == float("inf"))).to(tl.int32), 0)  # tl.max may pass a NaN over
+    damaged = tl.max((broken | (z != z) | (z == float("inf"))).to(tl.int32), 0)  # tl.max may pass a NaN over
     top = tl.where(damaged > 0, float("inf"), top)
     first = tl.min(tl.where((z == top) & real, token, vocab - 1), 0)
     tl.store(best + line * chunks + chunk, top)

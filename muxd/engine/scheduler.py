@@ -74,7 +74,7 @@ class Scheduler:
 
     # ---- events -----------------------------------------------------------------------------------
 
-    def handle(self, event: Event, now: float) -> list[Action]:
+    def handle(self, event: Event, now: float) -> list[Action]:  # noqa: C901 - one case an event
         """Take one event at time ``now`` (seconds, never going back); returns what to do, in order."""
         actions = self._board.actions = []
         match event:

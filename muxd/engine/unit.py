@@ -316,11 +316,7 @@ class Unit:
                 if stream := self._streams.pop(action.sequence.id, None):
                     stream.end(action.finish)
             case Failed():
-                self._observer.ended(action.sequence, "failed", now)
-                if isinstance(action.error, NoFiniteLogits | RequestKillsWorker):
-                    _log.error("%s: %s", action.sequence.model, action.error.message)
-                if stream := self._streams.pop(action.sequence.id, None):
-                    stream.fail(action.error)
+                self._fail(action, now)
             case Rejected():
                 self._observer.ended(action.sequence, "refused", now)
                 self._streams.pop(action.sequence.id, None)
@@ -343,6 +339,13 @@ class Unit:
                 stream.cached_tokens = sequence.cached
                 stream.put(token, logprobs.get(index))
         self._observer.tokens(emit.sequences, now)
+
+    def _fail(self, failed: Failed, now: float) -> None:
+        self._observer.ended(failed.sequence, "failed", now)
+        if isinstance(failed.error, NoFiniteLogits | RequestKillsWorker):
+            _log.error("%s: %s", failed.sequence.model, failed.error.message)
+        if stream := self._streams.pop(failed.sequence.id, None):
+            stream.fail(failed.error)
 
     def _overdue(self, late: Overdue, now: float) -> None:
         reason = f"has not answered batch {late.batch} for {late.seconds:.1f} s"

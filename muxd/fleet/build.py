@@ -18,13 +18,14 @@ from muxd.errors import ModelFolderError
 from muxd.fleet.accounts import lane_spec, open_account
 from muxd.fleet.catalog import Entry
 from muxd.fleet.site import Site
+from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd
 from muxd.messages import Decode, Prefill
 from muxd.placement.memory import Budget
 from muxd.pool.arena import Arena
 
 
-def open_site(
+def open_site(  # noqa: PLR0913 - a site is wired from everything its daemon has
     name: str,
     device: Device,
     arena: Arena,
@@ -33,6 +34,7 @@ def open_site(
     *,
     grow: bool,
     link: DaemonEnd,
+    zygote: Zygote,
     clock: Clock,
     observer: Observer,
     ids: "count[int]",
@@ -71,8 +73,8 @@ def open_site(
 
     unit = Unit(scheduler, send, clock, observer, ids, tell, name, hung)
     site = Site(
-        name=name, device=device, arena=arena, unit=unit, link=link, clock=clock, spawns=spawns, split=split,
-        grow=grow, budget=budget,
+        name=name, device=device, arena=arena, unit=unit, link=link, zygote=zygote, clock=clock,
+        spawns=spawns, split=split, grow=grow, budget=budget,
     )  # fmt: skip
     for entry in entries:
         entry.lane = unit.lanes.get(entry.name)

@@ -33,6 +33,7 @@ from muxd.fleet.state import (
     State,
     Stop,
 )
+from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd
 from muxd.link.exits import Exit, explain
 from muxd.messages import BatchDone, Decode, Phases, Prefill, Ready, Refused, Setup, Unmapped
@@ -55,7 +56,7 @@ async def _at_once() -> None:
 class Host:
     """One served model's process and memory, from ``start`` to the end of ``stop``."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a start needs of its site
         self,
         entry: Entry,
         setup: Setup,
@@ -65,6 +66,7 @@ class Host:
         unit: Unit,
         clock: Clock,
         link: DaemonEnd,
+        zygote: Zygote,
         progress: Progress,
         spawns: Iterator[int],
         split: bool = False,
@@ -84,7 +86,7 @@ class Host:
         self.error: MuxdError | None = None  # why it gave up, where that was no worker's fault
         self._setup = setup
         self._device, self._pool_fd, self._unit, self._clock = device, pool_fd, unit, clock
-        self._link, self._progress, self._spawns = link, progress, spawns
+        self._link, self._zygote, self._progress, self._spawns = link, zygote, progress, spawns
         self._faulted, self._clear, self._extents = faulted, clear, extents
         self._keep_queue = keep_queue
         self._weights: Region | None = None
@@ -255,7 +257,7 @@ class Host:
         assert self._weights is not None
         self._verdict, shared = None, False
         names: dict[Phases, str] = {p: f"{self.entry.name}/{next(self._spawns)}" for p in self._phases}
-        crew = self._crew = Crew(self._link, names)
+        crew = self._crew = Crew(self._link, self._zygote, names)
         try:
             env = self._device.worker_env(self._cap)
             fds = [self._pool_fd, self._weights.fd]

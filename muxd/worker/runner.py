@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from muxd.messages import NO_TOKEN, BatchDone, Chunk, Decode, Joined, NewRows, Prefill, Sampling, Setup
@@ -57,7 +58,8 @@ class Runner:
     """
 
     def __init__(self, setup: Setup, pool: Tensor, weights: Tensor, *, paged: bool | None = None):
-        self._spec: ModelSpec = read_spec(Path(setup.folder))
+        tied = all(tensor.name != "head" for tensor in setup.tensors)  # the daemon has compared
+        self._spec: ModelSpec = structs.replace(read_spec(Path(setup.folder)), tied_embeddings=tied)
         self._max_context = setup.max_context
         self._decodes = setup.phases != "prefill"
         make = CudaStep if (setup.device != "cpu" if paged is None else paged) else HostStep

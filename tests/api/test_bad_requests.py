@@ -2,8 +2,11 @@
 
 import io
 import json
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+from support.http_door import Door, Scripted
 
 pytestmark = pytest.mark.anyio
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -11,12 +14,13 @@ USER = [{"role": "user", "content": "hi"}]
 IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
 
 
-def error_of(answer):
+def error_of(answer: Any) -> dict[str, Any]:
     assert set(answer) == {"error"}
     assert set(answer["error"]) == {"message", "type", "param", "code"}
     assert isinstance(answer["error"]["message"], str)
     assert answer["error"]["message"]
-    return answer["error"]
+    error: dict[str, Any] = answer["error"]
+    return error
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,9 @@ def error_of(answer):
         ({"skip_special_tokens": False}, "skip_special_tokens"),
     ],
 )
-async def test_chat_field(door, serving, chat_body, change, param):
+async def test_chat_field(
+    door: Door, serving: Scripted, chat_body: dict[str, Any], change: dict[str, Any], param: str | None
+) -> None:
     status, answer, _ = await door.post(CHAT, chat_body | change)
     error = error_of(answer)
     assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
@@ -102,7 +108,9 @@ async def test_chat_field(door, serving, chat_body, change, param):
         ({"logprobs": True}, "logprobs"),
     ],
 )
-async def test_completion_field(door, serving, change, param):
+async def test_completion_field(
+    door: Door, serving: Scripted, change: dict[str, Any], param: str | None
+) -> None:
     status, answer, _ = await door.post(TEXT, {"model": "base", "prompt": "x"} | change)
     if param is None:
         assert status == 200
@@ -126,7 +134,7 @@ async def test_completion_field(door, serving, change, param):
         {"stream_options": None, "logprobs": None, "top_k": -1},
     ],
 )
-async def test_harmless(door, chat_body, harmless):
+async def test_harmless(door: Door, chat_body: dict[str, Any], harmless: dict[str, Any]) -> None:
     assert (await door.post(CHAT, chat_body | harmless))[0] == 200
 
 
@@ -137,7 +145,7 @@ async def test_harmless(door, chat_body, harmless):
         *(rb'{"model": "\ud800"}', b'{"model": 1e999}'),
     ],
 )
-async def test_not_json(door, raw):
+async def test_not_json(door: Door, raw: bytes) -> None:
     for path in (CHAT, TEXT, "/tokenize", "/detokenize"):
         async with door.http.post(path, data=raw, headers={"Content-Type": "application/json"}) as answer:
             assert answer.status == 400
@@ -145,21 +153,21 @@ async def test_not_json(door, raw):
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "nonsense"])
-async def test_content_type(door, chat_body, kind):
+async def test_content_type(door: Door, chat_body: dict[str, Any], kind: str) -> None:
     headers = {"Content-Type": kind}
     async with door.http.post(CHAT, data=json.dumps(chat_body).encode(), headers=headers) as answer:
         assert answer.status == 415
         assert "application/json" in error_of(await answer.json())["message"]
 
 
-async def test_broken_compression(door):
+async def test_broken_compression(door: Door) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     async with door.http.post(CHAT, data=b"not gzip at all", headers=headers) as answer:
         assert answer.status == 400
         error_of(await answer.json())
 
 
-async def test_body_of_ten_megabytes(door, chat_body):
+async def test_body_of_ten_megabytes(door: Door, chat_body: dict[str, Any]) -> None:
     for data in (
         io.BytesIO(b"x" * (10 << 20)),
         chunks(b"x" * 65536, 160),
@@ -170,12 +178,12 @@ async def test_body_of_ten_megabytes(door, chat_body):
     assert (await door.post(CHAT, chat_body))[0] == 200
 
 
-async def chunks(chunk, times):
+async def chunks(chunk: bytes, times: int) -> AsyncIterator[bytes]:
     for _ in range(times):
         yield chunk
 
 
-async def test_routes_and_methods(door):
+async def test_routes_and_methods(door: Door) -> None:
     for method, path in (("GET", "/v1/nothing"), ("POST", "/"), ("GET", "/v1/models/")):
         async with door.http.request(method, path) as answer:
             assert answer.status == (405 if path == "/" else 404)
@@ -194,7 +202,7 @@ async def test_routes_and_methods(door):
     assert "PROPFIND" not in text
 
 
-async def test_too_long(door, serving, chat_body):
+async def test_too_long(door: Door, serving: Scripted, chat_body: dict[str, Any]) -> None:
     for path, body, param in (
         (TEXT, {"model": "base", "prompt": "x " * 600}, "prompt"),
         (TEXT, {"model": "base", "prompt": [5] * 512}, "prompt"),
@@ -215,7 +223,7 @@ async def test_too_long(door, serving, chat_body):
     assert serving.requests[2].max_tokens == 512 - len(serving.requests[2].prompt)
 
 
-async def test_token_that_the_embedding_lacks(door, serving):
+async def test_token_that_the_embedding_lacks(door: Door, serving: Scripted) -> None:
     """A tokenizer may know special tokens beyond the model's embedding (Gemma 3's image token)."""
     image = serving.ids("<image>")
     assert len(image) == 1
@@ -224,7 +232,9 @@ async def test_token_that_the_embedding_lacks(door, serving):
     assert (status, error_of(answer)["param"]) == (400, "prompt")
 
 
-async def test_a_stop_token_outside_the_vocabulary_is_refused_with_its_size(door, serving):
+async def test_a_stop_token_outside_the_vocabulary_is_refused_with_its_size(
+    door: Door, serving: Scripted
+) -> None:
     size = serving.by_name["base"].vocab_size
     body = {"model": "base", "prompt": "x", "min_tokens": 1, "stop_token_ids": [size]}
     status, answer, _ = await door.post(TEXT, body)
@@ -235,14 +245,14 @@ async def test_a_stop_token_outside_the_vocabulary_is_refused_with_its_size(door
     assert status == 200
 
 
-async def test_chat_without_template(door):
+async def test_chat_without_template(door: Door) -> None:
     status, answer, _ = await door.post(CHAT, {"model": "base", "messages": USER})
     assert (status, error_of(answer)["code"]) == (400, "no_chat_template")
     assert "[[model]]" in answer["error"]["message"]
     assert 'chat_template = "FILE"' in answer["error"]["message"]
 
 
-async def test_model_states(door, serving, chat_body):
+async def test_model_states(door: Door, serving: Scripted, chat_body: dict[str, Any]) -> None:
     model = serving.by_name["org/chat-model"]
     model.state, model.detail = "failed", "model.safetensors: missing shard 2"
     status, answer, headers = await door.post(CHAT, chat_body)

@@ -69,7 +69,7 @@ def test_an_unknown_request_is_a_sentence(path: Path) -> None:
 
 def times(**changed: object) -> RequestTimes:
     still = dict(waits={}, prefill=0.0, recompute=0.0, decode=0.0, held=0.0, preemptions=0, beside={})
-    return msgspec.structs.replace(WHY, **{**still, "ttft": None, "total": 1.0, **changed})  # type: ignore[arg-type]
+    return msgspec.structs.replace(WHY, **{**still, "ttft": None, "total": 1.0, **changed})
 
 
 @pytest.mark.parametrize(

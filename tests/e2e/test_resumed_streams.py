@@ -137,12 +137,15 @@ def test_a_stop_string_that_a_death_cuts_in_two_is_found(daemon: LiveDaemon) -> 
 
 def test_requests_that_once_killed_workers_are_refused_or_served(daemon: LiveDaemon) -> None:
     """The values of research into muxd 0: each cost its model two workers."""
-    refused = [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"min_tokens": 1, "stop_token_ids": [100000]}, "stop_token_ids[0]"),
         ({"repetition_penalty": 5e-324, "min_p": 1}, "repetition_penalty"),
         ({"min_p": 1.5}, "min_p"),
     ]
-    served = [{"temperature": 1e-46, "min_p": 0.5}, {"temperature": 5e-324, "top_p": 0.5}]
+    served: list[dict[str, Any]] = [
+        {"temperature": 1e-46, "min_p": 0.5},
+        {"temperature": 5e-324, "top_p": 0.5},
+    ]
 
     async def scene() -> None:
         async with aiohttp.ClientSession(daemon.url, timeout=aiohttp.ClientTimeout(90)) as session:

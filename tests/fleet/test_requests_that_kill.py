@@ -32,7 +32,7 @@ def daemon(folder: Path, split: Split = "no", timeout: float = 10.0) -> Daemon:
     for seed, name in enumerate("ab"):
         tiny_served(folder / name, seed)
     config = Config(
-        server=ServerConfig(port=0, socket=str(folder / "s"), shutdown_grace=0.1),
+        server=ServerConfig(device="cpu", port=0, socket=str(folder / "s"), shutdown_grace=0.1),
         pool=PoolConfig(bytes="8M"),
         scheduler=SchedulerConfig(split_phases=split, batch_timeout=timeout),
         model=[ModelConfig(name=name, path=str(folder / name), dtype="float32") for name in "ab"],

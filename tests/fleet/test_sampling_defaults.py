@@ -14,6 +14,7 @@ from muxd.config import ModelConfig
 from muxd.engine.values import RANGES, first_outside, problem
 from muxd.errors import ModelFolderError
 from muxd.fleet.catalog import Entry
+from muxd.models.generation import read_generation
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_an_end_token_outside_the_vocabulary_is_left_out(
     with caplog.at_level(logging.WARNING):
         entry = opened(folder, '{"eos_token_id": [2, 100000]}')
     assert entry.eos == {2}
-    assert "100000 lies outside the vocabulary of 320 tokens" in caplog.text
+    assert "end tokens [100000] are not below vocab_size 320" in caplog.text
 
 
 def test_a_file_that_is_no_object_is_refused_by_name(folder: Path) -> None:
@@ -88,11 +89,11 @@ VALUES = st.one_of(
 def test_whatever_the_file_says_only_what_a_request_may_say_is_left(
     folder: Path, said: dict[str, Any]
 ) -> None:
-    from muxd.fleet.catalog import _default_sampling
+    from muxd.fleet.catalog import _sampling_of
 
     (folder / "generation_config.json").write_text(json.dumps(said))
     try:
-        found = _default_sampling(folder)
+        found = _sampling_of(folder, read_generation(folder).sampling)
     except ModelFolderError:
         return  # a number of thousands of digits
     assert all(problem(key, value) == "" for key, value in found.items())

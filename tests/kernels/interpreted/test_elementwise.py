@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernel_cases import check_gates, check_rms_norm
 
+pytest.importorskip("triton")
+
 from muxd.kernels import feed, feed_kernel, gated_kernel, rms_norm_kernel, row_table, row_table_kernel
 from muxd.messages import NO_TOKEN
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from support import damaged
 from support.kernel_cases import check_sample, sampling_lines
 
+pytest.importorskip("triton")
+
 from muxd.kernels import sampling, sampling_kernel
 from muxd.messages import NO_TOKEN
 
