@@ -17,12 +17,14 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import uvloop
-from hostile import CASES, TEMPLATE, told
+from hostile import CASES, TEMPLATE, head, told
 from random_model import Form, serve
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +36,7 @@ from muxd.errors import DaemonUnreachable
 FORM = Form(64, 2, 4, 2, 96, 49664, 4096)
 WATCHED = "stream"
 PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+WARM = 200  # chunks before anything is measured
 LEAST = 0.005  # seconds between tokens that are looked at: shorter gaps are the model's pace
 
 
@@ -55,26 +58,28 @@ class Watch:
 
     def __init__(self, host: str, port: int):
         self.times: list[float] = []
+        self.warm = asyncio.Event()
         self._host, self._port = host, port
 
     async def run(self) -> None:
         body = {"model": WATCHED, "prompt": "x", "max_tokens": 4000, "ignore_eos": True, "stream": True}
         data = json.dumps(body).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
         while True:
             reader, writer = await asyncio.open_connection(self._host, self._port)
-            writer.write(head.encode() + b"\r\n\r\n" + data)
+            writer.write(head(len(data)) + data)
             tail = b""
             while b"[DONE]" not in tail:
                 more = await reader.read(1 << 16)
                 assert more, f"the daemon hung up: {tail!r}"
                 tail = tail[-64:] + more
                 self.times.append(time.perf_counter())
+                if len(self.times) == WARM:
+                    self.warm.set()
             writer.close()
 
     def gaps(self, begin: float, end: float) -> list[float]:
         times = [begin, *(t for t in self.times if begin <= t <= end), end]
-        return sorted(after - before for before, after in zip(times, times[1:], strict=False))
+        return sorted(after - before for before, after in pairwise(times))
 
 
 def client(pipe: Connection, host: str, port: int) -> None:
@@ -97,11 +102,10 @@ async def measure(host: str, port: int, seconds: float, only: str) -> list[dict[
     stream = asyncio.create_task(watch.run())
     rows = []
 
-    async def hear() -> object:
+    async def hear() -> Any:
         return await asyncio.to_thread(ours.recv)
 
-    while len(watch.times) < 200:
-        await asyncio.sleep(0.1)
+    await watch.warm.wait()
     for case in (case for case in CASES if only in case.name):
         ours.send(case.name)
         await hear()
@@ -114,7 +118,7 @@ async def measure(host: str, port: int, seconds: float, only: str) -> list[dict[
         end = time.perf_counter()
         rows.append(
             _row(case.name, statuses, watch.gaps(begin, middle), watch.gaps(middle, end), end - middle)
-        )  # type: ignore[arg-type]
+        )
         assert not stream.done() or stream.exception() is None
     ours.send("")
     process.join()
@@ -148,7 +152,7 @@ def show(rows: list[dict[str, object]]) -> None:
         )  # fmt: skip
     Console(width=150).print(table)
     print(
-        f"noise: the worst gap of all undisturbed stretches is {noise * 1e3:.1f} ms; added is what goes beyond it"
+        f"noise: the worst gap of all undisturbed stretches is {noise * 1e3:.1f} ms; added is what is beyond"
     )
 
 
@@ -168,7 +172,16 @@ def main() -> None:
     with TemporaryDirectory(prefix="muxd-stall-") as root:
         file, log = Path(root) / "muxd.toml", Path(root) / "log"
         file.write_text(folders(Path(root), tokenizer))
-        command = [sys.executable, "-m", "muxd.cli.muxd", "serve", "--config", file, "--socket", f"{root}/s"]
+        command = [
+            sys.executable,
+            "-m",
+            "muxd.cli.muxd",
+            "serve",
+            "--config",
+            str(file),
+            "--socket",
+            f"{root}/s",
+        ]
         with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as daemon:
             try:
                 host, port = wait(AdminClient(Path(root) / "s"), daemon)

@@ -4,7 +4,6 @@ Precedence: command-line flags, then ``MUXD_*`` environment variables, then the 
 Nothing is read at import.
 """
 
-import math
 import os
 import re
 import tomllib
@@ -16,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from muxd.errors import ConfigError
-from muxd.messages import Dtype, KvDtype
+from muxd.messages import DtypeName, KvDtype
 from muxd.sizes import pool_bytes, size
 
 Policy = Literal["mux", "temporal", "spatial", "fcfs", "round_robin"]
@@ -88,6 +87,8 @@ class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     drain_timeout: float = 0.5  # seconds a waiting prefill may hold back decode steps
     prefill_tokens: int = 512  # token budget of one prefill batch
     look_ahead: int = 64  # generated tokens charged at admission
+    batch_timeout: float = 10.0  # seconds after which a batch may be taken to hang
+    batch_timeout_factor: float = 20.0  # and times what it is expected to take
     split_phases: Split = "auto"  # a process for prefill and one for decode; "auto": where SMs can be divided
 
 
@@ -116,7 +117,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     path: str
     share: int = 0  # percent of the device under contention; 0: an equal part
-    dtype: Dtype = "bfloat16"
+    dtype: DtypeName = "auto"  # of weights, K and V; "auto": what the folder holds, on a GPU never float32
     kv_dtype: KvDtype = "auto"  # of K and V: as dtype, or "fp8", which is a byte a number
     quota: QuotaConfig = msgspec.field(default_factory=QuotaConfig)
     max_context: int = 0  # 0: what the model and the pool allow
@@ -200,7 +201,9 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path} is not valid TOML: it is nested too deeply") from None
+    except ValueError as error:  # also what is no UTF-8, and numbers of thousands of digits
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -292,7 +295,6 @@ def _check_devices(config: Config, where: Path | str) -> None:
     taken: dict[int, str] = {}
     seen: set[str] = set()
     for device in config.device:
-        key = f"{where}: device ({device.name})"
         if not re.fullmatch(r"(cpu|cuda):\d+", device.name):
             raise ConfigError(
                 f'{where}: device.name: {device.name!r} is no device; write "cuda:0" or "cpu:0"'
@@ -302,15 +304,8 @@ def _check_devices(config: Config, where: Path | str) -> None:
         if device.name in seen:
             raise ConfigError(f"{where}: device.name: two devices are called {device.name!r}")
         seen.add(device.name)
-        if device.name.startswith("cuda") and device.cores:
-            raise ConfigError(f"{key}: cores: a GPU has none to choose")
-        if device.name.startswith("cpu") and len(config.device) > 1 and not device.cores:
-            raise ConfigError(f"{key}: cores: name the CPUs that are its own, such as cores = [0, 1]")
-        for core in device.cores:
-            if core in taken or core < 0:
-                why = f"is {taken[core]}'s already" if core in taken else "is no CPU"
-                raise ConfigError(f"{key}: cores: {core} {why}")
-            taken[core] = device.name
+        key = f"{where}: device ({device.name})"
+        _check_cores(device, key, taken, alone=len(config.device) == 1)
         if device.memory:
             size(device.memory, key=f"{key}: memory")
     if config.device and config.server.device != "auto":
@@ -321,6 +316,22 @@ def _check_devices(config: Config, where: Path | str) -> None:
             raise ConfigError(
                 f"{where}: model.device: {model.device!r} ({model.name}) is not a device; there are: {known}"
             )
+
+
+def _check_cores(device: DeviceConfig, key: str, taken: dict[int, str], *, alone: bool) -> None:
+    """CPUs of its own, which join ``taken``: CPU number -> device."""
+    if device.name.startswith("cuda") and device.cores:
+        raise ConfigError(f"{key}: cores: a GPU has none to choose")
+    if device.name.startswith("cpu") and not alone and not device.cores:
+        raise ConfigError(f"{key}: cores: name the CPUs that are its own, such as cores = [0, 1]")
+    for core in device.cores:
+        if core in taken or core < 0:
+            why = f"is {taken[core]}'s already" if core in taken else "is no CPU"
+            raise ConfigError(f"{key}: cores: {core} {why}")
+        taken[core] = device.name
+
+
+_ENDLESS = 1e15  # seconds, tokens or requests: no longer a number that somebody means
 
 
 def _check_ranges(config: Config, where: Path | str) -> None:
@@ -343,13 +354,15 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         "scheduler.drain_timeout": config.scheduler.drain_timeout,
         "scheduler.prefill_tokens": config.scheduler.prefill_tokens,
         "scheduler.adapt_period": config.scheduler.adapt_period,
+        "scheduler.batch_timeout": config.scheduler.batch_timeout,
+        "scheduler.batch_timeout_factor": config.scheduler.batch_timeout_factor,
         "placement.period": config.placement.period,
         "placement.horizon": config.placement.horizon,
         **{f"model.quota.weight ({m.name})": m.quota.weight for m in config.model},
         **{f"model.max_queue ({m.name})": m.max_queue for m in config.model},
     }
     for key, value in positive.items():
-        if not 0 < value < math.inf:  # also refuses nan
+        if not 0 < value < _ENDLESS:  # also refuses nan
             raise ConfigError(f"{where}: {key}: {value} must be above 0 and finite")
     not_negative = {
         "scheduler.look_ahead": config.scheduler.look_ahead,
@@ -362,7 +375,7 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         **{f"model.rate ({m.name})": m.rate for m in config.model},
     }
     for key, value in not_negative.items():
-        if not 0 <= value < math.inf:
+        if not 0 <= value < _ENDLESS:
             raise ConfigError(f"{where}: {key}: {value} must not be negative, and finite")
     if config.scheduler.admission == "slo" and config.model and not any(m.ttft_slo for m in config.model):
         raise ConfigError(f'{where}: scheduler.admission: "slo" needs a ttft_slo in at least one [[model]]')

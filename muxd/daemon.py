@@ -27,7 +27,7 @@ from muxd.api.metrics import HttpMetrics
 from muxd.api.texts import text_pool
 from muxd.clock import MonotonicClock
 from muxd.config import Config, DeviceConfig
-from muxd.device.base import Device
+from muxd.device.base import Device, is_gpu
 from muxd.device.choose import open_device
 from muxd.device.device_metrics import DeviceMetrics
 from muxd.device.nvml import Nvml, NvmlMissing, Reading
@@ -49,6 +49,7 @@ from muxd.fleet.pool_sizes import pool_sizes, workers_budget
 from muxd.fleet.popularity import Popularity
 from muxd.fleet.replanner import Replanner, watch
 from muxd.fleet.roster import Roster
+from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd, private_directory
 from muxd.messages import FromWorker
 from muxd.pool.arena import Arena
@@ -93,6 +94,7 @@ class Daemon:
         self.texts = text_pool(config.text)
         self.stopping = asyncio.Event()
         self.address = ""
+        self._told = notify.take()
 
     # ---- the life ---------------------------------------------------------------------------------
 
@@ -103,7 +105,12 @@ class Daemon:
         try:
             for device in self.config.devices:
                 await asyncio.to_thread(self._open_device, device)
-            await self._live(on_ready, on_progress)
+            self.zygote = Zygote(kernels=any(map(is_gpu, self.devices.values())))
+            try:
+                await asyncio.to_thread(self.zygote.start)  # it imports while models are read
+                await self._live(on_ready, on_progress)
+            finally:
+                await asyncio.to_thread(self.zygote.close)
         finally:
             for opened in self.devices.values():
                 await asyncio.to_thread(opened.close)
@@ -124,7 +131,8 @@ class Daemon:
         directory = private_directory()
         self.texts.start()
         try:
-            await asyncio.gather(*(entry.read(self.texts) for entry in self.entries.values()))
+            gpu = any(is_gpu(device) for device in self.devices.values())
+            await asyncio.gather(*(entry.read(self.texts, gpu=gpu) for entry in self.entries.values()))
             pools = pool_sizes(self.config, self.devices, self.entries.values())
             self._open_arenas(arenas, pools)
             self.planning = await asyncio.to_thread(Planning, self.config, self.devices, pools)
@@ -155,6 +163,8 @@ class Daemon:
             await self._open_http(runner)
             self.roster.start()
             stack.push_async_callback(self.roster.close)
+            watched = asyncio.create_task(notify.keep_watch(self._told))
+            stack.callback(watched.cancel)
             idle = asyncio.create_task(self._audit_when_idle())
             stack.callback(idle.cancel)
             if len(self.sites) > 1:
@@ -163,7 +173,7 @@ class Daemon:
             announce = asyncio.create_task(self._announce(report, on_ready))
             stack.callback(announce.cancel)
             await self.stopping.wait()
-            notify.stopping()
+            notify.stopping(env=self._told)
             await self._drain(self.config.server.shutdown_grace)
 
     async def _drain(self, grace: float) -> None:
@@ -221,7 +231,9 @@ class Daemon:
     async def _announce(self, report: DaemonSteward, on_ready: Callable[[Steward], None]) -> None:
         await self.roster.settled()
         states = [entry.state for entry in self.entries.values()]
-        notify.ready(f"{states.count('ready')} of {len(states)} models ready on {self.address}")
+        notify.ready(
+            f"{states.count('ready')} of {len(states)} models ready on {self.address}", env=self._told
+        )
         on_ready(report)
 
     def _on_signals(self) -> None:
@@ -254,8 +266,8 @@ class Daemon:
         self.sites = {
             name: open_site(
                 name, device, arenas[name], [one for one in self.entries.values() if one.device == name],
-                self.config.scheduler, grow=self.config.pool.grow, link=self.link, clock=self.clock,
-                observer=self.observer, ids=ids, spawns=spawns,
+                self.config.scheduler, grow=self.config.pool.grow, link=self.link, zygote=self.zygote,
+                clock=self.clock, observer=self.observer, ids=ids, spawns=spawns,
                 tell=self.events.teller(name if several else ""), budget=workers_budget(self.config, device),
             )
             for name, device in self.devices.items()

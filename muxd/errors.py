@@ -151,10 +151,22 @@ class ModelUnloaded(MuxdError):
 
 
 class WorkerLost(MuxdError):
-    """The worker died while this request was streaming; another try may work."""
+    """The worker has died or hangs; what it was computing goes on with the next one."""
 
     status = 500
     code = "worker_lost"
+
+
+class NoFiniteLogits(MuxdError):
+    """The model computed no number to pick a token by; another prompt may work, the same one will not."""
+
+    code = "no_finite_logits"
+
+
+class RequestKillsWorker(MuxdError):
+    """Its worker ended with it twice, the second time with nobody beside it. Trying again will not help."""
+
+    code = "request_kills_worker"
 
 
 class ShuttingDown(MuxdError):

@@ -12,7 +12,7 @@ from muxd.engine.trace import RequestTimes, Trace
 from muxd.fleet.events import Event
 from muxd.fleet.proposal import Proposal
 from muxd.fleet.steps import Step
-from muxd.messages import Dtype, KvDtype
+from muxd.messages import DtypeName, KvDtype
 
 Role = Literal["daemon", "worker", "text"]  # "text": renders templates and tokenises
 VERSION_HEADER = "Muxd-Version"
@@ -140,7 +140,7 @@ class LoadModel(Struct, frozen=True, forbid_unknown_fields=True):
 
     model: str
     path: str = ""  # absolute
-    dtype: Dtype = "bfloat16"  # with ``path``
+    dtype: DtypeName = "auto"  # with ``path``
     device: str = ""  # where to; "": where it was, or where the plan puts it
     kv_dtype: KvDtype = "auto"  # with ``path``
 

@@ -37,6 +37,7 @@ def make_app(
         [
             web.get("/", host.index),
             web.get("/health", host.health),
+            web.get("/health/{id:.+}", host.ready),
             web.get("/ping", host.health),
             web.post("/ping", host.health),
             web.get("/version", host.version),

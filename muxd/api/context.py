@@ -57,12 +57,19 @@ def tokenizer_of(model: ServedModel) -> Tokenizer:
 
     A restarting model passes: the engine decides whether to queue. Raises ModelUnloaded when it is unloaded
     or about to be, ModelFolderError when it has failed, ShuttingDown when it drains, ModelNotReady while it
-    loads.
+    loads, or has failed and will be tried again.
     """
     if model.state in ("unloaded", "unloading"):
         raise ModelUnloaded(
             f"The model {model.name!r} is {model.state}; `muxctl load {model.name}` brings it back",
             param="model",
+        )
+    if model.state == "failed" and model.retry_after is not None:
+        raise ModelNotReady(
+            f"The model {model.name!r} has failed ({model.detail}) and is tried again within "
+            f"{model.retry_after:.0f} s",
+            param="model",
+            retry_after=model.retry_after,
         )
     if model.state == "failed":
         raise ModelFolderError(f"The model {model.name!r} cannot be served: {model.detail}", param="model")

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from muxd.errors import ContextTooLong, ModelFolderError, MuxdError
+from muxd.errors import ContextTooLong, ModelFolderError, MuxdError, NoFiniteLogits, RequestKillsWorker
 
 log = logging.getLogger("muxd.api")
 
@@ -76,6 +76,6 @@ def _retry_headers(error: MuxdError) -> dict[str, str]:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = f"{error.retry_after:.0f}"
-    if isinstance(error, ContextTooLong | ModelFolderError):
+    if isinstance(error, ContextTooLong | ModelFolderError | NoFiniteLogits | RequestKillsWorker):
         headers["x-should-retry"] = "false"
     return headers

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from muxd.api.schemas import CompletionRequest, Message
+from muxd.engine.values import first_outside
 from muxd.errors import BadRequest, ContextTooLong
 from muxd.text.library import TextModel
 from muxd.text.work import Stage
@@ -175,9 +176,10 @@ def check_ids(model: TextModel, ids: list[int], param: str) -> list[int]:
             f"{len(ids)}. Shorten the {param}",
             param=param,
         )
-    if max(ids) >= model.view.vocab_size:
+    index = first_outside(ids, model.view.vocab_size)
+    if index is not None:
         raise BadRequest(
-            f"{param} contains token id {max(ids)}, but {model.name!r} has ids 0 to "
+            f"{param} contains token id {ids[index]}, but {model.name!r} has ids 0 to "
             f"{model.view.vocab_size - 1}",
             param=param,
         )

@@ -54,6 +54,10 @@ class ServedModel(Protocol):
     def detail(self) -> str:
         """Why, when failed or unloaded."""
 
+    @property
+    def retry_after(self) -> float | None:
+        """When failed: seconds in which it is tried again at the latest; None: not by itself."""
+
 
 class Serving(Protocol):
     """The engine, seen from the door."""

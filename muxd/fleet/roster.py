@@ -262,7 +262,8 @@ class Roster:
         try:
             if entry.device:  # a failed model still has its lane
                 await self.site(entry).leave(entry, _unloaded(entry.name))
-            await entry.read(self.texts)
+            gpu = any(is_gpu(site.device) for site in self.sites.values())
+            await entry.read(self.texts, gpu=gpu)
             if entry.error:
                 raise ModelFolderError(entry.error)
             entry.device = device or self.place(entry)

@@ -27,30 +27,35 @@ class TextProcess:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        held: int,
     ):
-        self._process, self._reader, self._writer = process, reader, writer
+        self._process, self._reader, self._writer, self._held = process, reader, writer, held
         self.pid = process.pid
 
     @classmethod
     async def spawn(cls, module: str, memory: int) -> "TextProcess":
         """Start ``python -m module``, which may take ``memory`` bytes of addresses. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        env = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
+        lifeline, held = os.pipe()
+        given = [theirs.fileno(), lifeline]
         try:
             process = await asyncio.create_subprocess_exec(
                 # -P: a folder called "muxd" where the user stands must not be imported
-                *(sys.executable, "-P", "-m", module, "--fd", str(theirs.fileno()), "--memory", str(memory)),
-                pass_fds=[theirs.fileno()],
+                *(sys.executable, "-P", "-m", module, "--fd", str(given[0]), "--lifeline", str(lifeline)),
+                *("--memory", str(memory)),
+                pass_fds=given,
                 stdin=asyncio.subprocess.DEVNULL,
-                env=env | _ENV,
+                env=os.environ | _ENV,
             )
             reader, writer = await asyncio.open_unix_connection(sock=ours)
         except BaseException:
             ours.close()
+            os.close(held)
             raise
         finally:
             theirs.close()
-        return cls(process, reader, writer)
+            os.close(lifeline)
+        return cls(process, reader, writer, held)
 
     @property
     def alive(self) -> bool:
@@ -93,3 +98,6 @@ class TextProcess:
         self.kill()
         self._writer.transport.abort()
         await self._process.wait()
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1

@@ -24,10 +24,12 @@ def run(handle: Handle, argv: list[str] | None = None) -> int:
     """``handle`` does a job and says on the way how far it is. Returns when the daemon is gone."""
     parser = argparse.ArgumentParser(description="text work for muxd, which starts it")
     parser.add_argument("--fd", type=int, required=True, help="inherited end of a Unix socketpair")
+    parser.add_argument("--lifeline", type=int, required=True, help="inherited reading end of a pipe")
     parser.add_argument("--memory", type=int, required=True, help="bytes of addresses it may have")
     given = parser.parse_args(argv)
     sock = socket.socket(fileno=given.fd)
     lifeline.hold(sock)
+    lifeline.tie(given.lifeline)  # a template may hold the interpreter for ever
     lifeline.set_title("text")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.nice(_NICE)

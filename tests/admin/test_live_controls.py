@@ -61,7 +61,7 @@ class Bench:
         }
         nothing = cast(Any, None)  # nothing is spawned here
         site = Site(name="cpu", device=Cpu(2), arena=self.arena, unit=self.unit, link=nothing,
-                    clock=self.clock, spawns=nothing)  # fmt: skip
+                    clock=self.clock, spawns=nothing, zygote=nothing)  # fmt: skip
         for name, entry in entries.items():
             entry.device, entry.lane = "cpu", scheduler.lanes[name]
         sites = {"cpu": site}

@@ -23,7 +23,7 @@ from muxd.config import (
 
 EXAMPLE = Path(__file__).parents[2] / "muxd.example.toml"
 TEXT = EXAMPLE.read_text()
-ROOMS = {
+ROOMS: dict[str, type[msgspec.Struct]] = {
     "[server]": ServerConfig,
     "[limits]": LimitsConfig,
     "[text]": TextConfig,

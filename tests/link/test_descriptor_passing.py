@@ -54,9 +54,12 @@ def test_a_large_setup_and_the_next_message_arrive_whole(pair: Pair) -> None:
     large = setup(20_000)
     assert len(msgspec.msgpack.encode(large)) > 1 << 20
     with open(os.devnull) as null:
-        sender = threading.Thread(
-            target=lambda: [fds.send(pair[0], m, [null.fileno()]) for m in (large, setup())]
-        )
+
+        def send() -> None:
+            for message in (large, setup()):
+                fds.send(pair[0], message, [null.fileno()])
+
+        sender = threading.Thread(target=send)
         sender.start()
         for expected in (large, setup()):
             message, received = fds.receive(pair[1], Setup)

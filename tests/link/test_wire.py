@@ -267,9 +267,9 @@ def test_strangers_and_forgotten_workers_are_not_heard(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         for name in ("old", "w"):
             bench.end.announce(name)
-        for name in (b"stranger", b"old", b"\x80\xff"):
-            context, socket = raw_worker(bench, name)
-            if name == b"old":
+        for identity in (b"stranger", b"old", b"\x80\xff"):
+            context, socket = raw_worker(bench, identity)
+            if identity == b"old":
                 bench.end.forget("old")
             socket.send(encode(ready("w")))
             context.destroy(linger=5000)

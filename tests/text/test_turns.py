@@ -1,17 +1,23 @@
 """Which text process takes a job, over random arrivals and endings."""
 
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from muxd.text.turns import LARGE, SUSPECT_FOR, Turns
 
+Job = tuple[str, int]
 jobs = st.tuples(st.sampled_from("abcd"), st.sampled_from([10, LARGE, LARGE + 1, 9 * LARGE]))
 
 
 @given(st.integers(1, 4), st.lists(jobs, max_size=40), st.randoms())
-def test_a_small_job_of_a_good_model_always_finds_one_of_several(processes, arrivals, chance):
+def test_a_small_job_of_a_good_model_always_finds_one_of_several(
+    processes: int, arrivals: list[Job], chance: Random
+) -> None:
     """Large ones and suspects never have all processes; everybody gets one in the end."""
-    turns, running = Turns(processes), {}
+    turns = Turns(processes)
+    running: dict[int, Job] = {}
     turns.suspect("d", 0.0)
     waiting = list(arrivals)
     while waiting or running:
@@ -37,7 +43,7 @@ def test_a_small_job_of_a_good_model_always_finds_one_of_several(processes, arri
 
 
 @given(st.integers(1, 8), st.text(max_size=5))
-def test_a_model_keeps_its_process_while_that_is_free(processes, model):
+def test_a_model_keeps_its_process_while_that_is_free(processes: int, model: str) -> None:
     turns = Turns(processes)
     numbers = range(processes)
     first = turns.place(model, 10, numbers, 0.0)
@@ -46,7 +52,7 @@ def test_a_model_keeps_its_process_while_that_is_free(processes, model):
     assert turns.place(model, 10, numbers, 0.0) == first
 
 
-def test_a_suspect_is_trusted_again():
+def test_a_suspect_is_trusted_again() -> None:
     turns = Turns(3)
     turns.suspect("a", 0.0)
     turns.begin("a", 10)
