@@ -4,18 +4,34 @@ PYTHON :=
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Of benchmarks/gpu_all.py, which a host that can install nothing runs by itself (docs/measurements.md).
+GPU_OPTIONS = $(if $(PART),--part $(PART)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT)) \
+  $(if $(PUBLISHED),--published $(PUBLISHED)) $(if $(QUICK),--quick)
+
 .DEFAULT_GOAL := help
-.PHONY: help serve test gpu roofline check demo bench churn clean
+# What `make test` leaves to `make test-all`, but for the few marked smoke.
+LONG := stand_in or interpreter or compile or slow
+# Side by side where nothing else wants the cores; tests that share a daemon, or pin cores, stay together.
+JOBS := 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+
+.PHONY: help serve quick test test-all gpu roofline check format lock coverage demo bench churn fuzz clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
-	@echo "make test    environment, demo models, every check and every test that needs no GPU"
-	@echo "make gpu     on a GPU host: doctor, GPU tests, roofline, share table, policies; OUT=gpu-results QUICK=1"
+	@echo "make quick   checks, and the tests of what has changed since main: two minutes"
+	@echo "make test    environment, demo models, every check, and every test on the CPU: minutes"
+	@echo "make test-all  the tests that make test leaves out: stand-in, interpreter, compiler, churn"
+	@echo "make gpu     on a GPU host: doctor, GPU tests, probes, roofline, policies; PART=1 SECONDS=555 OUT=DIR QUICK=1"
 	@echo "make roofline  on a GPU host: kernels, steps and answers against what the GPU allows, and transformers"
 	@echo "make check   ruff, mypy, import contracts"
+	@echo "make format  ruff's formatter, and what ruff can mend"
+	@echo "make coverage  which lines and branches the tests of make test run, by room"
+	@echo "make lock    newest versions of everything the tests run with, into requirements-dev.lock"
 	@echo "make demo    only fetch the demo models"
 	@echo "make bench   what the daemon costs beside a bare loop"
 	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads"
+	@echo "make fuzz    damaged model folders and GGUF files, 100,000 of them; MUXD_FUZZ says how many"
 	@echo "make clean   remove the environment and caches (models stay)"
 
 serve: $(VENV)/.muxd
@@ -23,19 +39,42 @@ serve: $(VENV)/.muxd
 
 gpu: $(VENV)/.dev
 	@$(BIN)/muxd fetch-demo || echo "without the demo models: the tests that need them are left out"
-	$(BIN)/python benchmarks/gpu_all.py $(if $(OUT),--out $(OUT)) $(if $(PUBLISHED),--published $(PUBLISHED)) $(if $(QUICK),--quick)
+	$(BIN)/python benchmarks/gpu_all.py $(GPU_OPTIONS)
 
 roofline: $(VENV)/.dev
 	$(BIN)/python benchmarks/roofline.py --json roofline.json
 
+quick: $(VENV)/.dev check
+	@$(BIN)/python tests/quick.py
+
 test: $(VENV)/.dev demo check
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu and (smoke or not ($(LONG)))"
+
+test-all: $(VENV)/.dev demo
+	$(PYTEST) -m "not gpu and not smoke and not interpreter and ($(LONG))"
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) -m interpreter tests/kernels/interpreted tests/bench/interpreted
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Each process leaves a file of its own, which combine adds up. A test that fails does not hide what was measured.
+coverage: $(VENV)/.dev demo
+	$(BIN)/coverage erase
+	-$(BIN)/coverage run -m pytest -m "not gpu"
+	$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage json --quiet -o - | $(BIN)/python .ci/coverage_by_room.py
+
+lock: $(VENV)/.muxd
+	$(BIN)/python -m pip install --dry-run --ignore-installed --quiet --report - --editable . --group dev \
+	  | $(BIN)/python .ci/lock.py > requirements-dev.lock.new
+	mv requirements-dev.lock.new requirements-dev.lock
 
 demo: $(VENV)/.muxd
 	$(BIN)/muxd fetch-demo
@@ -46,8 +85,11 @@ bench: $(VENV)/.dev demo
 churn: $(VENV)/.dev
 	MUXD_CHURN_SECONDS=600 $(BIN)/python -m pytest tests/e2e/test_churn.py -s --timeout 2400
 
+fuzz: $(VENV)/.dev
+	MUXD_FUZZ=$${MUXD_FUZZ:-100000} $(BIN)/python -m pytest tests/fleet/test_damaged_folders.py --timeout 7200
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps make the second start a matter of seconds; a changed pyproject.toml installs anew.
@@ -58,8 +100,9 @@ $(VENV)/.muxd: pyproject.toml
 	@touch $@
 
 # pip reads the dev group from pyproject.toml since 25.1; the venv's own pip may be older, hence the upgrade.
-$(VENV)/.dev: $(VENV)/.muxd
-	$(BIN)/python -m pip install --group dev
+# The lock fixes muxd's own dependencies, too: only then do the checks and tests of a commit mean the same later.
+$(VENV)/.dev: $(VENV)/.muxd requirements-dev.lock
+	$(BIN)/python -m pip install --constraint requirements-dev.lock --editable . --group dev
 	@touch $@
 
 # A working .venv stays. Otherwise it is made with the first Python that is 3.11 or 3.12 and has venv.

@@ -10,7 +10,7 @@ gives them. The bare server writes a ready frame per token straight to its trans
 import asyncio
 import multiprocessing
 import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
@@ -31,6 +31,7 @@ from muxd.api.sse import DONE, Frames
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.text.tokenizer import Tokenizer
+from muxd.text.work import Result, Source, View, Work
 
 STEP = 0.003  # seconds between tokens of a stream
 TOKENS = 400  # per stream
@@ -50,12 +51,12 @@ class Paced:
     """Calls every registered writer once a step; both servers use it, so its cost is in both numbers."""
 
     def __init__(self) -> None:
-        self.writers: list[object] = []
+        self.writers: list[Iterator[bool | None]] = []
 
     async def run(self) -> None:
         while True:
             await asyncio.sleep(STEP)
-            self.writers = [writer for writer in self.writers if next(writer, None) is None]  # type: ignore[call-overload]
+            self.writers = [writer for writer in self.writers if next(writer, None) is None]
 
 
 class ScriptedServing:
@@ -70,7 +71,8 @@ class ScriptedServing:
         self._paced = paced
         self._models = {"m": SimpleNamespace(
             name="m", created=0, max_context=1 << 20, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer,
-            template=None, default_sampling={}, eos=frozenset(), state="ready", detail="",
+            view=View(Source("m", ""), 1 << 20, tokenizer.vocab_size),
+            default_sampling={}, eos=frozenset(), state="ready", detail="",
         )}  # fmt: skip
 
     def models(self) -> dict[str, SimpleNamespace]:
@@ -81,17 +83,26 @@ class ScriptedServing:
         self._paced.writers.append(self._play(stream))
         return stream
 
-    def _play(self, stream: TokenStream):  # type: ignore[no-untyped-def]
+    def _play(self, stream: TokenStream) -> Iterator[bool | None]:
         for token in self._script:
             stream.put(token)
-            yield
+            yield None
         stream.end("length")
         yield True
 
 
+class NoTexts:
+    """All prompts here are short enough for the daemon itself."""
+
+    async def run(self, work: Work, model: str, size: int) -> Result:
+        raise AssertionError(f"{size} bytes for {model} are not short")
+
+
 @asynccontextmanager
 async def front(paced: Paced) -> AsyncIterator[int]:
-    app = make_app(ScriptedServing(paced), max_body=1 << 20, metrics=HttpMetrics(CollectorRegistry()))  # type: ignore[arg-type]
+    app = make_app(
+        ScriptedServing(paced), max_body=1 << 20, metrics=HttpMetrics(CollectorRegistry()), texts=NoTexts()
+    )
     runner = make_runner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -106,19 +117,20 @@ class Bare(asyncio.Protocol):
         self._paced = paced
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         self._paced.writers.append(self._play(self._transport))
 
-    def _play(self, transport):  # type: ignore[no-untyped-def]
+    def _play(self, transport: asyncio.WriteTransport) -> Iterator[bool | None]:
         answer = Answer("text", "cmpl-" + "0" * 24, 1700000000, "m")
         frame = Frames(answer, 0, include_usage=False).piece(" brown", None)
         chunk = b"%x\r\n%b\r\n" % (len(frame), frame)
         transport.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(TOKENS):
             transport.write(chunk)
-            yield
+            yield None
         transport.write(DONE)
         yield True
 

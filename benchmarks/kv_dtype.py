@@ -25,6 +25,7 @@ from support.direct_runner import DirectRunner  # noqa: E402
 
 from muxd.device.cpu import Cpu  # noqa: E402
 from muxd.messages import Dtype, KvDtype, kv_item_bytes  # noqa: E402
+from muxd.models.generation import read_generation  # noqa: E402
 from muxd.models.spec import read_spec  # noqa: E402
 from muxd.text.template import ChatTemplate  # noqa: E402
 from muxd.text.tokenizer import Tokenizer  # noqa: E402
@@ -105,7 +106,8 @@ def measured(
     direct: DirectRunner, prompts: list[list[int]], new: int, given: list[list[int]] | None = None
 ) -> Kind:
     """Greedy; then along ``given``, else along its own answers."""
-    answers = [ended(answer, direct.spec.eos_ids) for answer in direct.generate(prompts, new)]
+    ends = {*direct.spec.eos_ids, *read_generation(direct.folder).eos_ids}
+    answers = [ended(answer, ends) for answer in direct.generate(prompts, new)]
     direct.logits.clear()
     given, seqs = given or answers, list(range(len(prompts)))
     direct.prefill([(seq, 0, prompt, True) for seq, prompt in enumerate(prompts)])
@@ -122,7 +124,7 @@ def measured(
     return Kind(answers, forced, scores)
 
 
-def ended(answer: list[int], eos: tuple[int, ...]) -> list[int]:
+def ended(answer: list[int], eos: set[int]) -> list[int]:
     """Until its end token, that counted."""
     stop = next((i + 1 for i, token in enumerate(answer) if token in eos), len(answer))
     return answer[:stop]

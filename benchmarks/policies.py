@@ -1,7 +1,8 @@
 """The same workload under several policies, simulated and live: a table, JSON, and one plot.
 
     python benchmarks/policies.py --config muxd.toml --cost cost.json --workload W.jsonl \\
-        [--device cuda:0] [--policies mux temporal spatial] [--only simulated] [--json F] [--plot F.png]
+        [--device cuda:0] [--policies mux temporal spatial] [--only simulated]
+        [--json F] [--markdown F.md] [--plot F.png]
 
 The last columns are requests inside the SLO (latency within --scale times alone on the device), and how many
 times the better baseline mux has of them.
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+from provenance import markdown_table
 from sim_vs_live import live
 
 from muxd.cli.simulate import cost_table, run
@@ -77,6 +79,11 @@ def verdict(reports: list[Report], scale: float) -> list[str]:
     return lines
 
 
+def markdown(reports: list[Report], scale: float) -> str:
+    rows = [row(report, scale) for report in reports]
+    return "\n".join([markdown_table([*HEADS, f"IN SLO {scale:g}x"], rows), "", *verdict(reports, scale), ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
@@ -87,6 +94,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("simulated", "live"))
     parser.add_argument("--scale", type=float, default=8.0, help="one of the report's scales")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path, help="the table, for docs/measurements.md")
     parser.add_argument("--plot", type=Path, help=".png or .html")
     args = parser.parse_args()
     if args.device:
@@ -102,6 +110,8 @@ def main() -> None:
         print("  ".join(row(reports[-1], args.scale)), file=sys.stderr, flush=True)
         if args.json:  # after every policy: a run that is cut short keeps what it found
             args.json.write_bytes(msgspec.json.format(msgspec.json.encode(reports)))
+        if args.markdown:
+            args.markdown.write_text(markdown(reports, args.scale))
     print(render((*HEADS, f"IN SLO {args.scale:g}x"), [row(report, args.scale) for report in reports]))
     print("\n".join(verdict(reports, args.scale)))
     if args.plot:

@@ -1,15 +1,21 @@
-"""Where a figure was measured, and tables for docs/measurements.md: what the benchmarks share."""
+"""Where a figure was measured, and tables for docs/measurements.md: what the benchmarks share.
 
+Imported by what runs before anything is installed: standard library only, until ``machine`` is called.
+"""
+
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from muxd.cli.profiling import processor
-from muxd.device.base import Device
+if TYPE_CHECKING:
+    from muxd.device.base import Device
+
+COMMIT = "MUXD_COMMIT"  # which tree this is, where it is a copy that git knows nothing of
 
 
 class Machine(NamedTuple):
@@ -19,20 +25,36 @@ class Machine(NamedTuple):
     fields: dict[str, str]
 
 
-def machine(device: Device | None, without: str = "") -> Machine:
+def machine(device: "Device | None", without: str = "") -> Machine:
     """Date, device, versions and commit of this run; ``without``: what to say where there is no device."""
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    folder = Path(__file__).parent
-    commit = subprocess.run(asked, capture_output=True, text=True, cwd=folder, check=False).stdout.strip()
+    from muxd.cli.profiling import processor
+
+    return about(f"{device.name}: {processor(device)}, {device.cores} cores" if device else without)
+
+
+def about(device: str) -> Machine:
+    """``machine`` of a device that is told in words."""
     fields = {
         "date": datetime.now(UTC).date().isoformat(),
-        "device": f"{device.name}: {processor(device)}, {device.cores} cores" if device else without,
+        "device": device,
         "python": platform.python_version(),
         "torch": _version("torch"),
         "triton": _version("triton"),
-        "commit": commit or "unknown",
+        "commit": commit(),
     }
     return Machine(", ".join(f"{key} {value}" for key, value in fields.items()), fields)
+
+
+def commit() -> str:
+    """Of this tree; "unknown" in a copy without its history, or where there is no git."""
+    if given := os.environ.get(COMMIT):
+        return given
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        folder = Path(__file__).parent
+        return subprocess.run(asked, capture_output=True, text=True, cwd=folder).stdout.strip() or "unknown"
+    except OSError:
+        return "unknown"
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -12,13 +12,13 @@ rehearsal: every line of the benchmark runs on the CPU over a tiny model, and no
 import argparse
 import json
 import platform
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
 import torch
+from provenance import commit
 from roofline_device import FULL, QUICK, TINY, Peaks, measure_peaks
 from roofline_kernels import MODELS, SMALL, Measurement
 
@@ -87,9 +87,6 @@ def report(about: dict[str, str], peaks: Peaks, lines: list[Measurement]) -> dic
 
 def machine() -> dict[str, str]:
     """Where and with what this ran."""
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    folder = Path(__file__).parent
-    commit = subprocess.run(asked, capture_output=True, text=True, cwd=folder, check=False).stdout.strip()
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
@@ -98,7 +95,7 @@ def machine() -> dict[str, str]:
         "cuda": torch.version.cuda or "",
         "triton": _version("triton"),
         "transformers": _version("transformers"),
-        "commit": commit or "unknown",
+        "commit": commit(),
     }
 
 

@@ -152,7 +152,7 @@ class _Continuous:
     def __init__(self, theirs: Any, device: str):
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
-        small = {"num_blocks": 8, "max_batch_tokens": 256} if device == "cpu" else {}
+        small: dict[str, Any] = {"num_blocks": 8, "max_batch_tokens": 256} if device == "cpu" else {}
         self._theirs = theirs
         self._generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
         self._batching = ContinuousBatchingConfig(allow_block_sharing=False, **small)

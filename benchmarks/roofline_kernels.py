@@ -116,10 +116,10 @@ def decode_attention(model: ModelShape, device: str, batch: int, context: int) -
     """One layer's attention of a decode step."""
     nbytes = batch * (context * model.kv_bytes + 2 * model.heads * model.head_dim * 2)
     cycles = _cycles(nbytes, device)
-    pool, rows = _pool(model, device, batch, context, cycles)
+    pool, rows = filled_pool(model, device, batch, context, cycles)
     q = torch.randn(batch, model.heads, model.head_dim, device=device).to(BF16)
     lengths = torch.full((batch,), context, dtype=torch.int32, device=device)
-    splits = plan_splits(batch, model.kv_heads, context, _sms(device))
+    splits = plan_splits(batch, model.kv_heads, context, sms_of(device))
 
     def step(i: int) -> Tensor:
         return ops.decode_attention(q, pool, i, rows, lengths, scale=model.head_dim**-0.5, splits=splits)
@@ -132,7 +132,7 @@ def prefill_attention(model: ModelShape, device: str, n: int) -> Case:
     """One layer's causal attention of one prompt."""
     nbytes = n * (model.kv_bytes + 2 * model.heads * model.head_dim * 2)
     cycles = min(8, _cycles(nbytes, device))
-    pool, rows = _pool(model, device, 1, n, cycles)
+    pool, rows = filled_pool(model, device, 1, n, cycles)
     q = torch.randn(n, model.heads, model.head_dim, device=device).to(BF16)
     starts = torch.tensor([0, n], dtype=torch.int32, device=device)
     cached = torch.zeros(1, dtype=torch.int32, device=device)
@@ -163,7 +163,7 @@ def rope_write(model: ModelShape, device: str, n: int) -> Case:
     lines = model.heads + 2 * model.kv_heads
     nbytes = n * (2 * lines + 2) * model.head_dim * 2
     cycles = _cycles(nbytes, device)
-    pool, rows = _pool(model, device, 1, n, 1)
+    pool, rows = filled_pool(model, device, 1, n, 1)
     qkv = torch.randn(cycles, n, lines, model.head_dim, device=device).to(BF16)
     cos, sin = (torch.randn(n, 1, model.head_dim, device=device).to(BF16) for _ in range(2))
     positions = torch.arange(n, dtype=torch.int32, device=device)
@@ -219,12 +219,14 @@ def _lines(batch: int, device: str, temperature: float, top_p: float) -> Samplin
     )
 
 
-def _pool(model: ModelShape, device: str, batch: int, tokens: int, layers: int) -> tuple[PagedPool, Tensor]:
+def filled_pool(
+    model: ModelShape, device: str, batch: int, tokens: int, layers: int, dtype: torch.dtype = BF16
+) -> tuple[PagedPool, Tensor]:
     """A full pool, its head blocks handed out in random order as after hours of service."""
     per_block = BLOCK_BYTES // (2 * model.head_dim * 2)
     width, table_width = -(-tokens // per_block), layers * model.kv_heads
     count = batch * width * table_width
-    blocks = torch.empty(count, BLOCK_BYTES // 2, dtype=BF16, device=device).normal_()
+    blocks = torch.empty(count, BLOCK_BYTES // 2, dtype=dtype, device=device).normal_()
     table = torch.randperm(count, device=device).to(torch.int32).view(-1, table_width)
     rows = torch.randperm(batch * width, device=device).to(torch.int32).view(batch, width)
     return PagedPool(blocks, table, model.kv_heads, model.head_dim), rows
@@ -235,5 +237,5 @@ def _cycles(nbytes: int, device: str) -> int:
     return max(2, min(MOST_CYCLES, -(-cold // nbytes)))
 
 
-def _sms(device: str) -> int:
+def sms_of(device: str) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device == "cuda" else 1

@@ -1,9 +1,7 @@
-"""Careful reading of a model folder's JSON files: every refusal names the file, the field and the type.
-
-Used by ``muxd.models.spec`` and ``muxd.models.rope`` only.
-"""
+"""Careful reading of a model folder's JSON objects: every refusal names the file, the field and the type."""
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +10,19 @@ from muxd.errors import ModelFolderError
 _REQUIRED: Any = object()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in ``path``. Raises ModelFolderError when it is missing, unreadable or no JSON object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelFolderError(f"{path} is missing; a model folder needs it") from None
-    except OSError as error:
-        raise ModelFolderError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ModelFolderError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ModelFolderError(f"{path} must hold a JSON object, not {type(data).__name__}")
-    return data
+# The most that a field may say; what is not listed, _LARGEST. A model beyond them fits no machine, and
+# 10 ** 18 must not become as many layers before somebody notices.
+_MOST = {
+    "num_hidden_layers": 4096,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "vocab_size": 1 << 26,
+}
+_LARGEST = (1 << 31) - 1
+_LARGEST_FLOAT = 3.4e38  # of float32
 
 
 class Fields:
@@ -41,10 +39,12 @@ class Fields:
         return ModelFolderError(f"{self.path}: {self._prefix}{key} {reason}")
 
     def integer(self, key: str, default: int = _REQUIRED, *, least: int = 1) -> int:
-        """A whole number of at least ``least``."""
-        value = self._value(key, default)
+        """A whole number of at least ``least``, and no larger than any model's."""
+        value, most = self._value(key, default), _MOST.get(key, _LARGEST)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.refuse(key, f"must be a whole number of at least {least}, not {value!r}")
+            raise self.refuse(key, f"must be a whole number of at least {least}, not {shown(value)}")
+        if value > most:
+            raise self.refuse(key, f"must be at most {most}, not {shown(value)}")
         return value
 
     def optional_integer(self, key: str) -> int | None:
@@ -52,10 +52,10 @@ class Fields:
         return None if self.raw.get(key) is None else self.integer(key)
 
     def number(self, key: str, default: float = _REQUIRED) -> float:
-        """A number above 0."""
+        """A number above 0 that float32 can hold."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise self.refuse(key, f"must be a number above 0, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_FLOAT:
+            raise self.refuse(key, f"must be a number above 0, not {shown(value)}")
         return float(value)
 
     def optional_number(self, key: str) -> float | None:
@@ -66,14 +66,14 @@ class Fields:
         """true or false."""
         value = self._value(key, default)
         if not isinstance(value, bool):
-            raise self.refuse(key, f"must be true or false, not {value!r}")
+            raise self.refuse(key, f"must be true or false, not {shown(value)}")
         return value
 
     def text(self, key: str, default: str = _REQUIRED) -> str:
         """A string."""
         value = self._value(key, default)
         if not isinstance(value, str):
-            raise self.refuse(key, f"must be a string, not {value!r}")
+            raise self.refuse(key, f"must be a string, not {shown(value)}")
         return value
 
     def table(self, key: str) -> "Fields | None":
@@ -82,16 +82,16 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise self.refuse(key, f"must be an object, not {value!r}")
+            raise self.refuse(key, f"must be an object, not {shown(value)}")
         return Fields(self.path, value, f"{self._prefix}{key}.")
 
     def ids(self, key: str) -> list[int]:
-        """One token id or a list of them; empty when absent."""
+        """One token id or a list of them; empty when absent. -1 is none, as some folders write it."""
         value = self.raw.get(key)
         listed = [] if value is None else value if isinstance(value, list) else [value]
-        if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in listed):
-            raise self.refuse(key, f"must be a token id or a list of token ids, not {value!r}")
-        return listed
+        if any(isinstance(item, bool) or not isinstance(item, int) or item < -1 for item in listed):
+            raise self.refuse(key, f"must be a token id or a list of token ids, not {shown(value)}")
+        return [item for item in listed if item >= 0]
 
     def optional_id(self, key: str) -> int | None:
         """The first token id, or None."""
@@ -102,7 +102,7 @@ class Fields:
         value = self.raw.get(key, default)
         value = default if value is None else value
         if value != served:
-            raise self.refuse(key, f"= {json.dumps(value)} is not supported; only {json.dumps(served)} is")
+            raise self.refuse(key, f"= {_json(value)} is not supported; only {_json(served)} is")
 
     def _value(self, key: str, default: Any) -> Any:
         value = self.raw.get(key)
@@ -111,3 +111,16 @@ class Fields:
         if default is _REQUIRED:
             raise self.refuse(key, "is missing")
         return default
+
+
+def shown(value: object) -> str:
+    """A value for an error, whatever its size."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # more digits than Python writes
+        return "a number of thousands of digits"
+
+
+def _json(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

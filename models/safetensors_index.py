@@ -4,8 +4,10 @@ Used by ``muxd.models.weights``. The format: 8 bytes little-endian header length
 (https://huggingface.co/docs/safetensors). Nothing here unpickles.
 """
 
-import json
 import math
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,30 @@ from msgspec import Struct
 
 from muxd.errors import ModelFolderError
 from muxd.messages import ITEM_BYTES, Dtype
-from muxd.models.config_file import read_json
+from muxd.models.config_file import shown
+from muxd.models.files import open_regular, parse_json, read_json, refuse_pointer
 
 _DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_SHARD = re.compile(r"model-[0-9]{5}-of-([0-9]{5})\.safetensors")
+_SAFE = re.compile(r"[^/\0\ud800-\udfff]{1,255}(?<!^\.)(?<!^\.\.)")  # a plain file name
+# Endings of weight files that are no safetensors in Hugging Face's layout, and what to do.
+_OTHERS = (
+    (
+        (".bin", ".pt", ".pth", ".ckpt"),
+        "pickled weights are never loaded, they can run code; convert the folder to safetensors "
+        "(save_pretrained does) or take a safetensors download",
+    ),
+    (("adapter_model.safetensors",), "a PEFT adapter; merge it into its base model (merge_and_unload)"),
+    (
+        ("consolidated.safetensors",),
+        "Mistral's own layout, which is not read; take model-*.safetensors of the same repository",
+    ),
+    ((".gguf",), "a GGUF file; `muxctl import FILE --name NAME` makes a model folder of it"),
+    ((".npz",), "weights of MLX, which are not read; take the original folder"),
+    ((".onnx", "onnx"), "ONNX, which is not read; take the original folder with safetensors"),
+    ((".h5", ".msgpack"), "TensorFlow or Flax weights, which are not read; convert them to safetensors"),
+    ((".safetensors",), "rename it to model.safetensors if it holds the whole model"),
+)
 _LARGEST_HEADER = 100 << 20  # the safetensors library's own limit
 
 
@@ -35,59 +58,90 @@ class _Entry(Struct, frozen=True):
     data_offsets: tuple[int, int]
 
 
-def index(folder: Path) -> dict[str, Stored]:
-    """Every tensor of the folder, from ``model.safetensors`` or from all shards of its index.
+Unread = Callable[[str], bool]
+
+
+def index(folder: Path, unread: Unread = lambda name: False) -> dict[str, Stored]:
+    """Every tensor of the folder but those that are ``unread``: from model.safetensors, or from all shards of
+    its index, or, where that is missing, of those whose names say how many they are.
 
     Raises ModelFolderError naming the file.
     """
     sharded = folder / "model.safetensors.index.json"
-    if sharded.is_file():
-        return _shards(folder, sharded)
+    if sharded.exists():
+        return _shards(folder, sharded, unread)
     single = folder / "model.safetensors"
-    if single.is_file():
-        return read_header(single)
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth"})
-    if pickles:
-        raise ModelFolderError(
-            f"{folder / pickles[0]}: pickled weights are never loaded, they can run code; "
-            "convert the folder to safetensors (save_pretrained does) or take a safetensors download"
-        )
-    raise ModelFolderError(f"{folder}: neither model.safetensors nor model.safetensors.index.json is there")
+    if single.exists():
+        return read_header(single, unread)
+    numbered = [(path, match) for path in sorted(folder.iterdir()) if (match := _SHARD.fullmatch(path.name))]
+    if numbered:
+        return _numbered(folder, [path for path, _ in numbered], int(numbered[0][1][1]), unread)
+    raise ModelFolderError(
+        f"{folder}: neither model.safetensors nor model.safetensors.index.json is there{_instead(folder)}"
+    )
 
 
-def _shards(folder: Path, path: Path) -> dict[str, Stored]:
+def _shards(folder: Path, path: Path, unread: Unread) -> dict[str, Stored]:
     names = read_json(path).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
         raise ModelFolderError(f"{path}: weight_map must map tensor names to file names")
     found: dict[str, Stored] = {}
     for shard in sorted(set(names.values())):
-        if Path(shard).name != shard:
-            raise ModelFolderError(f"{path}: weight_map names {shard!r}, which is not a plain file name")
-        if not (folder / shard).is_file():
+        if not _SAFE.fullmatch(shard):
+            raise ModelFolderError(f"{path}: weight_map names {shown(shard)}, which is not a plain file name")
+        if not (folder / shard).exists():
             raise ModelFolderError(f"{folder / shard} is missing; {path.name} lists it")
-        found |= read_header(folder / shard)
+        found |= read_header(folder / shard, unread)
     for tensor, shard in names.items():
-        if tensor not in found or found[tensor].file.name != shard:
+        if not unread(tensor) and (tensor not in found or found[tensor].file.name != shard):
             raise ModelFolderError(f"{folder / shard}: tensor {tensor} is not in it; {path.name} says it is")
     return found
 
 
-def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of one file, every extent checked against the file's length."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
-            raise ModelFolderError(
-                f"{path} is truncated or no safetensors file: {size} bytes, header of {length} announced"
-            )
-        text = file.read(length)
+def _numbered(folder: Path, paths: list[Path], count: int, unread: Unread) -> dict[str, Stored]:
+    found: dict[str, Stored] = {}
+    for number in range(1, count + 1):
+        path = folder / f"model-{number:05}-of-{count:05}.safetensors"
+        if path not in paths:
+            raise ModelFolderError(f"{path} is missing; {paths[0].name} is one of {count} shards")
+        found |= read_header(path, unread)
+    return found
+
+
+def _instead(folder: Path) -> str:
+    """What there is, and what to do with it."""
+    names = sorted(path.name for path in folder.iterdir())
+    for suffixes, advice in _OTHERS:
+        if found := [name for name in names if name.endswith(suffixes)]:
+            return f", only {folder / found[0]}: {advice}"
+    return ""
+
+
+def read_header(path: Path, unread: Unread = lambda name: False) -> dict[str, Stored]:
+    """The tensors of one file that are not ``unread``, every extent checked against the file's length."""
+    length, text, size = _header(path)
+    entries = parse_json(path, text, "safetensors header")
+    return {
+        name: _stored(path, name, entry, 8 + length, size)
+        for name, entry in entries.items()
+        if name != "__metadata__" and not unread(name)
+    }
+
+
+def _header(path: Path) -> tuple[int, bytes, int]:
+    """Bytes of the header, the header, bytes of the file."""
     try:
-        raw = json.loads(text)
-        entries = {name: entry for name, entry in raw.items() if name != "__metadata__"}
-    except (ValueError, AttributeError):
-        raise ModelFolderError(f"{path}: the safetensors header is not a JSON object") from None
-    return {name: _stored(path, name, entry, 8 + length, size) for name, entry in entries.items()}
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            refuse_pointer(path, file.peek(64))
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+                raise ModelFolderError(
+                    f"{path} is truncated or no safetensors file: {size} bytes, header of {length} announced"
+                )
+            return length, file.read(length), size
+    except OSError as error:
+        raise ModelFolderError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _stored(path: Path, name: str, raw: Any, base: int, size: int) -> Stored:
@@ -98,7 +152,8 @@ def _stored(path: Path, name: str, raw: Any, base: int, size: int) -> Stored:
     dtype = _DTYPES.get(entry.dtype)
     if dtype is None:
         raise ModelFolderError(
-            f"{path}: tensor {name} has dtype {entry.dtype}; served are {', '.join(_DTYPES)}"
+            f"{path}: tensor {name} has dtype {shown(entry.dtype)}; served are {', '.join(_DTYPES)}: "
+            "quantised weights are not read yet"
         )
     begin, end = entry.data_offsets
     if not 0 <= begin <= end or end - begin != math.prod(entry.shape) * ITEM_BYTES[dtype]:

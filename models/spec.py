@@ -6,12 +6,20 @@ rows and check contexts with the same facts the worker computes with.
 
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from muxd.errors import ConfigError, ModelFolderError
-from muxd.models.config_file import Fields, read_json
-from muxd.models.rope import Rope, per_layer_type, single
+from muxd.messages import ITEM_BYTES, Dtype
+from muxd.models.config_file import Fields, shown
+from muxd.models.files import read_json
+from muxd.models.folder import check_folder, refuse_quantised
+from muxd.models.rope import FactorScaling, Rope, per_layer_type, single
 
+# Models that see and read -> what reads in them, and its ``model_type``.
+_WRAPPERS = {
+    "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM", "gemma3_text"),
+    "Mistral3ForConditionalGeneration": ("MistralForCausalLM", "mistral"),
+}
 _SLIDING, _FULL = "sliding_attention", "full_attention"  # of ``layer_types``
 
 
@@ -35,10 +43,12 @@ class ModelSpec(Struct, frozen=True):
     rope: Rope  # of layers that see everything
     local_rope: Rope  # of layers with a window
     windows: tuple[int | None, ...]  # per layer: a token sees itself and window - 1 before it; None: all
+    dtype: Dtype | None = None  # of the weights by config.json, where that is one that can be served
     logit_softcap: float | None = None
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: bool = False  # of each head, before it is turned
+    wrapped: bool = False  # the text part of a model that also sees: its tensors' names carry a prefix
 
     @property
     def blocks_per_row(self) -> int:
@@ -61,14 +71,15 @@ class ModelSpec(Struct, frozen=True):
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """Read ``config.json`` (and ``generation_config.json``) as transformers 4.x or 5.x writes them.
+    """Read ``config.json`` as transformers 4.x or 5.x writes it.
 
-    Raises ModelFolderError naming the file, the field and the reason.
+    Of a model that sees and reads (``text_config`` beside ``vision_config``) the part that reads. Raises
+    ModelFolderError naming the file, the field and the reason.
     """
     path = folder / "config.json"
-    if not folder.is_dir():
-        raise ModelFolderError(f"{folder} is not a folder; set path to a folder with config.json")
-    fields = Fields(path, read_json(path))
+    check_folder(folder)
+    outer = Fields(path, read_json(path))
+    refuse_quantised(path, outer.raw)
     readers = {
         "LlamaForCausalLM": _llama,
         "MistralForCausalLM": _mistral,
@@ -76,13 +87,18 @@ def read_spec(folder: Path) -> ModelSpec:
         "Qwen3ForCausalLM": _qwen3,
         "Gemma3ForCausalLM": _gemma3,
     }
-    architecture = _architecture(fields)
+    architecture = named = _architecture(outer)
+    fields = outer
+    if named in _WRAPPERS:
+        architecture, text_type = _WRAPPERS[named]
+        fields = _text(outer, text_type)
     if architecture not in readers:
-        raise ModelFolderError(
-            f"{path}: architecture {architecture!r} is not known; known: {', '.join(sorted(readers))}"
-        )
+        known = ", ".join(sorted(readers.keys() | _WRAPPERS.keys()))
+        raise ModelFolderError(f"{path}: architecture {shown(named)} is not known; known: {known}")
     fields.must_be("partial_rotary_factor", 1.0, default=1.0)
-    spec = readers[architecture](fields, _eos_ids(folder, fields))
+    ends = {*outer.ids("eos_token_id"), *fields.ids("eos_token_id")}
+    spec = readers[architecture](fields, tuple(sorted(ends)))
+    spec = structs.replace(spec, wrapped=named in _WRAPPERS, dtype=_dtype(fields) or _dtype(outer))
     if spec.heads % spec.kv_heads:
         raise ModelFolderError(
             f"{path}: num_attention_heads {spec.heads} is not a multiple of "
@@ -90,6 +106,11 @@ def read_spec(folder: Path) -> ModelSpec:
         )
     if spec.head_dim % 2:
         raise ModelFolderError(f"{path}: head_dim {spec.head_dim} is odd; rotary embedding needs pairs")
+    for rope in (spec.rope, spec.local_rope):
+        if isinstance(rope.scaling, FactorScaling) and 2 * len(rope.scaling.factors) != spec.head_dim:
+            raise ModelFolderError(
+                f"{path}: long_factor does not list {spec.head_dim // 2} factors, one a pair"
+            )
     return spec
 
 
@@ -103,18 +124,29 @@ def _architecture(fields: Fields) -> str:
         "qwen2": "Qwen2ForCausalLM",
         "qwen3": "Qwen3ForCausalLM",
         "gemma3_text": "Gemma3ForCausalLM",
+        "gemma3": "Gemma3ForConditionalGeneration",
+        "mistral3": "Mistral3ForConditionalGeneration",
     }
     model_type = fields.text("model_type")
     return by_type.get(model_type, model_type)
 
 
-def _eos_ids(folder: Path, fields: Fields) -> tuple[int, ...]:
-    """Both files count: chat models often add their end-of-turn token in generation_config.json only."""
-    found = fields.ids("eos_token_id")
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        found += Fields(generation, read_json(generation)).ids("eos_token_id")
-    return tuple(sorted(set(found)))
+def _dtype(fields: Fields) -> Dtype | None:
+    """``dtype``, before transformers 4.56 ``torch_dtype``; None for anything else, the files know."""
+    said = fields.raw.get("dtype") or fields.raw.get("torch_dtype")
+    return next((dtype for dtype in ITEM_BYTES if said == dtype), None)
+
+
+def _text(outer: Fields, text_type: str) -> Fields:
+    """The fields of the text model; whether the head is tied is the outer model's to say."""
+    text = outer.table("text_config")
+    if text is None:
+        raise outer.refuse("text_config", "is missing")
+    text.must_be("model_type", text_type, default=text_type)
+    own: dict[str, object] = {"tie_word_embeddings": outer.flag("tie_word_embeddings", True)}
+    if text.raw.get("bos_token_id") is None:
+        own["bos_token_id"] = outer.raw.get("bos_token_id")
+    return Fields(outer.path, text.raw | own, "text_config.")
 
 
 def _llama(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
@@ -221,21 +253,22 @@ def _decoder(
 
 
 def _gemma3(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
+    """Defaults as in transformers: the larger Gemmas' files leave them out."""
     fields.must_be("hidden_activation", "gelu_pytorch_tanh", default="gelu_pytorch_tanh")
     fields.must_be("attention_bias", False, default=False)
     fields.must_be("attn_logit_softcapping", None, default=None)
     fields.must_be("use_bidirectional_attention", False, default=False)
-    heads, layers = fields.integer("num_attention_heads"), fields.integer("num_hidden_layers")
+    heads, layers = fields.integer("num_attention_heads", 8), fields.integer("num_hidden_layers", 26)
     rope, local_rope = per_layer_type(fields)
     return ModelSpec(
         architecture="Gemma3ForCausalLM",
-        vocab_size=fields.integer("vocab_size"),
-        hidden_size=fields.integer("hidden_size"),
+        vocab_size=fields.integer("vocab_size", 262_208),
+        hidden_size=fields.integer("hidden_size", 2304),
         layers=layers,
         heads=heads,
         kv_heads=fields.integer("num_key_value_heads", 4),
         head_dim=fields.integer("head_dim", 256),
-        intermediate_size=fields.integer("intermediate_size"),
+        intermediate_size=fields.integer("intermediate_size", 9216),
         max_positions=fields.integer("max_position_embeddings", 131_072),
         eos_ids=eos_ids,
         bos_id=fields.optional_id("bos_token_id"),
@@ -293,9 +326,9 @@ def _window(fields: Fields) -> int | None:
 def _kinds(fields: Fields, layers: int) -> list[str] | None:
     """``layer_types``, checked; None when absent."""
     kinds: list[str] | None = fields.raw.get("layer_types")
-    known = {_SLIDING, _FULL}
-    if kinds is None or (isinstance(kinds, list) and len(kinds) == layers and set(kinds) <= known):
+    known = (_FULL, _SLIDING)
+    if kinds is None or (
+        isinstance(kinds, list) and len(kinds) == layers and all(kind in known for kind in kinds)
+    ):
         return kinds
-    raise ModelFolderError(
-        f"{fields.path}: layer_types must list {layers} times one of {', '.join(sorted(known))}"
-    )
+    raise fields.refuse("layer_types", f"must list {layers} times one of {', '.join(known)}")

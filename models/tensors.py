@@ -8,6 +8,28 @@ from typing import NamedTuple
 
 from muxd.models.spec import ModelSpec
 
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# Of a model that sees and reads: names of what sees begin so,
+SIGHT = tuple(
+    f"{outer}{part}."
+    for outer in ("", "model.")
+    for part in ("vision_tower", "vision_model", "multi_modal_projector")
+)
+# and of what reads, before transformers 4.52 and since.
+_PREFIXES = {
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+}
+
+
+def unwrapped(name: str) -> str:
+    """The name of a text model's tensor without the prefix it has inside a model that also sees."""
+    for prefix, plain in _PREFIXES.items():
+        if name.startswith(prefix):
+            return plain + name.removeprefix(prefix)
+    return name
+
 
 class Wanted(NamedTuple):
     """One tensor of the weights region and the stored tensors it is stacked from, each with its shape."""
@@ -25,12 +47,12 @@ class Wanted(NamedTuple):
 def wanted(spec: ModelSpec) -> list[Wanted]:
     """Every tensor of the model, in the order of the weights region."""
     embed = (spec.vocab_size, spec.hidden_size)
-    found = [Wanted("embed", (("model.embed_tokens.weight", embed),))]
+    found = [Wanted("embed", ((EMBED, embed),))]
     for layer in range(spec.layers):
         found += _layer(spec, layer)
     found.append(Wanted("norm", (("model.norm.weight", (spec.hidden_size,)),)))
     if not spec.tied_embeddings:
-        found.append(Wanted("head", (("lm_head.weight", embed),)))
+        found.append(Wanted("head", ((HEAD, embed),)))
     return found
 
 
@@ -75,4 +97,4 @@ def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
 
 def harmless(name: str, spec: ModelSpec) -> bool:
     """Stored tensors that change nothing when left out: derived buffers, and the copy of a tied head."""
-    return name.endswith(".rotary_emb.inv_freq") or (spec.tied_embeddings and name == "lm_head.weight")
+    return name.endswith(".rotary_emb.inv_freq") or (spec.tied_embeddings and name == HEAD)

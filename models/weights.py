@@ -4,11 +4,15 @@ The daemon calls ``plan`` at load, allocates ``plan.bytes`` of shared memory and
 every worker of the model maps the region and finds its tensors by ``plan.tensors``.
 """
 
-from collections.abc import Callable
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 from muxd.device.base import Writer
@@ -16,10 +20,14 @@ from muxd.errors import ModelFolderError
 from muxd.messages import ITEM_BYTES, Dtype, TensorEntry
 from muxd.models.convert import convert
 from muxd.models.safetensors_index import Stored, index
-from muxd.models.spec import ModelSpec
-from muxd.models.tensors import Wanted, harmless, wanted
+from muxd.models.spec import ModelSpec, read_spec
+from muxd.models.tensors import EMBED, HEAD, SIGHT, Wanted, harmless, unwrapped, wanted
+
+_log = logging.getLogger("muxd.models")
 
 ALIGNMENT = 64  # a cache line, and what oneDNN and cuBLAS like
+# Trained in bfloat16 with activations beyond 65,504: in float16 every logit becomes NaN.
+_TOO_LARGE_FOR_FLOAT16 = frozenset({"Gemma3ForCausalLM"})
 _CHUNK = 4 << 20  # elements converted at a time: bounds the scratch, and a window, to some tens of MiB
 
 
@@ -39,14 +47,30 @@ class WeightPlan(Struct, frozen=True):
     dtype: Dtype
     sources: list[Source]
 
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding, which config.json may say and the files disprove."""
+        return all(tensor.name != "head" for tensor in self.tensors)
 
-def plan(folder: Path, spec: ModelSpec, dtype: Dtype) -> WeightPlan:
-    """Lay out every tensor of the model in ``dtype``, each aligned to 64 bytes.
 
-    Query, key and value rows form one tensor, gate and up rows another.
-    Raises ModelFolderError naming file, tensor, and what was expected.
+def plan(folder: Path, spec: ModelSpec, dtype: Dtype | None, *, gpu: bool = False) -> WeightPlan:
+    """Lay out every tensor of the model in ``dtype``, each aligned to 64 bytes. None: in what the folder
+    holds, but on a GPU bfloat16 instead of float32.
+
+    Query, key and value rows form one tensor, gate and up rows another. A head that config.json says is tied
+    to the embedding, and that is stored with other numbers, stays itself, as in transformers.
+    Raises ModelFolderError naming file, tensor, and what was expected, or the type it cannot be computed in.
     """
-    stored = index(folder)
+    stored = _index(folder, spec)
+    if spec.tied_embeddings and _own_head(stored):
+        _log.warning("%s: lm_head.weight differs from the embedding that config.json ties it to", folder)
+        spec = structs.replace(spec, tied_embeddings=False)
+    dtype = dtype or _held(spec, stored.values(), gpu=gpu)
+    if dtype == "float16" and spec.architecture in _TOO_LARGE_FOR_FLOAT16:
+        raise ModelFolderError(
+            f'{folder}: {spec.architecture} cannot be served with dtype = "float16": its activations are too '
+            'large for it; set dtype = "bfloat16" or "float32" in its [[model]] table'
+        )
     tensors, sources, end = [], [], 0
     for tensor in wanted(spec):
         start = -(-end // ALIGNMENT) * ALIGNMENT
@@ -57,6 +81,72 @@ def plan(folder: Path, spec: ModelSpec, dtype: Dtype) -> WeightPlan:
             end = source.offset + int(np.prod(source.stored.shape)) * ITEM_BYTES[dtype]
     _refuse_unknown(stored, {source.name for source in sources}, spec)
     return WeightPlan(tensors, end, dtype, sources)
+
+
+def stored_dtype(folder: Path, *, gpu: bool) -> Dtype:
+    """What ``plan`` takes where nobody says; also without weights. Raises ModelFolderError."""
+    spec, stored = read_spec(folder), dict[str, Stored]()
+    if spec.dtype is None:
+        with suppress(ModelFolderError):
+            stored = _index(folder, spec)
+    return _held(spec, stored.values(), gpu=gpu)
+
+
+def _held(spec: ModelSpec, stored: Iterable[Stored], *, gpu: bool) -> Dtype:
+    """By config.json, else of most numbers in the files."""
+    sizes: Counter[Dtype] = Counter()
+    for tensor in stored:
+        sizes[tensor.dtype] += math.prod(tensor.shape)
+    most: Dtype = sizes.most_common(1)[0][0] if sizes else "bfloat16"
+    found = spec.dtype or most
+    return "bfloat16" if gpu and found == "float32" else found
+
+
+def _index(folder: Path, spec: ModelSpec) -> dict[str, Stored]:
+    return _text_part(folder) if spec.wrapped else index(folder)
+
+
+def _text_part(folder: Path) -> dict[str, Stored]:
+    """By the names that a model which only reads would have, without what sees."""
+    left_out = []
+
+    def unread(name: str) -> bool:
+        sees = name.startswith(SIGHT)
+        if sees:
+            left_out.append(name)
+        return sees
+
+    found: dict[str, Stored] = {}
+    for name, stored in index(folder, unread).items():
+        plain = unwrapped(name)
+        if plain in found:
+            raise ModelFolderError(f"{stored.file}: tensor {plain} is there twice, once as {name}")
+        found[plain] = stored
+    count = len(set(left_out))
+    _log.info("%s: text only; %d tensors of what sees are left out, such as %s", folder, count, left_out[:1])
+    return found
+
+
+def _own_head(stored: dict[str, Stored]) -> bool:
+    """Whether a head is stored that is not the embedding."""
+    head, embed = stored.get(HEAD), stored.get(EMBED)
+    if head is None or embed is None:
+        return False
+    if head.shape != embed.shape:
+        return True
+    return any(
+        not np.array_equal(one, other) for one, other in zip(_numbers(head), _numbers(embed), strict=True)
+    )
+
+
+def _numbers(stored: Stored) -> Iterator[NDArray[np.uint8]]:
+    """Its elements as bytes of float32, in pieces."""
+    source, count = Source("", stored, 0), math.prod(stored.shape)
+    for first in range(0, count, _CHUNK):
+        size = min(_CHUNK, count - first)
+        piece = np.empty(size * ITEM_BYTES["float32"], dtype=np.uint8)
+        _copy(source, first, piece, size, "float32")
+        yield piece
 
 
 def layout(spec: ModelSpec, dtype: Dtype) -> WeightPlan:

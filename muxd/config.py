@@ -4,7 +4,6 @@ Precedence: command-line flags, then ``MUXD_*`` environment variables, then the 
 Nothing is read at import.
 """
 
-import math
 import os
 import re
 import tomllib
@@ -16,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from muxd.errors import ConfigError
-from muxd.messages import Dtype, KvDtype
+from muxd.messages import DtypeName, KvDtype
 from muxd.sizes import pool_bytes, size
 
 Policy = Literal["mux", "temporal", "spatial", "fcfs", "round_robin"]
@@ -28,13 +27,37 @@ Split = Literal["auto", "yes", "no"]
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[server]``: doors and manners."""
 
-    host: str = "127.0.0.1"
+    host: str | list[str] = "127.0.0.1"
     port: int = 8000
     socket: str = ""  # admin Unix socket; empty: $XDG_RUNTIME_DIR/muxd.sock, else MUXD_HOME/muxd.sock
     max_body: str = "8M"
     shutdown_grace: float = 10.0  # seconds that running streams get to end after SIGTERM
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     device: str = "auto"  # "cpu", "cuda:0", or "auto": the first GPU where there is one
+
+    @property
+    def hosts(self) -> list[str]:
+        return [self.host] if isinstance(self.host, str) else self.host
+
+
+class LimitsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[limits]``: what clients of the HTTP door may take; times in seconds."""
+
+    connections: int = 4096
+    header_timeout: float = 10.0  # from the first byte of a request to the end of its headers
+    body_timeout: float = 30.0  # for the body
+    idle_timeout: float = 75.0  # of a connection without a request
+    write_timeout: float = 30.0  # of a client that does not read
+    body_memory: str = "64M"  # of bodies that arrive, together; more get 503
+
+
+class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[text]``: the processes in which chat templates run and prompts become tokens."""
+
+    processes: int = 2
+    memory: str = "1G"  # of addresses, for each; a job that needs more ends its process
+    deadline: float = 10.0  # seconds that a job may take, and may wait for a process
+    budget: str = "64M"  # bytes of requests that wait or are worked on, together; more get 503
 
 
 class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,6 +87,8 @@ class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     drain_timeout: float = 0.5  # seconds a waiting prefill may hold back decode steps
     prefill_tokens: int = 512  # token budget of one prefill batch
     look_ahead: int = 64  # generated tokens charged at admission
+    batch_timeout: float = 10.0  # seconds after which a batch may be taken to hang
+    batch_timeout_factor: float = 20.0  # and times what it is expected to take
     split_phases: Split = "auto"  # a process for prefill and one for decode; "auto": where SMs can be divided
 
 
@@ -92,7 +117,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     path: str
     share: int = 0  # percent of the device under contention; 0: an equal part
-    dtype: Dtype = "bfloat16"
+    dtype: DtypeName = "auto"  # of weights, K and V; "auto": what the folder holds, on a GPU never float32
     kv_dtype: KvDtype = "auto"  # of K and V: as dtype, or "fp8", which is a byte a number
     quota: QuotaConfig = msgspec.field(default_factory=QuotaConfig)
     max_context: int = 0  # 0: what the model and the pool allow
@@ -110,6 +135,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
     server: ServerConfig = msgspec.field(default_factory=ServerConfig)
+    limits: LimitsConfig = msgspec.field(default_factory=LimitsConfig)
+    text: TextConfig = msgspec.field(default_factory=TextConfig)
     pool: PoolConfig = msgspec.field(default_factory=PoolConfig)
     scheduler: SchedulerConfig = msgspec.field(default_factory=SchedulerConfig)
     placement: PlacementConfig = msgspec.field(default_factory=PlacementConfig)
@@ -174,7 +201,9 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path} is not valid TOML: it is nested too deeply") from None
+    except ValueError as error:  # also what is no UTF-8, and numbers of thousands of digits
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -183,6 +212,8 @@ def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     rooms: dict[str, type[Struct]] = {
         "server": ServerConfig,
+        "limits": LimitsConfig,
+        "text": TextConfig,
         "pool": PoolConfig,
         "scheduler": SchedulerConfig,
         "placement": PlacementConfig,
@@ -264,7 +295,6 @@ def _check_devices(config: Config, where: Path | str) -> None:
     taken: dict[int, str] = {}
     seen: set[str] = set()
     for device in config.device:
-        key = f"{where}: device ({device.name})"
         if not re.fullmatch(r"(cpu|cuda):\d+", device.name):
             raise ConfigError(
                 f'{where}: device.name: {device.name!r} is no device; write "cuda:0" or "cpu:0"'
@@ -274,15 +304,8 @@ def _check_devices(config: Config, where: Path | str) -> None:
         if device.name in seen:
             raise ConfigError(f"{where}: device.name: two devices are called {device.name!r}")
         seen.add(device.name)
-        if device.name.startswith("cuda") and device.cores:
-            raise ConfigError(f"{key}: cores: a GPU has none to choose")
-        if device.name.startswith("cpu") and len(config.device) > 1 and not device.cores:
-            raise ConfigError(f"{key}: cores: name the CPUs that are its own, such as cores = [0, 1]")
-        for core in device.cores:
-            if core in taken or core < 0:
-                why = f"is {taken[core]}'s already" if core in taken else "is no CPU"
-                raise ConfigError(f"{key}: cores: {core} {why}")
-            taken[core] = device.name
+        key = f"{where}: device ({device.name})"
+        _check_cores(device, key, taken, alone=len(config.device) == 1)
         if device.memory:
             size(device.memory, key=f"{key}: memory")
     if config.device and config.server.device != "auto":
@@ -295,25 +318,51 @@ def _check_devices(config: Config, where: Path | str) -> None:
             )
 
 
+def _check_cores(device: DeviceConfig, key: str, taken: dict[int, str], *, alone: bool) -> None:
+    """CPUs of its own, which join ``taken``: CPU number -> device."""
+    if device.name.startswith("cuda") and device.cores:
+        raise ConfigError(f"{key}: cores: a GPU has none to choose")
+    if device.name.startswith("cpu") and not alone and not device.cores:
+        raise ConfigError(f"{key}: cores: name the CPUs that are its own, such as cores = [0, 1]")
+    for core in device.cores:
+        if core in taken or core < 0:
+            why = f"is {taken[core]}'s already" if core in taken else "is no CPU"
+            raise ConfigError(f"{key}: cores: {core} {why}")
+        taken[core] = device.name
+
+
+_ENDLESS = 1e15  # seconds, tokens or requests: no longer a number that somebody means
+
+
 def _check_ranges(config: Config, where: Path | str) -> None:
     block = config.pool.block_bytes
     if block < 1024 or block & (block - 1):
         raise ConfigError(f"{where}: pool.block_bytes: {block} is not a power of two of at least 1024")
     pools = _pools(config, where, block)
     size(config.server.max_body, key=f"{where}: server.max_body")
+    size(config.limits.body_memory, key=f"{where}: limits.body_memory")
+    _check_text(config, where)
     _check_quotas(config, where, pools)
     positive = {
         "server.shutdown_grace": config.server.shutdown_grace,
+        "text.deadline": config.text.deadline,
+        "limits.connections": config.limits.connections,
+        "limits.header_timeout": config.limits.header_timeout,
+        "limits.body_timeout": config.limits.body_timeout,
+        "limits.idle_timeout": config.limits.idle_timeout,
+        "limits.write_timeout": config.limits.write_timeout,
         "scheduler.drain_timeout": config.scheduler.drain_timeout,
         "scheduler.prefill_tokens": config.scheduler.prefill_tokens,
         "scheduler.adapt_period": config.scheduler.adapt_period,
+        "scheduler.batch_timeout": config.scheduler.batch_timeout,
+        "scheduler.batch_timeout_factor": config.scheduler.batch_timeout_factor,
         "placement.period": config.placement.period,
         "placement.horizon": config.placement.horizon,
         **{f"model.quota.weight ({m.name})": m.quota.weight for m in config.model},
         **{f"model.max_queue ({m.name})": m.max_queue for m in config.model},
     }
     for key, value in positive.items():
-        if not 0 < value < math.inf:  # also refuses nan
+        if not 0 < value < _ENDLESS:  # also refuses nan
             raise ConfigError(f"{where}: {key}: {value} must be above 0 and finite")
     not_negative = {
         "scheduler.look_ahead": config.scheduler.look_ahead,
@@ -326,14 +375,29 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         **{f"model.rate ({m.name})": m.rate for m in config.model},
     }
     for key, value in not_negative.items():
-        if not 0 <= value < math.inf:
+        if not 0 <= value < _ENDLESS:
             raise ConfigError(f"{where}: {key}: {value} must not be negative, and finite")
     if config.scheduler.admission == "slo" and config.model and not any(m.ttft_slo for m in config.model):
         raise ConfigError(f'{where}: scheduler.admission: "slo" needs a ttft_slo in at least one [[model]]')
     if not 0 <= config.scheduler.overbook <= 100:
         raise ConfigError(f"{where}: scheduler.overbook: must lie between 0 and 100")
+    if not all(config.server.hosts) or not config.server.hosts:
+        raise ConfigError(
+            f'{where}: server.host: "" is no address; write "127.0.0.1", or "::" for every address there is'
+        )
     if not 0 <= config.server.port <= 65535:
         raise ConfigError(f"{where}: server.port: {config.server.port} is not a port")
+
+
+_LEAST_TEXT_MEMORY = 512 << 20  # an interpreter, its libraries and a small tokenizer
+
+
+def _check_text(config: Config, where: Path | str) -> None:
+    if not 1 <= config.text.processes <= 64:
+        raise ConfigError(f"{where}: text.processes: {config.text.processes} must lie between 1 and 64")
+    if size(config.text.memory, key=f"{where}: text.memory") < _LEAST_TEXT_MEMORY:
+        raise ConfigError(f"{where}: text.memory: {config.text.memory!r} is less than 512M")
+    size(config.text.budget, key=f"{where}: text.budget")
 
 
 _UNKNOWN = 1 << 60  # bytes of a pool whose device is not open yet: percentages of it can be compared

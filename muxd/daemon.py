@@ -21,10 +21,13 @@ from muxd.admin.client import socket_path
 from muxd.admin.schemas import Steward
 from muxd.admin.server import AdminServer
 from muxd.api.app import make_app, make_runner
+from muxd.api.guests import HttpLimits
+from muxd.api.listen import BACKLOG, is_local, listeners
 from muxd.api.metrics import HttpMetrics
+from muxd.api.texts import text_pool
 from muxd.clock import MonotonicClock
 from muxd.config import Config, DeviceConfig
-from muxd.device.base import Device
+from muxd.device.base import Device, is_gpu
 from muxd.device.choose import open_device
 from muxd.device.device_metrics import DeviceMetrics
 from muxd.device.nvml import Nvml, NvmlMissing, Reading
@@ -37,6 +40,7 @@ from muxd.errors import ConfigError, MuxdError
 from muxd.fleet import notify
 from muxd.fleet.build import open_site
 from muxd.fleet.catalog import Entry
+from muxd.fleet.descriptors import for_clients, raise_limit
 from muxd.fleet.events import Events
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.host import Progress
@@ -45,6 +49,7 @@ from muxd.fleet.pool_sizes import pool_sizes, workers_budget
 from muxd.fleet.popularity import Popularity
 from muxd.fleet.replanner import Replanner, watch
 from muxd.fleet.roster import Roster
+from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd, private_directory
 from muxd.messages import FromWorker
 from muxd.pool.arena import Arena
@@ -86,18 +91,26 @@ class Daemon:
         targets = {m.name: Slo(m.ttft_slo, m.tpot_slo) for m in config.model}
         self.observer = Observer(self.metrics, targets, self.popularity)
         self.events = Events(time.time)
+        self.texts = text_pool(config.text)
         self.stopping = asyncio.Event()
         self.address = ""
+        self._told = notify.take()
 
     # ---- the life ---------------------------------------------------------------------------------
 
     async def live(self, on_ready: Callable[[Steward], None], on_progress: Progress) -> int:
         self._on_signals()
+        self.files = raise_limit()
         self.devices: dict[str, Device] = {}
         try:
             for device in self.config.devices:
                 await asyncio.to_thread(self._open_device, device)
-            await self._live(on_ready, on_progress)
+            self.zygote = Zygote(kernels=any(map(is_gpu, self.devices.values())))
+            try:
+                await asyncio.to_thread(self.zygote.start)  # it imports while models are read
+                await self._live(on_ready, on_progress)
+            finally:
+                await asyncio.to_thread(self.zygote.close)
         finally:
             for opened in self.devices.values():
                 await asyncio.to_thread(opened.close)
@@ -116,8 +129,10 @@ class Daemon:
             DeviceMetrics(self.registry, self.readings)
         arenas: dict[str, Arena] = {}
         directory = private_directory()
+        self.texts.start()
         try:
-            await asyncio.gather(*(asyncio.to_thread(entry.open) for entry in self.entries.values()))
+            gpu = any(is_gpu(device) for device in self.devices.values())
+            await asyncio.gather(*(entry.read(self.texts, gpu=gpu) for entry in self.entries.values()))
             pools = pool_sizes(self.config, self.devices, self.entries.values())
             self._open_arenas(arenas, pools)
             self.planning = await asyncio.to_thread(Planning, self.config, self.devices, pools)
@@ -130,6 +145,7 @@ class Daemon:
             finally:
                 self.link.close()
         finally:
+            await self.texts.close()
             shutil.rmtree(directory, ignore_errors=True)
             for arena in arenas.values():
                 arena.close()
@@ -147,6 +163,8 @@ class Daemon:
             await self._open_http(runner)
             self.roster.start()
             stack.push_async_callback(self.roster.close)
+            watched = asyncio.create_task(notify.keep_watch(self._told))
+            stack.callback(watched.cancel)
             idle = asyncio.create_task(self._audit_when_idle())
             stack.callback(idle.cancel)
             if len(self.sites) > 1:
@@ -155,7 +173,7 @@ class Daemon:
             announce = asyncio.create_task(self._announce(report, on_ready))
             stack.callback(announce.cancel)
             await self.stopping.wait()
-            notify.stopping()
+            notify.stopping(env=self._told)
             await self._drain(self.config.server.shutdown_grace)
 
     async def _drain(self, grace: float) -> None:
@@ -170,27 +188,52 @@ class Daemon:
 
     def _make_http(self) -> web.AppRunner:
         max_body = size(self.config.server.max_body, key="server.max_body")
-        app = make_app(self, max_body=max_body, metrics=HttpMetrics(self.registry), clock=self.clock)
+        app = make_app(
+            self, max_body=max_body, metrics=HttpMetrics(self.registry), texts=self.texts, clock=self.clock,
+            limits=self._http_limits(),
+        )  # fmt: skip
         return make_runner(app, shutdown_timeout=_HTTP_GRACE)
+
+    def _http_limits(self) -> HttpLimits:
+        config, files = self.config.limits, self.files
+        connections = for_clients(files, len(self.entries), config.connections)
+        if connections < config.connections:
+            _log.warning(
+                "limits.connections: %d instead of %d, for there may be %d open files; raise the limit "
+                "(ulimit -n, LimitNOFILE)", connections, config.connections, files,
+            )  # fmt: skip
+        memory = size(config.body_memory, key="limits.body_memory")
+        return HttpLimits(
+            connections, config.header_timeout, config.body_timeout, config.idle_timeout,
+            config.write_timeout, memory,
+        )  # fmt: skip
 
     async def _open_http(self, runner: web.AppRunner) -> None:
         server = self.config.server
         await runner.setup()
-        site = web.TCPSite(runner, server.host, server.port)
         try:
-            await site.start()
+            sockets = await asyncio.to_thread(listeners, server.hosts, server.port)
         except OSError as error:
             raise ConfigError(
-                f"server.port: cannot listen on {server.host}:{server.port}: {error.strerror or error}; "
-                "choose another --port or --host"
+                f"server.port: cannot listen on {', '.join(server.hosts)}, port {server.port}: "
+                f"{error.strerror or error}; choose another --port or --host"
             ) from None
+        for listener in sockets:
+            if not is_local(listener):
+                _log.warning(
+                    "listening on %s: whoever reaches this address can use every model, there are no keys",
+                    listener.getsockname()[0],
+                )
+            await web.SockSite(runner, listener, backlog=BACKLOG).start()
         host, port = runner.addresses[0][:2]
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def _announce(self, report: DaemonSteward, on_ready: Callable[[Steward], None]) -> None:
         await self.roster.settled()
         states = [entry.state for entry in self.entries.values()]
-        notify.ready(f"{states.count('ready')} of {len(states)} models ready on {self.address}")
+        notify.ready(
+            f"{states.count('ready')} of {len(states)} models ready on {self.address}", env=self._told
+        )
         on_ready(report)
 
     def _on_signals(self) -> None:
@@ -223,8 +266,8 @@ class Daemon:
         self.sites = {
             name: open_site(
                 name, device, arenas[name], [one for one in self.entries.values() if one.device == name],
-                self.config.scheduler, grow=self.config.pool.grow, link=self.link, clock=self.clock,
-                observer=self.observer, ids=ids, spawns=spawns,
+                self.config.scheduler, grow=self.config.pool.grow, link=self.link, zygote=self.zygote,
+                clock=self.clock, observer=self.observer, ids=ids, spawns=spawns,
                 tell=self.events.teller(name if several else ""), budget=workers_budget(self.config, device),
             )
             for name, device in self.devices.items()
@@ -234,7 +277,7 @@ class Daemon:
         self.roster = Roster(
             entries=self.entries, sites=self.sites, clock=self.clock, progress=on_progress,
             gauges=Gauges(self.registry, self.metrics, self.sites, self.entries),
-            place=lambda entry: self.planning.place(entry, self.entries.values()),
+            place=lambda entry: self.planning.place(entry, self.entries.values()), texts=self.texts,
         )  # fmt: skip
 
         self.replanner = Replanner(
@@ -245,6 +288,7 @@ class Daemon:
         return DaemonSteward(roster=self.roster, config=self.config, entries=self.entries, sites=self.sites,
             observer=self.observer, clock=self.clock, address=lambda: self.address, stop=self.stop,
             readings=self.readings, events=self.events, stopping=self.stopping, replanner=self.replanner,
+            texts=self.texts,
         )  # fmt: skip
 
     # ---- the link ---------------------------------------------------------------------------------

@@ -103,6 +103,30 @@ class CannotMeetSlo(QueueFull):
     code = "slo_unattainable"
 
 
+class TextBusy(MuxdError):
+    """Try again later: the text processes have too much to read, or gave this text up."""
+
+    status = 503
+    code = "text_busy"
+    retry_after = 1.0
+
+
+class Overloaded(MuxdError):
+    """Try again later: too many connections, or too much memory in requests that still arrive."""
+
+    status = 503
+    code = "overloaded"
+    retry_after = 5.0
+
+
+class TooSlow(MuxdError):
+    """The client took too long to send its request."""
+
+    status = 408
+    kind = "invalid_request_error"
+    code = "request_timeout"
+
+
 class Busy(MuxdError):
     """Not while requests are in the unit: the operator has to wait until it is idle."""
 
@@ -127,10 +151,22 @@ class ModelUnloaded(MuxdError):
 
 
 class WorkerLost(MuxdError):
-    """The worker died while this request was streaming; another try may work."""
+    """The worker has died or hangs; what it was computing goes on with the next one."""
 
     status = 500
     code = "worker_lost"
+
+
+class NoFiniteLogits(MuxdError):
+    """The model computed no number to pick a token by; another prompt may work, the same one will not."""
+
+    code = "no_finite_logits"
+
+
+class RequestKillsWorker(MuxdError):
+    """Its worker ended with it twice, the second time with nobody beside it. Trying again will not help."""
+
+    code = "request_kills_worker"
 
 
 class ShuttingDown(MuxdError):

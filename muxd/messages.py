@@ -5,15 +5,29 @@ Python object each. Commands carry a batch number; the reply carries it back, so
 taken for the next one.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 from msgspec import Struct
 
 Phases = Literal["both", "prefill", "decode"]
 Dtype = Literal["bfloat16", "float16", "float32"]
+NO_TOKEN = -1  # in the place of a token: the logits had no finite maximum, so there was none to pick
+_TINY = 2.0**-126  # the least float32 that is normal
+# What people write for it; "auto" is what the model folder holds.
+DtypeName = Literal["auto", "bfloat16", "float16", "float32", "bf16", "fp16", "half", "fp32", "float"]
+_NAMED: dict[DtypeName, Dtype] = {
+    "bf16": "bfloat16", "bfloat16": "bfloat16",
+    "fp16": "float16", "half": "float16", "float16": "float16",
+    "fp32": "float32", "float": "float32", "float32": "float32",
+}  # fmt: skip
 ITEM_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 KvDtype = Literal["auto", "fp8"]  # of K and V in the pool: the model's own, or float8_e4m3fn
+
+
+def dtype_of(name: DtypeName) -> Dtype | None:
+    """None for "auto"."""
+    return _NAMED.get(name)
 
 
 def kv_item_bytes(dtype: Dtype, kv_dtype: KvDtype) -> int:
@@ -31,7 +45,10 @@ class TensorEntry(Struct, frozen=True, array_like=True):
 
 
 class Setup(Struct, frozen=True, tag="setup"):
-    """First message on the inherited socketpair, with the file descriptors ``[pool, weights]``."""
+    """First message on the inherited socketpair, with the descriptors of ``DESCRIPTORS``."""
+
+    # The last is the reading end of a pipe that hangs up when the daemon is gone.
+    DESCRIPTORS: ClassVar = ("pool", "weights", "lifeline")
 
     worker: str  # identity on the link, unique per spawn: "<model>/<phases>/<generation>"
     model: str
@@ -56,7 +73,8 @@ class Setup(Struct, frozen=True, tag="setup"):
 
 
 class Sampling(Struct, frozen=True, array_like=True):
-    """How to pick the next token. ``temperature`` 0 is greedy and exact.
+    """How to pick the next token. ``temperature`` 0 is greedy and exact. The filters leave the best token at
+    least.
 
     A token at position p of a sequence is drawn from a counter-based generator keyed by ``(seed, p)``, so a
     sequence that is preempted and recomputed, or batched differently, draws the same numbers.
@@ -73,6 +91,11 @@ class Sampling(Struct, frozen=True, array_like=True):
     min_tokens: int = 0  # while fewer are generated, ``banned_first`` cannot be sampled
     banned_first: tuple[int, ...] = ()
     logprobs: int = -1  # -1: none; k >= 0: the chosen token's and the k best
+
+    @property
+    def greedy(self) -> bool:
+        """The best token is wanted: also with a temperature too small for float32, whose limit that is."""
+        return not self.temperature >= _TINY
 
 
 class NewRows(Struct, frozen=True, array_like=True):
@@ -181,7 +204,10 @@ class TokenLogprob(Struct, frozen=True, array_like=True):
 
 
 class BatchDone(Struct, frozen=True, tag="done"):
-    """One token per decoded sequence, or per chunk with ``last``, in the command's order."""
+    """One token per decoded sequence, or per chunk with ``last``, in the command's order.
+
+    NO_TOKEN where there was none: that sequence cannot go on, the others of the batch can.
+    """
 
     batch: int
     tokens: list[int]
@@ -211,6 +237,45 @@ class Refused(Struct, frozen=True, tag="refused"):
 
 
 FromWorker = Ready | BatchDone | BatchFailed | Unmapped | Refused
+
+# What decoding raises for bytes that are no message: text that is not UTF-8 and deep nests are no
+# DecodeError.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class Fork(Struct, frozen=True, tag="fork"):
+    """Ask the zygote for a worker, with the worker's end of its socketpair."""
+
+    environment: dict[str, str]  # beyond the zygote's own
+
+
+class Forked(Struct, frozen=True, tag="forked"):
+    """The worker runs; with a pidfd of it."""
+
+    pid: int
+
+
+class NotForked(Struct, frozen=True, tag="not forked"):
+    """The system refused, by ``errno``, or the zygote may not (0)."""
+
+    errno: int
+    reason: str
+
+
+class Reap(Struct, frozen=True, tag="reap"):
+    """Ask the zygote how a worker that has ended did so; waits for one that has not."""
+
+    pid: int
+
+
+class Ended(Struct, frozen=True, tag="ended"):
+    """``code`` as in ``Popen.returncode``."""
+
+    code: int
+
+
+ToZygote = Fork | Reap
+FromZygote = Forked | NotForked | Ended
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode

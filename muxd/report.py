@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from muxd import __version__
-from muxd.admin.schemas import DeviceRow, ModelRow, PoolStatus, ProcessRow, RequestStatus, Status
+from muxd.admin.schemas import DeviceRow, ModelRow, PoolStatus, ProcessRow, RequestStatus, Role, Status
 from muxd.clock import Clock
 from muxd.device.cpu import threads
 from muxd.device.nvml import Reading
@@ -17,6 +17,7 @@ from muxd.fleet.catalog import Entry
 from muxd.fleet.gauges import lanes
 from muxd.fleet.site import Site
 from muxd.pool.arena import Arena
+from muxd.text.pool import TextPool
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -32,6 +33,7 @@ class Report:
     address: Callable[[], str]
     stop: Callable[[], None]
     readings: Callable[[], list[Reading]] = list
+    texts: TextPool | None = None
     _began: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +81,8 @@ class Report:
 
     def ps(self) -> list[ProcessRow]:
         rows = [self._process(os.getpid(), "")]
+        for pid in self.texts.pids if self.texts else []:
+            rows.append(self._process(pid, "", self.texts.restarts if self.texts else 0, role="text"))
         for site in self.sites.values():
             for host in site.hosts.values():
                 for phases, pid in host.life.pids.items():
@@ -94,7 +98,7 @@ class Report:
             name=entry.name,
             state=entry.state,
             detail=entry.detail,
-            chat=entry.template is not None,
+            chat=entry.chat,
             pid=entry.life.pid,
             share=lane.spec.share if lane else entry.config.share,
             weights_bytes=entry.opened.plan.bytes if entry.opened and lane else 0,
@@ -115,7 +119,13 @@ class Report:
         )
 
     def _process(
-        self, pid: int, phases: str, restarts: int = 0, entry: Entry | None = None, site: Site | None = None
+        self,
+        pid: int,
+        phases: str,
+        restarts: int = 0,
+        entry: Entry | None = None,
+        site: Site | None = None,
+        role: Role = "daemon",
     ) -> ProcessRow | None:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -126,7 +136,7 @@ class Report:
         uptime = float(Path("/proc/uptime").read_text().split()[0]) - began
         return ProcessRow(
             pid=pid,
-            role="worker" if phases else "daemon",
+            role="worker" if phases else role,
             model=entry.name if entry else "",
             phases="prefill+decode" if phases == "both" else phases,
             cores=_threads(site, entry.name) if site and entry else 1,

@@ -9,9 +9,49 @@ from collections.abc import Iterator
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import pytest
-from support import leaks
+from support import interrupts, leaks
 
 leaks.mark_environment()
+
+_LONGEST = ("e2e", "cost", "fleet", "worker_process", "doctor")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker of pytest-xdist runs tests as a session without it does."""
+    spread = bool(getattr(config.option, "tx", None)) and not hasattr(config, "workerinput")
+    interrupts.install(workers=spread)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` the tests of a file at one place stay together: they share what they start.
+    Those that pin cores follow each other, and the longest come first, so that no worker waits at the end."""
+    if not getattr(config.option, "loadgroup", False):
+        return
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: [item.path.parent.name == room for room in _LONGEST], reverse=True)
+
+
+def _group(item: pytest.Item) -> str:
+    where = item.callspec.params.get("where", "") if hasattr(item, "callspec") else ""
+    if where == "cpu" and "two_devices" in getattr(item, "fixturenames", ()):
+        return "cores"
+    return f"{item.path.stem} {where}".strip()
+
+
+def pytest_runtest_setup() -> None:
+    interrupts.install()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """How many tests of which room have run: a target that loses some should not pass unnoticed."""
+    ran = [one for kind in ("passed", "failed") for one in terminalreporter.getreports(kind)]
+    rooms = Counter(report.nodeid.split("/")[1] for report in ran if report.when == "call")
+    told = ", ".join(f"{room} {count}" for room, count in sorted(rooms.items()))
+    if rooms:
+        terminalreporter.write_line(f"{rooms.total()} tests ran: {told}")
 
 
 @pytest.fixture(autouse=True)

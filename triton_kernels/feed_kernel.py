@@ -16,7 +16,7 @@ def _feed(tokens, positions, before, ids, places, n, SIZE: tl.constexpr):
     real = i < n
     told = tl.load(tokens + i, mask=real, other=0)
     picked = tl.load(before - 1 - told, mask=real & (told < 0), other=0).to(tl.int32)
-    tl.store(ids + i, tl.where(told >= 0, told, picked), mask=real)
+    tl.store(ids + i, tl.where(told >= 0, told, tl.maximum(picked, 0)), mask=real)
     tl.store(places + i, tl.maximum(tl.load(positions + i, mask=real, other=0), 0), mask=real)
 
 

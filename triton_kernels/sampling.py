@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from muxd.messages import NO_TOKEN
+
 CHUNK = 2048  # tokens one program adjusts
 SHORTLIST = 1024  # best candidates looked at before a whole vocabulary is searched
 
@@ -46,6 +48,8 @@ def sample(
 ) -> Tensor:
     """The reference: a loop over lines in float64. Returns int64 [b] and counts the tokens it picked.
 
+    NO_TOKEN for a line that has a NaN, or no finite maximum, with its penalties and bans or without.
+
     logits [b, vocab] in any float type. counts int32 [slots, vocab]: 2 · (times generated) + (seen at all),
     see ``count_tokens``. ``greedy`` promises that every line is a plain argmax; ``filtered`` False promises
     that none has top_k, top_p or min_p. Both only spare work. ``out`` int64 [b]: put the tokens there.
@@ -54,16 +58,20 @@ def sample(
     picked = []
     for i in range(logits.shape[0]):
         line = adjusted(logits, lines, counts, i)
-        temperature = float(lines.temperature[i])
-        if temperature == 0:
+        temperature, top = float(lines.temperature[i]), line.max()
+        if not (top.isfinite() and logits[i].max().isfinite()):
+            picked.append(NO_TOKEN)
+            continue
+        if not temperature > 0:
             picked.append(int(line.argmax()))
             continue
-        scaled = ((line - line.max()) / temperature).double()
+        scaled = ((line - top) / temperature).double()
         u = uniform(int(lines.seed[i]), int(lines.position[i]))
         picked.append(_draw(scaled, int(lines.top_k[i]), float(lines.top_p[i]), float(lines.min_p[i]), u))
     tokens = torch.tensor(picked, dtype=torch.int64, device=logits.device)
     if not greedy:
-        count_tokens(counts, lines.slot, tokens, torch.ones_like(lines.slot))
+        slots = torch.where(tokens == NO_TOKEN, -1, lines.slot)
+        count_tokens(counts, slots, tokens, torch.ones_like(slots))
     return tokens if out is None else out.copy_(tokens)
 
 
@@ -86,9 +94,10 @@ def adjusted(logits: Tensor, lines: SamplingLines, counts: Tensor, i: int) -> Te
         seen, times = counts[slot] > 0, counts[slot] >> 1
         repetition = lines.repetition[i]
         line = torch.where(seen, torch.where(line > 0, line / repetition, line * repetition), line)
-        line -= (times > 0) * (lines.presence[i] + lines.frequency[i] * times)
+        line -= torch.where(times > 0, lines.presence[i] + lines.frequency[i] * times, 0.0)
     if int(lines.position[i]) < int(lines.free_from[i]):
-        line[lines.banned[i][lines.banned[i] >= 0].long()] = float("-inf")
+        own = lines.banned[i]
+        line[own[(own >= 0) & (own < len(line))].long()] = float("-inf")
     return line
 
 
@@ -103,10 +112,10 @@ def _draw(scaled: Tensor, top_k: int, top_p: float, min_p: float, u: float) -> i
         return _invert(scaled.exp(), u)
     values, ids = torch.sort(scaled, descending=True, stable=True)
     weights = values.exp()[: top_k if top_k > 0 else None]
-    weights = weights[weights >= min_p]
+    weights = weights[weights >= min(min_p, 1.0)]  # the best one always passes
     if top_p < 1:
         weights = weights[: max(1, int((weights.cumsum(0) - weights < top_p * weights.sum()).sum()))]
-    return int(ids[_invert(weights[: max(1, len(weights))], u)])
+    return int(ids[_invert(weights, u)])
 
 
 def _invert(weights: Tensor, u: float) -> int:

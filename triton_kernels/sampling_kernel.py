@@ -2,7 +2,8 @@
 # mypy: disable-error-code="import-untyped,import-not-found"
 """Triton kernels of ``sampling``: adjust chunks of the vocabulary, weigh them, pick one token a line.
 
-1. ``_adjust`` (chunk, line): penalties and bans; each chunk's best. A plain argmax needs no more than 4.
+1. ``_adjust`` (chunk, line): penalties and bans; each chunk's best, infinite where one is no number or
+   infinite. A plain argmax needs no more than 4.
 2. ``_weigh`` (chunk, line): each chunk's sum of weights, in float64.
 3. torch.topk, when any line filters: the shortlist.
 4. ``_pick`` (line): the draw. Lines that the shortlist does not settle are searched over the whole vocabulary
@@ -31,6 +32,7 @@ def _adjust(
     token = chunk * SIZE + tl.arange(0, SIZE)
     real = token < vocab
     z = tl.load(logits + line * logits_stride + token, mask=real, other=float("-inf")).to(tl.float32)
+    broken = (z != z) | (z == float("inf"))  # before a ban hides it
     if not PLAIN:
         slot = tl.load(slots + line).to(tl.int64)
         if slot >= 0:
@@ -45,6 +47,8 @@ def _adjust(
         tl.store(adjusted + line * vocab + token, z, mask=real)
     # The lowest index wins a tie, and padding never wins, whatever the logits are.
     top = tl.max(z, 0)
+    damaged = tl.max((broken | (z != z) | (z == float("inf"))).to(tl.int32), 0)  # tl.max may pass a NaN over
+    top = tl.where(damaged > 0, float("inf"), top)
     first = tl.min(tl.where((z == top) & real, token, vocab - 1), 0)
     tl.store(best + line * chunks + chunk, top)
     tl.store(place + line * chunks + chunk, first)
@@ -135,9 +139,10 @@ def _pick(
     top = tl.max(tops, 0)
     places = tl.load(place + line * chunks + each, mask=each < chunks, other=vocab - 1)
     token = tl.min(tl.where((tops == top) & (each < chunks), places, vocab - 1), 0)
+    finite = (top > float("-inf")) & (top < float("inf"))
     if not PLAIN:
         temperature = tl.load(temperatures + line)
-        if temperature > 0:
+        if (temperature > 0) & finite:
             u = philox_uniform(tl.load(seeds + line), tl.load(positions + line))
             own = adjusted + line * vocab
             if FILTERED:
@@ -158,10 +163,10 @@ def _pick(
                     own, mass + line * chunks, top, temperature, u, vocab, chunks, SIZE, CHUNKS_PAD
                 )
         slot = tl.load(slots + line).to(tl.int64)
-        if slot >= 0:
+        if (slot >= 0) & finite:
             at = counts + slot * vocab + token
             tl.store(at, (tl.load(at) | 1) + 2)
-    tl.store(out + line, token.to(tl.int64))
+    tl.store(out + line, tl.where(finite, token, -1).to(tl.int64))  # NO_TOKEN
 
 
 @triton.jit(do_not_specialize=["n"])

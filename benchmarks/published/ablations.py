@@ -18,7 +18,7 @@ phases      prefill and decode of the same model beside each other in two proces
 
 from argparse import Namespace
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import setting
@@ -91,8 +91,8 @@ def main() -> None:
     options.add_argument("what", choices=list(EXPERIMENTS))
     args = options.parse_args()
     setting.data(args.data)
-    text = EXPERIMENTS[args.what](Runs(args.out), args)
-    text = "\n".join([f"# Ablation: {args.what}\n", described(args), *text])
+    lines = EXPERIMENTS[args.what](Runs(args.out), args)
+    text = "\n".join([f"# Ablation: {args.what}\n", described(args), *lines])
     (args.out / f"ablation-{args.what}.md").write_text(text)
     print(text)
 
@@ -143,7 +143,7 @@ def unit_of(case: Case, costs: Costs, shares: tuple[int, ...] | None = None) -> 
     estimator = Estimator(case.problem, costs)
     models = tuple(range(len(case.problem.models)))
     gpus = case.problem.gpus.count
-    layout = (Mesh(0, gpus, models, shares or (100,) * len(models)),)
+    layout: tuple[Mesh, ...] = (Mesh(0, gpus, models, shares or (100,) * len(models)),)
     if shares is None:
         layout = tuned(Sets(estimator), layout)
     (unit,) = units(finished("by hand", estimator, layout))
@@ -319,10 +319,11 @@ def draw(args: Namespace, what: str, bars: dict[str, dict[str, Row]]) -> None:
     figure = Figure(figsize=(max(8, 2.2 * len(bars)), 7), layout="constrained")
     panels = figure.subplots(2, 1)
     systems = list(next(iter(bars.values())))
-    for axes, label, value in (
+    values_of: list[tuple[Any, str, Callable[[Row], float]]] = [
         (panels[0], "requests/s ended in the window", lambda row: row["in_window"]),
         (panels[1], "within 8x alone, %", lambda row: 100 * row["slo"]["8"]),
-    ):
+    ]
+    for axes, label, value in values_of:
         for i, system in enumerate(systems):
             places = [place + (i + 0.5) * 0.8 / len(systems) - 0.4 for place in range(len(bars))]
             values = [value(rows[system]) for rows in bars.values()]

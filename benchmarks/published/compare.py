@@ -8,7 +8,7 @@ from pathlib import Path
 import setting
 from cells import Row, Runs, markdown
 from measures import measure, shape
-from numbers_published import Point
+from numbers_published import Point, Three
 from setting import Runtime
 from systems import BESIDE, SYSTEMS, Planner, terms
 
@@ -112,7 +112,14 @@ def table(rows: dict[str, Row]) -> str:
 
 def reached(row: Row, part: float = 0.99) -> str:
     """The smallest scale that so many requests keep."""
-    return next((scale for scale, value in row["slo"].items() if value >= part), ">" + list(row["slo"])[-1])
+    scales: dict[str, float] = row["slo"]
+    return next((scale for scale, value in scales.items() if value >= part), ">" + list(scales)[-1])
+
+
+def over(three: Three | None, place: int) -> float | None:
+    """The published mux over the published system at ``place``; None where either is not given."""
+    base = None if three is None else three[place]
+    return three[2] / base if three is not None and base else None
 
 
 def ratios(rows: dict[str, Row], point: Point | None) -> list[str]:
@@ -129,14 +136,11 @@ def ratios(rows: dict[str, Row], point: Point | None) -> list[str]:
             f"SLO 8x {ours['slo']['8'] / max(1e-9, other['slo']['8']):.2f}"
         )
         place = PUBLISHED.get(system)
-        if point is not None and place in (0, 1) and point.weighted[place] and point.plain[place]:
-            text += (
-                f" (published weighted {point.weighted[2] / point.weighted[place]:.2f}, "
-                f"plain {point.plain[2] / point.plain[place]:.2f}"
-            )
-            if point.slo is not None and point.slo[place]:
-                text += f", SLO 8x {point.slo[2] / point.slo[place]:.2f}"
-            text += ")"
+        if point is not None and place in (0, 1):
+            weighted, plain, slo = (over(three, place) for three in point)
+            if weighted and plain:
+                text += f" (published weighted {weighted:.2f}, plain {plain:.2f}"
+                text += f", SLO 8x {slo:.2f})" if slo is not None else ")"
         lines.append("* " + text)
     return lines
 

@@ -12,8 +12,9 @@ from muxd.engine.trace import RequestTimes, Trace
 from muxd.fleet.events import Event
 from muxd.fleet.proposal import Proposal
 from muxd.fleet.steps import Step
-from muxd.messages import Dtype, KvDtype
+from muxd.messages import DtypeName, KvDtype
 
+Role = Literal["daemon", "worker", "text"]  # "text": renders templates and tokenises
 VERSION_HEADER = "Muxd-Version"
 
 
@@ -84,9 +85,9 @@ class ProcessRow(Struct, frozen=True):
     """One process of the daemon's family."""
 
     pid: int
-    role: Literal["daemon", "worker"]
-    model: str  # "" for the daemon
-    phases: str  # "prefill+decode"; "" for the daemon
+    role: Role
+    model: str  # of a worker, else ""
+    phases: str  # "prefill+decode" of a worker, else ""
     cores: int  # threads it computes with
     memory_bytes: int  # its own; pool and weights are shared and not counted here
     cpu_seconds: float
@@ -139,7 +140,7 @@ class LoadModel(Struct, frozen=True, forbid_unknown_fields=True):
 
     model: str
     path: str = ""  # absolute
-    dtype: Dtype = "bfloat16"  # with ``path``
+    dtype: DtypeName = "auto"  # with ``path``
     device: str = ""  # where to; "": where it was, or where the plan puts it
     kv_dtype: KvDtype = "auto"  # with ``path``
 

@@ -5,28 +5,39 @@ import logging
 from aiohttp import web
 
 from muxd.api import host, models
+from muxd.api.arriving import Arriving
 from muxd.api.chat import chat
 from muxd.api.completions import completions
 from muxd.api.context import CONTEXT, Context
 from muxd.api.door import door, sign
 from muxd.api.errors import Discreet
+from muxd.api.guests import GuestRunner, HttpLimits
 from muxd.api.metrics import HttpMetrics
-from muxd.api.serving import Serving
+from muxd.api.serving import Serving, Texts
 from muxd.api.tokenize import detokenize, tokenize
 from muxd.clock import Clock, MonotonicClock
 
 
 def make_app(
-    serving: Serving, *, max_body: int, metrics: HttpMetrics, clock: Clock | None = None
+    serving: Serving,
+    *,
+    max_body: int,
+    metrics: HttpMetrics,
+    texts: Texts,
+    clock: Clock | None = None,
+    limits: HttpLimits | None = None,
 ) -> web.Application:
     """``max_body`` in bytes. Run it with ``make_runner``, or clients that go away are noticed too late."""
     app = web.Application(middlewares=[door], client_max_size=max_body)
-    app[CONTEXT] = Context(serving, metrics, clock or MonotonicClock(), max_body)
+    limits = limits or HttpLimits()
+    arriving = Arriving(limits.body_memory)
+    app[CONTEXT] = Context(serving, metrics, clock or MonotonicClock(), max_body, texts, limits, arriving)
     app.on_response_prepare.append(sign)
     app.add_routes(
         [
             web.get("/", host.index),
             web.get("/health", host.health),
+            web.get("/health/{id:.+}", host.ready),
             web.get("/ping", host.health),
             web.post("/ping", host.health),
             web.get("/version", host.version),
@@ -44,9 +55,11 @@ def make_app(
 
 def make_runner(app: web.Application, *, shutdown_timeout: float = 60.0) -> web.AppRunner:
     """The runner muxd needs: a handler is cancelled the moment its client goes away; our own logs only."""
-    return web.AppRunner(
+    return GuestRunner(
         app,
+        app[CONTEXT].limits,
         handler_cancellation=True,
+        auto_decompress=False,  # takes long, so text processes do it
         access_log=None,
         logger=Discreet(logging.getLogger("muxd.api")),
         shutdown_timeout=shutdown_timeout,

@@ -1,72 +1,49 @@
-"""From the bytes of a request to a checked struct. The only reader of bodies."""
+"""The bytes of a request's body. The only reader of bodies; what they say is for ``muxd.api.reading``."""
 
-import re
-from typing import Any, TypeVar
+import asyncio
 
-import msgspec
 from aiohttp import ClientPayloadError, web
 
 from muxd.api.context import context
-from muxd.errors import BadRequest, TooLarge
+from muxd.api.decoding import too_large
+from muxd.errors import BadRequest, TooSlow
 
-T = TypeVar("T")
-
-_AT = re.compile(r"(?P<what>.*?) - at `(?:key in )?\$\.?(?P<where>.*)`", re.DOTALL)
-_MISSING = re.compile(r"missing required field `(\w+)`")
+_CODINGS = {"": "", "identity": "", "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
 
-async def read_body(request: web.Request, decoder: msgspec.json.Decoder[T]) -> T:
-    """Read and decode a JSON body.
-
-    Raises HTTPUnsupportedMediaType for a wrong content type, TooLarge above ``max_body``, BadRequest naming
-    the field for everything else.
-    """
+def coding(request: web.Request) -> str:
+    """The body's encoding: "", "gzip" or "deflate". Raises HTTPUnsupportedMediaType for any other, and for a
+    content type that is no JSON."""
     kind = request.content_type
     if kind != "application/json" and not kind.endswith("+json"):
         raise web.HTTPUnsupportedMediaType(text=f"send Content-Type: application/json, not {kind}")
-    return decode(await _read(request), decoder)
+    given = request.headers.get("Content-Encoding", "").strip().lower()
+    if given not in _CODINGS:
+        raise web.HTTPUnsupportedMediaType(
+            text=f"Content-Encoding {given[:40]!r} is not supported; send it plain, or as gzip or deflate"
+        )
+    return _CODINGS[given]
 
 
-async def _read(request: web.Request) -> bytes:
-    limit = context(request).max_body
-    too_large = TooLarge(f"the request body is larger than {limit} bytes (server.max_body)")
-    if (request.content_length or 0) > limit:
-        raise too_large  # before a byte of it is read
+async def read_body(request: web.Request) -> bytes:
+    """The whole body. Raises TooLarge above ``max_body``, BadRequest for a broken transfer, TooSlow when it
+    takes too long, Overloaded where there is no room for it while it arrives."""
+    here = context(request)
+    if (request.content_length or 0) > here.max_body:
+        raise too_large(here.max_body)  # before a byte of it is read
+    data = bytearray()
     try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise too_large from None
+        async with asyncio.timeout(here.limits.body_timeout):
+            async for chunk in request.content.iter_any():
+                here.arriving.take(len(chunk), len(data))
+                data += chunk
+                if len(data) > here.max_body:
+                    raise too_large(here.max_body)
+    except TimeoutError:
+        seconds = here.limits.body_timeout
+        raise TooSlow(f"the body of the request was not there within {seconds:g} s") from None
     except (ClientPayloadError, web.RequestPayloadError):
-        raise BadRequest("the request body could not be read: broken transfer or content encoding") from None
-
-
-def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """Raises BadRequest whose ``param`` is the path of the wrong field, e.g. ``messages[0].content``."""
-    try:
-        return decoder.decode(data)
-    except msgspec.ValidationError as error:
-        message, param = _explain(str(error))
-        raise BadRequest(message, param=param) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"the request body is not valid JSON in UTF-8: {error}") from None
-    except RecursionError:
-        raise BadRequest("the request body is nested too deeply") from None
-
-
-def convert(value: Any, kind: type[T], where: str) -> T:
-    """``value``, found at ``where`` in a body, as ``kind``; raises as ``decode``."""
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        message, param = _explain(str(error))
-        raise BadRequest(f"{where}.{message}", param=f"{where}.{param}") from None
-
-
-def _explain(text: str) -> tuple[str, str | None]:
-    """msgspec's sentence as (message, field): its path ``$.stop[...]`` goes first, as a field name."""
-    match = _AT.fullmatch(text)
-    what, where = (match["what"], match["where"]) if match else (text, "")
-    if missing := _MISSING.search(what):
-        field = f"{where}.{missing[1]}" if where else missing[1]
-        return f"{field} is required", field
-    return (f"{where}: {what}", where) if where else (what, None)
+        raise BadRequest("the request body could not be read: broken transfer") from None
+    finally:
+        here.arriving.give_back(len(data))
+    return bytes(data)

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from muxd.api.arriving import Arriving
+from muxd.api.guests import HttpLimits
 from muxd.api.metrics import HttpMetrics
-from muxd.api.serving import ServedModel, Serving
+from muxd.api.serving import ServedModel, Serving, Texts
 from muxd.api.trace import Trace
 from muxd.clock import Clock
 from muxd.errors import ModelFolderError, ModelNotReady, ModelUnloaded, NotFound, ShuttingDown
@@ -20,7 +22,12 @@ class Context:
     metrics: HttpMetrics
     clock: Clock
     max_body: int  # bytes
+    texts: Texts
+    limits: HttpLimits
+    arriving: Arriving
 
+
+_SHOWN = 128  # characters of a name that nobody knows
 
 CONTEXT = web.AppKey("context", Context)
 TRACE = web.RequestKey("trace", Trace)
@@ -40,7 +47,8 @@ def find_model(serving: Serving, name: str) -> ServedModel:
     model = serving.models().get(name)
     if model is None:
         served = ", ".join(serving.models()) or "none"
-        raise NotFound(f"The model {name!r} does not exist. Served models: {served}", param="model")
+        shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+        raise NotFound(f"The model {shown!r} does not exist. Served models: {served}", param="model")
     return model
 
 
@@ -49,12 +57,19 @@ def tokenizer_of(model: ServedModel) -> Tokenizer:
 
     A restarting model passes: the engine decides whether to queue. Raises ModelUnloaded when it is unloaded
     or about to be, ModelFolderError when it has failed, ShuttingDown when it drains, ModelNotReady while it
-    loads.
+    loads, or has failed and will be tried again.
     """
     if model.state in ("unloaded", "unloading"):
         raise ModelUnloaded(
             f"The model {model.name!r} is {model.state}; `muxctl load {model.name}` brings it back",
             param="model",
+        )
+    if model.state == "failed" and model.retry_after is not None:
+        raise ModelNotReady(
+            f"The model {model.name!r} has failed ({model.detail}) and is tried again within "
+            f"{model.retry_after:.0f} s",
+            param="model",
+            retry_after=model.retry_after,
         )
     if model.state == "failed":
         raise ModelFolderError(f"The model {model.name!r} cannot be served: {model.detail}", param="model")

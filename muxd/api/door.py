@@ -11,7 +11,7 @@ from muxd.api.host import VERSION
 from muxd.api.trace import Trace, log_access, outcome_of, request_id
 from muxd.errors import NotFound
 
-_PROBES = frozenset({"/health", "/ping", "/metrics"})
+_PROBES = ("/health", "/ping", "/metrics")
 _CLIENT_GONE = 499  # nginx's number for it; only ever logged and counted
 
 
@@ -38,7 +38,9 @@ async def _answer(request: web.Request, handler: Handler, record: Trace) -> web.
         return await handler(request)
     except web.HTTPException as error:
         return errors.reply(_unknown_route(error, request), record.id)
-    except Exception as error:
+    except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
         return errors.reply(error, record.id)
 
 
@@ -61,7 +63,9 @@ def _book(request: web.Request, record: Trace, status: int, now: float) -> None:
     route = resource.canonical if resource is not None else "unknown"
     metrics.answered(route, request.method, status)
     path = request.rel_url.raw_path
-    log_access(record, method=request.method, path=path, status=status, now=now, quiet=path in _PROBES)
+    log_access(
+        record, method=request.method, path=path, status=status, now=now, quiet=path.startswith(_PROBES)
+    )
 
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:

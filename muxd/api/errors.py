@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from muxd.errors import ContextTooLong, ModelFolderError, MuxdError
+from muxd.errors import ContextTooLong, ModelFolderError, MuxdError, NoFiniteLogits, RequestKillsWorker
 
 log = logging.getLogger("muxd.api")
 
@@ -32,7 +32,7 @@ def error_object(error: BaseException) -> dict[str, Any]:
     return {"error": body}
 
 
-def reply(error: Exception, request_id: str) -> web.Response:
+def reply(error: BaseException, request_id: str) -> web.Response:
     """The response for ``error``. Logs what is neither a MuxdError nor an HTTP exception."""
     status = error.status if isinstance(error, MuxdError | web.HTTPException) else 500
     headers: dict[str, str] = {}
@@ -56,6 +56,9 @@ def frame(error: Exception, request_id: str) -> bytes:
 
 def report(error: BaseException, request_id: str) -> None:
     """Log an unexpected exception: type and stack only."""
+    if not isinstance(error, Exception):
+        log.error("unexpected %s in request %s", type(error).__name__, request_id)
+        return
     stack = "".join(traceback.format_tb(error.__traceback__))
     log.error("unexpected %s in request %s\n%s", type(error).__name__, request_id, stack)
 
@@ -73,6 +76,6 @@ def _retry_headers(error: MuxdError) -> dict[str, str]:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = f"{error.retry_after:.0f}"
-    if isinstance(error, ContextTooLong | ModelFolderError):
+    if isinstance(error, ContextTooLong | ModelFolderError | NoFiniteLogits | RequestKillsWorker):
         headers["x-should-retry"] = "false"
     return headers

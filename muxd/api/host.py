@@ -4,7 +4,7 @@ from importlib.metadata import version as installed_version
 
 from aiohttp import web
 
-from muxd.api.context import context
+from muxd.api.context import context, find_model
 from muxd.api.models import json_response
 
 VERSION = installed_version("muxd")
@@ -15,6 +15,7 @@ _ENDPOINTS = (
     "POST /tokenize",
     "POST /detokenize",
     "GET /health",
+    "GET /health/{model}",
     "GET /version",
     "GET /metrics",
 )
@@ -27,8 +28,21 @@ async def index(request: web.Request) -> web.Response:
 
 
 async def health(request: web.Request) -> web.Response:
-    """200 or 503, no body. Also /ping, as SageMaker asks for it."""
-    return web.Response(status=200 if context(request).serving.healthy else 503)
+    """200 while muxd serves, 503 when it stops or every model has failed; each model's state. Also /ping, as
+    SageMaker asks for it."""
+    serving = context(request).serving
+    states = {name: model.state for name, model in serving.models().items()}
+    failed = bool(states) and set(states.values()) == {"failed"}
+    status = "failed" if failed else "ok" if serving.healthy else "stopping"
+    return json_response({"status": status, "models": states}, 200 if status == "ok" else 503)
+
+
+async def ready(request: web.Request) -> web.Response:
+    """200 when this model is served, else 503: for load balancers that look after one model."""
+    serving = context(request).serving
+    model = find_model(serving, request.match_info["id"])
+    serves = serving.healthy and model.state == "ready"
+    return json_response({"status": model.state}, 200 if serves else 503)
 
 
 async def version(_: web.Request) -> web.Response:

@@ -4,14 +4,13 @@ import secrets
 import time
 
 from muxd.api.generate import Job
+from muxd.api.prompts import check_count
 from muxd.api.sampling import ending_ids, for_choice, sampling_of, stop_strings
 from muxd.api.schemas import Generation
 from muxd.api.serving import ServedModel
 from muxd.api.shapes import Answer, Kind
 from muxd.engine.request import Request
 from muxd.errors import BadRequest
-
-MAX_SEQUENCES = 1024  # prompts times n of one HTTP request
 
 
 def make_job(
@@ -27,9 +26,7 @@ def make_job(
     Choices are numbered prompt by prompt, ``n`` for each. Raises BadRequest naming the field.
     """
     n = body.n or 1
-    if len(prompts) * n > MAX_SEQUENCES:
-        param = "n" if n > 1 else "prompt"
-        raise BadRequest(f"{len(prompts)} prompts times n = {n} is more than {MAX_SEQUENCES}", param=param)
+    check_count(len(prompts), n)
     if body.stream_options is not None and not body.stream:
         raise BadRequest("stream_options is only allowed when stream is true", param="stream_options")
     answer = Answer(kind, _new_id(kind), int(time.time()), model.name)

@@ -33,5 +33,5 @@ async def get_model(request: web.Request) -> web.Response:
     return json_response(model_object(find_model(context(request).serving, request.match_info["id"])))
 
 
-def json_response(value: Any) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+def json_response(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")

@@ -1,52 +1,70 @@
-"""From messages or prompts to token ids that the engine may be given.
-
-Long texts are tokenised in a thread (``tokenizers`` releases the GIL), so that other streams do not notice.
+"""From messages or prompts to token ids that the engine may be given. Pure, and slow: long texts are for the
+text processes (``muxd.api.reading``), where a template that never ends harms nobody else.
 """
 
-import asyncio
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
-from muxd.api.body import convert
-from muxd.api.context import tokenizer_of
+from muxd.api.decoding import convert
 from muxd.api.schemas import CompletionRequest, Message, Part
-from muxd.api.serving import ServedModel
+from muxd.engine.values import first_outside
 from muxd.errors import BadRequest, ContextTooLong
-from muxd.text.tokenizer import Tokenizer
+from muxd.text.library import TextModel
+from muxd.text.work import Stage
 
-_THREAD_CHARS = 4096  # about 1 ms of tokenising: above, the hop to a thread is the smaller evil
+MAX_SEQUENCES = 1024  # prompts times n of one HTTP request
+MAX_MESSAGES = 10_000
+MAX_KWARGS = 256
 _MAX_FIELDS = 64  # of a message
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _OWN_KWARGS = frozenset({"messages", "self", "add_generation_prompt"})
 
-
-async def encode(tokenizer: Tokenizer, text: str, *, add_special: bool) -> list[int]:
-    """Ids of ``text``; ``add_special`` lets the tokenizer add its BOS and the like."""
-    if len(text) > _THREAD_CHARS:
-        return await asyncio.to_thread(tokenizer.encode, text, add_special)
-    return tokenizer.encode(text, add_special)
+At = Callable[[Stage], None]
 
 
-async def chat_prompt(
-    model: ServedModel,
+def encode(model: TextModel, text: str, at: At, *, add_special: bool, param: str) -> list[int]:
+    """Ids of ``text``; ``add_special`` lets the tokenizer add its BOS and the like.
+
+    Raises ContextTooLong for a text that no tokenizer could fit into the context.
+    """
+    check_bytes(model, [text], param)
+    at("tokens")
+    return model.tokenizer.encode(text, add_special)
+
+
+def check_bytes(model: TextModel, texts: Sequence[str], param: str) -> None:
+    """Before anything is tokenised. Raises ContextTooLong naming the limit."""
+    most = model.view.most_bytes
+    for text in texts:
+        # Characters first: their bytes need not be counted where they are too many already.
+        if most and (len(text) > most or (len(text) * 4 > most and len(text.encode()) > most)):
+            raise ContextTooLong(
+                f"This model's maximum context length is {model.view.max_context} tokens, and no token is "
+                f"longer than {model.view.longest} bytes: more than {most} bytes of text cannot fit. "
+                f"Shorten the {param}",
+                param=param,
+            )
+
+
+def chat_prompt(
+    model: TextModel,
     messages: list[dict[str, Any]],
     kwargs: Mapping[str, Any] | None,
+    at: At,
     *,
     add_generation_prompt: bool,
 ) -> list[int]:
     """Ids of the rendered conversation; the template writes its own BOS. Raises as ``render_chat``."""
-    tokenizer = tokenizer_of(model)
-    text = await render_chat(model, messages, kwargs, add_generation_prompt=add_generation_prompt)
-    return check_ids(model, await encode(tokenizer, text, add_special=False), "messages")
+    text = render_chat(model, messages, kwargs, at, add_generation_prompt=add_generation_prompt)
+    ids = encode(model, text, at, add_special=False, param="messages")
+    return check_ids(model, ids, "messages")
 
 
-async def render_chat(
-    model: ServedModel,
+def render_chat(
+    model: TextModel,
     messages: list[dict[str, Any]],
     kwargs: Mapping[str, Any] | None,
+    at: At,
     *,
     add_generation_prompt: bool,
 ) -> str:
@@ -61,14 +79,20 @@ async def render_chat(
             param="model",
             code="no_chat_template",
         )
+    if len(messages) > MAX_MESSAGES:
+        raise BadRequest(f"messages: {len(messages)} are more than {MAX_MESSAGES}", param="messages")
+    if len(kwargs or {}) > MAX_KWARGS:
+        raise BadRequest(
+            f"chat_template_kwargs: {len(kwargs or {})} keys are more than {MAX_KWARGS}",
+            param="chat_template_kwargs",
+        )
     for name in kwargs or {}:
         if name in _OWN_KWARGS:
             raise BadRequest(f"chat_template_kwargs must not set {name}", param="chat_template_kwargs")
     turns = [_turn(_message(raw, index), index, raw) for index, raw in enumerate(messages)]
-    render = partial(
-        model.template.render, turns, add_generation_prompt=add_generation_prompt, **(kwargs or {})
-    )
-    return await asyncio.to_thread(render) if _size(turns) > _THREAD_CHARS else render()
+    check_bytes(model, [text for turn in turns for text in _texts(turn["content"])], "messages")
+    at("template")
+    return model.template.render(turns, add_generation_prompt=add_generation_prompt, **(kwargs or {}))
 
 
 def _message(raw: dict[str, Any], index: int) -> Message:
@@ -104,28 +128,35 @@ def _part(part: Part, where: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
-def _size(turns: list[dict[str, Any]]) -> int:
-    """Bytes, as JSON."""
-    try:
-        return len(msgspec.json.encode(turns))
-    except RecursionError:
-        raise BadRequest("messages are nested too deeply", param="messages") from None
+def _texts(content: str | list[dict[str, str]] | None) -> list[str]:
+    return [part["text"] for part in content] if isinstance(content, list) else [content or ""]
 
 
-async def completion_prompts(
-    model: ServedModel, body: CompletionRequest
+def completion_prompts(
+    model: TextModel, body: CompletionRequest, at: At
 ) -> list[tuple[list[int], str | None]]:
     """Ids and, where it was given as text, the text of each prompt.
 
-    Raises BadRequest for empty or mixed prompts and for ids the model does not have.
+    Raises BadRequest for empty, mixed or too many prompts and for ids the model does not have.
     """
-    tokenizer = tokenizer_of(model)
+    given = _split(body.prompt)
+    check_count(len(given), body.n or 1)
+    check_bytes(model, [prompt for prompt in given if isinstance(prompt, str)], "prompt")
     prompts: list[tuple[list[int], str | None]] = []
-    for prompt in _split(body.prompt):
+    for prompt in given:
         text = prompt if isinstance(prompt, str) else None
-        ids = await encode(tokenizer, prompt, add_special=True) if isinstance(prompt, str) else prompt
+        ids = (
+            encode(model, prompt, at, add_special=True, param="prompt") if isinstance(prompt, str) else prompt
+        )
         prompts.append((check_ids(model, ids, "prompt"), text))
     return prompts
+
+
+def check_count(prompts: int, n: int) -> None:
+    """Raises BadRequest for more choices than one request may have."""
+    if prompts * n > MAX_SEQUENCES:
+        param = "n" if n > 1 else "prompt"
+        raise BadRequest(f"{prompts} prompts times n = {n} is more than {MAX_SEQUENCES}", param=param)
 
 
 def _split(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
@@ -143,7 +174,7 @@ def _split(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
     return [item for item in prompt if not isinstance(item, int)]
 
 
-def check_ids(model: ServedModel, ids: list[int], param: str) -> list[int]:
+def check_ids(model: TextModel, ids: list[int], param: str) -> list[int]:
     """The ids, if the engine may have them: some, fewer than the context, all inside the vocabulary.
 
     The vocabulary is the embedding's, not the tokenizer's: a tokenizer may know special tokens that the
@@ -151,15 +182,17 @@ def check_ids(model: ServedModel, ids: list[int], param: str) -> list[int]:
     """
     if not ids:
         raise BadRequest(f"{param} is empty: there is nothing to go on from", param=param)
-    if len(ids) >= model.max_context:
+    if len(ids) >= model.view.max_context:
         raise ContextTooLong(
-            f"This model's maximum context length is {model.max_context} tokens, and the prompt has "
+            f"This model's maximum context length is {model.view.max_context} tokens, and the prompt has "
             f"{len(ids)}. Shorten the {param}",
             param=param,
         )
-    if max(ids) >= model.vocab_size:
+    index = first_outside(ids, model.view.vocab_size)
+    if index is not None:
         raise BadRequest(
-            f"{param} contains token id {max(ids)}, but {model.name!r} has ids 0 to {model.vocab_size - 1}",
+            f"{param} contains token id {ids[index]}, but {model.name!r} has ids 0 to "
+            f"{model.view.vocab_size - 1}",
             param=param,
         )
     return ids

@@ -10,22 +10,27 @@ import msgspec
 
 from muxd.api.schemas import Generation
 from muxd.api.serving import ServedModel
-from muxd.errors import ContextTooLong
+from muxd.engine.values import first_outside
+from muxd.errors import BadRequest, ContextTooLong
 from muxd.messages import Sampling
 from muxd.text.stop import StopStrings
 
 _SEED_MASK = 2**63 - 1  # seeds travel as int64
+_NO_SEED = -1
 
 
 def sampling_of(body: Generation, model: ServedModel, logprobs: int) -> Sampling:
-    """One sequence's sampling; ``logprobs`` as in ``Sampling``. Without a seed, a random one."""
+    """One sequence's sampling; ``logprobs`` as in ``Sampling``. Without a seed, or with -1, a random one.
+
+    Raises BadRequest for a token id that the model does not have.
+    """
 
     def pick(name: str, fallback: Any) -> Any:
         asked = getattr(body, name)
         default = model.default_sampling.get(name)
         return next(value for value in (asked, default, fallback) if value is not None)
 
-    seed = body.seed if body.seed is not None else secrets.randbits(63)
+    seed = body.seed if body.seed not in (None, _NO_SEED) else secrets.randbits(63)
     return Sampling(
         temperature=float(pick("temperature", 1.0)),
         top_p=float(pick("top_p", 1.0)),
@@ -47,9 +52,28 @@ def for_choice(sampling: Sampling, index: int) -> Sampling:
 
 
 def ending_ids(body: Generation, model: ServedModel) -> frozenset[int]:
-    """Token ids that end the sequence: the model's (unless ``ignore_eos``) and ``stop_token_ids``."""
+    """Token ids that end the sequence: the model's (unless ``ignore_eos``) and ``stop_token_ids``.
+
+    Raises BadRequest for one that the model does not have.
+    """
+    stops = body.stop_token_ids or []
+    if stops:
+        known_ids(model, stops, "stop_token_ids")
     eos = frozenset() if body.ignore_eos else model.eos
-    return eos | frozenset(body.stop_token_ids or ())
+    return eos | frozenset(stops)
+
+
+def known_ids(model: ServedModel, ids: list[int], param: str) -> None:
+    """Raises BadRequest naming the first of the request's ids that the vocabulary does not have: a worker
+    that looked it up would fail, or under a device fault all workers would."""
+    index = first_outside(ids, model.vocab_size)
+    if index is not None:
+        where = f"{param}[{index}]"
+        raise BadRequest(
+            f"{where}: there is no token {ids[index]}; the vocabulary of {model.name!r} has the "
+            f"{model.vocab_size} ids 0 to {model.vocab_size - 1}",
+            param=where,
+        )
 
 
 def stop_strings(body: Generation) -> list[str]:

@@ -9,12 +9,22 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from muxd.engine.values import RANGES
+
+
+def _within(name: str) -> Meta:
+    """The range of a sampling number."""
+    low, high, above, whole = RANGES[name]
+    least: float = int(low) if whole else low
+    most: float = int(high) if whole else high
+    return Meta(gt=least, le=most) if above else Meta(ge=least, le=most)
+
+
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
-Stops = Annotated[list[str], Meta(max_length=4)]
+Stops = Annotated[list[str], Meta(max_length=64)]  # OpenAI takes 4; agents and front ends send more
 
 
 class StreamOptions(Struct):
@@ -73,11 +83,11 @@ class Generation(Unserved, kw_only=True):
     """What both generating endpoints take. Ranges are OpenAI's where OpenAI has the field."""
 
     model: str
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None  # -1 and 0: off
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    seed: Seed | None = None
+    temperature: Annotated[float, _within("temperature")] | None = None
+    top_p: Annotated[float, _within("top_p")] | None = None
+    top_k: Annotated[int, _within("top_k")] | None = None  # -1 and 0: off
+    min_p: Annotated[float, _within("min_p")] | None = None
+    seed: Seed | None = None  # -1, as vLLM and llama.cpp have it: none
     stop: str | Stops | None = None
     stop_token_ids: list[TokenId] | None = None
     max_tokens: Count | None = None
@@ -87,9 +97,9 @@ class Generation(Unserved, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None  # vLLM's: ``token_ids`` beside each choice's text
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    presence_penalty: Annotated[float, _within("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, _within("frequency_penalty")] | None = None
+    repetition_penalty: Annotated[float, _within("repetition_penalty")] | None = None
 
 
 class ChatRequest(Generation, kw_only=True):
@@ -112,6 +122,13 @@ class ChatRequest(Generation, kw_only=True):
     documents: Any = None
     chat_template: Any = None
     continue_final_message: Any = None
+
+
+class Asked(Generation, kw_only=True):
+    """What is left of either once its text has become ids: the part that the daemon sees."""
+
+    max_completion_tokens: Count | None = None
+    scores: int = -1  # as ``Sampling.logprobs``: -1 for none
 
 
 class CompletionRequest(Generation, kw_only=True):

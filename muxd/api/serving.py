@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol
 
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
-from muxd.text.template import ChatTemplate
 from muxd.text.tokenizer import Tokenizer
+from muxd.text.work import Result, View, Work
 
 State = Literal["loading", "ready", "restarting", "failed", "draining", "unloading", "unloaded"]
 
@@ -36,8 +36,8 @@ class ServedModel(Protocol):
     def tokenizer(self) -> Tokenizer | None: ...
 
     @property
-    def template(self) -> ChatTemplate | None:
-        """None for a base model without a chat template."""
+    def view(self) -> View:
+        """What a text process needs; of use once there is a tokenizer."""
 
     @property
     def default_sampling(self) -> Mapping[str, Any]:
@@ -54,6 +54,10 @@ class ServedModel(Protocol):
     def detail(self) -> str:
         """Why, when failed or unloaded."""
 
+    @property
+    def retry_after(self) -> float | None:
+        """When failed: seconds in which it is tried again at the latest; None: not by itself."""
+
 
 class Serving(Protocol):
     """The engine, seen from the door."""
@@ -69,3 +73,11 @@ class Serving(Protocol):
 
         Raises QueueFull, ModelNotReady, ModelUnloaded, ShuttingDown or ContextTooLong.
         """
+
+
+class Texts(Protocol):
+    """Where long texts and chat templates are worked on."""
+
+    async def run(self, work: Work, model: str, size: int) -> Result:
+        """``model``: whose process to prefer. ``size``: bytes. Raises BadRequest, ContextTooLong, TextBusy
+        ..."""

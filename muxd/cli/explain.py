@@ -113,7 +113,7 @@ def sentence(one: RequestTimes) -> str:
     if one.preemptions:
         said.append(f"was preempted {_times(one.preemptions)} and recomputed")
     if one.reruns:
-        said.append(f"was started again after its worker was lost ({_times(one.reruns)})")
+        said.append(f"lost its worker {_times(one.reruns)} and went on with the next")
     said += [
         f"was moved from {old.device} to {new.device} after {new.came - one.arrived:.2f} s"
         for old, new in pairwise(one.stays)

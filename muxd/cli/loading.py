@@ -7,7 +7,7 @@ Ctrl-C ends the waiting, not what was begun: `muxctl models` tells how it went.
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
@@ -18,7 +18,7 @@ from muxd.cli.asking import PROGRAM, Json, Socket, client_at, show
 from muxd.cli.failing import fail, sentences
 from muxd.errors import MuxdError
 from muxd.fleet.steps import Step
-from muxd.messages import Dtype, KvDtype
+from muxd.messages import DtypeName, KvDtype
 
 _WORDS = {
     "draining": "waits for the answers it still owes",
@@ -37,8 +37,9 @@ def load(
     name: Annotated[str, typer.Option(metavar="NAME", help="Name of a model that is not in muxd.toml.")] = "",
     path: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Its folder; with --name.")] = None,
     dtype: Annotated[
-        str, typer.Option(metavar="TYPE", help="bfloat16, float16 or float32; with --name.")
-    ] = "bfloat16",
+        str,
+        typer.Option(metavar="TYPE", help="auto (as the folder), bfloat16, float16 or float32; with --name."),
+    ] = "auto",
     kv_dtype: Annotated[
         str, typer.Option(metavar="TYPE", help="Of K and V: auto (as --dtype) or fp8; with --name.")
     ] = "auto",
@@ -109,7 +110,7 @@ def _wanted(model: str, name: str, path: Path | None, dtype: str, kv_dtype: str,
     if model:
         return LoadModel(model, device=device)
     assert path is not None
-    kinds: dict[str, Dtype] = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
+    kinds: dict[str, DtypeName] = {kind: kind for kind in get_args(DtypeName)}
     if dtype not in kinds:
         fail(PROGRAM, f"--dtype {dtype!r} is none of {', '.join(kinds)}", code=2)
     kv_kinds: dict[str, KvDtype] = {"auto": "auto", "fp8": "fp8"}

@@ -3,6 +3,7 @@
 Settings come from flags, then MUXD_* environment variables, then the file, then defaults.
 """
 
+import asyncio
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,11 +109,21 @@ def _demo_file() -> Path:
 
 
 def _broken_models(settings: Config) -> list[str]:
+    from muxd.api.texts import text_pool
     from muxd.fleet.catalog import Entry  # the reading of folders that the daemon itself does
 
     entries = [Entry(model) for model in settings.model]
-    for entry in entries:
-        entry.open()
+
+    async def read() -> None:
+        texts = text_pool(settings.text)
+        texts.start()
+        try:
+            for entry in entries:
+                await entry.read(texts)
+        finally:
+            await texts.close()
+
+    asyncio.run(read())
     return [entry.error for entry in entries if entry.error]
 
 

@@ -8,7 +8,7 @@ import typer
 
 from muxd.cli.failing import fail, sentences
 from muxd.cli.progress import counting
-from muxd.messages import Dtype, KvDtype
+from muxd.messages import Dtype, DtypeName, KvDtype, dtype_of
 
 if TYPE_CHECKING:
     from muxd.cost.profile import Profile
@@ -19,7 +19,7 @@ _PROGRAM = "muxd"
 def profile(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The model folder.")],
     name: Annotated[str, typer.Option(help="The model's name in the file.", metavar="NAME")],
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="auto (as the folder), bfloat16, float16 or float32.")] = "auto",
     kv_dtype: Annotated[str, typer.Option(help="Of K and V: auto (as --dtype) or fp8.")] = "auto",
     out: Annotated[
         Path | None,
@@ -37,13 +37,15 @@ def profile(
     """Measure prefill and decode of a model over batch, context and share. Takes about two minutes."""
     from muxd.config import home
     from muxd.cost.profile import save
+    from muxd.models.weights import stored_dtype
 
     with sentences(_PROGRAM):
-        if dtype not in (kinds := get_args(Dtype)):
+        if dtype not in (kinds := get_args(DtypeName)):
             fail(_PROGRAM, f"--dtype {dtype!r}: must be one of {', '.join(kinds)}", code=2)
         if kv_dtype not in (kinds := get_args(KvDtype)):
             fail(_PROGRAM, f"--kv-dtype {kv_dtype!r}: must be one of {', '.join(kinds)}", code=2)
-        kind: Dtype = msgspec.convert(dtype, Dtype)
+        named: DtypeName = msgspec.convert(dtype, DtypeName)
+        kind = dtype_of(named) or stored_dtype(folder, gpu=device != "cpu" or bool(roofline))
         kv_kind: KvDtype = msgspec.convert(kv_dtype, KvDtype)
         file = out or home() / "cost.json"
         made = (

@@ -88,16 +88,17 @@ class Profile(Struct, frozen=True):
     models: dict[str, ModelProfile]
 
 
-def known_as(profile: Profile, name: str, path: str, dtype: Dtype, kv_dtype: KvDtype) -> str | None:
+def known_as(profile: Profile, name: str, path: str, dtype: Dtype | None, kv_dtype: KvDtype) -> str | None:
     """Under which name the profile has the costs of model ``name``: its own, else that of a model measured
-    from a folder of the same name with the same types."""
+    from a folder of the same name with the same types. ``dtype``: None where only the folder would say."""
     if name in profile.models:
         return name
-    wanted = (Path(path).name, dtype, kv_dtype)
+    wanted = (Path(path).name, kv_dtype)
     alike = [
         other
         for other, model in profile.models.items()
-        if model.folder and (model.folder, model.shape.dtype, model.shape.kv_dtype) == wanted
+        if model.folder and (model.folder, model.shape.kv_dtype) == wanted
+        if dtype in (None, model.shape.dtype)
     ]
     return alike[-1] if alike else None
 

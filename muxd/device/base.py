@@ -102,7 +102,7 @@ class Device(Protocol):
 
     @property
     def caps(self) -> bool:
-        """Whether a worker can never use more than the share it was spawned with."""
+        """Whether a worker can never use more than the share it was started with."""
         ...
 
     @property

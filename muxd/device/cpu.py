@@ -1,6 +1,6 @@
 """The CPU as a device: memory is memfd, cores are threads, shares are whole numbers of threads.
 
-Used by the daemon (regions, spawn environment) and by the worker's runner (``threads``). No torch here.
+Used by the daemon (regions, environments) and by the worker's runner (``threads``). No torch here.
 """
 
 import fcntl
@@ -196,7 +196,7 @@ def _steps(cores: int) -> tuple[int, ...]:
 
 
 def worker_env(cores: int) -> dict[str, str]:
-    """What a worker's environment must say at spawn; OpenMP reads it once, before torch is imported.
+    """What a process's environment must say before it imports torch, when OpenMP reads it once.
 
     The runner chooses the threads of a batch from the granted share, never above ``cores``.
     """

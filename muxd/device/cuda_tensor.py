@@ -68,7 +68,7 @@ class DeviceMemory:
     """
 
     def __init__(self, index: int = 0):
-        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.init()
         torch.cuda.set_device(index)
         self.index, self.driver = index, Driver()
         self.driver.retain(index)

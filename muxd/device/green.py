@@ -4,7 +4,7 @@ One split of the device gives groups of SMs; four parts are made of them, and an
 becomes a green context when it is first wanted. torch's own GreenContext always takes the first group of a
 split of its own, so that two of them overlap; here all contexts of a process come from one split, and a mask
 means the same SMs in every process, if the driver splits alike everywhere: nobody promises that, so
-``disjoint`` checks what each process measured (``smid.measure``).
+``disjoint`` checks what each process measured (``apart.measure``).
 
 ``quarters`` needs no context and serves the daemon; ``Ladder`` is the worker's.
 """

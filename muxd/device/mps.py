@@ -89,7 +89,7 @@ class Mps:
         if done.returncode:
             raise MpsUnavailable(f"{BINARY} -d was refused: {_first_line(done)}", "refused")
         if not _until(self.answers, _START):
-            raise MpsUnavailable(f"{BINARY} -d started nothing that answers within {_START:.0f} s", "timeout")
+            raise MpsUnavailable(f"{BINARY} -d started nothing that answers within {_START:g} s", "timeout")
         return True
 
     def stop(self) -> None:
@@ -206,7 +206,7 @@ class Mps:
             )
         except subprocess.TimeoutExpired:
             asked = words.strip() or " ".join(options)
-            raise MpsUnavailable(f"{BINARY}: {asked}: no answer within {within:.0f} s", "timeout") from None
+            raise MpsUnavailable(f"{BINARY}: {asked}: no answer within {within:g} s", "timeout") from None
         except OSError as error:
             raise MpsUnavailable(f"{self._binary}: {error.strerror}", "refused") from None
 

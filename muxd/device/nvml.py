@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
-import pynvml  # type: ignore[import-untyped]
+import pynvml
 
 from muxd.errors import MuxdError
 

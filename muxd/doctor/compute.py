@@ -32,7 +32,7 @@ def torch_threads() -> list[Finding]:
         todo = "install muxd with its dependencies: pip install muxd"
         return [Finding(name, "missing", f"torch cannot be imported: {error}", without, todo, needed=True)]
     found = f"torch {torch.__version__}"
-    if not torch.backends.openmp.is_available() or torch.get_num_threads() != 1:  # type: ignore[no-untyped-call]
+    if not torch.backends.openmp.is_available() or torch.get_num_threads() != 1:
         meaning = "CPU shares cannot be kept: torch's threads do not follow OMP_NUM_THREADS"
         return [Finding(name, "degraded", f"{found} without OpenMP", meaning, "use torch's own wheels")]
     meaning = "threads of a worker follow its share, batch by batch"
@@ -63,7 +63,7 @@ def decode() -> list[Finding]:
         return []  # told by the check before
     if (refusal := no_compiler()) is not None:
         return [refusal]
-    torch.cuda.init()  # type: ignore[no-untyped-call]
+    torch.cuda.init()
     driver = Driver()
     driver.retain()
     try:
@@ -73,7 +73,7 @@ def decode() -> list[Finding]:
         times = {}
         for count in _PARTS:
             green = ladder.green((1 << count) - 1)
-            with torch.cuda.stream(torch.cuda.ExternalStream(green.stream)):  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(torch.cuda.ExternalStream(green.stream)):
                 times[green.sms] = _seconds(partial(step, green.sms), 50)
     except (ImportError, Unsplittable, CudaError):
         return []  # no kernel yet, or the check of green contexts tells why

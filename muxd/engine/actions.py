@@ -15,7 +15,7 @@ class Arrived(Struct, frozen=True):
 
 
 class BatchDone(Struct, frozen=True):
-    """A worker finished ``batch``; ``tokens`` in the command's order."""
+    """A worker finished ``batch``; ``tokens`` in the command's order, NO_TOKEN among them."""
 
     model: str
     batch: int
@@ -49,11 +49,12 @@ class WorkerReady(Struct, frozen=True):
 
 
 class WorkerLost(Struct, frozen=True):
-    """The model's worker is gone. ``final``: it will not come back."""
+    """The model's worker is gone. ``final``: it will not come back. ``blameless``: not for what it ran."""
 
     model: str
     error: MuxdError
     final: bool = False
+    blameless: bool = False
 
 
 class Withdraw(Struct, frozen=True):
@@ -132,6 +133,22 @@ class Preempted(Struct, frozen=True):
     sequence: Sequence
 
 
+class Resumed(Struct, frozen=True):
+    """The sequence lost its worker and waits for the next one; it will be recomputed."""
+
+    sequence: Sequence
+
+
+class Overdue(Struct, frozen=True):
+    """The batch has taken ``seconds``, which is too long. ``last``: long enough ago it was said before; the
+    worker must go."""
+
+    model: str
+    batch: int
+    seconds: float
+    last: bool
+
+
 class Withdrawn(Struct, frozen=True):
     """The sequence is no more this unit's; nothing of it is left here."""
 
@@ -147,4 +164,6 @@ class QuotaMoved(Struct, frozen=True):
     reason: str
 
 
-Action = Launch | Ahead | Emit | Ended | Failed | Rejected | Preempted | Withdrawn | QuotaMoved
+Action = (
+    Launch | Ahead | Emit | Ended | Failed | Rejected | Preempted | Resumed | Overdue | Withdrawn | QuotaMoved
+)

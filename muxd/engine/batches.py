@@ -7,6 +7,7 @@ from muxd.engine.actions import Ahead, Launch
 from muxd.engine.board import Board
 from muxd.engine.commands import chunk_of, drain, new_rows
 from muxd.engine.lane import InFlight, Lane
+from muxd.engine.patience import Patience
 from muxd.engine.rows import NOTHING, RowKeeper
 from muxd.engine.sequence import Sequence
 from muxd.messages import Chunk, Decode, Prefill
@@ -19,6 +20,7 @@ class Batches:
     def __init__(self, board: Board, rows: RowKeeper):
         self._board = board
         self._rows = rows
+        self._patience = Patience(board)
         self.begun = 0  # the last number
 
     def prefill(self, lane: Lane, share: int, now: float) -> bool:
@@ -31,6 +33,8 @@ class Batches:
         chunks: list[Chunk] = []
         sequences: list[Sequence] = []
         for sequence in lane.waiting:
+            if sequences and sequences[0].suspect:
+                break  # alone
             if budget == 0 or (grant := self._rows.admit(lane, sequence)) is None:
                 break
             if grant.rows.ids.size:
@@ -43,7 +47,7 @@ class Batches:
             return False
         command = Prefill(self._next(), share, new_rows(granted), chunks, drain(lane.forget))
         sizes = [len(chunk.tokens) // 4 for chunk in chunks]
-        self._fly(lane, InFlight(command.batch, True, sequences, sizes, share, now, command))
+        self._fly(lane, InFlight(lane.spec.model, command.batch, True, sequences, sizes, share, now, command))
         self._board.prefilling += 1
         self._board.prefilled = command.batch
         self._board.waiting.to_back(lane)
@@ -67,11 +71,12 @@ class Batches:
         """The step after the one in flight, on its share, for those who will surely or likely go on.
 
         False when one of them finds no row: nobody is preempted for a step that is not due. False also while
-        somebody of the lane is not in the step in flight: steps in a row would leave it out for ever.
+        somebody of the lane is not in the step in flight: steps in a row would leave it out for ever. Nor
+        while somebody is tried alone.
         """
         front = lane.step
         assert front is not None
-        if any(sequence.batch != front.batch for sequence in lane.running):
+        if lane.suspects or any(sequence.batch != front.batch for sequence in lane.running):
             return False
         grown = self._rows.grow_ahead(lane, front.sequences)
         if grown is None:
@@ -104,6 +109,7 @@ class Batches:
 
     def _free(self, lane: Lane, flight: InFlight) -> None:
         lane.flights.remove(flight)
+        del self._board.flying[flight.batch]
         self._board.shares.release(flight.batch)
         self._board.prefilling -= flight.prefill
 
@@ -118,11 +124,15 @@ class Batches:
     ) -> InFlight:
         ids = [sequence.id for sequence in sequences]
         command = Decode(self._next(), share, new_rows([rows]), ids, grown, drain(lane.forget))
-        return InFlight(command.batch, False, sequences, [1] * len(sequences), share, now, command)
+        return InFlight(
+            lane.spec.model, command.batch, False, sequences, [1] * len(sequences), share, now, command
+        )
 
     def _begin(self, lane: Lane, flight: InFlight) -> None:
         self._board.shares.book(flight.batch, flight.share)
         lane.flights.append(flight)
+        self._board.flying[flight.batch] = flight
+        self._patience.begin(lane, flight)
         lane.launched = max(lane.launched, flight.batch)  # a prefill may have overtaken the step ahead
 
     def _fly(self, lane: Lane, flight: InFlight) -> None:

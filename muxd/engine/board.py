@@ -7,7 +7,7 @@ nothing: it only keeps the indexes by which a decision finds the lanes that have
 from collections.abc import Iterable
 
 from muxd.engine.actions import Action
-from muxd.engine.lane import Lane, LaneSpec
+from muxd.engine.lane import InFlight, Lane, LaneSpec
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.engine.turns import Turns
@@ -22,6 +22,7 @@ class Board:
         self.shares = shares
         self.settings = settings
         self.actions: list[Action] = []
+        self.flying: dict[int, InFlight] = {}  # by number: what computes now
         self.prefilling = 0  # prefill batches in flight
         self.prefilled = 0  # number of the last one launched
         self.lanes: dict[str, Lane] = {}

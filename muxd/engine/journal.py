@@ -22,6 +22,7 @@ from muxd.engine.actions import (
     Launch,
     Preempted,
     Rejected,
+    Resumed,
     WorkerLost,
     WorkerReady,
 )
@@ -123,6 +124,9 @@ class Journal:
                 if one := self._open.get(action.sequence.id):
                     one.move(QUEUED, now, self._clock(action.sequence.model))
                 self.mark("preempted", now, action.sequence.model, action.sequence.request.id)
+            case Resumed():
+                if one := self._open.get(action.sequence.id):
+                    one.move(QUEUED, now, self._clock(action.sequence.model))
             case Ended():
                 self.ended(action.sequence, "served", now)
             case Failed():

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
-from math import ceil
+from math import ceil, inf
 
 from msgspec import Struct, structs
 
@@ -10,7 +10,7 @@ from muxd.engine.sequence import Phase, Sequence
 from muxd.errors import MuxdError
 from muxd.messages import Decode, Prefill
 
-_KEEP = 0.9  # what the average cost of a prefilled token keeps of its past with every batch
+_KEEP = 0.9  # what the average costs keep of their past with every batch
 
 
 class LaneSpec(Struct, frozen=True):
@@ -33,6 +33,7 @@ class LaneSpec(Struct, frozen=True):
 class InFlight(Struct):
     """A batch that a worker is computing."""
 
+    model: str
     batch: int
     prefill: bool
     sequences: list[Sequence]
@@ -40,10 +41,12 @@ class InFlight(Struct):
     share: int
     began: float
     command: Prefill | Decode
+    due: float = inf  # when it has taken too long
+    asked: bool = False  # it has, and was asked for
 
 
 class Lane:
-    """Queue order is arrival order; a preempted or re-run sequence keeps its place."""
+    """Queue order is arrival order, suspects first; a preempted or re-run sequence keeps its place."""
 
     def __init__(self, spec: LaneSpec):
         self.spec = spec
@@ -65,6 +68,9 @@ class Lane:
         self.decode_ended = 0.0
         self.prefilled_since_decode = False
         self.token_seconds = 0.0  # what prefilling a token was seen to cost
+        self.step_seconds = 0.0  # what a decode step was
+        self.proven: set[bool] = set()  # phases (whether it prefills) of which this worker has done a batch
+        self.suspects: dict[int, Sequence] = {}  # see ``recovery``; while there are any, one batch at a time
 
     def refit(self, capacity_rows: int) -> None:
         """Quotas moved: no sequence may need more rows than it could ever be given."""
@@ -87,13 +93,31 @@ class Lane:
     @property
     def startable(self) -> bool:
         """A worker of it is ready for a command."""
-        return self.ready and len(self.flights) <= self.spec.split
+        return self.ready and len(self.flights) <= (self.spec.split and not self.suspects)
 
     def free(self, *, prefill: bool) -> bool:
         """The worker of that phase is ready for a command."""
+        if self.suspects:
+            return self.ready and not self.flights and not (prefill and self.tried is not None)
         if not self.flights:
             return self.ready
         return self.ready and self.spec.split and all(it.prefill != prefill for it in self.flights)
+
+    @property
+    def tried(self) -> Sequence | None:
+        """The suspect whose next step is to be its own."""
+        return next((one for one in self.suspects.values() if one.phase is Phase.RUNNING), None)
+
+    @property
+    def steppers(self) -> list[Sequence]:
+        """Who is in the next decode step, if there are rows."""
+        tried = self.tried if self.suspects else None
+        return self.running if tried is None else [tried]
+
+    @property
+    def all_flights(self) -> list[InFlight]:
+        """What its workers have, begun or not."""
+        return self.flights if self.ahead is None else [*self.flights, self.ahead]
 
     def flight(self, batch: int) -> InFlight | None:
         """The batch of that number, if it is being computed."""
@@ -111,10 +135,22 @@ class Lane:
         """
         return bool(self.running) and self.prefilled_since_decode and now - self.decode_ended >= patience
 
-    def learn_cost(self, seconds: float, tokens: int) -> None:
-        """A prefill batch took that long."""
-        cost = seconds / tokens
-        self.token_seconds = cost if not self.token_seconds else _KEEP * self.token_seconds + 0.1 * cost
+    def learn_cost(self, flight: InFlight, seconds: float) -> None:
+        """A batch took that long."""
+        self.proven.add(flight.prefill)
+        if flight.prefill:
+            self.token_seconds = _mean(self.token_seconds, seconds / sum(flight.chunk))
+        else:
+            self.step_seconds = _mean(self.step_seconds, seconds)
+
+    def expected_seconds(self, flight: InFlight) -> float:
+        """By what was learnt; 0 before anything was."""
+        return self.token_seconds * sum(flight.chunk) if flight.prefill else self.step_seconds
+
+    def lose(self, failed: MuxdError | None) -> None:
+        """Its worker is gone; for good when it has ``failed``."""
+        self.ready, self.failed = False, failed
+        self.proven.clear()
 
     def block(self, reason: str, now: float) -> None:
         """What the head of the queue waits for from ``now`` on."""
@@ -125,11 +161,13 @@ class Lane:
         self.waiting.append(sequence)
 
     def requeue(self, sequence: Sequence) -> None:
-        """Back into the queue at its place by arrival."""
+        """Back into the queue at its place: suspects before all others, then by arrival."""
         sequence.reset()
-        place = 0
+        if sequence.suspect:
+            self.suspects[sequence.id] = sequence
+        place, own = 0, (not sequence.suspect, sequence.arrived)
         for place, other in enumerate(self.waiting):  # noqa: B007 - place is used after the loop
-            if other.arrived > sequence.arrived:
+            if (not other.suspect, other.arrived) > own:
                 break
         else:
             place = len(self.waiting)
@@ -137,6 +175,7 @@ class Lane:
 
     def remove(self, sequence: Sequence) -> None:
         """Take it out of queue or batch list, wherever it is."""
+        self.suspects.pop(sequence.id, None)
         if sequence.phase is Phase.RUNNING:
             self.running.remove(sequence)
         elif sequence in self.waiting:
@@ -145,3 +184,8 @@ class Lane:
     def sequences(self) -> Iterator[Sequence]:
         yield from self.waiting
         yield from self.running
+
+
+def _mean(known: float, value: float) -> float:
+    """The last ten or so count."""
+    return value if not known else _KEEP * known + (1 - _KEEP) * value

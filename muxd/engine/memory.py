@@ -40,8 +40,8 @@ class Memory:
         self._wishes: dict[str, _Wish] = {}
 
     def follow(self, kind: Kind) -> None:
-        """Divide the pool that way from now on. Raises ConfigError, changing nothing, where slices would
-        leave a model without a single row."""
+        """Divide the pool that way from now on, by weight: nothing has been learnt yet. Raises ConfigError,
+        changing nothing, where slices would leave a model without a single row."""
         usage = self._board.ledger.usage()
         for model, lane in self._board.lanes.items():
             use = usage[model]
@@ -62,13 +62,12 @@ class Memory:
                 spec.model, spec.blocks_per_row, terms.max_rows, *bounds, row_tokens=spec.row_tokens
             )
         except Exception:
-            self.follow(self._kind)
+            self._apply(self._divide())
             raise
         lane = self._board.open(spec)
         self._wishes[spec.model] = _Wish(terms.min_blocks, terms.max_blocks, spec.weight)
         try:
-            self.follow(self._kind)
-            self._check_fits()
+            self._join(spec, terms)
         except Exception:
             self.close(spec.model)
             raise
@@ -80,7 +79,12 @@ class Memory:
         self._rows.forget(model)
         self._board.ledger.remove_model(model)
         self._wishes.pop(model, None)
-        self.follow(self._kind)
+        if (quotas := self._rows.quotas) is None:
+            self._apply(self._divide())
+        else:
+            if model in quotas.quotas():
+                quotas.remove(model)
+            self._refit()
 
     def set_quota(self, model: str, min_blocks: int, max_blocks: int, weight: float) -> None:
         """See ``Scheduler.set_quota``."""
@@ -94,6 +98,15 @@ class Memory:
             self._try(model, before)
             raise
         self._refit()
+
+    def _join(self, spec: LaneSpec, terms: Terms) -> None:
+        """Quotas that move take the model in and keep what they have learnt of the others."""
+        if (quotas := self._rows.quotas) is None:
+            self._apply(self._divide())
+        self._check_fits()
+        if quotas is not None:
+            quotas.add(spec.model, terms.min_blocks, terms.max_blocks, spec.weight, spec.blocks_per_row)
+            self._refit()
 
     def _try(self, model: str, wish: _Wish) -> None:
         if self._kind == "slices":

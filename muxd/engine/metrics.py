@@ -52,6 +52,7 @@ class Metrics:
         self._quota = gauge("quota_blocks", "Head blocks the model may hold without borrowing")
         self._generated = counter("generation_tokens", "Tokens generated")
         self._preemptions = counter("preemptions", "Sequences that lost their rows and were recomputed")
+        self._resumed = counter("resumed", "Sequences that lost their worker and went on with the next one")
         self._restarts = counter("worker_restarts", "Workers started again after they were lost")
         self._faults = Counter(
             "muxd_device_faults", "Faults of one worker that reached all of its device", registry=registry
@@ -72,7 +73,7 @@ class Metrics:
         for outcome in ("served", "refused", "cancelled", "failed"):
             self._requests.labels(model, outcome)
         series: Iterable[Counter | Gauge | Histogram] = (
-            self._prompt, self._cached, self._generated, self._preemptions, self._restarts,
+            self._prompt, self._cached, self._generated, self._preemptions, self._resumed, self._restarts,
             self._running, self._waiting, self._ttft, self._itl, self._e2e, self._queue,
         )  # fmt: skip
         for one in series:
@@ -117,6 +118,9 @@ class Metrics:
         for target, met in verdict.items():
             self._slo.labels(model, target, str(met).lower()).inc()
         self._good.labels(model).inc(verdict.good)
+
+    def resumed(self, model: str) -> None:
+        self._resumed.labels(model).inc()
 
     def preempted(self, model: str) -> None:
         self._preemptions.labels(model).inc()

@@ -96,6 +96,10 @@ class Observer:
     def preempted(self, sequence: Sequence) -> None:
         self._metrics.preempted(sequence.model)
 
+    def resumed(self, sequence: Sequence) -> None:
+        """Its worker was lost, and it goes on with the next one."""
+        self._metrics.resumed(sequence.model)
+
     def ttft_p99_ms(self, model: str) -> float | None:
         """Of the last 1,000 requests that got a token; None before the first."""
         seconds = sorted(self._ttft[model])

@@ -131,7 +131,8 @@ class RowKeeper:
         sits out.
         """
         size = lane.spec.row_tokens
-        need = [s for s in lane.running if s.computed >= len(s.rows) * size]
+        running = list(lane.steppers)
+        need = [s for s in running if s.computed >= len(s.rows) * size]
         stalled: set[int] = set()
         granted: Rows | None = NO_ROWS
         while need and (granted := self.ledger.take(lane.spec.model, len(need))) is None:
@@ -144,7 +145,8 @@ class RowKeeper:
             granted = NO_ROWS
         self._note_starving(lane, bool(stalled))
         grown = self._extend(lane, need, granted)
-        steppers = [s for s in lane.running if s.id not in stalled] if stalled else list(lane.running)
+        # Who was preempted meanwhile, for others' rows, is not running any more.
+        steppers = [s for s in running if s.phase is Phase.RUNNING and s.id not in stalled]
         return steppers, grown, granted
 
     def grow_ahead(

@@ -6,6 +6,7 @@ object. This file keeps every sequence's life; who gets rows is ``rows.py``, who
 """
 
 from collections.abc import Iterable
+from math import inf
 
 from msgspec import structs
 
@@ -33,12 +34,15 @@ from muxd.engine.board import Board
 from muxd.engine.forecast import Forecast
 from muxd.engine.lane import InFlight, Lane, LaneSpec
 from muxd.engine.memory import Memory, Terms
+from muxd.engine.patience import Patience
 from muxd.engine.policies import POLICIES, Policy
+from muxd.engine.recovery import Recovery
 from muxd.engine.rows import RowKeeper
 from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
-from muxd.errors import Busy, ConfigError, ContextTooLong, MuxdError, QueueFull
+from muxd.errors import Busy, ConfigError, ContextTooLong, MuxdError, NoFiniteLogits, QueueFull
+from muxd.messages import NO_TOKEN
 from muxd.pool.ledger import Ledger
 
 
@@ -64,11 +68,13 @@ class Scheduler:
         self._rows = RowKeeper(self._board)
         self._batches = Batches(self._board, self._rows)
         self._memory = Memory(self._board, self._rows)
+        self._recovery = Recovery(self._board, self._rows, self._batches)
+        self._patience = Patience(self._board)
         self._policy = self._follow(policy)
 
     # ---- events -----------------------------------------------------------------------------------
 
-    def handle(self, event: Event, now: float) -> list[Action]:
+    def handle(self, event: Event, now: float) -> list[Action]:  # noqa: C901 - one case an event
         """Take one event at time ``now`` (seconds, never going back); returns what to do, in order."""
         actions = self._board.actions = []
         match event:
@@ -83,7 +89,7 @@ class Scheduler:
                 lane.ready, lane.failed = True, None
                 self._board.refresh(lane)
             case WorkerLost():
-                self._on_worker_lost(event)
+                self._recovery.lose(event)
             case Withdraw():
                 self._on_withdraw(event)
             case Joined():
@@ -95,7 +101,7 @@ class Scheduler:
                 self.ledger.recall(event.first, event.count)
                 self._rows.look_again()
             case Tick():
-                pass
+                self._patience.look(now)
         self._rows.vacate()
         self._policy.launch(now)
         if self.settings.run_ahead:
@@ -108,7 +114,14 @@ class Scheduler:
 
     def deadline(self, now: float) -> float | None:
         """When a ``Tick`` is due although nothing else happens."""
-        return self._policy.deadline(now)
+        policy, late = self._policy.deadline(now), self._patience.deadline()
+        if policy is None:
+            return late if late < inf else None
+        return min(policy, late)
+
+    def accused(self, model: str) -> bool:
+        """Should the model's worker be lost now, it is known who has killed it."""
+        return self._recovery.culprit(self.lanes[model]) is not None
 
     # ---- controls ---------------------------------------------------------------------------------
 
@@ -210,11 +223,11 @@ class Scheduler:
             return  # an answer from before the worker was lost
         self._batches.land(lane, flight, now)
         lane.prefilled_since_decode = flight.prefill
-        if flight.prefill:
-            self._learn_cost(lane, flight, now)
+        self._learn_cost(lane, flight, now)
         if not flight.prefill or not lane.running:
             lane.decode_ended = now  # or: the first streams of this lane get their first token now
         self._take_tokens(lane, flight, event.tokens)
+        self._recovery.cleared(lane, flight)
         self._rows.finish_evictions(flight.sequences)
         self._rows.note_gone(lane)
         self._board.refresh(lane)
@@ -232,7 +245,9 @@ class Scheduler:
             self._rows.computed(lane, sequence)
             if sequence.closing:
                 if sequence.batch is None:
-                    self._end(sequence)
+                    self._recovery.end(sequence)
+            elif sampled and tokens[index] == NO_TOKEN:
+                self._recovery.fail(sequence, _no_logits(sequence))
             elif sampled:
                 self._accept(lane, sequence, tokens[index], index, emit, ended)
             index += sampled
@@ -256,13 +271,14 @@ class Scheduler:
         if finish is not None:
             sequence.closing = sequence.batch is not None
             if not sequence.closing:
-                self._end(sequence)
+                self._recovery.end(sequence)
             ended.append(Ended(sequence, finish))
 
     def _learn_cost(self, lane: Lane, flight: InFlight, now: float) -> None:
         """Cached rows that are dear to compute again go last."""
-        lane.learn_cost(now - flight.began, sum(flight.chunk))
-        self.ledger.set_cost(lane.spec.model, lane.token_seconds * lane.spec.row_tokens)
+        lane.learn_cost(flight, now - flight.began)
+        if flight.prefill:
+            self.ledger.set_cost(lane.spec.model, lane.token_seconds * lane.spec.row_tokens)
 
     def _run_ahead(self, now: float) -> None:
         """A second step for those who decode, where nobody waits for what they would give back after one:
@@ -283,31 +299,9 @@ class Scheduler:
         if sequence.batch is not None:
             sequence.closing = True  # its rows are being written: they are free when the batch is done
             return
-        self._end(sequence)
+        self._recovery.end(sequence)
         lane = self.lanes[sequence.model]
         self._rows.note_gone(lane)
-        self._board.refresh(lane)
-
-    def _on_worker_lost(self, event: WorkerLost) -> None:
-        """A sequence whose reader has seen tokens fails; one that has sent none starts over, once."""
-        lane = self.lanes[event.model]
-        lane.ready = False
-        lane.failed = event.error if event.final else None
-        self._batches.lose(lane)
-        self._rows.lose(lane)
-        for sequence in list(lane.sequences()):
-            touched = bool(sequence.rows)
-            fresh = sequence.generated == 0 and sequence.reruns == 0
-            if sequence.closing:
-                self._end(sequence)
-            elif event.final or (touched and not fresh):
-                self._end(sequence)
-                self._board.actions.append(Failed(sequence, event.error))
-            elif touched:
-                sequence.reruns += 1
-                self._rows.release(sequence)
-                sequence.reset()
-        lane.forget.clear()
         self._board.refresh(lane)
 
     # ---- between units ----------------------------------------------------------------------------
@@ -335,11 +329,12 @@ class Scheduler:
         self._rows.arrived(lane, sequence, now)
         self._board.refresh(lane)
 
-    def _end(self, sequence: Sequence) -> None:
-        self.lanes[sequence.model].remove(sequence)
-        self._rows.release(sequence)
-        sequence.batch = None
-        sequence.phase = Phase.ENDED
+
+def _no_logits(sequence: Sequence) -> MuxdError:
+    return NoFiniteLogits(
+        f"the model produced no finite logits for token {len(sequence.tokens)} of {sequence.request.id}: an "
+        "overflow, damaged weights, or penalties and bans that leave no token; the request ends here"
+    )
 
 
 def _check_policy(name: str) -> None:

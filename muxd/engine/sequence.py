@@ -43,6 +43,7 @@ class Sequence:
         "request",
         "reruns",
         "rows",
+        "suspect",
         "tokens",
     )
 
@@ -62,7 +63,8 @@ class Sequence:
         self.batch: int | None = None  # the last batch in flight that contains it
         self.closing = False  # to be released when that batch is done: its reader has left, or has all
         self.preemptions = 0
-        self.reruns = 0  # started over because a worker died before any token was sent
+        self.reruns = 0  # computed anew because a worker was lost
+        self.suspect = False  # was in a worker's last batch: it is tried alone
 
     @property
     def model(self) -> str:

@@ -10,4 +10,8 @@ class Settings(Struct, frozen=True):
     prefill_tokens: int = 512
     look_ahead: int = 64
     adapt_period: float = 8.0
+    batch_timeout: float = (
+        0.0  # a batch that takes longer, and much longer than expected, hangs; 0: none does
+    )
+    batch_timeout_factor: float = 20.0  # times what is expected
     run_ahead: bool = False  # give workers a decode step before the one in front of it is done

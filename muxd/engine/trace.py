@@ -15,6 +15,7 @@ Happening = Literal[
     "preempted",
     "worker lost",
     "worker ready",
+    "worker hung",
     "device fault",
     "policy",
     "quota",  # by an operator

@@ -5,6 +5,7 @@ device must not wait for Python), then tokens. It is the only caller of ``Schedu
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from itertools import count
 
@@ -22,10 +23,12 @@ from muxd.engine.actions import (
     Joined,
     Launch,
     Lent,
+    Overdue,
     Preempted,
     QuotaMoved,
     Recalled,
     Rejected,
+    Resumed,
     Tick,
     Withdraw,
     Withdrawn,
@@ -43,11 +46,14 @@ from muxd.engine.shares import Shares
 from muxd.engine.slo import Outcome
 from muxd.engine.stream import TokenStream
 from muxd.engine.times import OpenRequest
-from muxd.errors import MuxdError, ShuttingDown
+from muxd.errors import MuxdError, NoFiniteLogits, RequestKillsWorker, ShuttingDown
 from muxd.messages import BatchDone as BatchReply
 from muxd.messages import Decode, Prefill, TokenLogprob
 
+_log = logging.getLogger("muxd.engine")
+
 Send = Callable[[str, Prefill | Decode], None]
+Hung = Callable[[str, str, bool], None]  # model, what is wrong, whether its workers must go
 
 
 class Unit:
@@ -66,17 +72,20 @@ class Unit:
         ids: "count[int] | None" = None,
         tell: Tell = lambda mark: None,
         device: str = "",
+        hung: Hung = lambda model, reason, last: None,
     ):
         """``ids`` numbers sequences; units of one daemon share it, as they share the observer. ``tell`` hears
-        what the journal marks, in which ``device`` is the unit's."""
+        what the journal marks, in which ``device`` is the unit's. ``hung`` hears of workers that do not
+        answer, a moment before they must go and then: what must go is to be reported lost."""
         self._scheduler = scheduler
-        self._send = send
+        self._send, self._hung = send, hung
         self._clock = clock
         self._observer = observer
         self.journal = Journal(scheduler.lanes, scheduler.ledger, clock.now(), tell, device)
         self._streams: dict[int, TokenStream] = {}
         self._ids = ids or count(1)
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # when it goes off
         self._draining = False
         self._refusals: dict[str, MuxdError] = {}  # models that take no new requests, and why
         self._leaving: dict[str, asyncio.Event] = {}  # models whose last request somebody waits for
@@ -121,11 +130,25 @@ class Unit:
     def worker_ready(self, model: str) -> None:
         self._handle(WorkerReady(model))
 
-    def worker_lost(self, model: str, error: MuxdError, *, final: bool = False) -> None:
-        """Streams that have sent tokens end with ``error``; with ``final`` the waiting ones too."""
+    def worker_lost(
+        self, model: str, error: MuxdError, *, final: bool = False, blameless: bool = False
+    ) -> None:
+        """Requests wait for the next worker and go on where they were; with ``final`` they get ``error``.
+
+        Who was in its last batch is tried alone, and a request that ends workers is told so; not where the
+        death is ``blameless``.
+        """
         if not final:
             self._observer.worker_restarted(model)
-        self._handle(WorkerLost(model, error, final))
+        self._handle(WorkerLost(model, error, final, blameless))
+
+    def accused(self, model: str) -> bool:
+        """Should its worker be lost now, it is known which request has killed it."""
+        return self._scheduler.accused(model)
+
+    def runs_beside(self, model: str) -> bool:
+        """Another model computes now."""
+        return any(lane.flights for name, lane in self.lanes.items() if name != model)
 
     def device_faulted(self, model: str, device: str) -> None:
         """A fault of the model's worker has reached all workers of the device; each is reported lost, too."""
@@ -293,14 +316,16 @@ class Unit:
                 if stream := self._streams.pop(action.sequence.id, None):
                     stream.end(action.finish)
             case Failed():
-                self._observer.ended(action.sequence, "failed", now)
-                if stream := self._streams.pop(action.sequence.id, None):
-                    stream.fail(action.error)
+                self._fail(action, now)
             case Rejected():
                 self._observer.ended(action.sequence, "refused", now)
                 self._streams.pop(action.sequence.id, None)
             case Preempted():
                 self._observer.preempted(action.sequence)
+            case Resumed():
+                self._observer.resumed(action.sequence)
+            case Overdue():
+                self._overdue(action, now)
             case QuotaMoved():
                 detail = f"{action.before} -> {action.after} blocks: {action.reason}"
                 self.journal.mark("quota moved", now, action.model, detail)
@@ -315,6 +340,21 @@ class Unit:
                 stream.put(token, logprobs.get(index))
         self._observer.tokens(emit.sequences, now)
 
+    def _fail(self, failed: Failed, now: float) -> None:
+        self._observer.ended(failed.sequence, "failed", now)
+        if isinstance(failed.error, NoFiniteLogits | RequestKillsWorker):
+            _log.error("%s: %s", failed.sequence.model, failed.error.message)
+        if stream := self._streams.pop(failed.sequence.id, None):
+            stream.fail(failed.error)
+
+    def _overdue(self, late: Overdue, now: float) -> None:
+        reason = f"has not answered batch {late.batch} for {late.seconds:.1f} s"
+        if not late.last:
+            _log.error("%s: its worker %s", late.model, reason)
+            self.journal.mark("worker hung", now, late.model, reason)
+        # Not in the midst of an event: who hears it may have something to tell the scheduler.
+        asyncio.get_running_loop().call_soon(self._hung, late.model, reason, late.last)
+
     def _note_empty(self) -> None:
         if not self._streams:
             self._empty.set()
@@ -326,10 +366,18 @@ class Unit:
                 self._leaving.pop(model).set()
 
     def _set_timer(self) -> None:
+        """One that goes off too early only looks again; moving it with every step would cost more."""
+        now = self._clock.now()
+        deadline = self._scheduler.deadline(now)
+        if self._timer is not None and deadline is not None and self._due <= deadline:
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now = self._clock.now()
-        deadline = self._scheduler.deadline(now)
         if deadline is not None:
-            self._timer = asyncio.get_running_loop().call_later(deadline - now, self._handle, Tick())
+            self._due = deadline
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, deadline - now), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._handle(Tick())

@@ -7,6 +7,7 @@ from muxd.config import running
 from muxd.device.base import Device, is_gpu
 from muxd.engine.lane import LaneSpec
 from muxd.engine.memory import Terms
+from muxd.errors import ModelFolderError
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import load_of
 from muxd.messages import Phases, Setup
@@ -31,10 +32,15 @@ def terms(entry: Entry, arena: Arena) -> Terms:
 def open_account(entry: Entry, arena: Arena) -> None:
     """Open the ledger account of an opened entry, before there is a scheduler.
 
-    Raises ModelFolderError where no token of it fits a block, ConfigError where its quota does not fit beside
-    the others'.
+    Raises ModelFolderError where no token of it fits a block, or no row the pool; ConfigError where its quota
+    does not fit beside the others'.
     """
     assert entry.opened is not None
+    width, there = entry.opened.spec.blocks_per_row, arena.total_blocks
+    if width > there:
+        raise ModelFolderError(
+            f"{entry.name}: one row is {width} blocks, the pool has {there}: raise pool.bytes"
+        )
     asked = terms(entry, arena)
     arena.ledger.add_model(
         entry.name, entry.opened.spec.blocks_per_row, asked.max_rows, asked.min_blocks, asked.max_blocks,
@@ -79,7 +85,7 @@ def setup(entry: Entry, arena: Arena, device: Device, link: str, budget: Budget 
         worker="",
         model=entry.name,
         folder=str(entry.opened.folder),
-        dtype=entry.config.dtype,
+        dtype=plan.dtype,
         link=link,
         device=device.name,
         pool_bytes=arena.nbytes,

@@ -18,13 +18,14 @@ from muxd.errors import ModelFolderError
 from muxd.fleet.accounts import lane_spec, open_account
 from muxd.fleet.catalog import Entry
 from muxd.fleet.site import Site
+from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd
 from muxd.messages import Decode, Prefill
 from muxd.placement.memory import Budget
 from muxd.pool.arena import Arena
 
 
-def open_site(
+def open_site(  # noqa: PLR0913 - a site is wired from everything its daemon has
     name: str,
     device: Device,
     arena: Arena,
@@ -33,6 +34,7 @@ def open_site(
     *,
     grow: bool,
     link: DaemonEnd,
+    zygote: Zygote,
     clock: Clock,
     observer: Observer,
     ids: "count[int]",
@@ -51,6 +53,8 @@ def open_site(
         prefill_tokens=config.prefill_tokens,
         look_ahead=config.look_ahead,
         adapt_period=config.adapt_period,
+        batch_timeout=config.batch_timeout,
+        batch_timeout_factor=config.batch_timeout_factor,
         run_ahead=device.queues,
     )
     forecast = None
@@ -64,10 +68,13 @@ def open_site(
     def send(model: str, command: Prefill | Decode) -> None:
         site.send(model, command)
 
-    unit = Unit(scheduler, send, clock, observer, ids, tell, name)
+    def hung(model: str, reason: str, last: bool) -> None:
+        site.hung(model, reason, last)
+
+    unit = Unit(scheduler, send, clock, observer, ids, tell, name, hung)
     site = Site(
-        name=name, device=device, arena=arena, unit=unit, link=link, clock=clock, spawns=spawns, split=split,
-        grow=grow, budget=budget,
+        name=name, device=device, arena=arena, unit=unit, link=link, zygote=zygote, clock=clock,
+        spawns=spawns, split=split, grow=grow, budget=budget,
     )  # fmt: skip
     for entry in entries:
         entry.lane = unit.lanes.get(entry.name)

@@ -4,23 +4,30 @@ An entry whose folder is broken stays in the catalog with the reason, so that cl
 explains and the other models serve on.
 """
 
-import json
+import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from msgspec import structs
+
 from muxd.config import ModelConfig
 from muxd.engine.lane import Lane
-from muxd.errors import ModelFolderError, MuxdError
+from muxd.engine.values import first_outside, problem
+from muxd.errors import ConfigError, ModelFolderError, MuxdError
 from muxd.fleet.state import Life, State
-from muxd.messages import kv_item_bytes
+from muxd.messages import dtype_of, kv_item_bytes
+from muxd.models.generation import read_generation
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, plan
-from muxd.text.template import ChatTemplate
+from muxd.text.library import stamp
+from muxd.text.pool import TextPool
 from muxd.text.tokenizer import Tokenizer
+from muxd.text.work import Source, View
 
-_SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_log = logging.getLogger("muxd.fleet")
 
 Shown = Literal["loading", "ready", "restarting", "draining", "failed", "unloading", "unloaded"]
 
@@ -31,28 +38,40 @@ _SHOWN: dict[State, Shown] = {
     State.READY: "ready",
     State.RESTARTING: "restarting",
     State.FAILED: "failed",
+    State.RESTING: "failed",
     State.STOPPED: "draining",
 }
 
 
 class Opened:
-    """A readable model folder. Raises ModelFolderError, naming the file, when it is not one."""
+    """A readable model folder, for workers on the CPU or on a GPU.
 
-    def __init__(self, config: ModelConfig):
+    Raises ModelFolderError, naming the file, when it is not one.
+    """
+
+    def __init__(self, config: ModelConfig, *, gpu: bool = False):
         folder = Path(config.path).expanduser()
-        if not folder.is_dir():
-            raise ModelFolderError(f"model.path of {config.name}: {folder} is not a folder")
         self.folder = folder
-        self.spec: ModelSpec = read_spec(folder)
-        self.plan: WeightPlan = plan(folder, self.spec, config.dtype)
+        spec = read_spec(folder)
+        self.plan: WeightPlan = plan(folder, spec, dtype_of(config.dtype), gpu=gpu)
+        self.spec: ModelSpec = structs.replace(spec, tied_embeddings=self.plan.tied)
         self.tokenizer = Tokenizer.load(folder)
-        self.template = self._template(config)
-        self.eos = frozenset(self.spec.eos_ids) | self.tokenizer.eos
-        self.default_sampling = _default_sampling(folder)
+        override = str(Path(config.chat_template).expanduser()) if config.chat_template else ""
+        self.source = Source(config.name, str(folder), override, stamp(folder))
+        self.chat = False  # has a chat template, as far as it has been looked for
+        self.longest = 0  # bytes of its longest token; 0: not known
+        generation = read_generation(folder)
+        self.eos = self._ends({*self.spec.eos_ids, *generation.eos_ids, *self.tokenizer.eos})
+        self.default_sampling = _sampling_of(folder, generation.sampling)
 
-    def _template(self, config: ModelConfig) -> ChatTemplate | None:
-        file = Path(config.chat_template).expanduser() if config.chat_template else None
-        return ChatTemplate.load(self.folder, self.tokenizer.specials, file)
+    def _ends(self, named: set[int]) -> frozenset[int]:
+        """What ends an answer by any file. Fine-tunes often say it in one and leave the base's in the others.
+        An id that the model has no logit for could never come, and cannot be forbidden."""
+        beyond = sorted(token for token in named if first_outside([token], self.spec.vocab_size) is not None)
+        if beyond:
+            size = self.spec.vocab_size
+            _log.warning("%s: end tokens %s are not below vocab_size %d", self.folder, beyond[:8], size)
+        return frozenset(named - set(beyond))
 
 
 class Entry:
@@ -76,13 +95,31 @@ class Entry:
         self.note = ""  # what is under way while it serves
         self.changing: Literal["", "loading", "unloading", "unloaded"] = ""  # what an operator wants instead
 
-    def open(self) -> None:
-        """Read the folder; slow (tokenizers), so call it in a thread. A broken folder becomes ``error``."""
+    def open(self, *, gpu: bool = False) -> None:
+        """Read the folder; slow (tokenizers), so call it in a thread. A broken folder becomes ``error``.
+        ``gpu``: whether its devices are GPUs, which says what "auto" means."""
         try:
-            self.opened = Opened(self.config)
+            self.opened = Opened(self.config, gpu=gpu)
             self.error = ""
         except MuxdError as error:
             self.error = error.message
+        except OSError as error:
+            self.error = f"{error.filename or self.config.path} cannot be read: {error.strerror or error}"
+        except Exception as error:  # whatever is in the folder, the other models go on
+            _log.exception("%s: a defect while its folder was read", self.name)
+            self.error = f"{self.config.path} cannot be read: {type(error).__name__}: {error}"
+
+    async def read(self, texts: TextPool, *, gpu: bool = False) -> None:
+        """``open``, and compile the chat template, which comes from strangers, in a text process."""
+        await asyncio.to_thread(self.open, gpu=gpu)
+        if self.opened is None or self.error:
+            return
+        try:
+            checked = await texts.check(self.opened.source)
+        except MuxdError as error:
+            self.opened, self.error = None, error.message
+            return
+        self.opened.chat, self.opened.longest = checked.chat, checked.longest
 
     def renew(self, now: float) -> None:
         """Its worker's life is over; the next one begins."""
@@ -100,8 +137,14 @@ class Entry:
         return self.opened.tokenizer if self.opened else None
 
     @property
-    def template(self) -> ChatTemplate | None:
-        return self.opened.template if self.opened else None
+    def chat(self) -> bool:
+        return self.opened is not None and self.opened.chat
+
+    @property
+    def view(self) -> View:
+        if self.opened is None:
+            return View(Source(self.name, ""), self.max_context, 0)
+        return View(self.opened.source, self.max_context, self.vocab_size, self.opened.longest)
 
     @property
     def vocab_size(self) -> int:
@@ -116,16 +159,14 @@ class Entry:
         return self.opened.default_sampling if self.opened else {}
 
     def row_tokens(self, block_bytes: int) -> int:
-        """T of docs/design.md §1 for an opened entry. Raises ModelFolderError if no token fits a block."""
+        """T of docs/design.md §1 for an opened entry. Raises ModelFolderError if no token fits a block: the
+        setting is too small for this model alone."""
         assert self.opened is not None
-        item = kv_item_bytes(self.config.dtype, self.config.kv_dtype)
-        tokens = self.opened.spec.tokens_per_row(block_bytes, item)
-        if tokens < 1:
-            raise ModelFolderError(
-                f"{self.name}: K and V of one token in one head are larger than pool.block_bytes = "
-                f"{block_bytes}; raise it"
-            )
-        return tokens
+        item = kv_item_bytes(self.opened.plan.dtype, self.config.kv_dtype)
+        try:
+            return self.opened.spec.tokens_per_row(block_bytes, item)
+        except ConfigError as error:
+            raise ModelFolderError(error.message) from None
 
     @property
     def own_context(self) -> int:
@@ -147,18 +188,23 @@ class Entry:
         return "failed" if self.error else _SHOWN[self.life.state]
 
     @property
+    def retry_after(self) -> float | None:
+        """Of a failed model: seconds in which it will be tried again at the latest; None: not by itself."""
+        return None if self.error else self.life.retry_after
+
+    @property
     def detail(self) -> str:
         if self.changing == "unloaded":
             return f"muxctl load {self.name} brings it back"
         return self.error or self.note or self.life.detail
 
 
-def _default_sampling(folder: Path) -> dict[str, Any]:
-    file = folder / "generation_config.json"
-    if not file.exists():
-        return {}
-    try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelFolderError(f"{file}: not readable as JSON: {error}") from None
-    return {key: values[key] for key in _SAMPLING_KEYS if isinstance(values.get(key), int | float)}
+def _sampling_of(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What generation_config.json says for requests that say nothing. A value that no request may have is
+    left out with a warning: the model is as good as without it, and other programs would serve it."""
+    wrong = {key: why for key, value in given.items() if (why := problem(key, value))}
+    for key, why in wrong.items():
+        _log.warning(
+            "%s: %s %.40r %s; it is ignored", folder / "generation_config.json", key, given[key], why
+        )
+    return {key: value for key, value in given.items() if key not in wrong}

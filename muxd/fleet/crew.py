@@ -5,6 +5,8 @@ that one of them may still be writing cannot be given to anybody.
 """
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -12,7 +14,9 @@ import msgspec
 
 from muxd.fleet.handover import Handover
 from muxd.fleet.process import WorkerProcess
+from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd
+from muxd.link.exits import STACKS
 from muxd.messages import (
     BatchDone,
     Decode,
@@ -37,11 +41,11 @@ class Ended(NamedTuple):
 class Crew:
     """``identities``: the link address of each worker, one under "both", or one under each phase."""
 
-    def __init__(self, link: DaemonEnd, identities: Mapping[Phases, str]):
+    def __init__(self, link: DaemonEnd, zygote: Zygote, identities: Mapping[Phases, str]):
         self.identities = dict(identities)
         self.ready = asyncio.Event()  # all have said so
         self.over = asyncio.Event()  # none is left
-        self._link = link
+        self._link, self._zygote = link, zygote
         self._mapped: set[int] = set()  # offsets of lent memory that all were told of
         self._leaving: dict[int, tuple[set[str], asyncio.Event]] = {}  # offset -> who still holds it
         self._processes: dict[Phases, WorkerProcess] = {}
@@ -56,7 +60,7 @@ class Crew:
         """Start every process; their ids by phases. Raises OSError, with those that did start running."""
         for phases, identity in self.identities.items():
             own = msgspec.structs.replace(setup, worker=identity, phases=phases)
-            self._processes[phases] = await WorkerProcess.spawn(own, fds, env, end_work)
+            self._processes[phases] = await WorkerProcess.spawn(self._zygote, own, fds, env, end_work)
         return {phases: process.pid for phases, process in self._processes.items()}
 
     # ---- messages ---------------------------------------------------------------------------------
@@ -110,6 +114,13 @@ class Crew:
         if not left:
             del self._leaving[message.offset]
             event.set()
+
+    def ask_where(self) -> None:
+        """Have each write down what its threads are at, in muxd's log; one that starts would die of it."""
+        if self.ready.is_set():
+            for process in self._processes.values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, STACKS)
 
     # ---- ends -------------------------------------------------------------------------------------
 

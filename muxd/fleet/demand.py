@@ -26,6 +26,7 @@ def shape(entry: Entry) -> ModelShape:
 
 def load_of(entry: Entry, demand: Demand | None = None) -> ModelLoad:
     """Of an opened entry; without a measured demand what its configuration expects."""
+    assert entry.opened is not None
     config = entry.config
     return ModelLoad(
         name=entry.name,
@@ -34,7 +35,7 @@ def load_of(entry: Entry, demand: Demand | None = None) -> ModelLoad:
         rate=max(1e-3, demand.rate) if demand else config.rate or RATE,
         prompt=max(1, round(demand.prompt if demand and demand.prompt else PROMPT)),
         output=max(1, round(demand.output if demand and demand.output else OUTPUT)),
-        dtype=config.dtype,
+        dtype=entry.opened.plan.dtype,
         ttft_slo=config.ttft_slo,
         tpot_slo=config.tpot_slo,
     )

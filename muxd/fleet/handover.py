@@ -59,7 +59,8 @@ class Handover:
         sequences = self._sampling.pop(reply.batch, [])
         for seq, token in zip(sequences, reply.tokens, strict=True) if sequences else ():
             if (begun := self._begun.get(seq)) is not None:
-                begun.tokens += token.to_bytes(4, "little")
+                # Without a token it is not decoded: the scheduler is about to fail it.
+                begun.tokens += max(token, 0).to_bytes(4, "little")
 
     # ---- inside -----------------------------------------------------------------------------------
 

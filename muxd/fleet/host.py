@@ -6,10 +6,13 @@ performs. The scheduler hears of it only through ``unit.worker_ready`` and ``uni
 
 import asyncio
 import contextlib
+import errno
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
+
+import msgspec
 
 from muxd.clock import Clock
 from muxd.device.base import ClientView, Device, Region
@@ -23,12 +26,14 @@ from muxd.fleet.state import (
     BecameReady,
     Died,
     Happening,
+    Lacked,
     Loading,
     Spawn,
     Spawned,
     State,
     Stop,
 )
+from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd
 from muxd.link.exits import Exit, explain
 from muxd.messages import BatchDone, Decode, Phases, Prefill, Ready, Refused, Setup, Unmapped
@@ -39,6 +44,7 @@ _log = logging.getLogger("muxd.fleet")
 
 START_TIMEOUT = 300.0  # seconds from spawn to ready
 STOP_GRACE = 5.0
+_LACKS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})  # the daemon's, not the model's
 
 Progress = Callable[[str, int, int], None]  # model, bytes done, bytes in all
 
@@ -50,7 +56,7 @@ async def _at_once() -> None:
 class Host:
     """One served model's process and memory, from ``start`` to the end of ``stop``."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a start needs of its site
         self,
         entry: Entry,
         setup: Setup,
@@ -60,6 +66,7 @@ class Host:
         unit: Unit,
         clock: Clock,
         link: DaemonEnd,
+        zygote: Zygote,
         progress: Progress,
         spawns: Iterator[int],
         split: bool = False,
@@ -79,7 +86,7 @@ class Host:
         self.error: MuxdError | None = None  # why it gave up, where that was no worker's fault
         self._setup = setup
         self._device, self._pool_fd, self._unit, self._clock = device, pool_fd, unit, clock
-        self._link, self._progress, self._spawns = link, progress, spawns
+        self._link, self._zygote, self._progress, self._spawns = link, zygote, progress, spawns
         self._faulted, self._clear, self._extents = faulted, clear, extents
         self._keep_queue = keep_queue
         self._weights: Region | None = None
@@ -158,15 +165,23 @@ class Host:
             self._start(self._confirm(message))
 
     def doom(self, reason: str) -> asyncio.Event | None:
-        """Replace the workers there are; the event is set when all are gone. None: there are none."""
+        """Replace the workers there are, for another's fault; the event is set when all are gone. None: there
+        are none."""
         if self._crew is None:
             return None
-        self.on_defect(reason)
+        self._give_up(Died(f"worker {reason}", blameless=True))
         return self._crew.over
+
+    def on_hung(self, reason: str, *, last: bool) -> None:
+        """A worker has not answered for too long: it is to say where it stands, the ``last`` time to go."""
+        if last:
+            self.on_defect(reason)
+        elif self._crew is not None:
+            self._crew.ask_where()
 
     def on_defect(self, reason: str) -> None:
         """A worker is out of reach or talks nonsense, or its batch failed: replace it."""
-        self._give_up(f"worker {reason}", final=False)
+        self._give_up(Died(f"worker {reason}"))
 
     # ---- inside -----------------------------------------------------------------------------------
 
@@ -194,8 +209,8 @@ class Host:
                 await self._pause(self._delay)
                 await self._clear()
                 self._delay = None
-                if self.life.state in (State.LOADING, State.RESTARTING):
-                    self._handle(await self._one_crew())
+                if self.life.state in (State.LOADING, State.RESTARTING, State.RESTING):
+                    self._handle(self._explained(await self._one_crew()))
         except (MuxdError, OSError) as error:
             self.error = error if isinstance(error, MuxdError) else None
             _clear(error)
@@ -231,26 +246,42 @@ class Host:
 
         await asyncio.to_thread(load, self._weights)
 
-    async def _one_crew(self) -> Died:
+    def _explained(self, end: Died | Lacked) -> Died | Lacked:
+        """A request that runs alone once its like has died is to blame, and not the model."""
+        if isinstance(end, Lacked) or end.final or end.blameless:
+            return end
+        return msgspec.structs.replace(end, explained=self._unit.accused(self.entry.name))
+
+    async def _one_crew(self) -> Died | Lacked:
         """Spawn workers and stay with them until all are gone; says how the first of them ended."""
         assert self._weights is not None
-        self._verdict = None
+        self._verdict, shared = None, False
         names: dict[Phases, str] = {p: f"{self.entry.name}/{next(self._spawns)}" for p in self._phases}
-        crew = self._crew = Crew(self._link, names)
+        crew = self._crew = Crew(self._link, self._zygote, names)
         try:
             env = self._device.worker_env(self._cap)
             fds = [self._pool_fd, self._weights.fd]
             self._handle(Spawned(await crew.spawn(self._setup, fds, env, self._device.end_work)))
             ended = await self._watch(crew)
             if ended.code and not self.stopping and await asyncio.to_thread(self._device.faulted):
+                # Where others computed, too, it is unknown whose batch the device could not take.
+                shared = self._unit.runs_beside(self.entry.name)
                 self._faulted()
         except OSError as error:
+            if error.errno in _LACKS:
+                return self._lacked(error)
             return Died(f"a worker could not be started: {error.strerror or error}")
         finally:
             await crew.clear()
             self._crew = None
         who = "worker" if ended.phases == "both" else f"{ended.phases} worker"
-        return self._verdict or Died(f"{who} ended: {explain(ended.code)}", final=ended.code == Exit.REFUSED)
+        refused = ended.code == Exit.REFUSED
+        return self._verdict or Died(f"{who} ended: {explain(ended.code)}", final=refused, blameless=shared)
+
+    def _lacked(self, error: OSError) -> Lacked:
+        what = error.strerror or str(error)
+        _log.error("muxd lacks what %s's next worker needs: %s; it tries again", self.entry.name, what)
+        return Lacked(f"muxd could not start a worker: {what}")
 
     async def _watch(self, crew: Crew) -> Ended:
         """Race ready against dead and against ``stop``, then wait for dead."""
@@ -265,7 +296,7 @@ class Host:
                     crew.map(extent)
                 self._handle(BecameReady())
             elif not gone.done() and not stop.done():
-                self._give_up(f"worker was not ready within {START_TIMEOUT:.0f} s", final=True)
+                self._give_up(Died(f"worker was not ready within {START_TIMEOUT:.0f} s"))
             await asyncio.wait([gone, stop], return_when=first)
             if not gone.done():
                 await crew.stop(STOP_GRACE)
@@ -274,8 +305,8 @@ class Host:
             ready.cancel()
             stop.cancel()
 
-    def _give_up(self, reason: str, *, final: bool) -> None:
-        self._verdict = Died(reason, final=final)
+    def _give_up(self, verdict: Died) -> None:
+        self._verdict = verdict
         if self._crew is not None:
             self._start(self._crew.kill())
 
@@ -289,21 +320,26 @@ class Host:
                     self._unit.worker_ready(self.entry.name)
                 case AnnounceLost():
                     self._announce_lost(instruction)
-        if self.life.state in (State.READY, State.FAILED, State.STOPPED):
+        if self.life.state in (State.READY, State.FAILED, State.RESTING, State.STOPPED):
             self.settled.set()
 
     def _announce_lost(self, lost: AnnounceLost) -> None:
         name = self.entry.name
         error: MuxdError
         if lost.final:
-            error = ModelNotReady(f"{name} cannot be served: {lost.reason}", retry_after=60.0)
-            _log.error("%s failed and is given up: %s", name, lost.reason)
+            error = ModelNotReady(
+                f"{name} cannot be served: {lost.reason}", retry_after=lost.retry_after or 60.0
+            )
+            if lost.retry_after is None:
+                _log.error("%s failed and is given up: %s", name, lost.reason)
+            else:
+                _log.error("%s failed too often, next try in %.0f s: %s", name, lost.retry_after, lost.reason)
             if self._keep_queue:
                 return
         else:
-            error = WorkerLost(f"{name}: {lost.reason} while this request was running; it is being restarted")
+            error = WorkerLost(f"{name}: {lost.reason}")
             _log.error("%s: %s; restarting in a moment", name, lost.reason)
-        self._unit.worker_lost(name, error, final=lost.final)
+        self._unit.worker_lost(name, error, final=lost.final, blameless=lost.blameless)
 
 
 def _sentence(error: MuxdError | OSError) -> str:

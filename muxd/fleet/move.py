@@ -114,21 +114,30 @@ class Move:
         except MuxdError as error:
             if self._change.hurry.is_set():
                 raise
-            await self._back(new)
-            raise error
-
-    async def _back(self, new: Entry) -> None:
-        """To the old place, with the requests that have waited. Raises MuxdError where that fails as well."""
-        old = self._twin(new, self._source)
-        self._source.enter(old, self._beside(self._source.name, new))
-        self._switch(self._target, self._source, old)
-        await self._target.leave(new, self._gone())
-        try:
-            await self._source.bring_up(old, self._progress, self._change.hurry)
-        except MuxdError as error:
-            await self._source.leave(old, ModelNotReady(f"{self._name} could not be moved: {error.message}"))
-            old.error = error.message
+            await self._back(new, error)
             raise
+
+    async def _back(self, new: Entry, why: MuxdError) -> None:
+        """To the old place, with the requests that have waited. Where that fails as well, they and the model
+        do; raises ModelNotReady with both reasons then."""
+        old = self._twin(new, self._source)
+        try:
+            self._source.enter(old, self._beside(self._source.name, new))
+            self._switch(self._target, self._source, old)
+            await self._target.leave(new, self._gone())
+            await self._source.bring_up(old, self._progress, self._change.hurry, keep_queue=True)
+        except MuxdError as error:
+            failed = error if self._change.hurry.is_set() else no_way_back(why, self._source.name, error)
+            await self._fail(new, old, failed)
+            raise failed from None
+
+    async def _fail(self, new: Entry, old: Entry, error: MuxdError) -> None:
+        """Served nowhere: its requests, wherever they wait, hear the reason that the catalog shows."""
+        told = ModelNotReady(f"{self._name} could not be moved: {error.message}", retry_after=60.0)
+        self._entries[self._name] = old
+        await self._target.leave(new, told)
+        await self._source.leave(old, told)
+        old.error = error.message
 
     def _twin(self, entry: Entry, site: Site) -> Entry:
         twin = entry.twin(site.name)
@@ -153,3 +162,8 @@ class Move:
         if self._change.hurry.is_set():
             return ShuttingDown("muxd is shutting down; the answer was cut short")
         return ModelUnloaded(f"{self._name} is at another device now; try again", param="model")
+
+
+def no_way_back(why: MuxdError, site: str, error: MuxdError) -> ModelNotReady:
+    """Of a parked model that could not be loaded at its new place, nor at ``site``, which it had left."""
+    return ModelNotReady(f"{why.message}; nor could it go back to {site}: {error.message}")

@@ -1,11 +1,19 @@
-"""Telling systemd: READY=1, STOPPING=1, STATUS=... (sd_notify(3)), without libsystemd. Used by the daemon.
+"""Telling systemd: READY=1, STOPPING=1, WATCHDOG=1, STATUS=... (sd_notify(3)), without libsystemd.
 
 Outside systemd ($NOTIFY_SOCKET unset) every call does nothing.
 """
 
+import asyncio
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+
+_OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
+
+def take(env: MutableMapping[str, str] = os.environ) -> dict[str, str]:
+    """What systemd has told this process, out of the environment: workers are none of its business."""
+    return {name: env.pop(name) for name in _OURS if name in env}
 
 
 def notify(*states: str, env: Mapping[str, str] = os.environ) -> bool:
@@ -34,6 +42,21 @@ def ready(summary: str, *, env: Mapping[str, str] = os.environ) -> bool:
 def stopping(summary: str = "stopping", *, env: Mapping[str, str] = os.environ) -> bool:
     """The daemon has begun to end."""
     return notify("STOPPING=1", f"STATUS={_line(summary)}", env=env)
+
+
+def watchdog_period(env: Mapping[str, str] = os.environ) -> float | None:
+    """Seconds between two signs of life, half of what systemd waits; None: it does not wait for them."""
+    usec, pid = env.get("WATCHDOG_USEC", ""), env.get("WATCHDOG_PID", "")
+    if not usec.isdecimal() or int(usec) == 0 or pid not in ("", str(os.getpid())):
+        return None
+    return int(usec) / 2e6
+
+
+async def keep_watch(env: Mapping[str, str] = os.environ) -> None:
+    """Signs of life from the loop that schedules, until cancelled: a loop that stands still is restarted."""
+    while (period := watchdog_period(env)) is not None:
+        notify("WATCHDOG=1", env=env)
+        await asyncio.sleep(period)
 
 
 def _line(text: str) -> str:

@@ -134,7 +134,7 @@ class Planning:
         if self._profile is None:
             return load
         config = entry.config
-        known = profile.known_as(self._profile, entry.name, config.path, config.dtype, config.kv_dtype)
+        known = profile.known_as(self._profile, entry.name, config.path, load.dtype, config.kv_dtype)
         return msgspec.structs.replace(load, cost=known or load.cost)
 
     def _least(self, entry: Entry) -> int:

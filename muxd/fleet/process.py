@@ -1,16 +1,17 @@
-"""One worker process: spawned, handed its memory, watched until it is gone.
+"""One worker process: forked by the zygote, handed its memory, watched until it is gone.
 
-Spawned and exec'd, never forked. The parent's end of the socketpair is the worker's death pipe: when this
-object is closed, or the daemon dies in any way, the worker reads end-of-file and exits.
+Its end is told by a pidfd. The daemon holds one end of each of its lifelines: of a pipe, at whose end the
+kernel ends the worker, and of the socketpair, at whose end it ends itself.
 """
 
 import asyncio
 import contextlib
 import os
+import signal
 import socket
-import sys
 from collections.abc import Callable, Mapping
 
+from muxd.fleet.zygote import Child, Zygote
 from muxd.link.fds import send
 from muxd.messages import MapPool, Setup
 
@@ -18,39 +19,39 @@ from muxd.messages import MapPool, Setup
 class WorkerProcess:
     """Made by ``spawn``. ``wait`` returns the exit code (negative: the signal)."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, control: socket.socket, end_work: Callable[[int], None]
-    ):
-        self._process = process
-        self._control = control
+    def __init__(self, child: Child, control: socket.socket, lifeline: int, end_work: Callable[[int], None]):
+        self._child, self._control, self._lifeline = child, control, lifeline
         self._end_work = end_work
-        self.pid = process.pid
+        self.pid = child.pid
+        self._over = asyncio.create_task(self._reap())
 
     @classmethod
     async def spawn(
-        cls, setup: Setup, fds: list[int], env: Mapping[str, str], end_work: Callable[[int], None]
+        cls,
+        zygote: Zygote,
+        setup: Setup,
+        fds: list[int],
+        env: Mapping[str, str],
+        end_work: Callable[[int], None],
     ) -> "WorkerProcess":
-        """Start ``python -m muxd.worker`` and hand it ``setup`` with ``[pool, weights]``.
+        """Fork a worker and hand it ``setup`` with ``[pool, weights]``. Raises OSError.
 
         ``end_work``: ``device.base.Device.end_work``, called in a thread before a kill.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                child = await asyncio.to_thread(zygote.fork, env, theirs)
+            except BaseException:
+                ours.close()
+                raise
+        reading, writing = os.pipe()
+        worker = cls(child, ours, writing, end_work)
         try:
-            process = await asyncio.create_subprocess_exec(
-                # -P: a folder called "models" where the user stands must not be imported
-                *(sys.executable, "-P", "-m", "muxd.worker", "--fd", str(theirs.fileno())),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                env={**os.environ, **env},
-            )
-        except BaseException:
-            ours.close()
-            raise
+            with contextlib.suppress(OSError):  # it died already; wait() will say how
+                await asyncio.to_thread(send, ours, setup, [*fds, reading])
         finally:
-            theirs.close()
-        worker = cls(process, ours, end_work)
-        with contextlib.suppress(OSError):  # it died already; wait() will say how
-            await asyncio.to_thread(send, ours, setup, fds)
+            os.close(reading)
         return worker
 
     def give(self, message: MapPool, fd: int) -> None:
@@ -59,22 +60,33 @@ class WorkerProcess:
             send(self._control, message, [fd])
 
     async def wait(self) -> int:
-        code = await self._process.wait()
-        self._control.close()
-        return code
+        return await asyncio.shield(self._over)
 
     async def stop(self, grace: float) -> None:
         """Let it end by itself within ``grace`` seconds, then kill it."""
         try:
-            await asyncio.wait_for(self._process.wait(), grace)
+            await asyncio.wait_for(self.wait(), grace)
         except TimeoutError:
             await self.kill()
-            await self._process.wait()
-        self._control.close()
+            await self.wait()
 
     async def kill(self) -> None:
         """End what it has running on the device, then the process."""
-        if self._process.returncode is None:
+        if not self._over.done():
             await asyncio.to_thread(self._end_work, self.pid)
-        if self._process.returncode is None:
-            self._process.kill()
+        if not self._over.done():
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and is being reaped
+                signal.pidfd_send_signal(self._child.pidfd, signal.SIGKILL)
+
+    async def _reap(self) -> int:
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._child.pidfd, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self._child.pidfd)
+        code = await asyncio.to_thread(self._child.reap)
+        self._child.close()
+        self._control.close()
+        os.close(self._lifeline)
+        return code

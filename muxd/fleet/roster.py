@@ -40,6 +40,7 @@ from muxd.fleet.rearrange import Rearrangement
 from muxd.fleet.site import Site
 from muxd.fleet.steps import Stage
 from muxd.placement.transition import Transition
+from muxd.text.pool import TextPool
 
 _log = logging.getLogger("muxd.fleet")
 
@@ -59,6 +60,7 @@ class Roster:
     gauges: Gauges
     progress: Progress
     place: Callable[[Entry], str]
+    texts: TextPool
     _change: Change | None = None
     _closed: bool = False
 
@@ -260,7 +262,8 @@ class Roster:
         try:
             if entry.device:  # a failed model still has its lane
                 await self.site(entry).leave(entry, _unloaded(entry.name))
-            await asyncio.to_thread(entry.open)
+            gpu = any(is_gpu(site.device) for site in self.sites.values())
+            await entry.read(self.texts, gpu=gpu)
             if entry.error:
                 raise ModelFolderError(entry.error)
             entry.device = device or self.place(entry)

@@ -20,6 +20,7 @@ from muxd.fleet.host import Host, Progress
 from muxd.fleet.loans import Loans
 from muxd.fleet.parts import Parts
 from muxd.fleet.state import State
+from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd
 from muxd.messages import (
     BatchDone,
@@ -49,6 +50,7 @@ class Site:
     arena: Arena
     unit: Unit
     link: DaemonEnd
+    zygote: Zygote
     clock: Clock
     spawns: Iterator[int]
     split: bool = False  # a model has a process for each phase
@@ -68,6 +70,11 @@ class Site:
     def send(self, model: str, command: Prefill | Decode) -> None:
         """The unit's way to the model's workers."""
         self.hosts[model].send(self.parts.placed(model, command))
+
+    def hung(self, model: str, reason: str, last: bool) -> None:
+        """The unit says that a worker does not answer."""
+        if (host := self.hosts.get(model)) is not None:
+            host.on_hung(reason, last=last)
 
     def host_of(self, worker: str) -> Host | None:
         """Whose worker has this identity; None when it is not, or no more, one of this site."""
@@ -105,7 +112,7 @@ class Site:
         told = setup(entry, self.arena, self.device, self.link.endpoint, self.budget)
         host = self.hosts[entry.name] = Host(
             entry, told, device=self.device, pool_fd=self.arena.fd, unit=self.unit, clock=self.clock,
-            link=self.link, progress=progress, spawns=self.spawns,
+            link=self.link, zygote=self.zygote, progress=progress, spawns=self.spawns,
             split=self.split, faulted=lambda: self._faulted(entry.name), clear=self._cleared,
             keep_queue=keep_queue, extents=lambda: self.arena.extents,
         )  # fmt: skip

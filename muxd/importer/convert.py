@@ -31,7 +31,8 @@ _ARCHITECTURES: dict[str, Planner] = {
 def import_gguf(
     source: Path, folder: Path, *, progress: Progress, extras: dict[str, bytes] | None = None
 ) -> None:
-    """Write ``folder`` (config, tokenizer, chat template if any, bfloat16 safetensors) from ``source``.
+    """Write ``folder`` (config, tokenizer, chat template if any, bfloat16 safetensors) from ``source``, or
+    from all the parts of which it is the first.
 
     ``extras`` are further small files for it, such as licences, by name. The folder appears complete or not
     at all. Raises ModelFolderError if the file cannot be imported or the disk is full, ConfigError if
@@ -82,11 +83,18 @@ def _write(
     _json(folder / "config.json", {**layout.config, **vocabulary.ids})
     _json(folder / "generation_config.json", vocabulary.ids)
     _json(folder / "tokenizer_config.json", {**vocabulary.settings, "model_max_length": context})
-    _json(folder / "import.json", {"source": file.path.name, "sha256": sha256(file.path)})
+    _json(folder / "import.json", _origin(file.paths))
     (folder / "tokenizer.json").write_text(vocabulary.tokenizer.to_str(), encoding="utf-8")
     if vocabulary.chat_template is not None:
         (folder / "chat_template.jinja").write_text(vocabulary.chat_template, encoding="utf-8")
     write_safetensors(folder / "model.safetensors", file, layout.tensors, progress)
+
+
+def _origin(paths: list[Path]) -> dict[str, Any]:
+    names, digests = [path.name for path in paths], [sha256(path) for path in paths]
+    return (
+        {"source": names, "sha256": digests} if len(paths) > 1 else {"source": names[0], "sha256": digests[0]}
+    )
 
 
 def _json(path: Path, content: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from muxd.importer.layout import linear_rope_scaling
+from muxd.importer.rope_factors import factor_scaling
 from muxd.importer.source import GgufFile
 
 GLOBALS = {
@@ -28,10 +29,6 @@ def decoder_config(file: GgufFile, prefix: str, architecture: str) -> dict[str, 
 
     Raises ModelFolderError naming the metadata key or tensor that does not fit.
     """
-    if "rope_freqs.weight" in file.tensors:
-        file.fail(
-            "per-frequency rope factors (tensor 'rope_freqs.weight', Llama 3.1 and later) cannot be imported"
-        )
     hidden = file.integer(f"{prefix}.embedding_length")
     heads = file.integer(f"{prefix}.attention.head_count")
     if heads < 1 or hidden < 1:
@@ -40,6 +37,8 @@ def decoder_config(file: GgufFile, prefix: str, architecture: str) -> dict[str, 
     head_dim = file.integer(f"{prefix}.attention.key_length", hidden // heads)
     if file.integer(f"{prefix}.rope.dimension_count", head_dim) != head_dim or head_dim % 2:
         file.fail("rope over a part of the head (or an odd head size) cannot be imported")
+    theta = file.number(f"{prefix}.rope.freq_base", 10000.0)
+    context = file.integer(f"{prefix}.context_length")
     return {
         "architectures": [architecture],
         "model_type": prefix,
@@ -49,13 +48,13 @@ def decoder_config(file: GgufFile, prefix: str, architecture: str) -> dict[str, 
         "hidden_size": hidden,
         "initializer_range": 0.02,
         "intermediate_size": file.integer(f"{prefix}.feed_forward_length"),
-        "max_position_embeddings": file.integer(f"{prefix}.context_length"),
+        "max_position_embeddings": context,
         "num_attention_heads": heads,
         "num_hidden_layers": file.integer(f"{prefix}.block_count"),
         "num_key_value_heads": file.integer(f"{prefix}.attention.head_count_kv", heads),
         "rms_norm_eps": file.number(f"{prefix}.attention.layer_norm_rms_epsilon"),
-        "rope_scaling": linear_rope_scaling(file, prefix),
-        "rope_theta": file.number(f"{prefix}.rope.freq_base", 10000.0),
+        "rope_scaling": factor_scaling(file, theta, head_dim, context) or linear_rope_scaling(file, prefix),
+        "rope_theta": theta,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "dtype": "bfloat16",
         "use_cache": True,

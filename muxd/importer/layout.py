@@ -1,6 +1,6 @@
 """What an importer of one architecture produces: a Hugging Face config and a list of tensors to write."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,23 +44,27 @@ def plan_tensors(
     per_layer: dict[str, str],
     optional: frozenset[str],
     make: Callable[[str, ReaderTensor], TensorPlan],
+    read: Set[str] = frozenset(),
 ) -> list[TensorPlan]:
     """Match the file's tensors with the expected names, both ways.
 
     ``globals_`` and ``per_layer`` map GGUF names (the latter below ``blk.N.``) to Hugging Face names (below
-    ``model.layers.N.``); names in ``optional`` may be absent. Raises ModelFolderError for a tensor that is
-    missing, and for one that nobody reads: a model without it would compute something else.
+    ``model.layers.N.``); names in ``optional`` may be absent, those in ``read`` have gone into
+    the config. Raises ModelFolderError for a tensor that is missing, and for one that nobody reads: a model
+    without it would compute something else.
     """
     wanted = dict(globals_)
     for layer in range(layers):
         wanted |= {f"blk.{layer}.{old}": f"model.layers.{layer}.{new}" for old, new in per_layer.items()}
-    unknown = sorted(file.tensors.keys() - wanted.keys())
+    unknown = sorted(file.tensors.keys() - wanted.keys() - read)
     if unknown:
         file.fail(f"tensor {unknown[0]!r} is not known for this architecture; it cannot be imported")
     plans = []
     for old, new in wanted.items():
         short = old.split(".", 2)[2] if old.startswith("blk.") else old
         if old in file.tensors:
+            if not file.tensors[old].n_elements:
+                file.fail(f"tensor {old!r} is empty")
             plans.append(make(new, file.tensors[old]))
         elif short not in optional:
             file.fail(f"tensor {old!r} is missing")

@@ -10,6 +10,7 @@ from gguf import ReaderTensor
 
 from muxd.importer.decoder import GLOBALS, PER_LAYER, decoder_config
 from muxd.importer.layout import ModelLayout, TensorPlan, check_shape, plan_tensors
+from muxd.importer.rope_factors import TENSOR
 from muxd.importer.source import GgufFile
 
 _NO_BIASES = {"attention_bias": False, "mlp_bias": False}
@@ -31,8 +32,9 @@ def plan_llama(file: GgufFile) -> ModelLayout:
         return TensorPlan(name, source)
 
     tensors = plan_tensors(
-        file, config["num_hidden_layers"], GLOBALS, PER_LAYER, frozenset({"output.weight"}), make
-    )
+        file, config["num_hidden_layers"], GLOBALS, PER_LAYER, frozenset({"output.weight"}), make,
+        read={TENSOR},
+    )  # fmt: skip
     check_shape(file, tensors[0], (config["vocab_size"], hidden))
     return ModelLayout(config, tensors)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, processors
 
-from muxd.importer.bytelevel import build_bytelevel
+from muxd.importer.bytelevel import build_bytelevel, split_of
 from muxd.importer.sentencepiece import build_sentencepiece
 from muxd.importer.source import GgufFile
 
@@ -83,7 +83,7 @@ def _add_special(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> N
 
 
 def _settings(file: GgufFile, tokens: list[str], family: str) -> dict[str, Any]:
-    with_bos = family == "llama" or file.text("tokenizer.ggml.pre", "") == "llama-bpe"
+    with_bos = family == "llama" or split_of(file).bos
     settings: dict[str, Any] = {
         "add_bos_token": file.flag("tokenizer.ggml.add_bos_token", with_bos),
         "add_eos_token": file.flag("tokenizer.ggml.add_eos_token", False),

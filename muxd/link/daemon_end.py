@@ -18,11 +18,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import zmq
 
 from muxd.errors import ConfigError
-from muxd.messages import FromWorker, ToWorker, decode_from_worker, encode
+from muxd.messages import UNREADABLE, FromWorker, ToWorker, decode_from_worker, encode
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +45,27 @@ def private_directory(parent: Path | None = None) -> Path:
 
 
 def _sweep(where: Path) -> None:
-    """Remove the directories of daemons that were killed: nobody answers at their socket."""
+    """Remove the directories of daemons that were killed: nobody answers at their socket.
+
+    A daemon that lives is not asked: libzmq ends a process that has no descriptor left for whoever connects.
+    """
+    listening = _listening()
     for path in where.glob("muxd-*/workers"):
+        if str(path) in listening:
+            continue
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             try:
                 probe.connect(str(path))
             except ConnectionRefusedError:
                 shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _listening() -> set[str]:
+    """Paths of the Unix sockets of this network namespace; of others, whoever connects hears."""
+    with contextlib.suppress(OSError):
+        rows = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()
+        return {row.split(maxsplit=7)[7] for row in rows if row.count(" /")}
+    return set()
 
 
 class DaemonEnd:
@@ -78,18 +91,22 @@ class DaemonEnd:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)  # an unreachable worker is an error here, not silence
-        self._socket.bind(self.endpoint)
+        self._bind()
         self._loop = asyncio.get_running_loop()
         self._fd = int(self._socket.get(zmq.FD))
         self._loop.add_reader(self._fd, self._drain)
 
     def announce(self, worker: str) -> None:
-        """Listen to ``worker`` (its identity, unique per spawn); call before it is spawned."""
+        """Listen to ``worker`` (its identity, unique per spawn); call before it is spawned.
+
+        Raises OSError where the socket's folder has been removed and cannot be made again.
+        """
         if not 0 < len(worker.encode()) < 256:
             raise ConfigError(
                 f"model.name: the worker identity {worker[:40]!r}... is {len(worker.encode())} bytes long, "
                 "ZeroMQ allows 255; choose a shorter model.name"
             )
+        self._bind_again()
         self._workers.add(worker)
 
     def forget(self, worker: str) -> None:
@@ -120,6 +137,23 @@ class DaemonEnd:
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 
+    def _bind(self) -> None:
+        self._socket.bind(self.endpoint)
+        self._inode = self._path.stat().st_ino
+
+    def _bind_again(self) -> None:
+        """Cleaners of temporary folders take the socket's file away: who is connected does not notice, who
+        comes next would find nothing."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.stat().st_ino == self._inode:
+                return
+        log.warning("%s was removed; it is made again", self._path)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._bind()
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
+
     def _look_again(self) -> None:
         if self._draining is None and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
             self._draining = self._loop.call_soon(self._drain)
@@ -129,15 +163,19 @@ class DaemonEnd:
         if self._draining is not None:
             self._draining.cancel()
             self._draining = None
-        for _ in range(_BURST):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            self._receive(frames)
-            if self._socket.closed:  # a callback stopped the daemon
-                return
-        self._look_again()
+        try:
+            for _ in range(_BURST):
+                try:
+                    frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                self._receive(frames)
+                if self._socket.closed:  # a callback stopped the daemon
+                    return
+        finally:
+            # Whatever went wrong: no further wake-up comes for what has arrived already.
+            if not self._socket.closed:
+                self._look_again()
 
     def _receive(self, frames: list[bytes]) -> None:
         worker = frames[0].decode(errors="replace")
@@ -146,7 +184,7 @@ class DaemonEnd:
             return
         try:
             message = decode_from_worker(b"".join(frames[1:]))
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             self._lose(worker, f"sent a message that cannot be read: {error}")
             return
         try:

@@ -6,6 +6,9 @@ Numbers beyond 1 follow sysexits.h.
 import signal
 from enum import IntEnum
 
+STACKS = signal.SIGUSR1  # a worker that gets it writes the stacks of its threads to its standard error
+UNKNOWN = 256  # no process ends with it: whoever could have been told was gone
+
 
 class Exit(IntEnum):
     """Exit codes of ``python -m muxd.worker``."""
@@ -35,6 +38,8 @@ _MEANING = {
 
 def explain(returncode: int) -> str:
     """One clause for people from ``Popen.returncode`` (negative: killed by that signal)."""
+    if returncode == UNKNOWN:
+        return "ended, and nobody knows how: the process that had forked it was gone"
     if returncode >= 0:
         known = returncode in Exit.__members__.values()
         return _MEANING[Exit(returncode)] if known else f"exit code {returncode}"

@@ -1,6 +1,6 @@
 """One struct and some file descriptors over an inherited Unix socketpair: how a worker gets its memory.
 
-Called by the supervisor (``send``) and the worker's start (``receive``). Works over SOCK_STREAM and
+Between the supervisor and a worker, and between the supervisor and the zygote. Works over SOCK_STREAM and
 SOCK_SEQPACKET: a fixed header, which carries the descriptors, then the body in pieces a packet can hold.
 """
 
@@ -8,12 +8,13 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
-from typing import TypeVar
+from types import UnionType
+from typing import Any, TypeVar, overload
 
 import msgspec
 
 from muxd.errors import MuxdError
-from muxd.messages import encode
+from muxd.messages import UNREADABLE, encode
 
 _HEADER = struct.Struct("<4sII")  # magic, bytes of the body, number of descriptors
 _INT = struct.Struct("@i")
@@ -45,7 +46,11 @@ def send(sock: socket.socket, message: msgspec.Struct, fds: Sequence[int] = ()) 
         sock.sendall(body[start : start + _PIECE])
 
 
-def receive(sock: socket.socket, kind: type[T]) -> tuple[T, list[int]]:
+@overload
+def receive(sock: socket.socket, kind: type[T]) -> tuple[T, list[int]]: ...
+@overload
+def receive(sock: socket.socket, kind: UnionType) -> tuple[Any, list[int]]: ...
+def receive(sock: socket.socket, kind: Any) -> tuple[Any, list[int]]:
     """The next message, decoded as ``kind``, and its descriptors (close-on-exec; the caller's to close).
 
     Raises EOFError when the other end is gone and WireError for anything malformed; no descriptor leaks.
@@ -62,8 +67,9 @@ def receive(sock: socket.socket, kind: type[T]) -> tuple[T, list[int]]:
         return msgspec.msgpack.decode(_body(sock, size), type=kind), fds
     except BaseException as error:
         _close(fds)
-        if isinstance(error, msgspec.DecodeError):
-            raise WireError(f"malformed {kind.__name__}: {error}") from None
+        if isinstance(error, UNREADABLE):
+            name = getattr(kind, "__name__", "message")
+            raise WireError(f"malformed {name}: {error}") from None
         raise
 
 

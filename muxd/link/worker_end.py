@@ -1,10 +1,9 @@
 """The worker's end of the wire: a blocking ZeroMQ DEALER. Used by the worker's main thread only."""
 
-import msgspec
 import zmq
 
 from muxd.link.fds import WireError
-from muxd.messages import FromWorker, ToWorker, decode_to_worker, encode
+from muxd.messages import UNREADABLE, FromWorker, ToWorker, decode_to_worker, encode
 
 _LINGER_MS = 2000  # a last word (Refused, BatchFailed) still goes out; a dead daemon does not hold us
 
@@ -29,7 +28,7 @@ class WorkerEnd:
     def _read(self, data: bytes) -> ToWorker:
         try:
             command: ToWorker = decode_to_worker(data)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise WireError(f"malformed command of {len(data)} bytes: {error}") from None
         return command
 

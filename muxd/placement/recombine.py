@@ -43,7 +43,7 @@ def recombined(sets: Sets, visited: Iterable[tuple[int, tuple[int, ...]]]) -> La
 
 def _solved(columns: list[tuple[int, tuple[int, ...], float]], sets: Sets) -> list[int]:
     """The chosen columns' numbers, empty where there is no solution."""
-    solver = highspy.Highs()  # type: ignore[no-untyped-call]
+    solver = highspy.Highs()
     for option, value in {**_QUIET, "mip_rel_gap": _GAP, "mip_max_nodes": _NODES}.items():
         solver.setOptionValue(option, value)
     solver.passModel(_program(columns, sets))

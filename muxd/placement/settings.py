@@ -58,7 +58,7 @@ def _model(member: Member, problem: Problem, device: str) -> list[str]:
         *([f'device = "{device}"'] if device else []),
         f"rate = {member.rate:.6g}",
         f"share = {member.decode_share}",
-        *([f'dtype = "{load.dtype}"'] if load.dtype != "bfloat16" else []),
+        f'dtype = "{load.dtype}"',
         *([f'kv_dtype = "{load.shape.kv_dtype}"'] if load.shape.kv_dtype != "auto" else []),
         f"quota = {{ weight = {max(member.weight, 1e-6):.6f} }}",
         f"max_running = {max(1, member.batch)}",

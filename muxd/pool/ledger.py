@@ -1,7 +1,7 @@
 """Who holds which head block: one free stack for all models, quotas, reference counts, cached rows.
 
-Pure: numpy only, no torch, no clock, no I/O. Called by the scheduler (take, admit, register, share,
-release), the quota controller (set_quota, set_cost) and the daemon at load and unload of a model.
+Pure: numpy only, no torch, no clock, no I/O. Called by the engine: ``rows`` (admit, take, register, release,
+set_cost) and ``memory`` (add_model, set_quota, remove_model).
 ``design.md`` beside it tells the rules.
 """
 

@@ -17,14 +17,14 @@ from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.engine.slo import Slo
 from muxd.errors import ConfigError
-from muxd.messages import KvDtype, kv_item_bytes
+from muxd.messages import KvDtype, dtype_of, kv_item_bytes
 from muxd.pool.ledger import Ledger
 from muxd.sizes import pool_bytes, size
 
 
 def likenesses(config: Config, profile: Profile) -> dict[str, str]:
     """Configured models that the profile knows by their folder and types, under another name."""
-    found = {m.name: known_as(profile, m.name, m.path, m.dtype, m.kv_dtype) for m in config.model}
+    found = {m.name: known_as(profile, m.name, m.path, dtype_of(m.dtype), m.kv_dtype) for m in config.model}
     return {name: other for name, other in found.items() if other not in (None, name)}
 
 

@@ -3,21 +3,25 @@
 The ``tokenizers`` library does the work; nothing here imports torch or transformers.
 """
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tokenizers
 
 from muxd.errors import ModelFolderError
+from muxd.models.files import optional_json, read_bytes
 from muxd.text.pieces import Pieces
+
+_LARGEST = 1 << 29  # bytes of a tokenizer.json; Gemma's has 33 MB
 
 
 class Tokenizer:
     """Made by ``load``. Not changed afterwards, so all requests of a model share it.
 
     ``specials`` are the special token strings by role as templates know them (``bos_token``, ...); ``eos``
-    are the ids that end a text, from generation_config.json, else config.json, else the eos token.
+    are the ids that end a text by the tokenizer's own files. The model's files may name others.
     """
 
     def __init__(
@@ -42,22 +46,18 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """Raises ModelFolderError naming the file that is missing or damaged."""
-        path = folder / "tokenizer.json"
-        try:
-            inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            _fail(path, f"cannot be read: {error.strerror}")
-        except Exception as error:  # the library raises plain Exception for a bad file
-            _fail(path, f"is not a tokenizer: {error}")
-        settings = read_json(folder / "tokenizer_config.json")
+        inner = _inner(folder)
+        settings = optional_json(folder / "tokenizer_config.json")
+        older = optional_json(folder / "special_tokens_map.json")
         specials = {
-            name: text for name in settings if name.endswith("_token") and (text := _content(settings[name]))
+            key: text
+            for key in older | settings
+            if key.endswith("_token") and (text := _content(settings.get(key, older.get(key))))
         }
-        eos = _eos(folder, inner, specials.get("eos_token"))
-        try:
+        ends = (_content(file.get("eos_token")) for file in (settings, older))
+        eos = frozenset(token for text in ends if text and (token := inner.token_to_id(text)) is not None)
+        with _refusals(folder / "tokenizer.json"):
             return cls(inner, specials, eos, add_bos=settings.get("add_bos_token") is True)
-        except ValueError as error:
-            _fail(path, str(error))
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Ids of ``text``. Special tokens written in it become their ids; ``add_special`` adds bos and eos
@@ -76,38 +76,39 @@ class Tokenizer:
         return self.pieces.alone(token)
 
 
-def _eos(folder: Path, inner: tokenizers.Tokenizer, eos_token: str | None) -> frozenset[int]:
-    for name in ("generation_config.json", "config.json"):
-        found = read_json(folder / name).get("eos_token_id")
-        if found is None:
-            continue
-        ids = found if isinstance(found, list) else [found]
-        if not ids or not all(type(i) is int and i >= 0 for i in ids):
-            _fail(folder / name, f"eos_token_id must be a token id or a list of them, not {found!r}")
-        return frozenset(ids)
-    known = inner.token_to_id(eos_token) if eos_token is not None else None
-    return frozenset() if known is None else frozenset({known})
+def _inner(folder: Path) -> tokenizers.Tokenizer:
+    path = folder / "tokenizer.json"
+    try:
+        text = read_bytes(path, _LARGEST).decode("utf-8", "replace")
+    except FileNotFoundError:
+        more = ""
+        if (folder / "tokenizer.model").exists():
+            more = (
+                "; tokenizer.model alone is not read: transformers' "
+                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) makes it"
+            )
+        _fail(path, f"is missing; a model folder needs it{more}")
+    with _refusals(path):
+        return tokenizers.Tokenizer.from_str(text)
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Whatever the library raises of a bad file: plain Exception, or what no ``except Exception`` catches."""
+    try:
+        yield
+    except Exception as error:
+        _fail(path, f"is not a tokenizer that can be used: {error}")
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Rust's; no module exports it
+            raise
+        _fail(path, f"is not a tokenizer that can be used: {error}")
 
 
 def _content(value: Any) -> str | None:
     """tokenizer_config.json writes a special token as a string or as an object with ``content``."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty if there is no such file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        _fail(path, f"cannot be read: {error.strerror}")
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        _fail(path, f"is not JSON: {error}")
-    if not isinstance(value, dict):
-        _fail(path, "must hold a JSON object")
-    return value
 
 
 def _fail(path: Path, reason: str) -> NoReturn:

@@ -1,59 +1,44 @@
-"""Messages as clients send them, made into what chat templates were written to read.
+"""Which text process takes a job. Pure.
 
-The forms are transformers' and vLLM's: the arguments of a call as an object, reasoning under each of its
-names, no keys that hold null, content as a text or as parts, whichever the template takes.
+A model goes to the process that has its tokenizer as long as that is free. Large bodies, and models whose
+last job had to be killed, never have all processes: somebody else's small prompt finds one.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Collection
+from zlib import crc32
 
-import msgspec
-
-from muxd.text.traits import Traits
-
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+LARGE = 64 << 10  # bytes
+SUSPECT_FOR = 60.0  # seconds that a model is watched after a job of it was killed
 
 
-def turn_of(message: Mapping[str, Any], traits: Traits, *, objects: bool = True) -> dict[str, Any]:
-    """One message for the template. Its ``content`` is a text, a list of ``{"type": "text", "text": ...}`` or
-    None; everything else goes through as it is.
+class Turns:
+    """Of ``processes`` text processes, numbered from 0."""
 
-    ``objects``: a call's arguments as an object where they are the text of one.
-    """
-    turn = {key: value for key, value in message.items() if value is not None}
-    if turn.get("role") == "developer" and not traits.developer:
-        turn["role"] = "system"
-    if calls := turn.get("tool_calls"):
-        turn["tool_calls"] = [_call(call) for call in calls] if objects else calls
-    turn["content"] = _content(message.get("content"), traits, calling=bool(calls))
-    reasoning = next((turn[key] for key in _REASONING if key in turn), None)
-    return turn if reasoning is None else {"thinking": reasoning, **turn, "reasoning_content": reasoning}
+    def __init__(self, processes: int):
+        self._most = max(1, processes - 1)
+        self._large = 0
+        self._running: Counter[str] = Counter()
+        self._suspects: dict[str, float] = {}
 
+    def place(self, model: str, size: int, free: Collection[int], now: float) -> int | None:
+        """One of the ``free`` processes, or None: not yet."""
+        if not free or (size > LARGE and self._large >= self._most):
+            return None
+        if self._suspects.get(model, 0.0) > now and self._running[model]:
+            return None
+        return max(free, key=lambda number: crc32(f"{number}/{model}".encode()))
 
-def _content(content: Any, traits: Traits, *, calling: bool) -> Any:
-    """Parts are joined by a newline, as vLLM joins them, for a template that takes no list."""
-    if calling and not content and traits.null:
-        return None
-    if isinstance(content, list) and not traits.parts:
-        return "\n".join(part["text"] for part in content)
-    if isinstance(content, str) and not traits.texts:
-        return [{"type": "text", "text": content}]
-    return content or ""
+    def begin(self, model: str, size: int) -> None:
+        self._running[model] += 1
+        self._large += size > LARGE
 
+    def end(self, model: str, size: int) -> None:
+        self._running[model] -= 1
+        self._running += Counter()  # drops zeros
+        self._large -= size > LARGE
 
-def _call(call: Any) -> Any:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict):
-        return call
-    return call | {"function": function | {"arguments": _arguments(function.get("arguments"))}}
-
-
-def _arguments(arguments: Any) -> Any:
-    """The object whose text this is; no text is no arguments; any other text stays one."""
-    if not arguments:
-        return {}
-    try:
-        value = msgspec.json.decode(arguments) if isinstance(arguments, str) else arguments
-    except (msgspec.DecodeError, RecursionError):
-        return arguments
-    return value if isinstance(value, dict) else arguments
+    def suspect(self, model: str, now: float) -> None:
+        """A job of this model had to be killed."""
+        self._suspects = {name: until for name, until in self._suspects.items() if until > now}
+        self._suspects[model] = now + SUSPECT_FOR

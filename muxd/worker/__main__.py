@@ -1,12 +1,14 @@
-"""``python -m muxd.worker --fd N``: one model in a process of its own.
+"""One model in a process of its own, forked by ``muxd.worker.zygote``, or by hand:
+``python -m muxd.worker --fd N`` with ``muxd.device.cpu.worker_env`` in the environment.
 
-Spawned by the supervisor, from its main thread, with ``muxd.device.cpu.worker_env`` in the environment and
-``N`` one end of a socketpair on which ``Setup`` and the descriptors ``[pool, weights]`` arrive. The order
-below is the worker's biography. Exit codes: ``muxd.link.exits``. SIGTERM ends it at once (nothing here
-needs saving), on a GPU when the running batch is done; SIGINT is ignored.
+``N`` is one end of a socketpair on which ``Setup`` and the descriptors ``[pool, weights, lifeline]`` arrive.
+The order below is the worker's biography. Exit codes: ``muxd.link.exits``. SIGTERM ends it at once (nothing
+here needs saving), on a GPU when the running batch is done; SIGINT is ignored; ``STACKS`` tells where
+it stands.
 """
 
 import argparse
+import faulthandler
 import logging
 import os
 import socket
@@ -14,11 +16,10 @@ import sys
 import time
 
 from muxd.errors import MuxdError
-from muxd.link import fds
-from muxd.link.exits import Exit
+from muxd.link import fds, lifeline
+from muxd.link.exits import STACKS, Exit
 from muxd.link.worker_end import WorkerEnd
 from muxd.messages import Ready, Refused, Setup
-from muxd.worker import lifeline
 
 log = logging.getLogger("muxd.worker")
 
@@ -29,12 +30,18 @@ def main(argv: list[str] | None = None) -> Exit:
     parser.add_argument("--fd", type=int, required=True, help="inherited end of a Unix socketpair")
     try:
         sock = socket.socket(fileno=parser.parse_args(argv).fd)
-        lifeline.hold(sock)
     except OSError as error:
         print(
             f"muxd.worker: --fd is no socket ({error.strerror}); the daemon starts workers", file=sys.stderr
         )
         return Exit.BAD_SETUP
+    return run(sock)
+
+
+def run(sock: socket.socket) -> Exit:
+    """A worker's life; the daemon is at the other end of ``sock``."""
+    lifeline.hold(sock)
+    faulthandler.register(STACKS)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         setup, received = fds.receive(sock, Setup)
@@ -43,6 +50,11 @@ def main(argv: list[str] | None = None) -> Exit:
     except fds.WireError as error:
         log.error("set-up: %s", error)
         return Exit.BAD_SETUP
+    if len(received) != len(Setup.DESCRIPTORS):
+        wanted = ", ".join(Setup.DESCRIPTORS)
+        log.error("set-up: it came with %d descriptors instead of %s", len(received), wanted)
+        return Exit.BAD_SETUP
+    lifeline.tie(received.pop())
     lifeline.set_title(setup.model)
     # ``sock`` stays referenced until the end: the lifeline polls it, and memory may still come over it.
     return _work(setup, received, sock)

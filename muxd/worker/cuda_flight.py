@@ -19,11 +19,11 @@ class CudaFlight:
         self._tokens, self._logprobs = to_host(picked), logprobs
         self.event: torch.cuda.Event | None = None
         if picked.is_cuda:
-            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.event = torch.cuda.Event()
             self.event.record()
 
     def ready(self) -> bool:
-        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
+        return self.event is None or bool(self.event.query())
 
     def result(self) -> Sampled:
         if self.event is not None:

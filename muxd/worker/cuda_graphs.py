@@ -62,7 +62,7 @@ class CudaRecorder:
         # What the capture must not do: compile kernels, make handles, start a collection of CUDA objects.
         stream = torch.cuda.current_stream()
         if stream == torch.cuda.default_stream():  # which cannot be captured
-            self._side = self._side or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._side = self._side or torch.cuda.Stream()
             stream = self._side
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -78,8 +78,10 @@ class CudaSampler:
             sequence.slot = -1
 
     def pick(self, way: Way, logits: Tensor, tensors: Items[Tensor], out: Tensor | None = None) -> Tensor:
-        """One token for each line, int64 [b], in ``out`` where given. ``tensors``: ``columns`` on the device,
-        none for a greedy batch. Can be recorded."""
+        """One token for each line, or NO_TOKEN, int64 [b], in ``out`` where given.
+
+        ``tensors``: ``columns`` on the device, none for a greedy batch. Can be recorded.
+        """
         if way is Way.GREEDY:
             lines = _first(self._plain, len(logits))
             return ops.sample(logits, lines, self.counts, greedy=True, out=out)
@@ -93,7 +95,7 @@ class CudaSampler:
         logprobs = torch.log_softmax(logits.index_select(0, at).float(), -1)
         most = max(sequences[i].sampling.logprobs for i in asked)
         values, ids = torch.topk(logprobs, min(most, logprobs.shape[1]))
-        own = logprobs.gather(1, picked.index_select(0, at)[:, None])[:, 0]
+        own = logprobs.gather(1, picked.index_select(0, at).clamp(min=0)[:, None])[:, 0]
         counts = [sequences[i].sampling.logprobs for i in asked]
         there = to_host(own), to_host(ids), to_host(values)
 
@@ -135,9 +137,9 @@ def way_of(sequences: Items[Sequence], known: Items[int]) -> Way:
 
 def _way(said: Sampling) -> Way:
     """What a sequence needs that may sample every token."""
-    if said.temperature > 0 and (said.top_k > 0 or said.top_p < 1 or said.min_p > 0):
+    if not said.greedy and (said.top_k > 0 or said.top_p < 1 or said.min_p > 0):
         return Way.FILTERED
-    return Way.DRAWN if said.temperature > 0 or sampler.adjusted(said) else Way.GREEDY
+    return Way.GREEDY if said.greedy and not sampler.adjusted(said) else Way.DRAWN
 
 
 def widest(sequences: Items[Sequence], known: Items[int]) -> int:
@@ -162,7 +164,7 @@ def columns(sequences: Items[Sequence], known: Items[int], size: int) -> list[ND
         banned[i, : len(tokens)] = tokens
     seeds = [s.seed % 2**64 for s in said] + [0] * rest
     return [
-        column([s.temperature for s in said], 0.0, np.float32),
+        column([0.0 if s.greedy else min(s.temperature, sampler.HOTTEST) for s in said], 0.0, np.float32),
         column([s.top_k for s in said], 0, np.int32),
         column([s.top_p for s in said], 1.0, np.float64),
         column([s.min_p for s in said], 0.0, np.float64),

@@ -33,7 +33,7 @@ class Streams:
         green = self._green(mask)
         self.mask, self.sms = mask, green.sms
         try:
-            stream = torch.cuda.ExternalStream(green.stream, device=self._device)  # type: ignore[no-untyped-call]
+            stream = torch.cuda.ExternalStream(green.stream, device=self._device)
             with torch.cuda.stream(stream):
                 yield
         finally:

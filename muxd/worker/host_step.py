@@ -44,7 +44,7 @@ class HostStep:
     def __init__(self, spec: ModelSpec, setup: Setup, pool: Tensor, weights: Tensor):
         self._spec, self._setup = spec, setup
         self._threads = 0
-        self._use(100)
+        self._use(100)  # OpenMP has read the zygote's environment, not this device's number of cores
         self.model = build(spec, MappedWeights(setup.tensors, weights))
         self._types = DTYPES[setup.dtype], kv_type(setup, pool.device)
         self._kv = PagedKv(spec, pool, setup.block_bytes, setup.max_rows, *self._types)

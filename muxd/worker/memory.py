@@ -31,15 +31,13 @@ class Mapped(NamedTuple):
 
 
 def map_regions(setup: Setup, fds: list[int]) -> Mapped:
-    """The daemon's memory on the set-up's device; closes ``fds`` (mappings keep the memory).
+    """The daemon's memory on the set-up's device; closes ``fds``, pool and weights (mappings keep it).
 
     Weights are read-only pages: a stray write ends this worker instead of silently changing the model for
     every worker that maps it (a GPU without such pages maps them writable). Raises WireError when the
     descriptors do not fit the set-up, another MuxdError when a GPU cannot map them.
     """
     try:
-        if len(fds) != 2:
-            raise WireError(f"set-up came with {len(fds)} descriptors instead of 2 (pool and weights)")
         if setup.device != "cpu":
             return _map_device(setup, fds)
         _check_size(fds[0], setup.pool_bytes, "pool")

@@ -6,19 +6,23 @@ read yet. Anything raised here is a broken command or a fault; the loop reports 
 sequence state is then undefined.
 """
 
+import logging
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 
-from muxd.messages import BatchDone, Chunk, Decode, Joined, NewRows, Prefill, Sampling, Setup
+from muxd.messages import NO_TOKEN, BatchDone, Chunk, Decode, Joined, NewRows, Prefill, Sampling, Setup
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.worker.cuda_step import CudaStep
 from muxd.worker.host_step import HostStep
 from muxd.worker.sequence import Sequence, Span
 from muxd.worker.step import Flight, Step
+
+_log = logging.getLogger("muxd.worker")
 
 
 class Batch:
@@ -36,7 +40,11 @@ class Batch:
         ``time.perf_counter``: its time is not this one's."""
         tokens, logprobs = self._flight.result()
         for sequence, token in zip(self._sequences, tokens, strict=True):
-            sequence.history.append(token)
+            # Who got none is to be forgotten; the step that went ahead of the news has a token to feed.
+            sequence.history.append(max(token, 0))
+        if NO_TOKEN in tokens:
+            lost = tokens.count(NO_TOKEN)
+            _log.warning("batch %d: %d of %d rows have no finite logits", self.number, lost, len(tokens))
         seconds = time.perf_counter() - max(self._begun, after)
         return BatchDone(self.number, tokens, seconds, logprobs)
 
@@ -50,7 +58,8 @@ class Runner:
     """
 
     def __init__(self, setup: Setup, pool: Tensor, weights: Tensor, *, paged: bool | None = None):
-        self._spec: ModelSpec = read_spec(Path(setup.folder))
+        tied = all(tensor.name != "head" for tensor in setup.tensors)  # the daemon has compared
+        self._spec: ModelSpec = structs.replace(read_spec(Path(setup.folder)), tied_embeddings=tied)
         self._max_context = setup.max_context
         self._decodes = setup.phases != "prefill"
         make = CudaStep if (setup.device != "cpu" if paged is None else paged) else HostStep

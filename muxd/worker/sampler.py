@@ -6,30 +6,36 @@ generator keyed by (seed, position), so the outcome depends neither on the batch
 """
 
 from collections.abc import Sequence as Items
+from math import isfinite
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from muxd.messages import Sampling, TokenLogprob
+from muxd.messages import NO_TOKEN, Sampling, TokenLogprob
 from muxd.worker.sequence import Sequence
 
 _SHORTLIST = 512  # candidates tried before a whole vocabulary is sorted
+HOTTEST = 3e38  # by more, float32 divides nothing
 
 
 def sample(logits: Tensor, sequences: Items[Sequence]) -> tuple[list[int], dict[int, TokenLogprob] | None]:
     """One token per row of ``logits`` [n, vocab], and log-probabilities of the rows that asked for them.
 
     A row's position is the length of its sequence's history. Log-probabilities are of the model's own
-    distribution, before temperature and penalties.
+    distribution, before temperature and penalties. NO_TOKEN for a row that has no finite maximum, be it the
+    model's doing or that of penalties and bans: whatever it is asked, it harms no other row.
     """
-    tokens: list[int] = logits.max(-1).indices.tolist()  # five times as fast as argmax on bf16
+    best = logits.max(-1)  # five times as fast as argmax on bf16; of a row with a NaN, NaN
+    tokens: list[int] = best.indices.tolist()
     found: dict[int, TokenLogprob] = {}
-    for row, sequence in enumerate(sequences):
+    for row, (sequence, finite) in enumerate(zip(sequences, best.values.isfinite().tolist(), strict=True)):
         sampling = sequence.sampling
-        if not plain(sampling, sequence):
+        if not finite:
+            tokens[row] = NO_TOKEN
+        elif not plain(sampling, sequence):
             tokens[row] = _pick(logits[row].float(), sequence)
-        if sampling.logprobs >= 0:
+        if sampling.logprobs >= 0 and tokens[row] != NO_TOKEN:
             found[row] = _logprob(logits[row].float(), tokens[row], sampling.logprobs)
     return tokens, found or None
 
@@ -41,7 +47,7 @@ def uniform(seed: int, position: int) -> float:
 
 def plain(sampling: Sampling, sequence: Sequence) -> bool:
     """Whether the argmax of the raw logits is the answer."""
-    return sampling.temperature == 0 and not adjusted(sampling) and not banned(sequence)
+    return sampling.greedy and not adjusted(sampling) and not banned(sequence)
 
 
 def adjusted(sampling: Sampling) -> bool:
@@ -61,12 +67,15 @@ def _pick(logits: Tensor, sequence: Sequence) -> int:
     sampling = sequence.sampling
     if adjusted(sampling):
         logits = penalise(logits, sequence)
-    if held_back := banned(sequence):
+    if held_back := [token for token in banned(sequence) if 0 <= token < len(logits)]:
         logits = logits.index_fill(0, torch.tensor(held_back), float("-inf"))
-    if sampling.temperature == 0:
+    top = logits.max()
+    if not isfinite(top):
+        return NO_TOKEN
+    if sampling.greedy:
         return int(logits.argmax())
     # Largest first, then divided: a tiny temperature must not overflow to inf - inf.
-    scaled = (logits - logits.max()) / sampling.temperature
+    scaled = (logits - top) / min(sampling.temperature, HOTTEST)
     return draw(scaled, sampling, uniform(sampling.seed, len(sequence.history)))
 
 
@@ -85,8 +94,8 @@ def penalise(logits: Tensor, sequence: Sequence) -> Tensor:
         )
     if sampling.presence_penalty or sampling.frequency_penalty:
         tokens, counts = np.unique(np.array(sequence.generated, dtype=np.int64), return_counts=True)
-        penalty = sampling.presence_penalty + sampling.frequency_penalty * counts.astype(np.float32)
-        logits[torch.from_numpy(tokens)] -= torch.from_numpy(penalty)
+        times = torch.from_numpy(counts).float()
+        logits[torch.from_numpy(tokens)] -= sampling.presence_penalty + sampling.frequency_penalty * times
     return logits
 
 
@@ -98,25 +107,25 @@ def draw(scaled: Tensor, sampling: Sampling, u: float) -> int:
     """
     if sampling.top_k <= 0 and sampling.top_p >= 1 and sampling.min_p <= 0:
         return _invert(scaled.double().exp(), u)
-    size = scaled.numel()
+    size, least = scaled.numel(), min(sampling.min_p, 1.0)  # the best one always passes
     limit = min(sampling.top_k, size) if sampling.top_k > 0 else size
     tries = [limit] if sampling.top_k > 0 else [min(_SHORTLIST, size), size]
     for count in tries:
         values, ids = torch.topk(scaled, count)
         weights = values.double().exp()
         if sampling.min_p > 0:
-            weights = weights[weights >= sampling.min_p * weights[0]]
+            weights = weights[weights >= least * weights[0]]
         # When the filter cut inside the shortlist, nothing beyond it could have passed either.
         complete = count == limit or len(weights) < count
-        total = weights.sum() if complete else _mass(scaled, sampling.min_p)
+        total = weights.sum() if complete else _mass(scaled, least)
         if sampling.top_p < 1:
             before = weights.cumsum(0) - weights
-            kept = weights[before < sampling.top_p * total]
+            kept = weights[(before < sampling.top_p * total) | (before == 0)]
             complete = complete or len(kept) < len(weights)
             weights = kept
         if complete:
             break
-    return int(ids[_invert(weights[: max(len(weights), 1)], u)])
+    return int(ids[_invert(weights, u)])
 
 
 def _mass(scaled: Tensor, min_p: float) -> Tensor:

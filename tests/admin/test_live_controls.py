@@ -61,12 +61,12 @@ class Bench:
         }
         nothing = cast(Any, None)  # nothing is spawned here
         site = Site(name="cpu", device=Cpu(2), arena=self.arena, unit=self.unit, link=nothing,
-                    clock=self.clock, spawns=nothing)  # fmt: skip
+                    clock=self.clock, spawns=nothing, zygote=nothing)  # fmt: skip
         for name, entry in entries.items():
             entry.device, entry.lane = "cpu", scheduler.lanes[name]
         sites = {"cpu": site}
         roster = Roster(
-            entries=entries, sites=sites, clock=self.clock, progress=nothing, place=nothing,
+            entries=entries, sites=sites, clock=self.clock, progress=nothing, place=nothing, texts=nothing,
             gauges=Gauges(CollectorRegistry(), metrics, sites, entries),
         )  # fmt: skip
         self.steward = Steward(

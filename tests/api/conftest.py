@@ -1,10 +1,9 @@
-"""The real application on a loopback port, over a scripted engine: real TokenStreams, a real tokenizer."""
+"""The real application on a loopback port, over a scripted engine (`support/http_door.py`)."""
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -13,23 +12,16 @@ import tokenizers
 from aiohttp import web
 from openai import AsyncOpenAI
 from prometheus_client import CollectorRegistry
+from support.http_door import Connect, Door, PostRaw, Scripted
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from muxd.api.app import make_app, make_runner
+from muxd.api.guests import HttpLimits
 from muxd.api.metrics import HttpMetrics
 from muxd.engine.metrics import Metrics
-from muxd.engine.request import Request
-from muxd.engine.stream import TokenStream
-from muxd.messages import TokenLogprob
-from muxd.text.template import ChatTemplate
 from muxd.text.tokenizer import Tokenizer
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "hello world, how are you today?", "one two three"]
-TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
-    "[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if shout %}LOUD {% endif %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
 MAX_BODY = 256 << 10
 
 
@@ -49,103 +41,8 @@ def tokenizer() -> Tokenizer:
     )
     inner.train_from_iterator(CORPUS, trainer)
     eos = inner.token_to_id("<eos>")
+    assert eos is not None
     return Tokenizer(inner, {"eos_token": "<eos>"}, frozenset({eos}))
-
-
-@dataclass
-class Model:
-    """Implements ``ServedModel``."""
-
-    name: str
-    tokenizer: Tokenizer | None
-    template: ChatTemplate | None = None
-    created: int = 1700000000
-    max_context: int = 512
-    vocab_size: int = 0
-    default_sampling: dict[str, Any] = field(default_factory=dict)
-    eos: frozenset[int] = frozenset()
-    state: str = "ready"
-    detail: str = ""
-
-
-Play = Callable[[Request, TokenStream], Any]
-
-
-class Scripted:
-    """Implements ``Serving``: plays ``play`` for every submitted request and counts what is closed."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
-        self.healthy = True
-        self.requests: list[Request] = []
-        self.streams: list[TokenStream] = []
-        self.closed: list[bool] = []  # ``served`` of each close that reached the engine
-        self.closing = asyncio.Event()
-        self.submitted = asyncio.Event()
-        self.play: Play = self.say("hello world")
-        self._tasks: set[asyncio.Future[Any]] = set()
-        template = ChatTemplate(TEMPLATE, tokenizer.specials, "test")
-        common = {"tokenizer": tokenizer, "vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos}
-        chat = Model("org/chat-model", template=template, **common)
-        self.by_name = {chat.name: chat, "base": Model("base", **common)}
-
-    def models(self) -> dict[str, Model]:
-        return self.by_name
-
-    def submit(self, request: Request) -> TokenStream:
-        stream = TokenStream(self._close)
-        made = self.play(request, stream)
-        if asyncio.iscoroutine(made):
-            task = asyncio.ensure_future(made)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        self.requests.append(request)
-        self.streams.append(stream)
-        self.submitted.set()
-        return stream
-
-    def _close(self, served: bool) -> None:
-        self.closed.append(served)
-        self.closing.set()
-
-    def ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special=False)
-
-    def say(self, text: str, finish: str = "stop", each_wakeup: int = 1, logprobs: bool = False) -> Play:
-        """A script that puts ``text`` token by token, ``each_wakeup`` tokens at a time, then ends."""
-
-        async def play(request: Request, stream: TokenStream) -> None:
-            for index, token in enumerate(self.ids(text)):
-                if index % each_wakeup == 0:
-                    await asyncio.sleep(0)
-                top = [(token, -0.5), (self.ids("x")[0], -1.5)][: request.sampling.logprobs]
-                stream.put(token, TokenLogprob(-0.5, top) if logprobs else None)
-            stream.end(finish)
-
-        return play
-
-    def hold(self, text: str = "hello") -> Play:
-        """A script that puts ``text`` and then never ends."""
-
-        def play(_: Request, stream: TokenStream) -> None:
-            for token in self.ids(text):
-                stream.put(token)
-
-        return play
-
-
-@dataclass
-class Door:
-    """A running application and two clients to it."""
-
-    url: str
-    http: aiohttp.ClientSession
-    openai: AsyncOpenAI
-
-    async def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any, Any]:
-        """Status, decoded JSON, headers."""
-        async with self.http.post(path, json=body, headers=headers) as answer:
-            return answer.status, await answer.json(), answer.headers
 
 
 @pytest.fixture
@@ -154,10 +51,16 @@ async def serving(tokenizer: Tokenizer) -> Scripted:
 
 
 @pytest.fixture
-async def door(serving: Scripted) -> AsyncIterator[Door]:
+def limits() -> HttpLimits:
+    """A file of tests may have its own."""
+    return HttpLimits()
+
+
+@pytest.fixture
+async def door(serving: Scripted, limits: HttpLimits) -> AsyncIterator[Door]:
     registry = CollectorRegistry()
     Metrics(registry)
-    app = make_app(serving, max_body=MAX_BODY, metrics=HttpMetrics(registry))
+    app = make_app(serving, max_body=MAX_BODY, metrics=HttpMetrics(registry), texts=serving, limits=limits)
     runner = make_runner(app, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -173,9 +76,6 @@ async def door(serving: Scripted) -> AsyncIterator[Door]:
 @pytest.fixture
 def chat_body() -> dict[str, Any]:
     return {"model": "org/chat-model", "messages": [{"role": "user", "content": "hi"}]}
-
-
-Connect = Callable[[bytes], Any]
 
 
 @pytest.fixture
@@ -198,7 +98,7 @@ async def connect(door: Door) -> AsyncIterator[Connect]:
 
 
 @pytest.fixture
-def post_raw(connect: Connect) -> Callable[[dict[str, Any]], Any]:
+def post_raw(connect: Connect) -> PostRaw:
     """A chat request over a bare connection."""
 
     async def post(body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -2,8 +2,11 @@
 
 import io
 import json
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+from support.http_door import Door, Scripted
 
 pytestmark = pytest.mark.anyio
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -11,12 +14,13 @@ USER = [{"role": "user", "content": "hi"}]
 IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
 
 
-def error_of(answer):
+def error_of(answer: Any) -> dict[str, Any]:
     assert set(answer) == {"error"}
     assert set(answer["error"]) == {"message", "type", "param", "code"}
     assert isinstance(answer["error"]["message"], str)
     assert answer["error"]["message"]
-    return answer["error"]
+    error: dict[str, Any] = answer["error"]
+    return error
 
 
 @pytest.mark.parametrize(
@@ -45,7 +49,7 @@ def error_of(answer):
         ({"max_tokens": "5"}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
         ({"n": 0}, "n"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ["a"] * 65}, "stop"),
         ({"stop": [1]}, "stop[0]"),
         ({"stop": ""}, "stop"),
         ({"stop": ["x" * 5000]}, "stop"),
@@ -53,10 +57,13 @@ def error_of(answer):
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 5e-324}, "repetition_penalty"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logprobs": 3}, "logprobs"),
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"stop_token_ids": [2, 100_000]}, "stop_token_ids[1]"),
+        ({"min_tokens": 1, "stop_token_ids": [2**31 - 1]}, "stop_token_ids[0]"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
@@ -71,7 +78,9 @@ def error_of(answer):
         ({"skip_special_tokens": False}, "skip_special_tokens"),
     ],
 )
-async def test_chat_field(door, serving, chat_body, change, param):
+async def test_chat_field(
+    door: Door, serving: Scripted, chat_body: dict[str, Any], change: dict[str, Any], param: str | None
+) -> None:
     status, answer, _ = await door.post(CHAT, chat_body | change)
     error = error_of(answer)
     assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
@@ -99,7 +108,9 @@ async def test_chat_field(door, serving, chat_body, change, param):
         ({"logprobs": True}, "logprobs"),
     ],
 )
-async def test_completion_field(door, serving, change, param):
+async def test_completion_field(
+    door: Door, serving: Scripted, change: dict[str, Any], param: str | None
+) -> None:
     status, answer, _ = await door.post(TEXT, {"model": "base", "prompt": "x"} | change)
     if param is None:
         assert status == 200
@@ -123,7 +134,7 @@ async def test_completion_field(door, serving, change, param):
         {"stream_options": None, "logprobs": None, "top_k": -1},
     ],
 )
-async def test_harmless(door, chat_body, harmless):
+async def test_harmless(door: Door, chat_body: dict[str, Any], harmless: dict[str, Any]) -> None:
     assert (await door.post(CHAT, chat_body | harmless))[0] == 200
 
 
@@ -134,7 +145,7 @@ async def test_harmless(door, chat_body, harmless):
         *(rb'{"model": "\ud800"}', b'{"model": 1e999}'),
     ],
 )
-async def test_not_json(door, raw):
+async def test_not_json(door: Door, raw: bytes) -> None:
     for path in (CHAT, TEXT, "/tokenize", "/detokenize"):
         async with door.http.post(path, data=raw, headers={"Content-Type": "application/json"}) as answer:
             assert answer.status == 400
@@ -142,21 +153,21 @@ async def test_not_json(door, raw):
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "nonsense"])
-async def test_content_type(door, chat_body, kind):
+async def test_content_type(door: Door, chat_body: dict[str, Any], kind: str) -> None:
     headers = {"Content-Type": kind}
     async with door.http.post(CHAT, data=json.dumps(chat_body).encode(), headers=headers) as answer:
         assert answer.status == 415
         assert "application/json" in error_of(await answer.json())["message"]
 
 
-async def test_broken_compression(door):
+async def test_broken_compression(door: Door) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     async with door.http.post(CHAT, data=b"not gzip at all", headers=headers) as answer:
         assert answer.status == 400
         error_of(await answer.json())
 
 
-async def test_body_of_ten_megabytes(door, chat_body):
+async def test_body_of_ten_megabytes(door: Door, chat_body: dict[str, Any]) -> None:
     for data in (
         io.BytesIO(b"x" * (10 << 20)),
         chunks(b"x" * 65536, 160),
@@ -167,12 +178,12 @@ async def test_body_of_ten_megabytes(door, chat_body):
     assert (await door.post(CHAT, chat_body))[0] == 200
 
 
-async def chunks(chunk, times):
+async def chunks(chunk: bytes, times: int) -> AsyncIterator[bytes]:
     for _ in range(times):
         yield chunk
 
 
-async def test_routes_and_methods(door):
+async def test_routes_and_methods(door: Door) -> None:
     for method, path in (("GET", "/v1/nothing"), ("POST", "/"), ("GET", "/v1/models/")):
         async with door.http.request(method, path) as answer:
             assert answer.status == (405 if path == "/" else 404)
@@ -191,7 +202,7 @@ async def test_routes_and_methods(door):
     assert "PROPFIND" not in text
 
 
-async def test_too_long(door, serving, chat_body):
+async def test_too_long(door: Door, serving: Scripted, chat_body: dict[str, Any]) -> None:
     for path, body, param in (
         (TEXT, {"model": "base", "prompt": "x " * 600}, "prompt"),
         (TEXT, {"model": "base", "prompt": [5] * 512}, "prompt"),
@@ -212,7 +223,7 @@ async def test_too_long(door, serving, chat_body):
     assert serving.requests[2].max_tokens == 512 - len(serving.requests[2].prompt)
 
 
-async def test_token_that_the_embedding_lacks(door, serving):
+async def test_token_that_the_embedding_lacks(door: Door, serving: Scripted) -> None:
     """A tokenizer may know special tokens beyond the model's embedding (Gemma 3's image token)."""
     image = serving.ids("<image>")
     assert len(image) == 1
@@ -221,18 +232,35 @@ async def test_token_that_the_embedding_lacks(door, serving):
     assert (status, error_of(answer)["param"]) == (400, "prompt")
 
 
-async def test_chat_without_template(door):
+async def test_a_stop_token_outside_the_vocabulary_is_refused_with_its_size(
+    door: Door, serving: Scripted
+) -> None:
+    size = serving.by_name["base"].vocab_size
+    body = {"model": "base", "prompt": "x", "min_tokens": 1, "stop_token_ids": [size]}
+    status, answer, _ = await door.post(TEXT, body)
+    assert (status, error_of(answer)["param"]) == (400, "stop_token_ids[0]")
+    assert f"{size} ids 0 to {size - 1}" in answer["error"]["message"]
+    assert serving.requests == []
+    status, *_ = await door.post(TEXT, body | {"stop_token_ids": [size - 1]})
+    assert status == 200
+
+
+async def test_chat_without_template(door: Door) -> None:
     status, answer, _ = await door.post(CHAT, {"model": "base", "messages": USER})
     assert (status, error_of(answer)["code"]) == (400, "no_chat_template")
     assert "[[model]]" in answer["error"]["message"]
     assert 'chat_template = "FILE"' in answer["error"]["message"]
 
 
-async def test_model_states(door, serving, chat_body):
+async def test_model_states(door: Door, serving: Scripted, chat_body: dict[str, Any]) -> None:
     model = serving.by_name["org/chat-model"]
     model.state, model.detail = "failed", "model.safetensors: missing shard 2"
     status, answer, headers = await door.post(CHAT, chat_body)
     assert (status, error_of(answer)["code"]) == (503, "model_unavailable")
+    model.retry_after = 20.0
+    status, answer, back = await door.post(CHAT, chat_body)
+    assert (status, error_of(answer)["code"], back["Retry-After"]) == (503, "model_not_ready", "20")
+    model.retry_after = None
     assert "missing shard 2" in answer["error"]["message"]
     assert headers["x-should-retry"] == "false"
     model.state, model.tokenizer = "loading", None

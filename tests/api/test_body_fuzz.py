@@ -1,10 +1,13 @@
 """Whatever a client sends gets an answer or an error object that blames it: never a 500."""
 
 import json
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.http_door import Door, Scripted
 
 from muxd.api.refusals import HARMLESS
 from muxd.api.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -14,7 +17,7 @@ relaxed = settings(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
-SCHEMAS = {
+SCHEMAS: dict[str, tuple[type[msgspec.Struct], dict[str, Any]]] = {
     "/v1/chat/completions": (
         ChatRequest,
         {"model": "org/chat-model", "messages": [{"role": "user", "content": "hi"}]},
@@ -45,7 +48,7 @@ endpoints = st.sampled_from(sorted(SCHEMAS))
 
 
 @st.composite
-def bodies(draw):
+def bodies(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     path = draw(endpoints)
     schema, valid = SCHEMAS[path]
     names = [*schema.__struct_fields__, "unheard_of"]
@@ -54,7 +57,7 @@ def bodies(draw):
 
 
 @st.composite
-def damaged_bodies(draw):
+def damaged_bodies(draw: st.DrawFn) -> tuple[str, bytes]:
     """A valid body with some bytes overwritten or cut off."""
     path = draw(endpoints)
     raw = bytearray(json.dumps(SCHEMAS[path][1]).encode())
@@ -63,7 +66,7 @@ def damaged_bodies(draw):
     return path, bytes(raw[: draw(st.integers(1, len(raw)))])
 
 
-async def blames_the_client(door, path, data):
+async def blames_the_client(door: Door, path: str, data: bytes) -> int:
     async with door.http.post(path, data=data, headers={"Content-Type": "application/json"}) as answer:
         raw = await answer.read()
         assert answer.status in (200, 400, 404)
@@ -74,7 +77,7 @@ async def blames_the_client(door, path, data):
 
 @relaxed
 @given(bodies())
-async def test_changed_bodies(door, serving, body):
+async def test_changed_bodies(door: Door, serving: Scripted, body: tuple[str, dict[str, Any]]) -> None:
     path, content = body
     await blames_the_client(door, path, json.dumps(content).encode())
     assert serving.closed == []
@@ -82,17 +85,17 @@ async def test_changed_bodies(door, serving, body):
 
 @relaxed
 @given(endpoints, st.binary(max_size=200))
-async def test_random_bytes(door, path, data):
+async def test_random_bytes(door: Door, path: str, data: bytes) -> None:
     await blames_the_client(door, path, data)
 
 
 @relaxed
 @given(damaged_bodies())
-async def test_damaged_bodies(door, body):
+async def test_damaged_bodies(door: Door, body: tuple[str, bytes]) -> None:
     await blames_the_client(door, *body)
 
 
-def test_every_refused_field_is_declared():
+def test_every_refused_field_is_declared() -> None:
     """A field that no struct declares would be ignored silently, whatever the table says."""
     declared = {*ChatRequest.__struct_fields__, *CompletionRequest.__struct_fields__}
     assert set(HARMLESS) <= declared

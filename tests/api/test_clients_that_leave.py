@@ -2,8 +2,13 @@
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
+from support.http_door import Connect, Door, PostRaw, Scripted
+
+from muxd.engine.request import Request
+from muxd.engine.stream import TokenStream
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
@@ -11,7 +16,15 @@ CHAT = "/v1/chat/completions"
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("n", [1, 3])
-async def test_gone(door, serving, post_raw, chat_body, caplog, stream, n):
+async def test_gone(
+    door: Door,
+    serving: Scripted,
+    post_raw: PostRaw,
+    chat_body: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+    stream: bool,
+    n: int,
+) -> None:
     caplog.set_level(logging.INFO, "muxd.access")
     serving.play = serving.hold()
     reader, writer = await post_raw(chat_body | {"stream": stream, "n": n})
@@ -32,7 +45,9 @@ async def test_gone(door, serving, post_raw, chat_body, caplog, stream, n):
     assert "unexpected" not in caplog.text
 
 
-async def test_gone_after_a_polite_half_close(door, serving, post_raw, chat_body):
+async def test_gone_after_a_polite_half_close(
+    door: Door, serving: Scripted, post_raw: PostRaw, chat_body: dict[str, Any]
+) -> None:
     serving.play = serving.hold()
     _, writer = await post_raw(chat_body)
     await asyncio.wait_for(serving.submitted.wait(), 5)
@@ -41,7 +56,9 @@ async def test_gone_after_a_polite_half_close(door, serving, post_raw, chat_body
     assert serving.closed == [False]
 
 
-async def test_one_leaves_the_others_stay(door, serving, post_raw, chat_body):
+async def test_one_leaves_the_others_stay(
+    door: Door, serving: Scripted, post_raw: PostRaw, chat_body: dict[str, Any]
+) -> None:
     serving.play = serving.hold("one two ")
     _, writer = await post_raw(chat_body | {"stream": True})
     stream = await door.openai.chat.completions.create(**chat_body, stream=True)
@@ -55,12 +72,14 @@ async def test_one_leaves_the_others_stay(door, serving, post_raw, chat_body):
     assert serving.closed == [False]
 
 
-async def test_slow_reader_is_waited_for_and_stalls_nobody(door, serving, post_raw, chat_body):
+async def test_slow_reader_is_waited_for_and_stalls_nobody(
+    door: Door, serving: Scripted, post_raw: PostRaw, chat_body: dict[str, Any]
+) -> None:
     """A reader that never reads: what the engine has for it stays in its stream as ints, and others go on."""
     text = "quick brown fox " * 40
     written = asyncio.Event()
 
-    async def flood(request, stream):
+    async def flood(request: Request, stream: TokenStream) -> None:
         """Until the door no longer takes what is put, then a little more."""
         ids = serving.ids(text)
         untaken = 0
@@ -85,7 +104,9 @@ async def test_slow_reader_is_waited_for_and_stalls_nobody(door, serving, post_r
     assert serving.closed == []
 
 
-async def test_bytes_that_are_not_http_are_not_logged(connect, caplog):
+async def test_bytes_that_are_not_http_are_not_logged(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
     reader, _ = await connect(b"POST / HTTP/1.1\r\nAuthorization\x01 Bearer sesame\r\n\r\n")
     assert b" 400 " in await reader.readline()
     assert "sesame" not in caplog.text

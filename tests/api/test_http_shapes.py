@@ -3,18 +3,22 @@
 import json
 import re
 from dataclasses import replace
+from typing import Any, NoReturn
 
 import pytest
 import tokenizers
+from support.http_door import Door, Scripted
 from tokenizers import decoders, models
 
+from muxd.engine.request import Request
+from muxd.engine.stream import TokenStream
 from muxd.errors import WorkerLost
 from muxd.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.anyio
 
 
-async def frames(door, path, body):
+async def frames(door: Door, path: str, body: dict[str, Any]) -> tuple[Any, list[Any]]:
     """(headers, the ``data:`` payloads in order); checks the framing itself."""
     async with door.http.post(path, json=body) as answer:
         assert answer.status == 200
@@ -26,7 +30,7 @@ async def frames(door, path, body):
     return answer.headers, [json.loads(p) if p != "[DONE]" else p for p in payloads]
 
 
-async def test_whole_chat(door, serving, chat_body):
+async def test_whole_chat(door: Door, serving: Scripted, chat_body: dict[str, Any]) -> None:
     status, answer, _ = await door.post("/v1/chat/completions", chat_body)
     assert status == 200
     assert re.fullmatch(r"chatcmpl-[0-9a-f]{24}", answer.pop("id"))
@@ -46,7 +50,7 @@ async def test_whole_chat(door, serving, chat_body):
     }
 
 
-async def test_whole_completion(door, serving):
+async def test_whole_completion(door: Door, serving: Scripted) -> None:
     status, answer, _ = await door.post("/v1/completions", {"model": "base", "prompt": "x"})
     assert status == 200
     assert answer.pop("id").startswith("cmpl-")
@@ -59,7 +63,9 @@ async def test_whole_completion(door, serving):
 
 @pytest.mark.parametrize(("prompt", "text"), [([1], " Paris"), ([0], "Paris")])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_answer_keeps_the_space_before_its_first_word(door, serving, prompt, text, stream):
+async def test_an_answer_keeps_the_space_before_its_first_word(
+    door: Door, serving: Scripted, prompt: list[int], text: str, stream: bool
+) -> None:
     """Decoders of the SentencePiece kind take it off, but only at the start of a whole text."""
     inner = tokenizers.Tokenizer(models.BPE({"<s>": 0, "▁is": 1, "▁Paris": 2}, [], byte_fallback=True))
     inner.add_special_tokens(["<s>"])
@@ -67,7 +73,12 @@ async def test_an_answer_keeps_the_space_before_its_first_word(door, serving, pr
     inner.decoder = decoders.Sequence(steps)
     tokenizer = Tokenizer(inner, {}, frozenset())
     serving.by_name["base"] = replace(serving.by_name["base"], tokenizer=tokenizer, vocab_size=3)
-    serving.play = lambda _, stream: (stream.put(2), stream.end("length"))
+
+    def play(_: Request, stream: TokenStream) -> None:
+        stream.put(2)
+        stream.end("length")
+
+    serving.play = play
     body = {"model": "base", "prompt": prompt, "stream": stream}
     if stream:
         chunks = (await frames(door, "/v1/completions", body))[1][:-1]
@@ -77,7 +88,7 @@ async def test_an_answer_keeps_the_space_before_its_first_word(door, serving, pr
 
 
 @pytest.mark.parametrize("usage", [False, True])
-async def test_streamed_chat(door, serving, chat_body, usage):
+async def test_streamed_chat(door: Door, serving: Scripted, chat_body: dict[str, Any], usage: bool) -> None:
     body = chat_body | {"stream": True} | ({"stream_options": {"include_usage": True}} if usage else {})
     headers, chunks = await frames(door, "/v1/chat/completions", body)
     assert headers["Content-Type"] == "text/event-stream; charset=utf-8"
@@ -100,7 +111,7 @@ async def test_streamed_chat(door, serving, chat_body, usage):
     assert "".join(c["delta"]["content"] for c in choices[1:-1]) == "hello world"
 
 
-async def test_streamed_completion(door, serving):
+async def test_streamed_completion(door: Door, serving: Scripted) -> None:
     body = {"model": "base", "prompt": "the", "stream": True, "echo": True}
     _, chunks = await frames(door, "/v1/completions", body)
     chunks.pop()
@@ -111,15 +122,17 @@ async def test_streamed_completion(door, serving):
     assert choices[-1] == {"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}
 
 
-async def test_text_that_json_and_sse_must_escape(door, serving, chat_body):
+async def test_text_that_json_and_sse_must_escape(
+    door: Door, serving: Scripted, chat_body: dict[str, Any]
+) -> None:
     text = 'a "quote"\n\ndata: [DONE]\n\n\\ \u2028 \x00 end'
     serving.play = serving.say(text)
     _, chunks = await frames(door, "/v1/chat/completions", chat_body | {"stream": True})
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks[:-1]) == text
 
 
-async def test_error_event_then_done(door, serving, chat_body):
-    def play(request, stream):
+async def test_error_event_then_done(door: Door, serving: Scripted, chat_body: dict[str, Any]) -> None:
+    def play(request: Request, stream: TokenStream) -> None:
         serving.hold("hello")(request, stream)
         stream.fail(WorkerLost("the worker died"))
 
@@ -133,14 +146,16 @@ async def test_error_event_then_done(door, serving, chat_body):
     assert 'muxd_http_stream_errors_total{model="org/chat-model"} 1.0' in text
 
 
-async def test_a_bug_in_a_running_stream_is_told_and_logged_without_text(door, serving, chat_body, caplog):
-    def play(request, stream):
+async def test_a_bug_in_a_running_stream_is_told_and_logged_without_text(
+    door: Door, serving: Scripted, chat_body: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    def play(request: Request, stream: TokenStream) -> None:
         serving.hold("hello")(request, stream)
 
-        def broken():
+        def broken() -> NoReturn:
             raise RuntimeError("".join(["sec", "ret"]))
 
-        stream._take = broken
+        stream._take = broken  # type: ignore[method-assign]
 
     serving.play = play
     status, answer, _ = await door.post("/v1/chat/completions", chat_body)
@@ -153,14 +168,28 @@ async def test_a_bug_in_a_running_stream_is_told_and_logged_without_text(door, s
     assert (await door.post("/v1/chat/completions", chat_body))[0] == 200
 
 
-async def test_host_pages(door, serving):
+async def test_host_pages(door: Door, serving: Scripted) -> None:
+    states = {"org/chat-model": "ready", "base": "ready"}
     async with door.http.get("/health") as answer:
-        assert (answer.status, await answer.read()) == (200, b"")
+        assert (answer.status, await answer.json()) == (200, {"status": "ok", "models": states})
     for method in ("GET", "POST"):
         async with door.http.request(method, "/ping") as answer:
             assert answer.status == 200
+    serving.by_name["base"].state = "failed"
+    async with door.http.get("/health") as answer:
+        assert (answer.status, (await answer.json())["models"]["base"]) == (200, "failed")
+    assert (await door.http.get("/health/org/chat-model")).status == 200
+    async with door.http.get("/health/base") as answer:
+        assert (answer.status, await answer.json()) == (503, {"status": "failed"})
+    assert (await door.http.get("/health/unknown")).status == 404
+    serving.by_name["org/chat-model"].state = "failed"
+    async with door.http.get("/health") as answer:
+        assert (answer.status, (await answer.json())["status"]) == (503, "failed")
+    for model in serving.by_name.values():
+        model.state = "ready"
     serving.healthy = False
     assert (await door.http.get("/health")).status == 503
+    assert (await door.http.get("/health/base")).status == 503
     assert set(await (await door.http.get("/version")).json()) == {"version"}
     index = await (await door.http.get("/")).json()
     assert index["models"] == {"org/chat-model": "ready", "base": "ready"}
@@ -169,7 +198,7 @@ async def test_host_pages(door, serving):
         assert "muxd_http_requests_total" in await answer.text()
 
 
-async def test_model_object(door):
+async def test_model_object(door: Door) -> None:
     listed = await (await door.http.get("/v1/models")).json()
     assert listed["object"] == "list"
     assert listed["data"][0] == {
@@ -186,7 +215,7 @@ async def test_model_object(door):
         assert await (await door.http.get(path)).json() == listed["data"][0]
 
 
-async def test_tokenize_and_back(door, serving):
+async def test_tokenize_and_back(door: Door, serving: Scripted) -> None:
     ids = serving.ids("one two")
     status, answer, _ = await door.post(
         "/tokenize", {"model": "base", "prompt": "one two", "return_token_strs": True}
@@ -205,7 +234,7 @@ async def test_tokenize_and_back(door, serving):
     assert (await door.post("/tokenize", {"prompt": "one two"}))[1]["tokens"] == ids
 
 
-async def test_request_id(door, chat_body):
+async def test_request_id(door: Door, chat_body: dict[str, Any]) -> None:
     path = "/v1/chat/completions"
     assert (await door.post(path, chat_body, **{"X-Request-ID": "abc-1"}))[2]["x-request-id"] == "abc-1"
     made = (await door.post(path, chat_body))[2]["x-request-id"]
@@ -220,7 +249,9 @@ async def test_request_id(door, chat_body):
         assert answer.headers["x-request-id"] == "s"
 
 
-async def test_access_line(door, serving, chat_body, caplog):
+async def test_access_line(
+    door: Door, serving: Scripted, chat_body: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("DEBUG", "muxd.access")
     body = chat_body | {"messages": [{"role": "user", "content": "my secret prompt"}]}
     await door.post("/v1/chat/completions?key=sesame", body, **{"X-Request-ID": "abc"})

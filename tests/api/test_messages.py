@@ -1,8 +1,10 @@
 """What of a conversation reaches the model's template."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from support.http_door import Door, Scripted
 
 from muxd.text.template import ChatTemplate
 
@@ -12,7 +14,7 @@ USER = {"role": "user", "content": "hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
 
 
-async def prompt_of(door, serving, source, *messages):
+async def prompt_of(door: Door, serving: Scripted, source: str, *messages: dict[str, Any]) -> str:
     """The text that a template makes of ``messages``, sent to both endpoints that render."""
     model = replace(serving.by_name["base"], template=ChatTemplate(source, {}, "test"))
     serving.by_name["base"] = model
@@ -23,7 +25,7 @@ async def prompt_of(door, serving, source, *messages):
     return serving.tokenizer.decode(serving.requests[-1].prompt)
 
 
-async def test_a_call_and_its_result(door, serving):
+async def test_a_call_and_its_result(door: Door, serving: Scripted) -> None:
     source = (
         "{% for m in messages %}{{ m.role }}:{{ m.content }}{{ m.tool_call_id }}"
         "{% for c in m.tool_calls %}{{ c.id }}{{ c.function.arguments | tojson }}{% endfor %};{% endfor %}"
@@ -34,7 +36,7 @@ async def test_a_call_and_its_result(door, serving):
     assert await prompt_of(door, serving, source, USER, call, result) == expected
 
 
-async def test_every_field_of_a_message(door, serving):
+async def test_every_field_of_a_message(door: Door, serving: Scripted) -> None:
     source = "{% for m in messages %}{{ m | tojson(sort_keys=true) }}{% endfor %}"
     more = {"name": "ann", "reasoning": "so", "refusal": "no", "unheard_of": {"a": [1, None]}, "audio": None}
     shown = await prompt_of(door, serving, source, {"role": "assistant", "content": "x", **more})
@@ -44,14 +46,14 @@ async def test_every_field_of_a_message(door, serving):
     )
 
 
-async def test_parts_that_are_text_by_another_name(door, serving):
+async def test_parts_that_are_text_by_another_name(door: Door, serving: Scripted) -> None:
     parts = [{"type": "input_text", "text": "a"}, {"type": "output_text", "text": "b"}]
     parts.append({"type": "refusal", "refusal": "no"})
     source = "{% for m in messages %}{{ m.content }}{% endfor %}"
     assert await prompt_of(door, serving, source, {"role": "user", "content": parts}) == "a\nb\nno"
 
 
-async def test_parts_for_a_template_that_reads_them(door, serving):
+async def test_parts_for_a_template_that_reads_them(door: Door, serving: Scripted) -> None:
     source = (
         "{% for m in messages %}{% for p in m.content %}<{{ p.type }} {{ p.text }}>{% endfor %}{% endfor %}"
     )
@@ -63,7 +65,7 @@ async def test_parts_for_a_template_that_reads_them(door, serving):
     assert shown == "<text a><text ><text hi>"
 
 
-async def test_an_assistant_that_only_thought_needs_no_content(door, serving):
+async def test_an_assistant_that_only_thought_needs_no_content(door: Door, serving: Scripted) -> None:
     thought = {"role": "assistant", "reasoning_content": "so"}
     assert await prompt_of(door, serving, "{{ messages[0].thinking }}", thought) == "so"
 
@@ -82,7 +84,9 @@ async def test_an_assistant_that_only_thought_needs_no_content(door, serving):
         ("x", "messages[1]"),
     ],
 )
-async def test_a_message_that_is_refused_is_named(door, serving, chat_body, message, param):
+async def test_a_message_that_is_refused_is_named(
+    door: Door, serving: Scripted, chat_body: dict[str, Any], message: Any, param: str
+) -> None:
     for path in (CHAT, "/tokenize"):
         status, answer, _ = await door.post(path, chat_body | {"messages": [USER, message]})
         assert (status, answer["error"]["param"]) == (400, param)

@@ -1,16 +1,21 @@
 """The official client is the judge of both endpoints and of the errors."""
 
+from typing import Any
+
 import openai
 import pytest
+from support.http_door import Door, Scripted
 
+from muxd.engine.request import Request
+from muxd.engine.stream import TokenStream
 from muxd.errors import ModelNotReady, QueueFull, WorkerLost
 
 pytestmark = pytest.mark.anyio
-CHAT = {"model": "org/chat-model", "messages": [{"role": "user", "content": "hi"}]}
+CHAT: dict[str, Any] = {"model": "org/chat-model", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = "hello world, naïve 🦊 café 日本語"
 
 
-async def test_chat_whole(door, serving):
+async def test_chat_whole(door: Door, serving: Scripted) -> None:
     serving.play = serving.say(TEXT)
     answer = await door.openai.chat.completions.create(**CHAT)
     assert answer.choices[0].message.content == TEXT
@@ -23,7 +28,7 @@ async def test_chat_whole(door, serving):
 
 
 @pytest.mark.parametrize("each", [1, 3, 1000])
-async def test_chat_stream_joins_to_the_text(door, serving, each):
+async def test_chat_stream_joins_to_the_text(door: Door, serving: Scripted, each: int) -> None:
     serving.play = serving.say(TEXT, "length", each_wakeup=each)
     stream = await door.openai.chat.completions.create(
         **CHAT, stream=True, stream_options={"include_usage": True}
@@ -38,7 +43,7 @@ async def test_chat_stream_joins_to_the_text(door, serving, each):
     assert len({c.id for c in chunks}) == 1
 
 
-async def test_several_choices_do_not_mix(door, serving):
+async def test_several_choices_do_not_mix(door: Door, serving: Scripted) -> None:
     texts = ["one two", "hello there", "🦊🦊🦊"]
     serving.play = lambda request, stream: serving.say(texts[len(serving.requests)])(request, stream)
     stream = await door.openai.chat.completions.create(**CHAT, stream=True, n=3, seed=5)
@@ -51,7 +56,7 @@ async def test_several_choices_do_not_mix(door, serving):
     assert len({request.id for request in serving.requests}) == 3
 
 
-async def test_completions_whole_and_streamed(door, serving):
+async def test_completions_whole_and_streamed(door: Door, serving: Scripted) -> None:
     serving.play = serving.say(TEXT)
     answer = await door.openai.completions.create(model="base", prompt="the quick", echo=True)
     assert answer.choices[0].text == "the quick" + TEXT
@@ -60,7 +65,7 @@ async def test_completions_whole_and_streamed(door, serving):
     assert serving.requests[0].prompt == serving.ids("the quick")
 
 
-async def test_four_forms_of_prompt(door, serving):
+async def test_four_forms_of_prompt(door: Door, serving: Scripted) -> None:
     ids = serving.ids("one two")
     for prompt, expected in (
         ("one two", [ids]),
@@ -76,7 +81,7 @@ async def test_four_forms_of_prompt(door, serving):
         assert answer.usage.prompt_tokens == sum(len(p) for p in expected)
 
 
-async def test_models(door):
+async def test_models(door: Door) -> None:
     listed = [model async for model in door.openai.models.list()]
     assert [model.id for model in listed] == ["org/chat-model", "base"]
     assert (await door.openai.models.retrieve("org/chat-model")).created == 1700000000
@@ -85,7 +90,7 @@ async def test_models(door):
     assert raised.value.code == "model_not_found"
 
 
-async def test_unknown_model(door):
+async def test_unknown_model(door: Door) -> None:
     with pytest.raises(openai.NotFoundError) as raised:
         await door.openai.chat.completions.create(**CHAT | {"model": "gpt-9"})
     assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
@@ -99,8 +104,14 @@ async def test_unknown_model(door):
         (ModelNotReady("chat-model is restarting"), openai.InternalServerError, "2"),
     ],
 )
-async def test_refused_by_the_engine(door, serving, error, kind, retry):
-    def refuse(request, stream):
+async def test_refused_by_the_engine(
+    door: Door,
+    serving: Scripted,
+    error: QueueFull | ModelNotReady,
+    kind: type[openai.APIStatusError],
+    retry: str,
+) -> None:
+    def refuse(request: Request, stream: TokenStream) -> None:
         raise error
 
     serving.play = refuse
@@ -110,8 +121,8 @@ async def test_refused_by_the_engine(door, serving, error, kind, retry):
     assert raised.value.code == error.code
 
 
-async def test_one_full_queue_gives_back_the_other_choices(door, serving):
-    def second_is_refused(request, stream):
+async def test_one_full_queue_gives_back_the_other_choices(door: Door, serving: Scripted) -> None:
+    def second_is_refused(request: Request, stream: TokenStream) -> None:
         if serving.requests:
             raise QueueFull("full")
 
@@ -121,15 +132,15 @@ async def test_one_full_queue_gives_back_the_other_choices(door, serving):
     assert serving.closed == [False]
 
 
-async def test_lost_before_the_first_token_is_a_true_status(door, serving):
+async def test_lost_before_the_first_token_is_a_true_status(door: Door, serving: Scripted) -> None:
     serving.play = lambda request, stream: stream.fail(WorkerLost("the worker died"))
     with pytest.raises(openai.InternalServerError) as raised:
         await door.openai.chat.completions.create(**CHAT, stream=True)
     assert raised.value.code == "worker_lost"
 
 
-async def test_lost_in_the_middle_is_an_error_event(door, serving):
-    def play(request, stream):
+async def test_lost_in_the_middle_is_an_error_event(door: Door, serving: Scripted) -> None:
+    def play(request: Request, stream: TokenStream) -> None:
         serving.hold("hello")(request, stream)
         stream.fail(WorkerLost("the worker died"))
 
@@ -142,8 +153,8 @@ async def test_lost_in_the_middle_is_an_error_event(door, serving):
     assert serving.closed == []
 
 
-async def test_failure_of_one_choice_closes_the_others(door, serving):
-    def play(request, stream):
+async def test_failure_of_one_choice_closes_the_others(door: Door, serving: Scripted) -> None:
+    def play(request: Request, stream: TokenStream) -> None:
         if serving.requests:
             stream.fail(WorkerLost("the worker died"))
         else:
@@ -157,7 +168,7 @@ async def test_failure_of_one_choice_closes_the_others(door, serving):
 
 @pytest.mark.parametrize("each", [1, 2, 100])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_stop_string(door, serving, each, stream):
+async def test_stop_string(door: Door, serving: Scripted, each: int, stream: bool) -> None:
     """The text ends before it, the engine is told, and the count does not depend on wake-ups."""
     serving.play = serving.say("one two three four five", "length", each_wakeup=each)
     answer = await door.openai.chat.completions.create(**CHAT, stop=["three", "zzz"], stream=stream)
@@ -176,13 +187,13 @@ async def test_stop_string(door, serving, each, stream):
         assert serving.closed == [True]
 
 
-async def test_half_a_stop_string_at_the_end_is_shown(door, serving):
+async def test_half_a_stop_string_at_the_end_is_shown(door: Door, serving: Scripted) -> None:
     serving.play = serving.say("one two thr", "length")
     answer = await door.openai.chat.completions.create(**CHAT, stop="three")
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("one two thr", "length")
 
 
-async def test_stop_strings_wait_for_min_tokens(door, serving):
+async def test_stop_strings_wait_for_min_tokens(door: Door, serving: Scripted) -> None:
     serving.play = serving.say("one one one one", "length")
     tokens = serving.ids("one one one one")
     answer = await door.openai.chat.completions.create(
@@ -191,7 +202,7 @@ async def test_stop_strings_wait_for_min_tokens(door, serving):
     assert answer.choices[0].message.content == "one one one "
 
 
-async def test_logprobs_of_both_shapes(door, serving):
+async def test_logprobs_of_both_shapes(door: Door, serving: Scripted) -> None:
     serving.play = serving.say("é 🦊", logprobs=True)
     answer = await door.openai.chat.completions.create(**CHAT, logprobs=True, top_logprobs=2)
     content = answer.choices[0].logprobs.content

@@ -1,21 +1,26 @@
 """What the engine gets for what the client asked, value by value."""
 
-import threading
+import json
+from typing import Any
 
 import pytest
+from support.http_door import Door, Scripted
+
+from muxd.engine.request import Request
+from muxd.engine.stream import TokenStream
 
 pytestmark = pytest.mark.anyio
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
-async def asked(door, serving, path, body):
+async def asked(door: Door, serving: Scripted, path: str, body: dict[str, Any]) -> Request:
     serving.requests.clear()
     status, answer, _ = await door.post(path, body)
     assert status == 200, answer
     return serving.requests[0]
 
 
-async def test_openai_defaults(door, serving, chat_body):
+async def test_openai_defaults(door: Door, serving: Scripted, chat_body: dict[str, Any]) -> None:
     request = await asked(door, serving, CHAT, chat_body)
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (1.0, 1.0, 0, 0.0)
@@ -27,7 +32,9 @@ async def test_openai_defaults(door, serving, chat_body):
     assert request.prompt == serving.ids("[user] hi\n[assistant]")
 
 
-async def test_the_models_defaults_come_before_openais_and_the_clients_before_both(door, serving, chat_body):
+async def test_the_models_defaults_come_before_openais_and_the_clients_before_both(
+    door: Door, serving: Scripted, chat_body: dict[str, Any]
+) -> None:
     defaults = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": None, "repetition_penalty": 1.1}
     serving.by_name["org/chat-model"].default_sampling = defaults
     sampling = (await asked(door, serving, CHAT, chat_body)).sampling
@@ -39,17 +46,39 @@ async def test_the_models_defaults_come_before_openais_and_the_clients_before_bo
     assert sampling.repetition_penalty == 1.0
 
 
-async def test_seeds(door, serving, chat_body):
+async def test_seeds(door: Door, serving: Scripted, chat_body: dict[str, Any]) -> None:
     drawn = {(await asked(door, serving, CHAT, chat_body)).sampling.seed for _ in range(4)}
     assert len(drawn) == 4
-    for seed in (0, 7, 2**63 - 1, -1):
+    for seed in (0, 7, 2**63 - 1, -2):
         got = (await asked(door, serving, CHAT, chat_body | {"seed": seed})).sampling.seed
         assert got == seed % 2**63
     await asked(door, serving, CHAT, chat_body | {"seed": 2**63 - 1, "n": 2})
     assert [r.sampling.seed for r in serving.requests] == [2**63 - 1, 0]
 
 
-async def test_endings(door, serving, chat_body):
+async def test_seed_minus_one_is_no_seed(door: Door, serving: Scripted, chat_body: dict[str, Any]) -> None:
+    """As vLLM and llama.cpp have it: front ends send it for another answer each time."""
+    drawn = {(await asked(door, serving, CHAT, chat_body | {"seed": -1})).sampling.seed for _ in range(4)}
+    assert len(drawn) == 4
+
+
+async def test_a_temperature_that_float32_cannot_divide_by_is_greedy(
+    door: Door, serving: Scripted, chat_body: dict[str, Any]
+) -> None:
+    for tiny in (1e-46, 5e-324, 1e-39):
+        body = chat_body | {"temperature": tiny, "min_p": 0.5}
+        assert (await asked(door, serving, CHAT, body)).sampling.greedy
+    body = chat_body | {"temperature": 1e-37}
+    assert not (await asked(door, serving, CHAT, body)).sampling.greedy
+
+
+async def test_sixty_four_stop_strings_are_taken(
+    door: Door, serving: Scripted, chat_body: dict[str, Any]
+) -> None:
+    await asked(door, serving, CHAT, chat_body | {"stop": [f"{i}:" for i in range(64)]})
+
+
+async def test_endings(door: Door, serving: Scripted, chat_body: dict[str, Any]) -> None:
     eos = serving.tokenizer.eos
     request = await asked(door, serving, CHAT, chat_body | {"stop_token_ids": [7, 9]})
     assert request.eos == eos | {7, 9}
@@ -59,14 +88,14 @@ async def test_endings(door, serving, chat_body):
     assert (request.sampling.min_tokens, request.sampling.banned_first) == (5, tuple(sorted(eos | {7})))
 
 
-async def test_token_limits(door, serving, chat_body):
+async def test_token_limits(door: Door, serving: Scripted, chat_body: dict[str, Any]) -> None:
     both = chat_body | {"max_tokens": 5, "max_completion_tokens": 9}
     assert (await asked(door, serving, CHAT, both)).max_tokens == 9
     assert (await asked(door, serving, CHAT, chat_body | {"max_tokens": 5})).max_tokens == 5
     assert (await asked(door, serving, TEXT, {"model": "base", "prompt": "x"})).max_tokens == 16
 
 
-async def test_penalties_and_logprobs(door, serving, chat_body):
+async def test_penalties_and_logprobs(door: Door, serving: Scripted, chat_body: dict[str, Any]) -> None:
     body = chat_body | {"presence_penalty": 0.5, "frequency_penalty": -1, "logprobs": True, "top_logprobs": 3}
     sampling = (await asked(door, serving, CHAT, body)).sampling
     assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.logprobs) == (0.5, -1.0, 3)
@@ -75,7 +104,7 @@ async def test_penalties_and_logprobs(door, serving, chat_body):
     assert (await asked(door, serving, TEXT, body)).sampling.logprobs == 0
 
 
-async def test_conversation(door, serving, chat_body):
+async def test_conversation(door: Door, serving: Scripted, chat_body: dict[str, Any]) -> None:
     messages = [
         {"role": "developer", "content": "be kind"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
@@ -87,16 +116,24 @@ async def test_conversation(door, serving, chat_body):
     assert request.prompt == serving.ids("[user] hi\n")
 
 
-async def test_the_ending_token_is_not_text(door, serving, chat_body):
+async def test_the_ending_token_is_not_text(door: Door, serving: Scripted, chat_body: dict[str, Any]) -> None:
     """Should the engine hand over the token that ended the sequence, it stays out of the text."""
     word = serving.ids("hello world")
-    serving.play = lambda request, stream: ([stream.put(t) for t in word], stream.end("stop"))
+
+    def play(request: Request, stream: TokenStream) -> None:
+        for token in word:
+            stream.put(token)
+        stream.end("stop")
+
+    serving.play = play
     body = chat_body | {"stop_token_ids": [word[-1]]}
     _, answer, _ = await door.post(CHAT, body)
     assert answer["choices"][0]["message"]["content"] == serving.tokenizer.decode(word[:-1])
 
 
-async def test_the_engine_knows_both_ids_the_client_was_told(door, serving, chat_body):
+async def test_the_engine_knows_both_ids_the_client_was_told(
+    door: Door, serving: Scripted, chat_body: dict[str, Any]
+) -> None:
     """`muxctl why` takes either."""
     body = chat_body | {"n": 2}
     _, answer, headers = await door.post(CHAT, body, **{"x-request-id": "from/client?7"})
@@ -106,19 +143,28 @@ async def test_the_engine_knows_both_ids_the_client_was_told(door, serving, chat
     assert serving.requests[-1].http_id == headers["x-request-id"] != ""
 
 
-async def test_long_prompts_are_tokenised_beside_the_loop(door, serving, monkeypatch):
-    """The loop's thread must not tokenise them; short ones need no thread."""
-    threads = []
-    encode = serving.tokenizer.encode
-
-    def spy(text, add_special=True):  # the door asks for special tokens, the scripted engine does not
-        if not add_special:
-            return encode(text, add_special)
-        threads.append(threading.current_thread() is threading.main_thread())
-        return encode(text, add_special)
-
-    monkeypatch.setattr(serving.tokenizer, "encode", spy)
+async def test_long_prompts_and_chat_templates_go_to_a_text_process(
+    door: Door, serving: Scripted, chat_body: dict[str, Any]
+) -> None:
+    """Short prompts need none."""
     serving.by_name["base"].max_context = 100_000
-    await door.post(TEXT, {"model": "base", "prompt": "the quick " * 1000})
     await door.post(TEXT, {"model": "base", "prompt": "the quick"})
-    assert threads == [False, True]
+    assert serving.texts == []
+    long = {"model": "base", "prompt": "the quick " * 1000}
+    assert (await door.post(TEXT, long))[0] == 200
+    assert serving.texts == [("base", len(json.dumps(long)))]
+    assert (await door.post(CHAT, chat_body))[0] == 200
+    assert serving.texts[1][0] == chat_body["model"]
+
+
+async def test_a_very_long_body_is_decoded_there_too_and_finds_its_model(
+    door: Door, serving: Scripted
+) -> None:
+    serving.by_name["base"].max_context = 100_000
+    prompt = "quick brown " * 10_000
+    status, answer, _ = await door.post(TEXT, {"prompt": prompt, "model": "base", "echo": True})
+    assert status == 200
+    assert answer["choices"][0]["text"].startswith(prompt)
+    assert serving.texts[0][0] == ("base")
+    status, answer, _ = await door.post(TEXT, {"prompt": prompt, "model": "nobody's"})
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")

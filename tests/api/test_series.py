@@ -1,5 +1,7 @@
 """Both rooms' Prometheus series in one registry: names, labels, buckets."""
 
+from typing import Any
+
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
@@ -9,18 +11,18 @@ from muxd.engine.metrics import Metrics
 
 
 @pytest.fixture
-def registry():
+def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
-def samples(http):
+def samples(http: HttpMetrics) -> dict[tuple[Any, ...], float]:
     body, content_type = http.render()
     assert content_type == "text/plain; version=0.0.4; charset=utf-8"
     families = list(text_string_to_metric_families(body.decode()))
     return {(s.name, *sorted(s.labels.items())): s.value for f in families for s in f.samples}
 
 
-def test_one_sequence_through_all_series(registry):
+def test_one_sequence_through_all_series(registry: CollectorRegistry) -> None:
     engine, http = Metrics(registry), HttpMetrics(registry)
     engine.add_model("m")
     engine.arrived("m", 12)
@@ -55,7 +57,7 @@ def test_one_sequence_through_all_series(registry):
     assert got[("process_resident_memory_bytes",)] > 0
 
 
-def test_registries_do_not_share(registry):
+def test_registries_do_not_share(registry: CollectorRegistry) -> None:
     other = CollectorRegistry()
     Metrics(registry).arrived("m", 5)
     Metrics(other).arrived("m", 7)
@@ -63,7 +65,7 @@ def test_registries_do_not_share(registry):
     assert other.get_sample_value("muxd_prompt_tokens_total", {"model": "m"}) == 7
 
 
-def test_a_made_up_method_is_no_label(registry):
+def test_a_made_up_method_is_no_label(registry: CollectorRegistry) -> None:
     http = HttpMetrics(registry)
     for word in ("BREW", "SPILL"):
         http.answered("unknown", word, 405)

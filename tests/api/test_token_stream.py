@@ -11,16 +11,16 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def closed():
+def closed() -> list[bool]:
     return []
 
 
 @pytest.fixture
-def stream(closed):
+def stream(closed: list[bool]) -> TokenStream:
     return TokenStream(closed.append)
 
 
-async def test_one_delta_for_all_that_waits(stream):
+async def test_one_delta_for_all_that_waits(stream: TokenStream) -> None:
     stream.put(1)
     stream.put(2)
     assert (await anext(stream)).tokens == [1, 2]
@@ -32,7 +32,7 @@ async def test_one_delta_for_all_that_waits(stream):
         await anext(stream)
 
 
-async def test_tokens_come_before_the_error(stream):
+async def test_tokens_come_before_the_error(stream: TokenStream) -> None:
     stream.put(1)
     stream.fail(WorkerLost("gone"))
     assert (await anext(stream)).tokens == [1]
@@ -42,17 +42,17 @@ async def test_tokens_come_before_the_error(stream):
         await anext(stream)
 
 
-async def test_close_is_told_once(stream, closed):
+async def test_close_is_told_once(stream: TokenStream, closed: list[bool]) -> None:
     stream.put(1)
     stream.close(served=True)
     stream.close()
     assert closed == [True]
 
 
-async def test_close_after_the_engine_ended_it_is_not_told(closed):
-    for end in (lambda s: s.end("stop"), lambda s: s.fail(WorkerLost("gone"))):
+async def test_close_after_the_engine_ended_it_is_not_told(closed: list[bool]) -> None:
+    for error in (None, WorkerLost("gone")):
         stream = TokenStream(closed.append)
-        end(stream)
+        stream.end("stop") if error is None else stream.fail(error)
         stream.close()
         stream.close()
     ended = TokenStream(closed.append)
@@ -63,7 +63,7 @@ async def test_close_after_the_engine_ended_it_is_not_told(closed):
     assert closed == []
 
 
-async def test_close_wakes_a_reader_and_drops_later_tokens(stream):
+async def test_close_wakes_a_reader_and_drops_later_tokens(stream: TokenStream) -> None:
     reader = asyncio.ensure_future(anext(stream, None))
     await asyncio.sleep(0)
     stream.close()

@@ -1,33 +1,43 @@
-"""The one command for a GPU where there is none: its tables, its limits, what it says it has not measured."""
+"""The one command for a GPU where there is none: what it runs, on what host, and its tables."""
 
 import ast
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
-import time
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import leaks
 from support.published import raw_table
 
 from muxd.device.cpu import Cpu
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
+def table(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import gpu_all
     import share_table
 
-    return gpu_all, share_table
+    return share_table
 
 
-def test_a_share_table_of_a_tiny_model_beside_published_times(scripts: Any, tmp_path: Path) -> None:
-    _, table = scripts
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_all
+
+    return gpu_all
+
+
+def test_a_share_table_of_a_tiny_model_beside_published_times(table: Any, tmp_path: Path) -> None:
     device = Cpu(2)
     assert table.device_shares(device, [30, 50, 100]) == [50, 100]
     forms = table.FORMS
@@ -49,135 +59,170 @@ class Capped(Cpu):
     caps = True
 
 
-def test_shares_are_those_the_device_can_give_a_process(scripts: Any) -> None:
-    _, table = scripts
+def test_shares_are_those_the_device_can_give_a_process(table: Any) -> None:
     assert table.device_shares(Capped(1), [30, 100]) == [30, 100]
     alone = Cpu(1)
     assert table.device_shares(alone, [30, 100]) == [100]
 
 
-def test_a_step_that_fails_or_hangs_is_told_and_the_next_one_runs(
-    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, _ = scripts
-    python = [sys.executable, "-c"]
-    monkeypatch.setattr(
-        run, "STEPS",
-        {
-            "bad": (lambda kit: kit.run("bad", [*python, "print('why it failed'); raise SystemExit(3)"]), 60),
-            "slow": (lambda kit: kit.run("slow", [*python, "import time; time.sleep(60)"]), 1.0),
-            "fine": (lambda kit: kit.run("fine", [*python, "print('done')"]), 60),
-            "late": (lambda kit: None, 60),
-        },
-    )  # fmt: skip
-    kit = run.Kit(tmp_path, "cuda:0", None, 1.0)
-    until = time.monotonic() + 100
-    done = [run.attempt(kit, step, until) for step in ("bad", "slow", "fine")]
-    done.append(run.attempt(kit, "late", time.monotonic()))
-    assert [one.state for one in done] == ["failed", "too long", "good", "not run"]
-    assert "why it failed" in (tmp_path / "bad.log").read_text()
-    about = run.Machine("date 2026-01-01", {"date": "2026-01-01"})
-    text = run.section(kit, about, done)
-    assert "| bad | failed |" in text
-    assert "exit code 3; bad.log says why" in text
-    assert "| late | not run | 0 | the time was up |" in text
-
-
-def test_what_a_step_has_started_ends_with_it_and_its_errors_are_told(
-    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A daemon that outlived its step would hold the device's memory; side by side, each has its log."""
-    run, _ = scripts
-    child = "import subprocess, sys; print(subprocess.Popen(['sleep', '99']).pid, flush=True); "
-    commands = {
-        "fine": [sys.executable, "-c", "print('done')"],
-        "bad": [sys.executable, "-c", child + "raise SystemExit(2)"],
-        "slow": [sys.executable, "-c", child + "import time; time.sleep(99)"],
-    }
-
-    def both(kit: Any) -> None:
-        kit.together({name: commands[name] for name in ("fine", "bad")})
-
-    def broken(kit: Any) -> None:
-        raise KeyError("no such model")
-
-    steps = {"both": both, "slow": lambda kit: kit.run("slow", commands["slow"]), "broken": broken}
-    monkeypatch.setattr(run, "STEPS", {name: (step, 4.0) for name, step in steps.items()})
-    kit = run.Kit(tmp_path, "cuda:0", None, 1.0)
-    done = [run.attempt(kit, step, time.monotonic() + 60) for step in steps]
-    assert [one.state for one in done] == ["failed", "too long", "failed"]
-    assert done[0].why == "exit code 2; bad.log says why"
-    assert done[2].why == "KeyError: 'no such model'"
-    assert (tmp_path / "fine.log").read_text() == "done\n"
-    assert all(leaks.gone(int((tmp_path / f"{name}.log").read_text()), 1) for name in ("bad", "slow"))
-
-
-def test_a_run_that_is_ended_ends_its_step(tmp_path: Path) -> None:
+def test_a_run_that_is_ended_ends_its_stage_and_keeps_its_words(tmp_path: Path) -> None:
+    """SIGTERM while a stage runs; what the stage has started is looked for by the fixture of all tests."""
     command = [sys.executable, str(BENCHMARKS / "gpu_all.py"), "--device", "cpu", "--only", "shares"]
-    run = subprocess.Popen([*command, "--out", str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert run.stdout is not None
-    assert run.stdout.readline() == "shares ...\n"
-    while not (tmp_path / "shares.log").exists():
+    results, out = tmp_path / "results", tmp_path / "out"
+    run = subprocess.Popen(
+        [*command, "--results", str(results), "--out", str(out)], stdout=subprocess.PIPE, text=True
+    )
+    while not (results / "shares.log").exists():
         assert run.poll() is None
     run.terminate()
-    assert run.wait(30) == 1
-    run.stdout.close()  # what is left behind is found by the fixture of all tests
+    printed, _ = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "gpu-part-1-2-3.md" in printed
+    with tarfile.open(out / "gpu-part-1-2-3.tgz") as tar:
+        assert "shares.log" in tar.getnames()
 
 
-def test_what_was_found_before_a_step_was_cut_short_is_shown(scripts: Any, tmp_path: Path) -> None:
-    run, _ = scripts
-    kit = run.Kit(tmp_path, "cuda:0", None, 1.0)
-    (tmp_path / "shares.md").write_text("| half a table |")
-    (tmp_path / "doctor.json").write_text("{not json")
-    suite = '<testsuites><testsuite tests="9" failures="1" errors="1" skipped="4"/></testsuites>'
-    (tmp_path / "tests-all.xml").write_text(suite)
-    about = run.Machine("date 2026-01-01", {"date": "2026-01-01"})
-    states = {"doctor": "failed", "tests": "failed", "shares": "too long", "kernels": "failed"}
-    text = run.section(kit, about, [run.Done(step, state) for step, state in states.items()])
-    assert "### shares (not all of it)\n\n| half a table |" in text
-    assert "### doctor" not in text
-    assert "| all | 3 | 2 | 4 |" in text
-    assert "### kernels" not in text
+def every_stage(kit: Any) -> dict[str, Any]:
+    from gpu_stages import PARTS, rehearsal
+
+    stages = [one for part in PARTS.values() for one in part.stages(kit)]
+    named = {stage.name: stage for stage in stages}
+    assert len(named) == len(stages), "a stage's name is its files' name"
+    return {**named, **{f"rehearsed {stage.name}": stage for stage in rehearsal(kit._replace(device="cpu"))}}
 
 
-def test_every_step_fits_ten_minutes_and_every_kernel_test_has_one_lane(scripts: Any) -> None:
-    run, _ = scripts
-    assert all(limit + 2 * run._GRACE < 600 for _, limit in run.STEPS.values())
-    root = BENCHMARKS.parent
-    files = [*root.glob("tests/**/test_*.py"), *root.glob("tests/**/conftest.py")]  # fixtures mark, too
-    marked = {file for file in files if "mark.gpu" in file.read_text()}
-    assert {file.parent.name for file in marked - {Path(__file__)}} == {"gpu", "worker"}
-    tree = ast.parse((root / run._KERNELS).read_text())
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_stage_is_a_script_with_options_that_it_has(run: Any, tmp_path: Path, quick: bool) -> None:
+    table = tmp_path / "llama.json"
+    for name, stage in every_stage(run.Kit(tmp_path, "cuda:0", quick, table, True)).items():
+        assert stage.seconds + 10 < 600, name
+        if stage.command[1] == "-m":
+            continue
+        script = Path(stage.command[1])
+        text = script.read_text()
+        if script.stem.startswith("probe_"):
+            text += (BENCHMARKS / "probe.py").read_text()
+        options = [word for word in stage.command[2:] if word.startswith("--")]
+        assert all(f'"{option}"' in text for option in options), name
+
+
+def test_what_times_the_device_has_it_alone_and_what_is_a_lane_does_not_time(
+    run: Any, tmp_path: Path
+) -> None:
+    for name, stage in every_stage(run.Kit(tmp_path)).items():
+        timed = "roofline" in stage.command[1] or Path(stage.command[1]).stem.startswith("probe_")
+        if timed and not name.startswith("rehearsed"):  # which measures nothing
+            assert stage.alone, name
+        assert not (stage.alone and stage.lane)
+
+
+def test_every_gpu_test_is_in_a_stage_and_every_kernel_test_in_one_lane(run: Any) -> None:
+    from gpu_stages import KERNEL_TESTS, LANES
+
+    files = [*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("tests/**/conftest.py")]  # fixtures mark, too
+    marked = {file for file in files if re.search(r"mark\.gpu|import .*\bWhere\b", file.read_text())}
+    assert {file.parent.name for file in marked - {Path(__file__)}} == {"gpu", "worker", "e2e"}
+    tree = ast.parse((ROOT / KERNEL_TESTS).read_text())
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    lanes = [lane for lane in run._LANES.values() if lane[0] == run._KERNELS]
-    words = [[part.strip("() ") for part in lane[2].removeprefix("not ").split(" or ")] for lane in lanes]
+    for words in LANES.values():
+        assert all(any(word in name for name in names) for word in words), "nothing is called so any more"
     for name in (name for name in names if name.startswith("test_")):
-        said = [any(word in name for word in of) for of in words]
-        assert sum(said[:-1]) == int(said[-1]), f"{name}: the last lane has what no other has"
-        assert sum(said[:-1]) <= 1, name
+        assert sum(any(word in name for word in words) for words in LANES.values()) <= 1, name
+
+
+def test_only_names_stages_that_there_are(run: Any, tmp_path: Path) -> None:
+    kit = run.Kit(tmp_path)
+    assert [stage.name for stage in run.chosen(kit, [1, 2], ["prefill", "doctor"])] == ["doctor", "prefill"]
+    with pytest.raises(SystemExit, match="--only prefil: there is facts, "):
+        run.chosen(kit, [1, 2], ["prefil"])
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(
-    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, _ = scripts
     monkeypatch.setenv("MUXD_LIBCUDA", "/nowhere/libcuda.so.1")
-    monkeypatch.setattr(sys, "argv", ["gpu_all.py", "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(sys, "argv", ["gpu_all.py", "--results", str(tmp_path / "results")])
     with pytest.raises(SystemExit, match="cuda:0 cannot be used: no CUDA driver"):
         run.main()
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "results").exists()
 
 
-def test_a_gpu_that_only_torch_can_use_is_measured_all_the_same(
-    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def bare_copy(folder: Path) -> Path:
+    """The tree as a copy that git knows nothing of, links as links."""
+    copied = ("benchmarks", "muxd", "models", "triton_kernels")
+    for name in copied:
+        shutil.copytree(
+            ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    return folder
+
+
+def test_a_bare_copy_of_the_tree_runs_without_git_and_without_any_package_of_its_own(tmp_path: Path) -> None:
+    """``-S``: the command itself finds no installed package; its stages do, and the copy's muxd."""
+    copy = bare_copy(tmp_path / "tree")
+    command = [sys.executable, "-S", "benchmarks/gpu_all.py", "--device", "cpu", "--only", "facts"]
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MUXD_COMMIT")}
+    env = {**kept, "PATH": str(tmp_path), "OUT": str(tmp_path / "out")}
+    done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "gpu-part-1-2-3.json", "gpu-part-1-2-3.md", "gpu-part-1-2-3.tgz",
+    ]  # fmt: skip
+    summary = json.loads((tmp_path / "out" / "gpu-part-1-2-3.json").read_text())
+    assert summary["machine"]["commit"] == "unknown"
+    assert [(one["step"], one["state"]) for one in summary["steps"]] == [("facts", "good")]
+    facts = (copy / "gpu-results" / "facts.log").read_text()
+    assert "git: not on PATH" in facts
+    assert f"import muxd.daemon: {copy / 'muxd' / 'daemon.py'}" in facts
+
+
+def test_children_find_wheels_and_the_tree_from_anywhere(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, _ = scripts
-    monkeypatch.setenv("MUXD_LIBCUDA", "/nowhere/libcuda.so.1")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr(run.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(run, "STEPS", {"kernels": (lambda kit: None, 60)})
-    monkeypatch.setattr(sys, "argv", ["gpu_all.py", "--out", str(tmp_path)])
-    assert run.main() == 0
-    text = (tmp_path / "measurements.md").read_text()
-    assert "a GPU that muxd cannot use: " in text
-    assert "no CUDA driver" in text
+    import gpu_host
+
+    assert gpu_host.installed(tmp_path) == (None, "")
+    (tmp_path / ".whl").mkdir()
+    with zipfile.ZipFile(tmp_path / ".whl" / "muxdwheel-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("muxdwheel.py", "ANSWER = 42\n")
+        about = "muxdwheel-1.0.dist-info"
+        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: muxdwheel\nVersion: 1.0\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+    site, wrong = gpu_host.installed(tmp_path)
+    assert (site, wrong) == (tmp_path / ".whl" / "site", "")
+    copy = tmp_path / "tree"
+    (copy / "muxd").mkdir(parents=True)
+    (copy / "muxd" / "__init__.py").touch()
+    env = gpu_host.environment(copy, site, {"PATH": os.environ["PATH"]})
+    code = "import muxd, muxdwheel; print(muxd.__file__, muxdwheel.ANSWER)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd="/", env=env, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [str(copy / "muxd" / "__init__.py"), "42"], done.stderr
+    (tmp_path / ".whl" / "broken-1.0-py3-none-any.whl").write_text("no wheel")
+    assert "broken" in gpu_host.installed(tmp_path)[1]
+
+
+def test_the_folder_of_the_mps_server_comes_onto_the_path(run: Any, tmp_path: Path) -> None:
+    """Its control daemon looks for it there; both may lie in folders of their own."""
+    from gpu_host import with_mps
+
+    folders = [tmp_path / name for name in ("control", "server", "other")]
+    for folder, program in zip(folders, ("control", "server", "else"), strict=True):
+        folder.mkdir()
+        (folder / f"nvidia-cuda-mps-{program}").touch(mode=0o755)
+    control, server, _ = map(str, folders)
+    assert with_mps("/usr/x", tuple(map(str, folders))) == f"/usr/x:{control}:{server}"
+    assert with_mps(f"{server}:{control}", ()) == f"{server}:{control}"
+    assert with_mps("/usr/x", ()) == "/usr/x"
+
+
+def test_a_commit_is_told_by_the_caller_where_git_cannot(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import provenance
+
+    monkeypatch.delenv(provenance.COMMIT, raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert provenance.commit() == "unknown"
+    monkeypatch.setenv(provenance.COMMIT, "abc1234")
+    assert provenance.commit() == "abc1234"

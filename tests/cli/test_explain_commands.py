@@ -69,7 +69,7 @@ def test_an_unknown_request_is_a_sentence(path: Path) -> None:
 
 def times(**changed: object) -> RequestTimes:
     still = dict(waits={}, prefill=0.0, recompute=0.0, decode=0.0, held=0.0, preemptions=0, beside={})
-    return msgspec.structs.replace(WHY, **{**still, "ttft": None, "total": 1.0, **changed})  # type: ignore[arg-type]
+    return msgspec.structs.replace(WHY, **{**still, "ttft": None, "total": 1.0, **changed})
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def times(**changed: object) -> RequestTimes:
         ),
         (
             times(waits={"worker": 1.0}, reruns=1, beside={"a": 1.0}),
-            "It waited 1.00 s for its model's worker to be ready, was started again after its worker "
-            "was lost (once).",
+            "It waited 1.00 s for its model's worker to be ready, lost its worker once and went on with "
+            "the next.",
         ),
         (times(waits={"novel": 1.0}), "It waited 1.00 s novel."),  # of a newer daemon
     ],

@@ -139,7 +139,7 @@ def test_stop_gives_up_with_a_sentence(path: Path) -> None:
             "muxctl: say which model: muxctl load MODEL, or muxctl load --name NAME --path FOLDER\n",
         ),
         ("load good --path x", 2, "", "muxctl: say which model:"),
-        ("load --name x --path y --dtype int8", 2, "", "muxctl: --dtype 'int8' is none of bfloat16,"),
+        ("load --name x --path y --dtype int8", 2, "", "muxctl: --dtype 'int8' is none of auto, bfloat16,"),
         ("load --name x --path y --kv-dtype int8", 2, "", "muxctl: --kv-dtype 'int8' is none of auto, fp8\n"),
         ("status --audit", 1, "3 blocks lost: [7, 8, 9]\n", ""),
     ],

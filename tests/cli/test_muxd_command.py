@@ -45,6 +45,20 @@ def test_flags_win_over_environment_over_file(
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["a = " + "[" * 100_000, "[server]\nport = " + "9" * 5000, f"[pool]\nbytes = '{'9' * 5000}'\n"],
+    ids=["deep", "digits", "size"],
+)
+def test_a_file_that_breaks_its_reader_is_a_sentence(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "muxd.toml"
+    file.write_text(text)
+    done = muxd("serve", "--config", str(file))
+    assert done.returncode == 78
+    assert done.stderr.startswith(f"muxd: {file}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("flag", "value", "key"),
     [
         ("--pool-bytes", "lots", "pool.bytes"),

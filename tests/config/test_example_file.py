@@ -10,19 +10,23 @@ import pytest
 from muxd.config import (
     Config,
     DeviceConfig,
+    LimitsConfig,
     ModelConfig,
     PlacementConfig,
     PoolConfig,
     QuotaConfig,
     SchedulerConfig,
     ServerConfig,
+    TextConfig,
     load,
 )
 
 EXAMPLE = Path(__file__).parents[2] / "muxd.example.toml"
 TEXT = EXAMPLE.read_text()
-ROOMS = {
+ROOMS: dict[str, type[msgspec.Struct]] = {
     "[server]": ServerConfig,
+    "[limits]": LimitsConfig,
+    "[text]": TextConfig,
     "[pool]": PoolConfig,
     "[scheduler]": SchedulerConfig,
     "[placement]": PlacementConfig,
@@ -54,6 +58,8 @@ def test_every_key_stands_in_its_section(header: str) -> None:
 def test_every_room_of_the_configuration_is_covered() -> None:
     assert [field.name for field in msgspec.structs.fields(Config)] == [
         "server",
+        "limits",
+        "text",
         "pool",
         "scheduler",
         "placement",
@@ -70,5 +76,5 @@ def test_the_defaults_it_shows_are_the_real_ones() -> None:
     assert msgspec.convert(tomllib.loads(shown), Config) == Config()
     assert len(re.findall(r"^[a-z_]+ = ", shown, re.M)) == sum(
         len(msgspec.structs.fields(room))
-        for room in (ServerConfig, PoolConfig, SchedulerConfig, PlacementConfig)
+        for room in (ServerConfig, LimitsConfig, TextConfig, PoolConfig, SchedulerConfig, PlacementConfig)
     )

@@ -14,7 +14,7 @@ from muxd.cli.muxd import app
 from muxd.cli.overhead import fitted, measure_overhead
 from muxd.cli.profiling import Plan, Prober, _parts, cells, measure, merged, shares
 from muxd.cost import probe
-from muxd.cost.profile import check, load, save
+from muxd.cost.profile import ModelProfile, check, load, save
 from muxd.cost.table import CostTable
 from muxd.device.cpu import Cpu
 from muxd.errors import ConfigError, ModelFolderError
@@ -24,6 +24,8 @@ from muxd.sim.workload import Item, Workload
 from muxd.worker import profile
 from muxd.worker.runner import Batch, Runner
 
+pytestmark = pytest.mark.xdist_group("cores")  # what others compute meanwhile would be measured, too
+
 SMALL = Plan((1, 32), (0, 64), 0.0, (1, 4), (32, 128), 0.0, 0.05)
 
 
@@ -32,11 +34,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_served(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def test_a_model_is_measured_over_its_grid_and_joins_the_file(folder: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def measured(folder: Path) -> tuple[ModelProfile, int]:
+    """On this machine, and in how many steps."""
     steps: list[None] = []
     found = measure(folder, "float32", lambda: steps.append(None), device=Cpu(), plan=SMALL)
+    return found, len(steps)
+
+
+def test_a_model_is_measured_over_its_grid_and_joins_the_file(
+    measured: tuple[ModelProfile, int], tmp_path: Path
+) -> None:
+    found, steps = measured
     rungs = Cpu().rungs
-    assert len(steps) == cells(Cpu(), SMALL) - (0 if len(rungs) > 1 else 3)
+    assert steps == cells(Cpu(), SMALL) - (0 if len(rungs) > 1 else 3)
     check(found.prefill, "prefill")
     check(found.decode, "decode")
     assert found.decode.shares == list(rungs)
@@ -83,13 +94,13 @@ class InParts(Cpu):
 
 
 class Capped(Cpu):
-    """Every percent is a cap for a worker's life."""
+    """Every percent, or every one of ``rungs``, is a cap for a worker's life."""
 
     caps = True
 
-    def __init__(self, cores: int) -> None:
+    def __init__(self, cores: int, rungs: tuple[int, ...] = tuple(range(1, 101))) -> None:
         super().__init__(cores)
-        self.rungs = tuple(range(1, 101))
+        self.rungs = rungs
         self.asked: list[int] = []
 
     def worker_env(self, cap: int = 0) -> dict[str, str]:
@@ -108,9 +119,10 @@ def test_shares_of_a_gpu_become_parts_or_processes_of_their_own(folder: Path) ->
         75,
         100,
     ]
-    capped = Capped(1)
+    assert list(shares(Capped(1))) == list(range(10, 101, 10))
+    capped = Capped(1, (30, 60, 100))
     found = measure(folder, "float32", lambda: None, plan=plan, device=capped)
-    assert found.prefill.shares == list(shares(capped)) == list(range(10, 101, 10))
+    assert found.prefill.shares == list(shares(capped)) == [30, 60, 100]
     assert set(capped.asked) == {0, *shares(capped)}
 
 
@@ -193,10 +205,11 @@ def test_the_overhead_is_what_the_table_does_not_explain() -> None:
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_the_overhead_is_measured_on_a_live_daemon(folder: Path, gpu: bool) -> None:
+def test_the_overhead_is_measured_on_a_live_daemon(
+    folder: Path, measured: tuple[ModelProfile, int], gpu: bool
+) -> None:
     """``gpu``: by second tokens alone, as no step that runs ahead tells it."""
-    model = measure(folder, "float32", lambda: None, plan=SMALL, device=Cpu())
-    made = merged(Path("/nowhere"), "tiny", model, Cpu())
+    made = merged(Path("/nowhere"), "tiny", measured[0], Cpu())
     assert not made.device.gpu
     cost = CostTable(replace(made, device=replace(made.device, gpu=gpu)))
     found = measure_overhead(folder, "tiny", "float32", cost)

@@ -115,19 +115,19 @@ def test_a_client_that_is_not_attached_as_asked(mps: Mps, env: dict[str, str], s
 
 
 @pytest.mark.parametrize(
-    ("mode", "why", "said"),
+    ("mode", "within", "why", "said"),
     [
-        ("refuse", "refused", "insufficient permissions"),
-        ("silent", "timeout", "started nothing that answers"),
-        ("mute", "timeout", "no answer within 1 s"),
+        ("refuse", 60, "refused", "insufficient permissions"),
+        ("silent", 60, "timeout", "started nothing that answers within 1 s"),
+        ("mute", 0.2, "timeout", r"no answer within 0\.2 s"),
     ],
 )
 def test_a_daemon_that_does_not_come_up(
-    mps: Mps, mode: str, why: str, said: str, monkeypatch: pytest.MonkeyPatch
+    mps: Mps, mode: str, within: float, why: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_MPS", mode)
     monkeypatch.setattr(room, "_START", 1.0)
-    monkeypatch.setattr(mps, "_answer_within", 1.0)
+    monkeypatch.setattr(mps, "_answer_within", within)
     with pytest.raises(MpsUnavailable, match=said) as raised:
         mps.start()
     assert raised.value.why == why

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from support.stand_ins import python
 
@@ -19,7 +20,7 @@ except NvmlMissing as error:
 """
 
 
-def read(folder: Path | None, **env: str) -> object:
+def read(folder: Path | None, **env: str) -> Any:
     path = str(folder) if folder else ""
     return json.loads(python(READ, env={"LD_LIBRARY_PATH": path, **env}))
 

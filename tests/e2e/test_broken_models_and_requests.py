@@ -2,14 +2,18 @@
 on, everybody else hears what is wrong."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2 as httpx
 import openai
 import pytest
-from support.live import LiveDaemon, live
-from support.tiny import tiny_served
+from support.live import LiveDaemon
+from support.tiny import tiny_llama, tiny_served
+from support.where import EVERYWHERE, Where, on
+
+pytestmark = on(*EVERYWHERE)
 
 
 def _truncated(folder: Path) -> None:
@@ -42,6 +46,24 @@ def _no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
+def _pipe(folder: Path) -> None:
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    os.mkfifo(folder / "generation_config.json")
+
+
+def _deep(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"a":' * 100_000)
+
+
+def _layers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**18}))
+
+
+def _wide_head(folder: Path) -> None:
+    tiny_llama(folder, head_dim=4096)
+
+
 # How to break a folder, and what the reason must name.
 BREAKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (_truncated, "model.safetensors"),
@@ -49,19 +71,23 @@ BREAKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "wrong-shape": (_wrong_shape, "mlp"),
     "unknown-architecture": (_unknown_architecture, "Mamba"),
     "pickle": (_pickle, "safetensors"),
+    "pipe": (_pipe, "generation_config.json cannot be read: it is a pipe"),
+    "deep": (_deep, "tokenizer_config.json is not valid JSON: it is nested too deeply"),
+    "layers": (_layers, "num_hidden_layers must be at most"),
+    "wide-head": (_wide_head, "pool.block_bytes: 8192 holds no token of a model with head_dim 4096"),
     "no-tokenizer": (_no_tokenizer, "tokenizer.json"),
 }
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
+def daemon(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
     root = tmp_path_factory.mktemp("models")
     tiny_served(root / "good")
     for name, (damage, _) in BREAKS.items():
         damage(tiny_served(root / name))
     names = ["good", *BREAKS, "no-such-folder"]
     config = "".join(f'[[model]]\nname = "{name}"\npath = "{root / name}"\n' for name in names)
-    with live(f'[pool]\nbytes = "16M"\n{config}', root) as daemon:
+    with where.live(f'[pool]\nbytes = "16M"\n{config}', root) as daemon:
         yield daemon
 
 

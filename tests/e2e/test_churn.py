@@ -17,15 +17,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import count, cycle
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import pytest
 from support import leaks, tiny_models
 from support.churn import Asked, ask, clients
-from support.live import LiveDaemon, live
+from support.live import LiveDaemon
 from support.tiny import tiny_served
-from support.where import check_regions
+from support.where import Where, on
 from transformers import AutoModelForCausalLM
 
 from muxd.admin.schemas import LoadModel, QuotaChange, UnloadModel
@@ -225,7 +225,8 @@ class Judge:
         self.compared, self.ties = 0, 0
         self.wrong: list[str] = []
         self._references = {
-            model: AutoModelForCausalLM.from_pretrained(path).eval() for model, path in churn.models.items()
+            model: AutoModelForCausalLM.from_pretrained(path, dtype="float32").eval()
+            for model, path in churn.models.items()
         }
 
     def alone(self) -> None:
@@ -275,7 +276,7 @@ def check_both_sides(churn: Churn, text: str) -> None:
     for one in churn.asked:
         states = churn.states[one.id]
         counted.update((one.model, state) for state in states)
-        allowed = {
+        allowed: tuple[Any, set[str]] = {
             "served": (["served"], {"served"}),
             "refused": (["refused"], {"refused", "failed", "cancelled"}),
             "failed": (["failed"], {"failed", "served", "cancelled"}),
@@ -320,10 +321,12 @@ def why(daemon: LiveDaemon, id: str) -> list[str]:
         return []
 
 
+@pytest.mark.slow
+@on("cpu")
 @pytest.mark.timeout(SECONDS * 2 + 300)
-def test_nothing_is_lost_doubled_or_left(tmp_path: Path) -> None:
+def test_nothing_is_lost_doubled_or_left(where: Where, tmp_path: Path) -> None:
     models = folders(tmp_path)
-    with live(config(models), tmp_path) as daemon:
+    with where.live(config(models), tmp_path) as daemon:
         churn, text, before, after = asyncio.run(_run(daemon, models))
         judge = Judge(churn)
         judge.alone()
@@ -339,11 +342,10 @@ def test_nothing_is_lost_doubled_or_left(tmp_path: Path) -> None:
         books = daemon.admin.audit()
         assert (books.fault, books.held_blocks) == ("", 0)
         assert preempted
-        # In a short run a kill may meet nobody.
-        kinds = ("served", "refused", "cancelled", *(["failed"] if SECONDS >= 100 else []))
-        assert all(outcomes[kind] for kind in kinds), outcomes
+        # Nobody need fail: those whose worker was killed go on with the next one.
+        assert all(outcomes[kind] for kind in ("served", "refused", "cancelled")), outcomes
         assert all(churn.done[what] for what in ("kills", "loads", "unloads", "quotas", "policies"))
-        check_regions(daemon.process.pid, "pool", *["weights"] * len(models))
+        where.check_regions(daemon.process.pid, "pool", *["weights"] * len(models))
         assert len(daemon.workers()) == len(models)
         assert len(after) <= len(before) + 2, sorted(after.values())
         assert "Traceback" not in daemon.log

@@ -1,6 +1,7 @@
 """SIGTERM, a killed daemon, a killed worker: who is told what, and that nothing stays behind."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,8 @@ from pathlib import Path
 import openai
 import pytest
 from support import leaks
-from support.live import LiveDaemon, demo_config, live
-from support.where import check_regions
+from support.live import LiveDaemon, demo_config
+from support.where import EVERYWHERE, Where, on
 
 pytestmark = pytest.mark.demo
 
@@ -30,12 +31,15 @@ def endless(client: openai.OpenAI, model: str) -> Iterator[str]:
     yield from texts
 
 
-def test_sigterm_lets_short_streams_end_tells_long_ones_why_and_leaves_nothing(tmp_path: Path) -> None:
+@on("cpu", "gpu")  # references are slow: not so many tokens in so little time on the stand-in
+def test_sigterm_lets_short_streams_end_tells_long_ones_why_and_leaves_nothing(
+    where: Where, tmp_path: Path
+) -> None:
     # Long enough for 24 tokens on a slow machine, and no answer of the other model ends in it.
     config = demo_config("smol", "gemma", extra="[server]\nshutdown_grace = 8.0\n")
-    with live(config, tmp_path) as daemon, daemon.client() as client:
+    with where.live(config, tmp_path) as daemon, daemon.client() as client:
         pids = [daemon.process.pid, *daemon.workers().values()]
-        check_regions(daemon.process.pid, "pool", "weights", "weights")
+        where.check_regions(daemon.process.pid, "pool", "weights", "weights")
         short = client.completions.create(
             model="gemma", prompt="Hello", stream=True, max_tokens=24, temperature=0,
             extra_body={"ignore_eos": True},
@@ -53,8 +57,11 @@ def test_sigterm_lets_short_streams_end_tells_long_ones_why_and_leaves_nothing(t
         assert not daemon.socket.exists()
 
 
-def test_sigkill_of_the_daemon_takes_every_worker_with_it_within_five_seconds(tmp_path: Path) -> None:
-    daemon = LiveDaemon(demo_config("smol", "gemma"), tmp_path)
+@on(*EVERYWHERE)
+def test_sigkill_of_the_daemon_takes_every_worker_with_it_within_five_seconds(
+    where: Where, tmp_path: Path
+) -> None:
+    daemon = LiveDaemon(demo_config("smol", "gemma"), tmp_path, where.env)
     try:
         workers = daemon.wait_ready().workers()
         assert len(workers) == 2
@@ -70,25 +77,31 @@ def test_sigkill_of_the_daemon_takes_every_worker_with_it_within_five_seconds(tm
         daemon.close()
 
 
-def test_sigkill_of_a_worker_ends_its_streams_restarts_it_and_spares_the_other_model(tmp_path: Path) -> None:
-    with live(demo_config("smol", "gemma"), tmp_path) as daemon, daemon.client() as client:
-        doomed, spared = endless(client, "smol"), endless(client, "gemma")
-        next(doomed)
+@on(*EVERYWHERE)
+def test_sigkill_of_a_worker_pauses_its_streams_and_spares_the_other_model(
+    where: Where, tmp_path: Path
+) -> None:
+    with where.live(demo_config("smol", "gemma"), tmp_path) as daemon, daemon.client() as client:
+        paused, spared = endless(client, "smol"), endless(client, "gemma")
+        next(paused)
         next(spared)
         before = daemon.workers()
         os.kill(before["smol"], signal.SIGKILL)
-        with pytest.raises(openai.APIError, match="SIGKILL"):
-            list(doomed)
-        # A request sent meanwhile waits for the new worker and is served.
+        # A request sent meanwhile waits for the new worker and is served; the stream goes on.
         answer = client.completions.create(model="smol", prompt="Hello", max_tokens=4, temperature=0)
         assert answer.usage is not None
         assert answer.usage.completion_tokens == 4
+        assert [next(paused) for _ in range(20)]
         after = daemon.workers()
         assert after["gemma"] == before["gemma"]
         assert after["smol"] != before["smol"]
         assert [next(spared) for _ in range(20)]
-        assert 'muxd_worker_restarts_total{model="smol"} 1.0' in metrics(daemon)
-        spared.close()  # type: ignore[attr-defined]
+        text = metrics(daemon)
+        assert 'muxd_worker_restarts_total{model="smol"} 1.0' in text
+        # Two where the second request had begun before the death was noticed.
+        assert re.search(r'muxd_resumed_total{model="smol"} [12]\.0', text)
+        for stream in (paused, spared):
+            stream.close()  # type: ignore[attr-defined]
 
 
 def metrics(daemon: LiveDaemon) -> str:

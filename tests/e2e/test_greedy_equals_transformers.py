@@ -6,23 +6,29 @@ from collections.abc import Iterator
 
 import aiohttp
 import pytest
-from support.live import LiveDaemon, demo_config, demo_folder, live
+from support.live import LiveDaemon, demo_config, demo_folder
 from support.reference import PROMPTS, greedy
+from support.where import Where, place
 
 from muxd.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.demo
 
 TOKENS = 64
+BOTH = [place(name, model) for name in ("cpu", "gpu") for model in ("smol", "gemma")]
+on_both = pytest.mark.parametrize(("where", "model"), BOTH, indirect=True)
+# References are slow: the stand-in computes the answers of one model once.
+on_all = pytest.mark.parametrize(("where", "model"), [*BOTH, place("stand-in", "smol")], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
-    with live(demo_config("smol", "gemma", dtype="float32"), tmp_path_factory.mktemp("greedy")) as daemon:
+def daemon(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
+    config = demo_config("smol", "gemma", dtype="float32")
+    with where.live(config, tmp_path_factory.mktemp("greedy")) as daemon:
         yield daemon
 
 
-@pytest.fixture(scope="module", params=["smol", "gemma"])
+@pytest.fixture(scope="module")
 def model(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -77,13 +83,20 @@ async def beside_a_busy_model(daemon: LiveDaemon, model: str, prompts: list[list
     return found
 
 
-def test_alone(daemon, model, prompts, expected):
+@on_all
+def test_alone(daemon: LiveDaemon, model: str, prompts: list[list[int]], expected: list[list[int]]) -> None:
     assert asyncio.run(one_by_one(daemon, model, prompts)) == expected
 
 
-def test_batched_with_seven_others(daemon, model, prompts, expected):
+@on_both
+def test_batched_with_seven_others(
+    daemon: LiveDaemon, model: str, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
     assert asyncio.run(together(daemon, model, prompts)) == expected
 
 
-def test_while_the_other_model_is_busy(daemon, model, prompts, expected):
+@on_both
+def test_while_the_other_model_is_busy(
+    daemon: LiveDaemon, model: str, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
     assert asyncio.run(beside_a_busy_model(daemon, model, prompts)) == expected

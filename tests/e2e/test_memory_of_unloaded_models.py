@@ -1,6 +1,5 @@
 """What the weights of an unloaded model took becomes K and V of others, and goes back when it is loaded."""
 
-import json
 import os
 import re
 import signal
@@ -10,33 +9,38 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-from support.live import LiveDaemon, live
-from support.tiny import tiny_served
-from support.two_units import INNER, devices, models, row, whole
+from support.live import LiveDaemon
+from support.shared import Shared
 from support.two_units import ask as ask_on
-from support.where import FIRST, SECOND, check_regions, needs_two_devices, pages
+from support.two_units import models, row, whole
+from support.where import EVERYWHERE, Where, on
 
 from muxd.admin.schemas import LoadModel, MoveModel, QuotaChange, UnloadModel
 from muxd.errors import MuxdError
+
+pytestmark = on(*EVERYWHERE)
 
 POOL = 64  # head blocks; a row of these models has 4, for 64 tokens
 TOKENS = 300  # of an answer: 5 rows
 
 
-def config(root: Path, split: str, of_b: str = "") -> str:
-    models = ""
-    for seed, name in enumerate("ab"):
-        folder = tiny_served(root / name, seed, INNER)
-        spec = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(spec | {"max_position_embeddings": 4096}))
-        models += f'[[model]]\nname = "{name}"\npath = "{folder}"\ndtype = "float32"\n'
+def config(where: Where, root: Path, split: str, of_b: str = "") -> str:
     text = f'[pool]\nbytes = "{POOL * 8}K"\ngrow = true\n[scheduler]\nsplit_phases = "{split}"\n'
-    return text + models + of_b
+    return text + models(where, root, {"a": "", "b": ""}) + of_b
 
 
-@pytest.fixture(params=["no", "yes"])
-def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LiveDaemon]:
-    with live(config(tmp_path, request.param), tmp_path) as daemon:
+@pytest.fixture(scope="module", params=["no", "yes"])
+def shared(
+    request: pytest.FixtureRequest, where: Where, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shared]:
+    root = tmp_path_factory.mktemp("lent")
+    with Shared(where, config(where, root, request.param), root) as shared:
+        yield shared
+
+
+@pytest.fixture
+def daemon(shared: Shared) -> Iterator[LiveDaemon]:
+    with shared.lent() as daemon:
         yield daemon
 
 
@@ -56,16 +60,13 @@ def used(daemon: LiveDaemon) -> int:
     return daemon.admin.audit().held_blocks
 
 
-def check_memory(daemon: LiveDaemon, *labels: str) -> None:
-    check_regions(daemon.process.pid, *labels)
-
-
-def test_lent_memory_is_used_and_given_back_under_running_answers(daemon: LiveDaemon) -> None:
+def test_lent_memory_is_used_and_given_back_under_running_answers(where: Where, daemon: LiveDaemon) -> None:
+    preempted = metric(daemon, "muxd_preemptions_total")
     prompts = [f"Tell me {i} " * 2 for i in range(4)]
     alone = [ask(daemon, prompt) for prompt in prompts]
-    check_memory(daemon, "pool", "weights", "weights")
+    where.check_regions(daemon.process.pid, "pool", "weights", "weights")
     list(daemon.admin.unload(UnloadModel("b")))
-    check_memory(daemon, "pool", "pool", "weights")  # its weights are room now
+    where.check_regions(daemon.process.pid, "pool", "pool", "weights")  # its weights are room now
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(ask, daemon, prompt) for prompt in prompts]
         most = 0
@@ -75,10 +76,10 @@ def test_lent_memory_is_used_and_given_back_under_running_answers(daemon: LiveDa
         steps = [step.stage for step in daemon.admin.load(LoadModel("b"))]
         assert steps[-1] == "ready"
         assert [future.result() for future in asked] == alone, "some were computed again elsewhere"
-    check_memory(daemon, "pool", "weights", "weights")
+    where.check_regions(daemon.process.pid, "pool", "weights", "weights")
     for pid in daemon.workers().values():
         assert mapped(pid) == 2
-    assert metric(daemon, "muxd_preemptions_total") > 0
+    assert metric(daemon, "muxd_preemptions_total") > preempted
     books = daemon.admin.audit()
     assert (books.fault, books.held_blocks) == ("", 0)
     list(daemon.admin.unload(UnloadModel("b")))  # and again, at the same addresses
@@ -93,10 +94,11 @@ def mapped(pid: int) -> int:
 
 
 def test_a_new_worker_finds_the_lent_memory(daemon: LiveDaemon) -> None:
-    alone = ask(daemon, "Once")
+    alone, before = ask(daemon, "Once"), metric(daemon, "muxd_worker_restarts_total")
     list(daemon.admin.unload(UnloadModel("b")))
     os.kill(daemon.workers()["a"], signal.SIGKILL)
-    while not metric(daemon, "muxd_worker_restarts_total"):  # who asks before muxd knows may be told of it
+    # Who asks before muxd knows may be told of it.
+    while metric(daemon, "muxd_worker_restarts_total") == before:
         continue
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda _: ask(daemon, "Once"), range(4))) == [alone] * 4
@@ -104,8 +106,8 @@ def test_a_new_worker_finds_the_lent_memory(daemon: LiveDaemon) -> None:
         assert mapped(pid) == 3
 
 
-def test_a_load_that_fails_leaves_the_memory_lent(tmp_path: Path) -> None:
-    with live(config(tmp_path, "no", 'quota = { min = "50%" }\n'), tmp_path) as daemon:
+def test_a_load_that_fails_leaves_the_memory_lent(where: Where, tmp_path: Path) -> None:
+    with where.live(config(where, tmp_path, "no", 'quota = { min = "50%" }\n'), tmp_path) as daemon:
         list(daemon.admin.unload(UnloadModel("b")))
         daemon.admin.set_quota(QuotaChange("a", min="60%"))
         lent = daemon.status().pool.total_blocks
@@ -114,22 +116,22 @@ def test_a_load_that_fails_leaves_the_memory_lent(tmp_path: Path) -> None:
             with pytest.raises(MuxdError, match=r"quota\.min"):
                 list(daemon.admin.load(LoadModel("b")))
             assert daemon.status().pool.total_blocks == lent
-            check_memory(daemon, "pool", "pool", "weights")
+            where.check_regions(daemon.process.pid, "pool", "pool", "weights")
             assert mapped(daemon.workers()["a"]) == 3
         list(daemon.admin.unload(UnloadModel("b")))  # a failed model has nothing to lend
         assert daemon.status().pool.total_blocks == lent
-        check_memory(daemon, "pool", "pool", "weights")
+        where.check_regions(daemon.process.pid, "pool", "pool", "weights")
         assert len(ask(daemon, "Once")) == TOKENS
 
 
-@needs_two_devices
-def test_a_move_takes_back_what_is_lent_there_and_lends_what_it_leaves(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("two_devices")
+def test_a_move_takes_back_what_is_lent_there_and_lends_what_it_leaves(where: Where, tmp_path: Path) -> None:
     """The target has memory for its pool and one model, which another has left to the pool."""
-    two = models(tmp_path, {"a": FIRST, "b": SECOND})
+    two = models(where, tmp_path, {"a": where.first, "b": where.second})
     weights = (tmp_path / "a" / "model.safetensors").stat().st_size
-    limit = pages(1 << 20) + pages(weights) * 3 // 2
-    text = devices(("1M", "1M"), second=f'memory = "{limit}"\n')
-    with live("[pool]\ngrow = true\n" + text + two, tmp_path) as daemon:
+    limit = where.pages(1 << 20) + where.pages(weights) * 3 // 2
+    text = where.two_devices(("1M", "1M"), second=f'memory = "{limit}"\n')
+    with where.live("[pool]\ngrow = true\n" + text + two, tmp_path) as daemon:
         own = 128  # head blocks of each pool
         alone = ask_on(daemon, "a", 64)
         assert blocks(daemon) == [own, own]
@@ -137,15 +139,15 @@ def test_a_move_takes_back_what_is_lent_there_and_lends_what_it_leaves(tmp_path:
         lent = blocks(daemon)[1] - own
         assert blocks(daemon) == [own, own + lent]
         assert lent > 0
-        assert list(daemon.admin.move(MoveModel("a", SECOND)))[-1].stage == "moved"
-        assert row(daemon, "a").device == SECOND
+        assert list(daemon.admin.move(MoveModel("a", where.second)))[-1].stage == "moved"
+        assert row(daemon, "a").device == where.second
         assert blocks(daemon) == [own + lent, own]
         assert ask_on(daemon, "a", 64) == alone
-        check_memory(daemon, "pool", "pool", "pool", "weights")
+        where.check_regions(daemon.process.pid, "pool", "pool", "pool", "weights")
         with pytest.raises(MuxdError, match="not enough memory"):
             list(daemon.admin.load(LoadModel("b")))  # no room beside a; nothing is lent there
         assert blocks(daemon) == [own + lent, own]
-        assert list(daemon.admin.load(LoadModel("b", device=FIRST)))[-1].stage == "ready"
+        assert list(daemon.admin.load(LoadModel("b", device=where.first)))[-1].stage == "ready"
         assert blocks(daemon) == [own, own]
         assert whole(daemon)
 

@@ -2,57 +2,19 @@
 
 import asyncio
 import json
-import signal
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from support.two_units import body, devices, models
-from support.where import needs_two_devices, on_the_cpu
+from support.in_process import played
+from support.two_units import body
+from support.where import Where, on
 
-from muxd.config import load
 from muxd.daemon import Daemon
-from muxd.device import cpu
 from muxd.errors import MuxdError
 
-pytestmark = [on_the_cpu, needs_two_devices]  # what the machine has is made up here
-
-Scene = Callable[[Daemon, aiohttp.ClientSession, list[int]], Coroutine[Any, Any, None]]
-
-
-def played(root: Path, monkeypatch: pytest.MonkeyPatch, scene: Scene) -> None:
-    """A daemon in this process, on a machine with 150 % of the memory of one copy beside the pools.
-
-    The third argument of the scene is the machine's bytes, to be changed.
-    """
-    file = root / "muxd.toml"
-    file.write_text(f'[server]\nport = 0\nsocket = "{root}/s"\n' + devices() + models(root, {"a": "cpu:0"}))
-    weights = (root / "a" / "model.safetensors").stat().st_size
-    machine = [(32 << 20) + weights * 3 // 2]
-
-    def available() -> tuple[int, str]:
-        held = [region for region in cpu.Cpu._regions if not region.closed]
-        return machine[0] - sum(region.nbytes - region.untouched for region in held), "the test"
-
-    monkeypatch.setattr(cpu, "available_memory", available)
-    daemon = Daemon(load(file, env={}))
-
-    async def all_of_it() -> None:
-        ready = asyncio.Event()
-        life = asyncio.create_task(daemon.live(lambda steward: ready.set(), lambda *_: None))
-        try:
-            await asyncio.wait_for(ready.wait(), 60)
-            async with aiohttp.ClientSession(daemon.address) as session:
-                await asyncio.wait_for(scene(daemon, session, machine), 120)
-        finally:
-            daemon.stop()
-            await life
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().remove_signal_handler(number)
-
-    asyncio.run(all_of_it())
+pytestmark = [on("cpu"), pytest.mark.usefixtures("two_devices")]  # what the machine has is made up here
 
 
 async def ask(session: aiohttp.ClientSession, tokens: int = 16) -> list[int]:
@@ -84,7 +46,7 @@ async def under_way(daemon: Daemon, session: aiohttp.ClientSession) -> list[Any]
     return [steps, running, *later]
 
 
-def test_requests_wait_while_it_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_wait_while_it_moves(where: Where, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(daemon: Daemon, session: aiohttp.ClientSession, machine: list[int]) -> None:
         alone = await ask(session)
         steps, running, *later = await under_way(daemon, session)
@@ -98,11 +60,11 @@ def test_requests_wait_while_it_moves(tmp_path: Path, monkeypatch: pytest.Monkey
             assert site.arena.ledger.unheld_blocks == site.arena.ledger.total_blocks
         assert list(daemon.sites["cpu:0"].hosts) == []
 
-    played(tmp_path, monkeypatch, scene)
+    played(where, tmp_path, monkeypatch, scene)
 
 
 def test_they_come_back_when_it_cannot_be_loaded_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: Where, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene(daemon: Daemon, session: aiohttp.ClientSession, machine: list[int]) -> None:
         alone = await ask(session)
@@ -131,4 +93,4 @@ def test_they_come_back_when_it_cannot_be_loaded_there(
         assert list(target.hosts) == []
         assert list(target.unit.lanes) == []
 
-    played(tmp_path, monkeypatch, scene)
+    played(where, tmp_path, monkeypatch, scene)

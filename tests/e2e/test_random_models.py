@@ -11,11 +11,13 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from support.live import LiveDaemon, live
+from support.live import LiveDaemon
 from support.tiny import byte_tokenizer
 from support.tiny_models import continuation_logits, gemma3, llama, mistral, qwen2
-from support.where import GPU
+from support.where import Where, on
 from transformers import PreTrainedModel
+
+pytestmark = on("cpu", "gpu")
 
 Models = dict[str, tuple[Path, PreTrainedModel]]
 TOKENS, CLOSE = 48, 1e-3
@@ -36,12 +38,12 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def daemon(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
+def daemon(where: Where, models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
     config = '[pool]\nbytes = "64M"\n' + "".join(
         f'[[model]]\nname = "{name}"\npath = "{folder}"\ndtype = "float32"\n'
         for name, (folder, _) in models.items()
     )
-    with live(config, tmp_path_factory.mktemp("random")) as daemon:
+    with where.live(config, tmp_path_factory.mktemp("random")) as daemon:
         yield daemon
 
 
@@ -71,25 +73,25 @@ async def together(daemon: LiveDaemon, names: Iterable[str]) -> dict[str, list[l
     return by_model
 
 
-def check(found: dict[str, list[list[int]]], models: Models) -> None:
+def check(found: dict[str, list[list[int]]], models: Models, close: float) -> None:
+    """``close``: on another device sums round differently, and only between equals may the choice differ."""
     for name, answers in found.items():
         for prompt, tokens in zip(prompts(name), answers, strict=True):
             assert len(tokens) == TOKENS
             wanted = continuation_logits(models[name][1], prompt, tokens)
             chosen = wanted[range(TOKENS), tokens]
-            # On another device sums round differently: only between equals may the choice differ.
-            close = CLOSE if GPU else 0.0
             assert bool((wanted.max(-1).values - chosen <= close).all()), f"{name}, {len(prompt)} tokens"
 
 
 def test_greedy_tokens_alone_and_of_all_at_once_are_those_of_transformers(
-    daemon: LiveDaemon, models: Models
+    where: Where, daemon: LiveDaemon, models: Models
 ) -> None:
     """Each prompt is asked twice more when all its full rows are found in the pool."""
+    close = CLOSE if where.gpu else 0.0
     for name in models:
-        check(asyncio.run(together(daemon, [name])), models)
+        check(asyncio.run(together(daemon, [name])), models, close)
     for _ in range(2):
-        check(asyncio.run(together(daemon, models)), models)
+        check(asyncio.run(together(daemon, models)), models, close)
     status = daemon.status()
     assert status.requests.served == 3 * sum(len(prompts(name)) for name in models)
     assert (status.requests.running, status.requests.waiting, status.requests.failed) == (0, 0, 0)

@@ -9,32 +9,31 @@ from pathlib import Path
 import msgspec
 import pytest
 from support import costs
-from support.live import LiveDaemon, live
-from support.two_units import ask, devices, models, row, whole
-from support.where import SECOND, needs_two_devices, pages
+from support.live import LiveDaemon
+from support.two_units import ask, models, row, whole
+from support.where import EVERYWHERE, Where, on
 
 from muxd.admin.schemas import MoveModel
 from muxd.cost.profile import FORMAT, Device, Profile
 from muxd.errors import MuxdError
 from muxd.fleet.events import Event
 
-pytestmark = needs_two_devices
-
+pytestmark = pytest.mark.usefixtures("two_devices")
 
 RATES = {"a": 0.02, "b": 0.02, "c": 9.0}
 
 
-def config(root: Path, placement: str, rates: dict[str, float] = RATES, room: float = 0) -> str:
+def config(where: Where, root: Path, placement: str, rates: dict[str, float] = RATES, room: float = 0) -> str:
     """By the profile a device serves 2.5 requests of twenty tokens a second. ``c`` is expected to be asked
     for most, so ``a`` and ``b`` begin together. ``room``: how many models each device has memory for."""
     slow = {name: costs.model(prefill=0.02, decode=0.01) for name in rates}
     profile = Profile(FORMAT, Device("hand", 1, [50, 100]), slow)
     (root / "cost.json").write_bytes(msgspec.json.encode(profile))
-    tables = models(root, dict.fromkeys(rates, "")).split("[[model]]\n")
+    tables = models(where, root, dict.fromkeys(rates, "")).split("[[model]]\n")
     shown = "".join(f"[[model]]\n{table}rate = {rates[table[8]]}\n" for table in tables[1:])
     weights = (root / "a" / "model.safetensors").stat().st_size
-    memory = (16 << 20) + int(room * pages(weights)) if room else 0
-    return f'[placement]\nprofile = "cost.json"\n{placement}\n{devices(memory=memory)}{shown}'
+    memory = (16 << 20) + int(room * where.pages(weights)) if room else 0
+    return f'[placement]\nprofile = "cost.json"\n{placement}\n{where.two_devices(memory=memory)}{shown}'
 
 
 class Clients:
@@ -70,8 +69,9 @@ def until(daemon: LiveDaemon, *kinds: str) -> Event:
     return next(one for one in daemon.admin.follow() if one.kind in kinds)
 
 
-def test_a_shift_of_popularity_moves_a_model_once_and_says_why(tmp_path: Path) -> None:
-    with live(config(tmp_path, "period = 2.0\ncooldown = 3600.0"), tmp_path) as daemon:
+@on(*EVERYWHERE)
+def test_a_shift_of_popularity_moves_a_model_once_and_says_why(where: Where, tmp_path: Path) -> None:
+    with where.live(config(where, tmp_path, "period = 2.0\ncooldown = 3600.0"), tmp_path) as daemon:
         places = {model: row(daemon, model).device for model in "abc"}
         assert places["a"] == places["b"] != places["c"]
         with Clients(daemon, "ab") as clients:
@@ -89,10 +89,11 @@ def test_a_shift_of_popularity_moves_a_model_once_and_says_why(tmp_path: Path) -
         assert whole(daemon)
 
 
-def test_two_full_devices_swap_models_and_the_quieter_one_waits(tmp_path: Path) -> None:
+@on(*EVERYWHERE)
+def test_two_full_devices_swap_models_and_the_quieter_one_waits(where: Where, tmp_path: Path) -> None:
     """Memory for two models each and no third: one of the popular pair changes places with a quiet one."""
-    text = config(tmp_path, "replan = false\nperiod = 1.0", dict.fromkeys("abcd", 1.0), room=2.25)
-    with live(text, tmp_path) as daemon:
+    text = config(where, tmp_path, "replan = false\nperiod = 1.0", dict.fromkeys("abcd", 1.0), room=2.25)
+    with where.live(text, tmp_path) as daemon:
         places = {model: row(daemon, model).device for model in "abcd"}
         pair = "".join(model for model in "abcd" if places[model] == places["a"])
         assert len(pair) == 2
@@ -119,8 +120,11 @@ def test_two_full_devices_swap_models_and_the_quieter_one_waits(tmp_path: Path) 
         assert whole(daemon)
 
 
-def test_nothing_moves_by_itself_where_it_is_off_and_muxctl_shows_and_does_it(tmp_path: Path) -> None:
-    with live(config(tmp_path, "replan = false\nperiod = 1.0"), tmp_path) as daemon:
+@on("cpu")
+def test_nothing_moves_by_itself_where_it_is_off_and_muxctl_shows_and_does_it(
+    where: Where, tmp_path: Path
+) -> None:
+    with where.live(config(where, tmp_path, "replan = false\nperiod = 1.0"), tmp_path) as daemon:
         places = {model: row(daemon, model).device for model in "abc"}
         with Clients(daemon, "ab") as clients:
             assert clients.enough.wait(120)
@@ -140,10 +144,11 @@ def muxctl(daemon: LiveDaemon, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, cwd="/", check=True).stdout
 
 
-def test_one_device_has_nothing_to_plan(tmp_path: Path) -> None:
-    with live(models(tmp_path, {"a": ""}), tmp_path) as daemon:
+@on("cpu")
+def test_one_device_has_nothing_to_plan(where: Where, tmp_path: Path) -> None:
+    with where.live(models(where, tmp_path, {"a": ""}), tmp_path) as daemon:
         with pytest.raises(MuxdError, match="there is one device: nothing to plan"):
             daemon.admin.replan()
-        with pytest.raises(MuxdError, match=f"there is no device '{SECOND}'"):
-            list(daemon.admin.move(MoveModel("a", SECOND)))
+        with pytest.raises(MuxdError, match=f"there is no device '{where.second}'"):
+            list(daemon.admin.move(MoveModel("a", where.second)))
         assert {one.device for one in daemon.admin.events()} == {""}

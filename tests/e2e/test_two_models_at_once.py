@@ -5,16 +5,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.live import LiveDaemon, demo_config, live
+from support.live import LiveDaemon, demo_config
+from support.where import EVERYWHERE, Where, on
 
-pytestmark = pytest.mark.demo
+pytestmark = [pytest.mark.demo, on(*EVERYWHERE)]
 
 CLIENTS = 16
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
-    with live(demo_config("smol", "gemma"), tmp_path_factory.mktemp("two")) as daemon:
+def daemon(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
+    with where.live(demo_config("smol", "gemma"), tmp_path_factory.mktemp("two")) as daemon:
         yield daemon
 
 
@@ -43,7 +44,7 @@ def test_thirty_two_streams_of_two_models_do_not_mix(daemon: LiveDaemon) -> None
     jobs = [(model, n) for n in range(CLIENTS) for model in ("smol", "gemma")]
     start = threading.Barrier(len(jobs))
     with ThreadPoolExecutor(len(jobs)) as pool:
-        texts = list(pool.map(lambda job: ask(daemon, *job, start), jobs))
+        texts = list(pool.map(lambda job: ask(daemon, job[0], job[1], start), jobs))
     assert all(texts)
     # bf16 rounds differently by batch size, so texts may differ late; mixed streams differ at once.
     alone = [ask(daemon, *job, None) for job in jobs[:8]]

@@ -1,5 +1,7 @@
 """Where a request's time went: against a slow and obvious account of the same history, and rule by rule."""
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -75,7 +77,7 @@ events = st.lists(st.one_of(arrive, arrive, finish, finish, finish, cancel, lose
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(events, st.sampled_from([24, 60, 400]))
-def test_the_parts_are_those_of_a_naive_account_and_add_up(script, total):  # type: ignore[no-untyped-def]
+def test_the_parts_are_those_of_a_naive_account_and_add_up(script: list[tuple[Any, ...]], total: int) -> None:
     unit = Naive(total)
     for kind, *args in script:
         busy = unit.busy()
@@ -100,7 +102,7 @@ def test_the_parts_are_those_of_a_naive_account_and_add_up(script, total):  # ty
         assert (times.preemptions, times.reruns) == (sequence.preemptions, sequence.reruns)
 
 
-def test_a_running_request_is_explained_up_to_now():
+def test_a_running_request_is_explained_up_to_now() -> None:
     unit = TimedUnit([Spec("a")], 600)
     sequence = unit.offer(Arrival(0.0, "a", 16, 100))
     unit.finish("a", 0.25)
@@ -110,7 +112,7 @@ def test_a_running_request_is_explained_up_to_now():
     assert times.ttft == 0.25
 
 
-def test_who_prefilled_meanwhile_is_named():
+def test_who_prefilled_meanwhile_is_named() -> None:
     unit = TimedUnit([Spec("quiet"), Spec("loud")], 6000)
     unit.play([Arrival(0.0, "loud", 64, 1), Arrival(0.001, "quiet", 4, 1)])
     (times,) = unit.journal.find("cmpl-1-0", unit.now)
@@ -118,14 +120,14 @@ def test_who_prefilled_meanwhile_is_named():
     assert times.waits["turn"] > 0.01
 
 
-def test_a_full_pool_and_full_slots_have_their_own_names():
+def test_a_full_pool_and_full_slots_have_their_own_names() -> None:
     unit = TimedUnit([Spec("rows", blocks=4), Spec("slots", max_running=1)], 44)
     unit.play([Arrival(0.0, model, 16, 12) for model in ("rows", "rows", "slots", "slots")])
     assert unit.journal.find("cmpl-1-0", 1)[0].waits["rows"] > 0.05
     assert unit.journal.find("cmpl-3-0", 1)[0].waits["slots"] > 0.05
 
 
-def test_preemption_is_counted_and_its_recomputation_timed():
+def test_preemption_is_counted_and_its_recomputation_timed() -> None:
     unit = TimedUnit([Spec("a", blocks=2)], 24)
     unit.play([Arrival(0.0, "a", 8, 24), Arrival(0.0, "a", 8, 24)])
     assert unit.preempted
@@ -136,7 +138,7 @@ def test_preemption_is_counted_and_its_recomputation_timed():
     assert [m.detail for m in marks if m.kind == "preempted"] == [f"cmpl-{i}-0" for i in unit.preempted]
 
 
-def test_a_prefix_that_was_there_is_counted_once():
+def test_a_prefix_that_was_there_is_counted_once() -> None:
     """A first chunk that does not begin at 0 begins behind cached rows."""
     unit = TimedUnit([Spec("a")], 600)
     journal = Journal(unit.scheduler.lanes, unit.ledger)
@@ -183,7 +185,7 @@ class Plain:
         return [times.id for times in self.journal.find(id, self.now)]
 
 
-def test_found_by_answer_choice_and_http_id():
+def test_found_by_answer_choice_and_http_id() -> None:
     bench = Plain()
     for choice in (0, 1):
         bench.arrive(f"chatcmpl-ab-{choice}", "from-client/7")
@@ -193,13 +195,13 @@ def test_found_by_answer_choice_and_http_id():
     assert bench.ids("chatcmpl") == bench.ids("other") == []
 
 
-def test_no_id_finds_nothing():
+def test_no_id_finds_nothing() -> None:
     bench = Plain()
     bench.arrive("cmpl-1-0")
     assert bench.ids("") == []
 
 
-def test_an_http_id_used_twice_means_the_newest_answer():
+def test_an_http_id_used_twice_means_the_newest_answer() -> None:
     bench = Plain()
     for id in ("cmpl-1-0", "cmpl-2-0"):
         bench.arrive(id, "same")
@@ -207,7 +209,7 @@ def test_an_http_id_used_twice_means_the_newest_answer():
     assert bench.ids("same") == ["cmpl-2-0"]
 
 
-def test_a_refusal_is_remembered_with_its_reason():
+def test_a_refusal_is_remembered_with_its_reason() -> None:
     bench = Plain()
     bench.arrive("cmpl-1-0", "long", prompt=200)
     (times,) = bench.journal.find("long", bench.now)
@@ -215,7 +217,7 @@ def test_a_refusal_is_remembered_with_its_reason():
     assert "200 tokens" in times.detail
 
 
-def test_only_the_newest_ends_are_remembered_and_no_token_ids():
+def test_only_the_newest_ends_are_remembered_and_no_token_ids() -> None:
     bench = Plain()
     for number in range(FINISHED + 50):
         bench.arrive(f"cmpl-{number}-0")

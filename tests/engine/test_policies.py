@@ -35,7 +35,7 @@ def stream(unit: BenchUnit, model: str, max_tokens: int = 500) -> None:
 # ---- temporal ---------------------------------------------------------------------------------------
 
 
-def test_temporal_runs_one_batch_on_the_whole_device_prompts_first_by_arrival():
+def test_temporal_runs_one_batch_on_the_whole_device_prompts_first_by_arrival() -> None:
     unit = unit_of("temporal", "abc")
     stream(unit, "a")
     for model in "cb":
@@ -51,7 +51,7 @@ def test_temporal_runs_one_batch_on_the_whole_device_prompts_first_by_arrival():
     assert {command.share for _, _, command in unit.launches} == {100}
 
 
-def test_temporal_gives_a_stream_that_waits_a_step_between_two_prefills():
+def test_temporal_gives_a_stream_that_waits_a_step_between_two_prefills() -> None:
     unit = unit_of("temporal", "ab")
     stream(unit, "a")
     for _ in range(10):
@@ -65,7 +65,7 @@ def test_temporal_gives_a_stream_that_waits_a_step_between_two_prefills():
 # ---- spatial ----------------------------------------------------------------------------------------
 
 
-def test_spatial_gives_everybody_its_share_and_never_more():
+def test_spatial_gives_everybody_its_share_and_never_more() -> None:
     unit = BenchUnit([Spec("a", share=60), Spec("b", share=60)], 600, settings=SMALL, policy="spatial")
     stream(unit, "a")
     unit.finish("a")
@@ -74,7 +74,7 @@ def test_spatial_gives_everybody_its_share_and_never_more():
     assert set(unit.busy()) == {"a", "b"}
 
 
-def test_spatial_slices_hold_against_a_flood():
+def test_spatial_slices_hold_against_a_flood() -> None:
     unit = unit_of("spatial", "ab", blocks=64)
     assert {m: (u.min_blocks, u.max_blocks) for m, u in unit.ledger.usage().items()} == {
         "a": (32, 32),
@@ -91,7 +91,7 @@ def test_spatial_slices_hold_against_a_flood():
     assert set(unit.outcome.values()) == {"served"}
 
 
-def test_leaving_spatial_gives_the_configured_quotas_back():
+def test_leaving_spatial_gives_the_configured_quotas_back() -> None:
     unit = BenchUnit([Spec("a", min_blocks=10), Spec("b")], 64, settings=SMALL)
     before = unit.ledger.usage()
     unit.scheduler.set_policy("spatial")
@@ -105,7 +105,7 @@ def test_leaving_spatial_gives_the_configured_quotas_back():
         unit.scheduler.set_policy("lifo")
 
 
-def test_spatial_refuses_what_its_slice_can_never_hold():
+def test_spatial_refuses_what_its_slice_can_never_hold() -> None:
     unit = unit_of("spatial", "ab", blocks=64)
     assert unit.outcome[unit.arrive("a", 16 * 4, 1).id] == "refused"
     unit.scheduler.set_policy("mux")
@@ -115,7 +115,7 @@ def test_spatial_refuses_what_its_slice_can_never_hold():
 # ---- fcfs and round robin ---------------------------------------------------------------------------
 
 
-def test_first_come_begins_no_younger_prompt_while_an_older_one_waits():
+def test_first_come_begins_no_younger_prompt_while_an_older_one_waits() -> None:
     unit = BenchUnit([Spec("big", blocks=8), Spec("small", blocks=1)], 64, settings=SMALL, policy="fcfs")
     stream(unit, "big", max_tokens=12)
     unit.now += 1
@@ -130,7 +130,7 @@ def test_first_come_begins_no_younger_prompt_while_an_older_one_waits():
     assert set(unit.outcome.values()) == {"served"}
 
 
-def test_round_robin_passes_over_who_cannot_start():
+def test_round_robin_passes_over_who_cannot_start() -> None:
     unit = BenchUnit(
         [Spec("big", blocks=8), Spec("small", blocks=1)], 64, settings=SMALL, policy="round_robin"
     )
@@ -141,7 +141,7 @@ def test_round_robin_passes_over_who_cannot_start():
     assert set(unit.busy()) == {"big", "small"}
 
 
-def test_round_robin_passes_over_a_prompt_that_finds_no_share_for_one_round_only():
+def test_round_robin_passes_over_a_prompt_that_finds_no_share_for_one_round_only() -> None:
     """Beside two streams that need half each, the whole device is never free by itself."""
     specs = [Spec("a"), Spec("b"), Spec("big", share=100)]
     unit = BenchUnit(specs, 3000, settings=SMALL, policy="round_robin")
@@ -157,7 +157,7 @@ def test_round_robin_passes_over_a_prompt_that_finds_no_share_for_one_round_only
     assert models.count("big") >= 6
 
 
-def test_neither_holds_a_decode_back_for_a_prompt():
+def test_neither_holds_a_decode_back_for_a_prompt() -> None:
     """mux does: see test_a_waiting_prefill_stops_new_decodes_until_it_has_its_share."""
     specs = [Spec("a", share=50), Spec("b", share=50), Spec("c", share=100)]
     for policy in ("round_robin", "fcfs"):
@@ -174,7 +174,7 @@ def test_neither_holds_a_decode_back_for_a_prompt():
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_every_policy_serves_everybody_of_a_mixed_load(policy: str):
+def test_every_policy_serves_everybody_of_a_mixed_load(policy: str) -> None:
     specs = [Spec("a", blocks=3, min_blocks=9), Spec("b", blocks=2, row_tokens=2), Spec("c", row_tokens=8)]
     unit = TimedUnit(specs, 90, settings=SMALL, policy=policy)
     arrivals = [Arrival(0.05 * i, "abc"[i % 3], 1 + 7 * i % 23, 1 + 5 * i % 17) for i in range(120)]
@@ -186,7 +186,7 @@ def test_every_policy_serves_everybody_of_a_mixed_load(policy: str):
 # ---- prefixes ---------------------------------------------------------------------------------------
 
 
-def test_a_prompt_starts_behind_the_rows_it_shares():
+def test_a_prompt_starts_behind_the_rows_it_shares() -> None:
     unit = unit_of("mux", "a")
     unit.arrive("a", 14, 2, same=12)
     unit.run()
@@ -198,7 +198,7 @@ def test_a_prompt_starts_behind_the_rows_it_shares():
     assert unit.ledger.usage()["a"].matched_tokens == 12
 
 
-def test_the_last_token_is_always_computed():
+def test_the_last_token_is_always_computed() -> None:
     unit = unit_of("mux", "a")
     for _ in range(2):
         unit.arrive("a", 12, 1, same=12)
@@ -206,7 +206,7 @@ def test_the_last_token_is_always_computed():
     assert unit.all[1].cached == 8
 
 
-def test_without_prefix_cache_nothing_is_kept_or_found():
+def test_without_prefix_cache_nothing_is_kept_or_found() -> None:
     unit = BenchUnit([Spec("a", prefix_cache=False)], 600, settings=SMALL)
     for _ in range(2):
         unit.arrive("a", 12, 1, same=12)
@@ -215,7 +215,7 @@ def test_without_prefix_cache_nothing_is_kept_or_found():
     assert unit.ledger.cached_blocks == 0
 
 
-def test_a_lost_worker_takes_its_cached_rows_along():
+def test_a_lost_worker_takes_its_cached_rows_along() -> None:
     unit = unit_of("mux", "a")
     unit.arrive("a", 12, 1, same=12)
     unit.run()
@@ -228,7 +228,7 @@ def test_a_lost_worker_takes_its_cached_rows_along():
     assert unit.all[1].cached == 0
 
 
-def test_a_preempted_stream_finds_its_rows_again_if_nobody_took_them():
+def test_a_preempted_stream_finds_its_rows_again_if_nobody_took_them() -> None:
     unit = BenchUnit([Spec("a", blocks=1)], 12, settings=SMALL)
     first, second = unit.arrive("a", 16, 24), unit.arrive("a", 16, 24)
     unit.run()
@@ -243,14 +243,14 @@ def test_a_preempted_stream_finds_its_rows_again_if_nobody_took_them():
 # ---- rows -------------------------------------------------------------------------------------------
 
 
-def test_look_ahead_is_promised_and_not_held():
+def test_look_ahead_is_promised_and_not_held() -> None:
     unit = BenchUnit([Spec("a", blocks=1)], 100, settings=Settings(0.5, 16, look_ahead=64))
     unit.arrive("a", 8, 64)
     assert unit.ledger.held("a") == 2
     assert unit.scheduler.lanes["a"].promised == 16
 
 
-def test_a_newcomer_that_would_borrow_leaves_what_was_promised():
+def test_a_newcomer_that_would_borrow_leaves_what_was_promised() -> None:
     specs = [
         Spec("a", blocks=1, weight=1e-3),
         Spec("b", blocks=1, weight=1e-3),
@@ -266,7 +266,7 @@ def test_a_newcomer_that_would_borrow_leaves_what_was_promised():
     assert set(unit.outcome.values()) == {"served"}
 
 
-def test_who_is_within_its_quota_takes_its_rows_back_from_a_borrower_after_the_drain_timeout():
+def test_who_is_within_its_quota_takes_its_rows_back_from_a_borrower_after_the_drain_timeout() -> None:
     specs = [Spec("a", blocks=1, weight=1.0), Spec("b", blocks=1, weight=1.0)]
     unit = BenchUnit(specs, 24, settings=Settings(0.5, 64, look_ahead=4, adapt_period=1e6))
     unit.arrive("a", 24, 60)
@@ -286,7 +286,7 @@ def test_who_is_within_its_quota_takes_its_rows_back_from_a_borrower_after_the_d
     assert [len(unit.emitted[s.id]) for s in unit.all] == [60, 60, 4]
 
 
-def test_quotas_move_to_the_model_whose_prompts_wait():
+def test_quotas_move_to_the_model_whose_prompts_wait() -> None:
     unit = TimedUnit(
         [Spec("busy", blocks=1, max_running=100), Spec("idle", blocks=1)], 40, settings=SMALL, audit=False
     )
@@ -298,7 +298,7 @@ def test_quotas_move_to_the_model_whose_prompts_wait():
             moved.append(action)
         perform(action)  # type: ignore[arg-type]
 
-    unit._perform = watch  # type: ignore[method-assign,assignment]
+    unit._perform = watch  # type: ignore[method-assign]
     before = unit.scheduler.quota("busy")
     unit.play([Arrival(0.02 * i, "busy", 16, 16) for i in range(600)])
     assert unit.scheduler.quota("busy") > before
@@ -309,7 +309,7 @@ def test_quotas_move_to_the_model_whose_prompts_wait():
 # ---- models that come and go ------------------------------------------------------------------------
 
 
-def test_a_closed_model_leaves_its_guarantee_to_the_others():
+def test_a_closed_model_leaves_its_guarantee_to_the_others() -> None:
     unit = BenchUnit([Spec("a"), Spec("b", min_blocks=40)], 64, settings=SMALL)
     lane = unit.scheduler.lanes["b"]
     assert unit.scheduler.lanes["a"].spec.max_context == 12 * 4
@@ -327,13 +327,33 @@ def test_a_closed_model_leaves_its_guarantee_to_the_others():
     assert unit.outcome[served.id] == "served"
 
 
+def test_what_quotas_have_learnt_outlives_models_that_come_and_go() -> None:
+    unit = TimedUnit(
+        [Spec("busy", blocks=1, max_running=100), Spec("idle", blocks=1)], 120, settings=SMALL, audit=False
+    )
+    unit.play([Arrival(0.01 * i, "busy", 16, 16) for i in range(600)])
+    learnt = {model: unit.scheduler.quota(model) for model in ("busy", "idle")}
+    assert learnt["busy"] >= learnt["idle"] + 30
+    opened(unit, Spec("new", blocks=1))
+    quotas = {model: unit.scheduler.quota(model) for model in unit.scheduler.lanes}
+    assert quotas["new"] >= 30, "about its weight's part, 40"
+    assert quotas["busy"] - quotas["idle"] >= 30, "not an equal part each"
+    assert sum(quotas.values()) == 120
+    unit.scheduler.close("new")
+    left = {model: unit.scheduler.quota(model) for model in learnt}
+    assert left["busy"] - left["idle"] >= 30
+    with pytest.raises(ConfigError):
+        opened(unit, Spec("new", blocks=2), 65)
+    assert {model: unit.scheduler.quota(model) for model in learnt} == left, "a failed load changes nothing"
+
+
 def opened(unit: BenchUnit, spec: Spec, guarantee: int = 0) -> None:
     unit.specs[spec.name], unit.workers[spec.name] = spec, Worker(spec, pool=unit._pool)
     lane = LaneSpec(spec.name, 50, spec.row_tokens, spec.blocks, 1000, 8, 100, 32)
     unit.scheduler.open(lane, Terms(guarantee, 64, max_rows=64 // spec.blocks))
 
 
-def test_a_new_guarantee_does_not_strand_a_waiting_prompt():
+def test_a_new_guarantee_does_not_strand_a_waiting_prompt() -> None:
     unit = BenchUnit([Spec("a"), Spec("b")], 64)
     sequence = unit.arrive("a", 100, 20)
     before = unit.ledger.usage()
@@ -347,7 +367,7 @@ def test_a_new_guarantee_does_not_strand_a_waiting_prompt():
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_a_model_opens_and_closes_under_every_policy(policy: str):
+def test_a_model_opens_and_closes_under_every_policy(policy: str) -> None:
     unit = BenchUnit([Spec("a"), Spec("b")], 64, policy=policy)
     unit.arrive("a", 8, 20)
     quota = unit.scheduler.quota("a")
@@ -366,7 +386,7 @@ def test_a_model_opens_and_closes_under_every_policy(policy: str):
     unit.check()
 
 
-def test_a_tick_is_wanted_for_quotas_only_while_somebody_is_there():
+def test_a_tick_is_wanted_for_quotas_only_while_somebody_is_there() -> None:
     unit = unit_of("mux")
     assert unit.scheduler.deadline(unit.now) is None
     unit.arrive("a", 4, 50)

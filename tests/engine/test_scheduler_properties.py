@@ -5,6 +5,7 @@
 
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -42,7 +43,7 @@ LOAN = 12  # head blocks that come and go together
 events = st.lists(st.one_of(arrive, finish, finish, finish, cancel, lose, pause, quota, loan), max_size=80)
 
 
-def play(unit: BenchUnit, script: list[tuple]) -> None:  # type: ignore[type-arg]
+def play(unit: BenchUnit, script: list[tuple[Any, ...]]) -> None:
     """Apply a drawn script; steps that cannot happen now are skipped."""
     for kind, *args in script:
         if kind == "arrive":
@@ -74,7 +75,9 @@ def play(unit: BenchUnit, script: list[tuple]) -> None:  # type: ignore[type-arg
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(events, st.sampled_from([24, 40, 200]), st.sampled_from([0, 20, 50]), policies, either, st.booleans())
-def test_every_request_ends_once_and_every_block_returns(script, total, overbook, policy, specs, ahead):
+def test_every_request_ends_once_and_every_block_returns(
+    script: list[tuple[Any, ...]], total: int, overbook: int, policy: str, specs: list[Spec], ahead: bool
+) -> None:
     small = Settings(drain_timeout=0.5, prefill_tokens=8, look_ahead=4, adapt_period=2.0, run_ahead=ahead)
     unit = BenchUnit(specs, total, overbook=overbook, settings=small, policy=policy, lendable=2 * LOAN)
     play(unit, script)
@@ -86,7 +89,9 @@ def test_every_request_ends_once_and_every_block_returns(script, total, overbook
 
 @settings(max_examples=200, deadline=None)
 @given(events, policies, either, st.booleans())
-def test_served_streams_have_exactly_the_tokens_asked_for(script, policy, specs, ahead):
+def test_served_streams_have_exactly_the_tokens_asked_for(
+    script: list[tuple[Any, ...]], policy: str, specs: list[Spec], ahead: bool
+) -> None:
     small = Settings(drain_timeout=0.5, prefill_tokens=16, look_ahead=4, run_ahead=ahead)
     unit = BenchUnit(specs, 40, policy=policy, settings=small, lendable=2 * LOAN)
     play(unit, [step for step in script if step[0] not in ("cancel", "quota")])
@@ -102,7 +107,9 @@ def test_served_streams_have_exactly_the_tokens_asked_for(script, policy, specs,
 
 @settings(max_examples=100, deadline=None)
 @given(events, either)
-def test_a_model_below_its_guarantee_is_never_preempted_nor_refused_rows(script, specs):
+def test_a_model_below_its_guarantee_is_never_preempted_nor_refused_rows(
+    script: list[tuple[Any, ...]], specs: list[Spec]
+) -> None:
     unit = BenchUnit(specs, 24, lendable=2 * LOAN)
     below: list[str] = []
     for step in script:

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -16,24 +18,24 @@ from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.engine.stream import TokenStream
 from muxd.engine.unit import Unit
-from muxd.errors import ContextTooLong, ModelNotReady, QueueFull, ShuttingDown, WorkerLost
-from muxd.messages import BatchDone, Prefill, Sampling, TokenLogprob
+from muxd.errors import ContextTooLong, ModelNotReady, NoFiniteLogits, QueueFull, ShuttingDown, WorkerLost
+from muxd.messages import NO_TOKEN, BatchDone, Prefill, Sampling, TokenLogprob
 from muxd.pool.ledger import Ledger
 
 
 class Bench:
     """A unit with one model, its commands caught; ``step`` answers the running one."""
 
-    def __init__(self, max_queue: int = 100):
+    def __init__(self, max_queue: int = 100, settings: Settings | None = None, **unit: Any):
         self.ledger = Ledger(64)
         self.ledger.add_model("m", 2, 32)
         lane = LaneSpec("m", 50, 4, 2, 100, 8, max_queue, 32)
-        scheduler = Scheduler([lane], self.ledger, Shares([50, 100]), Settings())
+        scheduler = Scheduler([lane], self.ledger, Shares([50, 100]), settings or Settings())
         self.sent: list = []  # type: ignore[type-arg]
         self.clock = VirtualClock()
         self.observer = Observer(Metrics(CollectorRegistry()))
         self.unit = Unit(
-            scheduler, lambda model, command: self.sent.append(command), self.clock, self.observer
+            scheduler, lambda model, command: self.sent.append(command), self.clock, self.observer, **unit
         )
 
     def ready(self) -> "Bench":
@@ -90,12 +92,62 @@ async def test_tokens_come_before_the_error_that_ends_a_stream() -> None:
     bench = Bench().ready()
     stream = bench.submit()
     bench.step()
-    bench.unit.worker_lost("m", WorkerLost("gone"))
+    bench.unit.worker_lost("m", ModelNotReady("gone"), final=True)
     assert (await anext(stream)).tokens == [5]
-    with pytest.raises(WorkerLost):
+    with pytest.raises(ModelNotReady):
         await anext(stream)
     assert bench.observer.outcomes == {"failed": 1}
     assert bench.ledger.unheld_blocks == 64
+
+
+@in_loop
+async def test_a_stream_whose_worker_is_lost_goes_on_with_the_next_one() -> None:
+    bench = Bench().ready()
+    stream = bench.submit()
+    bench.step(token=6)
+    bench.unit.worker_lost("m", WorkerLost("gone"))
+    bench.sent.clear()
+    assert (await anext(stream)).tokens == [6]
+    bench.ready()
+    again = bench.sent[0].chunks[0]
+    assert np.frombuffer(again.tokens, "<i4").tolist() == [1, 1, 1, 1, 6]
+    assert again.prompt_tokens == 4
+    bench.step(token=7)
+    bench.step(token=8)
+    delta = await anext(stream)
+    assert (delta.tokens, delta.finish) == ([7, 8], "length")
+    assert bench.observer.outcomes == {"served": 1}
+
+
+def test_a_request_without_finite_logits_ends_alone_and_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene() -> None:
+        bench = Bench().ready()
+        first, second = bench.submit(max_tokens=1), bench.submit(max_tokens=1)
+        bench.step()
+        assert (await anext(first)).finish == "length"
+        bench.step(token=NO_TOKEN)
+        with pytest.raises(NoFiniteLogits, match="no finite logits for token 4 of r"):
+            await anext(second)
+        assert bench.observer.outcomes == {"served": 1, "failed": 1}
+        assert bench.ledger.unheld_blocks == 64
+
+    asyncio.run(scene())
+    assert "m: the model produced no finite logits" in caplog.text
+
+
+@in_loop
+async def test_a_worker_that_does_not_answer_is_told_of_and_then_given_up() -> None:
+    heard: list[tuple[str, bool]] = []
+    bench = Bench(settings=Settings(batch_timeout=0.01), hung=lambda m, why, last: heard.append((m, last)))
+    bench.ready()
+    bench.submit()
+    while len(heard) < 2:
+        bench.clock.advance(1.0)
+        await asyncio.sleep(0.001)
+    assert heard == [("m", False), ("m", True)]
+    assert not bench.unit.lanes["m"].ready
 
 
 @in_loop

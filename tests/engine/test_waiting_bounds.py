@@ -38,7 +38,7 @@ def bounded(share: int) -> TimedUnit:
 
 
 @pytest.mark.parametrize("share", [100, 50])
-def test_mux_starts_every_prompt_within_the_stated_bound(share: int):
+def test_mux_starts_every_prompt_within_the_stated_bound(share: int) -> None:
     unit = bounded(share)
     turn = P_BATCH + 4 * D_TIMEOUT + (6 + 2) * D_STEP
     begun: dict[int, float] = {}
@@ -51,7 +51,7 @@ def test_mux_starts_every_prompt_within_the_stated_bound(share: int):
 
 
 @pytest.mark.parametrize("share", [100, 50])
-def test_mux_gives_every_stream_its_next_token_within_the_stated_bound(share: int):
+def test_mux_gives_every_stream_its_next_token_within_the_stated_bound(share: int) -> None:
     """The published algorithm does not: a flood of prompts can stop a stream for as long as it lasts."""
     unit = bounded(share)
     gaps = [b - a for times in unit.times.values() for a, b in itertools.pairwise(times)]
@@ -63,7 +63,7 @@ def test_mux_gives_every_stream_its_next_token_within_the_stated_bound(share: in
 @pytest.mark.parametrize("seconds", [0.001, 0.1])
 def test_a_stream_that_needs_the_whole_device_steps_as_often_as_those_that_need_half(
     seconds: float, policy: str
-):
+) -> None:
     """Those never end their steps at the same time, so the whole device is never free by itself."""
     specs = [Spec("big", share=100), Spec("a"), Spec("b")]
     unit = BenchUnit(specs, 3000, settings=SMALL, policy=policy)

@@ -17,7 +17,7 @@ def test_it_is_bounded_and_asked_by_model() -> None:
         assert events.since(KEPT + 9)[0].numbers == {"n": KEPT + 9}
         tell = events.teller("cpu:1")
         for kind in ("preempted", "quota moved", "worker lost"):
-            tell(Mark(1.0, kind, "a", "why"))  # type: ignore[arg-type]
+            tell(Mark(1.0, kind, "a", "why"))
         last = events.since(KEPT + 10)
         assert [(one.kind, one.device, one.detail, one.time) for one in last] == [
             ("worker lost", "cpu:1", "why", 5.0)

@@ -42,7 +42,7 @@ def entry(folder: Path, name: str, dtype: Dtype, kv_dtype: KvDtype) -> Entry:
 def test_rows_of_as_many_blocks_hold_more_tokens(
     folder: Path, arena: Arena, dtype: Dtype, times: int
 ) -> None:
-    own, kept = (entry(folder, kind, dtype, kind) for kind in ("auto", "fp8"))  # type: ignore[arg-type]
+    own, kept = (entry(folder, kind, dtype, kind) for kind in ("auto", "fp8"))
     for one in (own, kept):
         open_account(one, arena)
     assert kept.row_tokens(BLOCK) == times * own.row_tokens(BLOCK) == BLOCK // (2 * 16)

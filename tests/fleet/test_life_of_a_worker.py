@@ -9,6 +9,7 @@ from muxd.fleet.state import (
     AnnounceReady,
     BecameReady,
     Died,
+    Lacked,
     Life,
     Limits,
     Loading,
@@ -40,12 +41,49 @@ def test_delays_double_up_to_the_longest() -> None:
     assert delays == [1, 2, 4, 5, 5]
 
 
-def test_too_many_deaths_within_the_window_are_final() -> None:
+def test_too_many_deaths_within_the_window_make_the_model_rest_and_come_back_by_itself() -> None:
     life = ready()
     for now in (3, 4, 5, 6):
         assert life.handle(Died("x"), now)[0] == AnnounceLost("x", final=False)
-    assert life.handle(Died("x"), 7) == [AnnounceLost("x", final=True)]
-    assert life.state is State.FAILED
+    assert life.handle(Died("x"), 7) == [AnnounceLost("x", final=True, retry_after=10.0), Spawn(10.0)]
+    assert (life.state, life.retry_after) == (State.RESTING, 10.0)
+    life.handle(Spawned({"both": 12}), 17)
+    assert life.state is State.RESTING
+    assert life.handle(BecameReady(), 18) == [AnnounceReady()]
+    assert (life.state, life.retry_after) == (State.READY, None)
+
+
+def test_a_rest_is_twice_as_long_until_a_worker_has_lived_for_a_while() -> None:
+    life = Life(Limits(max_failures=1, window=100, first_rest=10, max_rest=35))
+    life.handle(Loading(), 0)
+    rests = []
+    for now in (1, 20, 60, 120):
+        rests += [i.delay for i in life.handle(Died("x"), now) if isinstance(i, Spawn)]
+    assert rests == [10, 20, 35, 35]
+    life.handle(BecameReady(), 200)
+    assert Spawn(10) in life.handle(Died("x"), 301)
+
+
+def test_deaths_that_a_request_is_to_blame_for_do_not_count_nor_does_its_first() -> None:
+    life = ready()
+    for now in range(0, 100, 2):
+        assert life.handle(Died("x"), now)[0] == AnnounceLost("x", final=False)
+        life.handle(BecameReady(), now)
+        assert Spawn(0.25) in life.handle(Died("x", explained=True), now + 1)
+        life.handle(BecameReady(), now + 1)
+    assert life.state is State.READY
+
+
+def test_what_the_daemon_lacks_is_tried_again_for_ever_and_told_nobody() -> None:
+    life = ready()
+    life.handle(Died("x"), 3)
+    delays = [life.handle(Lacked("Too many open files"), 4 + n) for n in range(20)]
+    assert [i.delay for one in delays for i in one if isinstance(i, Spawn)][:4] == [0.25, 0.5, 1, 2]
+    assert all(isinstance(i, Spawn) and i.delay <= 10 for one in delays for i in one)
+    assert (life.state, life.detail) == (State.RESTARTING, "Too many open files")
+    life.handle(Spawned({"both": 12}), 90)
+    assert life.handle(BecameReady(), 91) == [AnnounceReady()]
+    assert life.handle(Died("x"), 92)[0] == AnnounceLost("x", final=False)
 
 
 def test_old_deaths_are_forgotten() -> None:
@@ -69,7 +107,17 @@ def test_an_impossible_event_tells_the_story() -> None:
 
 
 events = st.lists(
-    st.sampled_from([Spawned({"both": 1}), BecameReady(), Died("x"), Died("y", final=True), Stop()])
+    st.sampled_from(
+        [
+            Spawned({"both": 1}),
+            BecameReady(),
+            Died("x"),
+            Died("y", final=True),
+            Stop(),
+            Died("z", explained=True),
+            Lacked("w"),
+        ]
+    )
 )
 
 

@@ -20,7 +20,9 @@ def prefill(share: int, batch: int) -> Prefill:
 @given(STEPS)
 def test_booked_shares_get_parts_of_their_own(steps: list[tuple[str, int]]) -> None:
     """0 frees a model. While no more than 100 % is booked, no two batches share a part."""
-    book, held, shares = Parts(4), {}, {}
+    book = Parts(4)
+    held: dict[str, int] = {}  # a mask of parts
+    shares: dict[str, int] = {}
     for model, share in steps:
         book.free(model)
         held.pop(model, None)

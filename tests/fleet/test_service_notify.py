@@ -1,5 +1,6 @@
 """Word to systemd, over a real datagram socket."""
 
+import asyncio
 import os
 import socket
 from collections.abc import Iterator
@@ -43,3 +44,40 @@ def test_stopping_says_so(manager: Manager) -> None:
 @pytest.mark.parametrize("where", [None, "", "not-absolute", "/nonexistent/socket"])
 def test_nobody_there_is_no_error(where: str | None) -> None:
     assert not notify.notify("READY=1", env={} if where is None else {"NOTIFY_SOCKET": where})
+
+
+def test_what_systemd_says_is_taken_out_of_the_environment_that_workers_inherit() -> None:
+    env = {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "5", "WATCHDOG_PID": "1", "PATH": "/bin"}
+    assert notify.take(env) == {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "5", "WATCHDOG_PID": "1"}
+    assert env == {"PATH": "/bin"}
+
+
+@pytest.mark.parametrize(
+    ("said", "period"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "60000000"}, 30.0),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": str(os.getpid())}, 30.0),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_signs_of_life_come_twice_in_the_time_that_systemd_waits(
+    said: dict[str, str], period: float | None
+) -> None:
+    assert notify.watchdog_period(said) == period
+
+
+def test_the_loop_gives_signs_of_life_until_it_is_told_to_stop(manager: Manager) -> None:
+    receiver, env = manager
+
+    async def scene() -> None:
+        watch = asyncio.create_task(notify.keep_watch({**env, "WATCHDOG_USEC": "2000"}))
+        for _ in range(3):
+            assert await asyncio.to_thread(receiver.recv, 4096) == b"WATCHDOG=1"
+        watch.cancel()
+        await asyncio.wait([watch])
+        await notify.keep_watch(env)  # nobody waits for any
+
+    asyncio.run(scene())

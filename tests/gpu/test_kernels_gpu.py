@@ -44,7 +44,7 @@ EDGES: list[dict[str, Any]] = [{}, {"window": 64}, {"window": 65, "softcap": 30.
 
 
 def on_gpu(*arguments: Any, **options: Any) -> Shape:
-    return Shape(*arguments, device="cuda", **options)
+    return Shape(*arguments, device="cuda", **options)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("splits", [1, 3, 64])
@@ -190,8 +190,7 @@ def test_a_captured_step_follows_lengths_rows_and_tokens() -> None:
         lengths.copy_(torch.tensor(change, dtype=torch.int32))
         positions.copy_(lengths - 1)
         graph.replay()
-        options = {"scale": 0.125}
-        wanted = paged_decode.decode_attention(qkv[:, :14], pool, 1, rows, lengths, **options)
+        wanted = paged_decode.decode_attention(qkv[:, :14], pool, 1, rows, lengths, scale=0.125)
         torch.testing.assert_close(seen.float(), wanted.float(), atol=1.6e-2, rtol=1.6e-2)
         assert bool(((tokens >= 0) & (tokens < 3000)).all())
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ def test_all_memory_comes_back(host: Host) -> None:
     assert after <= before + 64 * MIB, f"{(after - before) / MIB:.0f} MiB more than before"
 
 
-def _settled(read, most: int) -> int:
+def _settled(read: Callable[[], int], most: int) -> int:
     """The driver frees a dead process's memory a little later; nothing tells when."""
     end, pause = time.monotonic() + 20, threading.Event()
     while (value := read()) > most and time.monotonic() < end:

@@ -23,6 +23,7 @@ def muxd(*arguments: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.stand_in
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("host", ["stand-in"], indirect=True)
 def test_three_policies_serve_one_workload_side_by_side(

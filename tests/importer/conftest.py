@@ -158,7 +158,11 @@ def qwen_tokenizer() -> tokenizers.Tokenizer:
     )  # fmt: skip
     inner.train_from_iterator(CORPUS, trainer)
     merges = [tuple(pair) for pair in json.loads(inner.to_str())["model"]["merges"]]
-    made = Qwen2Tokenizer(vocab=inner.get_vocab(), merges=merges, additional_special_tokens=special)
+    made = Qwen2Tokenizer(
+        vocab=inner.get_vocab(),
+        merges=merges,  # type: ignore[arg-type]
+        additional_special_tokens=special,
+    )
     return made.backend_tokenizer
 
 

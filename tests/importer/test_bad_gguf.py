@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from muxd.errors import ConfigError, ModelFolderError
 from muxd.importer.convert import import_gguf
 from muxd.importer.progress import Silent
+from muxd.importer.source import GgufFile
 
 
 def refused(path: Path) -> str:
@@ -33,9 +34,12 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_file_that_is_not_there_and_a_folder(tmp_path: Path) -> None:
-    assert "No such file" in refused(tmp_path / "x.gguf")
+    assert "no such file" in refused(tmp_path / "x.gguf")
+    assert "; muxd does not download" in refused(tmp_path / "https:/hub/Qwen3-0.6B-GGUF/x.gguf")
+    with pytest.raises(ModelFolderError, match="`hf download Qwen/Qwen3-GGUF --local-dir FOLDER` fetches it"):
+        GgufFile(tmp_path / "Qwen/Qwen3-GGUF")
     (tmp_path / "folder").mkdir()
-    assert "Is a directory" in refused(tmp_path / "folder")
+    assert "it is a folder, not a regular file" in refused(tmp_path / "folder")
 
 
 def test_a_truncated_file_at_any_length(write_tiny: Any) -> None:
@@ -103,7 +107,9 @@ def _no_end(writer: gguf.GGUFWriter) -> None:
         (_value("llama.attention.head_count", 8), "'blk.0.attn_k.weight' has shape"),
         (_value("llama.block_count", 3), "tensor 'blk.2.attn_norm.weight' is missing"),
         (_value("llama.block_count", 1), "tensor 'blk.1.attn_k.weight' is not known"),
-        (_rename("output_norm.weight", "rope_freqs.weight"), "Llama 3.1"),
+        (_rename("output_norm.weight", "rope_freqs.weight"), "'rope_freqs.weight' must be 8 float32 numbers"),
+        (_value("llama.block_count", 4_000_000_000), "'llama.block_count' is 4000000000, expected 0 to 4096"),
+        (lambda writer: writer.add_uint16("split.count", 3), "one of 3 parts, but it is not named"),
         (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope scaling 'yarn'"),
     ],
 )
@@ -163,6 +169,7 @@ from pathlib import Path
 from muxd.errors import ModelFolderError
 from muxd.importer.convert import import_gguf
 from muxd.importer.progress import Silent
+from muxd.importer.source import GgufFile
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 try:
     import_gguf(Path(sys.argv[1]), Path(sys.argv[2]), progress=Silent())

@@ -18,7 +18,7 @@ def test_the_model_continues_text_sensibly(demo_folders: dict[str, Path], name: 
     prompt = tokenizer("The Eiffel Tower is located in the city of", return_tensors="pt")
     with torch.no_grad():
         out = model.generate(**prompt, max_new_tokens=4, do_sample=False)
-    assert tokenizer.decode(out[0, prompt["input_ids"].shape[1] :]).startswith(" Paris")
+    assert str(tokenizer.decode(out[0, prompt["input_ids"].shape[1] :])).startswith(" Paris")
 
 
 def test_the_folders_hold_their_licences_and_origin(demo_folders: dict[str, Path]) -> None:

@@ -144,7 +144,7 @@ def test_rope_write(head_dim: int, n: int, norms: str, tmp_path: Path) -> None:
         owners = None if n == 4 else positions
         calls = rope_write_kernel.rope_write_calls(
             *(qkv, turn, turn, pool(head_dim, 2, kv_dtype), 1, positions[:, None], positions, owners),
-            **{"q_weight": weight, "k_weight": weight, "eps": 1e-6, "offset": norms == "offset"},
+            **dict[str, Any](q_weight=weight, k_weight=weight, eps=1e-6, offset=norms == "offset"),
         )
         compile_all(calls, tmp_path)
 

@@ -1,5 +1,7 @@
 """Each operation against the formula written out, on round and odd shapes."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -35,7 +37,7 @@ def test_packed_linear_is_the_plain_product(
     for linear in (PackedLinear(weight, bias), PlainLinear(weight, bias)):
         found = linear(x, add=add)
         torch.testing.assert_close(found.double(), exact, atol=0.05, rtol=0.02)
-    if add is not None:
+    if add is not None and before is not None:
         assert torch.equal(add, before)
 
 
@@ -69,7 +71,9 @@ def test_norms_against_the_formula(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(7, 48).to(dtype), torch.randn(48).to(dtype)
     unit = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
-    close = {"atol": 1e-5, "rtol": 1e-5} if dtype is torch.float32 else {"atol": 0.03, "rtol": 0.01}
+    close: dict[str, Any] = (
+        {"atol": 1e-5, "rtol": 1e-5} if dtype is torch.float32 else {"atol": 0.03, "rtol": 0.01}
+    )
     torch.testing.assert_close(RmsNorm(weight, 1e-5)(x).double(), unit * weight.double(), **close)
     offset = OffsetRmsNorm(weight, 1e-5)(x)
     torch.testing.assert_close(offset.double(), unit * (1 + weight.double()), **close)

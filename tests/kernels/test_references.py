@@ -60,7 +60,7 @@ def test_attention_references_are_the_plain_formula(window: int | None) -> None:
     hidden = (at > at[:, None]) | (at <= at[:, None] - (window or 99))
     mask = torch.zeros(57, 57).masked_fill_(hidden, float("-inf"))
     wanted = prefill_attention(q.transpose(0, 1), keys, values, mask, 0.3).transpose(0, 1).flatten(1)
-    options = {"scale": 0.3, "window": window}
+    options: dict[str, Any] = {"scale": 0.3, "window": window}
     starts, cached = torch.tensor([0, 57], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     found = ops.prefill_attention(q, pool, 1, rows, starts, cached, **options)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
@@ -89,7 +89,9 @@ def test_a_wrong_kernel_does_not_pass() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norm_reference_is_the_norm_that_serves(dtype: torch.dtype) -> None:
     x, weight = torch.randn(5, 48).to(dtype), torch.randn(48).to(dtype)
-    close = {"atol": 1e-6, "rtol": 1e-5} if dtype is torch.float32 else {"atol": 0, "rtol": 1 / 64}
+    close: dict[str, Any] = (
+        {"atol": 1e-6, "rtol": 1e-5} if dtype is torch.float32 else {"atol": 0, "rtol": 1 / 64}
+    )
     torch.testing.assert_close(rms_norm(x, weight, 1e-6), RmsNorm(weight, 1e-6)(x), **close)
     torch.testing.assert_close(
         rms_norm(x, weight, 1e-6, offset=True), OffsetRmsNorm(weight, 1e-6)(x), **close

@@ -54,9 +54,12 @@ def test_a_large_setup_and_the_next_message_arrive_whole(pair: Pair) -> None:
     large = setup(20_000)
     assert len(msgspec.msgpack.encode(large)) > 1 << 20
     with open(os.devnull) as null:
-        sender = threading.Thread(
-            target=lambda: [fds.send(pair[0], m, [null.fileno()]) for m in (large, setup())]
-        )
+
+        def send() -> None:
+            for message in (large, setup()):
+                fds.send(pair[0], message, [null.fileno()])
+
+        sender = threading.Thread(target=send)
         sender.start()
         for expected in (large, setup()):
             message, received = fds.receive(pair[1], Setup)
@@ -93,6 +96,15 @@ def test_nonsense_is_refused_and_its_descriptors_closed(pair: Pair, data: bytes,
     with open(os.devnull) as null:
         socket.send_fds(pair[0], [data], [null.fileno()])
     with pytest.raises(fds.WireError, match=message):
+        fds.receive(pair[1], Setup)
+
+
+@pytest.mark.parametrize("body", [b"\x81\xa3b\xffd\x01", b"\x81\xa1x" + b"\x91" * 9999])
+def test_text_that_is_not_utf8_and_deep_nests_are_malformed(pair: Pair, body: bytes) -> None:
+    with open(os.devnull) as null:
+        socket.send_fds(pair[0], [fds._HEADER.pack(b"muxd", len(body), 1)], [null.fileno()])
+    pair[0].send(body)
+    with pytest.raises(fds.WireError, match="malformed Setup"):
         fds.receive(pair[1], Setup)
 
 

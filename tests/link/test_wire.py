@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import select
+import shutil
+import socket
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -157,7 +159,11 @@ def raw_worker(bench: Bench, name: bytes) -> tuple[zmq.Context[zmq.Socket[bytes]
     return context, socket
 
 
-@pytest.mark.parametrize("nonsense", [b"", b"\xc1\xff", encode(Shutdown()), encode([1, 2])])
+NOT_UTF8 = encode(ready("bad")).replace(b"bad", b"b\xffd")
+NESTED = b"\x91" * 100_000
+
+
+@pytest.mark.parametrize("nonsense", [b"", b"\xc1\xff", encode(Shutdown()), encode([1, 2]), NOT_UTF8, NESTED])
 def test_nonsense_from_a_worker_loses_that_worker_only(play: Play, nonsense: bytes) -> None:
     async def scene(bench: Bench) -> None:
         for name in ("bad", "good"):
@@ -201,13 +207,69 @@ def test_a_wake_up_swallowed_by_sending_is_not_lost(play: Play) -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("nonsense", [NOT_UTF8, NESTED])
+def test_what_others_say_after_nonsense_is_read(play: Play, nonsense: bytes) -> None:
+    async def scene(bench: Bench) -> None:
+        for name in ("bad", "good"):
+            bench.end.announce(name)
+        workers = [raw_worker(bench, name) for name in (b"bad", b"good")]
+        workers[0][1].send(nonsense)
+        for batch in range(50):
+            workers[1][1].send(encode(BatchDone(batch, [], 0.0)))
+        heard = [await bench.next() for _ in range(51)]
+        assert [said for name, said in heard if name == "good"] == [BatchDone(i, [], 0.0) for i in range(50)]
+        assert [name for name, _ in heard].count("bad") == 1
+        for context, _ in workers:
+            context.destroy(linger=0)
+
+    play(scene)
+
+
+def test_a_folder_that_was_removed_is_made_again_for_who_comes_next(play: Play) -> None:
+    """Those who are connected go on: their messages come, theirs are delivered."""
+
+    async def scene(bench: Bench) -> None:
+        bench.end.announce("old")
+        thread = echo_worker(bench.end.endpoint, "old")
+        assert await bench.next() == ("old", ready("old"))
+        shutil.rmtree(Path(bench.end.endpoint.removeprefix("ipc://")).parent)
+        bench.end.announce("new")
+        other = echo_worker(bench.end.endpoint, "new")
+        assert await bench.next() == ("new", ready("new"))
+        for name in ("old", "new"):
+            bench.end.send(name, command(3))
+            assert await bench.next() == (name, BatchDone(3, [3], 0.0))
+            bench.end.send(name, Shutdown())
+        for one in (thread, other):
+            await asyncio.to_thread(one.join)
+
+    play(scene)
+
+
+def test_a_live_socket_is_not_connected_to_by_the_next_daemon(tmp_path: Path) -> None:
+    """libzmq ends the process that is connected to when it has no descriptor left."""
+    folder, dead = tmp_path / "muxd-live", tmp_path / "muxd-dead"
+    with socket.socket(socket.AF_UNIX) as live, socket.socket(socket.AF_UNIX) as killed:
+        for one, place in ((live, folder), (killed, dead)):
+            place.mkdir()
+            one.bind(str(place / "workers"))
+            one.listen()
+        killed.close()
+        live.setblocking(False)
+        private_directory(tmp_path).rmdir()
+        with pytest.raises(BlockingIOError):
+            live.accept()
+    assert folder.exists()
+    assert not dead.exists()
+
+
 def test_strangers_and_forgotten_workers_are_not_heard(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         for name in ("old", "w"):
             bench.end.announce(name)
-        for name in (b"stranger", b"old", b"\x80\xff"):
-            context, socket = raw_worker(bench, name)
-            if name == b"old":
+        for identity in (b"stranger", b"old", b"\x80\xff"):
+            context, socket = raw_worker(bench, identity)
+            if identity == b"old":
                 bench.end.forget("old")
             socket.send(encode(ready("w")))
             context.destroy(linger=5000)

@@ -1,6 +1,7 @@
 """config.json in both layouts transformers has written, and every refusal by file and field."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from muxd.errors import ConfigError, ModelFolderError
+from muxd.models.rope import LinearScaling, Rope, YarnScaling
 from muxd.models.spec import ModelSpec, read_spec
 
 LLAMA: dict[str, Any] = {
@@ -84,12 +86,13 @@ def test_layers_of_qwen_that_slide(tmp_path: Path, qwen: dict[str, Any]) -> None
     """As transformers reads the same fields."""
     assert read_spec(written(tmp_path, qwen)).windows == (None,) * 30
     full, sliding = "full_attention", "sliding_attention"
-    for changes, late in [
+    cases: list[tuple[dict[str, Any], list[int | None]]] = [
         ({}, [None] * 21 + [4096] * 9),
         ({"max_window_layers": 0, "sliding_window": 7}, [7] * 30),
         ({"sliding_window": None}, [None] * 30),
         ({"layer_types": [full, sliding] * 15, "sliding_window": 5}, [None, 5] * 15),
-    ]:
+    ]
+    for changes, late in cases:
         spec = read_spec(written(tmp_path, qwen, use_sliding_window=True, **changes))
         config = AutoConfig.from_pretrained(tmp_path)
         theirs = [config.sliding_window if kind == sliding else None for kind in config.layer_types]
@@ -98,7 +101,10 @@ def test_layers_of_qwen_that_slide(tmp_path: Path, qwen: dict[str, Any]) -> None
 
 def test_the_window_of_mistral(tmp_path: Path) -> None:
     """null is none; where the field is left out, transformers takes 4096."""
-    for changes, window in [({}, 4096), ({"sliding_window": None}, None), ({"sliding_window": 7}, 7)]:
+    cases: list[tuple[dict[str, Any], int | None]] = [
+        ({}, 4096), ({"sliding_window": None}, None), ({"sliding_window": 7}, 7),
+    ]  # fmt: skip
+    for changes, window in cases:
         spec = read_spec(written(tmp_path, MISTRAL, **changes))
         assert spec.windows == (window,) * 30
         assert AutoConfig.from_pretrained(tmp_path).sliding_window == window
@@ -126,7 +132,8 @@ def test_head_dim_that_is_not_given(tmp_path: Path) -> None:
 
 
 def test_old_and_new_layout_mean_the_same(tmp_path: Path) -> None:
-    old = read_spec(written(tmp_path, LLAMA, rope_theta=5e5, rope_scaling=LLAMA3_ROPE))
+    scaling = {key: value for key, value in LLAMA3_ROPE.items() if key != "rope_theta"}
+    old = read_spec(written(tmp_path, LLAMA, rope_theta=5e5, rope_scaling=scaling))
     new_rope = LLAMA3_ROPE | {"rope_theta": 5e5}
     config = {key: value for key, value in LLAMA.items() if not key.startswith("rope")}
     assert read_spec(written(tmp_path, config, rope_parameters=new_rope)) == old
@@ -140,6 +147,46 @@ def test_old_and_new_layout_mean_the_same(tmp_path: Path) -> None:
     assert read_spec(written(tmp_path, config, rope_parameters=ropes, layer_types=kinds)) == gemma
 
 
+@pytest.mark.parametrize("named", ["rope_type", "type"])
+def test_a_rope_scaling_beside_rope_parameters_rules(tmp_path: Path, named: str) -> None:
+    """As transformers reads the pair; only that the base in rope_parameters is not forgotten."""
+    parameters = {"rope_type": "default", "rope_theta": 1e6}
+    both = {"rope_parameters": parameters, "rope_scaling": {named: "linear", "factor": 4.0}}
+    config = {key: value for key, value in QWEN3.items() if not key.startswith("rope")}
+    rope = read_spec(written(tmp_path, config, **both)).rope
+    assert rope == Rope(1e6, LinearScaling(4.0))
+    for more in ({"rope_theta": 5e5}, {"rope_scaling": both["rope_scaling"] | {"rope_theta": 7e5}}):
+        rope = read_spec(written(tmp_path, config, **both | more)).rope
+        theirs = AutoConfig.from_pretrained(tmp_path).rope_parameters
+        assert (rope.theta, rope.scaling) == (theirs["rope_theta"], LinearScaling(theirs["factor"]))
+    assert read_spec(
+        written(tmp_path, config, rope_parameters={"rope_type": "default"}, rope_theta=3e5)
+    ).rope == (Rope(3e5))
+
+
+@pytest.mark.parametrize("named", ["rope_type", "type"])
+def test_a_rope_scaling_of_gemma_is_of_the_layers_that_see_everything(tmp_path: Path, named: str) -> None:
+    ropes = {
+        "full_attention": {"rope_type": "default", "rope_theta": 2e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+    }
+    config = {key: value for key, value in GEMMA.items() if "rope" not in key}
+    scaling = {named: "linear", "factor": 8.0}
+    spec = read_spec(written(tmp_path, config, rope_parameters=ropes, rope_scaling=scaling))
+    assert (spec.rope, spec.local_rope) == (Rope(2e6, LinearScaling(8.0)), Rope(2e4))
+    if named == "rope_type":
+        theirs = AutoConfig.from_pretrained(tmp_path).rope_parameters
+        assert theirs["full_attention"] == {"rope_type": "linear", "rope_theta": 2e6, "factor": 8.0}
+
+
+def test_yarn_that_leaves_out_the_trained_context(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    spec = read_spec(written(tmp_path, QWEN2, rope_scaling=yarn))
+    theirs = AutoConfig.from_pretrained(tmp_path).rope_parameters
+    assert isinstance(spec.rope.scaling, YarnScaling)
+    assert spec.rope.scaling.original_positions == theirs["original_max_position_embeddings"] == 2048
+
+
 @pytest.mark.parametrize(
     "rope",
     [
@@ -150,6 +197,14 @@ def test_old_and_new_layout_mean_the_same(tmp_path: Path) -> None:
         YARN_ROPE | {"beta_fast": 4.0, "beta_slow": 0.5, "attention_factor": 1.5},
         YARN_ROPE | {"rope_theta": 1e6, "original_max_position_embeddings": 32_768},
         YARN_ROPE | {"factor": 1.0, "original_max_position_embeddings": 3},
+        {
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "original_max_position_embeddings": 64,
+            "long_factor": [1.0 + i / 3 for i in range(32)],
+            "short_factor": [1.0 + i / 3 for i in range(32)],
+            "attention_factor": 1.25,
+        },
     ],
 )
 def test_frequencies_and_magnitude_are_transformers_own(tmp_path: Path, rope: dict[str, Any]) -> None:
@@ -169,10 +224,32 @@ def test_yarn_as_qwens_model_cards_add_it(tmp_path: Path) -> None:
     assert read_spec(written(tmp_path, config, rope_scaling=YARN)).max_positions == 131_072
 
 
-def test_end_tokens_of_both_files_count(tmp_path: Path) -> None:
-    written(tmp_path, LLAMA)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 32007]}')
-    assert read_spec(tmp_path).eos_ids == (2, 32007)
+WRAPPED: dict[str, Any] = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "eos_token_id": [1, 106],
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024, "eos_token_id": 5,
+    },
+    "vision_config": {"model_type": "siglip_vision_model"},
+}  # fmt: skip
+
+
+def test_the_text_part_of_a_model_that_also_sees(tmp_path: Path) -> None:
+    """Gemma 3 4B's own file, which leaves most fields to transformers' defaults."""
+    spec = read_spec(written(tmp_path, WRAPPED))
+    theirs = AutoConfig.from_pretrained(tmp_path).get_text_config()
+    assert spec.architecture == "Gemma3ForCausalLM"
+    assert spec.wrapped
+    assert spec.eos_ids == (1, 5, 106), "of both"
+    assert (spec.vocab_size, spec.heads, spec.kv_heads, spec.head_dim, spec.max_positions) == (
+        theirs.vocab_size, theirs.num_attention_heads, theirs.num_key_value_heads, theirs.head_dim,
+        theirs.max_position_embeddings,
+    )  # fmt: skip
+    assert (spec.rope, spec.local_rope) == (Rope(1e6, LinearScaling(8.0)), Rope(1e4))
+    assert spec.windows == ((1024,) * 5 + (None,)) * 5 + (1024,) * 4
+    assert spec.tied_embeddings
+    assert not read_spec(written(tmp_path, WRAPPED, tie_word_embeddings=False)).tied_embeddings
+    assert read_spec(written(tmp_path, WRAPPED, architectures=None)) == spec
 
 
 def test_architecture_may_come_from_model_type(tmp_path: Path) -> None:
@@ -180,7 +257,7 @@ def test_architecture_may_come_from_model_type(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "unknown": (LLAMA, {"architectures": ["MambaForCausalLM"]}, "known: Gemma3ForCausalLM, LlamaForC"),
+    "unknown": (LLAMA, {"architectures": ["MambaForCausalLM"]}, "known: Gemma3ForCausalLM, Gemma3ForC"),
     "type": (LLAMA, {"hidden_size": "576"}, "hidden_size must be a whole number of at least 1, not '576'"),
     "bool": (LLAMA, {"num_hidden_layers": True}, "num_hidden_layers must be a whole number"),
     "missing": (LLAMA, {"intermediate_size": None}, "intermediate_size is missing"),
@@ -210,8 +287,41 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "eos": (LLAMA, {"eos_token_id": "</s>"}, "eos_token_id must be a token id or a list"),
     "longrope": (
         LLAMA,
-        {"rope_scaling": {"type": "longrope"}},
-        '"longrope" is not supported; supported: "default", "linear", "llama3", "yarn"',
+        {"rope_scaling": {"type": "longrope", "long_factor": [2.0] * 32, "short_factor": [1.0] * 32}},
+        "rope_scaling.short_factor differs from long_factor, which is not supported",
+    ),
+    "dynamic": (
+        LLAMA,
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        "'dynamic' is not supported; supported: \"default\", \"linear\", \"llama3\", \"yarn\"",
+    ),
+    "factors": (
+        LLAMA,
+        {
+            "rope_scaling": {
+                "type": "longrope", "long_factor": [2.0], "short_factor": [2.0], "attention_factor": 1.0,
+            }
+        },
+        "long_factor does not list 32 factors",
+    ),
+    "rope of layers": (
+        LLAMA,
+        {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}},
+        "rope_parameters.full_attention is a rope of one kind of layer",
+    ),
+    "base": (LLAMA, {"rope_theta": 1.0}, "rope_theta must be above 1"),
+    "layers": (LLAMA, {"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 4096, not 1000000000"),
+    "more layers": (LLAMA, {"num_hidden_layers": 10**18}, "num_hidden_layers must be at most 4096"),
+    "positions": (LLAMA, {"max_position_embeddings": 10**18}, "max_position_embeddings must be at most"),
+    "large": (LLAMA, {"rms_norm_eps": 10**400}, "rms_norm_eps must be a number above 0, not 1000000"),
+    "no text": (GEMMA, {"architectures": ["Gemma3ForConditionalGeneration"]}, "text_config is missing"),
+    "other text": (
+        GEMMA,
+        {
+            "architectures": ["Mistral3ForConditionalGeneration"],
+            "text_config": {"model_type": "ministral3"},
+        },
+        'text_config.model_type = "ministral3" is not supported; only "mistral" is',
     ),
     "yarn": (LLAMA, {"rope_scaling": YARN | {"factor": 0.5}}, "rope_scaling.factor must be at least 1"),
     "mscale": (LLAMA, {"rope_scaling": YARN | {"mscale": 0.7}}, "rope_scaling.mscale = 0.7 is not supported"),
@@ -238,12 +348,36 @@ def test_refusals_name_file_and_field(tmp_path: Path, case: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [(None, "is missing"), ("{", "is not valid JSON"), ("[1]", "must hold a JSON object"), ("\x80", "JSON")],
+    [
+        (None, "is missing"),
+        ("{", "is not valid JSON"),
+        ("[1]", "must hold a JSON object"),
+        ("\x80", "JSON"),
+        ('{"a": ' * 100_000, "is nested too deeply"),
+        ('{"hidden_size": ' + "9" * 5000 + "}", "is not valid JSON: Exceeds the limit"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "is a Git LFS pointer"),
+        (" " * (65 << 20), "is larger than"),
+    ],
+    ids=["none", "cut", "list", "no text", "deep", "digits", "pointer", "large"],
 )
 def test_unreadable_config(tmp_path: Path, text: str | None, reason: str) -> None:
     if text is not None:
         (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ModelFolderError, match=reason):
+        read_spec(tmp_path)
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, no_descriptor_leak: None) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ModelFolderError, match=r"config\.json cannot be read: it is a pipe or a device"):
+        read_spec(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(ModelFolderError, match="it is a pipe or a device"):
+        read_spec(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ModelFolderError, match="it is a folder"):
         read_spec(tmp_path)
 
 

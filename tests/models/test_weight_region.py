@@ -142,6 +142,67 @@ def test_harmless_extras_are_left_out(tmp_path: Path) -> None:
     assert torch.equal(loaded(tmp_path, "float32")._region, before)
 
 
+def test_a_stored_head_that_is_not_the_embedding_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As transformers does, whatever tie_word_embeddings says: merged adapters leave such folders."""
+    llama(tmp_path)
+    assert plan(tmp_path, read_spec(tmp_path), "float32").tied
+    embedding = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
+    put("lm_head.weight", embedding.bfloat16())(tmp_path)
+    assert not plan(tmp_path, read_spec(tmp_path), "float32").tied, "rounded numbers are others"
+    put("lm_head.weight", embedding.clone())(tmp_path)
+    assert plan(tmp_path, read_spec(tmp_path), "float32").tied
+    assert not caplog.text.count("differs") > 1
+    embedding[330, 95] += 1e-3
+    put("lm_head.weight", embedding)(tmp_path)
+    assert not plan(tmp_path, read_spec(tmp_path), "float32").tied, "the last number counts"
+    assert "lm_head.weight differs from the embedding" in caplog.text
+    assert torch.equal(loaded(tmp_path, "float32").tensor("head"), embedding)
+
+
+def test_shards_without_an_index_are_read_by_their_names(folder: Path) -> None:
+    before = loaded(folder, "bfloat16")
+    shard(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "a.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(ModelFolderError, match=r"model-00002-of-00002\.safetensors is missing; .* one of 2"):
+        plan(folder, read_spec(folder), "bfloat16")
+    (folder / "b.safetensors").rename(folder / "model-00002-of-00002.safetensors")
+    assert torch.equal(loaded(folder, "bfloat16")._region, before._region)
+
+
+@pytest.mark.parametrize("older", [True, False], ids=["language_model.model", "model.language_model"])
+def test_what_reads_in_a_model_that_sees(
+    tmp_path: Path, older: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The region is that of the text model alone; what sees is left out whatever its types."""
+    caplog.set_level("INFO")
+    llama_like = tmp_path / "text"
+    gemma3(llama_like, tie_word_embeddings=False)
+    before = loaded(llama_like, "float32")._region
+    inner, head = ("language_model.model.", "language_model.") if older else ("model.language_model.", "")
+    outer = "" if older else "model."
+    tensors = {
+        (inner + name.removeprefix("model.") if name.startswith("model.") else head + name): tensor
+        for name, tensor in load_file(llama_like / "model.safetensors").items()
+    }
+    tensors[f"{outer}vision_tower.vision_model.embeddings.position_ids"] = torch.arange(9)
+    tensors[f"{outer}multi_modal_projector.mm_input_projection_weight"] = torch.ones(3, 4)
+    save_file(tensors, llama_like / "model.safetensors")
+    config = json.loads((llama_like / "config.json").read_text())
+    wrapped = {
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": config,
+        "vision_config": {"model_type": "siglip_vision_model"}, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (llama_like / "config.json").write_text(json.dumps(wrapped))
+    assert torch.equal(loaded(llama_like, "float32")._region, before)
+    assert "2 tensors of what sees are left out" in caplog.text
+    put(f"{outer}audio_tower.weight", torch.ones(2))(llama_like)
+    with pytest.raises(ModelFolderError, match=r"audio_tower\.weight is not part of Gemma3ForCausalLM"):
+        plan(llama_like, read_spec(llama_like), "float32")
+
+
 def drop(name: str) -> Callable[[Path], None]:
     return lambda folder: rewrite(folder, lambda tensors: tensors.pop(name))
 
@@ -170,7 +231,11 @@ def empty(folder: Path) -> None:
 
 def header(text: bytes, length: int | None = None) -> Callable[[Path], None]:
     data = struct.pack("<Q", len(text) if length is None else length) + text
-    return lambda folder: (folder / "model.safetensors").write_bytes(data) and None
+
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(data)
+
+    return write
 
 
 def shard_lost(folder: Path) -> None:
@@ -179,26 +244,27 @@ def shard_lost(folder: Path) -> None:
 
 
 def index_says(**weight_map: Any) -> Callable[[Path], None]:
-    return lambda folder: (
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map})) and None
-    )
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return write
 
 
 NORM = "model.norm.weight"
 BROKEN: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "tensor missing": (drop("lm_head.weight"), "", "tensor lm_head.weight is missing"),
     "shape": (put(NORM, torch.ones(95)), "model.safetensors", "has shape [95], config.json asks for [96]"),
-    "dtype": (put(NORM, torch.ones(96, dtype=torch.int8)), "model.safetensors", "dtype I8; served are BF16"),
+    "dtype": (put(NORM, torch.ones(96, dtype=torch.int8)), "model.safetensors", "dtype 'I8'; served are"),
     "extra": (put("model.layers.0.self_attn.q_proj.bias", torch.ones(4)), "model.safetensors", "q_proj.bias"),
     "no bias": (qwen_without_bias, "", "tensor model.layers.1.self_attn.k_proj.bias is missing"),
     "pickle": (pickled, "pytorch_model.bin", "never loaded"),
     "nothing": (lambda folder: (folder / "model.safetensors").unlink(), "", "neither model.safetensors nor"),
     "cut": (cut, "model.safetensors", "is truncated"),
-    "short": (header(b"", 0), "model.safetensors", "header is not a JSON object"),
+    "short": (header(b"", 0), "model.safetensors", "the safetensors header"),
     "empty": (empty, "model.safetensors", "truncated"),
     "announces": (header(b"{}", 10**12), "model.safetensors", "header of 1000000000000 announced"),
-    "not JSON": (header(b"garbage!"), "model.safetensors", "header is not a JSON object"),
-    "list": (header(b"[1, 2]"), "model.safetensors", "header is not a JSON object"),
+    "not JSON": (header(b"garbage!"), "model.safetensors", "the safetensors header"),
+    "list": (header(b"[1, 2]"), "model.safetensors", "the safetensors header"),
     "entry": (header(b'{"a": {"dtype": "F32"}}'), "model.safetensors", "header entry of tensor a"),
     "offsets": (
         header(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}'),
@@ -220,6 +286,15 @@ def test_broken_folders_are_refused_by_file_and_reason(folder: Path, case: str) 
         plan(folder, read_spec(folder), "bfloat16")
     assert str(folder / file) in str(caught.value)
     assert reason in str(caught.value)
+
+
+def test_gemma_3_is_refused_in_float16_by_name(tmp_path: Path) -> None:
+    """Its activations overflow there, and every answer would be nonsense."""
+    gemma3(tmp_path)
+    spec = read_spec(tmp_path)
+    with pytest.raises(ModelFolderError, match='Gemma3ForCausalLM cannot be served with dtype = "float16"'):
+        plan(tmp_path, spec, "float16")
+    assert plan(tmp_path, spec, "bfloat16").bytes
 
 
 def test_values_beyond_float16_are_refused_not_made_infinite(folder: Path) -> None:

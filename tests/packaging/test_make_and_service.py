@@ -68,10 +68,10 @@ def test_the_version_test_of_the_makefile_accepts_3_11_and_3_12_only() -> None:
         assert (subprocess.run([sys.executable, "-c", shown]).returncode == 0) == fits
 
 
-def test_ci_runs_the_readmes_second_command() -> None:
+def test_ci_runs_the_readmes_second_command_and_all_that_it_leaves_out() -> None:
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
     assert "set -euo pipefail" in lines
-    assert lines[-1] == "make test"
+    assert lines[-2:] == ["make test", "make test-all"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 

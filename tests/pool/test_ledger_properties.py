@@ -310,9 +310,9 @@ class LedgerHistory(RuleBasedStateMachine):
                 keys = keys_of(key.decode())
                 assert self.ledger.matched(model, keys) == len(self.naive.match(model, keys))
             for row in self.naive.cached(model):
-                key = self.naive.rows[model][row].key
-                assert key is not None
-                assert self.naive.whole(model, key)
+                held = self.naive.rows[model][row].key
+                assert held is not None
+                assert self.naive.whole(model, held)
 
     @invariant()
     def nobody_below_its_guarantee_is_refused_while_another_borrows(self) -> None:

@@ -52,8 +52,8 @@ def test_times(report: Report) -> None:
     assert a.ttft is not None
     assert a.tpot is not None
     assert a.latency is not None
-    assert (a.ttft.p50, a.ttft.p99) == (pytest.approx(0.1), pytest.approx(0.5))
-    assert (a.tpot.p50, a.tpot.p99) == (pytest.approx(0.01), pytest.approx(0.05))
+    assert (a.ttft.p50, a.ttft.p99) == pytest.approx((0.1, 0.5))
+    assert (a.tpot.p50, a.tpot.p99) == pytest.approx((0.01, 0.05))
     assert a.latency.mean == pytest.approx(0.6)
     assert report.models[1].tpot is None, "one token has no time per further token"
 

@@ -10,7 +10,7 @@ from msgspec import structs
 from support.costs import model, table
 
 from muxd.clock import VirtualClock
-from muxd.config import Config, ModelConfig, PoolConfig, SchedulerConfig
+from muxd.config import Config, ModelConfig, Policy, PoolConfig, SchedulerConfig, Split
 from muxd.cost.profile import Overhead
 from muxd.cost.table import CostTable
 from muxd.engine.actions import Action, Ahead, Cancelled, Emit, Ended, Event, Rejected
@@ -32,10 +32,10 @@ def gpu(*names: str, overhead: Overhead) -> CostTable:
     return table(gpu=True, **{name: model(0.0005, STEP, overhead=overhead) for name in names})
 
 
-def config(*names: str, pool: str = "16M", split: str = "no", policy: str = "mux") -> Config:
+def config(*names: str, pool: str = "16M", split: Split = "no", policy: Policy = "mux") -> Config:
     scheduler = SchedulerConfig(
         policy=policy, prefill_tokens=64, look_ahead=8, drain_timeout=0.05, split_phases=split
-    )  # type: ignore[arg-type]
+    )
     return Config(pool=PoolConfig(pool), scheduler=scheduler, model=[ModelConfig(n, n) for n in names])
 
 
@@ -97,7 +97,7 @@ RECIPES = st.builds(
     st.sampled_from(sorted(POLICIES)),
 )
 def test_with_and_without_everybody_ends_once_with_the_same_tokens(
-    recipe: Recipe, pool: str, host: float, split: str, policy: str
+    recipe: Recipe, pool: str, host: float, split: Split, policy: Policy
 ) -> None:
     """Tokens of an overhead of their own make answers of small batches overtake, were they not kept back."""
     workload = generate(recipe)
@@ -142,7 +142,7 @@ def test_one_models_device_is_never_less_busy(streams: int, prompt: int, output:
 
 @pytest.mark.parametrize("split", ["yes", "no"])
 @pytest.mark.parametrize("heard", [True, False])
-def test_a_reader_who_leaves_while_a_step_is_ahead(split: str, heard: bool) -> None:
+def test_a_reader_who_leaves_while_a_step_is_ahead(split: Split, heard: bool) -> None:
     """``heard``: before the step in front ends on the device, or between that and its answer."""
     cost = gpu("a", overhead=Overhead(batch=0.004))
     workload = Workload([Item(0.0, "a", 20, 30)] * 2, {})

@@ -1,5 +1,7 @@
 """The unit in virtual time: deterministic, nothing lost, and equal to the cost table where that is simple."""
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from support.costs import model, table
 
 from muxd.config import Config, ModelConfig, PoolConfig, QuotaConfig, SchedulerConfig
-from muxd.cost.profile import Overhead
+from muxd.cost.profile import FORMAT, Device, ModelProfile, Overhead, Profile
 from muxd.cost.table import CostTable
 from muxd.errors import ConfigError
 from muxd.sim.build import likenesses, make_scheduler, plain_config, row_tokens
@@ -23,7 +25,7 @@ def run(workload: Workload, cost: CostTable, config: Config | None = None, polic
     return World(make_scheduler(config, cost, policy), cost, workload).run()
 
 
-def small(*names: str, pool: str = "256K", **settings: int) -> Config:
+def small(*names: str, pool: str = "256K", **settings: Any) -> Config:
     """16 head blocks of 16 KiB... a pool in which sequences get into each other's way."""
     scheduler = SchedulerConfig(prefill_tokens=64, look_ahead=8, drain_timeout=0.05)
     models = [ModelConfig(name, name, **settings) for name in names]
@@ -79,7 +81,7 @@ def test_every_request_ends_once_and_every_block_returns(
     recipe: Recipe, pool: str, max_running: int, max_queue: int
 ) -> None:
     workload = generate(recipe)
-    cost = table(**{name: model(0.0005, 0.01, contention=1.1) for name in recipe.models})
+    cost = table(gpu=False, **{name: model(0.0005, 0.01, contention=1.1) for name in recipe.models})
     config = small(*recipe.models, pool=pool, max_running=max_running, max_queue=max_queue)
     scheduler = make_scheduler(config, cost)
     records = World(scheduler, cost, workload).run()  # which audits the ledger at the end
@@ -99,7 +101,7 @@ def test_every_request_ends_once_and_every_block_returns(
 
 def test_the_same_workload_gives_the_same_times_to_the_last_bit() -> None:
     workload = generate(Recipe(["a", "b", "c"], 40.0, 5.0, cv=2.0, lengths="uniform:1-90,1-60"))
-    cost = table(**{name: model(contention=1.2) for name in workload.models})
+    cost = table(gpu=False, **{name: model(contention=1.2) for name in workload.models})
     first, second = (run(workload, cost, small("a", "b", "c", pool="512K")) for _ in range(2))
     assert np.array_equal(first.end, second.end)
     assert np.array_equal(first.first, second.first)
@@ -181,10 +183,8 @@ def test_a_second_name_for_a_measured_folder_is_recognised() -> None:
     assert likenesses(named, table_profile(profile)) == {"copy": "a"}
 
 
-def table_profile(a: object) -> object:
-    from muxd.cost.profile import FORMAT, Device, Profile
-
-    return Profile(FORMAT, Device("hand", 2, [50, 100]), {"a": a})  # type: ignore[dict-item]
+def table_profile(a: ModelProfile) -> Profile:
+    return Profile(FORMAT, Device("hand", 2, [50, 100]), {"a": a})
 
 
 def test_requests_that_cannot_meet_their_target_are_refused_as_the_daemon_does() -> None:

@@ -3,6 +3,8 @@
 Tests choose the order in which batches finish.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 
 from muxd.engine.actions import (
@@ -16,8 +18,11 @@ from muxd.engine.actions import (
     Event,
     Failed,
     Launch,
+    Overdue,
     Preempted,
     Rejected,
+    Resumed,
+    Tick,
     WorkerLost,
     WorkerReady,
 )
@@ -29,8 +34,8 @@ from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.errors import WorkerLost as WorkerLostError
 from muxd.fleet.handover import Handover
+from muxd.messages import NO_TOKEN, Decode, Prefill, Sampling
 from muxd.messages import BatchDone as BatchReply
-from muxd.messages import Decode, Prefill, Sampling
 from muxd.pool.ledger import Ledger
 from support.bench_worker import Spec, Worker
 
@@ -94,6 +99,9 @@ class BenchUnit:
         self.outcome: dict[int, str] = {}
         self.emitted: dict[int, list[int]] = {}
         self.preempted: list[int] = []
+        self.resumed: list[int] = []
+        self.overdue: list[Overdue] = []
+        self.errors: dict[int, str | None] = {}  # code of what failed
         self.launches: list[tuple[float, str, Prefill | Decode]] = []
         if ready:
             for spec in specs:
@@ -153,6 +161,11 @@ class BenchUnit:
                 self._end(action.sequence, "served")
             case Failed():
                 self._end(action.sequence, "failed")
+                self.errors[action.sequence.id] = action.error.code
+            case Resumed():
+                self.resumed.append(action.sequence.id)
+            case Overdue():
+                self.overdue.append(action)
             case Rejected():
                 self._end(action.sequence, "refused")
             case Preempted():
@@ -187,21 +200,33 @@ class BenchUnit:
             self._end(sequence, "cancelled")
             self.handle(Cancelled(sequence))
 
-    def finish(self, name: str, seconds: float = 0.01, token: int = 5, stops: int = 0) -> None:
+    def tick(self) -> None:
+        self.handle(Tick())
+
+    def finish(
+        self,
+        name: str,
+        seconds: float = 0.01,
+        token: int = 5,
+        stops: int = 0,
+        nothing_for: Collection[int] = (),
+    ) -> None:
         """The running batch of the worker ``name`` is done, ``seconds`` later; the i-th token is a stop where
-        bit i of ``stops`` is set."""
+        bit i of ``stops`` is set, and there is none for the sequences in ``nothing_for``."""
         worker, model = self.workers[name], name.partition("/")[0]
         assert worker.busy is not None
         self.now += seconds
-        batch, tokens = worker.busy.batch, [EOS if stops >> i & 1 else token for i in range(worker.sampled())]
+        batch, owners = worker.busy.batch, worker.sampling()
+        tokens = [EOS if stops >> i & 1 else token for i in range(len(owners))]
+        tokens = [NO_TOKEN if owner in nothing_for else t for owner, t in zip(owners, tokens, strict=True)]
         worker.done(token)
         if model in self.handovers:
             self.handovers[model].landed(BatchReply(batch, tokens, seconds))
         self.handle(BatchDone(model, batch, tokens))
 
-    def lose(self, model: str, *, final: bool = False) -> None:
+    def lose(self, model: str, *, final: bool = False, blameless: bool = False) -> None:
         self._spawn(model)
-        self.handle(WorkerLost(model, WorkerLostError("killed"), final))
+        self.handle(WorkerLost(model, WorkerLostError("killed"), final, blameless))
 
     def revive(self, model: str) -> None:
         self.handle(WorkerReady(model))
@@ -253,6 +278,16 @@ class BenchUnit:
                 for sequence in flight.sequences:
                     told = worker.sequences.get(sequence.id, [])
                     assert set(told) <= set(sequence.rows), "a row that may still be written was given back"
+            for flight in lane.all_flights:
+                suspects = [sequence for sequence in flight.sequences if sequence.suspect]
+                assert not suspects or len(flight.sequences) == 1, "a suspect in company"
+                assert not suspects or len(lane.all_flights) == 1, "another batch beside a suspect"
+            assert set(lane.suspects) == {s.id for s in lane.sequences() if s.suspect}
+            order = [(not s.suspect, s.arrived) for s in lane.waiting]
+            assert order == sorted(order)
+        for sequence in self.all:
+            sent = self.emitted.get(sequence.id, [])
+            assert sent == sequence.tokens[sequence.prompt_tokens :], "a token sent again, or skipped"
         written = [w.blocks_of_batch() for w in self.workers.values() if w.busy is not None]
         assert sum(map(len, written)) == len(set().union(*written)), "two batches write one block"
         for name, lane in self.scheduler.lanes.items():

@@ -118,11 +118,7 @@ class Worker:
     def done(self, token: int) -> None:
         """The running batch sampled ``token`` everywhere."""
         assert self.busy is not None
-        if isinstance(self.busy, Prefill):
-            sampled = [chunk.seq for chunk in self.busy.chunks if chunk.last]
-        else:
-            sampled = self.busy.seqs
-        for seq in sampled:
+        for seq in self.sampling():
             self.history[seq].append(token)
         self.busy = None
         if self.behind is not None:
@@ -138,12 +134,12 @@ class Worker:
             for block in self.rows[self.sequences[seq][row]]:
                 self.pool[block] = self._written(self.history[seq], row)
 
-    def sampled(self) -> int:
-        """Tokens the reply to the running command carries."""
+    def sampling(self) -> list[int]:
+        """Sequences that get a token in the reply to the running command."""
         assert self.busy is not None
         if isinstance(self.busy, Prefill):
-            return sum(chunk.last for chunk in self.busy.chunks)
-        return len(self.busy.seqs)
+            return [chunk.seq for chunk in self.busy.chunks if chunk.last]
+        return self.busy.seqs
 
     def blocks_of_batch(self) -> set[int]:
         """Head blocks the running batch may write."""

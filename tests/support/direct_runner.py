@@ -37,7 +37,7 @@ def int32(values: Sequence[int]) -> bytes:
 class DirectRunner:
     """Owns a pool full of garbage (NaN in every type), hands out rows of random head blocks."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - whatever a set-up message may say
         self,
         folder: Path,
         dtype: Dtype = "float32",
@@ -52,7 +52,7 @@ class DirectRunner:
         paged: bool | None = None,
         max_running: int = 0,
     ):
-        self.spec = read_spec(folder)
+        self.folder, self.spec = folder, read_spec(folder)
         self.tokens = self.spec.tokens_per_row(block_bytes, kv_item_bytes(dtype, kv_dtype))
         layout = plan(folder, self.spec, dtype)
         weights = np.zeros(layout.bytes, dtype=np.uint8)

@@ -10,6 +10,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from muxd.device.driver import Driver
+    from muxd.device.reservation import CudaReservation
 
 
 class GpuProcess:
@@ -73,11 +78,13 @@ def main(sock: socket.socket) -> None:
 class User:
     """One method a command."""
 
-    def __init__(self, driver):
+    space: "CudaReservation"  # of the last ``map``
+
+    def __init__(self, driver: "Driver"):
         from muxd.device.kernels import Kernels
 
         self.driver, self.kernels = driver, Kernels(driver)
-        self.space, self.nbytes = None, 0
+        self.nbytes = 0
 
     def view(self) -> str:
         from muxd.device.mps import client_view

@@ -19,7 +19,7 @@ from muxd.kernels.sampling import SamplingLines
 
 BLOCK_BYTES = 8192
 NO_ROW = 2**30
-CLOSE = {
+CLOSE: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: {"atol": 2e-5, "rtol": 2e-5},
     torch.float16: {"atol": 2e-3, "rtol": 4e-3},
     torch.bfloat16: {"atol": 1.6e-2, "rtol": 1.6e-2},
@@ -127,13 +127,13 @@ def check_rope_write(
     at = torch.tensor(positions, dtype=torch.int32, device=shape.device)
     turn = angles(at, torch.rand(shape.head_dim // 2, generator=generator).to(shape.device), shape.dtype)
     whose = None if owners is None else torch.tensor(owners, dtype=torch.int32, device=shape.device)
-    options = {"q_weight": weights[0], "k_weight": weights[1], "eps": 1e-6, "offset": offset}
+    options: dict[str, Any] = {"q_weight": weights[0], "k_weight": weights[1], "eps": 1e-6, "offset": offset}
     wanted = rope_write.rope_write(qkv.clone(), *turn, copy, 1, rows, at, whose, **options)
     found = kernel.rope_write(qkv, *turn, pool, 1, rows, at, whose, **options)
     check(found, wanted, shape.dtype)
     kept, expected = (p.slots().float().cpu() for p in (pool, copy))
     assert torch.equal(kept.isnan(), expected.isnan())
-    fp8 = {"atol": 0.02, "rtol": 0.13}  # a tie of float32 roundings may land one step apart
+    fp8: dict[str, Any] = {"atol": 0.02, "rtol": 0.13}  # a tie of float32 roundings may land one step apart
     close = fp8 if shape.kv_dtype is torch.float8_e4m3fn else CLOSE[shape.dtype]
     torch.testing.assert_close(kept.nan_to_num(), expected.nan_to_num(), **close)
 

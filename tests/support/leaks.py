@@ -6,14 +6,17 @@ Every process that a test starts inherits ``MUXD_TEST_TOKEN``, so that orphans a
 import os
 import select
 import signal
+import time
 import uuid
 from pathlib import Path
 
 TOKEN = f"MUXD_TEST_TOKEN={uuid.uuid4()}"
+OURSELVES = os.getpid()
+_kept: set[int] = set()  # of daemons that outlive the test, which have answered for them
 
 
 def mark_environment() -> None:
-    """Once per session, before anything is started."""
+    """Once per session and per worker of pytest-xdist, before anything is started: each looks at its own."""
     name, _, value = TOKEN.partition("=")
     os.environ[name] = value
 
@@ -28,17 +31,56 @@ def processes(before: set[int]) -> set[int]:
 
     Python's own helper for shared memory is not counted: it lives as long as the session.
     """
-    new = running() - before
-    children = {
-        int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in _read(path).split()
-    }
-    ours = {pid for pid in new if pid in children or _has_token(pid)}
+    return _ours(running() - before - _kept)
+
+
+def _ours(pids: set[int]) -> set[int]:
+    own = children()
+    ours = {pid for pid in pids - {OURSELVES} if pid in own or _has_token(pid)}
     return {pid for pid in ours if b"resource_tracker" not in _read(Path(f"/proc/{pid}/cmdline"))}
 
 
-def is_zombie(pid: int) -> bool:
-    """Ended, but nobody has asked how."""
-    return f"{pid} [Z]" in describe(pid)
+def children() -> set[int]:
+    return {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in _read(path).split()}
+
+
+def end_all() -> None:
+    """Kill whatever this session has started, and what that starts meanwhile."""
+    for _ in range(5):
+        if not (left := {pid for pid in _ours(running()) if not is_zombie(pid)}):
+            return
+        kill(left)
+
+
+def keep(pids: set[int]) -> None:
+    """These belong to a daemon that several tests use, and were looked at when it was put back."""
+    _kept.update(pids)
+
+
+def parent(pid: int) -> int:
+    """Process id; 0 where the process has ended."""
+    return _status(pid, 1)
+
+
+def session(pid: int) -> int:
+    """Process id of the leader; 0 where the process has ended."""
+    return _status(pid, 3)
+
+
+def _status(pid: int, field: int) -> int:
+    """Fields of /proc/PID/stat, from the one after the name on."""
+    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
+    return int(fields[field]) if fields else 0
+
+
+def is_zombie(pid: int, seconds: float = 2) -> bool:
+    """Ended, and nobody asks how within ``seconds``: the parent of one that has just ended needs a moment."""
+    end = time.monotonic() + seconds
+    while f"{pid} [Z]" in describe(pid):
+        if time.monotonic() > end:
+            return True
+        time.sleep(0.01)  # no event tells that somebody has asked
+    return False
 
 
 def _has_token(pid: int) -> bool:
@@ -76,11 +118,11 @@ def gone(pid: int, seconds: float) -> bool:
         os.close(fd)
 
 
-def kill(pids: set[int]) -> None:
+def kill(pids: set[int], number: signal.Signals = signal.SIGKILL) -> None:
     """Clean up after a failed test, so that the next one starts fresh."""
     for pid in pids:
         try:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
         except ProcessLookupError:
             continue
 

@@ -10,10 +10,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from muxd.admin.client import AdminClient
 from muxd.admin.schemas import Status
@@ -40,9 +41,10 @@ def demo_config(*names: str, dtype: str = "bfloat16", pool: str = "512M", extra:
 
 
 class LiveDaemon:
-    """``muxd serve`` on a free port."""
+    """``muxd serve`` on a free port. ``env``: what its environment has more than ours."""
 
-    def __init__(self, config: str, folder: Path):
+    def __init__(self, config: str, folder: Path, env: Mapping[str, str] = MappingProxyType({})):
+        self.folder = folder
         # Unix socket paths are short: pytest's own folders can be too deep.
         self._sockets = tempfile.TemporaryDirectory(prefix="muxd-test-")
         self.socket = Path(self._sockets.name) / "admin"
@@ -52,13 +54,13 @@ class LiveDaemon:
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(f"{self._sockets.name}/notify")
         command = [sys.executable, "-m", "muxd.cli.muxd", "serve", "--config", str(file), "--port", "0"]
-        env = {**os.environ, "NOTIFY_SOCKET": f"{self._sockets.name}/notify"}
+        own = {**os.environ, **env, "NOTIFY_SOCKET": f"{self._sockets.name}/notify"}
         if "[[device]]" in config:
-            env.pop("MUXD_DEVICE", None)  # which says where all other tests run
+            own.pop("MUXD_DEVICE", None)  # which says where all others run
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, "--socket", str(self.socket)],
-                env=env,
+                env=own,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -75,7 +77,8 @@ class LiveDaemon:
         """Until every model is ready or has failed. Fails the test, with the log, if the daemon ends."""
         with open(os.pidfd_open(self.process.pid), closefd=True) as ended:
             while True:
-                readable, _, _ = select.select([self._notify, ended], [], [], seconds)
+                watched: list[Any] = [self._notify, ended]
+                readable, _, _ = select.select(watched, [], [], seconds)
                 if self._notify in readable and b"READY=1" in self._notify.recv(4096):
                     break
                 assert readable, f"not ready after {seconds} s:\n{self.log}"
@@ -116,9 +119,9 @@ class LiveDaemon:
 
 
 @contextmanager
-def live(config: str, folder: Path) -> Iterator[LiveDaemon]:
+def live(config: str, folder: Path, env: Mapping[str, str] = MappingProxyType({})) -> Iterator[LiveDaemon]:
     """A ready daemon; on leaving it must end with exit code 0 on SIGTERM, if it still runs."""
-    daemon = LiveDaemon(config, folder)
+    daemon = LiveDaemon(config, folder, env)
     try:
         yield daemon.wait_ready()
         if daemon.process.poll() is None:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TextIO
 
 PIPE = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"])
 MODE = os.environ.get("FAKE_MPS", "")
@@ -34,7 +35,7 @@ def start() -> int:
     return 0
 
 
-def shell(calls) -> int:
+def shell(calls: TextIO) -> int:
     if MODE == "mute":
         signal.pause()
     if not (PIPE / "control").exists() or MODE == "silent":

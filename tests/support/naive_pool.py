@@ -106,7 +106,8 @@ class NaivePool:
         return {it.key: row for row, it in self.rows[model].items() if it.key is not None}
 
     def match(self, model: str, keys: list[bytes]) -> list[int]:
-        index, found = self.index(model), []
+        index = self.index(model)
+        found: list[int] = []
         while len(found) < len(keys) and keys[len(found)] in index:
             found.append(index[keys[len(found)]])
         return found

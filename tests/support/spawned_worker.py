@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from typing import Any
 import msgspec
 
 from muxd.device.cpu import Cpu, worker_env
+from muxd.fleet.zygote import Zygote
 from muxd.link import fds
 from muxd.link.daemon_end import DaemonEnd, private_directory
 from muxd.messages import FromWorker, Setup, ToWorker
@@ -35,6 +38,7 @@ class Daemon:
         self.weights = device.allocate(layout.bytes, "weights")
         fill(layout, self.weights.writer(), lambda done: None)
         self.events: asyncio.Queue[FromWorker | str] = asyncio.Queue()
+        self.lifeline, self._held = os.pipe()
         self._directory = private_directory()
         self.link = DaemonEnd(self._directory, self._put, self._put)
         self.link.announce(NAME)
@@ -50,7 +54,7 @@ class Daemon:
 
     @property
     def fds(self) -> list[int]:
-        return [self.arena.fd, self.weights.fd]
+        return [self.arena.fd, self.weights.fd, self.lifeline]
 
     async def next(self) -> FromWorker | str:
         return await asyncio.wait_for(self.events.get(), 60)
@@ -59,7 +63,15 @@ class Daemon:
         self.link.send(NAME, command)
         return await self.next()
 
+    def hang_up(self) -> None:
+        """As if it had died, with somebody else still holding the worker's socket."""
+        os.close(self._held)
+        self._held = -1
+
     def close(self) -> None:
+        if self._held >= 0:
+            self.hang_up()
+        os.close(self.lifeline)
         self.link.close()
         self.arena.close()
         self.weights.close()
@@ -67,7 +79,8 @@ class Daemon:
 
 
 class Worker:
-    """The process, its end of the socketpair and, once it has ended, what it wrote to stderr."""
+    """One started by hand: the process, its end of the socketpair and, once it has ended, what it wrote to
+    stderr."""
 
     def __init__(self) -> None:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -80,10 +93,14 @@ class Worker:
                 stderr=subprocess.PIPE,
                 text=True,
             )
+        self.pid = self.process.pid
 
     def hand_over(self, daemon: Daemon, **changes: Any) -> None:
         """Set-up and descriptors, as the supervisor sends them."""
         fds.send(self.sock, msgspec.structs.replace(daemon.setup, **changes), daemon.fds)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
 
     def ended(self, seconds: float = 60) -> tuple[int, str]:
         """Exit code and stderr; raises TimeoutExpired if it does not end."""
@@ -94,4 +111,44 @@ class Worker:
         """Whatever state it is in: gone and reaped."""
         self.process.kill()
         self.process.communicate()
+        self.sock.close()
+
+
+class Forked:
+    """One that a zygote has forked; it writes to our stderr."""
+
+    def __init__(self, zygote: Zygote, **environment: str):
+        self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                self.child = zygote.fork({**worker_env(1), **environment}, theirs)
+            except OSError:
+                self.sock.close()
+                raise
+        self.pid = self.child.pid
+        self._code: int | None = None
+
+    def hand_over(self, daemon: Daemon, **changes: Any) -> None:
+        """As a ``Worker``'s."""
+        fds.send(self.sock, msgspec.structs.replace(daemon.setup, **changes), daemon.fds)
+
+    @property
+    def runs(self) -> bool:
+        return self._code is None and not select.select([self.child.pidfd], [], [], 0)[0]
+
+    def send_signal(self, number: signal.Signals) -> None:
+        signal.pidfd_send_signal(self.child.pidfd, number)
+
+    def ended(self, seconds: float = 60) -> tuple[int, str]:
+        """Exit code, as of a ``Worker``."""
+        if self._code is None:
+            assert select.select([self.child.pidfd], [], [], seconds)[0], f"{self.pid} does not end"
+            self._code = self.child.reap()
+            self.child.close()
+        return self._code, ""
+
+    def close(self) -> None:
+        if self.runs:
+            self.send_signal(signal.SIGKILL)
+        self.ended()
         self.sock.close()

@@ -4,7 +4,7 @@ The journal and, with admission "slo", the forecast watch it as they watch a liv
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -75,13 +75,20 @@ class TimedUnit(BenchUnit):
         if self._audit:
             super().check()
 
-    def lose(self, model: str, *, final: bool = False) -> None:
+    def lose(self, model: str, *, final: bool = False, blameless: bool = False) -> None:
         self._ends.pop(model, None)
-        super().lose(model, final=final)
+        super().lose(model, final=final, blameless=blameless)
 
-    def finish(self, model: str, seconds: float = 0.01, token: int = 5) -> None:
-        self._ends.pop(model, None)
-        super().finish(model, seconds, token)
+    def finish(
+        self,
+        name: str,
+        seconds: float = 0.01,
+        token: int = 5,
+        stops: int = 0,
+        nothing_for: Collection[int] = (),
+    ) -> None:
+        self._ends.pop(name, None)
+        super().finish(name, seconds, token, stops, nothing_for)
 
     # ---- virtual time -----------------------------------------------------------------------------
 

@@ -26,25 +26,29 @@ CONFIG = {
     "tie_word_embeddings": True,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
 }
 
 
-def tiny_llama(folder: Path, seed: int = 0, inner: int = 96) -> Path:
+def tiny_llama(folder: Path, seed: int = 0, inner: int = 96, head_dim: int = 16) -> Path:
     """Write config.json and model.safetensors (float32) into ``folder``. ``inner``: width of the MLP."""
+    q, kv = 4 * head_dim, 2 * head_dim
     draw = np.random.default_rng(seed)
     shapes = {"model.embed_tokens.weight": (VOCAB, 64), "model.norm.weight": (64,)}
     for layer in range(2):
         part = f"model.layers.{layer}."
         for name, shape in {
-            "self_attn.q_proj": (64, 64), "self_attn.k_proj": (32, 64), "self_attn.v_proj": (32, 64),
-            "self_attn.o_proj": (64, 64), "mlp.gate_proj": (inner, 64), "mlp.up_proj": (inner, 64),
+            "self_attn.q_proj": (q, 64), "self_attn.k_proj": (kv, 64), "self_attn.v_proj": (kv, 64),
+            "self_attn.o_proj": (64, q), "mlp.gate_proj": (inner, 64), "mlp.up_proj": (inner, 64),
             "mlp.down_proj": (64, inner), "input_layernorm": (64,), "post_attention_layernorm": (64,),
         }.items():  # fmt: skip
             shapes[f"{part}{name}.weight"] = shape
     tensors = {name: draw.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"intermediate_size": inner}))
+    (folder / "config.json").write_text(
+        json.dumps(CONFIG | {"intermediate_size": inner, "head_dim": head_dim})
+    )
     return folder
 
 

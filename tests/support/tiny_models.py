@@ -47,7 +47,8 @@ def save(model: PreTrainedModel, folder: Path, **options: Any) -> PreTrainedMode
         elif name.endswith("bias"):
             torch.nn.init.normal_(weight, std=0.5)
     model.save_pretrained(folder, **options)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def llama(folder: Path, **changes: Any) -> PreTrainedModel:

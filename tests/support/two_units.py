@@ -10,31 +10,27 @@ import httpx2 as httpx
 from muxd.admin.schemas import ModelRow
 from support.live import LiveDaemon
 from support.tiny import tiny_served
-from support.where import GPU, device_tables
+from support.where import Where
 
-INNER = 4096 if GPU else 96  # width of the MLPs: weights of more than a page
 PROMPT = list(range(40, 60))
 
 
-def folder(path: Path, seed: int, positions: int = 4096) -> Path:
-    tiny_served(path, seed, INNER)
+def folder(path: Path, seed: int, where: Where, positions: int = 4096) -> Path:
+    """On a GPU the MLPs are wide: weights of more than a page."""
+    tiny_served(path, seed, 4096 if where.gpu else 96)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
     return path
 
 
-def models(root: Path, pins: dict[str, str], extra: str = "", positions: int = 4096) -> str:
+def models(where: Where, root: Path, pins: dict[str, str], extra: str = "", positions: int = 4096) -> str:
     """``[[model]]`` tables; the names' places in ``pins`` seed the weights, "" is no pin."""
     return "".join(
-        f'[[model]]\nname = "{name}"\npath = "{folder(root / name, seed, positions)}"\ndtype = "float32"\n'
+        f'[[model]]\nname = "{name}"\npath = "{folder(root / name, seed, where, positions)}"\n'
+        'dtype = "float32"\n'
         + (f'device = "{device}"\n' if device else "") + extra
         for seed, (name, device) in enumerate(pins.items())
     )  # fmt: skip
-
-
-def devices(pools: tuple[str, str] = ("16M", "16M"), memory: int = 0, second: str = "") -> str:
-    """``memory``: bytes each may use, 0: what the machine has. ``second``: settings of the second alone."""
-    return device_tables(pools, memory, second)
 
 
 def body(model: str, tokens: int = 16, **more: Any) -> dict[str, Any]:

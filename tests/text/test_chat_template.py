@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from support.tiny import byte_tokenizer
+from transformers import AutoTokenizer
 
 from muxd.errors import BadRequest, ConfigError, ModelFolderError
 from muxd.text.template import MAX_TEMPLATE_BYTES, ChatTemplate
@@ -122,10 +124,83 @@ def test_a_folder_without_a_template_has_none(tmp_path: Path) -> None:
 def test_an_unusable_template_names_its_file(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "chat_template.jinja"
     path.write_bytes(content)
-    with pytest.raises(ModelFolderError, match=rf"chat_template\.jinja: .*{reason}"):
+    with pytest.raises(ModelFolderError, match=rf"chat_template\.jinja.* {reason}"):
         ChatTemplate.load(tmp_path, SPECIALS)
     with pytest.raises(ConfigError, match=rf"chat_template = .*{reason}"):
         ChatTemplate.load(tmp_path / "elsewhere", SPECIALS, path)
+
+
+def named(**templates: str) -> str:
+    listed = [{"name": name, "template": source} for name, source in templates.items()]
+    return json.dumps({"chat_template": listed})
+
+
+def test_conversations_with_tools_have_a_template_of_their_own(tmp_path: Path) -> None:
+    """As transformers chooses by the same folder."""
+    byte_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(named(tool_use="tools", default="plain"))
+    template = ChatTemplate.load(tmp_path, SPECIALS)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert template is not None
+    tools: list[Any] | None
+    for tools in (None, [{"type": "function", "function": {"name": "f"}}]):
+        rendered = theirs.apply_chat_template(HELLO, tools=cast(Any, tools), tokenize=False)
+        assert template.render(HELLO, tools=tools) == rendered == ("tools" if tools else "plain")
+    assert template.render(HELLO) == "plain"
+
+
+def test_the_only_named_template_is_used_and_several_ask_for_a_choice(tmp_path: Path) -> None:
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(named(rag="of documents"))
+    template = ChatTemplate.load(tmp_path, SPECIALS)
+    assert template is not None
+    assert template.render(HELLO) == "of documents"
+    settings.write_text(named(rag="of documents", tool_use="of tools"))
+    with pytest.raises(
+        ModelFolderError, match=r'none is the default \(rag, tool_use\): .* chat_template = "FILE"'
+    ):
+        ChatTemplate.load(tmp_path, SPECIALS)
+    own = tmp_path / "own.jinja"
+    own.write_text("own")
+    template = ChatTemplate.load(tmp_path, SPECIALS, own)
+    assert template is not None
+    assert template.render(HELLO) == "own"
+
+
+@pytest.mark.parametrize("folder", ["additional_chat_templates", "chat_templates"])
+def test_named_templates_may_be_files(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "tool_use.jinja").write_text("tools")
+    (tmp_path / "chat_template.jinja").write_text("plain")
+    template = ChatTemplate.load(tmp_path, SPECIALS)
+    assert template is not None
+    assert [template.render(HELLO), template.render(HELLO, tools=[])] == ["plain", "tools"]
+
+
+def test_the_file_of_older_models_that_see(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "seen"}')
+    template = ChatTemplate.load(tmp_path, SPECIALS)
+    assert template is not None
+    assert template.render(HELLO) == "seen"
+
+
+def test_a_linked_template_is_followed_in_the_hubs_cache_and_not_out_of_a_folder(tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0f", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "77").write_text("of the hub")
+    (snapshot / "chat_template.jinja").symlink_to("../../blobs/77")
+    (tmp_path / "serve").symlink_to(snapshot)
+    for folder in (snapshot, tmp_path / "serve"):
+        template = ChatTemplate.load(folder, SPECIALS)
+        assert template is not None
+        assert template.render(HELLO) == "of the hub"
+    for target in ("/etc/passwd", "../../../secret"):
+        (tmp_path / "secret").write_text("secret")
+        (snapshot / "chat_template.jinja").unlink()
+        (snapshot / "chat_template.jinja").symlink_to(target)
+        with pytest.raises(ModelFolderError, match="is a link out of the model folder"):
+            ChatTemplate.load(snapshot, SPECIALS)
 
 
 def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -144,5 +219,5 @@ def test_the_real_template_renders_as_transformers_does(real_folder: Path, real:
     for messages in ([{"role": "system", "content": "Be brief."}, *HELLO], HELLO * 3):
         expected = judge.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         assert template.render(messages) == expected
-        ids = judge.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-        assert real.encode(template.render(messages), add_special=False) == ids
+        judged: Any = judge.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        assert real.encode(template.render(messages), add_special=False) == judged["input_ids"]

@@ -48,18 +48,22 @@ def test_truncation_in_the_file_does_not_shorten_prompts(folder: Path) -> None:
     assert len(Tokenizer.load(folder).encode("abcdef", add_special=False)) == 6
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        ("generation_config.json", [1, 0], {0, 1}),
-        ("generation_config.json", 1, {1}),
-        ("config.json", [0], {0}),
-        ("other.json", None, {1}),  # nothing said: the eos token itself
-    ],
-)
-def test_end_tokens_come_from_the_configs(folder: Path, name: str, value: object, expected: set[int]) -> None:
-    (folder / name).write_text(json.dumps({"eos_token_id": value}))
-    assert Tokenizer.load(folder).eos == expected
+def test_the_end_token_is_the_tokenizers_own(folder: Path) -> None:
+    """config.json and generation_config.json are the model's; ``fleet.catalog`` unites them."""
+    (folder / "generation_config.json").write_text('{"eos_token_id": 0}')
+    assert Tokenizer.load(folder).eos == {1}
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<gone>"}')
+    assert Tokenizer.load(folder).eos == frozenset()
+
+
+def test_the_older_file_of_special_tokens_fills_what_is_left_out(folder: Path) -> None:
+    older = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "<s>", "pad_token": "</s>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(older))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>", "pad_token": null}')
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.specials == {"bos_token": "<s>", "eos_token": "</s>"}
+    assert tokenizer.bos == 0
+    assert tokenizer.eos == {0, 1}, "text after either is no answer"
 
 
 def test_special_tokens_are_known_by_role(folder: Path) -> None:
@@ -73,17 +77,19 @@ def test_special_tokens_are_known_by_role(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer.json", None, r"tokenizer\.json: cannot be read: No such file"),
+        ("tokenizer.json", None, r"tokenizer\.json: is missing"),
         ("tokenizer.json", "{}", r"tokenizer\.json: is not a tokenizer"),
         ("tokenizer.json", "\x00", r"tokenizer\.json: is not a tokenizer"),
-        ("tokenizer_config.json", "[1]", r"tokenizer_config\.json: must hold a JSON object"),
-        ("tokenizer_config.json", "{", r"tokenizer_config\.json: is not JSON"),
+        ("tokenizer.json", '{"a":' * 10_000, r"tokenizer\.json: is not a tokenizer"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
+        ("tokenizer_config.json", "[1]", r"tokenizer_config\.json must hold a JSON object"),
+        ("tokenizer_config.json", "{", r"tokenizer_config\.json is not valid JSON"),
         (
-            "generation_config.json",
-            '{"eos_token_id": ["2"]}',
-            r"generation_config\.json: eos_token_id must be",
+            "tokenizer_config.json",
+            '{"a":' * 10_000,
+            r"tokenizer_config\.json is not valid JSON: it is nested",
         ),
-        ("config.json", '{"eos_token_id": -1}', r"config\.json: eos_token_id must be"),
+        ("special_tokens_map.json", "[]", r"special_tokens_map\.json must hold a JSON object"),
     ],
 )
 def test_a_broken_file_is_named(folder: Path, name: str, content: str | None, message: str) -> None:
@@ -106,3 +112,19 @@ def test_real_special_tokens_are_single_ids(real: Tokenizer) -> None:
     for text in real.specials.values():
         assert len(real.encode(text, add_special=False)) == 1
     assert real.decode([*real.encode("a", add_special=False), *real.eos]) == "a"
+
+
+def test_a_folder_with_sentencepiece_alone_hears_what_to_do(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"\n\x0e")
+    with pytest.raises(ModelFolderError, match=r"is missing; .* AutoTokenizer\.from_pretrained"):
+        Tokenizer.load(folder)
+
+
+def test_half_a_character_is_refused(folder: Path) -> None:
+    """JSON can spell it, but no answer could ever say it."""
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "\\ud83d\\ude00"}')
+    assert Tokenizer.load(folder).specials == {"eos_token": "\U0001f600"}
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "\\ud800", "bos_token": "<s>"}')
+    with pytest.raises(ModelFolderError, match=r"tokenizer_config\.json is not valid JSON: .* surrogates"):
+        Tokenizer.load(folder)

@@ -17,9 +17,9 @@ import torch
 from support.direct_runner import DirectRunner
 from support.tiny_models import llama
 
+from muxd.kernels import ops
 from muxd.kernels.launch import power_of_two
 from muxd.kernels.paged_decode import plan_splits
-from muxd.worker import cuda_attend
 from muxd.worker.cuda_graphs import BUCKETS, CudaRecorder, DecodeGraphs
 from muxd.worker.cuda_step import padding
 
@@ -146,10 +146,11 @@ def test_every_kernel_that_a_part_may_want_runs_before_a_worker_is_ready(
 
     def counted(*arguments: Any, splits: int, **options: Any) -> torch.Tensor:
         kinds.add(power_of_two(splits))
-        return attend(*arguments, splits=splits, **options)
+        found: torch.Tensor = attend(*arguments, splits=splits, **options)
+        return found
 
-    attend = cuda_attend.ops.decode_attention
-    monkeypatch.setattr(cuda_attend.ops, "decode_attention", counted)
+    attend: Callable[..., Any] = ops.decode_attention
+    monkeypatch.setattr(ops, "decode_attention", counted)
     monkeypatch.setattr(step._streams, "sms", 132)  # type: ignore[attr-defined]
     step.ready(True)
     wanted = {power_of_two(plan_splits(n, 2, 3000, sms)) for n in BUCKETS for sms in (33, 66, 99, 132)}

@@ -134,7 +134,7 @@ def test_logprobs_come_for_those_who_asked(folder: Path) -> None:
     entry = done.logprobs[1]
     assert entry.logprob == pytest.approx(float(wanted.max()), abs=1e-5)
     assert [token for token, _ in entry.top] == wanted.topk(3).indices.tolist()
-    assert entry.top[0] == (done.tokens[1], pytest.approx(entry.logprob))
+    assert entry.top[0] == pytest.approx((done.tokens[1], entry.logprob))
 
 
 @pytest.mark.parametrize("make", [llama, gemma3])

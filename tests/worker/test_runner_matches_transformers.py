@@ -3,20 +3,32 @@
 The pool starts full of NaN, blocks and rows are handed out in random order, and rows are used again.
 """
 
+import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.direct_runner import DirectRunner
-from support.tiny_models import VARIANTS as SHARED
 from support.tiny_models import (
+    LLAMA3_ROPE,
     continuation_logits,
     gemma3,
     greedy_choices,
     llama,
+    mistral,
     reference_logits,
+    save,
+)
+from support.tiny_models import VARIANTS as SHARED
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
 )
 
 VARIANTS = SHARED | {
@@ -29,6 +41,77 @@ VARIANTS = SHARED | {
     ),
     "gemma3 odd": (gemma3, {"head_dim": 32, "num_key_value_heads": 2, "sliding_window": 7}),
     "gemma3 soft cap, untied": (gemma3, {"final_logit_softcapping": 5.0, "tie_word_embeddings": False}),
+}
+
+
+def _config(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def _reread(folder: Path) -> Any:
+    """The reference as transformers reads the folder now."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def both_layouts(folder: Path) -> Any:
+    """Saved by transformers 5, to which somebody has added a rope_scaling as model cards of 4.x say."""
+    llama(folder)
+    added = {key: value for key, value in LLAMA3_ROPE.items() if key != "rope_theta"}
+    _config(folder, lambda config: config | {"rope_scaling": added, "rope_theta": 10_000.0})
+    model = _reread(folder)
+    assert model.config.rope_parameters["rope_type"] == "llama3"
+    return model
+
+
+def old_layout(folder: Path) -> Any:
+    """As Llama 3.1 is published."""
+    llama(folder, rope_parameters=LLAMA3_ROPE | {"rope_theta": 5e5})
+    old = {"rope_theta": 5e5, "rope_scaling": {k: v for k, v in LLAMA3_ROPE.items() if k != "rope_theta"}}
+    _config(folder, lambda config: {k: v for k, v in config.items() if k != "rope_parameters"} | old)
+    return _reread(folder)
+
+
+def long_rope(folder: Path) -> Any:
+    factors = [1.0 + i / 7 for i in range(32)]
+    rope = {"long_factor": factors, "short_factor": factors, "attention_factor": 1.0}
+    more = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64}
+    return llama(folder, rope_parameters=rope | more)
+
+
+def own_head(folder: Path) -> Any:
+    """config.json says tied, the file has a head of its own."""
+    llama(folder, tie_word_embeddings=False)
+    _config(folder, lambda config: config | {"tie_word_embeddings": True})
+    model = _reread(folder)
+    assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
+    return model
+
+
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def gemma3_that_sees(folder: Path) -> Any:
+    text = gemma3(folder / "text").config.to_dict()
+    vision = {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision | VISION, mm_tokens_per_image=4)
+    return save(Gemma3ForConditionalGeneration(config), folder)
+
+
+def mistral3(folder: Path) -> Any:
+    text = mistral(folder / "text", sliding_window=None).config.to_dict()
+    vision = {"model_type": "pixtral", "image_size": 28, "patch_size": 14, "head_dim": 8}
+    config = Mistral3Config(text_config=text, vision_config=vision | VISION, tie_word_embeddings=False)
+    return save(Mistral3ForConditionalGeneration(config), folder)
+
+
+VARIANTS |= {
+    "rope_scaling beside rope_parameters": (both_layouts, {}),
+    "llama3 rope of transformers 4": (old_layout, {}),
+    "longrope of one list": (long_rope, {}),
+    "a head of its own though tied": (own_head, {}),
+    "gemma3 that sees": (gemma3_that_sees, {}),
+    "mistral3 that sees": (mistral3, {}),
 }
 STEPS = 40  # past row borders, past the window
 

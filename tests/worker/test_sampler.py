@@ -7,10 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
+from support import damaged
 
-from muxd.messages import Sampling
+from muxd.messages import NO_TOKEN, Sampling
+from muxd.worker.cuda_sampling import CudaSampler, Way, columns, way_of
+from muxd.worker.cuda_upload import upload
 from muxd.worker.sampler import draw, penalise, sample, uniform
-from muxd.worker.sequence import Sequence
+from muxd.worker.sequence import Sequence, Span
 
 VOCAB = 700  # beyond the sampler's shortlist
 
@@ -161,10 +165,9 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
     wanted = torch.log_softmax(logits, -1)
     assert found[0].top == []
     assert found[0].logprob == pytest.approx(float(wanted[0, tokens[0]]), abs=1e-5)
-    assert found[1].top == [
-        (token, pytest.approx(float(wanted[1, token]), abs=1e-5))
-        for token in wanted[1].topk(2).indices.tolist()
-    ]
+    best = wanted[1].topk(2).indices.tolist()
+    assert [token for token, _ in found[1].top] == best
+    assert [p for _, p in found[1].top] == pytest.approx([float(wanted[1, t]) for t in best], abs=1e-5)
 
 
 def test_top_p_is_a_fraction_of_what_min_p_left_also_beyond_the_shortlist() -> None:
@@ -176,3 +179,71 @@ def test_top_p_is_a_fraction_of_what_min_p_left_also_beyond_the_shortlist() -> N
     kept = left[left.cumsum(0) - left < 0.3 * left.sum()]
     expected = int(torch.searchsorted(kept.cumsum(0), 0.5 * kept.sum(), right=True))
     assert draw(scaled, sampling, 0.5) == expected
+
+
+@st.composite
+def damaged_batches(draw: st.DrawFn) -> tuple[torch.Tensor, list[Sequence]]:
+    count = draw(st.integers(1, 4))
+    sequences = []
+    for _ in range(count):
+        history = draw(st.lists(st.integers(0, damaged.VOCAB - 1), min_size=1, max_size=6))
+        sampling = draw(st.builds(Sampling, **damaged.SAMPLINGS))
+        sequences.append(sequence(sampling, history, draw(st.integers(1, len(history)))))
+    return torch.stack([draw(damaged.rows()) for _ in range(count)]), sequences
+
+
+@settings(deadline=None, max_examples=400)
+@given(damaged_batches())
+def test_any_request_on_any_logits_gets_a_token_or_none_and_harms_no_other(
+    batch: tuple[torch.Tensor, list[Sequence]],
+) -> None:
+    logits, sequences = batch
+    tokens, logprobs = sample(logits, sequences)
+    assert tokens == [sample(logits[i : i + 1], [one])[0][0] for i, one in enumerate(sequences)]
+    for row, one, token in zip(logits, sequences, tokens, strict=True):
+        assert token in range(damaged.VOCAB) or token == NO_TOKEN
+        assert damaged.sound(row) or token == NO_TOKEN
+        assert (
+            token == NO_TOKEN
+            or len(one.generated) >= one.sampling.min_tokens
+            or (token not in one.sampling.banned_first)
+        )
+    assert all(tokens[i] != NO_TOKEN for i in logprobs or {})
+
+
+@settings(deadline=None, max_examples=250)
+@given(damaged_batches())
+def test_the_device_finds_the_same_rows_without_a_token(
+    batch: tuple[torch.Tensor, list[Sequence]],
+) -> None:
+    """The references of the kernels, by way of the columns that a worker on a GPU uploads."""
+    logits, sequences = batch
+    known = [len(one.history) for one in sequences]
+    device = torch.device("cpu")
+    picker = CudaSampler(damaged.VOCAB, device)
+    for one in sequences:
+        picker.note([Span(one, 0, len(one.history))])
+    told = columns(sequences, known, len(sequences))
+    picked = picker.pick(max(way_of(sequences, known), Way.DRAWN), logits, upload(device, *told)).tolist()
+    wanted, _ = sample(logits, sequences)
+    assert [token == NO_TOKEN for token in picked] == [token == NO_TOKEN for token in wanted]
+    assert all(token in range(damaged.VOCAB) or token == NO_TOKEN for token in picked)
+    asked = [i for i, one in enumerate(sequences) if one.sampling.logprobs >= 0]
+    if asked:
+        found = picker.logprobs(logits, torch.tensor(picked), sequences)()
+        assert sorted(found) == asked
+
+
+def test_bans_that_leave_nothing_end_the_request_and_nobody_elses() -> None:
+    logits = torch.randn(2, 10)
+    everything = Sampling(temperature=0.0, min_tokens=5, banned_first=tuple(range(10)))
+    tokens, _ = sample(logits, [sequence(everything, [1], 1), sequence(Sampling(temperature=0.0), [1], 1)])
+    assert tokens == [NO_TOKEN, int(logits[1].argmax())]
+
+
+def test_filters_leave_the_best_token_whatever_they_say() -> None:
+    logits = logits_of(4)
+    drawn = Sampling(seed=3)
+    for filters in ({"min_p": 7.0}, {"top_p": 0.0}, {"top_p": -1.0, "top_k": 9}, {"top_p": 5e-324}):
+        tokens, _ = sample(logits[None], [sequence(structs.replace(drawn, **filters))])
+        assert tokens == [int(logits.argmax())]

@@ -125,9 +125,9 @@ def test_tokens_are_the_same_and_no_row_is_written_late(
         plain.submit(i, words(i, length), tokens, sampling, frozenset())
         while plain.step():
             pass
-    for i, (_, _, _, stop) in enumerate(requests):
+    for i, (_, _, _, place) in enumerate(requests):
         said = plain.answers[i]
-        stops.append(frozenset([said[stop]]) if stop < len(said) else frozenset[int]())
+        stops.append(frozenset([said[place]]) if place < len(said) else frozenset[int]())
     host = Host(folder, 40 * 8, ahead=True, late=random.Random(seed))
     for i, (length, tokens, sampling, _) in enumerate(requests):
         host.submit(i, words(i, length), tokens, sampling, stops[i])

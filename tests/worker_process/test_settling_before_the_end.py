@@ -17,9 +17,10 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 # Says "held" when it is set up and "settled" from within ``settle``. "stuck": the device never comes to rest.
 WORKER = """
 import os, socket, sys, threading
-from muxd.worker import lifeline
+from muxd.link import lifeline
 sock, said, stuck = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3] == "stuck"
 lifeline.hold(sock)
+lifeline.tie(int(sys.argv[4]))
 def settle():
     os.write(said, b"settled\\n")
     if stuck:
@@ -30,11 +31,12 @@ threading.Event().wait()
 """
 # A daemon that dies: the kernel's signal and the socket's end both tell, and it settles once.
 PARENT = """
-import signal, socket, subprocess, sys
+import os, signal, socket, subprocess, sys
 ours, theirs = socket.socketpair()
+lifeline, held = os.pipe()
 worker = subprocess.Popen(
-    [sys.executable, "-P", "-c", sys.argv[2], str(theirs.fileno()), sys.argv[1], "sound"],
-    pass_fds=[theirs.fileno(), int(sys.argv[1])],
+    [sys.executable, "-P", "-c", sys.argv[2], str(theirs.fileno()), sys.argv[1], "sound", str(lifeline)],
+    pass_fds=[theirs.fileno(), int(sys.argv[1]), lifeline],
 )
 theirs.close()
 print(worker.pid, flush=True)
@@ -46,12 +48,14 @@ class Worker:
     def __init__(self, kind: str):
         self.sock, theirs = socket.socketpair()
         heard, says = os.pipe()
+        lifeline, self._held = os.pipe()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), str(says), kind],
-                pass_fds=[theirs.fileno(), says],
+                [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), str(says), kind, str(lifeline)],
+                pass_fds=[theirs.fileno(), says, lifeline],
             )
         os.close(says)
+        os.close(lifeline)
         self.heard = os.fdopen(heard)
 
     def close(self) -> None:
@@ -59,6 +63,7 @@ class Worker:
         self.process.wait()
         self.heard.close()
         self.sock.close()
+        os.close(self._held)
 
 
 @pytest.fixture(params=["sound"])

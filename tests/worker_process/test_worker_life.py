@@ -1,6 +1,7 @@
 """One worker from spawn to exit, as the supervisor sees it: real process, memory, link and model."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from support import leaks
 from support.direct_runner import DirectRunner
-from support.spawned_worker import NAME, Daemon, Worker
+from support.spawned_worker import NAME, Daemon, Forked, Worker
 from support.tiny import tiny_llama
 
-from muxd.link.exits import Exit
+from muxd.fleet.zygote import Zygote
+from muxd.link.exits import STACKS, Exit
 from muxd.messages import (
     BatchDone,
     BatchFailed,
@@ -29,7 +31,7 @@ from muxd.messages import (
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 
 PROMPT = [5, 17, 99, 3, 64]
-Scene = Callable[[Daemon, Worker], Awaitable[None]]
+Scene = Callable[[Daemon, Worker | Forked], Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def play(folder: Path, scene: Scene) -> None:
+def play(folder: Path, scene: Scene, start: Callable[[], Worker | Forked] = Worker) -> None:
     """Run a scene with a daemon end and a fresh worker, and clean up after both."""
 
     async def run() -> None:
         daemon = Daemon(folder)
-        worker = Worker()
+        worker = start()
         try:
             await scene(daemon, worker)
         finally:
@@ -52,7 +54,7 @@ def play(folder: Path, scene: Scene) -> None:
     asyncio.run(run())
 
 
-async def ready(daemon: Daemon, worker: Worker) -> Ready:
+async def ready(daemon: Daemon, worker: Worker | Forked) -> Ready:
     worker.hand_over(daemon)
     message = await daemon.next()
     assert isinstance(message, Ready), message
@@ -78,27 +80,46 @@ def step(batch: int, seq: int = 0) -> Decode:
     return Decode(batch, 100, NewRows(), [seq], [], [])
 
 
-def test_a_worker_serves_from_shared_memory_until_it_is_told_to_stop(folder: Path) -> None:
+@pytest.mark.parametrize("way", ["by hand", "forked"])
+def test_a_worker_serves_from_shared_memory_until_it_is_told_to_stop(
+    folder: Path, way: str, zygote: Zygote
+) -> None:
     expected = DirectRunner(folder, cores=1).generate([PROMPT], 6)[0]
 
-    async def scene(daemon: Daemon, worker: Worker) -> None:
-        pool = daemon.arena._region.array()
+    async def scene(daemon: Daemon, worker: Worker | Forked) -> None:
+        pool = daemon.arena._region.array()  # type: ignore[attr-defined]
         message = await ready(daemon, worker)
-        assert (message.worker, message.pid) == (NAME, worker.process.pid)
+        assert (message.worker, message.pid) == (NAME, worker.pid)
         assert not pool.any()  # warming up touches no shared block
         tokens = []
-        for batch, command in enumerate([first_prefill(daemon), *(step(n) for n in range(2, 7))], start=1):
+        commands: list[Prefill | Decode] = [first_prefill(daemon), *(step(n) for n in range(2, 7))]
+        for batch, command in enumerate(commands, start=1):
             done = await daemon.call(command)
             assert isinstance(done, BatchDone)
             assert done.batch == batch
             tokens += done.tokens
         assert tokens == expected
         assert pool.any()  # K and V, written by the worker, seen here
-        shows_its_memory_and_name(worker.process.pid)
+        shows_its_memory_and_name(worker.pid)
         daemon.link.send(NAME, Shutdown())
         assert worker.ended() == (Exit.OK, "")
 
-    play(folder, scene)
+    play(folder, scene, Worker if way == "by hand" else lambda: Forked(zygote))
+
+
+def test_a_worker_that_is_asked_where_it_stands_says_so_and_serves_on(folder: Path) -> None:
+    async def asked(daemon: Daemon, worker: Worker | Forked) -> None:
+        await ready(daemon, worker)
+        os.kill(worker.pid, STACKS)
+        done = await daemon.call(first_prefill(daemon))
+        assert isinstance(done, BatchDone)
+        daemon.link.send(NAME, Shutdown())
+        code, said = worker.ended()
+        assert code == Exit.OK
+        assert "most recent call first" in said
+        assert "muxd/worker/__main__.py" in said
+
+    play(folder, asked)
 
 
 def shows_its_memory_and_name(pid: int) -> None:
@@ -120,7 +141,7 @@ def test_what_the_daemon_writes_is_what_the_worker_reads(folder: Path, tmp_path:
     expected = DirectRunner(other, cores=1).generate([PROMPT], 1)[0]
     assert expected != DirectRunner(folder, cores=1).generate([PROMPT], 1)[0]
 
-    async def scene(daemon: Daemon, worker: Worker) -> None:
+    async def scene(daemon: Daemon, worker: Worker | Forked) -> None:
         donor = Daemon(other)
         daemon.weights.array()[:] = donor.weights.array()
         donor.close()
@@ -133,7 +154,7 @@ def test_what_the_daemon_writes_is_what_the_worker_reads(folder: Path, tmp_path:
 
 
 def test_a_batch_that_raises_is_reported_and_ends_the_worker(folder: Path) -> None:
-    async def scene(daemon: Daemon, worker: Worker) -> None:
+    async def scene(daemon: Daemon, worker: Worker | Forked) -> None:
         await ready(daemon, worker)
         failed = await daemon.call(step(9, seq=77))
         assert isinstance(failed, BatchFailed)
@@ -148,7 +169,7 @@ def test_a_batch_that_raises_is_reported_and_ends_the_worker(folder: Path) -> No
 
 
 def test_a_command_that_cannot_be_read_ends_the_worker(folder: Path) -> None:
-    async def scene(daemon: Daemon, worker: Worker) -> None:
+    async def scene(daemon: Daemon, worker: Worker | Forked) -> None:
         await ready(daemon, worker)
         daemon.link._socket.send_multipart([NAME.encode(), b"\xc1"])
         code, errors = worker.ended()
@@ -163,7 +184,7 @@ def test_a_model_it_cannot_serve_is_refused_with_the_reason(folder: Path, tmp_pa
     config = (bad / "config.json").read_text()
     (bad / "config.json").write_text(config.replace("LlamaForCausalLM", "SomethingElse"))
 
-    async def scene(daemon: Daemon, worker: Worker) -> None:
+    async def scene(daemon: Daemon, worker: Worker | Forked) -> None:
         worker.hand_over(daemon, folder=str(bad))
         refused = await daemon.next()
         assert isinstance(refused, Refused)
@@ -184,7 +205,7 @@ def test_a_model_it_cannot_serve_is_refused_with_the_reason(folder: Path, tmp_pa
 def test_memory_that_does_not_fit_the_setup_is_refused(
     folder: Path, changes: dict[str, int], told: str
 ) -> None:
-    async def scene(daemon: Daemon, worker: Worker) -> None:
+    async def scene(daemon: Daemon, worker: Worker | Forked) -> None:
         worker.hand_over(daemon, **changes)
         code, errors = worker.ended()
         assert code == Exit.BAD_SETUP
@@ -194,11 +215,11 @@ def test_memory_that_does_not_fit_the_setup_is_refused(
 
 
 def test_ctrl_c_is_the_daemons_and_sigterm_ends_at_once(folder: Path) -> None:
-    async def scene(daemon: Daemon, worker: Worker) -> None:
+    async def scene(daemon: Daemon, worker: Worker | Forked) -> None:
         await ready(daemon, worker)
-        worker.process.send_signal(signal.SIGINT)
+        worker.send_signal(signal.SIGINT)
         assert isinstance(await daemon.call(first_prefill(daemon)), BatchDone)
-        worker.process.send_signal(signal.SIGTERM)
+        worker.send_signal(signal.SIGTERM)
         assert worker.ended() == (-signal.SIGTERM, "")
 
     play(folder, scene)

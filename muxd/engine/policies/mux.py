@@ -82,8 +82,8 @@ class Mux(Policy):
             if not lane.ready or not self.rows.admissible(lane):
                 continue  # nothing to do, or no rows: holding decodes back would not help
             if not lane.free(prefill=True):
-                if lane.flights[0].share >= self.board.shares.floor(lane.spec.share):
-                    continue  # its own decode step will leave enough when it ends
+                if not lane.flights or lane.flights[0].share >= self.board.shares.floor(lane.spec.share):
+                    continue  # its own decode step is due, or will leave enough when it ends
                 return lane.spec.model
             share = self.grant(lane, prefill=True, prefilling=True)
             if share is None:

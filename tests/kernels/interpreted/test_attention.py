@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernel_cases import Shape, check_decode, check_prefill, check_rope_write, paged
 
+pytest.importorskip("triton")
+
 from muxd.kernels import paged_decode_kernel, paged_prefill_kernel, rope_write_kernel
 from muxd.kernels.paged_pool import PagedPool
 
@@ -79,12 +81,12 @@ def test_blocks_beyond_32_bits_of_elements(first: int) -> None:
     far = PagedPool(blocks, pool.table + first, 1, 128)
     q = torch.randn(3, 4, 128, generator=generator).bfloat16()
     ends, cached = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([37], dtype=torch.int32)
-    lengths, options = torch.tensor([40], dtype=torch.int32), {"scale": 0.1}
+    lengths = torch.tensor([40], dtype=torch.int32)
     for found, wanted in zip(
         *(
             (
-                paged_decode_kernel.decode_attention(q[:1], own, 1, rows, lengths, **options),
-                paged_prefill_kernel.prefill_attention(q, own, 1, rows, ends, cached, **options),
+                paged_decode_kernel.decode_attention(q[:1], own, 1, rows, lengths, scale=0.1),
+                paged_prefill_kernel.prefill_attention(q, own, 1, rows, ends, cached, scale=0.1),
             )
             for own in (far, pool)
         ),

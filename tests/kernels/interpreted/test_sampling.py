@@ -6,9 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import damaged
 from support.kernel_cases import check_sample, sampling_lines
 
+pytest.importorskip("triton")
+
 from muxd.kernels import sampling, sampling_kernel
+from muxd.messages import NO_TOKEN
 
 LINES = st.fixed_dictionaries(
     {
@@ -56,7 +60,9 @@ def test_greedy_is_the_first_best(dtype: torch.dtype) -> None:
     counts = torch.zeros(1, 5000, dtype=torch.int32)
     for greedy in (False, True):
         found = sampling_kernel.sample(logits, lines, counts, greedy=greedy)
-        assert found.tolist() == logits.float().argmax(-1).tolist()
+        wanted = logits.float().argmax(-1).tolist()
+        wanted[2] = NO_TOKEN
+        assert found.tolist() == wanted
 
 
 def test_room_for_fewer_lines_is_left_alone() -> None:
@@ -92,3 +98,43 @@ def test_the_promise_of_no_filters_spares_the_shortlist() -> None:
     lines = sampling_lines([{"temperature": 1.0, "seed": s} for s in range(3)])
     found = sampling_kernel.sample(logits, lines, counts, filtered=False)
     assert found.tolist() == sampling.sample(logits, lines, counts).tolist()
+
+
+DAMAGED = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.0, 0.7, 1.0, 3e38, float("nan"), -1.0]),
+        "top_k": st.sampled_from([0, 1, 3, 700]),
+        "top_p": st.sampled_from([1.0, 0.9, 0.0, -1.0, 5e-324, float("nan")]),
+        "min_p": st.sampled_from([0.0, 0.5, 1.0, 7.0]),
+        "presence": st.sampled_from([0.0, 2.0, float("nan"), float("inf")]),
+        "repetition": st.sampled_from([1.0, 0.01, 100.0, 0.0, float("inf")]),
+        "seed": st.integers(0, 2**64 - 1),
+        "free_from": st.sampled_from([0, 9]),
+        "banned": st.sampled_from([(), (3,), tuple(range(damaged.VOCAB)), (damaged.VOCAB + 5,)]),
+        "slot": st.sampled_from([-1, 0, 1]),
+    }
+)
+
+
+@settings(deadline=None, max_examples=120)
+@given(st.lists(st.tuples(damaged.rows(), DAMAGED), min_size=1, max_size=3), st.sampled_from([8, 1024]))
+def test_damaged_lines_are_marked_and_the_others_are_as_ever(
+    drawn: list[tuple[torch.Tensor, dict[str, Any]]], shortlist: int
+) -> None:
+    """Without a look from the host: NO_TOKEN is what the kernel writes, and such a line counts nothing."""
+    logits = torch.stack([row for row, _ in drawn])
+    # Two lines never have one slot.
+    lines = sampling_lines(
+        [{**line, "slot": i if line["slot"] >= 0 else -1} for i, (_, line) in enumerate(drawn)]
+    )
+    counts = [torch.zeros(3, damaged.VOCAB, dtype=torch.int32) for _ in range(2)]
+    found = sampling_kernel.sample(logits, lines, counts[0], shortlist=shortlist).tolist()
+    wanted = sampling.sample(logits, lines, counts[1]).tolist()
+    assert [token == NO_TOKEN for token in found] == [token == NO_TOKEN for token in wanted]
+    for row, token, slot, own in zip(
+        logits, found, lines.slot.tolist(), counts[0][lines.slot.long()], strict=True
+    ):
+        assert token == NO_TOKEN or token in range(damaged.VOCAB)
+        assert damaged.sound(row) or token == NO_TOKEN
+        if slot >= 0:
+            assert own.tolist() == [3 * (token == i) for i in range(damaged.VOCAB)]

@@ -8,31 +8,38 @@ name by itself; it acts when ``muxd.device.cuda_tensor`` is imported.
 import importlib.abc
 import importlib.machinery
 import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 _NAME = "muxd.device.cuda_tensor"
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name != _NAME:
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        assert spec is not None
+        assert spec.loader is not None
         execute = spec.loader.exec_module
 
-        def patched(module):
+        def patched(module: ModuleType) -> None:
             execute(module)
             _over_host_memory(module)
 
-        spec.loader.exec_module = patched
+        spec.loader.exec_module = patched  # type: ignore[method-assign]
         return spec
 
 
-def _over_host_memory(module):
+def _over_host_memory(module: ModuleType) -> None:
     import torch
 
     make = module.bytes_at
-    module.bytes_at = lambda address, nbytes, device: make(address, nbytes, None)
+    vars(module)["bytes_at"] = lambda address, nbytes, device: make(address, nbytes, None)
     for name in ("init", "set_device", "synchronize"):
         setattr(torch.cuda, name, lambda *_: None)
 

@@ -1,21 +1,21 @@
-"""A worker never outlives its daemon: parent-death signal, a look at the parent, and the death pipe.
+"""A process never outlives its daemon: a pipe that only the daemon writes to, and the end of its socket.
 
-Called first thing by ``worker.__main__``, before torch is imported (seconds in which the daemon may die).
-Linux only.
+When the daemon dies in any way the pipe hangs up, and the kernel signals the process by itself, even one that
+is deep in a computation and holds the interpreter. (The parent-death signal would speak of the zygote, which
+may die alone.) A daemon that lives and only drops a process closes the socket. Linux only.
 """
 
 import ctypes
+import fcntl
 import os
 import select
 import signal
 import socket
-import struct
 import threading
 from collections.abc import Callable
 
 from muxd.link.exits import Exit
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _SETTLE_GRACE = 20.0  # seconds that work on a device gets to end when the daemon is gone
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -23,23 +23,25 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _orphaned = threading.Event()
 _gentle = threading.Event()
 _grace = _SETTLE_GRACE
+_pipe = -1
 
 
 def hold(sock: socket.socket) -> None:
-    """Tie this process's life to the daemon at the other end of ``sock``.
-
-    SIGKILL from the kernel when the daemon dies (strictly: when the *thread* that spawned us ends, so the
-    supervisor must spawn from its main thread), and an exit by ourselves when the socket closes, which
-    also covers a daemon that only dropped us. Ctrl-C is the daemon's to handle.
-    """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """End by ourselves when the daemon closes its end of ``sock``. Ctrl-C is the daemon's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an ignored signal would be inherited through exec
-    # A daemon that died before the line above sends no signal any more; the socket knows who made it.
-    maker = _maker(sock)
-    if maker > 0 and os.getppid() != maker:
-        os._exit(Exit.ORPHANED)
     threading.Thread(target=_watch, args=(sock.fileno(),), name="lifeline", daemon=True).start()
+
+
+def tie(pipe: int) -> None:
+    """Have the kernel send SIGKILL when the last writer of ``pipe`` is gone. The descriptor stays open."""
+    global _pipe
+    _pipe = pipe
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    if _hung_up():  # before we asked for the signal
+        os._exit(Exit.ORPHANED)
 
 
 def set_title(model: str) -> None:
@@ -51,13 +53,14 @@ def settle_first(settle: Callable[[], object], grace: float = _SETTLE_GRACE) -> 
     """From now on end only after ``settle``, which waits for the device: under MPS a process that is killed
     with work in flight leaves all clients in an undefined state.
 
-    From the main thread, before the device is used. SIGTERM, which the kernel sends now when the daemon
-    dies, is handled between two calls of Python, so nothing new is queued. A device that never comes to rest
-    is given up after ``grace`` seconds once the daemon is gone; while it lives, ending us is its part.
+    From the main thread, before the device is used, after ``tie``. SIGTERM, which the kernel sends now when
+    the daemon dies, is handled between two calls of Python, so nothing new is queued. A device that never
+    comes to rest is given up after ``grace`` seconds once the daemon is gone; while it lives, ending us is
+    its part.
     """
     global _grace
     _grace = grace
-    maker, begun = os.getppid(), False
+    begun = False
 
     def end(number: int, frame: object) -> None:
         # The kernel's signal and the socket's end both tell, the second while the first is handled: a lock
@@ -66,7 +69,7 @@ def settle_first(settle: Callable[[], object], grace: float = _SETTLE_GRACE) -> 
         if begun:
             return
         begun = True
-        orphaned = _orphaned.is_set() or os.getppid() != maker
+        orphaned = _orphaned.is_set() or _hung_up()
         if orphaned:
             threading.Thread(target=_give_up, name="give-up", daemon=True).start()
         settle()
@@ -77,7 +80,7 @@ def settle_first(settle: Callable[[], object], grace: float = _SETTLE_GRACE) -> 
 
     signal.signal(signal.SIGTERM, end)
     _gentle.set()
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    fcntl.fcntl(_pipe, fcntl.F_SETSIG, signal.SIGTERM)
 
 
 def _give_up() -> None:
@@ -98,11 +101,10 @@ def _watch(fd: int) -> None:
     os._exit(Exit.ORPHANED)
 
 
-def _maker(sock: socket.socket) -> int:
-    """Process id of whoever made the socketpair; 0 where it is not visible (another pid namespace)."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid: int = struct.unpack("3i", credentials)[0]
-    return pid
+def _hung_up() -> bool:
+    poll = select.poll()
+    poll.register(_pipe, 0)  # a hang-up is always told
+    return bool(poll.poll(0))
 
 
 def _prctl(option: int, argument: object) -> None:

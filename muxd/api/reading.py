@@ -1,0 +1,107 @@
+"""From a request to what it asks for, its text as ids.
+
+Long bodies are not even decoded here: a few megabytes of JSON hold the interpreter long enough for every
+stream to notice. They go to a text process as they came, and so does everything that a chat template has to
+render.
+"""
+
+import re
+from typing import Literal
+
+import msgspec
+from aiohttp import web
+
+from muxd.api.body import coding, read_body
+from muxd.api.context import context, find_model, tokenizer_of, trace
+from muxd.api.decoding import decode
+from muxd.api.prepare import prepare
+from muxd.api.schemas import Asked
+from muxd.api.serving import ServedModel, Serving
+from muxd.errors import BadRequest, ModelNotReady, MuxdError
+from muxd.text.library import Here
+from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, unpacked
+
+_INLINE = 640  # bytes of a body whose text is tokenised here: at worst 2 ms
+_PEEK = 64 << 10  # bytes of a body that is skimmed here for the model's name: at worst 1 ms
+_HINT = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"')
+
+
+class _Named(msgspec.Struct):
+    model: str | None = None
+
+
+_named = msgspec.json.Decoder(_Named)
+_asked = msgspec.msgpack.Decoder(Asked)
+
+
+async def read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
+    """Raises MuxdError for everything the client has to hear about."""
+    packing = coding(request)
+    data = await read_body(request)
+    serving = context(request).serving
+    if packing or len(data) > _PEEK:
+        return await _read_long(request, kind, data, packing)
+    name = decode(data, _named).model
+    if name is None and kind in ("chat", "text"):
+        raise BadRequest("model is required", param="model")
+    model = find_model(serving, name or _only(serving))
+    trace(request).model = model.name
+    tokenizer = tokenizer_of(model)
+    work = Prepare(kind, data, "", context(request).max_body, {model.name: model.view}, model.name)
+    if kind != "chat" and len(data) <= _INLINE and b'"messages"' not in data:
+        return model, prepare(work, Here(tokenizer), lambda stage: None)
+    return model, await context(request).texts.run(work, model.name, len(data))
+
+
+async def asked(
+    request: web.Request, kind: Literal["chat", "text"]
+) -> tuple[ServedModel, Asked, list[tuple[list[int], str]]]:
+    """The model, what is asked of it, and the ids of each prompt with the text to echo."""
+    model, result = await read(request, kind)
+    assert isinstance(result, Prepared)
+    prompts = [(unpacked(ids), echo) for ids, echo in zip(result.prompts, result.echoes, strict=True)]
+    return model, _asked.decode(result.asked), prompts
+
+
+async def _read_long(
+    request: web.Request, kind: Kind, data: bytes, packing: str
+) -> tuple[ServedModel, Result]:
+    """Which model it is for is known afterwards; a guess takes it to the process that knows it."""
+    serving, most = context(request).serving, context(request).max_body
+    served = serving.models()
+    views = {name: model.view for name, model in served.items() if model.tokenizer is not None}
+    only = next(iter(served)) if len(served) == 1 else ""
+    guess = _guess(data)
+    work = Prepare(kind, data, packing, most, views, only)
+    result = await context(request).texts.run(work, guess if guess in served else "", len(data))
+    if isinstance(result, Elsewhere):
+        tokenizer_of(find_model(serving, result.model or _only(serving)))
+        raise ModelNotReady(f"The model {result.model!r} was loaded this moment; try again", param="model")
+    model = find_model(serving, _name(result))
+    trace(request).model = model.name
+    tokenizer_of(model)
+    return model, result
+
+
+def _guess(data: bytes) -> str:
+    """The first thing that looks like the name of the model."""
+    at = data.find(b'"model"')
+    found = _HINT.match(data, at) if at >= 0 else None
+    return found[1].decode(errors="replace") if found else ""
+
+
+def _name(result: Result) -> str:
+    match result:
+        case Prepared():
+            return msgspec.msgpack.decode(result.asked, type=_Named).model or ""
+        case Answer():
+            return result.model
+    raise MuxdError("a text process answered another question", code="internal_error")
+
+
+def _only(serving: Serving) -> str:
+    """The model there is. Raises BadRequest where there are several."""
+    if len(serving.models()) != 1:
+        served = ", ".join(serving.models()) or "none"
+        raise BadRequest(f"model is required: served models are {served}", param="model")
+    return next(iter(serving.models()))

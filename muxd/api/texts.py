@@ -1,0 +1,34 @@
+"""``python -m muxd.api.texts``: a text process. Chat templates and prompts of clients are its work, one at a
+time."""
+
+import sys
+from functools import partial
+
+from muxd.api.prepare import prepare
+from muxd.api.prompts import At
+from muxd.config import TextConfig
+from muxd.sizes import size
+from muxd.text.library import Library, longest_token
+from muxd.text.pool import TextLimits, TextPool
+from muxd.text.serve import run
+from muxd.text.work import Check, Checked, Result, Work
+
+MODULE = "muxd.api.texts"
+
+
+def text_pool(config: TextConfig) -> TextPool:
+    """As configured; not started."""
+    memory, budget = size(config.memory, key="text.memory"), size(config.budget, key="text.budget")
+    return TextPool(MODULE, TextLimits(config.processes, memory, config.deadline, budget))
+
+
+def handle(library: Library, work: Work, at: At) -> Result:
+    """Raises MuxdError for what is wrong with the model's folder or the client's request."""
+    if isinstance(work, Check):
+        tokenizer, template = library.read(work.source, at)
+        return Checked(template is not None, longest_token(tokenizer))
+    return prepare(work, library, at)
+
+
+if __name__ == "__main__":
+    sys.exit(run(partial(handle, Library())))

@@ -1,0 +1,94 @@
+"""The tokenizers and templates that a text process holds: read when they are first asked for, a few at a
+time."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from muxd.errors import ModelFolderError
+from muxd.text.template import ChatTemplate
+from muxd.text.tokenizer import Tokenizer
+from muxd.text.work import Source, Stage, View
+
+HELD = 4  # models in one process; a tokenizer of 256,000 entries takes some 100 MB
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """One model, ready to turn text into ids. ``template`` is None where it has none."""
+
+    view: View
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+    @property
+    def name(self) -> str:
+        return self.view.source.model
+
+
+class Shelf(Protocol):
+    """Where models are found by their views."""
+
+    def open(self, view: View) -> TextModel: ...
+
+
+class Here:
+    """The daemon's own tokenizer of one model, for texts too short to send away; never a template."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+
+    def open(self, view: View) -> TextModel:
+        return TextModel(view, self._tokenizer, None)
+
+
+class Library:
+    """Of one process. The least recently used model goes when one too many is there."""
+
+    def __init__(self, held: int = HELD):
+        self._held = held
+        self._known: OrderedDict[Source, tuple[Tokenizer, ChatTemplate | None]] = OrderedDict()
+
+    def open(self, view: View) -> TextModel:
+        """Raises as ``read`` does."""
+        return TextModel(view, *self.read(view.source))
+
+    def read(
+        self, source: Source, at: Callable[[Stage], None] = lambda stage: None
+    ) -> tuple[Tokenizer, ChatTemplate | None]:
+        """``at`` hears when it comes to the template, which may take for ever to compile.
+
+        Raises ModelFolderError or ConfigError, naming the file, where it cannot be used or has changed."""
+        if source in self._known:
+            self._known.move_to_end(source)
+            return self._known[source]
+        folder = Path(source.folder)
+        if source.stamp != stamp(folder):
+            raise ModelFolderError(
+                f"{folder / 'tokenizer.json'} is not the file that {source.model} was loaded with: "
+                f"`muxctl unload {source.model}` and `muxctl load {source.model}`"
+            )
+        tokenizer = Tokenizer.load(folder)
+        override = Path(source.template) if source.template else None
+        while len(self._known) >= self._held:
+            self._known.popitem(last=False)
+        at("template")
+        template = ChatTemplate.load(folder, tokenizer.specials, override)
+        self._known[source] = tokenizer, template
+        return self._known[source]
+
+
+def stamp(folder: Path) -> str:
+    """Tells one tokenizer.json from another; "" where there is none."""
+    try:
+        found = (folder / "tokenizer.json").stat()
+    except OSError:
+        return ""
+    return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
+
+
+def longest_token(tokenizer: Tokenizer) -> int:
+    """Bytes of text that one token can stand for, at most."""
+    return max((len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)), default=0)

@@ -1,0 +1,244 @@
+"""A few killable processes in which chat templates run and prompts become tokens.
+
+Both are work that a client or a model folder decides the length of, and that holds the interpreter's lock: in
+the daemon it would stop every stream. A job that takes too long, or too much memory, ends with its process;
+the next job finds a new one. Used by the HTTP door and by whoever loads a model.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+
+from muxd.errors import (
+    BadRequest,
+    ConfigError,
+    ContextTooLong,
+    ModelFolderError,
+    MuxdError,
+    TextBusy,
+    TooLarge,
+)
+from muxd.text.process import TextProcess
+from muxd.text.turns import Turns
+from muxd.text.work import Check, Checked, Defect, Refusal, Result, Source, Stage, Work
+
+_log = logging.getLogger("muxd.text")
+
+_LEAST = 4096  # bytes that any job counts for
+_RATE = 1e6  # bytes a second, until one has been seen
+_RESPAWN = 1.0  # seconds after a process that could not be started
+_PARTS = {"template": "chat template"}
+_KINDS: dict[str, type[MuxdError]] = {
+    kind.__name__: kind for kind in (BadRequest, ConfigError, ContextTooLong, ModelFolderError, TooLarge)
+}
+
+
+@dataclass(frozen=True)
+class TextLimits:
+    """``[text]`` of muxd.toml in bytes and seconds."""
+
+    processes: int = 2
+    memory: int = 1 << 30
+    deadline: float = 10.0
+    budget: int = 64 << 20
+
+
+@dataclass(eq=False)
+class _Job:
+    work: Work
+    model: str
+    size: int
+    result: asyncio.Future[Result]
+    stage: Stage | None = None  # None: it has not been begun
+
+
+@dataclass
+class TextPool:
+    """``module``: what ``python -m`` runs in a process. Between ``start`` and ``close`` in one event loop."""
+
+    module: str
+    limits: TextLimits = field(default_factory=TextLimits)
+
+    def __post_init__(self) -> None:
+        self.restarts = 0
+        self._turns = Turns(self.limits.processes)
+        self._waiting: deque[_Job] = deque()
+        self._free: dict[int, asyncio.Future[_Job]] = {}
+        self._processes: dict[int, TextProcess] = {}
+        self._held = 0  # bytes of all jobs here
+        self._rate = _RATE
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing = asyncio.Event()
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes.values() if process.alive]
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._live(number)) for number in range(self.limits.processes)]
+
+    async def close(self) -> None:
+        """End all processes; what is under way is refused."""
+        self._closing.set()
+        for process in self._processes.values():
+            process.kill()
+        await asyncio.gather(*self._tasks)
+        for job in self._waiting:
+            if not job.result.done():
+                job.result.set_exception(_ended())
+        self._waiting.clear()
+
+    async def check(self, source: Source) -> Checked:
+        """Read a model's tokenizer and compile its template. Raises ModelFolderError or ConfigError."""
+        checked = await self.run(Check(source), source.model, 0)
+        assert isinstance(checked, Checked)
+        return checked
+
+    async def run(self, work: Work, model: str, size: int) -> Result:
+        """``size``: bytes it is about. Raises what the process has refused it with, BadRequest where the
+        model's template takes too long or too much, TextBusy where there is no room or the text took too
+        long."""
+        size = max(size, _LEAST)
+        loop = asyncio.get_running_loop()
+        if self._held and self._held + size > self.limits.budget:
+            raise TextBusy("too much text waits to be read; try again shortly", retry_after=self._wait())
+        job = _Job(work, model, size, loop.create_future())
+        self._held += size
+        self._waiting.append(job)
+        self._match()
+        give_up = None
+        if not isinstance(work, Check):  # who loads a model can wait, also for the first process to start
+            give_up = loop.call_later(self.limits.deadline, self._give_up, job)
+        try:
+            result = await job.result
+        finally:
+            if give_up is not None:
+                give_up.cancel()
+            if job in self._waiting:  # whoever asked has left
+                self._waiting.remove(job)
+                self._held -= size
+        return _told(result)
+
+    # ---- inside -----------------------------------------------------------------------------------
+
+    def _wait(self) -> float:
+        """Seconds until what is here will have been read."""
+        return min(60.0, 1.0 + self._held / self._rate)
+
+    def _give_up(self, job: _Job) -> None:
+        if job in self._waiting and not job.result.done():
+            job.result.set_exception(
+                TextBusy(
+                    f"no text process was free for {self.limits.deadline:g} s; try again shortly",
+                    retry_after=self._wait(),
+                )
+            )
+
+    def _match(self) -> None:
+        """Give waiting jobs, in order, to processes that are free."""
+        now = asyncio.get_running_loop().time()
+        for job in list(self._waiting):
+            if not self._free:
+                return
+            number = self._turns.place(job.model, job.size, self._free, now)
+            if number is not None:
+                self._waiting.remove(job)
+                self._turns.begin(job.model, job.size)
+                self._free.pop(number).set_result(job)
+
+    async def _live(self, number: int) -> None:
+        """One process after the other."""
+        while not self._closing.is_set():
+            try:
+                process = await TextProcess.spawn(self.module, self.limits.memory)
+            except OSError as error:
+                _log.error("a text process could not be started: %s", error.strerror or error)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), _RESPAWN)
+                continue
+            self._processes[number] = process
+            try:
+                if not self._closing.is_set() and await process.ready():
+                    await self._serve(number, process)
+            finally:
+                self.restarts += not self._closing.is_set()
+                await process.end()
+
+    async def _serve(self, number: int, process: TextProcess) -> None:
+        """Until the process has ended or must."""
+        gone = asyncio.create_task(process.gone())
+        try:
+            while not gone.done() and not self._closing.is_set():
+                free = self._free[number] = asyncio.get_running_loop().create_future()
+                self._match()
+                await asyncio.wait([free, gone], return_when=asyncio.FIRST_COMPLETED)
+                self._free.pop(number, None)
+                if free.done() and not await self._work(process, free.result()):
+                    return
+        finally:
+            self._free.pop(number, None)
+            gone.cancel()
+
+    async def _work(self, process: TextProcess, job: _Job) -> bool:
+        """One job; False: the process must go."""
+        loop = asyncio.get_running_loop()
+        began, again = loop.time(), False
+        outcome: Result | MuxdError = _ended()
+        try:
+            async with asyncio.timeout(self.limits.deadline):
+                outcome = await process.ask(job.work, lambda stage: setattr(job, "stage", stage))
+            return True
+        except TimeoutError:
+            outcome = self._blame(job, f"took longer than {self.limits.deadline:g} s")
+        except EOFError:
+            again = job.stage is None  # it had ended before
+            outcome = self._blame(job, "ended its process, most likely for want of memory (text.memory)")
+        finally:
+            self._turns.end(job.model, job.size)
+            if again:
+                self._waiting.appendleft(job)
+            else:
+                self._finish(job, outcome, loop.time() - began)
+        return False
+
+    def _finish(self, job: _Job, outcome: Result | MuxdError, seconds: float) -> None:
+        self._held -= job.size
+        if job.size > _LEAST:
+            self._rate += 0.2 * (job.size / max(seconds, 1e-4) - self._rate)
+        if job.result.done():
+            return
+        if isinstance(outcome, MuxdError):
+            job.result.set_exception(outcome)
+        else:
+            job.result.set_result(outcome)
+
+    def _blame(self, job: _Job, what: str) -> MuxdError:
+        """The process was lost over this job."""
+        stage, now = job.stage, asyncio.get_running_loop().time()
+        _log.error("%s: a text process was replaced: its job (%s) %s", job.model, stage or "none yet", what)
+        if stage is not None:
+            self._turns.suspect(job.model, now)
+        if isinstance(job.work, Check):
+            return ModelFolderError(f"the {_PARTS.get(stage or '', 'tokenizer')} of {job.model} {what}")
+        if stage == "template":
+            sentence = f"the model's chat template {what} with these messages"
+            return BadRequest(sentence, param="messages", code="chat_template_failed")
+        return TextBusy(f"reading this text {what}; a shorter one may do", retry_after=self._wait())
+
+
+def _told(result: Result) -> Result:
+    match result:
+        case Refusal():
+            raise _KINDS.get(result.kind, MuxdError)(result.message, param=result.param, code=result.code)
+        case Defect():
+            _log.error("unexpected %s in a text process\n%s", result.name, result.stack)
+            raise MuxdError(
+                "muxd failed to read this request; the reason is in its log", code="internal_error"
+            )
+    return result
+
+
+def _ended() -> MuxdError:
+    return TextBusy("muxd is shutting down", retry_after=5.0)

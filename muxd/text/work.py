@@ -1,0 +1,131 @@
+"""What the daemon and its text processes say to each other, as msgspec tagged structs over a socketpair.
+
+A message is its length in four bytes and msgpack. There is one job at a time in a process, so an answer needs
+no number. Token ids travel as little-endian int32 bytes.
+"""
+
+import struct
+from array import array
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+from msgspec import Raw, Struct
+
+LENGTH = struct.Struct("<I")
+READY = b"r"  # a process's first byte
+Kind = Literal["chat", "text", "tokenize", "detokenize"]
+Stage = Literal["read", "template", "tokens"]  # the body, the chat template, the tokenizer
+
+
+class Source(Struct, frozen=True):
+    """Where a model's tokenizer and chat template are read from."""
+
+    model: str
+    folder: str
+    template: str = ""  # the file that overrides the folder's
+    stamp: str = ""  # of tokenizer.json when the daemon read it: ids of another one would be nonsense
+
+
+class View(Struct, frozen=True):
+    """What has to be known of a model to turn text into ids it may be given."""
+
+    source: Source
+    max_context: int
+    vocab_size: int
+    longest: int = 0  # bytes of the longest token; 0: not known
+
+    @property
+    def most_bytes(self) -> int:
+        """No text longer than this fits the context; 0: not known."""
+        return self.max_context * self.longest
+
+
+class Check(Struct, frozen=True, tag="check"):
+    """Read the model's tokenizer and compile its template."""
+
+    source: Source
+
+
+class Prepare(Struct, frozen=True, tag="prepare"):
+    """Decode the body of a request, check it, render and tokenise what it says."""
+
+    kind: Kind
+    data: bytes  # as it came over HTTP
+    coding: str  # its Content-Encoding: "", "gzip" or "deflate"
+    most: int  # bytes it may have when it is unpacked
+    views: dict[str, View]  # the models it may be for
+    default: str = ""  # of these, where it names none
+
+
+Work = Check | Prepare
+
+
+class Doing(Struct, frozen=True, tag="doing"):
+    """The process has come to this part of its job: who is at fault if it never ends."""
+
+    stage: Stage
+
+
+class Checked(Struct, frozen=True, tag="checked"):
+    chat: bool
+    longest: int
+
+
+class Prepared(Struct, frozen=True, tag="prepared"):
+    """``asked``: ``api.schemas.Asked``. ``prompts``: ids; ``echoes``: the text of each, where asked for."""
+
+    asked: Raw
+    prompts: list[bytes]
+    echoes: list[str]
+
+
+class Answer(Struct, frozen=True, tag="answer"):
+    """The JSON to send."""
+
+    model: str
+    body: bytes
+
+
+class Elsewhere(Struct, frozen=True, tag="elsewhere"):
+    """The request is for a model that is not among the views; None: for none by name."""
+
+    model: str | None
+
+
+class Refusal(Struct, frozen=True, tag="refusal"):
+    """A ``MuxdError`` by the name of its class."""
+
+    kind: str
+    message: str
+    param: str | None
+    code: str | None
+
+
+class Defect(Struct, frozen=True, tag="defect"):
+    """What nobody expected: the name of the exception and where, never its message, which may quote a
+    prompt."""
+
+    name: str
+    stack: str
+
+
+Result = Checked | Prepared | Answer | Elsewhere | Refusal | Defect
+Reply = Doing | Result
+
+_encode = msgspec.msgpack.Encoder().encode
+decode_work = msgspec.msgpack.Decoder(Work).decode
+decode_reply = msgspec.msgpack.Decoder(Reply).decode
+
+
+def framed(message: Struct) -> bytes:
+    body = _encode(message)
+    return LENGTH.pack(len(body)) + body
+
+
+def packed(ids: Sequence[int]) -> bytes:
+    return array("i", ids).tobytes()
+
+
+def unpacked(ids: bytes) -> list[int]:
+    return array("i", ids).tolist()

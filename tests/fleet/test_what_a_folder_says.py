@@ -1,0 +1,150 @@
+"""An opened entry: what several files of a folder say together, and what becomes of one that is broken."""
+
+import json
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny import CONFIG, byte_tokenizer, tiny_llama, tiny_served
+
+from muxd.config import ModelConfig
+from muxd.device.cpu import Cpu
+from muxd.errors import ModelFolderError
+from muxd.fleet.accounts import open_account
+from muxd.fleet.catalog import Entry
+from muxd.messages import DtypeName
+from muxd.models.files import open_regular
+from muxd.models.weights import stored_dtype
+from muxd.pool.arena import Arena
+
+
+def opened(folder: Path, **settings: Any) -> Entry:
+    entry = Entry(ModelConfig("m", str(folder), **settings))
+    entry.open()
+    return entry
+
+
+def ends(folder: Path) -> frozenset[int]:
+    entry = opened(folder)
+    assert not entry.error, entry.error
+    return entry.eos
+
+
+def test_end_tokens_of_all_files_count(tmp_path: Path) -> None:
+    """A fine-tune names its end of turn in one of them and leaves the base model's in the others."""
+    folder = tiny_served(tmp_path / "m")
+    assert ends(folder) == {2}
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    assert ends(folder) == {2, 7}
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<s>"}')
+    assert ends(folder) == {1, 2, 7}
+    (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<unk>"}}')
+    assert ends(folder) == {0, 1, 2, 7}
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"eos_token_id": [9, -1]}))
+    assert ends(folder) == {0, 1, 2, 7, 9}
+
+
+def test_an_end_token_that_the_model_has_no_logit_for_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_served(tmp_path / "m")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 128009]}')
+    assert ends(folder) == {2}
+    assert "end tokens [128009] are not below vocab_size 320" in caplog.text
+
+
+def test_the_models_own_files_are_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_served(tmp_path / "m")
+    (folder / "generation_config.json").write_text("{}")
+    seen: Counter[str] = Counter()
+
+    def counted(path: Path) -> Any:
+        seen[path.name] += 1
+        return open_regular(path)
+
+    monkeypatch.setattr("muxd.models.files.open_regular", counted)
+    assert not opened(folder).error
+    assert (seen["generation_config.json"], seen["config.json"], seen["tokenizer.json"]) == (1, 1, 1)
+
+
+def test_default_sampling_is_the_generation_configs(tmp_path: Path) -> None:
+    folder = tiny_served(tmp_path / "m")
+    (folder / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "do_sample": true}')
+    assert opened(folder).default_sampling == {"temperature": 0.6, "top_k": 20}
+
+
+def test_a_head_that_fits_no_block_fails_alone(tmp_path: Path) -> None:
+    entry = opened(byte_tokenizer(tiny_llama(tmp_path / "m", head_dim=4096)))
+    assert not entry.error
+    with closing(Cpu()) as device, closing(Arena(device, 1 << 20, 8192)) as arena:
+        with pytest.raises(ModelFolderError, match=r"pool\.block_bytes: 8192 holds no token"):
+            open_account(entry, arena)
+        assert not arena.ledger.usage()
+
+
+def test_a_row_that_fits_no_pool_fails_alone(tmp_path: Path) -> None:
+    entry = opened(tiny_served(tmp_path / "m"))
+    with (
+        closing(Cpu()) as device,
+        closing(Arena(device, 3 * 8192, 8192)) as arena,
+        pytest.raises(ModelFolderError, match=r"m: one row is 4 blocks, the pool has 3: raise pool\.bytes"),
+    ):
+        open_account(entry, arena)
+
+
+def test_a_defect_while_a_folder_is_read_is_the_models_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(folder: Path) -> None:
+        raise ZeroDivisionError("a defect of muxd's")
+
+    monkeypatch.setattr("muxd.fleet.catalog.read_spec", broken)
+    entry = opened(tiny_served(tmp_path / "m"))
+    assert "cannot be read: ZeroDivisionError" in entry.error
+    assert entry.state == "failed"
+    assert "a defect while its folder was read" in caplog.text
+
+
+# ---- types ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "cpu", "gpu"),
+    [
+        ({"torch_dtype": "bfloat16"}, "bfloat16", "bfloat16"),
+        ({"torch_dtype": None, "dtype": "float16"}, "float16", "float16"),
+        ({"torch_dtype": "float32"}, "float32", "bfloat16"),
+        ({"torch_dtype": "float8_e4m3fn"}, "float32", "bfloat16"),  # the files say float32
+        ({"torch_dtype": None}, "float32", "bfloat16"),
+    ],
+)
+def test_the_type_is_what_the_folder_holds(tmp_path: Path, said: dict[str, Any], cpu: str, gpu: str) -> None:
+    folder = tiny_served(tmp_path / "m")
+    (folder / "config.json").write_text(json.dumps(CONFIG | said))
+    for on_gpu, expected in ((False, cpu), (True, gpu)):
+        entry = Entry(ModelConfig("m", str(folder)))
+        entry.open(gpu=on_gpu)
+        assert entry.opened is not None
+        assert entry.opened.plan.dtype == expected
+        assert stored_dtype(folder, gpu=on_gpu) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("bf16", "bfloat16"),
+        ("fp16", "float16"),
+        ("half", "float16"),
+        ("fp32", "float32"),
+        ("float", "float32"),
+    ],
+)
+def test_the_words_that_people_write_for_a_type(tmp_path: Path, name: DtypeName, dtype: str) -> None:
+    """A given type rules on a GPU, too; rows follow it."""
+    entry = Entry(ModelConfig("m", str(tiny_served(tmp_path / "m")), dtype=name))
+    entry.open(gpu=True)
+    assert entry.opened is not None
+    assert entry.opened.plan.dtype == dtype
+    assert entry.row_tokens(8192) == 8192 // (2 * 16 * (4 if dtype == "float32" else 2))

@@ -1,0 +1,150 @@
+"""A scripted engine behind the real HTTP application: real TokenStreams, a real tokenizer."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import aiohttp
+
+from muxd.api.prepare import prepare
+from muxd.engine.request import Request
+from muxd.engine.stream import TokenStream
+from muxd.messages import TokenLogprob
+from muxd.text.library import TextModel
+from muxd.text.template import ChatTemplate
+from muxd.text.tokenizer import Tokenizer
+from muxd.text.work import Prepare, Result, Source, View, Work
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if shout %}LOUD {% endif %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Connect = Callable[[bytes], Awaitable[Connection]]
+PostRaw = Callable[[dict[str, Any]], Awaitable[Connection]]
+
+
+@dataclass
+class Model:
+    """Implements ``ServedModel``."""
+
+    name: str
+    tokenizer: Tokenizer | None
+    template: ChatTemplate | None = None
+    created: int = 1700000000
+    max_context: int = 512
+    vocab_size: int = 0
+    default_sampling: dict[str, Any] = field(default_factory=dict)
+    eos: frozenset[int] = frozenset()
+    state: str = "ready"
+    detail: str = ""
+    retry_after: float | None = None
+
+    @property
+    def view(self) -> View:
+        return View(Source(self.name, ""), self.max_context, self.vocab_size, longest=20)
+
+
+Play = Callable[[Request, TokenStream], Any]
+
+
+class Scripted:
+    """Implements ``Serving`` and ``Texts``: plays ``play`` for every submitted request and counts what is
+    closed."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.healthy = True
+        self.requests: list[Request] = []
+        self.texts: list[tuple[str, int]] = []
+        self.streams: list[TokenStream] = []
+        self.closed: list[bool] = []  # ``served`` of each close that reached the engine
+        self.closing = asyncio.Event()
+        self.submitted = asyncio.Event()
+        self.play: Play = self.say("hello world")
+        self._tasks: set[asyncio.Future[Any]] = set()
+        template = ChatTemplate(TEMPLATE, tokenizer.specials, "test")
+        size, eos = tokenizer.vocab_size, tokenizer.eos
+        chat = Model("org/chat-model", tokenizer, template, vocab_size=size, eos=eos)
+        self.by_name: dict[str, Model] = {
+            chat.name: chat,
+            "base": Model("base", tokenizer, vocab_size=size, eos=eos),
+        }
+
+    def models(self) -> dict[str, Model]:
+        return self.by_name
+
+    def open(self, view: View) -> TextModel:
+        model = self.by_name[view.source.model]
+        assert model.tokenizer is not None
+        return TextModel(view, model.tokenizer, model.template)
+
+    async def run(self, work: Work, model: str, size: int) -> Result:
+        """What a text process does (tests/text has real ones), done here."""
+        assert isinstance(work, Prepare)
+        self.texts.append((model, size))
+        return prepare(work, self, lambda stage: None)
+
+    def submit(self, request: Request) -> TokenStream:
+        stream = TokenStream(self._close)
+        made = self.play(request, stream)
+        if asyncio.iscoroutine(made):
+            task = asyncio.ensure_future(made)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self.requests.append(request)
+        self.streams.append(stream)
+        self.submitted.set()
+        return stream
+
+    def _close(self, served: bool) -> None:
+        self.closed.append(served)
+        self.closing.set()
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special=False)
+
+    def say(
+        self,
+        text: str,
+        finish: Literal["stop", "length"] = "stop",
+        each_wakeup: int = 1,
+        logprobs: bool = False,
+    ) -> Play:
+        """A script that puts ``text`` token by token, ``each_wakeup`` tokens at a time, then ends."""
+
+        async def play(request: Request, stream: TokenStream) -> None:
+            for index, token in enumerate(self.ids(text)):
+                if index % each_wakeup == 0:
+                    await asyncio.sleep(0)
+                top = [(token, -0.5), (self.ids("x")[0], -1.5)][: request.sampling.logprobs]
+                stream.put(token, TokenLogprob(-0.5, top) if logprobs else None)
+            stream.end(finish)
+
+        return play
+
+    def hold(self, text: str = "hello") -> Play:
+        """A script that puts ``text`` and then never ends."""
+
+        def play(_: Request, stream: TokenStream) -> None:
+            for token in self.ids(text):
+                stream.put(token)
+
+        return play
+
+
+@dataclass
+class Door:
+    """A running application and two clients to it."""
+
+    url: str
+    http: aiohttp.ClientSession
+    openai: Any  # an AsyncOpenAI; its overloads know no body given as **fields
+
+    async def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any, Any]:
+        """Status, decoded JSON, headers."""
+        async with self.http.post(path, json=body, headers=headers) as answer:
+            return answer.status, await answer.json(), answer.headers
