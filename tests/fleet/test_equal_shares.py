@@ -1,10 +1,10 @@
 """Models without a configured share divide their device evenly, whoever comes and goes; real workers."""
 
-import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from support.daemon_here import played
 from support.tiny import tiny_served
 
 import muxd.daemon
@@ -30,29 +30,25 @@ def config(folder: Path) -> Config:
     return Config(server=server, pool=PoolConfig(bytes="8M"), model=models)
 
 
-async def shares(daemon: Daemon, changes: Iterable[tuple[str, str]]) -> list[dict[str, int]]:
+def shares(daemon: Daemon, changes: Iterable[tuple[str, str]]) -> list[dict[str, int]]:
     """Of the models that are served, at the start and after each change."""
-    ready = asyncio.Event()
-    life = asyncio.create_task(daemon.live(lambda _: ready.set(), lambda model, done, total: None))
-    waits = asyncio.create_task(ready.wait())
-    await asyncio.wait([life, waits], return_when=asyncio.FIRST_COMPLETED)
+    found: list[dict[str, int]] = []
 
-    def now() -> dict[str, int]:
+    def look() -> None:
         lanes = {name: entry.lane for name, entry in daemon.entries.items()}
-        return {name: lane.spec.share for name, lane in lanes.items() if lane is not None}
+        found.append({name: lane.spec.share for name, lane in lanes.items() if lane is not None})
 
-    try:
-        found = [now()]
+    async def scene() -> None:
+        look()
         for kind, name in changes:
             roster = daemon.roster
             change = roster.unload(name, now=False) if kind == "unload" else roster.load(name)
             async for _ in change.watch():
                 pass
-            found.append(now())
-        return found
-    finally:
-        daemon.stop()
-        await life
+            look()
+
+    played(daemon, scene)
+    return found
 
 
 @pytest.mark.parametrize(("kind", "beside"), [(Cpu, (33, 50)), (Capped, (25, 25))])
@@ -62,7 +58,7 @@ def test_equal_shares_follow_loads_and_unloads(
     """Configured ones stay; so do those of workers that are capped for life."""
     monkeypatch.setattr(muxd.daemon, "open_device", lambda *_, **__: kind(2))
     changes = [("unload", "c"), ("unload", "b"), ("load", "b"), ("load", "c")]
-    found = asyncio.run(asyncio.wait_for(shares(Daemon(config(tmp_path)), changes), 100))
+    found = shares(Daemon(config(tmp_path)), changes)
     three, two = beside
     assert found == [
         {"a": 25, "b": 25, "c": 25, "d": 20},

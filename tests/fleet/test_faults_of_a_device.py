@@ -1,14 +1,13 @@
 """One worker's fault reaches its whole device: who is replaced, told and served again. Real workers, on a CPU
 that claims to be such a device; and what is said of a worker that does not share as asked."""
 
-import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
+from support.daemon_here import played
 from support.tiny import tiny_served
 
 import muxd.daemon
@@ -61,21 +60,6 @@ def config(folder: Path, split: Split) -> Config:
         scheduler=SchedulerConfig(split_phases=split),
         model=models,
     )
-
-
-def played(daemon: Daemon, scene: Callable[[], Awaitable[None]]) -> None:
-    async def all_of_it() -> None:
-        ready = asyncio.Event()
-        life = asyncio.create_task(daemon.live(lambda _: ready.set(), lambda model, done, total: None))
-        waits = asyncio.create_task(ready.wait())
-        await asyncio.wait([life, waits], return_when=asyncio.FIRST_COMPLETED)
-        try:
-            await scene()
-        finally:
-            daemon.stop()
-            await life
-
-    asyncio.run(asyncio.wait_for(all_of_it(), 100))
 
 
 def submit(daemon: Daemon, model: str, tokens: int) -> TokenStream:

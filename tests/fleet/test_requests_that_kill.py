@@ -8,10 +8,10 @@ import asyncio
 import errno
 import os
 import signal
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from support.daemon_here import played
 from support.tiny import tiny_served
 
 from muxd.config import Config, ModelConfig, PoolConfig, SchedulerConfig, ServerConfig, Split
@@ -38,21 +38,6 @@ def daemon(folder: Path, split: Split = "no", timeout: float = 10.0) -> Daemon:
         model=[ModelConfig(name=name, path=str(folder / name), dtype="float32") for name in "ab"],
     )
     return Daemon(config)
-
-
-def played(daemon: Daemon, scene: Callable[[], Awaitable[None]]) -> None:
-    async def all_of_it() -> None:
-        ready = asyncio.Event()
-        life = asyncio.create_task(daemon.live(lambda _: ready.set(), lambda model, done, total: None))
-        waits = asyncio.create_task(ready.wait())
-        await asyncio.wait([life, waits], return_when=asyncio.FIRST_COMPLETED)
-        try:
-            await scene()
-        finally:
-            daemon.stop()
-            await life
-
-    asyncio.run(asyncio.wait_for(all_of_it(), 100))
 
 
 def submit(
