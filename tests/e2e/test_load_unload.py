@@ -1,13 +1,10 @@
 """Models that come and go while a daemon serves: who is told what, and what is left behind."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +53,6 @@ def shared(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def daemon(shared: Shared) -> Iterator[LiveDaemon]:
     with shared.lent() as daemon:
         yield daemon
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def ask(daemon: LiveDaemon, model: str, tokens: int = 8) -> list[int]:
@@ -230,7 +218,7 @@ def test_a_worker_that_refuses_is_taken_down_again(where: Where, daemon: LiveDae
     unload(daemon, "a")
     file = daemon.folder / "a" / "config.json"
     good = file.read_text()
-    with stopped(leaks.parent(daemon.workers()["b"])):  # so that no worker is forked
+    with daemon.no_worker_starts():
         steps = daemon.admin.load(LoadModel("a"))
         while next(steps).stage != "starting":
             continue

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from muxd.admin.client import AdminClient
 from muxd.admin.schemas import Status
 from muxd.config import home
+from support import leaks
 
 if TYPE_CHECKING:
     import openai
@@ -92,6 +93,16 @@ class LiveDaemon:
     def workers(self) -> dict[str, int]:
         """Model -> process id."""
         return {row.model: row.pid for row in self.admin.ps() if row.role == "worker"}
+
+    @contextmanager
+    def no_worker_starts(self) -> Iterator[None]:
+        """The process that forks them stands still: one that is wanted meanwhile starts afterwards."""
+        zygote = leaks.parent(next(iter(self.workers().values())))
+        os.kill(zygote, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(zygote, signal.SIGCONT)
 
     @contextmanager
     def client(self) -> "Iterator[openai.OpenAI]":

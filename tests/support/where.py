@@ -78,6 +78,6 @@ class Where:
         """
         held = [name.rpartition(":")[2].split()[0] for name in leaks.memfds(pid)]
         if not self.gpu:
-            assert held == sorted(f"muxd-{label}" for label in labels)
+            assert held == sorted(f"muxd-{label}" for label in labels), held
         elif self.stand_in:
-            assert held == ["stand-in-gpu"] * len(labels)
+            assert held == ["stand-in-gpu"] * len(labels), held
