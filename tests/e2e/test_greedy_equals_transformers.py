@@ -39,11 +39,6 @@ def prompts(model: str) -> list[list[int]]:
     return [tokenizer.encode(text) for text in PROMPTS]
 
 
-@pytest.fixture(scope="module")
-def expected(model: str, prompts: list[list[int]]) -> list[list[int]]:
-    return greedy(demo_folder(model), tuple(map(tuple, prompts)), TOKENS)
-
-
 async def complete(session: aiohttp.ClientSession, model: str, prompt: list[int], tokens: int) -> list[int]:
     body = {
         "model": model,
@@ -83,9 +78,20 @@ async def beside_a_busy_model(daemon: LiveDaemon, model: str, prompts: list[list
     return found
 
 
+@pytest.fixture(scope="module")
+def answers(daemon: LiveDaemon, model: str, prompts: list[list[int]]) -> list[list[int]]:
+    return asyncio.run(one_by_one(daemon, model, prompts))
+
+
+@pytest.fixture(scope="module")
+def expected(model: str, prompts: list[list[int]], answers: list[list[int]]) -> list[list[int]]:
+    return [greedy(demo_folder(model), *both) for both in zip(prompts, answers, strict=True)]
+
+
 @on_all
-def test_alone(daemon: LiveDaemon, model: str, prompts: list[list[int]], expected: list[list[int]]) -> None:
-    assert asyncio.run(one_by_one(daemon, model, prompts)) == expected
+def test_alone(answers: list[list[int]], expected: list[list[int]]) -> None:
+    assert answers == expected
+    assert {len(answer) for answer in answers} == {TOKENS}
 
 
 @on_both
