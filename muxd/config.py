@@ -342,7 +342,7 @@ def _check_ranges(config: Config, where: Path | str) -> None:
     size(config.server.max_body, key=f"{where}: server.max_body")
     size(config.limits.body_memory, key=f"{where}: limits.body_memory")
     _check_text(config, where)
-    _check_quotas(config, where, pools)
+    check_quotas(config, where, pools)
     positive = {
         "server.shutdown_grace": config.server.shutdown_grace,
         "text.deadline": config.text.deadline,
@@ -416,9 +416,9 @@ def _pools(config: Config, where: Path | str, block: int) -> dict[str, int]:
     return found
 
 
-def _check_quotas(config: Config, where: Path | str, pools: Mapping[str, int]) -> None:
+def check_quotas(config: Config, where: Path | str, pools: Mapping[str, int]) -> None:
     """Every guarantee must be one that can be kept, also when all are claimed at once. What cannot be known
-    yet, the ledgers see to when the devices are open."""
+    yet, the ledgers see to when the devices are open. ``pools``: bytes by device. Raises ConfigError."""
     promised, together = dict.fromkeys(pools, 0), 0
     for model in config.model:
         # Who is pinned lies in that pool; the others go where there is room, at least in the largest.

@@ -5,9 +5,11 @@ doors and hosts, and on SIGTERM takes everything down in the reverse order.
 """
 
 import asyncio
+import faulthandler
 import logging
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -18,7 +20,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from muxd.admin.client import socket_path
-from muxd.admin.schemas import Steward
+from muxd.admin.schemas import QuotaChange, Steward
 from muxd.admin.server import AdminServer
 from muxd.api.app import make_app, make_runner
 from muxd.api.guests import HttpLimits
@@ -26,7 +28,7 @@ from muxd.api.listen import BACKLOG, is_local, listeners
 from muxd.api.metrics import HttpMetrics
 from muxd.api.texts import text_pool
 from muxd.clock import MonotonicClock
-from muxd.config import Config, DeviceConfig
+from muxd.config import Config, DeviceConfig, ModelConfig
 from muxd.device.base import Device, is_gpu
 from muxd.device.choose import open_device
 from muxd.device.device_metrics import DeviceMetrics
@@ -47,10 +49,12 @@ from muxd.fleet.host import Progress
 from muxd.fleet.planning import Planning
 from muxd.fleet.pool_sizes import pool_sizes, workers_budget
 from muxd.fleet.popularity import Popularity
+from muxd.fleet.reloader import Reloader, Source
 from muxd.fleet.replanner import Replanner, watch
 from muxd.fleet.roster import Roster
 from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd, private_directory
+from muxd.link.exits import STACKS
 from muxd.messages import FromWorker
 from muxd.pool.arena import Arena
 from muxd.sizes import size
@@ -66,23 +70,24 @@ def run(
     config: Config,
     on_ready: Callable[[Steward], None] = lambda steward: None,
     on_progress: Progress = lambda model, done, total: None,
+    source: Source | None = None,
 ) -> int:
     """Serve until SIGTERM, SIGINT or ``muxctl stop``; returns the exit code.
 
-    ``on_ready`` is called once every model is ready or has failed. Raises ConfigError when the daemon
-    cannot start at all.
+    ``on_ready`` is called once every model is ready or has failed. ``source``: what SIGHUP reads again.
+    Raises ConfigError when the daemon cannot start at all.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Daemon(config).live(on_ready, on_progress))
+        return runner.run(Daemon(config, source).live(on_ready, on_progress))
 
 
 class Daemon:
     """What the HTTP door serves from (``muxd.api.serving.Serving``), and everybody's lifetime."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, source: Source | None = None):
         if not config.model:
             raise ConfigError("no [[model]] is configured: add one with name and path, or try --demo")
-        self.config = config
+        self.config, self.source = config, source
         self.clock = MonotonicClock()
         self.entries = {model.name: Entry(model) for model in config.model}
         self.registry = CollectorRegistry()
@@ -92,7 +97,7 @@ class Daemon:
         self.observer = Observer(self.metrics, targets, self.popularity)
         self.events = Events(time.time)
         self.texts = text_pool(config.text)
-        self.stopping = asyncio.Event()
+        self.stopping, self.asked_to_reload = asyncio.Event(), asyncio.Event()
         self.address = ""
         self._told = notify.take()
 
@@ -153,6 +158,7 @@ class Daemon:
     async def _serve(self, on_ready: Callable[[Steward], None]) -> None:
         """Doors open, hosts running, until ``stop``; then everything down, in the reverse order."""
         report = self._make_report()
+        reloader = self._make_reloader(report)
         async with AsyncExitStack() as stack:
             # The local door first: a second daemon hears who already runs, not that a port is taken.
             admin = AdminServer(report, socket_path(self.config.server.socket))
@@ -170,11 +176,11 @@ class Daemon:
             if len(self.sites) > 1:
                 replan = asyncio.create_task(self.replanner.run())
                 stack.callback(replan.cancel)
-            announce = asyncio.create_task(self._announce(report, on_ready))
+            announce = asyncio.create_task(self._announce(report, on_ready, reloader))
             stack.callback(announce.cancel)
             await self.stopping.wait()
             notify.stopping(env=self._told)
-            await self._drain(self.config.server.shutdown_grace)
+            await self._drain(reloader.config.server.shutdown_grace)
 
     async def _drain(self, grace: float) -> None:
         """Until no unit has a request; one that is empty may get some from another whose model moves."""
@@ -228,18 +234,28 @@ class Daemon:
         host, port = runner.addresses[0][:2]
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    async def _announce(self, report: DaemonSteward, on_ready: Callable[[Steward], None]) -> None:
+    async def _announce(
+        self, report: DaemonSteward, on_ready: Callable[[Steward], None], reloader: Reloader
+    ) -> None:
+        """Once; after that, and not before, the configuration may change."""
         await self.roster.settled()
         states = [entry.state for entry in self.entries.values()]
         notify.ready(
             f"{states.count('ready')} of {len(states)} models ready on {self.address}", env=self._told
         )
         on_ready(report)
+        await reloader.run(self.asked_to_reload)
 
     def _on_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.asked_to_reload.set)
+        for number in (STACKS, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        if sys.__stderr__ is not None:
+            # Where the daemon stands: written by a handler in C, so also when the loop hangs.
+            faulthandler.register(STACKS, file=sys.__stderr__)
 
     async def _audit_when_idle(self) -> None:
         """Design §3: every block is free, cached or owned once. A fault is loud and harms nobody yet."""
@@ -289,6 +305,15 @@ class Daemon:
             observer=self.observer, clock=self.clock, address=lambda: self.address, stop=self.stop,
             readings=self.readings, events=self.events, stopping=self.stopping, replanner=self.replanner,
             texts=self.texts,
+        )  # fmt: skip
+
+    def _make_reloader(self, report: DaemonSteward) -> Reloader:
+        def set_quota(model: ModelConfig) -> None:
+            report.set_quota(QuotaChange(model.name, model.quota.min, model.quota.max, model.quota.weight))
+
+        return Reloader(
+            config=self.config, source=self.source, roster=self.roster, observer=self.observer,
+            events=self.events, set_policy=report.set_policy, set_quota=set_quota, told=self._told,
         )  # fmt: skip
 
     # ---- the link ---------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def serve(
     ] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Fetch two small models and serve them.")] = False,
 ) -> None:
-    """Serve the models of a configuration until SIGTERM, Ctrl-C or `muxctl stop`."""
+    """Serve the models of a configuration until SIGTERM, Ctrl-C or `muxctl stop`. SIGHUP reads it again."""
     flags = {
         "server.host": host,
         "server.port": port,
@@ -50,9 +50,11 @@ def serve(
         "pool.bytes": pool_bytes,
     }
     with sentences(_PROGRAM, config_code=EX_CONFIG):
-        settings = _settings(config, demo, {key: value for key, value in flags.items() if value is not None})
+        file = _file(config, demo)
+        given = {key: value for key, value in flags.items() if value is not None}
+        settings = load(file, flags=given)
         logs.set_up(settings.server.log_level)
-        code = _run(settings)
+        code = _run(settings, file, given)
     raise typer.Exit(code)
 
 
@@ -88,10 +90,10 @@ def version() -> None:
     typer.echo(f"muxd {__version__}")
 
 
-def _settings(config: Path | None, demo: bool, flags: dict[str, Any]) -> Config:
+def _file(config: Path | None, demo: bool) -> Path:
     if demo == (config is not None):
         fail(_PROGRAM, "say what to serve: either --config muxd.toml, or --demo for two small models", code=2)
-    return load(_demo_file() if demo else config, flags=flags)
+    return config or _demo_file()
 
 
 def _demo_file() -> Path:
@@ -127,9 +129,10 @@ def _broken_models(settings: Config) -> list[str]:
     return [entry.error for entry in entries if entry.error]
 
 
-def _run(settings: Config) -> int:
+def _run(settings: Config, file: Path, flags: dict[str, Any]) -> int:
     from muxd.cli.progress import Loading
     from muxd.daemon import run  # here, so that --help and a wrong setting answer at once
+    from muxd.fleet.reloader import Source
 
     with Loading() as loading:
 
@@ -137,7 +140,7 @@ def _run(settings: Config) -> int:
             loading.stop()
             typer.echo(ready.banner(steward.status().address, steward.models()))
 
-        return run(settings, announce, loading.report)
+        return run(settings, announce, loading.report, Source(file, flags))
 
 
 if __name__ == "__main__":

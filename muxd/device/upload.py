@@ -161,7 +161,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m muxd.device.upload", description="fills device memory")
     parser.add_argument("--fd", type=int, required=True, help="inherited end of a Unix socketpair")
     sock = socket.socket(fileno=parser.parse_args(argv).fd)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides
+    for number in (signal.SIGINT, signal.SIGHUP):  # of a terminal to the whole group; the daemon decides
+        signal.signal(number, signal.SIG_IGN)
     hello, fds, _, _ = socket.recv_fds(sock, _HELLO.size, 2)
     if len(hello) < _HELLO.size or len(fds) != 2:
         return 1  # the daemon is gone, or this is none

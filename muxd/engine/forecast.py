@@ -105,7 +105,7 @@ class Forecast:
     """One per unit. ``prefill_tokens`` is the budget of one prefill batch."""
 
     def __init__(self, targets: Mapping[str, Slo], prefill_tokens: int):
-        self._targets = dict(targets)
+        self._targets = targets  # they may change
         self._budget = prefill_tokens
         self._paces: defaultdict[str, _Pace] = defaultdict(_pace)
         self._flights: dict[int, _Flight] = {}  # by batch

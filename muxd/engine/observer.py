@@ -35,9 +35,9 @@ class Observer:
         popularity: Popularity | None = None,
     ):
         self._metrics, self._popularity = metrics, popularity
-        self.attainment = Attainment(targets or {})
-        for model, slo in self.attainment.targets.items():
-            metrics.add_slo(model, slo)
+        self.attainment = Attainment({})
+        for model, slo in (targets or {}).items():
+            self.aim(model, slo)
         self.arrivals = 0
         self.outcomes: Counter[Outcome] = Counter()
         self.tokens_out: Counter[str] = Counter()
@@ -45,6 +45,11 @@ class Observer:
         self._queued: dict[int, float] = {}  # sequence -> arrival, until its first batch is launched
         self._first: dict[int, float] = {}  # sequence -> when its first token came
         self._last: dict[int, float] = {}  # sequence -> when its newest token came
+
+    def aim(self, model: str, slo: Slo) -> None:
+        """Measure the model's requests against these targets from now on."""
+        self.attainment.targets[model] = slo
+        self._metrics.add_slo(model, slo)
 
     # ---- one sequence -----------------------------------------------------------------------------
 

@@ -28,6 +28,8 @@ Happening = Literal[
     "moved",
     "move failed",
     "replan",
+    "reload",
+    "reload refused",
 ]
 State = Literal["waiting", "running"] | Outcome
 

@@ -15,7 +15,7 @@ from muxd.engine.trace import Happening, Mark
 _log = logging.getLogger("muxd.events")
 
 KEPT = 2000
-_LOGGED = ("replan", "moving", "policy", "quota")  # the others' rooms log what they do themselves
+_LOGGED = ("replan", "moving", "policy", "quota", "reload")  # the others' rooms log what they do themselves
 _NOT_TOLD = ("preempted", "quota moved")  # too many, and in the trace
 
 

@@ -1,11 +1,12 @@
-"""Telling systemd: READY=1, STOPPING=1, WATCHDOG=1, STATUS=... (sd_notify(3)), without libsystemd.
+"""Telling systemd: READY=1, RELOADING=1, STOPPING=1, WATCHDOG=1, STATUS=... (sd_notify(3)).
 
-Outside systemd ($NOTIFY_SOCKET unset) every call does nothing.
+Without libsystemd. Outside systemd ($NOTIFY_SOCKET unset) every call does nothing.
 """
 
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Mapping, MutableMapping
 
 _OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
@@ -37,6 +38,11 @@ def notify(*states: str, env: Mapping[str, str] = os.environ) -> bool:
 def ready(summary: str, *, env: Mapping[str, str] = os.environ) -> bool:
     """The daemon serves; ``summary`` is what ``systemctl status`` shows."""
     return notify("READY=1", f"STATUS={_line(summary)}", f"MAINPID={os.getpid()}", env=env)
+
+
+def reloading(*, env: Mapping[str, str] = os.environ) -> bool:
+    """The daemon reads its configuration again; ``ready`` ends it. Type=notify-reload wants to know when."""
+    return notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", env=env)
 
 
 def stopping(summary: str = "stopping", *, env: Mapping[str, str] = os.environ) -> bool:

@@ -88,6 +88,11 @@ class Roster:
             await self._change.finished()
         await asyncio.gather(*(site.close() for site in self.sites.values()))
 
+    async def calm(self) -> None:
+        """Until no model is being loaded, unloaded or moved."""
+        while self._change is not None:
+            await self._change.finished()
+
     def submit(self, request: Request) -> TokenStream:
         """To the device that its model is at. Raises as ``Unit.submit``, ModelNotReady before it has one."""
         entry = self.entries[request.model]
@@ -98,6 +103,13 @@ class Roster:
     def site(self, entry: Entry) -> Site:
         """Where the model is, or was last."""
         return self.sites[entry.device]
+
+    def give_share(self, entry: Entry) -> None:
+        """What its configuration says now, from its next batch on, where the device has no caps."""
+        if entry.lane is not None and not self.site(entry).device.caps:
+            if entry.config.share:
+                self.site(entry).unit.set_share(entry.name, entry.config.share)
+            self._even_out(self.site(entry))
 
     # ---- what an operator may ask -----------------------------------------------------------------
 
@@ -116,8 +128,9 @@ class Roster:
         change = Change(name, "loaded", "reading")
         return self._begin(change, lambda change: self._load(entry, device or entry.device, change))
 
-    def add(self, config: ModelConfig) -> Change:
-        """Load a model that was not there; one that cannot be served is not there afterwards either.
+    def add(self, config: ModelConfig, *, keep: bool = False) -> Change:
+        """Load a model that was not there; one that cannot be served is not there afterwards either, or with
+        ``keep`` has failed.
 
         Raises as ``load`` does, and ConfigError where its name is taken.
         """
@@ -128,7 +141,8 @@ class Roster:
         entry = self.entries[config.name] = Entry(config)
         entry.changing = "loading"
         self.gauges.watch(config.name)
-        return self._begin(Change(config.name, "loaded", "reading"), lambda change: self._add(entry, change))
+        change = Change(config.name, "loaded", "reading")
+        return self._begin(change, lambda change: self._add(entry, change, keep))
 
     def unload(self, name: str, *, now: bool) -> Change:
         """Serve a model no more: new requests are refused at once, those that are here are answered or,
@@ -247,11 +261,12 @@ class Roster:
 
     # ---- in and out -------------------------------------------------------------------------------
 
-    async def _add(self, entry: Entry, change: Change) -> None:
+    async def _add(self, entry: Entry, change: Change, keep: bool) -> None:
         try:
             await self._load(entry, entry.device, change)
         except BaseException:
-            del self.entries[entry.name]
+            if not keep:
+                del self.entries[entry.name]
             raise
 
     async def _load(self, entry: Entry, device: str, change: Change) -> None:

@@ -27,8 +27,10 @@ _pipe = -1
 
 
 def hold(sock: socket.socket) -> None:
-    """End by ourselves when the daemon closes its end of ``sock``. Ctrl-C is the daemon's to handle."""
+    """End by ourselves when the daemon closes its end of ``sock``. Ctrl-C and a terminal that hangs up reach
+    the whole group, and are the daemon's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an ignored signal would be inherited through exec
     threading.Thread(target=_watch, args=(sock.fileno(),), name="lifeline", daemon=True).start()
 

@@ -3,8 +3,8 @@
 
 ``N`` is one end of a socketpair on which ``Setup`` and the descriptors ``[pool, weights, lifeline]`` arrive.
 The order below is the worker's biography. Exit codes: ``muxd.link.exits``. SIGTERM ends it at once (nothing
-here needs saving), on a GPU when the running batch is done; SIGINT is ignored; ``STACKS`` tells where
-it stands.
+here needs saving), on a GPU when the running batch is done; SIGINT and SIGHUP are ignored; ``STACKS`` tells
+where it stands.
 """
 
 import argparse

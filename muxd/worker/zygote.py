@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lifeline", type=int, required=True, help="inherited reading end of a pipe")
     parser.add_argument("--kernels", action="store_true", help="workers will run kernels on a GPU")
     given = parser.parse_args(argv)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle
+    for number in (signal.SIGINT, signal.SIGHUP):  # those of a terminal are the daemon's to handle
+        signal.signal(number, signal.SIG_IGN)
     lifeline.tie(given.lifeline)
     lifeline.set_title(TITLE)
     _import(kernels=given.kernels)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -33,6 +34,15 @@ def test_ready_is_one_datagram_with_one_line_an_assignment(
         "STATUS=2 models ready",
         f"MAINPID={os.getpid()}",
     ]
+
+
+def test_reloading_says_when_on_the_clock_of_systemd(manager: Manager) -> None:
+    receiver, env = manager
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    assert notify.reloading(env=env)
+    state, when = receiver.recv(4096).decode().split("\n")
+    assert state == "RELOADING=1"
+    assert before <= int(when.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
 
 
 def test_stopping_says_so(manager: Manager) -> None:

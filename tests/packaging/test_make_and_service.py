@@ -78,6 +78,7 @@ def test_ci_runs_the_readmes_second_command_and_all_that_it_leaves_out() -> None
 def test_the_unit_names_the_exit_code_and_a_command_that_exists() -> None:
     settings = dict(line.split("=", 1) for line in UNIT.splitlines() if re.match(r"[A-Z]\w+=", line))
     assert settings["Type"] == "notify"
+    assert settings["ExecReload"] == "/bin/kill -HUP $MAINPID"
     assert settings["RestartPreventExitStatus"] == str(EX_CONFIG)
     program, *arguments = settings["ExecStart"].split()
     assert Path(program).name == "muxd"
