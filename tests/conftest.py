@@ -7,12 +7,16 @@ from collections.abc import Iterator
 # Before anything loads torch: threads of the reference computations that spin while they wait would take the
 # cores that daemons and workers under test need. Workers set their own.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from support import interrupts, leaks
 
 leaks.mark_environment()
 
+_CORES = os.sched_getaffinity(0)
+_BOTH = "cores"  # the group of tests that pin cores or time them
 _LONGEST = ("e2e", "cost", "fleet", "worker_process", "doctor")
 
 
@@ -37,12 +41,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _group(item: pytest.Item) -> str:
     where = item.callspec.params.get("where", "") if hasattr(item, "callspec") else ""
     if where == "cpu" and "two_devices" in getattr(item, "fixturenames", ()):
-        return "cores"
+        return _BOTH
     return f"{item.path.stem} {where}".strip()
 
 
-def pytest_runtest_setup() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
     interrupts.install()
+    group = item.get_closest_marker("xdist_group")
+    pins = group is not None and group.args[:1] == (_BOTH,)
+    os.sched_setaffinity(0, _CORES if pins else _own_cores())
+
+
+def _own_cores() -> set[int]:
+    """Each process of pytest-xdist, and all that it starts, has cores for itself: daemons that share theirs
+    wait for each other's threads, which makes both many times slower."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return set(sorted(_CORES)[number::processes]) or _CORES
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -22,7 +22,10 @@ CORES = sorted(os.sched_getaffinity(0))[:2]
 POOL = 8 << 20
 FULL = "not enough memory for weights"
 
-pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+pytestmark = [
+    pytest.mark.skipif(len(CORES) < 2, reason="needs two cores"),
+    pytest.mark.xdist_group("cores"),
+]
 
 
 def config(root: Path) -> Config:
