@@ -166,8 +166,9 @@ def columns(sequences: Items[Sequence], known: Items[int], size: int) -> list[ND
     return [
         column([0.0 if s.greedy else min(s.temperature, sampler.HOTTEST) for s in said], 0.0, np.float32),
         column([s.top_k for s in said], 0, np.int32),
-        column([s.top_p for s in said], 1.0, np.float64),
-        column([s.min_p for s in said], 0.0, np.float64),
+        # What is no number filters nothing, as in ``sampler``.
+        column([s.top_p if s.top_p < 1 else 1.0 for s in said], 1.0, np.float64),
+        column([s.min_p if s.min_p > 0 else 0.0 for s in said], 0.0, np.float64),
         column([s.presence_penalty for s in said], 0.0, np.float32),
         column([s.frequency_penalty for s in said], 0.0, np.float32),
         column([s.repetition_penalty for s in said], 1.0, np.float32),

@@ -15,7 +15,7 @@ from support.shared import Shared
 from support.tiny import tiny_served
 from support.where import EVERYWHERE, Where, on
 
-pytestmark = on(*EVERYWHERE)
+pytestmark = [on(*EVERYWHERE), pytest.mark.xdist_group("cores")]  # each process needs one
 
 LONG = 400  # tokens of an answer that must still run while something else happens
 
