@@ -13,6 +13,7 @@ from support.interrupted import TOLD
 
 ROOT = Path(__file__).parents[2]
 CASE = ROOT / "tests" / "support" / "interrupted.py"
+pytestmark = pytest.mark.xdist_group("cores")  # a daemon of two devices needs both
 SPREAD = ["-n", "1", "--dist", "loadgroup"]
 
 needs_xdist = pytest.mark.skipif(
