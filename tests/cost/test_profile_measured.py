@@ -108,6 +108,7 @@ class Capped(Cpu):
         return super().worker_env(cap)
 
 
+@pytest.mark.slow
 def test_shares_of_a_gpu_become_parts_or_processes_of_their_own(folder: Path) -> None:
     plan = Plan((8,), (0,), 0.0, (1,), (32,), 0.0, 0.01)
     parts = InParts(1)

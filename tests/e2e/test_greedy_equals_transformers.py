@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from support.live import LiveDaemon, demo_config, demo_folder
 from support.reference import PROMPTS, greedy
-from support.where import Where, place
+from support.where import Where, on
 
 from muxd.text.tokenizer import Tokenizer
 
@@ -16,10 +16,8 @@ pytestmark = pytest.mark.demo
 
 TOKENS = 64
 BESIDE = 24  # tokens beside the other model, which takes most of the time
-BOTH = [place(name, model) for name in ("cpu", "gpu") for model in ("smol", "gemma")]
-on_both = pytest.mark.parametrize(("where", "model"), BOTH, indirect=True)
-# References are slow: the stand-in computes the answers of one model once.
-on_all = pytest.mark.parametrize(("where", "model"), [*BOTH, place("stand-in", "smol")], indirect=True)
+on_both = on("cpu", "gpu")
+of_both = pytest.mark.parametrize("model", ["smol", "gemma"])
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +27,28 @@ def daemon(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
         yield daemon
 
 
-@pytest.fixture(scope="module")
-def model(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+class Judged:
+    """One model's answers alone, and what transformers answers."""
+
+    def __init__(self, daemon: LiveDaemon, model: str):
+        tokenizer = Tokenizer.load(demo_folder(model))
+        self.prompts = [tokenizer.encode(text) for text in PROMPTS]
+        self.answers = asyncio.run(one_by_one(daemon, model, self.prompts))
+        both = zip(self.prompts, self.answers, strict=True)
+        self.expected = [greedy(demo_folder(model), *one) for one in both]
 
 
 @pytest.fixture(scope="module")
-def prompts(model: str) -> list[list[int]]:
-    tokenizer = Tokenizer.load(demo_folder(model))
-    return [tokenizer.encode(text) for text in PROMPTS]
+def judged(daemon: LiveDaemon) -> dict[str, Judged]:
+    """Filled by ``judge``: one with a parameter would be set up as often as that changes."""
+    return {}
+
+
+@pytest.fixture
+def judge(daemon: LiveDaemon, judged: dict[str, Judged], model: str) -> Judged:
+    if model not in judged:
+        judged[model] = Judged(daemon, model)
+    return judged[model]
 
 
 async def complete(session: aiohttp.ClientSession, model: str, prompt: list[int], tokens: int) -> list[int]:
@@ -79,32 +90,27 @@ async def beside_a_busy_model(daemon: LiveDaemon, model: str, prompts: list[list
     return found
 
 
-@pytest.fixture(scope="module")
-def answers(daemon: LiveDaemon, model: str, prompts: list[list[int]]) -> list[list[int]]:
-    return asyncio.run(one_by_one(daemon, model, prompts))
+@on_both
+@of_both
+def test_alone(judge: Judged) -> None:
+    assert judge.answers == judge.expected
+    assert {len(answer) for answer in judge.answers} == {TOKENS}
 
 
-@pytest.fixture(scope="module")
-def expected(model: str, prompts: list[list[int]], answers: list[list[int]]) -> list[list[int]]:
-    return [greedy(demo_folder(model), *both) for both in zip(prompts, answers, strict=True)]
-
-
-@on_all
-def test_alone(answers: list[list[int]], expected: list[list[int]]) -> None:
-    assert answers == expected
-    assert {len(answer) for answer in answers} == {TOKENS}
+@on("stand-in")  # references are slow: one model's answers once
+@pytest.mark.parametrize("model", ["smol"])
+def test_alone_on_a_stand_in(judge: Judged) -> None:
+    assert judge.answers == judge.expected
 
 
 @on_both
-def test_batched_with_seven_others(
-    daemon: LiveDaemon, model: str, prompts: list[list[int]], expected: list[list[int]]
-) -> None:
-    assert asyncio.run(together(daemon, model, prompts)) == expected
+@of_both
+def test_batched_with_seven_others(daemon: LiveDaemon, model: str, judge: Judged) -> None:
+    assert asyncio.run(together(daemon, model, judge.prompts)) == judge.expected
 
 
 @on_both
-def test_while_the_other_model_is_busy(
-    daemon: LiveDaemon, model: str, prompts: list[list[int]], expected: list[list[int]]
-) -> None:
-    found = asyncio.run(beside_a_busy_model(daemon, model, prompts))
-    assert found == [answer[:BESIDE] for answer in expected]
+@of_both
+def test_while_the_other_model_is_busy(daemon: LiveDaemon, model: str, judge: Judged) -> None:
+    found = asyncio.run(beside_a_busy_model(daemon, model, judge.prompts))
+    assert found == [answer[:BESIDE] for answer in judge.expected]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from muxd.config import home
 
-pytestmark = pytest.mark.demo
+pytestmark = [pytest.mark.demo, pytest.mark.slow]  # through the daemon: tests/e2e
 TEXTS = [
     "The capital of France is",
     "Once upon a time there was a girl who",

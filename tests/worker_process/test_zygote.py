@@ -105,6 +105,7 @@ def test_one_that_ends_before_it_has_answered_is_replaced(own: Zygote) -> None:
 
 def test_a_refusal_of_the_system_is_told_and_the_next_fork_works(own: Zygote) -> None:
     worker = Forked(own)
+    Forked(own).close()  # once it has answered how that one ended, it holds nothing of either
     used = set(map(int, os.listdir(f"/proc/{own.pid}/fd")))
     _, second = islice((n for n in count() if n not in used), 2)  # the first is for the socket
     before = resource.prlimit(own.pid, resource.RLIMIT_NOFILE)
