@@ -1,4 +1,4 @@
-"""The stages of a run on a GPU, in three parts: two for a machine that is lent for minutes, and the rest.
+"""The stages of a run on a GPU, in three parts: two for a host that is there for minutes, and the rest.
 
 Part 1: does it work at all, and how close is a step to the device; part 2: the questions whose answers
 change kernels; part 3: the tables of docs/measurements.md. In each, what is worth most comes first, and

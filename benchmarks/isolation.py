@@ -16,7 +16,8 @@ from sim_vs_live import capacity, live
 
 from muxd.cli.simulate import cost_table, run
 from muxd.cli.tables import render
-from muxd.config import Config, home, load
+from muxd.config import Config, home
+from muxd.config_load import load
 from muxd.cost.table import CostTable
 from muxd.sim.generate import Recipe, generate
 from muxd.sim.report import ModelReport, Report

@@ -19,7 +19,7 @@ from sim_vs_live import live
 
 from muxd.cli.simulate import cost_table, run
 from muxd.cli.tables import render
-from muxd.config import load
+from muxd.config_load import load
 from muxd.sim.plots import save
 from muxd.sim.report import Report, seconds
 from muxd.sim.workload import read

@@ -17,7 +17,8 @@ from muxd.cli.bench import replay
 from muxd.cli.local_daemon import local_daemon
 from muxd.cli.simulate import cost_table, run
 from muxd.cli.tables import render
-from muxd.config import Config, load
+from muxd.config import Config
+from muxd.config_load import load
 from muxd.cost.table import CostTable
 from muxd.sim.generate import Recipe, generate
 from muxd.sim.report import Report

@@ -14,14 +14,13 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvloop
 from hostile import CASES, TEMPLATE, head, told
@@ -29,9 +28,8 @@ from random_model import Form, serve
 from rich.console import Console
 from rich.table import Table
 
-from muxd.admin.client import AdminClient
+from muxd.cli.local_daemon import local_daemon
 from muxd.config import home
-from muxd.errors import DaemonUnreachable
 
 FORM = Form(64, 2, 4, 2, 96, 49664, 4096)
 WATCHED = "stream"
@@ -42,7 +40,7 @@ LEAST = 0.005  # seconds between tokens that are looked at: shorter gaps are the
 
 def folders(root: Path, tokenizer: Path | None) -> str:
     """Model folders and the configuration that serves them."""
-    config = '[pool]\nbytes = "256M"\n[server]\nport = 0\n[text]\ndeadline = 3.0\n'
+    config = '[pool]\nbytes = "256M"\n[text]\ndeadline = 3.0\n'
     for name, template in ((WATCHED, ""), ("plain", ""), ("chat", PLAIN), ("template", TEMPLATE)):
         folder = serve(root / name, FORM)
         if tokenizer is not None:
@@ -170,42 +168,16 @@ def main() -> None:
     demo = home() / "models" / "smollm2-135m-instruct"
     tokenizer = given.tokenizer or (demo if demo.is_dir() else None)
     with TemporaryDirectory(prefix="muxd-stall-") as root:
-        file, log = Path(root) / "muxd.toml", Path(root) / "log"
+        file = Path(root) / "muxd.toml"
         file.write_text(folders(Path(root), tokenizer))
-        command = [
-            sys.executable,
-            "-m",
-            "muxd.cli.muxd",
-            "serve",
-            "--config",
-            str(file),
-            "--socket",
-            f"{root}/s",
-        ]
-        with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as daemon:
-            try:
-                host, port = wait(AdminClient(Path(root) / "s"), daemon)
-                rows = uvloop.run(measure(host, port, given.seconds, given.only))
-                memory = {r.role: r.memory_bytes >> 20 for r in AdminClient(Path(root) / "s").ps()}
-            finally:
-                daemon.terminate()
-            assert daemon.wait(60) == 0, log.read_text()
+        with local_daemon(file) as admin:
+            address = urlsplit(admin.status().address)
+            rows = uvloop.run(measure(address.hostname or "", address.port or 0, given.seconds, given.only))
+            memory = {row.role: row.memory_bytes >> 20 for row in admin.ps()}
     show(rows)
     print(f"tokenizer: {tokenizer.name if tokenizer else 'one token a byte'}; MB at the end: {memory}")
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1))
-
-
-def wait(admin: AdminClient, daemon: subprocess.Popen[bytes]) -> tuple[str, int]:
-    while daemon.poll() is None:
-        time.sleep(0.2)
-        try:
-            if admin.status().models.get("ready") == 4:
-                host, port = admin.status().address.removeprefix("http://").split(":")
-                return host, int(port)
-        except DaemonUnreachable:
-            continue
-    raise SystemExit("the daemon ended")
 
 
 if __name__ == "__main__":

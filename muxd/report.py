@@ -81,8 +81,8 @@ class Report:
 
     def ps(self) -> list[ProcessRow]:
         rows = [self._process(os.getpid(), "")]
-        for pid in self.texts.pids if self.texts else []:
-            rows.append(self._process(pid, "", self.texts.restarts if self.texts else 0, role="text"))
+        if self.texts:
+            rows += [self._process(pid, "", self.texts.restarts, role="text") for pid in self.texts.pids]
         for site in self.sites.values():
             for host in site.hosts.values():
                 for phases, pid in host.life.pids.items():

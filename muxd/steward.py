@@ -22,7 +22,8 @@ from muxd.admin.schemas import (
     Replan,
     UnloadModel,
 )
-from muxd.config import Config, ModelConfig, Policy, QuotaConfig, with_model
+from muxd.config import Config, ModelConfig, Policy, QuotaConfig
+from muxd.config_load import with_model
 from muxd.engine.journal import FINISHED, newest
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import BadRequest, ConfigError, MuxdError, NotFound

@@ -13,7 +13,8 @@ from muxd import __version__
 from muxd.admin.schemas import Steward
 from muxd.cli import doctor, logs, profile, ready
 from muxd.cli.failing import EX_CONFIG, fail, sentences
-from muxd.config import Config, home, load
+from muxd.config import Config, home
+from muxd.config_load import load
 
 _PROGRAM = "muxd"
 _HELP = """Serve many LLMs from one host, with one memory pool and one scheduler.

@@ -48,7 +48,8 @@ def simulate(
 ) -> None:
     """Run a workload in virtual time: the daemon's scheduler and pool, costs from a profile."""
     from muxd.cli.reports import deliver
-    from muxd.config import home, load
+    from muxd.config import home
+    from muxd.config_load import load
     from muxd.sim.workload import read
 
     with sentences(_PROGRAM):

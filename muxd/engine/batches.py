@@ -17,10 +17,8 @@ from muxd.pool.ledger import Rows
 class Batches:
     """Numbers batches and books shares. The lane's worker and the share must be free."""
 
-    def __init__(self, board: Board, rows: RowKeeper):
-        self._board = board
-        self._rows = rows
-        self._patience = Patience(board)
+    def __init__(self, board: Board, rows: RowKeeper, patience: Patience):
+        self._board, self._rows, self._patience = board, rows, patience
         self.begun = 0  # the last number
 
     def prefill(self, lane: Lane, share: int, now: float) -> bool:

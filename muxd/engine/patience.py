@@ -13,9 +13,8 @@ from muxd.engine.lane import InFlight, Lane
 
 _FIRST = 6  # timeouts for a worker's first batch of a phase
 _UNKNOWN = 30  # and where none of the model was ever done
-_GRACE = (
-    1.0  # seconds from the question to the end: an answer may be here, unread, when the daemon was stopped
-)
+# Seconds from the question to the end: an answer may be here, unread, when the daemon itself was stopped.
+_GRACE = 1.0
 
 
 class Patience:
@@ -40,11 +39,8 @@ class Patience:
             if flight.due > now:
                 continue
             lane = self._board.lanes[flight.model]
-            last = flight.asked
-            flight.asked, flight.due = (
-                True,
-                inf if last else now + min(_GRACE, self._board.settings.batch_timeout),
-            )
+            last, flight.asked = flight.asked, True
+            flight.due = inf if last else now + min(_GRACE, self._board.settings.batch_timeout)
             if last:
                 lane.ready = False  # until it is lost, which is what happens next
                 self._board.refresh(lane)

@@ -66,10 +66,10 @@ class Scheduler:
         self._board = Board(lanes, ledger, shares, settings)
         self.lanes = self._board.lanes
         self._rows = RowKeeper(self._board)
-        self._batches = Batches(self._board, self._rows)
+        self._patience = Patience(self._board)
+        self._batches = Batches(self._board, self._rows, self._patience)
         self._memory = Memory(self._board, self._rows)
         self._recovery = Recovery(self._board, self._rows, self._batches)
-        self._patience = Patience(self._board)
         self._policy = self._follow(policy)
 
     # ---- events -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from msgspec import structs
 
 from muxd.config import ModelConfig
 from muxd.engine.lane import Lane
-from muxd.engine.values import first_outside, problem
+from muxd.engine.values import problem
 from muxd.errors import ConfigError, ModelFolderError, MuxdError
 from muxd.fleet.state import Life, State
 from muxd.messages import dtype_of, kv_item_bytes
@@ -67,7 +67,7 @@ class Opened:
     def _ends(self, named: set[int]) -> frozenset[int]:
         """What ends an answer by any file. Fine-tunes often say it in one and leave the base's in the others.
         An id that the model has no logit for could never come, and cannot be forbidden."""
-        beyond = sorted(token for token in named if first_outside([token], self.spec.vocab_size) is not None)
+        beyond = sorted(token for token in named if not 0 <= token < self.spec.vocab_size)
         if beyond:
             size = self.spec.vocab_size
             _log.warning("%s: end tokens %s are not below vocab_size %d", self.folder, beyond[:8], size)

@@ -13,8 +13,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from muxd.config import Config, ModelConfig, check_quotas, load
-from muxd.device.base import is_gpu
+from muxd.config import Config, ModelConfig, check_quotas
+from muxd.config_load import load
 from muxd.engine.observer import Observer
 from muxd.engine.slo import Slo
 from muxd.errors import ConfigError, MuxdError
@@ -106,11 +106,10 @@ class Reloader:
 
     async def _check_folders(self, todo: Sequence[Edit], where: Path) -> None:
         """What cannot be read is refused while what serves still does."""
-        gpu = any(is_gpu(site.device) for site in self.roster.sites.values())
         for edit in todo:
             if edit.what in ("add", "renew"):
                 probe = Entry(edit.model)
-                await probe.read(self.roster.texts, gpu=gpu)
+                await self.roster.read(probe)
                 if probe.error:
                     raise ConfigError(f"{where}: model.path ({probe.name}): {probe.error}")
 

@@ -104,6 +104,10 @@ class Roster:
         """Where the model is, or was last."""
         return self.sites[entry.device]
 
+    async def read(self, entry: Entry) -> None:
+        """Its folder, for the devices there are; ``entry.error`` says what is wrong with it."""
+        await entry.read(self.texts, gpu=any(is_gpu(site.device) for site in self.sites.values()))
+
     def give_share(self, entry: Entry) -> None:
         """What its configuration says now, from its next batch on, where the device has no caps."""
         if entry.lane is not None and not self.site(entry).device.caps:
@@ -129,8 +133,7 @@ class Roster:
         return self._begin(change, lambda change: self._load(entry, device or entry.device, change))
 
     def add(self, config: ModelConfig, *, keep: bool = False) -> Change:
-        """Load a model that was not there; one that cannot be served is not there afterwards either, or with
-        ``keep`` has failed.
+        """Load a new model; one that cannot be served is gone again, or with ``keep`` has failed.
 
         Raises as ``load`` does, and ConfigError where its name is taken.
         """
@@ -277,8 +280,7 @@ class Roster:
         try:
             if entry.device:  # a failed model still has its lane
                 await self.site(entry).leave(entry, _unloaded(entry.name))
-            gpu = any(is_gpu(site.device) for site in self.sites.values())
-            await entry.read(self.texts, gpu=gpu)
+            await self.read(entry)
             if entry.error:
                 raise ModelFolderError(entry.error)
             entry.device = device or self.place(entry)
@@ -349,8 +351,7 @@ class Roster:
                 self.sites[name].loans.lend(nbytes)
 
     def _even_out(self, site: Site) -> None:
-        """Models that were given no share have equal ones again, where one can change: a worker that is
-        capped for life is booked for its cap."""
+        """Models without a given share have equal ones again; workers capped for life are booked for that."""
         if site.device.caps:
             return
         here = self._served(site.name)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxd.config import Config, home, load
+from muxd.config import Config, home
+from muxd.config_load import load
 from muxd.errors import ConfigError
 from muxd.sizes import size
 

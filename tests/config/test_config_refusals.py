@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from muxd.config import load
+from muxd.config_load import load
 from muxd.errors import ConfigError
 
 MODEL = '[[model]]\nname = "a"\npath = "a"\n'

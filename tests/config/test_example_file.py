@@ -18,8 +18,8 @@ from muxd.config import (
     SchedulerConfig,
     ServerConfig,
     TextConfig,
-    load,
 )
+from muxd.config_load import load
 
 EXAMPLE = Path(__file__).parents[2] / "muxd.example.toml"
 TEXT = EXAMPLE.read_text()

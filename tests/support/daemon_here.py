@@ -3,7 +3,10 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from muxd.daemon import Daemon
+from muxd.device import cpu
 
 
 def played(daemon: Daemon, scene: Callable[[], Awaitable[None]]) -> None:
@@ -26,3 +29,16 @@ def played(daemon: Daemon, scene: Callable[[], Awaitable[None]]) -> None:
             await life
 
     asyncio.run(all_of_it())
+
+
+def machine_of(nbytes: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A machine with so much memory, which the regions of this process use; the list's number is to be
+    changed."""
+    machine = [nbytes]
+
+    def available() -> tuple[int, str]:
+        held = [region for region in cpu.Cpu._regions if not region.closed]
+        return machine[0] - sum(region.nbytes - region.untouched for region in held), "the test"
+
+    monkeypatch.setattr(cpu, "available_memory", available)
+    return machine

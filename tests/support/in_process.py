@@ -9,9 +9,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from muxd.config import load
+from muxd.config_load import load
 from muxd.daemon import Daemon
-from muxd.device import cpu
+from support.daemon_here import machine_of
 from support.two_units import models
 from support.where import Where
 
@@ -29,13 +29,7 @@ def played(where: Where, root: Path, monkeypatch: pytest.MonkeyPatch, scene: Sce
     tables = where.two_devices() + models(where, root, {"a": where.first})
     file.write_text(f'[server]\nport = 0\nsocket = "{root}/s"\n{tables}')
     weights = (root / "a" / "model.safetensors").stat().st_size
-    machine = [(32 << 20) + weights * 3 // 2]
-
-    def available() -> tuple[int, str]:
-        held = [region for region in cpu.Cpu._regions if not region.closed]
-        return machine[0] - sum(region.nbytes - region.untouched for region in held), "the test"
-
-    monkeypatch.setattr(cpu, "available_memory", available)
+    machine = machine_of((32 << 20) + weights * 3 // 2, monkeypatch)
     theirs = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         interrupted = asyncio.run(_all_of_it(Daemon(load(file, env={})), scene, machine))

@@ -4,7 +4,7 @@ The journal and, with admission "slo", the forecast watch it as they watch a liv
 """
 
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -75,20 +75,13 @@ class TimedUnit(BenchUnit):
         if self._audit:
             super().check()
 
-    def lose(self, model: str, *, final: bool = False, blameless: bool = False) -> None:
+    def lose(self, model: str, **how: Any) -> None:
         self._ends.pop(model, None)
-        super().lose(model, final=final, blameless=blameless)
+        super().lose(model, **how)
 
-    def finish(
-        self,
-        name: str,
-        seconds: float = 0.01,
-        token: int = 5,
-        stops: int = 0,
-        nothing_for: Collection[int] = (),
-    ) -> None:
+    def finish(self, name: str, *how: Any, **more: Any) -> None:
         self._ends.pop(name, None)
-        super().finish(name, seconds, token, stops, nothing_for)
+        super().finish(name, *how, **more)
 
     # ---- virtual time -----------------------------------------------------------------------------
 
