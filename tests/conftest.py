@@ -38,6 +38,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: [item.path.parent.name == room for room in _LONGEST], reverse=True)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Some versions of pytest and pytest-xdist do not know each other, and spread groups without a word."""
+    grouped = getattr(session.config.option, "loadgroup", False)
+    if grouped and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("pytest-xdist does not keep groups together with this version of pytest")
+
+
 def _group(item: pytest.Item) -> str:
     where = item.callspec.params.get("where", "") if hasattr(item, "callspec") else ""
     if where == "cpu" and "two_devices" in getattr(item, "fixturenames", ()):
