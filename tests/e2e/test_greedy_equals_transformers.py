@@ -14,7 +14,7 @@ from muxd.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.demo
 
-TOKENS = 64
+TOKENS = 48
 BESIDE = 24  # tokens beside the other model, which takes most of the time
 on_both = on("cpu", "gpu")
 of_both = pytest.mark.parametrize("model", ["smol", "gemma"])

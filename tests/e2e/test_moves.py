@@ -21,7 +21,7 @@ from muxd.fleet.steps import Step
 
 pytestmark = pytest.mark.usefixtures("two_devices")
 
-LONG = 12_000  # tokens: many times longer than a worker needs to start
+LONG = 6_000  # tokens: many times longer than a worker needs to start
 
 
 def config(where: Where, root: Path, server: str = "", limit: str = "") -> str:

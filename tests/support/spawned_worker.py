@@ -75,7 +75,8 @@ class Daemon:
         self.link.close()
         self.arena.close()
         self.weights.close()
-        shutil.rmtree(self._directory)
+        # Another daemon that starts now may be quicker: nobody listens there any more.
+        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class Worker:
