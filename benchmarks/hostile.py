@@ -116,7 +116,7 @@ def head(length: int) -> bytes:
         "Content-Type: application/json",
         f"Content-Length: {length}",
     )
-    return "".join(f"{line}\r\n" for line in (*lines, f"Content-Length: {length}", "")).encode()
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
 
 
 def _half_sent(size: float) -> bytes:
