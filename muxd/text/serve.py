@@ -1,7 +1,7 @@
 """The other end: a process that does one job after the other and ends with the daemon.
 
 Its memory is limited, so that a job ends this process and not the machine; what a large job leaves behind
-ends with it too. It goes last where processors are short: tokens of running streams come first.
+ends with it too.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from muxd.errors import MuxdError
 from muxd.link import lifeline
 from muxd.text.work import LENGTH, READY, Defect, Doing, Refusal, Result, Stage, Work, decode_work, framed
 
-_NICE = 5
 Handle = Callable[[Work, Callable[[Stage], None]], Result]
 
 
@@ -32,7 +31,6 @@ def run(handle: Handle, argv: list[str] | None = None) -> int:
     lifeline.tie(given.lifeline)  # a template may hold the interpreter for ever
     lifeline.set_title("text")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    os.nice(_NICE)
     resource.setrlimit(resource.RLIMIT_AS, (given.memory, given.memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold prompts
     with sock.makefile("rwb", buffering=1 << 16) as wire:
