@@ -22,7 +22,6 @@ import numpy as np
 from msgspec import Struct, structs
 
 from muxd.cost.analytic import Roofline
-from muxd.cost.profile import Contention
 from muxd.cost.sampled import profile_of
 from muxd.cost.shapes import CATALOGUE
 from muxd.cost.table import CostTable
@@ -45,7 +44,7 @@ from muxd.sim.workload import Item, Workload
 SIZE = "qwen2.5-14b"
 POPULAR = ((0, 1), (2, 5), (3, 4), (1, 6), (0, 7))  # of each phase
 EFFORT = Effort(steps=300, tuned_steps=30, sets=0)
-TERMS = Terms(contention=Contention(decode_by_decode=1.2))
+TERMS = Terms()
 SCALES = (2.0, 3.0, 4.0, 5.0, 8.0, 12.0)
 
 

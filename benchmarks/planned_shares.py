@@ -13,7 +13,6 @@ import numpy as np
 
 from muxd.cost.analytic import Roofline
 from muxd.cost.peaks import CAPTURED
-from muxd.cost.profile import Contention
 from muxd.cost.shapes import CATALOGUE
 from muxd.placement.live import Live, Room
 from muxd.placement.memory import Budget
@@ -31,7 +30,6 @@ SCENES = {  # size and requests a second of each model, before the load
     "small popular": [("qwen2.5-14b", 0.3), ("llama-3.2-3b", 6.0), ("llama-3.2-1b", 10.0)],
 }
 LOADS = (1.0, 3.0, 6.0)
-BESIDE = (Contention(), Contention(1.25, 1.4, 1.4))
 COSTS = Roofline(DEVICE, CATALOGUE, CAPTURED)
 
 
@@ -40,10 +38,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of arrivals")
     parser.add_argument("--seed", type=int, default=3)
     args = parser.parse_args()
-    print(
-        "| scene | load | beside | planned % | latency equal s | planned s | TTFT p99 equal s | planned s |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    print("| scene | load | planned % | latency equal s | planned s | TTFT p99 equal s | planned s |")
+    print("|---|---|---|---|---|---|---|")
     for (scene, sizes), load in product(SCENES.items(), LOADS):
         models = [
             ModelLoad(f"m{i}", size, CATALOGUE[size], rate * load, 161, 337)
@@ -51,14 +47,13 @@ def main() -> None:
         ]
         workload = arrivals(models, args.seconds, args.seed)
         planned, equal = best(models), (max(1, 100 // len(models)),) * len(models)
-        for beside in BESIDE:
-            both = [simulated(models, shares, workload, beside) for shares in (equal, planned)]
-            latency, first = zip(*map(times, both), strict=True)
-            print(
-                f"| {scene} | {load:g} | {beside.decode_by_decode} | {' '.join(map(str, planned))} "
-                f"| {latency[0]:.2f} | {latency[1]:.2f} | {first[0]:.2f} | {first[1]:.2f} |",
-                flush=True,
-            )
+        both = [simulated(models, shares, workload) for shares in (equal, planned)]
+        latency, first = zip(*map(times, both), strict=True)
+        print(
+            f"| {scene} | {load:g} | {' '.join(map(str, planned))} "
+            f"| {latency[0]:.2f} | {latency[1]:.2f} | {first[0]:.2f} | {first[1]:.2f} |",
+            flush=True,
+        )
 
 
 def best(models: list[ModelLoad]) -> tuple[int, ...]:
@@ -77,9 +72,7 @@ def arrivals(models: list[ModelLoad], seconds: float, seed: int) -> Workload:
     return Workload(sorted(items, key=lambda item: item.time), {"duration": seconds})
 
 
-def simulated(
-    models: list[ModelLoad], shares: tuple[int, ...], workload: Workload, beside: Contention
-) -> Records:
+def simulated(models: list[ModelLoad], shares: tuple[int, ...], workload: Workload) -> Records:
     many = len(models)
     unit = UnitLoad(
         host=0,
@@ -93,7 +86,7 @@ def simulated(
         quota_weights=(1 / many,) * many,
         batches=(1,) * many,
     )
-    return Cluster(models, COSTS, DEVICE).run([unit], workload, Terms(contention=beside)).records
+    return Cluster(models, COSTS, DEVICE).run([unit], workload, Terms()).records
 
 
 def times(records: Records) -> tuple[float, float]:

@@ -29,7 +29,6 @@ from msgspec import structs
 from systems import terms
 
 from muxd.cost.estimate import Costs
-from muxd.cost.profile import Contention
 from muxd.placement.estimator import Estimator
 from muxd.placement.planner import finished, tuned
 from muxd.placement.problem import Gpus, Mesh, Problem, UnitLoad, units
@@ -177,7 +176,7 @@ def run_unit(
     """``split``: the pool into fixed parts. ``apart``: a process for each phase of a model."""
     folder = setting.data(args.data)
     costs = setting.costs(folder, args.runtime)
-    how = terms("mux", overbook, Contention(decode_by_decode=args.contention))
+    how = terms("mux", overbook)
     scheduler = structs.replace(how.scheduler, split_phases="yes" if apart else "no")
     how = structs.replace(how, policy=policy, split=split, scheduler=scheduler)
     cluster = Cluster(case.problem.models, costs, case.problem.gpus.kind)

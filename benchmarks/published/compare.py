@@ -10,9 +10,8 @@ from cells import Row, Runs, markdown
 from measures import measure, shape
 from numbers_published import Point, Three
 from setting import Runtime
-from systems import BESIDE, SYSTEMS, Planner, terms
+from systems import SYSTEMS, Planner, terms
 
-from muxd.cost.profile import Contention
 from muxd.cost.published import Published
 from muxd.placement.problem import Problem
 from muxd.sim.cluster import Cluster
@@ -31,8 +30,6 @@ def parser(doc: str | None, window: float) -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--runtime", choices=("table", "muxserve"), default="table",
                       help="muxserve: with 0.1 ms of scheduling a sequence and step")  # fmt: skip
-    made.add_argument("--contention", type=float, default=BESIDE.decode_by_decode,
-                      help="times longer a decode takes beside another; 1: the table as it is")  # fmt: skip
     made.add_argument("--overbook", type=int, default=setting.OVERBOOK)
     return made
 
@@ -51,15 +48,12 @@ def run_cell(runs: Runs, name: str, problem: Problem, kind: str, args: argparse.
 def key_of(name: str, system: str, args: argparse.Namespace) -> str:
     """Everything that changes a run's numbers."""
     words = [name, f"window {args.window:g}", f"seed {args.seed}", args.runtime]
-    return ", ".join([*words, f"contention {args.contention:g}", f"overbook {args.overbook}", system])
+    return ", ".join([*words, f"overbook {args.overbook}", system])
 
 
 def described(args: argparse.Namespace) -> str:
     """What all runs of a table have in common."""
-    return (
-        f"Window {args.window:g} s, seed {args.seed}, runtime {args.runtime}, "
-        f"contention {args.contention:g}, overbook {args.overbook}.\n"
-    )
+    return f"Window {args.window:g} s, seed {args.seed}, runtime {args.runtime}, overbook {args.overbook}.\n"
 
 
 def _run(
@@ -71,11 +65,10 @@ def _run(
     args: argparse.Namespace,
 ) -> Callable[[], Row]:
     def make() -> Row:
-        beside = Contention(decode_by_decode=args.contention)
         plan = planner.plan(system)
         workload = setting.traffic(problem, kind, args.window, args.seed)
         cluster = Cluster(problem.models, costs, problem.gpus.kind)
-        done = cluster.run(planner.units(system), workload, terms(system, args.overbook, beside))
+        done = cluster.run(planner.units(system), workload, terms(system, args.overbook))
         table = setting.costs(setting.data(args.data), "table")
         row = measure(done, problem, setting.alone(problem, table), kind)
         return {**row, "predicted": plan.served, "plan": shape(plan)}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from msgspec import structs
 
-from muxd.cost.estimate import Estimate
+from muxd.cost.estimate import Estimate, Reading
 from muxd.cost.published import Published
 from muxd.cost.sampled import profile_of
 from muxd.cost.shapes import CATALOGUE
@@ -40,6 +40,10 @@ class Runtime:
 
     def __init__(self, table: Published):
         self._table = table
+        self.memory = table.memory
+
+    def reading(self, model: str, gpus: int) -> Reading:
+        return self._table.reading(model, gpus)
 
     def models(self) -> list[str]:
         return self._table.models()

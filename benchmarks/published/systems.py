@@ -15,7 +15,6 @@ from msgspec import structs
 
 from muxd.config import SchedulerConfig
 from muxd.cost.estimate import Costs
-from muxd.cost.profile import Contention
 from muxd.cost.published import Published
 from muxd.errors import ConfigError
 from muxd.placement.estimator import Estimator
@@ -38,14 +37,9 @@ ONE_DEVICE = ("llm-1", "llm-3")
 HALF = 0.5
 EFFORT = Effort(steps=300, tuned_steps=30, sets=0, columns=6000)
 
-# Two decodes beside each other reach the memory's peak at most: 1/0.68 of what one reaches alone on an A100
-# (muxd.cost.peaks). At 50 % each has 0.85 of its speed, so each takes 1.2 times as long; a third likewise.
-BESIDE = Contention(decode_by_decode=1.2)
 
-
-def terms(system: str, overbook: int, contention: Contention = BESIDE) -> Terms:
-    scheduler = SchedulerConfig(prefill_tokens=2048, overbook=overbook)
-    return Terms(POLICY.get(system, "mux"), scheduler, contention)
+def terms(system: str, overbook: int) -> Terms:
+    return Terms(POLICY.get(system, "mux"), SchedulerConfig(prefill_tokens=2048, overbook=overbook))
 
 
 class Planner:

@@ -86,7 +86,7 @@ def _measured(
         made = merged(file, name, model, device)
         if daemon:
             extra = measure_overhead(folder, name, dtype, CostTable(made), device.name, kv_dtype)
-            made.models[name] = msgspec.structs.replace(model, overhead=extra)
+            made.models[name] = msgspec.structs.replace(made.models[name], overhead=extra)
             advance(PARTS)
     return made
 
@@ -120,14 +120,19 @@ def _elements(shape: tuple[int, ...]) -> int:
 
 
 def _summary(made: "Profile", name: str) -> str:
+    from muxd.cost.fit import predicted
     from muxd.cost.table import CostTable
 
     cost, model = CostTable(made), made.models[name]
     decode = {batch: 1000 * cost.decode(name, batch, 128, 100) for batch in (1, 8, 32)}
+    found = predicted(model, made.device.memory) if made.device.memory else {}
+    beside = "".join(
+        f"{name} {seen:.2f} times as long ({law:.2f} by the law); " for name, (seen, law) in found.items()
+    )
     steps = ", ".join(f"{ms:.1f}ms at batch {batch}" for batch, ms in decode.items())
     return (
         f"decode step {steps}; prefill of 256 tokens {1000 * cost.prefill(name, 256, 0, 100):.0f}ms; "
-        f"beside another model {model.contention.decode_by_decode:.2f} times as long; the daemon adds "
+        f"{beside}the daemon adds "
         f"{1e6 * model.overhead.batch:.0f}us a batch, {1e6 * model.overhead.token:.0f}us a token, "
         f"{1e3 * model.overhead.request:.1f}ms a request"
     )

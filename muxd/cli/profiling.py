@@ -19,8 +19,11 @@ from msgspec import Struct
 
 from muxd import __version__
 from muxd.cost import probe
-from muxd.cost.profile import FORMAT, Contention, Grid, ModelProfile, Profile, Shape, load
+from muxd.cost.analytic import read_bytes
+from muxd.cost.fit import fitted
+from muxd.cost.profile import FORMAT, Beside, Grid, ModelProfile, Profile, Shape, load
 from muxd.cost.profile import Device as Measured
+from muxd.cost.shapes import of_spec
 from muxd.cost.table import monotone
 from muxd.device.base import Device, is_gpu
 from muxd.device.cuda import Cuda
@@ -203,18 +206,19 @@ def measure(
         prefill = _grid(probers, device, step, tokens, before, _prefill(plan))
         decode = _grid(probers, device, step, batches, held, _decode(plan))
         chunk_seconds = _chunk_seconds(probers.at(100), step)
-        contention = Contention()
+        beside = None
         if len(device.rungs) > 1:  # on one core nobody ever runs beside another
             share = shares(device)[0]
             with make(_cap(device, share), pool // 4) as other:
-                contention = _contention(probers.at(share), other, device, step, plan)
+                beside = _beside(probers.at(share), other, device, step, plan)
     shape = Shape(opened.layers, opened.kv_heads, opened.head_dim, opened.max_positions, dtype, kv_dtype)
     return ModelProfile(
         shape=shape,
         prefill=prefill,
         decode=decode,
         chunk_seconds=chunk_seconds,
-        contention=contention,
+        weight_bytes=read_bytes(of_spec(spec), dtype),
+        beside=beside,
         folder=folder.absolute().name,
         measured=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={"muxd": __version__, "torch": opened.torch, "python": sys.version.split()[0]},
@@ -300,7 +304,7 @@ def _chunk_seconds(prober: Prober, step: Step) -> float:
     return max(0.0, (many - one) / (_SPLIT - 1))
 
 
-def _contention(prober: Prober, other: Prober, device: Device, step: Step, plan: Plan) -> Contention:
+def _beside(prober: Prober, other: Prober, device: Device, step: Step, plan: Plan) -> Beside:
     """Two processes at the smallest share, side by side and alone; the second serves the same folder."""
     share, least = shares(device)[0], 3
     decode = probe.Decode(_PAIR_BATCH, _PAIR_CONTEXT, share, least, plan.pair_seconds, _parts(device, share))
@@ -310,16 +314,15 @@ def _contention(prober: Prober, other: Prober, device: Device, step: Step, plan:
         "decode_by_prefill": (decode, prefill),
         "prefill_by_decode": (prefill, decode),
     }
-    alone = {id(asked): prober.measure(asked) for asked in (decode, prefill)}
-    found = {}
+    found = {"decode": prober.measure(decode), "prefill": prober.measure(prefill)}
     for asked in (decode, prefill):
         other.measure(asked)  # a new process is slow at first
     for name, (asked, beside) in pairs.items():
         other.send(msgspec.structs.replace(beside, parts=_parts(device, share, after=share)))
-        found[name] = max(1.0, prober.measure(asked) / alone[id(asked)])
+        found[name] = prober.measure(asked)
         other.answer()
         step()
-    return Contention(**found)
+    return Beside(share, _PAIR_BATCH, _PAIR_CONTEXT, _SPLIT_TOKENS, **found)
 
 
 def processor(device: Device) -> str:
@@ -335,10 +338,10 @@ def merged(path: Path, name: str, model: ModelProfile, on: Device) -> Profile:
     """The file with this model in it. Raises ConfigError when its other models are from another device."""
     device = Measured(on.name, on.cores, list(shares(on)), processor(on), isinstance(on, Cuda))
     if not path.exists():
-        return Profile(FORMAT, device, {name: model})
+        return fitted(Profile(FORMAT, device, {name: model}))
     old = load(path)
-    if old.device != device:
+    if msgspec.structs.replace(old.device, memory=None) != device:
         raise ConfigError(
             f"{path} was measured on {old.device.name} ({old.device.processor}): choose another --out"
         )
-    return msgspec.structs.replace(old, models={**old.models, name: model})
+    return fitted(msgspec.structs.replace(old, models={**old.models, name: model}))

@@ -14,10 +14,12 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from muxd.cost.estimate import Estimate, check_query, degree_error, model_error
+from muxd.cost.estimate import Estimate, Reading, check_query, degree_error, model_error
+from muxd.cost.law import Memory
 from muxd.cost.peaks import CAPTURED, EAGER, Peak, Reach, peak
 from muxd.cost.profile import ROOFLINE, Device, Grid, ModelProfile, Shape
 from muxd.cost.shapes import CATALOGUE, ModelShape
+from muxd.device.green import PARTS
 from muxd.messages import ITEM_BYTES, Dtype
 
 _ROWS = {
@@ -25,6 +27,8 @@ _ROWS = {
     "decode": [1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
 }
 _CONTEXTS = [0, 256, 1024, 4096, 16384]
+# Also below the parts of a GPU: a process of its own may have any percent of it.
+_SHARES = [1, 2, 3, 5, 7, 10, 12, 15, 20, 25, 30, 40, 50, 60, 75, 80, 90, 100]
 
 
 class Work(Struct, frozen=True):
@@ -60,12 +64,24 @@ def seconds(
     flops = peak.flops * (reach.prefill_flops if work.prefill else reach.decode_flops)
     flops *= float(part**reach.flops_exponent)
     bandwidth = peak.bandwidth * reach.bandwidth * float(part**reach.bandwidth_exponent)
-    weights = (shape.body_parameters + shape.head_parameters) * item
-    matrices = max(weights / bandwidth, operations(shape, work) / flops) / gpus
+    matrices = max(read_bytes(shape, dtype) / bandwidth, operations(shape, work) / flops) / gpus
     attention = shape.kv_bytes(gpus, dtype) * work.read / bandwidth
     device = matrices + attention + _reductions(shape, peak, reach, work.tokens * item, gpus)
     host = shape.layers * (reach.prefill_layer if work.prefill else reach.decode_layer)
     return reach.batch + max(host, device)
+
+
+def read_bytes(shape: ModelShape, dtype: Dtype) -> int:
+    """Of the weights, by every batch: all but an embedding that is looked up."""
+    return (shape.body_parameters + shape.head_parameters) * ITEM_BYTES[dtype]
+
+
+def memory(peak: Peak, reach: Reach) -> Memory:
+    """Of a device, over the share."""
+    alone = [
+        peak.bandwidth * reach.bandwidth * (share / 100) ** reach.bandwidth_exponent for share in _SHARES
+    ]
+    return Memory(peak.bandwidth * reach.together, _SHARES, alone)
 
 
 def _reductions(shape: ModelShape, peak: Peak, reach: Reach, width: int, gpus: int) -> float:
@@ -95,9 +111,14 @@ class Roofline:
         self._shapes = dict(CATALOGUE if shapes is None else shapes)
         every = dict.fromkeys(self._shapes, dtype) if isinstance(dtype, str) else dtype
         self._dtypes: dict[str, Dtype] = {name: every[name] for name in self._shapes}
+        self.memory = memory(self.peak, reach)
 
     def models(self) -> list[str]:
         return list(self._shapes)
+
+    def reading(self, model: str, gpus: int) -> Reading:
+        shape, dtype = self._check(model, gpus), self._dtypes[model]
+        return Reading(read_bytes(shape, dtype) / gpus, shape.kv_bytes(gpus, dtype), self.reach.batch)
 
     def degrees(self, model: str) -> list[int]:
         return self._shape(model).degrees()
@@ -159,18 +180,26 @@ def roofline(shape: Shape, parameters: int, heads: int, device: str) -> ModelPro
             return seconds(whole, found, CAPTURED, work, 1, share, shape.dtype)
 
         rows = _ROWS[phase]
-        cells = [[[cell(n, c, s) for c in _CONTEXTS] for n in rows] for s in rungs()]
-        return Grid(shares=rungs(), rows=rows, contexts=_CONTEXTS, seconds=cells)
+        cells = [[[cell(n, c, s) for c in _CONTEXTS] for n in rows] for s in _SHARES]
+        return Grid(shares=_SHARES, rows=rows, contexts=_CONTEXTS, seconds=cells)
 
     return ModelProfile(
-        shape=shape, prefill=grid("prefill"), decode=grid("decode"), measured=f"{ROOFLINE} of {found.name}"
+        shape=shape,
+        prefill=grid("prefill"),
+        decode=grid("decode"),
+        weight_bytes=read_bytes(whole, shape.dtype),
+        fixed=CAPTURED.batch,
+        measured=f"{ROOFLINE} of {found.name}",
     )
 
 
 def rungs() -> list[int]:
-    """Shares of a device whose multiprocessors are handed out in tenths."""
-    return list(range(10, 101, 10))
+    """Shares of a GPU as the daemon divides it."""
+    return [100 * (part + 1) // PARTS for part in range(PARTS)]
 
 
 def device(name: str) -> Device:
-    return Device(name=f"{name} (roofline)", cores=100, rungs=rungs(), gpu=True)
+    found = peak(name)
+    return Device(
+        name=f"{name} (roofline)", cores=100, rungs=rungs(), gpu=True, memory=memory(found, CAPTURED)
+    )

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from muxd.cost.law import Memory
 from muxd.errors import ConfigError
 
 # measured: a cell of a table as it stands there. interpolated: between cells, or a cell that contradicted
@@ -23,6 +24,15 @@ class Estimate(Struct, frozen=True):
     source: Source
 
 
+class Reading(Struct, frozen=True):
+    """What every batch of a model reads from memory, for ``muxd.cost.law``: bytes of weights, and of K and V
+    a token of context, on each of its devices. ``fixed``: seconds that neither share nor memory change."""
+
+    weights: float
+    token: float
+    fixed: float = 0.0
+
+
 class Costs(Protocol):
     """Seconds of a batch that runs alone on ``gpus`` devices, on ``share`` percent of each.
 
@@ -32,7 +42,14 @@ class Costs(Protocol):
     Shares between or outside ``shares`` are answered, too.
     """
 
+    @property
+    def memory(self) -> Memory | None:
+        """Of each device; None where nobody knows it."""
+        ...
+
     def models(self) -> list[str]: ...
+
+    def reading(self, model: str, gpus: int) -> Reading: ...
 
     def degrees(self, model: str) -> list[int]:
         """Tensor-parallel degrees that are known, ascending."""

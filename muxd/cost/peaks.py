@@ -24,14 +24,16 @@ class Reach(Struct, frozen=True):
     """The parts of the peaks that kernels reach at 100 % share, how they shrink with the share, and what
     the host needs at least.
 
-    ``*_exponent``: what is reached at share s is s ** exponent of that at 1: arithmetic needs
-    multiprocessors, a few of them can already load much of the bandwidth.
+    ``together``: of the bandwidth, what all batches beside each other reach at most. ``*_exponent``: what is
+    reached at share s is s ** exponent of that at 1: arithmetic needs multiprocessors, a few of them can
+    already load much of the bandwidth.
     """
 
     decode_flops: float
     prefill_flops: float
     bandwidth: float
     link: float
+    together: float
     flops_exponent: float
     bandwidth_exponent: float
     allreduce: float  # seconds each takes beside moving its bytes; two a layer
@@ -49,11 +51,14 @@ PEAKS = {
 }
 _SPELLINGS = {"a100-80g": "a100", "a100-80gb": "a100", "h100-80g": "h100"}
 
+# Together they reach what plain copying does, 0.92 of the datasheet: an assumption, which `muxd doctor --gpu`
+# measures on a GPU.
 EAGER = Reach(
     decode_flops=0.41,
     prefill_flops=0.615,
     bandwidth=0.68,
     link=0.33,
+    together=0.92,
     flops_exponent=0.87,
     bandwidth_exponent=0.28,
     allreduce=78e-6,

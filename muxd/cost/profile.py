@@ -9,22 +9,25 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from muxd.cost.law import Memory
 from muxd.errors import ConfigError
-from muxd.messages import Dtype, KvDtype
+from muxd.messages import Dtype, KvDtype, kv_item_bytes
 
-FORMAT = 1
+FORMAT = 2
 ROOFLINE = "roofline"  # how ``ModelProfile.measured`` begins where nothing was measured
 
 
 class Device(Struct, frozen=True):
     """Where it was measured. ``rungs``: the shares in percent a worker can really run at. ``gpu``: the daemon
-    serves there as on a GPU (steps run ahead, processes for each phase)."""
+    serves there as on a GPU (steps run ahead, processes for each phase). ``memory``: None where nobody has
+    measured it: then batches beside each other cost each other nothing."""
 
     name: str
     cores: int
     rungs: list[int]
     processor: str = ""
     gpu: bool = False
+    memory: Memory | None = None
 
 
 class Grid(Struct, frozen=True):
@@ -36,14 +39,6 @@ class Grid(Struct, frozen=True):
     seconds: list[list[list[float]]]
 
 
-class Contention(Struct, frozen=True):
-    """How many times longer a batch takes while another model's batch runs beside it; 1: not at all."""
-
-    decode_by_decode: float = 1.0
-    decode_by_prefill: float = 1.0
-    prefill_by_decode: float = 1.0
-
-
 class Shape(Struct, frozen=True):
     """What the ledger must know of a model, so that a simulation needs no model folder."""
 
@@ -53,6 +48,11 @@ class Shape(Struct, frozen=True):
     max_positions: int
     dtype: Dtype
     kv_dtype: KvDtype = "auto"
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of one token."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * kv_item_bytes(self.dtype, self.kv_dtype)
 
 
 class Overhead(Struct, frozen=True):
@@ -66,14 +66,35 @@ class Overhead(Struct, frozen=True):
     request: float = 0.0
 
 
+class Beside(Struct, frozen=True):
+    """Seconds of a batch on ``share`` percent beside a batch of the same model in another process on as much,
+    and alone: a decode step of ``batch`` sequences at ``context``, a prefill of ``tokens``."""
+
+    share: int
+    batch: int
+    context: int
+    tokens: int
+    decode: float
+    prefill: float
+    decode_by_decode: float
+    decode_by_prefill: float
+    prefill_by_decode: float
+
+
 class ModelProfile(Struct, frozen=True):
-    """One model on one device. ``chunk_seconds``: for each prompt after the first in a prefill batch."""
+    """One model on one device. ``chunk_seconds``: for each prompt after the first in a prefill batch.
+
+    For ``muxd.cost.law``: bytes of weights that every batch reads, and the seconds of a batch that neither
+    share nor memory change.
+    """
 
     shape: Shape
     prefill: Grid
     decode: Grid
     chunk_seconds: float = 0.0
-    contention: Contention = Contention()
+    weight_bytes: int = 0
+    fixed: float = 0.0
+    beside: Beside | None = None  # from which the device's memory was fitted
     overhead: Overhead = Overhead()
     folder: str = ""  # the folder's name
     measured: str = ""  # date, ISO 8601; or how it was computed

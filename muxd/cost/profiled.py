@@ -1,7 +1,7 @@
 """A measured profile as ``Costs``: one device, the same seconds as the simulator's ``CostTable``."""
 
 from muxd.cost.cells import Cells
-from muxd.cost.estimate import Estimate, Source, check_query, degree_error
+from muxd.cost.estimate import Estimate, Reading, Source, check_query, degree_error
 from muxd.cost.profile import ROOFLINE
 from muxd.cost.table import CostTable
 
@@ -14,6 +14,7 @@ class Profiled:
 
     def __init__(self, table: CostTable):
         self._table = table
+        self.memory = table.device.memory
         self._cells: dict[str, tuple[Cells, Cells]] = {}
 
     def models(self) -> list[str]:
@@ -22,6 +23,10 @@ class Profiled:
     def degrees(self, model: str) -> list[int]:
         self._table.model(model)
         return [1]
+
+    def reading(self, model: str, gpus: int) -> Reading:
+        measured = self._table.model(model)
+        return Reading(measured.weight_bytes, measured.shape.kv_bytes, measured.fixed)
 
     def shares(self, model: str, gpus: int) -> list[int]:
         return self._both(model, gpus)[1].shares

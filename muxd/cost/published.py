@@ -11,9 +11,13 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from muxd.cost.analytic import Roofline, memory
 from muxd.cost.cells import Cells, Cube
-from muxd.cost.estimate import Estimate, check_query, degree_error, model_error
+from muxd.cost.estimate import Estimate, Reading, check_query, degree_error, model_error
+from muxd.cost.peaks import EAGER, peak
 from muxd.errors import ConfigError
+
+_DEVICE = "a100"
 
 
 class _Cell(Struct, frozen=True):
@@ -40,10 +44,12 @@ class Wrong(Struct, frozen=True):
 
 
 class Published:
-    """``Costs`` from the table. ``source`` names it in errors."""
+    """``Costs`` from the table. ``source`` names it in errors. What memory does is the datasheet's."""
 
     def __init__(self, table: _Table, source: str):
         self._source = source
+        self.memory = memory(peak(_DEVICE), EAGER)
+        self._roofline = Roofline(_DEVICE, dtype="float16")
         self._cells = {
             model: {
                 gpus: _both(shares, f"{source}: {model}, {gpus} GPUs") for gpus, shares in degrees.items()
@@ -71,6 +77,10 @@ class Published:
 
     def degrees(self, model: str) -> list[int]:
         return sorted(self._model(model))
+
+    def reading(self, model: str, gpus: int) -> Reading:
+        self._both(model, gpus)
+        return self._roofline.reading(model, gpus)
 
     def shares(self, model: str, gpus: int) -> list[int]:
         return self._both(model, gpus)[0].shares

@@ -5,10 +5,10 @@ same at the same time, each holds its part of the KV heads.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from muxd.cost.estimate import Costs, Estimate
-from muxd.cost.profile import FORMAT, Contention, Device, Grid, ModelProfile, Profile
+from muxd.cost.profile import FORMAT, Device, Grid, ModelProfile, Profile
 from muxd.cost.shapes import ModelShape, known
 from muxd.errors import ConfigError
 from muxd.messages import Dtype
@@ -17,7 +17,6 @@ from muxd.messages import Dtype
 _TOKENS = [1, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]
 _BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 _CONTEXTS = [0, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768]
-_NONE = Contention()
 _PROMPT = 512  # tokens; a larger batch is taken as several prompts of that length
 
 
@@ -28,29 +27,36 @@ def profile_of(
     *,
     shapes: Mapping[str, ModelShape] | None = None,
     dtype: Dtype = "bfloat16",
-    contention: Contention = _NONE,
+    rungs: Sequence[int] = (),
+    gpu: bool = False,
 ) -> Profile:
     """``models``: name in the profile -> (name in ``costs``, GPUs). ``shapes``: by name in ``costs``, else
     the catalogue's.
 
-    ``costs`` says nothing about neighbours, so ``contention`` is none unless it is given. Raises ConfigError
-    for unknown models, degrees and shapes, and models whose shares have nothing in common.
+    ``rungs``: the shares that the device has, those of the costs if none are given; ``gpu``: as the daemon
+    serves on one. Raises ConfigError for unknown models, degrees and shapes, and models whose shares have
+    nothing in common.
     """
     shares = [costs.shares(model, gpus) for model, gpus in models.values()]
     common = sorted(set.intersection(*map(set, shares))) if shares else []
     if not common:
         raise ConfigError(f"{', '.join(models) or 'no models'}: no share that all of them have costs for")
-    profiles = {
-        name: _sampled(
-            costs, device_name, model, gpus, (shapes or {}).get(model) or known(model), dtype, contention
-        )
-        for name, (model, gpus) in models.items()
+    every = {key: (shapes or {}).get(key[0]) or known(key[0]) for key in models.values()}
+    found = {
+        key: _sampled(costs, device_name, *key, shape, dtype, rungs or common) for key, shape in every.items()
     }
-    return Profile(FORMAT, Device(device_name, 100, common), profiles)
+    device = Device(device_name, 100, list(rungs or common), gpu=gpu, memory=costs.memory)
+    return Profile(FORMAT, device, {name: found[key] for name, key in models.items()})
 
 
 def _sampled(
-    costs: Costs, device_name: str, model: str, gpus: int, shape: ModelShape, dtype: Dtype, beside: Contention
+    costs: Costs,
+    device_name: str,
+    model: str,
+    gpus: int,
+    shape: ModelShape,
+    dtype: Dtype,
+    rungs: Sequence[int],
 ) -> ModelProfile:
     sources: Counter[str] = Counter()
 
@@ -60,15 +66,17 @@ def _sampled(
     def prefill(rows: int, context: int, share: int) -> float:
         return _prefill(costs, model, gpus, share, rows, context, sources)
 
-    shares = costs.shares(model, gpus)
+    shares = sorted({*costs.shares(model, gpus), *rungs})
     contexts = [c for c in _CONTEXTS if c <= shape.max_positions]
     grids = [_grid(shares, _TOKENS, contexts, prefill), _grid(shares, _BATCHES, contexts, decode)]
+    reading = costs.reading(model, gpus)
     parts = ", ".join(f"{name} {n / sources.total():.0%}" for name, n in sources.most_common())
     return ModelProfile(
         shape=shape.on(gpus, dtype),
         prefill=grids[0],
         decode=grids[1],
-        contention=beside,
+        weight_bytes=round(reading.weights),
+        fixed=reading.fixed,
         measured=f"{parts}: {model} on {gpus} x {device_name}",
     )
 

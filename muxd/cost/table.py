@@ -5,11 +5,13 @@ Used by the simulator for every batch, so the grids are plain lists and a look-u
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from muxd.cost.law import Parts, parts
 from muxd.cost.profile import Grid, ModelProfile, Profile, load
 from muxd.errors import ConfigError
 
@@ -143,15 +145,14 @@ class CostTable:
         """Seconds of one step of ``batch`` sequences with ``context`` tokens each on average."""
         return self._surfaces[model][1].seconds(batch, context, share)
 
-    def slowdown(self, model: str, prefill: bool, beside: Mapping[bool, int]) -> float:
-        """How many times longer a batch takes beside others: ``beside[True]`` prefills, ``[False]`` decodes.
-
-        Each neighbour adds its own part, measured with one neighbour.
-        """
-        factors = self._models[model].contention
-        by_decode = factors.prefill_by_decode if prefill else factors.decode_by_decode
-        by_prefill = factors.prefill_by_decode if prefill else factors.decode_by_prefill
-        return 1.0 + beside[False] * (by_decode - 1.0) + beside[True] * (by_prefill - 1.0)
+    def parts(self, model: str, seconds: float, read: float, share: int) -> Parts:
+        """What of a batch's ``seconds`` alone on ``share`` percent comes from memory. ``read``: tokens, of
+        all its sequences, whose K and V are read."""
+        profile, memory = self._models[model], self.device.memory
+        if memory is None:
+            return parts(seconds, seconds, 0.0, 0.0, inf)
+        kv = profile.shape.kv_bytes * read
+        return parts(seconds, profile.fixed, profile.weight_bytes, kv, memory.alone(share))
 
     # ---- one request alone on the device: the base of SLOs ------------------------------------------
 

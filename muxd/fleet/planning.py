@@ -39,6 +39,7 @@ _HOST = Reach(
     prefill_flops=1.0,
     bandwidth=1.0,
     link=1.0,
+    together=1.0,
     flops_exponent=1.0,
     bandwidth_exponent=1.0,
     allreduce=0.0,

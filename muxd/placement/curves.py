@@ -11,7 +11,7 @@ MOST = float(_BATCHES[-1])
 class Curve(NamedTuple):
     """Straight lines between powers of two; seconds ascend with the batch.
 
-    ``speed``: of decode, against the whole device, at most 1: the part of what the device can do at all.
+    ``speed``: bytes a second that a decode step moves on each device, 0 where nobody knows.
     """
 
     prefill: tuple[float, ...]
@@ -62,10 +62,13 @@ class Curves:
             context = prompt + output / 2
             costs = self._costs
             decode = [costs.decode(cost, gpus, decode_share, b, context).seconds for b in _BATCHES]
-            whole = [costs.decode(cost, gpus, 100, b, context).seconds for b in _BATCHES]
+            read = costs.reading(cost, gpus)
             self._known[key] = Curve(
                 tuple(costs.prefill(cost, gpus, prefill_share, b, prompt).seconds for b in _BATCHES),
                 tuple(decode),
-                tuple(min(1.0, best / taken) for best, taken in zip(whole, decode, strict=True)),
+                tuple(
+                    (read.weights + read.token * context * b) / taken
+                    for b, taken in zip(_BATCHES, decode, strict=True)
+                ),
             )
         return self._known[key]

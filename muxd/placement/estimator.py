@@ -12,26 +12,24 @@ reached from below, as both sides only grow. Three things the published estimato
   the part of the time it decodes, so cold models cost what they use. Turns are whole steps: a model waits for
   a step of everybody it does not fit beside, so a small model beside a large one steps as seldom as that;
 * bandwidth: a tenth of the multiprocessors reaches half of it, so by the table ten decodes together would
-  move five times what the memory can. All together they get at most ``together`` times what one gets alone:
-  the peak over the part of it that one reaches (0.68 on an A100, muxd.cost.peaks).
+  move five times what the memory can. All together move at most its limit (``muxd.cost.law``).
 
 A unit is worth the requests a second it serves, times ``weight``, no model more than its rate. One percent
 more for speed (the seconds of an answer alone, over those in the unit) decides between equals.
 """
 
 from collections.abc import Sequence
+from math import inf
 
 from msgspec import Struct
 
 from muxd.cost.estimate import Costs
-from muxd.cost.peaks import EAGER
 from muxd.placement import memory
 from muxd.placement.curves import MOST, Curve, Curves
 from muxd.placement.memory import Budget
 from muxd.placement.problem import Member, Mesh, ModelLoad, Problem, Unit, check
 
 PREFILL_SHARE = 100
-TOGETHER = 1 / EAGER.bandwidth
 _SPEED = 0.01
 _ROUNDS = 24
 _CLOSE = 1e-3
@@ -58,11 +56,10 @@ class Estimator:
     """``Appraiser`` over ``costs``. Raises ConfigError for models the costs do not know, and for memory that
     cannot hold them in any plan."""
 
-    def __init__(
-        self, problem: Problem, costs: Costs, budget: Budget | None = None, together: float = TOGETHER
-    ):
+    def __init__(self, problem: Problem, costs: Costs, budget: Budget | None = None):
         check(problem)
-        self._limits = 100.0 + problem.overbook, together
+        memory_limit = costs.memory.limit if costs.memory else inf
+        self._limits = 100.0 + problem.overbook, memory_limit
         self.problem = problem
         self.budget = budget or Budget()
         self._costs, self._curves = costs, Curves(costs)
@@ -217,14 +214,14 @@ class Estimator:
         return used
 
 
-Times = tuple[float, float, float]  # of a batch: seconds of its prefill, of a decode step, and its speed
+Times = tuple[float, float, float]  # of a batch: seconds of its prefill, of a decode step, bytes a second
 
 
 def _fixed_point(
     loads: list[ModelLoad], curves: list[Curve], shares: Sequence[int], limits: tuple[float, float]
 ) -> tuple[list[float], float, list[float]]:
     """Batches, stretch and each model's wait for others' steps, from below. ``limits``: percent booked
-    together, and speed together."""
+    together, and bytes a second together."""
     wait, stretch = sum(curve.at(1.0)[0] for curve in curves), 1.0
     waits = [0.0] * len(loads)
     batches: list[float] = []

@@ -9,7 +9,6 @@ from msgspec import Struct, structs
 
 from muxd.config import Config, ModelConfig, PoolConfig, QuotaConfig, SchedulerConfig
 from muxd.cost.estimate import Costs
-from muxd.cost.profile import Contention
 from muxd.cost.sampled import profile_of
 from muxd.cost.table import CostTable
 from muxd.engine.scheduler import Scheduler
@@ -28,7 +27,6 @@ class Terms(Struct, frozen=True):
 
     policy: str = "mux"
     scheduler: SchedulerConfig = SchedulerConfig(prefill_tokens=2048)
-    contention: Contention = Contention()
     block_bytes: int = 16384
     max_running: int = 512
     max_queue: int = 10**6
@@ -94,10 +92,10 @@ class Cluster:
 
     def parts(self, unit: UnitLoad, terms: Terms) -> tuple[Scheduler, CostTable]:
         """A new scheduler of the unit, and what its batches cost."""
-        cost = self.table(unit, terms.contention)
+        cost = self.table(unit)
         return make_scheduler(unit_config(unit, terms, self._models), cost), cost
 
-    def table(self, unit: UnitLoad, contention: Contention) -> CostTable:
+    def table(self, unit: UnitLoad) -> CostTable:
         """The unit's models on one of its devices."""
         unknown = sorted(set(unit.models) - set(self._models))
         if unknown:
@@ -107,11 +105,7 @@ class Cluster:
         dtypes = {self._models[name].dtype for name in unit.models}
         if len(dtypes) > 1:
             raise ConfigError(f"models of one unit with different dtypes: {', '.join(sorted(dtypes))}")
-        return CostTable(
-            profile_of(
-                self._costs, self._device, named, shapes=shapes, dtype=dtypes.pop(), contention=contention
-            )
-        )
+        return CostTable(profile_of(self._costs, self._device, named, shapes=shapes, dtype=dtypes.pop()))
 
 
 def unit_config(unit: UnitLoad, terms: Terms, models: dict[str, ModelLoad]) -> Config:

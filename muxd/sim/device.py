@@ -8,6 +8,7 @@ work.
 from heapq import heappop, heappush
 from math import inf
 
+from muxd.cost.law import Parts, factors
 from muxd.cost.table import CostTable
 from muxd.engine.sequence import Sequence
 from muxd.messages import Decode, Prefill
@@ -17,12 +18,20 @@ class Batch:
     """One batch on its way. ``left``: seconds of work still to do at ``since`` if it ran alone; ``after``:
     seconds from its end until the daemon hears of it."""
 
-    __slots__ = ("after", "command", "demand", "end", "factor", "left", "model", "prefill", "since")
+    __slots__ = ("after", "command", "demand", "end", "factor", "left", "model", "parts", "prefill", "since")
 
     def __init__(
-        self, model: str, command: Prefill | Decode, seconds: float, after: float, demand: int, now: float
+        self,
+        model: str,
+        command: Prefill | Decode,
+        parts: Parts,
+        seconds: float,
+        after: float,
+        demand: int,
+        now: float,
     ):
         self.model = model
+        self.parts = parts
         self.after = after
         self.demand = demand  # percent of the device it can keep busy
         self.command = command
@@ -56,11 +65,8 @@ class VirtualDevice:
         self._behind: dict[Worker, tuple[Decode, list[Sequence]]] = {}
         self._answers: list[tuple[float, int, Batch]] = []  # a heap: when the daemon hears of which batch
         self._heard: dict[Worker, float] = {}  # when it hears of the last one: answers keep their order
-        self._contended = any(
-            cost.slowdown(model, prefill, {True: 1, False: 1}) != 1.0
-            for model in cost.models
-            for prefill in (True, False)
-        )
+        self.moved = 0.0  # bytes, of batches that have ended
+        self._memory = cost.device.memory
         self._smallest = cost.device.rungs[0]
         self._demand = 0
         self.busy = 0.0  # share-seconds computed, 1.0 a second of the whole device
@@ -101,6 +107,7 @@ class VirtualDevice:
         batch = min(self._running.values(), key=lambda batch: batch.end, default=None)
         if batch is None or (self._answers and self._answers[0][0] < batch.end):
             return heappop(self._answers)[-1]
+        self.moved += batch.parts.moved
         self._end(batch, now)
         if not self._queues:
             return batch
@@ -110,14 +117,12 @@ class VirtualDevice:
         return None
 
     def _end(self, batch: Batch, now: float) -> None:
-        crowded = self._demand > 100
         worker = (batch.model, batch.prefill)
         self._demand -= self._running.pop(worker).demand
         behind = None if batch.prefill else self._behind.pop(worker, None)
         if behind is not None:
             self._begin(worker, *behind, now, ahead=True)
-        if self._contended or crowded:
-            self._settle(now)
+        self._settle(now)
 
     def _begin(
         self,
@@ -130,29 +135,32 @@ class VirtualDevice:
     ) -> None:
         """``ahead``: the daemon has not counted the token of the step in front."""
         model = worker[0]
-        seconds, after = self._seconds(model, command, sequences, ahead=ahead), self._overhead(model, command)
+        parts, after = self._parts(model, command, sequences, ahead=ahead), self._overhead(model, command)
+        seconds = parts.seconds
         if not self._queues:
             seconds, after = seconds + after, 0.0
         self.busy += seconds * command.share / 100
         # Less than the smallest rung there is not: on a CPU, who has a part of a core has a thread.
-        batch = Batch(model, command, seconds, after, max(command.share, self._smallest), now)
+        batch = Batch(model, command, parts, seconds, after, max(command.share, self._smallest), now)
         self._running[worker] = batch
         self._demand += batch.demand
-        if self._contended or self._demand > 100:
-            self._settle(now)
+        self._settle(now)
 
-    def _seconds(
+    def _parts(
         self, model: str, command: Prefill | Decode, sequences: list[Sequence], *, ahead: bool
-    ) -> float:
+    ) -> Parts:
         """Computing alone on its share."""
+        share = command.share
         if isinstance(command, Prefill):
             sizes = [len(chunk.tokens) // 4 for chunk in command.chunks]
             tokens = sum(sizes)
-            before = sum(n * chunk.start for n, chunk in zip(sizes, command.chunks, strict=True)) / tokens
-            return self._cost.prefill(model, tokens, before, command.share, len(sizes))
+            starts = [chunk.start for chunk in command.chunks]
+            before = sum(n * start for n, start in zip(sizes, starts, strict=True)) / tokens
+            seconds = self._cost.prefill(model, tokens, before, share, len(sizes))
+            return self._cost.parts(model, seconds, sum(starts), share)
         count = len(sequences)
-        context = sum([sequence.computed for sequence in sequences]) / count + ahead
-        return self._cost.decode(model, count, context, command.share)
+        read = sum([sequence.computed for sequence in sequences]) + count * ahead
+        return self._cost.parts(model, self._cost.decode(model, count, read / count, share), read, share)
 
     def _overhead(self, model: str, command: Prefill | Decode) -> float:
         """The daemon's part."""
@@ -162,9 +170,8 @@ class VirtualDevice:
 
     def _settle(self, now: float) -> None:
         """Everybody's pace for the set that runs from ``now`` on; what is booked twice is divided."""
-        crowd = max(1.0, self._demand / 100)
-        prefills = sum(batch.prefill for batch in self._running.values())
-        decodes = len(self._running) - prefills
-        for batch in self._running.values():
-            beside = {True: prefills - batch.prefill, False: decodes - (not batch.prefill)}
-            batch.slow_to(crowd * self._cost.slowdown(batch.model, batch.prefill, beside), now)
+        running = list(self._running.values())
+        found = factors([one.parts for one in running], self._memory, max(1.0, self._demand / 100))
+        for batch, factor in zip(running, found, strict=True):
+            if factor != batch.factor:
+                batch.slow_to(factor, now)

@@ -6,9 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.costs import SHAPE, model, table
 
-from muxd.cost.profile import FORMAT, Contention, Device, Grid, ModelProfile, Overhead, Profile
+from muxd.cost.law import Memory
+from muxd.cost.profile import FORMAT, Device, Grid, ModelProfile, Overhead, Profile
 from muxd.cost.table import CostTable, Surface, monotone
 from muxd.errors import ConfigError
+
+GRID = Grid([100], [1], [0], [[[1.0]]])
 
 axis = st.lists(st.integers(1, 4096), min_size=1, max_size=4, unique=True).map(sorted)
 seconds = st.floats(1e-5, 10.0)
@@ -88,13 +91,15 @@ def test_like_gives_a_profile_a_second_name() -> None:
         CostTable(profile, {"copy": "b"})
 
 
-def test_each_neighbour_slows_a_batch_by_its_own_part() -> None:
-    grid = Grid([100], [1], [0], [[[1.0]]])
-    factors = Contention(decode_by_decode=1.1, decode_by_prefill=1.3, prefill_by_decode=1.2)
-    cost = table(a=ModelProfile(SHAPE, grid, grid, contention=factors))
-    assert cost.slowdown("a", False, {True: 0, False: 0}) == 1.0
-    assert cost.slowdown("a", False, {True: 1, False: 2}) == pytest.approx(1.5)
-    assert cost.slowdown("a", True, {True: 0, False: 1}) == pytest.approx(1.2)
+def test_the_parts_of_a_batch_are_its_bytes_at_the_speed_of_its_share() -> None:
+    memory = Memory(limit=1e9, shares=[50, 100], reached=[4e8, 8e8])
+    cost = table(memory=memory, a=ModelProfile(SHAPE, GRID, GRID, weight_bytes=80_000_000, fixed=0.01))
+    assert cost.parts("a", 1.0, 0, 100) == (1.0, 0.01, 0.1, 0.0, 80_000_000)
+    half = cost.parts("a", 1.0, 1000, 50)
+    assert half.weights == pytest.approx(0.2)
+    assert half.kv == pytest.approx(1000 * SHAPE.kv_bytes / 4e8)
+    assert half.moved == 80_000_000 + 1000 * SHAPE.kv_bytes
+    assert table(a=ModelProfile(SHAPE, GRID, GRID, weight_bytes=1)).parts("a", 1.0, 9, 50).moved == 0
 
 
 def test_alone_is_prefill_then_one_step_a_token_with_the_daemons_part() -> None:

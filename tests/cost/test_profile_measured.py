@@ -14,6 +14,7 @@ from muxd.cli.muxd import app
 from muxd.cli.overhead import fitted, measure_overhead
 from muxd.cli.profiling import Plan, Prober, _parts, cells, measure, merged, shares
 from muxd.cost import probe
+from muxd.cost.fit import predicted
 from muxd.cost.profile import ModelProfile, check, load, save
 from muxd.cost.table import CostTable
 from muxd.device.cpu import Cpu
@@ -54,10 +55,17 @@ def test_a_model_is_measured_over_its_grid_and_joins_the_file(
     assert found.decode.rows == [1, 4]
     assert found.folder == "tiny"
     assert (found.shape.layers, found.shape.kv_heads, found.shape.head_dim) == (2, 2, 16)
-    assert found.contention.decode_by_decode >= 1.0
+    assert found.weight_bytes > 0
+    assert (found.beside is not None) == (len(rungs) > 1)
     save(tmp_path / "cost.json", merged(tmp_path / "cost.json", "first", found, Cpu()))
     save(tmp_path / "cost.json", merged(tmp_path / "cost.json", "second", found, Cpu()))
-    assert set(load(tmp_path / "cost.json").models) == {"first", "second"}
+    both = load(tmp_path / "cost.json")
+    assert set(both.models) == {"first", "second"}
+    assert both.device.memory is not None
+    assert both.device.memory.limit >= max(both.device.memory.reached)
+    for seen, law in predicted(both.models["first"], both.device.memory).values():
+        assert seen > 0
+        assert law >= 1
 
 
 def test_keys_and_values_of_a_byte_are_measured_as_such(folder: Path) -> None:

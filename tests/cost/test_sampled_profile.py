@@ -9,7 +9,7 @@ from support.published import REAL, needs_real, published, raw_table
 from muxd.config import Config, ModelConfig, PoolConfig
 from muxd.cost.analytic import Roofline
 from muxd.cost.peaks import CAPTURED
-from muxd.cost.profile import Contention, check, load, save
+from muxd.cost.profile import check, load, save
 from muxd.cost.published import Published
 from muxd.cost.sampled import profile_of
 from muxd.cost.shapes import known
@@ -38,11 +38,14 @@ def test_the_grid_holds_what_the_costs_say(tmp_path: Path) -> None:
 def test_each_device_holds_its_part_of_the_heads() -> None:
     costs = Roofline("h200")
     models = {"large": ("llama-3-70b", 4), "small": ("qwen2.5-0.5b", 1)}
-    profile = profile_of(costs, "H200", models, dtype="float16", contention=Contention(1.1, 1.2, 1.3))
+    profile = profile_of(costs, "H200", models, dtype="float16", rungs=[25, 50, 100], gpu=True)
     large, small = profile.models["large"], profile.models["small"]
     assert (large.shape.layers, large.shape.kv_heads, large.shape.head_dim) == (80, 2, 128)
     assert small.shape == known("qwen2.5-0.5b").on(1, "float16")
-    assert large.contention == Contention(1.1, 1.2, 1.3)
+    assert large.weight_bytes == round(costs.reading("llama-3-70b", 4).weights)
+    assert profile.device.gpu
+    assert profile.device.rungs == [25, 50, 100]
+    assert profile.device.memory == costs.memory
     assert large.measured == "roofline 100%: llama-3-70b on 4 x H200"
     assert max(large.decode.contexts) <= large.shape.max_positions
 

@@ -39,7 +39,7 @@ def test_units_do_what_their_worlds_do_alone_and_requests_keep_their_places() ->
     assert (whole.records.outcome == Outcome.SERVED).all()
     for one in (unit("m0", "m2"), unit("m1")):
         mine = [i for i, item in enumerate(workload.items) if item.model in one.models]
-        cost = CLUSTER.table(one, TERMS.contention)
+        cost = CLUSTER.table(one)
         config = unit_config(one, TERMS, {model.name: model for model in PROBLEM.models})
         part = Workload([workload.items[i] for i in mine], {})
         alone = World(make_scheduler(config, cost), cost, part).run()
@@ -52,7 +52,7 @@ def test_a_model_without_a_unit_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="asks for m2, which no unit"):
         CLUSTER.run([unit("m0", "m1")], requests(6, 1.0), TERMS)
     with pytest.raises(ConfigError, match="places other, which nobody knows"):
-        CLUSTER.table(unit("other"), TERMS.contention)
+        CLUSTER.table(unit("other"))
     with pytest.raises(ConfigError, match="no pool is left"):
         CLUSTER.run([unit(*NAMES, pool=10)], requests(6, 1.0), TERMS)
 
@@ -67,5 +67,5 @@ def test_a_split_pool_lends_nothing() -> None:
 
 
 def test_costs_of_a_unit_are_its_degree_s() -> None:
-    two = Cluster(PROBLEM.models, Roofline("a100"), "A100").table(unit("m0", degree=2), TERMS.contention)
+    two = Cluster(PROBLEM.models, Roofline("a100"), "A100").table(unit("m0", degree=2))
     assert two.model("m0").shape.kv_heads == 4

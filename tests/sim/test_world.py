@@ -10,14 +10,19 @@ from hypothesis import strategies as st
 from support.costs import model, table
 
 from muxd.config import Config, ModelConfig, PoolConfig, QuotaConfig, SchedulerConfig
+from muxd.cost.law import Memory
 from muxd.cost.profile import FORMAT, Device, ModelProfile, Overhead, Profile
 from muxd.cost.table import CostTable
+from muxd.engine.policies import POLICIES
 from muxd.errors import ConfigError
 from muxd.sim.build import likenesses, make_scheduler, plain_config, row_tokens
 from muxd.sim.generate import Recipe, generate
 from muxd.sim.records import Outcome, Records
 from muxd.sim.workload import Item, Workload
 from muxd.sim.world import World
+
+WEIGHTS = 1_000_000  # bytes
+MEMORY = Memory(limit=1.5 * WEIGHTS / 0.01, shares=[50, 100], reached=[WEIGHTS / 0.01] * 2)
 
 
 def run(workload: Workload, cost: CostTable, config: Config | None = None, policy: str = "mux") -> Records:
@@ -53,14 +58,34 @@ def test_two_models_at_half_the_device_each_take_twice_as_long() -> None:
     assert both.end == pytest.approx([2.0, 2.0], abs=0.05)
 
 
-def test_contention_makes_neighbours_slower_and_ends_with_them() -> None:
-    cost = table(
-        a=model(prefill=1e-9, decode=0.01, contention=1.5), b=model(prefill=1e-9, decode=0.01, contention=1.5)
+def test_shared_memory_makes_neighbours_slower_and_ends_with_them() -> None:
+    """Steps that are nothing but reading: together they want one and a half times what the memory has."""
+    memory = Memory(
+        limit=2 * WEIGHTS / 0.02 / 1.5, shares=[50, 100], reached=[WEIGHTS / 0.02, WEIGHTS / 0.01]
     )
+    reading = model(prefill=1e-9, decode=0.01, weights=WEIGHTS)
+    cost = table(memory=memory, a=reading, b=reading)
     both = run(Workload([Item(0.0, "a", 4, 101), Item(0.0, "b", 4, 51)], {}), cost)
-    # 50 steps of b at half the device and one and a half times as long; then a has the device for itself.
+    # 50 steps of b at half the device and one and a half times as long; then a has all of memory for itself.
     assert both.end[1] == pytest.approx(50 * 0.02 * 1.5, abs=0.1)
-    assert both.end[0] == pytest.approx(1.5 + 50 * 0.01, abs=0.15)
+    assert both.end[0] == pytest.approx(1.5 + 50 * 0.015, abs=0.15)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_simulation_moves_more_bytes_than_the_device_can(data: st.DataObject) -> None:
+    """Whatever the policy, the models and the parts of the device: mean over the whole run."""
+    names = ["a", "b", "c", "d"][: data.draw(st.integers(1, 4))]
+    gpu, policy = data.draw(st.booleans()), data.draw(st.sampled_from(sorted(POLICIES)))
+    sizes = {name: data.draw(st.integers(1, 10)) * WEIGHTS for name in names}
+    models = {name: model(1e-5, 0.001 * size / WEIGHTS, weights=size) for name, size in sizes.items()}
+    alone = WEIGHTS / 0.001
+    limit = alone * data.draw(st.floats(1.0, 2.0))
+    cost = table(gpu=gpu, memory=Memory(limit, [50, 100], [alone * 0.8, alone]), **models)
+    recipe = Recipe(names, 60.0, 2.0, cv=2.0, lengths="uniform:1-90,1-60", seed=data.draw(st.integers(0, 99)))
+    world = World(make_scheduler(small(*names, pool="1M"), cost, policy), cost, generate(recipe))
+    world.run()
+    assert 0 < world.device.moved <= limit * world.clock.now() * (1 + 1e-6)
 
 
 workloads = st.builds(
@@ -81,7 +106,9 @@ def test_every_request_ends_once_and_every_block_returns(
     recipe: Recipe, pool: str, max_running: int, max_queue: int
 ) -> None:
     workload = generate(recipe)
-    cost = table(gpu=False, **{name: model(0.0005, 0.01, contention=1.1) for name in recipe.models})
+    cost = table(
+        gpu=False, **{name: model(0.0005, 0.01, weights=WEIGHTS) for name in recipe.models}, memory=MEMORY
+    )
     config = small(*recipe.models, pool=pool, max_running=max_running, max_queue=max_queue)
     scheduler = make_scheduler(config, cost)
     records = World(scheduler, cost, workload).run()  # which audits the ledger at the end
@@ -101,7 +128,7 @@ def test_every_request_ends_once_and_every_block_returns(
 
 def test_the_same_workload_gives_the_same_times_to_the_last_bit() -> None:
     workload = generate(Recipe(["a", "b", "c"], 40.0, 5.0, cv=2.0, lengths="uniform:1-90,1-60"))
-    cost = table(gpu=False, **{name: model(contention=1.2) for name in workload.models})
+    cost = table(gpu=False, **{name: model(weights=WEIGHTS) for name in workload.models}, memory=MEMORY)
     first, second = (run(workload, cost, small("a", "b", "c", pool="512K")) for _ in range(2))
     assert np.array_equal(first.end, second.end)
     assert np.array_equal(first.first, second.first)
