@@ -21,12 +21,13 @@ class Batches:
         self._board, self._rows, self._patience = board, rows, patience
         self.begun = 0  # the last number
 
-    def prefill(self, lane: Lane, share: int, now: float) -> bool:
-        """First come first served up to the token budget; the last prompt may be cut into chunks.
+    def prefill(self, lane: Lane, share: int, now: float, most: int = 0) -> bool:
+        """First come first served up to ``most`` tokens, ``prefill_tokens`` if that is 0; the last prompt may
+        be cut into chunks.
 
         False, and nothing happens, when not even the first prompt finds its rows.
         """
-        budget = self._board.settings.prefill_tokens
+        budget = most or self._board.settings.prefill_tokens
         granted: list[Rows] = []
         chunks: list[Chunk] = []
         sequences: list[Sequence] = []
@@ -48,6 +49,8 @@ class Batches:
         self._fly(lane, InFlight(lane.spec.model, command.batch, True, sequences, sizes, share, now, command))
         self._board.prefilling += 1
         self._board.prefilled = command.batch
+        self._board.prefills += 1
+        lane.prefilled_at = self._board.prefills
         self._board.waiting.to_back(lane)
         return True
 

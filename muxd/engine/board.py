@@ -25,6 +25,7 @@ class Board:
         self.flying: dict[int, InFlight] = {}  # by number: what computes now
         self.prefilling = 0  # prefill batches in flight
         self.prefilled = 0  # number of the last one launched
+        self.prefills = 0  # how many were launched
         self.lanes: dict[str, Lane] = {}
         self.decodable = Turns()  # lanes with running sequences and a worker free to step them
         self.waiting = Turns()  # lanes with prompts to compute

@@ -10,6 +10,7 @@ from muxd.engine.sequence import Phase, Sequence
 from muxd.errors import MuxdError
 from muxd.messages import Decode, Prefill
 
+_FORGET = 1.01  # how the shortest step grows with every step that is longer
 _KEEP = 0.9  # what the average costs keep of their past with every batch
 
 
@@ -27,6 +28,8 @@ class LaneSpec(Struct, frozen=True):
     weight: float = 1.0  # of its quota, against the other models'
     prefix_cache: bool = True
     split: bool = False  # prefill and decode in processes of their own: a batch of each at once
+    ttft_slo: float = 0.0  # seconds its requests should take; 0: no target
+    tpot_slo: float = 0.0
     cap: int = 100  # percent its worker can use at most: under a fixed cap, more would be booked for nothing
 
 
@@ -64,11 +67,14 @@ class Lane:
         self.ahead: InFlight | None = None  # a decode step that its worker has while another still runs
         self.launched = 0  # number of its last batch
         self.stepped = 0  # number of its last decode step
+        self.prefilled_at = 0  # how many prefills of the unit had been launched with its last one
         self.forget: list[int] = []  # told to the worker with the next command
         self.decode_ended = 0.0
         self.prefilled_since_decode = False
         self.token_seconds = 0.0  # what prefilling a token was seen to cost
         self.step_seconds = 0.0  # what a decode step was
+        self.pace = 0.0  # about the shortest of the last decode steps
+        self.answer_tokens = 0.0  # what its answers take, about
         self.proven: set[bool] = set()  # phases (whether it prefills) of which this worker has done a batch
         self.suspects: dict[int, Sequence] = {}  # see ``recovery``; while there are any, one batch at a time
 
@@ -142,6 +148,11 @@ class Lane:
             self.token_seconds = _mean(self.token_seconds, seconds / sum(flight.chunk))
         else:
             self.step_seconds = _mean(self.step_seconds, seconds)
+            self.pace = min(seconds, self.pace * _FORGET) if self.pace else seconds
+
+    def learn_answer(self, tokens: int) -> None:
+        """A sequence has ended with so many."""
+        self.answer_tokens = _mean(self.answer_tokens, tokens)
 
     def expected_seconds(self, flight: InFlight) -> float:
         """By what was learnt; 0 before anything was."""

@@ -11,6 +11,7 @@ from muxd.engine.actions import Preempted
 from muxd.engine.board import Board
 from muxd.engine.commands import NO_ROWS
 from muxd.engine.lane import Lane
+from muxd.engine.lookahead import LookAhead
 from muxd.engine.quota import Demand, Quotas
 from muxd.engine.sequence import Phase, Sequence
 from muxd.pool.ledger import Grant, Rows
@@ -26,6 +27,7 @@ class RowKeeper:
         self.board = board
         self.ledger = board.ledger
         self.quotas = quotas
+        self.look_ahead = LookAhead(board.settings.look_ahead)
         self.starving: set[str] = set()  # models of which a running sequence waits for its next row
         self.claims: set[str] = set()  # models whose prompts wait for rows within their quota
         self._evicting: dict[int, Sequence] = {}  # in flight, preempted when the batch is done
@@ -82,7 +84,7 @@ class RowKeeper:
     def charge(self, lane: Lane, sequence: Sequence) -> int:
         """Rows for what is known plus a bounded look-ahead of what will be generated."""
         left = sequence.request.max_tokens - sequence.generated
-        tokens = len(sequence.tokens) + min(self.board.settings.look_ahead, left)
+        tokens = len(sequence.tokens) + min(self.look_ahead.tokens(lane), left)
         return min(lane.rows_for(min(tokens, lane.spec.max_context)), lane.spec.capacity_rows)
 
     def quota(self, model: str) -> int:
@@ -180,6 +182,10 @@ class RowKeeper:
             keys = sequence.chain.keys(sequence.tokens, rows * lane.spec.row_tokens)
             self.ledger.register(lane.spec.model, sequence.rows, keys, start=sequence.registered)
             sequence.registered = rows
+
+    def answered(self, lane: Lane, sequence: Sequence) -> None:
+        """It has come to its own end."""
+        self._news += self.look_ahead.answered(lane, sequence.generated)
 
     def release(self, sequence: Sequence) -> None:
         """Give its rows back and let the worker forget it."""
@@ -303,6 +309,7 @@ class RowKeeper:
         """Its rows go back (those that have names stay cached until somebody needs them); it waits again."""
         lane = self.board.lanes[sequence.model]
         lane.remove(sequence)
+        self._news += self.look_ahead.wasted(sequence.computed)
         self.release(sequence)
         sequence.preemptions += 1
         lane.requeue(sequence)

@@ -56,7 +56,7 @@ class Scheduler:
         shares: Shares,
         settings: Settings,
         *,
-        policy: str = "mux",
+        policy: str | type[Policy] = "mux",
         forecast: Forecast | None = None,
     ):
         self.ledger = ledger
@@ -169,9 +169,11 @@ class Scheduler:
             raise Busy(f"{model} still has requests")
         self._memory.close(model)
 
-    def _follow(self, name: str) -> Policy:
-        _check_policy(name)
-        kind = POLICIES[name]
+    def _follow(self, policy: str | type[Policy]) -> Policy:
+        if isinstance(policy, str):
+            _check_policy(policy)
+            policy = POLICIES[policy]
+        kind = policy
         self._memory.follow(kind.memory)
         return kind(self._board, self._rows, self._batches)
 
@@ -186,6 +188,8 @@ class Scheduler:
             sequence.phase = Phase.ENDED
             self._board.actions.append(Rejected(sequence, error))
             return
+        if not lane.waiting:
+            lane.prefilled_at = self._board.prefills  # nobody has passed it over yet
         lane.enqueue(sequence)
         self._rows.arrived(lane, sequence, now)
         self._board.refresh(lane)
@@ -224,6 +228,7 @@ class Scheduler:
         self._batches.land(lane, flight, now)
         lane.prefilled_since_decode = flight.prefill
         self._learn_cost(lane, flight, now)
+        self._rows.look_ahead.computed(sum(flight.chunk))
         if not flight.prefill or not lane.running:
             lane.decode_ended = now  # or: the first streams of this lane get their first token now
         self._take_tokens(lane, flight, event.tokens)
@@ -272,6 +277,7 @@ class Scheduler:
             sequence.closing = sequence.batch is not None
             if not sequence.closing:
                 self._recovery.end(sequence)
+            self._rows.answered(lane, sequence)
             ended.append(Ended(sequence, finish))
 
     def _learn_cost(self, lane: Lane, flight: InFlight, now: float) -> None:

@@ -8,6 +8,7 @@ class Settings(Struct, frozen=True):
 
     drain_timeout: float = 0.5
     prefill_tokens: int = 512
+    prefill_seconds: float = 0.0  # a prefill is cut where it would take longer; 0: by tokens alone
     look_ahead: int = 64
     adapt_period: float = 8.0
     batch_timeout: float = (

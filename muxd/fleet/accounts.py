@@ -69,6 +69,8 @@ def lane_spec(entry: Entry, arena: Arena, share: int, device: Device, *, split: 
         weight=entry.quota.weight,
         prefix_cache=config.prefix_cache,
         split=split,
+        ttft_slo=config.ttft_slo,
+        tpot_slo=config.tpot_slo,
         cap=(config.share or share) if device.caps else 100,
     )
 

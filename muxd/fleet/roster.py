@@ -17,6 +17,7 @@ from muxd.clock import Clock
 from muxd.config import ModelConfig
 from muxd.device.base import is_gpu
 from muxd.engine.request import Request
+from muxd.engine.shares import equal_part
 from muxd.engine.stream import TokenStream
 from muxd.engine.trace import Happening
 from muxd.errors import (
@@ -357,7 +358,7 @@ class Roster:
         here = self._served(site.name)
         for entry in here:
             if not entry.config.share:
-                site.unit.set_share(entry.name, max(1, 100 // len(here)))
+                site.unit.set_share(entry.name, equal_part(len(here), site.device.rungs))
 
     async def _unload(self, entry: Entry, change: Change) -> None:
         site = self.sites[entry.device] if entry.device else None

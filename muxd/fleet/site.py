@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from muxd.clock import Clock
 from muxd.device.base import Device
+from muxd.engine.shares import equal_part
 from muxd.engine.unit import Unit
 from muxd.errors import ModelFolderError, MuxdError, ShuttingDown
 from muxd.fleet.accounts import lane_spec, setup, terms
@@ -100,7 +101,7 @@ class Site:
 
     def enter(self, entry: Entry, models: int) -> None:
         """Account and lane; ``models`` share the device. Raises MuxdError, changing nothing."""
-        share = max(1, 100 // models)
+        share = equal_part(models, self.device.rungs)
         entry.lane = self.unit.open_model(
             lane_spec(entry, self.arena, share, self.device, split=self.split),
             terms(entry, self.arena),

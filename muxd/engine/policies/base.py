@@ -45,13 +45,14 @@ class Policy:
             and self.rows.admissible(lane)
         )
 
-    def grant(self, lane: Lane, *, prefill: bool, prefilling: bool) -> int | None:
+    def grant(self, lane: Lane, *, prefill: bool, prefilling: bool, least: int = 0) -> int | None:
         """At least the model's share, more if nobody else could start a batch beside it; None: not free.
 
-        ``prefill``: what it is for; ``prefilling``: whether another prefill can start beside it.
+        ``prefill``: what it is for; ``prefilling``: no other prefill can start beside it; ``least``: another
+        share than the model's.
         """
         contenders = self._contenders(lane, prefill=prefill, prefilling=prefilling)
-        return self.board.shares.grant(lane.spec.share, contenders, lane.spec.cap)
+        return self.board.shares.grant(least or lane.spec.share, contenders, lane.spec.cap)
 
     def _contenders(self, lane: Lane, *, prefill: bool, prefilling: bool) -> Iterator[int]:
         """Shares of the batches that could start beside this one: other models', a split lane's other phase.

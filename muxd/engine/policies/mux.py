@@ -1,4 +1,7 @@
-"""Adaptive batch scheduling (ADBS, MuxServe Algorithm 3): prefills first, decodes fill up, quotas move."""
+"""Adaptive batch scheduling (ADBS, MuxServe Algorithm 3): prefills first, decodes fill up, quotas move.
+
+What it has more than the published algorithm, and why, is in the engine's ``design.md``.
+"""
 
 from muxd.engine.actions import QuotaMoved
 from muxd.engine.lane import Lane
@@ -6,11 +9,15 @@ from muxd.engine.policies.base import Policy
 
 # A held prefill that has waited this many drain timeouts lets no decode step pass any more.
 _STRICT_AFTER = 4
+_PREFILLS = 2  # at once, of different models: a long one does not stop the short ones
+_PACES = 3.0  # of its own shortest steps a stream can wait for its next without being late
+_FIXED = 4.0  # paces a prefill lasts at least where it is cut: a batch has to read all weights, too
+_DEFAULT_TARGET = 5.0  # seconds to a first token of models without a target, beside those with one
 
 
 class Mux(Policy):
-    """1. owed steps; 2. one prefill batch, if none runs; 3. a prefill short of share holds decodes back;
-    4. decodes. The published algorithm has no first step: its prefills can starve a running stream."""
+    """1. owed steps; 2. prefills, two at once; 3. a prefill short of share holds decodes back; 4. decodes,
+    the latest first."""
 
     name = "mux"
     memory = "quotas"
@@ -20,7 +27,7 @@ class Mux(Policy):
         self._adapt(now)
         self.rows.reclaim(now)
         paid = self._pay_owed_steps(now)  # 1
-        held = self._launch_prefill(now) if paid and not self.board.prefilling else None  # 2
+        held = self._launch_prefills(now) if paid else None  # 2
         if held != self.held:  # 3
             self.held, self._held_since = held, now
         if paid:
@@ -48,7 +55,7 @@ class Mux(Policy):
         return True
 
     def _launch_decodes(self, now: float) -> None:
-        lanes = self.board.decodable.lanes
+        lanes = sorted(self.board.decodable.lanes, key=self._late)
         for lane in lanes:
             if not self.board.shares.any_free:
                 return
@@ -58,11 +65,17 @@ class Mux(Policy):
             if overdue or self.batches.begun - lane.launched > len(lanes):
                 return  # those after it would take the share that it waits for, again and again
 
+    def _late(self, lane: Lane) -> float:
+        """When its streams are late: by their own pace, so that small models do not wait for the steps of
+        large ones, and at the latest after ``drain_timeout``."""
+        wanted = lane.spec.tpot_slo or _PACES * lane.pace
+        return lane.decode_ended + min(wanted, self.board.settings.drain_timeout)
+
     def _step(self, lane: Lane, now: float) -> bool:
         """Start a decode step. False only when the share is not there."""
         if not lane.running or not lane.free(prefill=False):
             return True  # an earlier one has preempted all that ran here
-        share = self.grant(lane, prefill=False, prefilling=self.board.prefilling > 0)
+        share = self.grant(lane, prefill=False, prefilling=self._prefills_full)
         if share is not None:
             self.batches.decode(lane, share, now)
         return share is not None
@@ -76,21 +89,57 @@ class Mux(Policy):
 
     # ---- prefills ---------------------------------------------------------------------------------
 
-    def _launch_prefill(self, now: float) -> str | None:
-        """Round-robin over models; returns the model whose turn it is but whose share is not free."""
-        for lane in self.board.waiting.lanes:
+    @property
+    def _prefills_full(self) -> bool:
+        return self.board.prefilling >= _PREFILLS
+
+    def _launch_prefills(self, now: float) -> str | None:
+        """Returns the model whose turn it is but whose share is not free. Nobody is held back for a second
+        prefill beside one that runs."""
+        for lane in self._prompts(now):
+            if self._prefills_full:
+                return None
             if not lane.ready or not self.rows.admissible(lane):
                 continue  # nothing to do, or no rows: holding decodes back would not help
+            need = self._prefill_share(lane)
             if not lane.free(prefill=True):
-                if not lane.flights or lane.flights[0].share >= self.board.shares.floor(lane.spec.share):
+                if not lane.flights or lane.flights[0].share >= self.board.shares.floor(need):
                     continue  # its own decode step is due, or will leave enough when it ends
-                return lane.spec.model
-            share = self.grant(lane, prefill=True, prefilling=True)
+                return None if self.board.prefilling else lane.spec.model
+            share = self.grant(lane, prefill=True, prefilling=True, least=need)
             if share is None:
-                return lane.spec.model
-            if self.batches.prefill(lane, share, now):
-                return None
+                return None if self.board.prefilling else lane.spec.model
+            self.batches.prefill(lane, share, now, self._prefill_tokens(lane))
         return None
+
+    def _prefill_share(self, lane: Lane) -> int:
+        """Arithmetic needs multiprocessors, decode steps beside it do not: the first prefill leaves one part
+        of the device to them (muxd.cost.peaks: a quarter reaches two thirds of the bandwidth)."""
+        if self.board.prefilling:
+            return lane.spec.share
+        return max(lane.spec.share, min(self.board.shares.most_beside, lane.spec.cap))
+
+    def _prefill_tokens(self, lane: Lane) -> int:
+        """As many as the time of a batch allows by what this model's tokens were seen to cost."""
+        most, wanted = self.board.settings.prefill_tokens, self.board.settings.prefill_seconds
+        if not (wanted and lane.token_seconds):
+            return most
+        return max(1, min(most, int(max(wanted, _FIXED * lane.pace) / lane.token_seconds)))
+
+    def _prompts(self, now: float) -> list[Lane]:
+        """In turn; where models have targets, who must start soonest goes first, and before that who was
+        passed over as often as there are models."""
+        lanes = self.board.waiting.lanes
+        if not any(lane.spec.ttft_slo for lane in lanes):
+            return lanes
+        passed = self.board.prefills - len(self.board.lanes)
+        return sorted(lanes, key=lambda lane: (lane.prefilled_at > passed, self._latest_start(lane)))
+
+    def _latest_start(self, lane: Lane) -> float:
+        """Of the first prompt's prefill, to end by its target."""
+        first = lane.waiting[0]
+        wanted = lane.spec.ttft_slo or _DEFAULT_TARGET
+        return first.arrived + wanted - lane.token_seconds * len(first.tokens)
 
     # ---- quotas -----------------------------------------------------------------------------------
 

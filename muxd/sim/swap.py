@@ -1,0 +1,115 @@
+"""Swapping, as llama-swap and Ollama do: one model computes at a time, and who is not in memory is loaded first.
+
+A baseline of the simulator alone. A load takes a start and the weights' bytes at the storage's rate, and runs
+beside what computes. Room is made by the models that have idled longest, once they have ended what they run;
+who is to go takes no new request while an older one waits for the room.
+"""
+
+from msgspec import Struct
+
+from muxd.engine.batches import Batches
+from muxd.engine.board import Board
+from muxd.engine.lane import Lane
+from muxd.engine.policies.base import Policy
+from muxd.engine.policies.temporal import Temporal
+from muxd.engine.rows import RowKeeper
+
+
+class SwapTerms(Struct, frozen=True):
+    """``memory``: bytes for weights; ``most``: models in it, 0 as many as fit; ``rate``: bytes a second that a
+    load reads; ``start``: seconds of a load beside that. The defaults: a good NVMe drive, a server that starts."""
+
+    memory: float
+    most: int = 0
+    rate: float = 10e9
+    start: float = 1.0
+
+
+class Swap(Temporal):
+    """``weights``: bytes of each model. Made by ``swap``."""
+
+    name = "swap"
+    weights: dict[str, int]
+    terms: SwapTerms
+
+    def __init__(self, board: Board, rows: RowKeeper, batches: Batches):
+        super().__init__(board, rows, batches)
+        self._resident: list[str] = []  # who idled longest first
+        self._loading: tuple[str, float] | None = None  # and when it is there
+        self._leaving: set[str] = set()
+        self.loads = 0
+        for model in board.lanes:  # as many as fit, in the order of the configuration
+            if self._room(model, []):
+                self._resident.append(model)
+        self._resident.reverse()
+
+    def launch(self, now: float) -> None:
+        self._settle(now)
+        super().launch(now)
+        self._settle(now)
+
+    def deadline(self, now: float) -> float | None:
+        return self._loading[1] if self._loading else None
+
+    def can_prefill(self, lane: Lane, now: float) -> bool:
+        model = lane.spec.model
+        if model not in self._resident or (model in self._leaving and not lane.waiting[0].rows):
+            return False
+        return super().can_prefill(lane, now)
+
+    def _settle(self, now: float) -> None:
+        if self._loading and now >= self._loading[1]:
+            self._resident.append(self._loading[0])
+            self._loading = None
+        for model in list(self._resident):
+            if self._busy(model):
+                self._resident.remove(model)
+                self._resident.append(model)
+        for model in list(self._leaving):
+            if not self._busy(model):
+                self._leaving.remove(model)
+                self._resident.remove(model)
+        self._load_next(now)
+
+    def _busy(self, model: str) -> bool:
+        """It runs something, or has begun to."""
+        lane = self.board.lanes[model]
+        return bool(lane.running or lane.flights) or any(one.rows for one in lane.waiting)
+
+    def _load_next(self, now: float) -> None:
+        """The model of the oldest request that no resident one can serve; one load at a time."""
+        absent = [lane for lane in self.board.waiting.lanes if lane.spec.model not in self._resident]
+        if self._loading or not absent:
+            return
+        lane = min(absent, key=lambda lane: lane.waiting[0].arrived)
+        model, since = lane.spec.model, lane.waiting[0].arrived
+        for victim in self._resident:
+            if self._room(model, self._leaving):
+                break
+            if not self._older(victim, since):
+                self._leaving.add(victim)
+        for victim in [one for one in self._leaving if not self._busy(one)]:
+            self._leaving.remove(victim)
+            self._resident.remove(victim)
+        if self._room(model, []):
+            self._loading = model, now + self.terms.start + self.weights[model] / self.terms.rate
+            self.loads += 1
+
+    def _older(self, model: str, since: float) -> bool:
+        """Its own queue has waited longer."""
+        waiting = self.board.lanes[model].waiting
+        return bool(waiting) and waiting[0].arrived < since
+
+    def _room(self, model: str, without: "set[str] | list[str]") -> bool:
+        kept = [one for one in self._resident if one not in without]
+        held = sum(self.weights[one] for one in kept)
+        most = self.terms.most or len(self.weights)
+        return held + self.weights[model] <= self.terms.memory and len(kept) < most
+
+
+def swap(weights: dict[str, int], terms: SwapTerms) -> type[Policy]:
+    """The policy for models of these sizes. Raises ValueError for one that does not fit by itself."""
+    large = [model for model, size in weights.items() if size > terms.memory]
+    if large:
+        raise ValueError(f"{large[0]} does not fit {terms.memory:.0f} bytes")
+    return type("Swap", (Swap,), {"weights": weights, "terms": terms})
