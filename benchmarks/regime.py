@@ -3,8 +3,8 @@
     python benchmarks/regime.py [--short] [--scene D] [--policy mux] [--markdown F] [--png F] [--json F]
 
 Scenes A to E (``regime_scenes.py``) are three to ten models on one GPU. For every policy the rate is driven
-up a ladder until both targets are missed: 99 % within five times the latency alone; 99 % with a first token in
-2 s and 100 ms a token. A point is three seeds' requests together, at least 600. One setting for all scenes.
+up a ladder until both targets are missed: 99 % within five times the latency alone; 99 % with a first token
+in 2 s and 100 ms a token. A point is three seeds together, at least 600 requests. One setting for all scenes.
 """
 
 import argparse

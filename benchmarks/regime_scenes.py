@@ -1,8 +1,8 @@
 """The scenes of ``regime.py``: three to ten models on one GPU, as people have them; rates, lengths, systems.
 
 Costs are the roofline's with graphs (``muxd.cost.peaks.CAPTURED``) and the one law of the device; the
-daemon's own scheduler and ledger run. Static slices (``spatial``) have every percent of the device, as MPS gives them,
-all others the four parts in which the daemon divides a GPU.
+daemon's own scheduler and ledger run. Static slices (``spatial``) have every percent of the device, as MPS
+gives them, all others the four parts in which the daemon divides a GPU.
 """
 
 from collections.abc import Sequence
@@ -34,6 +34,7 @@ PROMPT, ANSWER = 300, 150  # tokens, means
 TTFT, TPOT = 2.0, 0.1  # seconds, for people who read
 TIMES = 5.0  # the latency alone
 PERCENT = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 25, 33, 50, 75, 100)  # where shares of MPS are sampled
+POOL = 24 * GB  # more is never used here, and only costs time
 MANY = 10**6  # nobody is refused
 
 
@@ -110,7 +111,8 @@ def workload(scene: Scene, rate: float, seconds: float, seed: int) -> Workload:
 def config(scene: Scene, policy: str) -> Config:
     """One setting for all scenes: the defaults."""
     weights = sum(CATALOGUE[size].weight_bytes() for size in scene.models.values())
-    pool = max(2 * GB, int(0.95 * MEMORY[scene.device]) - weights - len(scene.models) * GB)
+    left = int(0.95 * MEMORY[scene.device]) - weights - len(scene.models) * GB
+    pool = min(max(2 * GB, left), POOL)
     models = [
         ModelConfig(name, name, max_running=128, max_queue=MANY, prefix_cache=False) for name in scene.models
     ]
@@ -124,8 +126,8 @@ def swapping(scene: Scene, policy: str) -> type[Policy]:
 
 
 class Kept(Struct, frozen=True):
-    """Of one run: requests, those within ``TIMES`` of their latency alone, those within ``TTFT`` and ``TPOT``,
-    the worst model's part of each, served within the window a second, and the scheduler's decisions."""
+    """Of one run: requests, those within ``TIMES`` of their latency alone, those within ``TTFT`` and
+    ``TPOT``, the worst model's part of each, served in the window a second, the scheduler's decisions."""
 
     requests: int
     relative: int

@@ -10,7 +10,7 @@ from muxd.engine.sequence import Phase, Sequence
 from muxd.errors import MuxdError
 from muxd.messages import Decode, Prefill
 
-_FORGET = 1.01  # how the shortest step grows with every step that is longer
+_FORGET = 1.05  # how the shortest step grows with every step that is longer
 _KEEP = 0.9  # what the average costs keep of their past with every batch
 
 

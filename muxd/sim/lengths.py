@@ -3,11 +3,13 @@
 The two data sets are known here by their means only. A lognormal with mean m and shape s has
 μ = ln m - s²/2; s = 1.0 is chosen for both, which puts the 99th percentile at 6.2 times the mean, a heavy
 tail as chats have. Draws are cut to [4, 1024] (MuxServe's filter for ShareGPT: 4 tokens at least, prompts of
-at most 1,024), and μ is then chosen so that the mean after the cut is m (bisection on a fixed sample).
+at most 1,024), or at four times a mean that is larger than 256, and μ is then chosen so that the mean after
+the cut is m (bisection on a fixed sample).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.random import Generator
@@ -20,6 +22,7 @@ Draw = Callable[[Generator, int], Lengths]  # int64[n], at least 1
 
 SIGMA = 1.0
 _LEAST, _MOST = 4, 1024
+_TAIL = 4  # times the mean, where that is more
 
 # Mean tokens in and out of the data sets that MuxServe was measured with.
 DATA_SETS = {"sharegpt": (161, 338), "chatlmsys": (100, 261)}
@@ -64,6 +67,7 @@ def lognormal(mean: float, sigma: float = SIGMA, most: int = _MOST) -> Draw:
     return lambda random, count: _cut(np.exp(mu + sigma * random.standard_normal(count)), most)
 
 
+@lru_cache
 def _fitted(mean: float, sigma: float, most: int) -> float:
     """μ for which a large fixed sample has the wanted mean after the cut."""
     sample = sigma * np.random.default_rng(0).standard_normal(100_000)
@@ -79,7 +83,8 @@ def _cut(values: NDArray[np.float64], most: int) -> Lengths:
 
 
 def _lognormal(text: str, scale: float) -> Draw:
-    return lognormal(float(text) * scale)
+    mean = float(text) * scale
+    return lognormal(mean, most=round(max(_MOST, _TAIL * mean)))
 
 
 def _constant(text: str, scale: float) -> Draw:

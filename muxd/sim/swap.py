@@ -1,4 +1,4 @@
-"""Swapping, as llama-swap and Ollama do: one model computes at a time, and who is not in memory is loaded first.
+"""Swapping, as llama-swap and Ollama do: one model computes at a time, and who is absent is loaded first.
 
 A baseline of the simulator alone. A load takes a start and the weights' bytes at the storage's rate, and runs
 beside what computes. Room is made by the models that have idled longest, once they have ended what they run;
@@ -16,8 +16,8 @@ from muxd.engine.rows import RowKeeper
 
 
 class SwapTerms(Struct, frozen=True):
-    """``memory``: bytes for weights; ``most``: models in it, 0 as many as fit; ``rate``: bytes a second that a
-    load reads; ``start``: seconds of a load beside that. The defaults: a good NVMe drive, a server that starts."""
+    """``memory``: bytes for weights; ``most``: models in it, 0 as many as fit; ``rate``: bytes a second that
+    a load reads; ``start``: seconds of a load beside that. Defaults: a good NVMe drive, a server's start."""
 
     memory: float
     most: int = 0

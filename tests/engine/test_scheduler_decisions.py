@@ -7,6 +7,7 @@ from support.bench_unit import EOS, BenchUnit
 from support.bench_worker import Spec
 
 from muxd.engine.actions import BatchDone, Tick
+from muxd.engine.policies import POLICIES
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.errors import Busy, ContextTooLong, QueueFull
@@ -135,6 +136,8 @@ def test_decodes_take_turns_when_the_share_does_not_last() -> None:
         running(unit, model)
     while any(isinstance(w.busy, Prefill) for w in unit.workers.values()):
         unit.finish(unit.busy()[0])
+    for _ in range(60):  # until nobody's pace is of the time when it was alone
+        unit.finish(oldest(unit))
     start = len(unit.launches)
     for _ in range(12):
         unit.finish(oldest(unit))
@@ -177,7 +180,7 @@ def test_overbooking_is_bounded_in_total_not_per_request() -> None:
         shares.book("d", 10)
 
 
-@pytest.mark.parametrize("policy", ["mux", "temporal", "spatial", "fcfs", "round_robin"])
+@pytest.mark.parametrize("policy", list(POLICIES))
 def test_a_worker_under_a_fixed_cap_is_never_booked_for_more(policy: str) -> None:
     """Alone it would get the whole device, of which it could use 33 %: nobody could run beside it."""
     specs = [Spec(name, share=33, cap=33) for name in "abc"]

@@ -41,6 +41,8 @@ from support.bench_worker import Spec, Worker
 
 EOS = 1
 
+MOST_PREFILLS = {"mux": 2, "spatial": 1000}  # at once; of other policies one
+
 
 class BenchUnit:
     """Events go in by method; ``served``, ``failed``, ``rejected`` and ``emitted`` tell what came out."""
@@ -258,8 +260,8 @@ class BenchUnit:
         booked = sum(w.busy.share for w in self.workers.values() if w.busy is not None)
         assert booked == self.shares.limit - self.shares.free <= self.shares.limit
         prefills = sum(isinstance(w.busy, Prefill) for w in self.workers.values())
-        assert prefills <= 1 or self.scheduler.policy == "spatial"
-        if self.scheduler.policy == "temporal":
+        assert prefills <= MOST_PREFILLS.get(self.scheduler.policy, 1)
+        if self.scheduler.policy in ("temporal", "servers"):
             assert len(self.busy()) <= 1
         held: dict[str, set[int]] = {name.partition("/")[0]: set() for name in self.workers}
         for sequence in self.all:
