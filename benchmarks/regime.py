@@ -161,9 +161,9 @@ def main() -> None:
     parser.add_argument("--png", type=Path)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    form = {"seeds": SEEDS[:1], "seconds": 8.0} if args.short else {}
+    seeds, seconds = (SEEDS[:1], 8.0) if args.short else (SEEDS, SECONDS)
     searches = [
-        Search(scene, policy, **form)
+        Search(scene, policy, seeds, seconds)
         for scene in SCENES
         if scene.key in (args.scene or [scene.key])
         for policy in args.policy or POLICIES

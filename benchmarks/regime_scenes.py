@@ -116,8 +116,8 @@ def config(scene: Scene, policy: str) -> Config:
     models = [
         ModelConfig(name, name, max_running=128, max_queue=MANY, prefix_cache=False) for name in scene.models
     ]
-    split = "no" if policy == "spatial" else "auto"
-    return Config(pool=PoolConfig(str(pool)), scheduler=SchedulerConfig(split_phases=split), model=models)
+    scheduler = SchedulerConfig(split_phases="no" if policy == "spatial" else "auto")
+    return Config(pool=PoolConfig(str(pool)), scheduler=scheduler, model=models)
 
 
 def swapping(scene: Scene, policy: str) -> type[Policy]:

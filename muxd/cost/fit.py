@@ -80,4 +80,4 @@ def _limit(models: dict[str, ModelProfile], memory: Memory) -> float:
         return sum((log(max(1.0, found)) - log(law)) ** 2 for found, law in pairs)
 
     limits = np.geomspace(memory.limit, 2 * most, _LIMITS).tolist()
-    return min(limits, key=error)  # of those that are as near, the least
+    return float(min(limits, key=error))  # of those that are as near, the least

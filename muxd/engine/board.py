@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from muxd.engine.actions import Action
 from muxd.engine.lane import InFlight, Lane, LaneSpec
 from muxd.engine.settings import Settings
-from muxd.engine.shares import Shares
+from muxd.engine.shares import Shares, equal_part
 from muxd.engine.turns import Turns
 from muxd.pool.ledger import Ledger
 
@@ -36,6 +36,7 @@ class Board:
     def open(self, spec: LaneSpec) -> Lane:
         """A new lane, its worker not ready yet."""
         lane = self.lanes[spec.model] = Lane(spec)
+        self.even_out()
         self.refresh(lane)
         return lane
 
@@ -44,6 +45,15 @@ class Board:
         self.decodable.drop(lane)
         self.waiting.drop(lane)
         self.stepping.drop(lane)
+        self.even_out()
+
+    def even_out(self) -> None:
+        """Models without a share of their own have equal ones; one that has failed leaves them its part."""
+        living = [lane for lane in self.lanes.values() if lane.failed is None]
+        part = equal_part(len(living), self.shares.rungs)
+        for lane in self.lanes.values():
+            if lane.equal:
+                lane.take_share(part)
 
     def refresh(self, lane: Lane) -> None:
         """Whoever changed a lane's queue, sequences, flight or worker says so here."""

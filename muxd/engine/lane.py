@@ -18,7 +18,7 @@ class LaneSpec(Struct, frozen=True):
     """What the scheduler must know of a model. ``row_tokens`` is T of docs/design.md §1."""
 
     model: str
-    share: int
+    share: int  # percent; 0: an equal part, which follows who comes, goes and fails
     row_tokens: int
     blocks_per_row: int
     max_context: int  # tokens of prompt and answer; a lane's own spec has what fits into capacity_rows
@@ -53,6 +53,7 @@ class Lane:
 
     def __init__(self, spec: LaneSpec):
         self.spec = spec
+        self.equal = not spec.share
         self.model_context = spec.max_context  # the model's own, whatever the pool can hold
         self.refit(spec.capacity_rows)
         self.ready = False
@@ -82,6 +83,10 @@ class Lane:
         """Quotas moved: no sequence may need more rows than it could ever be given."""
         most = min(self.model_context, capacity_rows * self.spec.row_tokens)
         self.spec = structs.replace(self.spec, capacity_rows=capacity_rows, max_context=most)
+
+    def take_share(self, share: int) -> None:
+        """From its next batch on."""
+        self.spec = structs.replace(self.spec, share=share)
 
     def rows_for(self, tokens: int) -> int:
         return ceil(tokens / self.spec.row_tokens)

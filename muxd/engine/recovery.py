@@ -42,6 +42,7 @@ class Recovery:
         culprit = None if innocent else self.culprit(lane)
         fatal = set() if innocent else {s.id for flight in lane.all_flights for s in flight.sequences}
         lane.lose(event.error if event.final else None)
+        self._board.even_out()
         self._batches.lose(lane)
         self._rows.lose(lane)
         for sequence in list(lane.sequences()):

@@ -8,8 +8,6 @@ object. This file keeps every sequence's life; who gets rows is ``rows.py``, who
 from collections.abc import Iterable
 from math import inf
 
-from msgspec import structs
-
 from muxd.engine.actions import (
     Action,
     Arrived,
@@ -87,6 +85,7 @@ class Scheduler:
             case WorkerReady():
                 lane = self.lanes[event.model]
                 lane.ready, lane.failed = True, None
+                self._board.even_out()
                 self._board.refresh(lane)
             case WorkerLost():
                 self._recovery.lose(event)
@@ -150,9 +149,11 @@ class Scheduler:
         return self._rows.quota(model)
 
     def set_share(self, model: str, share: int) -> None:
-        """From its next batch on; percent of the device under contention."""
+        """From its next batch on; percent of the device under contention, 0: an equal part."""
         lane = self.lanes[model]
-        lane.spec = structs.replace(lane.spec, share=share)
+        lane.equal = not share
+        lane.take_share(share)
+        self._board.even_out()
 
     def open(self, spec: LaneSpec, terms: Terms) -> Lane:
         """Serve one model more; its worker is still to become ready.

@@ -199,7 +199,7 @@ class Unit:
         self._handle(Tick())  # who was short of rows may start now
 
     def set_share(self, model: str, share: int) -> None:
-        """Percent of the device under contention, from the model's next batch on."""
+        """Percent of the device under contention, 0: an equal part; from the model's next batch on."""
         self._scheduler.set_share(model, share)
         self._handle(Tick())
 

@@ -7,6 +7,7 @@ from muxd.config import running
 from muxd.device.base import Device, is_gpu
 from muxd.engine.lane import LaneSpec
 from muxd.engine.memory import Terms
+from muxd.engine.shares import equal_part
 from muxd.errors import ModelFolderError
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import load_of
@@ -48,18 +49,19 @@ def open_account(entry: Entry, arena: Arena) -> None:
     )  # fmt: skip
 
 
-def lane_spec(entry: Entry, arena: Arena, share: int, device: Device, *, split: bool = False) -> LaneSpec:
-    """The lane of an opened entry; ``share`` in percent, where the configuration has none. Where ``device``
-    caps, its workers are spawned with that and can never use more; ``split``: one prefills, another decodes.
-    Raises ModelFolderError where no token fits a block.
+def lane_spec(entry: Entry, arena: Arena, models: int, device: Device, *, split: bool = False) -> LaneSpec:
+    """The lane of an opened entry, one of ``models`` on ``device``. Where that caps, its workers are spawned
+    with their share and can never use more; ``split``: one prefills, another decodes. Raises
+    ModelFolderError where no token fits a block.
 
     The scheduler cuts ``max_context`` to what the pool allows, and again whenever quotas or models change.
     """
     assert entry.opened is not None
     config = entry.config
+    cap = config.share or equal_part(models, device.rungs)
     return LaneSpec(
         model=entry.name,
-        share=config.share or share,
+        share=cap if device.caps else config.share,
         row_tokens=entry.row_tokens(arena.block_bytes),
         blocks_per_row=entry.opened.spec.blocks_per_row,
         max_context=entry.own_context,
@@ -71,7 +73,7 @@ def lane_spec(entry: Entry, arena: Arena, share: int, device: Device, *, split: 
         split=split,
         ttft_slo=config.ttft_slo,
         tpot_slo=config.tpot_slo,
-        cap=(config.share or share) if device.caps else 100,
+        cap=cap if device.caps else 100,
     )
 
 

@@ -12,7 +12,7 @@ from muxd.engine.lane import LaneSpec
 from muxd.engine.observer import Observer
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.settings import Settings
-from muxd.engine.shares import Shares, equal_part
+from muxd.engine.shares import Shares
 from muxd.engine.unit import Unit
 from muxd.errors import ModelFolderError
 from muxd.fleet.accounts import lane_spec, open_account
@@ -89,5 +89,4 @@ def _open_accounts(entries: Sequence[Entry], arena: Arena, device: Device, *, sp
         except ModelFolderError as error:
             entry.error = error.message
     sound = [entry for entry in opened if not entry.error]
-    share = equal_part(len(sound), device.rungs)
-    return [lane_spec(entry, arena, share, device, split=split) for entry in sound]
+    return [lane_spec(entry, arena, len(sound), device, split=split) for entry in sound]

@@ -30,15 +30,14 @@ class Move:
         target: Site,
         change: Change,
         progress: Progress,
-        beside: Callable[[str, Entry], int],
         lenders: Sequence[Loans],
         moved: Callable[[int], None],
     ):
-        """``beside``: how many models divide a device, the entry among them. ``lenders``: whose loans may be
-        in the way at the target. ``moved``: called at the end, with the bytes that the old place has free."""
+        """``lenders``: whose loans may be in the way at the target. ``moved``: called at the end, with the
+        bytes that the old place has free."""
         self._entries, self._name = entries, entry.name
         self._source, self._target = source, target
-        self._change, self._progress, self._beside, self._moved = change, progress, beside, moved
+        self._change, self._progress, self._moved = change, progress, moved
         self._lenders, self._room, self._freed = lenders, Room(change.hurry), 0
 
     async def run(self) -> None:
@@ -66,7 +65,7 @@ class Move:
     async def _two_copies(self) -> None:
         old = self._entries[self._name]
         new = self._twin(old, self._target)
-        self._target.enter(new, self._beside(self._target.name, old))
+        self._target.enter(new)
         try:
             old.note = f"moving to {self._target.name}"
             await self._target.bring_up(new, self._progress, self._change.hurry)
@@ -100,7 +99,7 @@ class Move:
         """
         old = self._entries[self._name]
         new = self._twin(old, self._target)
-        self._target.enter(new, self._beside(self._target.name, old))
+        self._target.enter(new)
         await self._switch_and_drain(old, new)
         new.note = f"waits for memory of {self._target.name}"
         if self._change.hurry.is_set():
@@ -122,7 +121,7 @@ class Move:
         do; raises ModelNotReady with both reasons then."""
         old = self._twin(new, self._source)
         try:
-            self._source.enter(old, self._beside(self._source.name, new))
+            self._source.enter(old)
             self._switch(self._target, self._source, old)
             await self._target.leave(new, self._gone())
             await self._source.bring_up(old, self._progress, self._change.hurry, keep_queue=True)

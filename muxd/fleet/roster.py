@@ -17,7 +17,6 @@ from muxd.clock import Clock
 from muxd.config import ModelConfig
 from muxd.device.base import is_gpu
 from muxd.engine.request import Request
-from muxd.engine.shares import equal_part
 from muxd.engine.stream import TokenStream
 from muxd.engine.trace import Happening
 from muxd.errors import (
@@ -112,9 +111,7 @@ class Roster:
     def give_share(self, entry: Entry) -> None:
         """What its configuration says now, from its next batch on, where the device has no caps."""
         if entry.lane is not None and not self.site(entry).device.caps:
-            if entry.config.share:
-                self.site(entry).unit.set_share(entry.name, entry.config.share)
-            self._even_out(self.site(entry))
+            self.site(entry).unit.set_share(entry.name, entry.config.share)
 
     # ---- what an operator may ask -----------------------------------------------------------------
 
@@ -286,7 +283,7 @@ class Roster:
                 raise ModelFolderError(entry.error)
             entry.device = device or self.place(entry)
             await room.make(_weights(entry), self._lenders(entry.device))
-            self.site(entry).enter(entry, self._beside(entry.device, entry))
+            self.site(entry).enter(entry)
             await self.site(entry).bring_up(entry, self._teller(change), change.hurry)
         except BaseException as error:
             reason = error.message if isinstance(error, MuxdError) else "of a defect; muxd's log says more"
@@ -299,15 +296,7 @@ class Roster:
         finally:
             entry.changing = ""
         room.settle(_weights(entry))
-        self._even_out(self.site(entry))
         change.tell("ready")
-
-    def _beside(self, device: str, entry: Entry) -> int:
-        """How many models divide the device, ``entry`` among them."""
-        return sum(one.name != entry.name for one in self._served(device)) + 1
-
-    def _served(self, device: str) -> list[Entry]:
-        return [one for one in self.entries.values() if one.lane is not None and one.device == device]
 
     def _lenders(self, device: str) -> list[Loans]:
         """Whose loans stand in the way of weights on the device: its own, and those of the same memory."""
@@ -336,12 +325,10 @@ class Roster:
         def moved(freed: int) -> None:
             free(source.name, freed)
             free(device, -_weights(entry))
-            for site in (source, target):
-                self._even_out(site)
             change.tell("moved")
 
         return Move(
-            self.entries, entry, source, target, change, self._teller(change), self._beside,
+            self.entries, entry, source, target, change, self._teller(change),
             self._lenders(device), moved,
         )  # fmt: skip
 
@@ -350,15 +337,6 @@ class Roster:
         for name, nbytes in free.items():
             if nbytes > 0:
                 self.sites[name].loans.lend(nbytes)
-
-    def _even_out(self, site: Site) -> None:
-        """Models without a given share have equal ones again; workers capped for life are booked for that."""
-        if site.device.caps:
-            return
-        here = self._served(site.name)
-        for entry in here:
-            if not entry.config.share:
-                site.unit.set_share(entry.name, equal_part(len(here), site.device.rungs))
 
     async def _unload(self, entry: Entry, change: Change) -> None:
         site = self.sites[entry.device] if entry.device else None
@@ -370,7 +348,6 @@ class Roster:
                 await self._drain(entry, change)
             change.tell("stopping")
             site.loans.lend(await site.leave(entry, _unloaded(entry.name)))
-            self._even_out(site)
         entry.error, entry.changing = "", "unloaded"
         change.tell("unloaded")
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from muxd.clock import Clock
 from muxd.device.base import Device
-from muxd.engine.shares import equal_part
 from muxd.engine.unit import Unit
 from muxd.errors import ModelFolderError, MuxdError, ShuttingDown
 from muxd.fleet.accounts import lane_spec, setup, terms
@@ -99,11 +98,10 @@ class Site:
 
     # ---- models in and out ------------------------------------------------------------------------
 
-    def enter(self, entry: Entry, models: int) -> None:
-        """Account and lane; ``models`` share the device. Raises MuxdError, changing nothing."""
-        share = equal_part(models, self.device.rungs)
+    def enter(self, entry: Entry) -> None:
+        """Account and lane. Raises MuxdError, changing nothing."""
         entry.lane = self.unit.open_model(
-            lane_spec(entry, self.arena, share, self.device, split=self.split),
+            lane_spec(entry, self.arena, len(self.unit.lanes) + 1, self.device, split=self.split),
             terms(entry, self.arena),
         )
 

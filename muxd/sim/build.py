@@ -4,7 +4,7 @@ The daemon reads shapes from model folders (muxd.daemon); here they come from th
 needs neither folders nor weights.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from muxd.config import Config, ModelConfig, PoolConfig, running, splits
@@ -15,7 +15,7 @@ from muxd.engine.lane import LaneSpec
 from muxd.engine.policies import Policy
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.settings import Settings
-from muxd.engine.shares import Shares, equal_part
+from muxd.engine.shares import Shares
 from muxd.engine.slo import Slo
 from muxd.errors import ConfigError
 from muxd.messages import KvDtype, dtype_of, kv_item_bytes
@@ -51,10 +51,7 @@ def make_scheduler(config: Config, cost: CostTable, policy: str | type[Policy] |
         _open_account(ledger, model, shapes[model.name], block_bytes)
     gpu = cost.device.gpu
     split = splits(config.scheduler, cost.device.rungs, gpu=gpu)
-    lanes = [
-        _lane(ledger, model, shapes[model.name], config, split, gpu, cost.device.rungs)
-        for model in config.model
-    ]
+    lanes = [_lane(ledger, model, shapes[model.name], config, split, gpu) for model in config.model]
     shares = Shares(cost.device.rungs, config.scheduler.overbook)
     settings = Settings(**_same_names(Settings, config.scheduler), run_ahead=gpu)
     return Scheduler(
@@ -100,13 +97,7 @@ def row_tokens(shape: Shape, block_bytes: int, kv_dtype: KvDtype) -> int:
 
 
 def _lane(
-    ledger: Ledger,
-    model: ModelConfig,
-    shape: Shape,
-    config: Config,
-    split: bool,
-    gpu: bool,
-    rungs: Sequence[int],
+    ledger: Ledger, model: ModelConfig, shape: Shape, config: Config, split: bool, gpu: bool
 ) -> LaneSpec:
     tokens = row_tokens(shape, config.pool.block_bytes, model.kv_dtype)
     capacity = ledger.limit(model.name)
@@ -114,7 +105,6 @@ def _lane(
     known = {
         **_same_names(LaneSpec, model),
         "model": model.name,
-        "share": model.share or equal_part(len(config.model), rungs),
         "row_tokens": tokens,
         "blocks_per_row": shape.layers * shape.kv_heads,
         "weight": model.quota.weight,

@@ -29,7 +29,8 @@ STEP = 0.01
 
 
 def gpu(*names: str, overhead: Overhead) -> CostTable:
-    return table(gpu=True, **{name: model(0.0005, STEP, overhead=overhead) for name in names})
+    models = {name: model(0.0005, STEP, overhead=overhead) for name in names}
+    return table(gpu=True, memory=None, **models)
 
 
 def config(*names: str, pool: str = "16M", split: Split = "no", policy: Policy = "mux") -> Config:
