@@ -10,7 +10,7 @@ from muxd.engine.policies.base import Policy
 # A held prefill that has waited this many drain timeouts lets no decode step pass any more.
 _STRICT_AFTER = 4
 _PREFILLS = 2  # at once, of different models: a long one does not stop the short ones
-_PACES = 3.0  # of its own shortest steps a stream can wait for its next without being late
+_PACES = 1.5  # of its own shortest steps a stream can wait for its next before it is late
 _FIXED = 4.0  # paces a prefill lasts at least where it is cut: a batch has to read all weights, too
 _DEFAULT_TARGET = 5.0  # seconds to a first token of models without a target, beside those with one
 
