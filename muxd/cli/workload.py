@@ -128,7 +128,8 @@ def workload(
             fail(_PROGRAM, f"no request arrives within {made.duration:g} s; raise a rate or --duration")
         files.write(out, made)
     typer.echo(_shown(made))
-    typer.echo(f"\n{len(made.items)} requests over {made.duration:.0f} s in {out}{note}")
+    count = len(made.items)
+    typer.echo(f"\n{count} request{'' if count == 1 else 's'} over {made.duration:.0f} s in {out}{note}")
 
 
 def _check_options(context: typer.Context) -> None:

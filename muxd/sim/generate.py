@@ -82,8 +82,8 @@ def mixed(
     expected = duration * sum(model.rate * model.highest(duration) for model in models)
     if expected > _MOST_REQUESTS:
         raise ConfigError(
-            f"up to {expected:.3g} requests in {duration:g} s are more than {_MOST_REQUESTS:,}: lower rates or "
-            "--duration"
+            f"up to {expected:.3g} requests in {duration:g} s are more than {_MOST_REQUESTS:,}: "
+            "lower the rates or --duration"
         )
     items = [item for model in models for item in requests(model, duration, length_scale, seed)]
     items.sort(key=lambda item: item.time)

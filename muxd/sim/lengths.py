@@ -97,7 +97,7 @@ def _cut(values: NDArray[np.float64], most: int) -> Lengths:
 
 def _lognormal(text: str) -> Draw:
     mean = float(text)
-    if not mean < LONGEST / _TAIL:
+    if not _LEAST < mean < LONGEST / _TAIL:
         raise _OutOfRange(f"a mean of {mean:g} tokens is not between {_LEAST} and {LONGEST // _TAIL:,}")
     return lognormal(mean, most=round(max(_MOST, _TAIL * mean)))
 

@@ -108,8 +108,8 @@ def _json_rows(lines: Iterable[str], columns: Kind, path: Path) -> Iterator[tupl
             raise ConfigError(f"{where}: the row is empty: mend it or take it out")
         try:
             row = decode(line)
-        except msgspec.DecodeError as error:
-            raise ConfigError(f"{where} is not a JSON object: {error}") from None
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ConfigError(f"{where} is not a JSON object: {error}; is --kind right?") from None
         _check_columns(row, columns, where)
         yield number, [row[name] for name in columns.needed]
 
@@ -119,10 +119,12 @@ def _check_columns(found: Sequence[str] | dict[str, Any], columns: Kind, where: 
     missing = [name for name in columns.needed if name not in found]
     strange = [name for name in found if name not in known]
     if missing:
-        has = f"only {', '.join(map(repr, found))}" if found else "none at all"
-        raise ConfigError(f"{where}: column {missing[0]!r} is missing, there is {has}; is --kind right?")
+        there = _shown(", ".join(found), 80) if found else "none"
+        raise ConfigError(f"{where}: column {missing[0]!r} is missing, there is {there}; is --kind right?")
     if strange:
-        raise ConfigError(f"{where}: column {strange[0]!r} is none of {', '.join(known)}; is --kind right?")
+        raise ConfigError(
+            f"{where}: column {_shown(strange[0])} is none of {', '.join(known)}; is --kind right?"
+        )
     if len(set(found)) < len(found):
         raise ConfigError(f"{where}: two columns have the same name")
 
@@ -158,6 +160,6 @@ def _filled(cell: str, column: str, where: str) -> str:
     return cell.strip()
 
 
-def _shown(cell: Any) -> str:
+def _shown(cell: Any, most: int = 40) -> str:
     text = repr(cell)
-    return text if len(text) <= 40 else f"{text[:40]}..."
+    return text if len(text) <= most else f"{text[:most]}..."
