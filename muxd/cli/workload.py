@@ -92,20 +92,21 @@ def workload(
 ) -> None:
     """Make a workload file: who asks which model when, and how long prompt and answer are.
 
-    From --models that differ by their popularity only, from --traffic, from a public --trace (its own models,
-    or its requests given to --models by popularity), or --from another workload.
+    From --models that differ by popularity only, from --traffic, from a public
+    --trace (its own models, or its requests dealt to --models by popularity),
+    or --from another workload.
 
-    traffic.toml has one table for each model. Only name and rate are required:
+    traffic.toml has one table for each model; only name and rate are required:
 
     duration = 3600
     [[model]]
     name = "chat"
-    rate = 2.0                                  # requests a second
-    lengths = "lognormal:4000,150"              # else --lengths
-    cv = 4.0                                    # else --cv
-    phases = [[0, 60, 1.0], [60, 120, 0.0]]     # from, to (seconds), times the rate; elsewhere 1
-    phases_every = 120                          # they begin again after so many seconds
-    day = {depth = 0.8, period = 86400, peak = 43200}   # a sine: the rate ± 80 %, highest at noon
+    rate = 2.0                       # requests a second
+    lengths = "lognormal:4000,150"   # else --lengths
+    cv = 4.0                         # else --cv
+    phases = [[0, 60, 1.0], [60, 120, 0.0]]   # from, to, times the rate
+    phases_every = 120               # seconds, then they begin again
+    day = {depth = 0.8, period = 86400, peak = 43200}   # a sine: +-80 %
     """
     from muxd.sim import workload as files  # numpy: not for --help
     from muxd.sim.generate import Recipe, generate

@@ -39,7 +39,11 @@ def popularity(models: list[str], alpha: float) -> NDArray[np.float64]:
 
     MuxServe's released generator gave llm-10's rate to llm-2, because it sorted names in between.
     """
-    if not models or len(set(models)) < len(models) or not all(models):
+    if (
+        not models
+        or len(set(models)) < len(models)
+        or not all(name and name.isprintable() for name in models)
+    ):
         raise ConfigError(f"--models: needs names, each once, not {models}")
     if not 0 <= alpha < 100:
         raise ConfigError(f"--alpha {alpha}: must be 0 (all models alike) or more, below 100")

@@ -1,5 +1,6 @@
 """`muxctl workload` as a user types it."""
 
+import inspect
 from collections import Counter
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from muxd.cli.muxctl import app
+from muxd.cli.workload import workload
+from muxd.sim import workload as files
 from muxd.sim.workload import read
 
 TRAFFIC = """
@@ -56,6 +59,23 @@ def test_each_model_has_its_own_traffic(room: Path) -> None:
     assert [(row[0], int(row[1])) for row in rows[1:3]] == counts.most_common()
     assert ["chat", str(len(chat)), f"{len(chat) / 300:.3f}", "8", "4"] in rows
     assert f"{len(made.items)} requests over 300 s in w.jsonl" in shown
+
+
+PAGE = Path(files.__file__).with_name("design.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        (inspect.getdoc(workload) or "").partition("required:")[2],
+        PAGE.partition("```toml")[2].partition("```")[0],
+    ],
+)
+def test_the_examples_of_help_and_page_are_traffic(example: str, room: Path) -> None:
+    (room / "example.toml").write_text(example)
+    run("--traffic", "example.toml")
+    assert read(room / "w.jsonl").models == ["chat"]
+    assert read(room / "w.jsonl").duration == 3600
 
 
 def test_a_flag_goes_before_the_file_s_duration(room: Path) -> None:
