@@ -35,13 +35,13 @@ def load(
 
     Raises ConfigError naming file and key.
     """
-    raw = _read(path) if path else {}
+    raw = read_toml(path) if path else {}
     for key, value in {**_from_env(env), **(flags or {})}.items():
         _set(raw, key, value)
     try:
         config = msgspec.convert(raw, Config, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path or 'configuration'}: {_explain(str(error))}") from None
+        raise ConfigError(f"{path or 'configuration'}: {explained(str(error))}") from None
     check(config, path)
     return _anchored(config, path.parent) if path else config
 
@@ -53,7 +53,8 @@ def with_model(config: Config, model: ModelConfig) -> Config:
     return more
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises ConfigError naming the file."""
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
@@ -95,7 +96,7 @@ def _set(raw: dict[str, Any], key: str, value: Any) -> None:
         table[name] = value
 
 
-def _explain(error: str) -> str:
+def explained(error: str) -> str:
     """msgspec's sentence, with its path ``$.model[...].share`` put first as a key."""
     match = re.fullmatch(r"(.*) - at `(?:key in )?\$\.?(.*)`", error)
     if match is None or not match[2]:

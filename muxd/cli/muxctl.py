@@ -25,13 +25,12 @@ from muxd.cli import (
 )
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, print_as, show
 from muxd.cli.failing import sentences
+from muxd.cli.program import Program
 from muxd.errors import DaemonUnreachable
 
 _HELP = "Look at a running muxd, steer and stop it; import model files. All that asks muxd takes --json."
 
-app = typer.Typer(
-    name=PROGRAM, help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
-)
+app = Program(PROGRAM, _HELP)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from muxd import __version__
 from muxd.admin.schemas import Steward
 from muxd.cli import doctor, logs, profile, ready
 from muxd.cli.failing import EX_CONFIG, fail, sentences
+from muxd.cli.program import Program
 from muxd.config import Config, home
 from muxd.config_load import load
 
@@ -21,9 +22,7 @@ _HELP = """Serve many LLMs from one host, with one memory pool and one scheduler
 
 Settings come from flags, then MUXD_* environment variables, then the file, then defaults."""
 
-app = typer.Typer(
-    name=_PROGRAM, help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
-)
+app = Program(_PROGRAM, _HELP)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from muxd.errors import ConfigError
 
 _SMALLEST_ID = 3  # below are the usual unknown, begin and end tokens
 _ID_SPAN = 200  # ids that any vocabulary has
+_LARGEST_SCALE = 1000.0
 
 
 class Item(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -93,19 +94,20 @@ def _check(item: Item, before: float, where: str) -> None:
 
 
 def write(path: Path, workload: Workload) -> None:
-    """The header first, then one request a line."""
+    """The header first, then one request a line. Raises ConfigError naming the file."""
     encode = msgspec.json.encode
-    with path.open("wb") as file:
-        file.write(encode({"workload": workload.header}) + b"\n")
-        for item in workload.items:
-            file.write(encode(item) + b"\n")
+    try:
+        with path.open("wb") as file:
+            file.write(encode({"workload": workload.header}) + b"\n")
+            for item in workload.items:
+                file.write(encode(item) + b"\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write the workload {path}: {error.strerror}") from None
 
 
 def rescaled(workload: Workload, *, time: float = 1.0, length: float = 1.0) -> Workload:
     """Times and lengths multiplied: ``time`` 0.5 is the same requests at twice the rate."""
-    for name, factor in (("time", time), ("length", length)):
-        if not 0 < factor < float("inf"):
-            raise ConfigError(f"the scale of {name} must be above 0, not {factor}")
+    check_scales(time, length)
 
     def tokens(count: int) -> int:
         return max(1, round(count * length))
@@ -116,6 +118,12 @@ def rescaled(workload: Workload, *, time: float = 1.0, length: float = 1.0) -> W
     ]
     scaled = {"scaled": {"time": time, "length": length}, "duration": workload.duration * time}
     return Workload(items, {**workload.header, **scaled})
+
+
+def check_scales(time: float, length: float) -> None:
+    for name, factor in (("time", time), ("length", length)):
+        if not 0 < factor <= _LARGEST_SCALE:
+            raise ConfigError(f"--{name}-scale {factor:g}: must be above 0 and at most {_LARGEST_SCALE:g}")
 
 
 def prompts(workload: Workload, *, shared_prefix: int = 0) -> Iterator[list[int]]:

@@ -62,6 +62,15 @@ def test_the_data_sets_keep_their_means(name: str, mean_in: int, mean_out: int) 
     assert np.percentile(ins, 99) > 4 * np.median(ins), "a heavy tail"
 
 
+@settings(max_examples=10, deadline=None)
+@given(st.integers(50, 2_400_000), st.floats(0.5, 10))
+def test_a_lognormal_has_its_mean_however_long(mean: int, scale: float) -> None:
+    ins, outs = lengths(f"lognormal:{mean},500", scale=scale).draw(np.random.default_rng(4), 200_000)
+    assert ins.mean() == pytest.approx(mean * scale, rel=0.02, abs=0.5)
+    assert outs.mean() == pytest.approx(500 * scale, rel=0.02, abs=0.5)
+    assert ins.max() <= max(1024, 4 * mean) * scale + 1
+
+
 @settings(max_examples=30)
 @given(st.integers(1, 500), st.integers(0, 500), st.floats(0.1, 4))
 def test_uniform_and_constant_lengths(low: int, more: int, scale: float) -> None:
@@ -91,9 +100,18 @@ def test_the_same_seed_gives_the_same_and_another_seed_another_workload() -> Non
         (Recipe(["a"], 1.0, 1.0, cv=-1.0), "--cv"),
         (Recipe(["a"], 1.0, 1.0, alpha=-1.0), "--alpha"),
         (Recipe(["a"], 1.0, 1.0, lengths="zipf:3"), "not a length distribution"),
-        (Recipe(["a"], 1.0, 1.0, lengths="uniform:9-3,1-2"), "not a length distribution"),
-        (Recipe(["a"], 1.0, 1.0, lengths="lognormal:5000,10"), "not a length distribution"),
-        (Recipe(["a"], 1.0, 1.0, lengths="constant:0,10"), "not a length distribution"),
+        (Recipe(["a"], 1.0, 1.0, cv=101.0), "--cv 101.0: must be above 0 and at most 100"),
+        (Recipe(["a"], 1.0, 1.0, seed=-1), "--seed -1"),
+        (Recipe(["a"], 1.0, 1.0, length_scale=0.0), "--length-scale 0"),
+        (Recipe(["a"], 1e9, 60.0), "6e\\+10 requests in 60 s are more than 20,000,000"),
+        (Recipe(["a"], 1.0, 1.0, lengths="lognormal:5000"), "not a length distribution"),
+        (Recipe(["a"], 1.0, 1.0, lengths="uniform:9-3,1-2"), "9-3 ends below its beginning"),
+        (
+            Recipe(["a"], 1.0, 1.0, lengths="lognormal:3,10"),
+            "a mean of 3 tokens is not between 4 and 2,500,000",
+        ),
+        (Recipe(["a"], 1.0, 1.0, lengths="lognormal:1e400,10"), "a mean of inf tokens"),
+        (Recipe(["a"], 1.0, 1.0, lengths="constant:0,10"), "0 tokens are not between 1 and 10,000,000"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(recipe: Recipe, reason: str) -> None:

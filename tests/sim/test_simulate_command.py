@@ -72,7 +72,7 @@ def test_a_workload_is_rescaled(room: Path) -> None:
         (["simulate", "--workload", "w.jsonl", "--like", "x"], 1, "write MODEL=PROFILED"),
         (["simulate", "--workload", "w.jsonl", "--png", "r.pdf"], 1, "a plot is a .png"),
         (["simulate", "--workload", "w.jsonl", "--json", "no/r.json"], 1, "cannot write no/r.json"),
-        (["workload", "x.jsonl"], 2, "say --models a,b,c"),
+        (["workload", "x.jsonl"], 2, "say what to make it from: --models a,b,c"),
         (["workload", "x.jsonl", "--models", "a", "--rate", "-1"], 1, "--rate -1.0"),
         (["workload", "x.jsonl", "--models", "a", "--rate", "0.001"], 1, "no request arrives within"),
     ],

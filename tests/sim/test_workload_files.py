@@ -55,13 +55,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read(tmp_path / "w.jsonl")
 
 
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot write the workload .*w\.jsonl: No such file"):
+        write(tmp_path / "no" / "w.jsonl", Workload(ITEMS, {}))
+
+
 def test_scales_multiply_times_and_lengths() -> None:
     scaled = rescaled(Workload(ITEMS, {"duration": 20.0}), time=0.5, length=2)
     assert [(i.time, i.prompt_tokens, i.output_tokens) for i in scaled.items] == [
         (0.0, 10, 6), (0.25, 14, 2), (0.25, 18, 8),
     ]  # fmt: skip
     assert scaled.duration == 10.0
-    with pytest.raises(ConfigError, match="scale of time"):
+    with pytest.raises(ConfigError, match="--time-scale 0: must be above 0"):
         rescaled(scaled, time=0)
 
 
