@@ -63,7 +63,9 @@ def test_no_degree_and_no_share_is_far_off(gpus: int, share: int, cells: list[Ce
     assert exp(np.median(logs(EAGER, chosen))) == pytest.approx(1.0, abs=0.1)
 
 
-@pytest.mark.parametrize("field", [name for name in Reach.__struct_fields__ if name not in ("batch", "together")])
+@pytest.mark.parametrize(
+    "field", [name for name in Reach.__struct_fields__ if name not in ("batch", "together")]
+)
 def test_no_constant_could_be_moved_to_advantage(field: str, cells: list[Cell]) -> None:
     best = np.abs(logs(EAGER, cells)).mean()
     for factor in (0.9, 1.1):

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from support.costs import model, table
 
 from muxd.config import Config, ModelConfig, PoolConfig, QuotaConfig, SchedulerConfig
@@ -48,8 +48,18 @@ def test_one_stream_takes_what_the_table_says() -> None:
 
 def test_a_prompt_above_the_budget_is_computed_in_chunks() -> None:
     cost = table(a=model(prefill=0.001, overhead=Overhead(batch=0.5)))
-    records = run(Workload([Item(0.0, "a", 1200, 1)], {}), cost)
+    by_tokens = structs.replace(plain_config(["a"]), scheduler=SchedulerConfig(prefill_seconds=0.0))
+    records = run(Workload([Item(0.0, "a", 1200, 1)], {}), cost, by_tokens)
     assert records.end[0] == pytest.approx(1.2 + 3 * 0.5), "512 + 512 + 176 tokens"
+
+
+def test_a_prompt_that_takes_long_is_cut_by_what_its_tokens_cost() -> None:
+    """A millisecond a token: the first batch tells, and those after it have a fifth of a second."""
+    cost = table(a=model(prefill=0.001, overhead=Overhead(batch=0.5)))
+    by_time = structs.replace(plain_config(["a"]), scheduler=SchedulerConfig(prefill_seconds=0.4))
+    records = run(Workload([Item(0.0, "a", 1000, 1)], {}), cost, by_time)
+    # 512 tokens in 1.012 s, so 202 in 0.4 s; those take 0.702 s, which changes little.
+    assert records.end[0] == pytest.approx(1.0 + 4 * 0.5)
 
 
 def test_two_models_at_half_the_device_each_take_twice_as_long() -> None:
@@ -183,12 +193,12 @@ def test_rows_and_quotas_are_those_of_the_configuration() -> None:
     assert scheduler.lanes["a"].spec.share == 50
     assert scheduler.lanes["b"].spec.share == 30
     with pytest.raises(ConfigError, match="block_bytes"):
-        row_tokens(msgspec.structs.replace(cost.model("a").shape, head_dim=4096), 8192, "auto")
+        row_tokens(structs.replace(cost.model("a").shape, head_dim=4096), 8192, "auto")
 
 
 def test_rows_hold_what_the_configuration_says_of_k_and_v() -> None:
     """Costs are the profile's, memory is the configuration's."""
-    measured = msgspec.structs.replace(model(), shape=msgspec.structs.replace(model().shape, kv_dtype="fp8"))
+    measured = structs.replace(model(), shape=structs.replace(model().shape, kv_dtype="fp8"))
     cost = table(own=model(), kept=measured)
 
     def tokens(config: Config) -> dict[str, int]:
@@ -199,13 +209,13 @@ def test_rows_hold_what_the_configuration_says_of_k_and_v() -> None:
     assert tokens(plain_config(["own", "kept"], cost)) == {"own": 32, "kept": 64}, "as they were measured"
     with pytest.raises(ConfigError, match="no model 'c'"):
         plain_config(["c"], cost)
-    profile = table_profile(msgspec.structs.replace(measured, folder="smol"))
+    profile = table_profile(structs.replace(measured, folder="smol"))
     named = [ModelConfig("x", "/m/smol", kv_dtype="fp8"), ModelConfig("y", "/m/smol")]
     assert likenesses(Config(model=named), profile) == {"x": "a"}
 
 
 def test_a_second_name_for_a_measured_folder_is_recognised() -> None:
-    profile = msgspec.structs.replace(model(), folder="smol")
+    profile = structs.replace(model(), folder="smol")
     named = Config(model=[ModelConfig("copy", "/models/smol"), ModelConfig("other", "/models/x")])
     assert likenesses(named, table_profile(profile)) == {"copy": "a"}
 
@@ -223,5 +233,5 @@ def test_requests_that_cannot_meet_their_target_are_refused_as_the_daemon_does()
     late = records.first - records.sent
     assert (records.outcome == Outcome.REFUSED).sum() > 20
     assert (records.outcome == Outcome.SERVED).sum() > 8
-    plain = run(Workload(asked, {}), cost, msgspec.structs.replace(config, scheduler=SchedulerConfig()))
+    plain = run(Workload(asked, {}), cost, structs.replace(config, scheduler=SchedulerConfig()))
     assert np.nanmax(late) < 0.2 * np.nanmax(plain.first - plain.sent)
