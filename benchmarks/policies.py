@@ -17,7 +17,7 @@ import msgspec
 from provenance import markdown_table
 from sim_vs_live import live
 
-from muxd.cli.simulate import cost_table, run
+from muxd.cli.simulate import cost_table, run, swapping
 from muxd.cli.tables import render
 from muxd.config_load import load
 from muxd.sim.plots import save
@@ -104,8 +104,9 @@ def main() -> None:
     reports = []
     for policy in args.policies:
         if args.only != "live":
-            reports.append(run(workload, cost, settings, policy))
-        if args.only != "simulated":
+            kind = swapping(cost, workload.models) if policy == "swap" else policy
+            reports.append(run(workload, cost, settings, kind))
+        if args.only != "simulated" and policy != "swap":  # of the simulator alone
             reports.append(live(args.config, settings, policy, workload, cost))
         print("  ".join(row(reports[-1], args.scale)), file=sys.stderr, flush=True)
         if args.json:  # after every policy: a run that is cut short keeps what it found

@@ -11,6 +11,7 @@ from muxd.cli.progress import counting
 if TYPE_CHECKING:
     from muxd.config import Config
     from muxd.cost.table import CostTable
+    from muxd.engine.policies import Policy
     from muxd.sim.report import Report
     from muxd.sim.workload import Workload
 
@@ -32,8 +33,14 @@ SharedPrefix = Annotated[int, typer.Option(help="First tokens that all prompts o
 def simulate(
     workload: WorkloadFile,
     policy: Annotated[
-        str, typer.Option(help="mux, temporal, spatial, fcfs, round_robin (default: as configured).")
+        str,
+        typer.Option(help="mux, temporal, spatial, servers, fcfs, round_robin, swap; else as configured."),
     ] = "",
+    swap_memory: Annotated[
+        str, typer.Option(help="For swap: memory for weights, 60G. Default: one model at a time.")
+    ] = "",
+    swap_rate: Annotated[str, typer.Option(help="For swap: bytes a second that a load reads.")] = "10G",
+    swap_start: Annotated[float, typer.Option(help="For swap: seconds of a load beside reading.")] = 1.0,
     cost: CostFile = None,
     config: Annotated[
         Path | None, typer.Option(help="Pool, shares, quotas. Default: equal shares.", metavar="muxd.toml")
@@ -46,7 +53,11 @@ def simulate(
     png: PlotFile = None,
     html: HtmlFile = None,
 ) -> None:
-    """Run a workload in virtual time: the daemon's scheduler and pool, costs from a profile."""
+    """Run a workload in virtual time: the daemon's scheduler and pool, costs from a profile.
+
+    Policy swap is of the simulator alone: models are loaded when they are asked for, as llama-swap and Ollama
+    do.
+    """
     from muxd.cli.reports import deliver
     from muxd.config import home
     from muxd.config_load import load
@@ -56,7 +67,32 @@ def simulate(
         requests = read(workload)
         settings = load(config) if config else None
         table = cost_table(cost or home() / "cost.json", settings, like or [])
-        deliver(run(requests, table, settings, policy, shared_prefix), json, png, html)
+        kind: str | type[Policy] = policy
+        if policy == "swap":
+            kind = swapping(table, requests.models, swap_memory, swap_rate, swap_start)
+        deliver(run(requests, table, settings, kind, shared_prefix), json, png, html)
+
+
+def swapping(
+    cost: "CostTable", models: list[str], memory: str = "", rate: str = "10G", start: float = 1.0
+) -> "type[Policy]":
+    """The policy for these models; ``memory`` and ``rate`` are sizes. Raises ConfigError naming options."""
+    from muxd.errors import ConfigError
+    from muxd.sim.swap import SwapTerms, swap
+    from muxd.sizes import size
+
+    weights = {model: cost.model(model).weight_bytes for model in models}
+    unknown = [model for model, nbytes in weights.items() if not nbytes]
+    if unknown:
+        raise ConfigError(f"swap: the profile does not say how large {unknown[0]} is: measure it anew")
+    speed = size(rate, key="--swap-rate")
+    if not speed or not 0 <= start < float("inf"):
+        raise ConfigError(f"--swap-rate {rate!r}, --swap-start {start:g}: a load must take some time")
+    room = size(memory, key="--swap-memory") if memory else max(weights.values())
+    try:
+        return swap(weights, SwapTerms(room, 0 if memory else 1, speed, start))
+    except ValueError as error:
+        raise ConfigError(f"--swap-memory {memory!r}: {error}") from None
 
 
 def cost_table(path: Path, config: "Config | None", like: list[str]) -> "CostTable":
@@ -79,7 +115,7 @@ def run(
     workload: "Workload",
     cost: "CostTable",
     config: "Config | None" = None,
-    policy: str = "",
+    policy: "str | type[Policy]" = "",
     shared_prefix: int = 0,
 ) -> "Report":
     """One simulation, with a progress bar on standard error where that is a terminal."""
@@ -90,8 +126,9 @@ def run(
     from muxd.sim.world import World
 
     settings = config or plain_config(workload.models, cost)
-    policy = policy or settings.scheduler.policy
-    world = World(make_scheduler(settings, cost, policy), cost, workload, shared_prefix=shared_prefix)
+    kind = policy or settings.scheduler.policy
+    policy = kind if isinstance(kind, str) else kind.name
+    world = World(make_scheduler(settings, cost, kind), cost, workload, shared_prefix=shared_prefix)
     begun = time.perf_counter()
     with counting(f"Simulating {policy}", len(workload.items)) as advance:
         records = world.run(advance)

@@ -86,6 +86,7 @@ class BenchUnit:
                     prefix_cache=spec.prefix_cache,
                     cap=spec.cap,
                     split=spec.split,
+                    ttft_slo=spec.ttft_slo,
                 )
             )
         self.shares = Shares(rungs, overbook)

@@ -26,6 +26,7 @@ class Spec:
     prefix_cache: bool = True
     cap: int = 100
     split: bool = False  # two workers, one for each phase
+    ttft_slo: float = 0.0
 
 
 @dataclass
