@@ -6,7 +6,6 @@ ends with it too.
 
 import argparse
 import logging
-import os
 import resource
 import socket
 import traceback
