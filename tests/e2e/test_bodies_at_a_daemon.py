@@ -34,7 +34,7 @@ def daemon(where: Where, tmp_path: Path) -> Iterator[LiveDaemon]:
     config = '[pool]\nbytes = "16M"\n'
     for seed, name in enumerate(("chat", "text")):
         folder = tiny_served(tmp_path / name, seed)
-        config += f'[[model]]\nname = "{name}"\npath = "{folder}"\nmax_context = 40\n'
+        config += f'[[model]]\nname = "{name}"\npath = "{folder}"\nmax_context = 40\nmax_queue = 2048\n'
     (tmp_path / "chat" / "chat_template.jinja").write_text(TEMPLATE)
     with where.live(config, tmp_path) as daemon:
         yield daemon
