@@ -31,7 +31,7 @@ help:
 	@echo "make demo    only fetch the demo models"
 	@echo "make bench   what the daemon costs beside a bare loop"
 	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads"
-	@echo "make fuzz    damaged model folders and GGUF files, 100,000 of them; MUXD_FUZZ says how many"
+	@echo "make fuzz    damaged messages, samplings, HTTP bodies, folders and GGUF files; MUXD_FUZZ=100000 says how many"
 	@echo "make clean   remove the environment and caches (models stay)"
 
 serve: $(VENV)/.muxd
@@ -85,8 +85,12 @@ bench: $(VENV)/.dev demo
 churn: $(VENV)/.dev
 	MUXD_CHURN_SECONDS=600 $(BIN)/python -m pytest tests/e2e/test_churn.py -s --timeout 2400
 
+# Of messages ten times as many: they cost the least.
+MUXD_FUZZ ?= 100000
 fuzz: $(VENV)/.dev
-	MUXD_FUZZ=$${MUXD_FUZZ:-100000} $(BIN)/python -m pytest tests/fleet/test_damaged_folders.py --timeout 7200
+	MUXD_FUZZ=$(MUXD_FUZZ)0 $(BIN)/python -m pytest tests/link/test_wire_fuzz.py --timeout 14400
+	MUXD_FUZZ=$(MUXD_FUZZ) $(BIN)/python -m pytest -m "not gpu and not stand_in" --timeout 14400 \
+	  tests/worker/test_sampler.py tests/e2e/test_bodies_at_a_daemon.py tests/fleet/test_damaged_folders.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

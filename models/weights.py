@@ -52,6 +52,15 @@ class WeightPlan(Struct, frozen=True):
         """Whether the head is the embedding, which config.json may say and the files disprove."""
         return all(tensor.name != "head" for tensor in self.tensors)
 
+    @property
+    def matrices(self) -> int:
+        """Bytes of what is multiplied with: all matrices but an embedding that is only looked up."""
+        return sum(
+            math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
+            for tensor in self.tensors
+            if len(tensor.shape) == 2 and (tensor.name != "embed" or self.tied)
+        )
+
 
 def plan(folder: Path, spec: ModelSpec, dtype: Dtype | None, *, gpu: bool = False) -> WeightPlan:
     """Lay out every tensor of the model in ``dtype``, each aligned to 64 bytes. None: in what the folder

@@ -22,7 +22,8 @@ _NO_SEED = -1
 def sampling_of(body: Generation, model: ServedModel, logprobs: int) -> Sampling:
     """One sequence's sampling; ``logprobs`` as in ``Sampling``. Without a seed, or with -1, a random one.
 
-    Raises BadRequest for a token id that the model does not have.
+    Raises BadRequest for a token id that the model does not have, and for ``min_tokens`` without any token
+    that may come first.
     """
 
     def pick(name: str, fallback: Any) -> Any:
@@ -41,9 +42,21 @@ def sampling_of(body: Generation, model: ServedModel, logprobs: int) -> Sampling
         frequency_penalty=float(body.frequency_penalty or 0.0),
         repetition_penalty=float(pick("repetition_penalty", 1.0)),
         min_tokens=body.min_tokens or 0,
-        banned_first=tuple(sorted(ending_ids(body, model))) if body.min_tokens else (),
+        banned_first=_banned_first(body, model) if body.min_tokens else (),
         logprobs=logprobs,
     )
+
+
+def _banned_first(body: Generation, model: ServedModel) -> tuple[int, ...]:
+    """Ids that would end the sequence before it has ``min_tokens``."""
+    banned = tuple(sorted(ending_ids(body, model)))
+    if len(banned) >= model.vocab_size:
+        raise BadRequest(
+            f"min_tokens: stop_token_ids leave no token to begin with; each of the {model.vocab_size} ids of "
+            f"{model.name!r} would end the answer",
+            param="min_tokens",
+        )
+    return banned
 
 
 def for_choice(sampling: Sampling, index: int) -> Sampling:

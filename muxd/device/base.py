@@ -10,6 +10,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from muxd.messages import Dtype
+
 
 class Writer(Protocol):
     """Fills a region piece by piece, wherever it lies. A context manager: leaving it waits for the copies."""
@@ -122,8 +124,13 @@ class Device(Protocol):
         """
         ...
 
-    def allocate(self, nbytes: int, label: str) -> Region:
+    def copies(self, dtype: Dtype) -> bool:
+        """Whether a worker computes with a copy of its own of every matrix of that type."""
+        ...
+
+    def allocate(self, nbytes: int, label: str, beside: int = 0) -> Region:
         """At least ``nbytes`` of memory; ``label`` ("pool", "weights") shows up in tools and in errors.
+        ``beside``: bytes that the region's users take for themselves: they count as long as it is open.
 
         What it contains is unspecified (zeros on the CPU). Raises OutOfMemory, a ConfigError naming the
         setting to lower, when the memory is not there.

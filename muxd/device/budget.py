@@ -9,13 +9,13 @@ class Budget:
 
     def __init__(self, limit: int = 0, key: str = "device.memory"):
         self.limit, self._key = limit, key
-        self._held: list[Region] = []
+        self._held: list[tuple[Region, int]] = []
 
     @property
     def held(self) -> int:
         """Bytes of all regions that are not closed."""
-        self._held = [region for region in self._held if not region.closed]
-        return sum(region.nbytes for region in self._held)
+        self._held = [(region, beside) for region, beside in self._held if not region.closed]
+        return sum(region.nbytes + beside for region, beside in self._held)
 
     def admit(self, nbytes: int, label: str) -> None:
         """Raises OutOfMemory where ``nbytes`` more are too many."""
@@ -26,6 +26,6 @@ class Budget:
                 f"{self.limit}: raise it, lower the pool, or serve fewer models here"
             )
 
-    def keep(self, region: Region) -> None:
-        """It counts until it is closed."""
-        self._held.append(region)
+    def keep(self, region: Region, beside: int = 0) -> None:
+        """It counts until it is closed, and so do the bytes that its users take ``beside`` it."""
+        self._held.append((region, beside))

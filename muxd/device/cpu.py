@@ -20,6 +20,9 @@ from muxd.device import cgroup
 from muxd.device.base import ClientView, HostWriter
 from muxd.device.budget import Budget
 from muxd.errors import ConfigError, OutOfMemory
+from muxd.messages import Dtype
+
+_PACKING = frozenset({"avx512bw", "avx512vl", "avx512dq"})  # with which torch lets oneDNN compute bfloat16
 
 
 class CpuRegion:
@@ -102,23 +105,29 @@ class Cpu:
         """See ``worker_env`` below. ``cap`` is not needed: a worker's threads follow each batch's share."""
         return worker_env(self.cores)
 
-    def allocate(self, nbytes: int, label: str) -> CpuRegion:
+    def copies(self, dtype: Dtype) -> bool:
+        """bfloat16, where oneDNN multiplies it: then ``kernels.linear`` packs."""
+        return dtype == "bfloat16" and _flags() >= _PACKING
+
+    def allocate(self, nbytes: int, label: str, beside: int = 0) -> CpuRegion:
         """See ``device.base.Device.allocate``. Memory promised before but not yet touched counts as used."""
         if nbytes < 1:
             raise ConfigError(f"{label}: cannot allocate {nbytes} bytes")
-        self._budget.admit(nbytes, label)
+        self._budget.admit(nbytes + beside, label)
         promised = sum(region.untouched for region in self._regions if not region.closed)
         free, source = available_memory()
-        if nbytes + promised > free:
+        if nbytes + beside + promised > free:
             more = "" if label == "pool" else " or serve fewer models"
+            copies = f" and {_mib(beside)} for copies in workers" if beside else ""
             raise OutOfMemory(
-                f"not enough memory for {label}: {_mib(nbytes)} wanted, {_mib(max(0, free - promised))} left "
-                f"({source}, {_mib(promised)} of it promised already): lower pool.bytes{more}",
+                f"not enough memory for {label}: {_mib(nbytes)}{copies} wanted, "
+                f"{_mib(max(0, free - promised))} left ({source}, {_mib(promised)} of it promised already): "
+                f"lower pool.bytes{more}",
                 shared=True,
             )
         region = CpuRegion(nbytes, label)
         self._regions.add(region)
-        self._budget.keep(region)
+        self._budget.keep(region, beside)
         return region
 
     def attached(self, pid: int, view: ClientView, cap: int = 0) -> str:
@@ -149,6 +158,14 @@ class Cpu:
 
     def close(self) -> None:
         """Nothing was started."""
+
+
+@cache
+def _flags() -> frozenset[str]:
+    """What the processor can do, as Linux names it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    found = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))
+    return frozenset(next(found, ()))
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo")) -> tuple[int, str]:

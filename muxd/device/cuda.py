@@ -28,6 +28,7 @@ from muxd.device.green import PARTS, Unsplittable, quarters
 from muxd.device.mps import Mps, MpsUnavailable
 from muxd.device.upload import Uploader
 from muxd.errors import ConfigError, OutOfMemory
+from muxd.messages import Dtype
 
 _log = logging.getLogger("muxd.device")
 
@@ -131,7 +132,11 @@ class Cuda:
             return {**common, **OFF_MPS}
         return {**common, **self.mps.client_env(cap if self._caps else 0)}
 
-    def allocate(self, nbytes: int, label: str) -> CudaRegion:
+    def copies(self, dtype: Dtype) -> bool:
+        """No: kernels read weights where they are."""
+        return False
+
+    def allocate(self, nbytes: int, label: str, beside: int = 0) -> CudaRegion:
         """See ``device.base.Device.allocate``. Whole pages of ``granularity`` are taken."""
         if nbytes < 1:
             raise ConfigError(f"{label}: cannot allocate {nbytes} bytes")

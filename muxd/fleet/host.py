@@ -230,7 +230,8 @@ class Host:
         """Weights from the folder into memory of ours. Raises MuxdError."""
         assert self.entry.opened is not None
         plan = self.entry.opened.plan
-        self._weights = self._device.allocate(plan.bytes, "weights")
+        beside = plan.matrices * len(self._phases) if self._device.copies(plan.dtype) else 0
+        self._weights = self._device.allocate(plan.bytes, "weights", beside)
         done = 0
 
         def advance(count: int) -> None:

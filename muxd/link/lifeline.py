@@ -94,8 +94,10 @@ def _watch(fd: int) -> None:
     """Wait for the hang-up alone: what is on the socket is for the main thread to read."""
     poll = select.poll()
     poll.register(fd, select.POLLRDHUP)
-    while not any(events for _, events in poll.poll()):
+    while not (told := [events for _, events in poll.poll()]):
         pass
+    if told == [select.POLLNVAL]:
+        return  # we have closed it ourselves before this thread began: the process ends with another word
     if _gentle.is_set():
         _orphaned.set()
         os.kill(os.getpid(), signal.SIGTERM)

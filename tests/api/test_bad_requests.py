@@ -245,6 +245,19 @@ async def test_a_stop_token_outside_the_vocabulary_is_refused_with_its_size(
     assert status == 200
 
 
+async def test_min_tokens_needs_a_token_that_does_not_end_the_answer(door: Door, serving: Scripted) -> None:
+    size = serving.by_name["base"].vocab_size
+    (eos,) = serving.tokenizer.eos
+    others = [token for token in range(size) if token != eos]
+    body = {"model": "base", "prompt": "x", "stop_token_ids": others}
+    status, answer, _ = await door.post(TEXT, body | {"min_tokens": 1})
+    assert (status, error_of(answer)["param"]) == (400, "min_tokens")
+    assert serving.requests == []
+    for fits in ({}, {"min_tokens": 1, "ignore_eos": True}, {"min_tokens": 1, "stop_token_ids": others[1:]}):
+        status, *_ = await door.post(TEXT, body | fits)
+        assert status == 200
+
+
 async def test_chat_without_template(door: Door) -> None:
     status, answer, _ = await door.post(CHAT, {"model": "base", "messages": USER})
     assert (status, error_of(answer)["code"]) == (400, "no_chat_template")

@@ -213,7 +213,7 @@ def test_the_overhead_is_what_the_table_does_not_explain() -> None:
     assert found.request == pytest.approx(0.004, rel=1e-3)
 
 
-@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("gpu", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_overhead_is_measured_on_a_live_daemon(
     folder: Path, measured: tuple[ModelProfile, int], gpu: bool
 ) -> None:

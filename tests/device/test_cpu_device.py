@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 
 from muxd.device import cgroup, cpu
-from muxd.errors import ConfigError
+from muxd.errors import ConfigError, OutOfMemory
+from muxd.kernels.linear import packs
+from muxd.worker.mapped import DTYPES
 
 
 @pytest.mark.usefixtures("no_descriptor_leak")
@@ -183,3 +185,20 @@ def test_the_worker_environment_reaches_torch() -> None:
     env = {**os.environ, **cpu.worker_env(1)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["1", "300000"]
+
+
+def test_copies_that_workers_make_of_weights_count_as_long_as_the_weights_are_there() -> None:
+    device = cpu.Cpu(limit=10 << 20)
+    weights = device.allocate(3 << 20, "weights", 6 << 20)
+    with pytest.raises(OutOfMemory, match=r"1048576 left of device\.memory"):
+        device.allocate(2 << 20, "pool")
+    weights.close()
+    device.allocate(9 << 20, "pool").close()
+    free, _ = cpu.available_memory()
+    with pytest.raises(OutOfMemory, match=r"weights: 1 MiB and [0-9,]+ MiB for copies in workers wanted"):
+        cpu.Cpu().allocate(1 << 20, "weights", free)
+
+
+def test_what_counts_as_copied_is_what_workers_copy() -> None:
+    for dtype in ("bfloat16", "float16", "float32"):
+        assert cpu.Cpu().copies(dtype) == packs(DTYPES[dtype])

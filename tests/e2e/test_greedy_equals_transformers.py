@@ -14,8 +14,9 @@ from muxd.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.demo
 
-TOKENS = 48
-BESIDE = 24  # tokens beside the other model, which takes most of the time
+TOKENS = 24
+LONG = 96
+BESIDE = 16  # tokens beside the other model, which takes most of the time
 on_both = on("cpu", "gpu")
 of_both = pytest.mark.parametrize("model", ["smol", "gemma"])
 
@@ -30,10 +31,10 @@ def daemon(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
 class Judged:
     """One model's answers alone, and what transformers answers."""
 
-    def __init__(self, daemon: LiveDaemon, model: str):
+    def __init__(self, daemon: LiveDaemon, model: str, tokens: int = TOKENS):
         tokenizer = Tokenizer.load(demo_folder(model))
         self.prompts = [tokenizer.encode(text) for text in PROMPTS]
-        self.answers = asyncio.run(one_by_one(daemon, model, self.prompts))
+        self.answers = asyncio.run(one_by_one(daemon, model, self.prompts, tokens))
         both = zip(self.prompts, self.answers, strict=True)
         self.expected = [greedy(demo_folder(model), *one) for one in both]
 
@@ -70,9 +71,11 @@ async def together(daemon: LiveDaemon, model: str, prompts: list[list[int]]) -> 
         return list(await asyncio.gather(*(complete(session, model, p, TOKENS) for p in prompts)))
 
 
-async def one_by_one(daemon: LiveDaemon, model: str, prompts: list[list[int]]) -> list[list[int]]:
+async def one_by_one(
+    daemon: LiveDaemon, model: str, prompts: list[list[int]], tokens: int
+) -> list[list[int]]:
     async with aiohttp.ClientSession(daemon.url) as session:
-        return [await complete(session, model, prompt, TOKENS) for prompt in prompts]
+        return [await complete(session, model, prompt, tokens) for prompt in prompts]
 
 
 async def beside_a_busy_model(daemon: LiveDaemon, model: str, prompts: list[list[int]]) -> list[list[int]]:
@@ -95,6 +98,15 @@ async def beside_a_busy_model(daemon: LiveDaemon, model: str, prompts: list[list
 def test_alone(judge: Judged) -> None:
     assert judge.answers == judge.expected
     assert {len(answer) for answer in judge.answers} == {TOKENS}
+
+
+@pytest.mark.slow
+@on_both
+@of_both
+def test_alone_for_long(daemon: LiveDaemon, model: str) -> None:
+    judged = Judged(daemon, model, LONG)
+    assert judged.answers == judged.expected
+    assert {len(answer) for answer in judged.answers} == {LONG}
 
 
 @on("stand-in")  # references are slow: one model's answers once

@@ -166,7 +166,7 @@ def test_a_target_that_cannot_hold_it_leaves_it_where_it_was(where: Where, tmp_p
         assert whole(daemon)
 
 
-@on(*EVERYWHERE, smoke=True)
+@on(*EVERYWHERE)
 def test_workers_killed_in_the_midst_of_a_move(where: Where, daemon: LiveDaemon) -> None:
     before = daemon.status().requests
     alone = ask(daemon, "a")

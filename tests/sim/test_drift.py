@@ -23,6 +23,7 @@ def moves(found: Any) -> list[Move]:
     return list(found.moves)
 
 
+@pytest.mark.slow
 def test_replanning_keeps_up_with_an_oracle(drift: Any) -> None:
     """Two phases of 100 s, far shorter than the benchmark's: the pair of the second shares a device."""
     day = drift.Day(phase=100.0, popular=((0, 1), (2, 5)))

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -42,9 +42,16 @@ def demo_config(*names: str, dtype: str = "bfloat16", pool: str = "512M", extra:
 
 
 class LiveDaemon:
-    """``muxd serve`` on a free port. ``env``: what its environment has more than ours."""
+    """``muxd serve`` on a free port. ``env``: what its environment has more than ours; ``by``: a command that
+    runs it."""
 
-    def __init__(self, config: str, folder: Path, env: Mapping[str, str] = MappingProxyType({})):
+    def __init__(
+        self,
+        config: str,
+        folder: Path,
+        env: Mapping[str, str] = MappingProxyType({}),
+        by: Sequence[str] = (),
+    ):
         self.folder = folder
         # Unix socket paths are short: pytest's own folders can be too deep.
         self._sockets = tempfile.TemporaryDirectory(prefix="muxd-test-")
@@ -60,7 +67,7 @@ class LiveDaemon:
             own.pop("MUXD_DEVICE", None)  # which says where all others run
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, "--socket", str(self.socket)],
+                [*by, *command, "--socket", str(self.socket)],
                 env=own,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -130,9 +137,11 @@ class LiveDaemon:
 
 
 @contextmanager
-def live(config: str, folder: Path, env: Mapping[str, str] = MappingProxyType({})) -> Iterator[LiveDaemon]:
+def live(
+    config: str, folder: Path, env: Mapping[str, str] = MappingProxyType({}), by: Sequence[str] = ()
+) -> Iterator[LiveDaemon]:
     """A ready daemon; on leaving it must end with exit code 0 on SIGTERM, if it still runs."""
-    daemon = LiveDaemon(config, folder, env)
+    daemon = LiveDaemon(config, folder, env, by)
     try:
         yield daemon.wait_ready()
         if daemon.process.poll() is None:

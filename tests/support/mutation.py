@@ -5,7 +5,7 @@ import json
 import random
 from typing import Any
 
-_NASTY: list[Any] = [
+NASTY: list[Any] = [
     None, True, False, 0, 1, -1, 2, 7, 1 << 31, 1 << 63, 10**18, 10**400, -(10**18), 0.0, -1.5, 1e-320, 1e308,
     float("nan"), float("inf"), "", "x", "0", "\ud800", "\x00", "</s>", "../x", "/dev/zero", "{{",
     "{% for %}", "é" * 50, [], {}, [[]], [None],
@@ -53,7 +53,7 @@ def _damage(draw: random.Random, data: Any) -> None:
         holder = holder[key]
     match draw.randrange(6):
         case 0 | 1 | 2:
-            holder[key] = copy.deepcopy(draw.choice(_NASTY))
+            holder[key] = copy.deepcopy(draw.choice(NASTY))
         case 3:
             del holder[key]
         case 4:

@@ -1,6 +1,10 @@
-"""The sampler against plain reference code, its filters by property, its randomness by distribution."""
+"""The sampler against plain reference code, its filters by property, its randomness by distribution.
+
+MUXD_FUZZ=100000 says how many damaged batches are tried.
+"""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from muxd.worker.sampler import draw, penalise, sample, uniform
 from muxd.worker.sequence import Sequence, Span
 
 VOCAB = 700  # beyond the sampler's shortlist
+DAMAGED = int(os.environ.get("MUXD_FUZZ", "300"))
 
 
 def sequence(sampling: Sampling, history: list[int] | None = None, prompt_tokens: int = 0) -> Sequence:
@@ -192,7 +197,7 @@ def damaged_batches(draw: st.DrawFn) -> tuple[torch.Tensor, list[Sequence]]:
     return torch.stack([draw(damaged.rows()) for _ in range(count)]), sequences
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=DAMAGED)
 @given(damaged_batches())
 def test_any_request_on_any_logits_gets_a_token_or_none_and_harms_no_other(
     batch: tuple[torch.Tensor, list[Sequence]],
@@ -211,7 +216,7 @@ def test_any_request_on_any_logits_gets_a_token_or_none_and_harms_no_other(
     assert all(tokens[i] != NO_TOKEN for i in logprobs or {})
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=DAMAGED)
 @given(damaged_batches())
 def test_the_device_finds_the_same_rows_without_a_token(
     batch: tuple[torch.Tensor, list[Sequence]],
