@@ -64,9 +64,11 @@ class Planning:
             limited = any(one.name == name and one.memory for one in config.devices)
             return device.memory // (1 if is_gpu(device) or limited else hosts)
 
-        self.room = Room(len(devices), min(memory(*item) for item in devices.items()), max(pools.values()))
-        self._peak, self._reach = _speed(next(iter(devices.values())))
-        self.budget = budget(config, next(iter(devices.values())))
+        first = next(iter(devices.values()))
+        least = min(memory(*item) for item in devices.items())
+        self.room = Room(len(devices), least, max(pools.values()), tuple(first.rungs))
+        self._peak, self._reach = _speed(first)
+        self.budget = budget(config, first)
         measured = config.placement.profile
         self._profile = profile.load(Path(measured)) if measured else None
         self._table = CostTable(self._profile, source=measured) if self._profile else None
@@ -105,7 +107,7 @@ class Planning:
             _log.warning("no plan for %s: %s; it goes where most is left", entry.name, error.message)
             return self.names[self._by_size([*placed, entry], self.now(placed))[entry.name]]
         held = [tuple(i for i, one in enumerate(placed) if one.device == name) for name in self.names]
-        return self.names[live.best(Sets(appraiser, tuned=False), held, len(placed))]
+        return self.names[live.best(Sets(appraiser), held, len(placed))]
 
     def appraiser(self, entries: Sequence[Entry], demands: Mapping[str, Demand] | None = None) -> Live:
         """Of opened entries, at measured demands where there are some. Raises ConfigError where the costs of

@@ -14,6 +14,9 @@ from muxd.errors import ConfigError
 from muxd.messages import Dtype
 
 
+EQUAL = 0  # a share that follows who is there: what ``share`` is in muxd.toml unless somebody says another
+
+
 class ModelLoad(Struct, frozen=True):
     """One model and the traffic it is meant to serve.
 
@@ -144,7 +147,11 @@ class Plan(Struct, frozen=True):
 
 
 class UnitLoad(Struct, frozen=True):
-    """A unit as a simulator or a daemon needs it: names, rates and settings, no predictions."""
+    """A unit as a simulator or a daemon needs it: names, rates and settings, no predictions.
+
+    ``decode_shares`` are EQUAL where the scheduler gives them, as in a daemon; systems that are compared with
+    it have their own.
+    """
 
     host: int
     gpus: tuple[int, ...]
@@ -159,7 +166,7 @@ class UnitLoad(Struct, frozen=True):
 
 
 def units(plan: Plan) -> list[UnitLoad]:
-    """The plan's units that hold models, by host and device."""
+    """The plan's units that hold models, by host and device, with the plan's shares."""
     found = [_unit_load(unit) for unit in plan.units if unit.members]
     return sorted(found, key=lambda unit: (unit.host, unit.gpus))
 
