@@ -14,7 +14,7 @@ from muxd.config import Config
 from muxd.cost import profile
 from muxd.cost.analytic import Roofline
 from muxd.cost.estimate import Costs
-from muxd.cost.peaks import CAPTURED, PEAKS, Peak, Reach
+from muxd.cost.peaks import CAPTURED, PEAKS, Peak, Reach, recognised
 from muxd.cost.profiled import Profiled
 from muxd.cost.table import CostTable
 from muxd.device import host_speed
@@ -160,7 +160,7 @@ def _speed(device: Device) -> tuple[Peak, Reach]:
     if not is_gpu(device):
         bandwidth = host_speed.bandwidth()
         return Peak("cpu", host_speed.flops(), bandwidth, bandwidth), _HOST
-    known = next((peak for name, peak in PEAKS.items() if name in device.kind.lower()), None)
+    known = recognised(device.kind)
     if known is None:
         _log.warning("no peaks of a %s are known: placement reckons with those of an %s; `muxd profile` "
                      "and placement.profile give better costs", device.kind, _DEFAULT)  # fmt: skip

@@ -14,8 +14,8 @@ reached from below, as both sides only grow. Three things the published estimato
 * bandwidth: a tenth of the multiprocessors reaches half of it, so by the table ten decodes together would
   move five times what the memory can. All together move at most its limit (``muxd.cost.law``).
 
-Shares are the scheduler's (``muxd.cost.shares``): equal parts, what idle models leave of theirs besides, and for
-a prefill all parts but one.
+Shares are the scheduler's (``muxd.cost.shares``): equal parts, what idle models leave of theirs besides, and
+for a prefill all parts but one.
 
 The denominator is also the mean seconds of an answer: its own steps, and every model's prefills that come
 while it lasts. The first token comes earlier than a whole round of prefills: after its own, and what of the
@@ -230,13 +230,14 @@ class Estimator:
     def _value(self, gpus: int, models: tuple[int, ...], shares: tuple[int, ...]) -> float:
         load, total = self.load(gpus, models, shares), 0.0
         wait = load.round
+        held = sum(b * self._sequence[m][gpus] for m, b in zip(models, load.batches, strict=True))
+        full = held / (promises.HEADROOM * self.pool(gpus, models))
         for i, model in enumerate(models):
             wanted, alone = self.problem.models[model], self._alone[model]
             seconds = wait + wanted.output * load.steps[i]
             token = (seconds - load.firsts[i]) / wanted.output
             late = promises.lateness(wanted, load.firsts[i], token, seconds, alone)
-            served = min(wanted.rate, load.throughputs[i])
-            total += promises.worth(wanted, served, late, alone / seconds)
+            total += promises.worth(wanted, load.throughputs[i], max(late, full), alone / seconds)
         return total
 
     def _member(self, mesh: Mesh, load: Load, i: int, weight: float) -> Member:

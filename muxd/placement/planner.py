@@ -7,7 +7,7 @@ naive     the least loaded mesh, the ablation of MuxServe
 spatial   every model alone on devices of its own, as many as pay
 temporal  the meshes of ours, but every decode on the whole device, one after another
 
-``ours`` can be ended at any time by what ``advance`` raises (``Enough``), and has a layout from the first one on.
+``ours`` can be ended at any time by what ``advance`` raises (``Enough``); it soon has a first layout.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +75,7 @@ def layout_of(
     """Only who sits where. Raises as ``make_plan``."""
     effort = effort or default_effort(len(appraiser.problem.models))
     if method in _FORMS:
-        return canonical(greedy(appraiser, _FORMS[method], effort.groups))
+        return canonical(greedy(appraiser, _FORMS[method], effort.groups, advance))
     if method == "spatial":
         return spatial(appraiser)
     found = ours(appraiser, effort, advance)
@@ -159,8 +159,9 @@ class _Search:
 
 
 def first_layouts(sets: Sets, effort: Effort, advance: Advance = lambda _: None) -> Iterator[Layout]:
-    """The constructed one, which is there at once, and greedy's where they can be computed. Raises ConfigError
-    if there is none."""
+    """The constructed one, which is there at once, and greedy's where they can be computed.
+
+    Raises ConfigError if there is none."""
     appraiser, known, failed = sets.appraiser, False, None
     try:
         yield canonical(construct(sets, lambda _: advance(0)))

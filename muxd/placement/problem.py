@@ -13,7 +13,6 @@ from muxd.cost.shapes import ModelShape
 from muxd.errors import ConfigError
 from muxd.messages import Dtype
 
-
 EQUAL = 0  # a share that follows who is there: what ``share`` is in muxd.toml unless somebody says another
 
 
@@ -118,12 +117,30 @@ class Unit(Struct, frozen=True):
         return len(self.gpus)
 
 
+class Trial(Struct, frozen=True):
+    """What a policy did with a layout in simulation. ``on_time``: the part of all ``requests`` that kept
+    their model's targets, or without any were served in ``promises.TIMES`` their time alone; ``worst``: of the
+    model with the least. Seconds, None where nothing was served; ``per_second``: requests that ended."""
+
+    policy: str
+    requests: int
+    on_time: float
+    worst: float
+    ttft_p50: float | None
+    ttft_p99: float | None
+    tpot_p50: float | None
+    tpot_p99: float | None
+    per_second: float
+
+
 class Plan(Struct, frozen=True):
-    """The units and what they serve together. ``method``: who made it; ``objective``: by its own formula."""
+    """The units and what they serve together. ``method``: who made it; ``objective``: by its own formula;
+    ``trials``: simulated, by the policy that the plan is for first, then by others on the same layout."""
 
     method: str
     units: tuple[Unit, ...]
     objective: float
+    trials: tuple[Trial, ...] = ()
 
     @property
     def members(self) -> list[Member]:

@@ -3,11 +3,15 @@
     worth = weight * served * kept(late) * (1 + SPEED * alone / seconds)
     kept(late) = 1 up to late = 1, beyond it late ** -2
 
-``served`` is the rate, or the throughput where that is less. ``late`` is the predicted mean over what the mean
-may be: ``HEADROOM`` of the target, for a plan knows means, queues have tails, and it is the tail that misses a
-target: where the mean is just on time about half of the requests are not. A model with targets (``ttft_slo``,
-``tpot_slo``) has those, the later one counts; without any, the whole answer should take no more than ``TIMES``
-as long as alone: people who gave no number mean "as fast as it is by itself, more or less".
+``served`` is the rate, or the throughput where that is less. ``late`` is the predicted mean over what the
+mean may be: ``HEADROOM`` of the target, for a plan knows means, queues have tails, and the tail is what
+misses a target: where the mean is just on time about half of the requests are not. A model with targets
+(``ttft_slo``, ``tpot_slo``) has those, the later one counts; without any, the whole answer should take no
+more than ``TIMES`` as long as alone: who gave no number means "about as fast as it is by itself".
+
+Nor is anybody on time in a burst where the mean alone fills the pool: what it holds, over ``HEADROOM`` of the
+pool, counts as lateness of the unit's models, too. Where less is served than asked for, a queue grows, and it makes those late that are served: ``late`` is then
+so many times larger as the rate is above the throughput.
 
 Beyond that a request is worth less and less instead of nothing, so that a search sees which way is better
 where not everybody can be on time; the square makes one model far too late worse than two a little late.
@@ -32,9 +36,10 @@ def lateness(model: ModelLoad, first: float, token: float, seconds: float, alone
     return max(ttft, token / (HEADROOM * model.tpot_slo) if model.tpot_slo else 0.0)
 
 
-def worth(model: ModelLoad, served: float, late: float, speed: float) -> float:
-    """``speed``: seconds alone over those predicted, at most 1."""
-    kept = 1.0 if late <= 1.0 else late**-2
+def worth(model: ModelLoad, throughput: float, late: float, speed: float) -> float:
+    """``speed``: seconds alone over those predicted."""
+    served = min(model.rate, throughput)
+    kept = (max(1.0, late) * model.rate / served) ** -2
     return model.weight * served * kept * (1.0 + SPEED * min(1.0, speed))
 
 

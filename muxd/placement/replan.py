@@ -8,8 +8,8 @@ A new layout is adopted when all of these hold, and the decision says which did 
   nothing; the one percent that speed is worth is smaller);
 * over ``horizon`` seconds the gain is more than what is not served while models move.
 
-Shares follow who sits where (``muxd.cost.shares``), so nobody decides over them. A present layout that no longer
-fits is left as soon as the new one does.
+Shares follow who sits where (``muxd.cost.shares``), so nobody decides over them. A present layout that no
+longer fits is left as soon as the new one does.
 """
 
 from collections.abc import Mapping

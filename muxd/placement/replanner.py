@@ -28,7 +28,8 @@ class Watch(Struct, frozen=True):
 
 
 class View(Struct, frozen=True):
-    """What a look sees. ``sets`` may forbid some; ``pinned``: model -> host; ``anew``: a layout from nothing, for when the present one does not fit."""
+    """What a look sees. ``sets`` may forbid some; ``pinned``: model -> host; ``anew``: a layout from nothing,
+    for when the present one does not fit."""
 
     appraiser: Appraiser  # at the rates to plan for
     present: Layout

@@ -3,8 +3,8 @@
 A muxd serves all devices of its host, each model on one of them. A model over several is not served yet: such
 a unit has a file of its own.
 
-Shares and ``max_running`` are not written: muxd divides a device among who is there, and a batch that is capped at
-its predicted mean has no room for bursts.
+Shares and ``max_running`` are not written: muxd divides a device among who is there, and a batch that is
+capped at its predicted mean has no room for bursts.
 """
 
 import msgspec

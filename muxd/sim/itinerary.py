@@ -28,8 +28,8 @@ class Site(Struct, frozen=True):
 
 
 class Stop(Struct, frozen=True):
-    """A stage in terms of sites: where each model is. ``before``: for each new site the sites whose devices it
-    may take."""
+    """A stage in terms of sites: where each model is. ``before``: for each new site the sites whose devices
+    it may take."""
 
     at: float
     sites: dict[str, int]
