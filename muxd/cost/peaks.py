@@ -51,9 +51,9 @@ class Reach(Struct, frozen=True):
 
 
 # NVIDIA's datasheets, each by its name there, and the whitepapers of the GeForce cards. Operations are those
-# of dense 16-bit matrices summed in 32 bits: half of what is printed "with sparsity", and of GeForce cards half
-# of that again. Links: NVLink, else the PCIe bus, of which one direction counts. Bridges that join cards in
-# pairs (H100 PCIe, H100 NVL) do not reach a third device, so that those count as PCIe 5.
+# of dense 16-bit matrices summed in 32 bits: half of what is printed "with sparsity", and of GeForce cards
+# half of that again. Links: NVLink, else the PCIe bus, of which one direction counts. Bridges that join cards
+# in pairs (H100 PCIe, H100 NVL) do not reach a third device, so that those count as PCIe 5.
 PEAKS = {
     "a10": Peak("a10", 125e12, 0.6e12, 32e9, 24e9),
     "a100": Peak("a100", 312e12, 2.04e12, 300e9, 80e9),  # SXM, 80 GB

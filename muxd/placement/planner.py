@@ -159,12 +159,12 @@ class _Search:
 
 
 def first_layouts(sets: Sets, effort: Effort, advance: Advance = lambda _: None) -> Iterator[Layout]:
-    """The constructed one, which is there at once, and greedy's where they can be computed.
+    """The constructed one, which is soon there and is not ended, and greedy's where they can be computed.
 
     Raises ConfigError if there is none."""
     appraiser, known, failed = sets.appraiser, False, None
     try:
-        yield canonical(construct(sets, lambda _: advance(0)))
+        yield canonical(construct(sets))
         known = True
     except ConfigError as error:
         failed = error

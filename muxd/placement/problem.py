@@ -119,8 +119,8 @@ class Unit(Struct, frozen=True):
 
 class Trial(Struct, frozen=True):
     """What a policy did with a layout in simulation. ``on_time``: the part of all ``requests`` that kept
-    their model's targets, or without any were served in ``promises.TIMES`` their time alone; ``worst``: of the
-    model with the least. Seconds, None where nothing was served; ``per_second``: requests that ended."""
+    their model's targets, or without any were served in ``promises.TIMES`` their time alone; ``worst``: of
+    the model with the least. Seconds, None where nothing was served; ``per_second``: requests that ended."""
 
     policy: str
     requests: int

@@ -1,6 +1,6 @@
 """What served requests are worth: goodput. Pure.
 
-    worth = weight * served * kept(late) * (1 + SPEED * alone / seconds)
+    worth = weight * served * (served / rate) * kept(late) * (1 + SPEED * alone / seconds)
     kept(late) = 1 up to late = 1, beyond it late ** -2
 
 ``served`` is the rate, or the throughput where that is less. ``late`` is the predicted mean over what the
@@ -9,9 +9,9 @@ misses a target: where the mean is just on time about half of the requests are n
 (``ttft_slo``, ``tpot_slo``) has those, the later one counts; without any, the whole answer should take no
 more than ``TIMES`` as long as alone: who gave no number means "about as fast as it is by itself".
 
-Nor is anybody on time in a burst where the mean alone fills the pool: what it holds, over ``HEADROOM`` of the
-pool, counts as lateness of the unit's models, too. Where less is served than asked for, a queue grows, and it makes those late that are served: ``late`` is then
-so many times larger as the rate is above the throughput.
+Nor is anybody on time in a burst where the mean alone fills the pool: what it holds, over ``HEADROOM`` of
+the pool, counts as lateness of the unit's models, too. And where less is served than asked for, a queue grows,
+and those that are served are late as well, the more the more are too many: ``served / rate`` once more.
 
 Beyond that a request is worth less and less instead of nothing, so that a search sees which way is better
 where not everybody can be on time; the square makes one model far too late worse than two a little late.
@@ -39,7 +39,7 @@ def lateness(model: ModelLoad, first: float, token: float, seconds: float, alone
 def worth(model: ModelLoad, throughput: float, late: float, speed: float) -> float:
     """``speed``: seconds alone over those predicted."""
     served = min(model.rate, throughput)
-    kept = (max(1.0, late) * model.rate / served) ** -2
+    kept = max(1.0, late) ** -2 * served / model.rate
     return model.weight * served * kept * (1.0 + SPEED * min(1.0, speed))
 
 

@@ -25,7 +25,7 @@ def moves(found: Any) -> list[Move]:
 
 def test_replanning_keeps_up_with_an_oracle(drift: Any) -> None:
     """Two phases of 100 s, far shorter than the benchmark's: the pair of the second shares a device."""
-    day = drift.Day(phase=100.0, popular=((0, 1), (1, 3)))
+    day = drift.Day(phase=100.0, hot=5.5, popular=((0, 1), (1, 3)))
     costs = Roofline("A100-80G")
     workload = drift.traffic(day, 1)
     found = {name: drift.simulated(name, day, workload, costs) for name in ("fixed", "replan", "oracle")}
@@ -34,10 +34,8 @@ def test_replanning_keeps_up_with_an_oracle(drift: Any) -> None:
         assert kept["replan"] > kept["oracle"] - 0.05
         assert kept["replan"] > kept["fixed"] + 0.02, "the change is one that costs a fixed plan something"
     assert found["fixed"].moves == []
-    loud, quiet = sorted(moves(found["oracle"]), key=lambda move: move.parked)
-    assert (loud.parked, quiet.parked) == (False, True), "one of the pair changes places with a quiet model"
-    # Rates measured in a few seconds are not exact: more quiet models than one may go.
-    replanned = moves(found["replan"])
-    assert {move.model for move in replanned if not move.parked} <= {"m1", "m3"}
-    assert any(not move.parked for move in replanned)
-    assert all(move.asked - day.phase <= 2 * day.watch.period for move in replanned)
+    for name in ("replan", "oracle"):
+        assert len(moves(found[name])) == 2, "one of the pair changes places with a quiet model"
+        loud, quiet = sorted(moves(found[name]), key=lambda move: move.parked)
+        assert (loud.parked, quiet.parked) == (False, True)
+        assert loud.asked - day.phase <= 2 * day.watch.period
