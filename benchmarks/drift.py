@@ -43,7 +43,7 @@ from muxd.sim.workload import Item, Workload
 
 SIZE = "qwen2.5-14b"
 POPULAR = ((0, 1), (2, 5), (3, 4), (1, 6), (0, 7))  # of each phase
-EFFORT = Effort(steps=300, tuned_steps=30, sets=0)
+EFFORT = Effort(steps=300, sets=0)
 TERMS = Terms()
 SCALES = (2.0, 3.0, 4.0, 5.0, 8.0, 12.0)
 

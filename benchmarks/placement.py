@@ -118,7 +118,7 @@ def gaps(cases: int) -> None:
     for seed in range(cases):
         problem = small(seed)
         appraiser = Estimator(problem, costs)
-        best = layout_value(appraiser, optimum(Sets(appraiser), all_shares=True))
+        best = layout_value(appraiser, optimum(Sets(appraiser)))
         cells = []
         for method in ("ours", "greedy", "naive"):
             try:
@@ -158,7 +158,7 @@ def growth(sizes: list[tuple[int, ...]], args: argparse.Namespace) -> None:
         problem = crowd(models, gpus, args.load)
         appraiser = Estimator(problem, Roofline("h100"))
         begun = time.perf_counter()
-        first = construct(Sets(appraiser, tuned=False))
+        first = construct(Sets(appraiser))
         built = time.perf_counter() - begun
         begun = time.perf_counter()
         effort = msgspec.structs.replace(default_effort(models), greedy_models=0, sets=0)

@@ -30,9 +30,8 @@ from systems import terms
 
 from muxd.cost.estimate import Costs
 from muxd.placement.estimator import Estimator
-from muxd.placement.planner import finished, tuned
+from muxd.placement.planner import finished
 from muxd.placement.problem import Gpus, Mesh, Problem, UnitLoad, units
-from muxd.placement.sets import Sets
 from muxd.sim.cluster import Cluster, ClusterRun
 from muxd.sim.records import Outcome
 from muxd.sim.workload import Workload
@@ -138,14 +137,13 @@ def _over(row: Row, base: Row) -> str:
 
 
 def unit_of(case: Case, costs: Costs, shares: tuple[int, ...] | None = None) -> UnitLoad:
-    """All models of the case on all its devices, with the best shares the planner finds unless given."""
+    """All models of the case on all its devices, at equal parts unless given."""
     estimator = Estimator(case.problem, costs)
     models = tuple(range(len(case.problem.models)))
     gpus = case.problem.gpus.count
-    layout: tuple[Mesh, ...] = (Mesh(0, gpus, models, shares or (100,) * len(models)),)
-    if shares is None:
-        layout = tuned(Sets(estimator), layout)
-    (unit,) = units(finished("by hand", estimator, layout))
+    parts = shares or estimator.shares(gpus, models)
+    assert parts is not None
+    (unit,) = units(finished("by hand", estimator, (Mesh(0, gpus, models, parts),)))
     most = int(case.pool_part * case.problem.gpus.memory)
     return structs.replace(unit, pool_bytes=min(most, unit.pool_bytes))
 

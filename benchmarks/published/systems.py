@@ -35,7 +35,7 @@ FIXED = {"sharegpt": {"llama-7b": 1, "llama-13b": 1, "llama-30b": 4, "llama-65b"
 # muxserve2spatial.py gives the two most popular 13B models of ChatLMSYS one device.
 ONE_DEVICE = ("llm-1", "llm-3")
 HALF = 0.5
-EFFORT = Effort(steps=300, tuned_steps=30, sets=0, columns=6000)
+EFFORT = Effort(steps=300, sets=0, columns=6000)
 
 
 def terms(system: str, overbook: int) -> Terms:

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from muxd.cli.failing import sentences
-from muxd.cli.progress import counting
 
 if TYPE_CHECKING:
     from muxd.cost.estimate import Costs
+    from muxd.cost.peaks import Peak
     from muxd.cost.profile import ModelProfile, Profile
     from muxd.placement.loads import Traffic
     from muxd.placement.planner import Method
     from muxd.placement.problem import Gpus, ModelLoad, Plan, Problem
+    from muxd.sim.workload import Workload
 
 _PROGRAM = "muxctl"
 
@@ -26,6 +27,12 @@ TableFile = Annotated[
 ]
 CostFile = Annotated[
     Path | None, typer.Option("--cost", help="A profile by `muxd profile`.", metavar="cost.json")
+]
+DeviceFile = Annotated[
+    Path | None, typer.Option("--device", help="What a GPU that is not known can do.", metavar="gpu.toml")
+]
+Seconds = Annotated[
+    float, typer.Option("--seconds", min=0.1, help="Search no longer; Ctrl-C takes what is found by then.")
 ]
 OutFolder = Annotated[Path | None, typer.Option("--out", help="Write muxd.toml files.", metavar="DIR")]
 
@@ -44,6 +51,8 @@ def plan(
     overbook: Annotated[int, typer.Option(min=0, max=100, help="Percent of shares above 100.")] = 0,
     table: TableFile = None,
     cost: CostFile = None,
+    device: DeviceFile = None,
+    seconds: Seconds = 10.0,
     out: OutFolder = None,
     picture: Annotated[Path | None, typer.Option(help="Draw it.", metavar="FILE.svg")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
@@ -54,60 +63,52 @@ def plan(
 
     [[model]] name = "chat", size = "llama-3-8b" (or path = "models/chat"), rate = 4.5, prompt_tokens = 161,
     output_tokens = 337, and if wanted dtype, kv_dtype, weight, ttft_slo, tpot_slo.
+
+    The best few plans are simulated for a while, and the one that keeps most requests on time is taken. A GPU
+    that is not known is described by --device, TOML or JSON: name, flops (dense, 16-bit), bandwidth, link
+    (bytes a second), memory (bytes).
     """
     import msgspec
 
+    from muxd.cli.plan_tables import compared, shown
+    from muxd.cli.planning import Setting, make, tried
+    from muxd.cli.searching import patience
+    from muxd.cost.peaks import read as read_device
     from muxd.errors import ConfigError
     from muxd.placement.loads import loads, parse_gpus, read
     from muxd.placement.picture import check as check_picture
     from muxd.placement.problem import Problem
+    from muxd.sim.workload import read as read_workload
 
     with sentences(_PROGRAM):
-        entries, devices = read(models), parse_gpus(gpus, hosts)
-        found = loads(entries, models, traffic(workload) if workload else None)
+        if sum(map(bool, (table, cost, device))) > 1:
+            raise ConfigError("--table, --cost and --device: give one of them")
+        peak = read_device(device) if device else None
+        entries, devices = read(models), parse_gpus(gpus, hosts, peak)
+        asked = read_workload(workload) if workload else None
+        found = loads(entries, models, traffic(asked) if asked else None)
         if picture is not None:
             check_picture(picture)
-        if table and cost:
-            raise ConfigError("--table and --cost: give one of them")
-        found, costs = _costed(found, devices, table, cost)
-        problem = Problem(tuple(found), devices, overbook)
+        found, costs, rungs = _costed(found, devices, table, cost, peak)
+        setting = Setting(Problem(tuple(found), devices, overbook), costs, rungs, asked)
         wanted = _methods(method, compare)
-        plans, failed = make(problem, costs, wanted)
-        if method not in plans:
-            raise ConfigError(failed[wanted[0]])
-        chosen = plans[wanted[0]]
-        typer.echo(msgspec.json.encode(chosen).decode() if json else _shown(chosen, problem))
+        with patience(seconds) as limit:
+            plans, failed = make(setting, wanted, limit)
+            if wanted[0] not in plans:
+                raise ConfigError(failed[wanted[0]])
+            chosen = tried(setting, plans[wanted[0]], limit)
+        typer.echo(msgspec.json.encode(chosen).decode() if json else shown(chosen, setting.problem))
         if compare and not json:
-            typer.echo("\n" + _compared(plans, failed, problem))
-        _write(chosen, problem, out, picture)
+            best = {name: candidates[0] for name, candidates in plans.items()}
+            typer.echo("\n" + compared({**best, wanted[0]: chosen}, failed, setting.problem))
+        _write(chosen, setting.problem, out, picture)
 
 
-def make(
-    problem: "Problem", costs: "Costs", methods: "list[Method]"
-) -> "tuple[dict[Method, Plan], dict[Method, str]]":
-    """A plan by each method, and why some have none. Raises ConfigError where no method could have one."""
-    from muxd.errors import ConfigError
-    from muxd.placement.estimator import Estimator
-    from muxd.placement.planner import default_effort, make_plan
-
-    appraiser, effort = Estimator(problem, costs), default_effort(len(problem.models))
-    plans: dict[Method, Plan] = {}
-    failed: dict[Method, str] = {}
-    for method in methods:
-        with counting(f"Planning {method}", effort.total(len(problem.models))) as advance:
-            try:
-                plans[method] = make_plan(method, appraiser, effort, advance)
-            except ConfigError as error:
-                failed[method] = error.message
-    return plans, failed
-
-
-def traffic(path: Path) -> "dict[str, Traffic]":
-    """Mean rate and lengths of each model in a workload file."""
+def traffic(workload: "Workload") -> "dict[str, Traffic]":
+    """Mean rate and lengths of each model in it."""
     from muxd.placement.loads import Traffic
-    from muxd.sim.workload import Item, read
+    from muxd.sim.workload import Item
 
-    workload = read(path)
     by_model: dict[str, list[Item]] = {}
     for item in workload.items:
         by_model.setdefault(item.model, []).append(item)
@@ -123,25 +124,27 @@ def traffic(path: Path) -> "dict[str, Traffic]":
 
 
 def _costed(
-    loads: "list[ModelLoad]", gpus: "Gpus", table: Path | None, cost: Path | None
-) -> "tuple[list[ModelLoad], Costs]":
-    """The models under their names in the costs, and the costs."""
-    from muxd.cost.analytic import Roofline
+    loads: "list[ModelLoad]", gpus: "Gpus", table: Path | None, cost: Path | None, peak: "Peak | None"
+) -> "tuple[list[ModelLoad], Costs, list[int]]":
+    """The models under their names in the costs, the costs, and the shares that the devices have."""
+    from muxd.cost.analytic import Roofline, rungs
+    from muxd.cost.peaks import CAPTURED
+    from muxd.cost.peaks import peak as known_peak
     from muxd.cost.profile import load as read_profile
     from muxd.cost.profiled import Profiled
     from muxd.cost.published import Published
     from muxd.cost.table import CostTable
 
     if table:
-        return loads, Published.read(table)
+        return loads, Published.read(table), rungs()
     if cost:
         profile = read_profile(cost)
-        return [_measured(load, profile, cost) for load in loads], Profiled(
-            CostTable(profile, source=str(cost))
-        )
+        named = [_measured(load, profile, cost) for load in loads]
+        return named, Profiled(CostTable(profile, source=str(cost))), profile.device.rungs
     own = [_own_cost(load) for load in loads]
     dtypes = {load.cost: load.dtype for load in own}
-    return own, Roofline(gpus.kind, {load.cost: load.shape for load in own}, dtype=dtypes)
+    shapes = {load.cost: load.shape for load in own}
+    return own, Roofline(peak or known_peak(gpus.kind, "--gpus"), shapes, CAPTURED, dtypes), rungs()
 
 
 def _measured(load: "ModelLoad", profile: "Profile", source: Path) -> "ModelLoad":
@@ -194,56 +197,6 @@ def _methods(method: str, compare: str) -> "list[Method]":
         if name not in known:
             raise ConfigError(f"--compare {name!r}: known are {', '.join(METHODS)}")
     return [known[name] for name in dict.fromkeys(names)]
-
-
-def _shown(plan: "Plan", problem: "Problem") -> str:
-    """Units and their models, then what is one number."""
-    from muxd.cli.tables import render, size
-    from muxd.placement.problem import attainment
-    from muxd.sim.report import seconds
-
-    rows = []
-    for unit in plan.units:
-        where = f"{unit.host}: {','.join(map(str, unit.gpus))}"
-        if not unit.members:
-            rows.append([where, "-", "idle", *["-"] * 8])
-        for i, member in enumerate(unit.members):
-            first = [where, f"{100 * unit.utilisation:.0f}%"] if i == 0 else ["", ""]
-            rows.append(
-                [*first, member.model, f"{member.prefill_share}/{member.decode_share}%", str(member.batch),
-                 f"{100 * member.weight:.0f}%", size(unit.pool_bytes) if i == 0 else "",
-                 f"{member.rate:.2f}", f"{member.served:.2f}",
-                 "overloaded" if member.ttft is None else seconds(member.ttft), seconds(member.tpot)]
-            )  # fmt: skip
-    headers = ("HOST: GPUS", "USED", "MODEL", "SHARES", "BATCH", "QUOTA", "POOL", "ASKED/S", "SERVED/S",
-               "TTFT", "TPOT")  # fmt: skip
-    met = attainment(plan, problem)
-    numbers = {
-        "method": plan.method,
-        "served": f"{plan.served:.2f} of {plan.rate:.2f} requests/s",
-        "used": f"{100 * plan.utilisation:.0f}% of the devices' shares and time",
-        **(
-            {"slo": f"{100 * met:.1f}% of the rate with targets, by predicted means"}
-            if met is not None
-            else {}
-        ),
-    }
-    return render(headers, rows) + "\n\n" + "\n".join(f"{name:<9}{value}" for name, value in numbers.items())
-
-
-def _compared(plans: "dict[Method, Plan]", failed: "dict[Method, str]", problem: "Problem") -> str:
-    from muxd.cli.tables import render
-    from muxd.placement.problem import attainment
-
-    best = max(plan.served for plan in plans.values())
-    rows = []
-    for name, plan in plans.items():
-        met = attainment(plan, problem)
-        slo = "-" if met is None else f"{100 * met:.1f}%"
-        part = f"{100 * plan.served / best:.0f}%"
-        rows.append([name, f"{plan.served:.2f}", part, f"{100 * plan.utilisation:.0f}%", slo, ""])
-    rows += [[name, "-", "-", "-", "-", why] for name, why in failed.items()]
-    return render(("METHOD", "SERVED/S", "OF BEST", "USED", "SLO", ""), rows)
 
 
 def _write(plan: "Plan", problem: "Problem", out: Path | None, picture: Path | None) -> None:

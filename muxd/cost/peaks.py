@@ -5,6 +5,13 @@ its four models, 1 to 8 GPUs, 30 to 100 % of the multiprocessors. For other devi
 assumed, which nobody has measured.
 """
 
+import json
+import re
+import tomllib
+from math import inf
+from pathlib import Path
+
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -18,6 +25,7 @@ class Peak(Struct, frozen=True):
     flops: float  # a second, dense 16-bit
     bandwidth: float  # of its memory, bytes a second
     link: float  # to the other devices of a group, bytes a second in one direction
+    memory: float = 0.0  # bytes; 0: not said
 
 
 class Reach(Struct, frozen=True):
@@ -42,14 +50,25 @@ class Reach(Struct, frozen=True):
     batch: float = 0.0  # seconds added to every batch
 
 
-# The datasheets of NVIDIA: SXM modules over NVLink, the L40S over PCIe 4.
+# NVIDIA's datasheets, each by its name there, and the whitepapers of the GeForce cards. Operations are those
+# of dense 16-bit matrices summed in 32 bits: half of what is printed "with sparsity", and of GeForce cards
+# half of that again. Links: NVLink, else the PCIe bus, of which one direction counts. Bridges that join cards
+# in pairs (H100 PCIe, H100 NVL) do not reach a third device, so that those count as PCIe 5.
 PEAKS = {
-    "a100": Peak("a100", 312e12, 2.04e12, 300e9),
-    "h100": Peak("h100", 989e12, 3.35e12, 450e9),
-    "h200": Peak("h200", 989e12, 4.8e12, 450e9),
-    "l40s": Peak("l40s", 362e12, 0.864e12, 32e9),
+    "a10": Peak("a10", 125e12, 0.6e12, 32e9, 24e9),
+    "a100": Peak("a100", 312e12, 2.04e12, 300e9, 80e9),  # SXM, 80 GB
+    "l4": Peak("l4", 121e12, 0.3e12, 32e9, 24e9),
+    "l40s": Peak("l40s", 362e12, 0.864e12, 32e9, 48e9),
+    "h20": Peak("h20", 148e12, 4.0e12, 450e9, 96e9),
+    "h100": Peak("h100", 989e12, 3.35e12, 450e9, 80e9),  # SXM
+    "h100pcie": Peak("h100pcie", 756e12, 2.0e12, 64e9, 80e9),
+    "h100nvl": Peak("h100nvl", 835e12, 3.9e12, 64e9, 94e9),
+    "h200": Peak("h200", 989e12, 4.8e12, 450e9, 141e9),  # SXM
+    "b200": Peak("b200", 2250e12, 8.0e12, 900e9, 180e9),  # one of eight of a DGX
+    "rtx4090": Peak("rtx4090", 165e12, 1.008e12, 32e9, 24e9),
+    "rtx5090": Peak("rtx5090", 209e12, 1.792e12, 64e9, 32e9),
+    "rtx6000ada": Peak("rtx6000ada", 364e12, 0.96e12, 32e9, 48e9),
 }
-_SPELLINGS = {"a100-80g": "a100", "a100-80gb": "a100", "h100-80g": "h100"}
 
 # Together they reach what plain copying does, 0.92 of the datasheet: an assumption, which `muxd doctor --gpu`
 # measures on a GPU.
@@ -69,12 +88,46 @@ EAGER = Reach(
 CAPTURED = replace(EAGER, decode_layer=0.0, prefill_layer=0.0, batch=1.5e-3)
 
 
-def peak(name: str) -> Peak:
-    """By name, in any case. Raises ConfigError that lists what is known."""
-    key = name.lower()
-    try:
-        return PEAKS[_SPELLINGS.get(key, key)]
-    except KeyError:
+def peak(name: str, flag: str = "--roofline") -> Peak:
+    """By name, however people and drivers write it: "H100", "NVIDIA H100 PCIe", "rtx-4090", "A100-80G".
+
+    Raises ConfigError that names ``flag`` and lists what is known.
+    """
+    found = recognised(name)
+    if found is None:
         raise ConfigError(
-            f"--roofline {name!r}: known are {', '.join(PEAKS)}; measure others with `muxd profile`"
-        ) from None
+            f"{flag} {name!r}: known are {', '.join(PEAKS)}; measure others with `muxd profile`"
+        )
+    return found
+
+
+def recognised(name: str) -> Peak | None:
+    """The device whose name consists of words of ``name`` that follow each other; of several the longest."""
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    parts = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+    return PEAKS.get(max(parts & set(PEAKS), key=len, default=""))
+
+
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    """A device file: TOML, or JSON with the same keys."""
+
+    name: str
+    flops: float
+    bandwidth: float
+    link: float
+    memory: float
+
+
+def read(path: Path) -> Peak:
+    """A device that is not known here. Raises ConfigError naming file and key."""
+    try:
+        text = path.read_text()
+        found = msgspec.convert(json.loads(text) if path.suffix == ".json" else tomllib.loads(text), _File)
+    except OSError as error:
+        raise ConfigError(f"--device: cannot read {path}: {error.strerror}") from None
+    except (ValueError, msgspec.ValidationError) as error:  # JSON, TOML and UTF-8 say theirs as ValueError
+        raise ConfigError(f"--device {path}: {error}") from None
+    for key in ("flops", "bandwidth", "link", "memory"):
+        if not 0 < getattr(found, key) < inf:
+            raise ConfigError(f"--device {path}: {key} must be above 0 and finite")
+    return Peak(found.name, found.flops, found.bandwidth, found.link, found.memory)

@@ -29,7 +29,8 @@ class Profiled:
         return Reading(measured.weight_bytes, measured.shape.kv_bytes, measured.fixed)
 
     def shares(self, model: str, gpus: int) -> list[int]:
-        return self._both(model, gpus)[1].shares
+        self._both(model, gpus)
+        return self._table.device.rungs
 
     def prefill(self, model: str, gpus: int, share: int, batch: int, length: int) -> Estimate:
         check_query(model, share, batch, length, least=1)

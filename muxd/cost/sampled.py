@@ -26,12 +26,12 @@ def profile_of(
     models: Mapping[str, tuple[str, int]],
     *,
     shapes: Mapping[str, ModelShape] | None = None,
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype | Mapping[str, Dtype] = "bfloat16",
     rungs: Sequence[int] = (),
     gpu: bool = False,
 ) -> Profile:
     """``models``: name in the profile -> (name in ``costs``, GPUs). ``shapes``: by name in ``costs``, else
-    the catalogue's.
+    the catalogue's; ``dtype``: of all models, or of each by its name in ``costs``.
 
     ``rungs``: the shares that the device has, those of the costs if none are given; ``gpu``: as the daemon
     serves on one. Raises ConfigError for unknown models, degrees and shapes, and models whose shares have
@@ -42,8 +42,10 @@ def profile_of(
     if not common:
         raise ConfigError(f"{', '.join(models) or 'no models'}: no share that all of them have costs for")
     every = {key: (shapes or {}).get(key[0]) or known(key[0]) for key in models.values()}
+    dtypes = dict.fromkeys([cost for cost, _ in every], dtype) if isinstance(dtype, str) else dtype
     found = {
-        key: _sampled(costs, device_name, *key, shape, dtype, rungs or common) for key, shape in every.items()
+        key: _sampled(costs, device_name, *key, shape, dtypes[key[0]], rungs or common)
+        for key, shape in every.items()
     }
     device = Device(device_name, 100, list(rungs or common), gpu=gpu, memory=costs.memory)
     return Profile(FORMAT, device, {name: found[key] for name, key in models.items()})

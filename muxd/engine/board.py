@@ -6,10 +6,11 @@ nothing: it only keeps the indexes by which a decision finds the lanes that have
 
 from collections.abc import Iterable
 
+from muxd.cost.shares import equal_part
 from muxd.engine.actions import Action
 from muxd.engine.lane import InFlight, Lane, LaneSpec
 from muxd.engine.settings import Settings
-from muxd.engine.shares import Shares, equal_part
+from muxd.engine.shares import Shares
 from muxd.engine.turns import Turns
 from muxd.pool.ledger import Ledger
 

@@ -4,7 +4,9 @@ A cap is a limit, not a reservation. What is booked never exceeds 100 % plus ``o
 (the released MuxServe applied its threshold per request, and booked 190 %).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+
+from muxd.cost import shares
 
 
 class Shares:
@@ -70,7 +72,7 @@ class Shares:
     @property
     def most_beside(self) -> int:
         """The most a batch can have that leaves the smallest share to somebody else; all if nothing does."""
-        return max((rung for rung in self.rungs if rung + self.rungs[0] <= 100), default=self.rungs[-1])
+        return shares.most_beside(self.rungs)
 
     def book(self, who: str | int, share: int) -> None:
         """Raises ValueError if ``who`` already runs or the total would exceed the limit."""
@@ -81,9 +83,3 @@ class Shares:
 
     def release(self, who: str | int) -> None:
         self._total -= self._booked.pop(who, 0)
-
-
-def equal_part(models: int, rungs: Sequence[int]) -> int:
-    """The share of one of ``models`` models, with which as many as there are shares run beside each other:
-    the largest rung that fits so often, or the smallest."""
-    return max((rung for rung in rungs if rung * models <= 100), default=rungs[0])

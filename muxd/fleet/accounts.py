@@ -4,10 +4,10 @@ muxd.toml."""
 from msgspec import structs
 
 from muxd.config import running
+from muxd.cost.shares import equal_part
 from muxd.device.base import Device, is_gpu
 from muxd.engine.lane import LaneSpec
 from muxd.engine.memory import Terms
-from muxd.engine.shares import equal_part
 from muxd.errors import ModelFolderError
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import load_of

@@ -14,7 +14,7 @@ from muxd.config import Config
 from muxd.cost import profile
 from muxd.cost.analytic import Roofline
 from muxd.cost.estimate import Costs
-from muxd.cost.peaks import CAPTURED, PEAKS, Peak, Reach
+from muxd.cost.peaks import CAPTURED, PEAKS, Peak, Reach, recognised
 from muxd.cost.profiled import Profiled
 from muxd.cost.table import CostTable
 from muxd.device import host_speed
@@ -64,9 +64,11 @@ class Planning:
             limited = any(one.name == name and one.memory for one in config.devices)
             return device.memory // (1 if is_gpu(device) or limited else hosts)
 
-        self.room = Room(len(devices), min(memory(*item) for item in devices.items()), max(pools.values()))
-        self._peak, self._reach = _speed(next(iter(devices.values())))
-        self.budget = budget(config, next(iter(devices.values())))
+        first = next(iter(devices.values()))
+        least = min(memory(*item) for item in devices.items())
+        self.room = Room(len(devices), least, max(pools.values()), tuple(first.rungs))
+        self._peak, self._reach = _speed(first)
+        self.budget = budget(config, first)
         measured = config.placement.profile
         self._profile = profile.load(Path(measured)) if measured else None
         self._table = CostTable(self._profile, source=measured) if self._profile else None
@@ -105,7 +107,7 @@ class Planning:
             _log.warning("no plan for %s: %s; it goes where most is left", entry.name, error.message)
             return self.names[self._by_size([*placed, entry], self.now(placed))[entry.name]]
         held = [tuple(i for i, one in enumerate(placed) if one.device == name) for name in self.names]
-        return self.names[live.best(Sets(appraiser, tuned=False), held, len(placed))]
+        return self.names[live.best(Sets(appraiser), held, len(placed))]
 
     def appraiser(self, entries: Sequence[Entry], demands: Mapping[str, Demand] | None = None) -> Live:
         """Of opened entries, at measured demands where there are some. Raises ConfigError where the costs of
@@ -158,7 +160,7 @@ def _speed(device: Device) -> tuple[Peak, Reach]:
     if not is_gpu(device):
         bandwidth = host_speed.bandwidth()
         return Peak("cpu", host_speed.flops(), bandwidth, bandwidth), _HOST
-    known = next((peak for name, peak in PEAKS.items() if name in device.kind.lower()), None)
+    known = recognised(device.kind)
     if known is None:
         _log.warning("no peaks of a %s are known: placement reckons with those of an %s; `muxd profile` "
                      "and placement.profile give better costs", device.kind, _DEFAULT)  # fmt: skip

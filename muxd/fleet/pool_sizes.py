@@ -1,7 +1,8 @@
 """How large each device's pool is: what the configuration says, or what its models leave of a GPU."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from muxd.config import Config, running, splits
 from muxd.device.base import Device, is_gpu
@@ -49,8 +50,21 @@ def budget(config: Config, device: Device) -> Budget:
     return workers_budget(config, device)
 
 
-def workers_budget(config: Config, device: Device) -> Budget:
-    """What workers take on a GPU, whoever counts it."""
+class Divided(Protocol):
+    """What of a GPU says what its workers take."""
+
+    @property
+    def memory(self) -> int: ...
+
+    @property
+    def rungs(self) -> Sequence[int]: ...
+
+    @property
+    def parts(self) -> int: ...
+
+
+def workers_budget(config: Config, device: Divided) -> Budget:
+    """What workers take on a GPU, whoever counts it: also for one that is only planned for."""
     masks = (1 << device.parts) - 2 if device.parts else 0
     return Budget(
         workers=2 if splits(config.scheduler, device.rungs, gpu=True) else 1,

@@ -26,12 +26,8 @@ class Appraiser(Protocol):
         """Compute it asks for, size times popularity, and its size: the order of greedy placement."""
         ...
 
-    def candidate(self, model: int, gpus: int) -> int | None:
-        """The fewest percent of each device that meet its rate alone, None where it cannot run."""
-        ...
-
-    def rungs(self, model: int, gpus: int) -> tuple[int, ...]:
-        """Decode shares to choose from, ascending."""
+    def shares(self, gpus: int, models: Sequence[int]) -> tuple[int, ...] | None:
+        """The decode shares that these models have on one mesh; None where one of them cannot run there."""
         ...
 
     def fits(self, gpus: int, models: Sequence[int], shares: Sequence[int]) -> bool:
@@ -44,6 +40,11 @@ class Appraiser(Protocol):
 
     def value(self, gpus: int, models: Sequence[int], shares: Sequence[int]) -> float:
         """Of a unit that fits. An empty one is worth 0."""
+        ...
+
+    @property
+    def bound(self) -> float:
+        """No layout is worth more."""
         ...
 
     def objective(self, total: float) -> float:

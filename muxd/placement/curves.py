@@ -46,6 +46,15 @@ class Curve(NamedTuple):
         return MOST
 
 
+def between(one: Curve, two: Curve, part: float) -> Curve:
+    """``one`` for a part of the time, ``two`` for the other ``part``."""
+
+    def mixed(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple([x + part * (y - x) for x, y in zip(a, b, strict=True)])
+
+    return Curve(one.prefill, mixed(one.decode, two.decode), mixed(one.speed, two.speed))
+
+
 class Curves:
     """Curves by demand, computed once. Context: the prompt and half the answer."""
 

@@ -14,8 +14,14 @@ reached from below, as both sides only grow. Three things the published estimato
 * bandwidth: a tenth of the multiprocessors reaches half of it, so by the table ten decodes together would
   move five times what the memory can. All together move at most its limit (``muxd.cost.law``).
 
-A unit is worth the requests a second it serves, times ``weight``, no model more than its rate. One percent
-more for speed (the seconds of an answer alone, over those in the unit) decides between equals.
+Shares are the scheduler's (``muxd.cost.shares``): equal parts, what idle models leave of theirs besides, and
+for a prefill all parts but one.
+
+The denominator is also the mean seconds of an answer: its own steps, and every model's prefills that come
+while it lasts. The first token comes earlier than a whole round of prefills: after its own, and what of the
+others' is before it, as at a queue (Pollaczek and Khinchine, lengths spread as an exponential's).
+
+A unit is worth what it serves on time (``promises``).
 """
 
 from collections.abc import Sequence
@@ -24,13 +30,12 @@ from math import inf
 from msgspec import Struct
 
 from muxd.cost.estimate import Costs
-from muxd.placement import memory
-from muxd.placement.curves import MOST, Curve, Curves
+from muxd.cost.shares import equal_part, prefill_part
+from muxd.placement import memory, promises
+from muxd.placement.curves import MOST, Curve, Curves, between
 from muxd.placement.memory import Budget
 from muxd.placement.problem import Member, Mesh, ModelLoad, Problem, Unit, check
 
-PREFILL_SHARE = 100
-_SPEED = 0.01
 _ROUNDS = 24
 _CLOSE = 1e-3
 _REMEMBERED = 200_000  # values; then it begins anew
@@ -45,6 +50,7 @@ class Load(Struct, frozen=True):
     stretch: float  # times longer, where decodes take turns
     steps: list[float]  # seconds from step to step, the wait for others in it
     throughputs: list[float]
+    firsts: list[float]  # seconds to the first token
 
     @property
     def round(self) -> float:
@@ -54,9 +60,12 @@ class Load(Struct, frozen=True):
 
 class Estimator:
     """``Appraiser`` over ``costs``. Raises ConfigError for models the costs do not know, and for memory that
-    cannot hold them in any plan."""
+    cannot hold them in any plan. ``rungs``: the shares a batch may have on the devices, else those that all
+    models have costs for."""
 
-    def __init__(self, problem: Problem, costs: Costs, budget: Budget | None = None):
+    def __init__(
+        self, problem: Problem, costs: Costs, budget: Budget | None = None, rungs: Sequence[int] = ()
+    ):
         check(problem)
         memory_limit = costs.memory.limit if costs.memory else inf
         self._limits = 100.0 + problem.overbook, memory_limit
@@ -76,9 +85,8 @@ class Estimator:
             {g: model.sequence(g) for g in degrees}
             for model, degrees in zip(problem.models, self._degrees, strict=True)
         ]
-        self._rungs: dict[tuple[str, int], tuple[int, ...]] = {}
-        self._candidates: dict[tuple[int, int], int | None] = {}
-        self._alone = [min(self._answer(m, g, 100) for g in ds) for m, ds in enumerate(self._degrees)]
+        self.rungs = tuple(rungs) or self._common_rungs()
+        self._alone = [self._answer(model) for model in range(len(problem.models))]
         self._values: dict[tuple[int, tuple[int, ...], tuple[int, ...]], float] = {}
 
     # ---- the interface of searches -------------------------------------------------------------------
@@ -92,19 +100,11 @@ class Estimator:
         parameters = load.shape.parameters
         return 2.0 * parameters * load.rate * (load.prompt + load.output), parameters
 
-    def candidate(self, model: int, gpus: int) -> int | None:
-        """MuxServe, algorithm 2."""
-        key = (model, gpus)
-        if key not in self._candidates:
-            fits = gpus in self._degrees[model] and self.fits(gpus, (model,), (100,))
-            self._candidates[key] = self._fewest(model, gpus) if fits else None
-        return self._candidates[key]
-
-    def rungs(self, model: int, gpus: int) -> tuple[int, ...]:
-        key = (self.problem.models[model].cost, gpus)
-        if key not in self._rungs:
-            self._rungs[key] = tuple(self._costs.shares(*key))
-        return self._rungs[key]
+    def shares(self, gpus: int, models: Sequence[int]) -> tuple[int, ...] | None:
+        """Equal parts, as the scheduler gives them."""
+        if any(gpus not in self._degrees[model] for model in models):
+            return None
+        return (equal_part(len(models), self.rungs),) * len(models)
 
     def fits(self, gpus: int, models: Sequence[int], shares: Sequence[int]) -> bool:
         """Memory only: shares above 100 percent together cost time, not feasibility."""
@@ -123,8 +123,12 @@ class Estimator:
             self._values[key] = self._value(*key) if models else 0.0
         return self._values[key]
 
+    @property
+    def bound(self) -> float:
+        return promises.most(self.problem.models)
+
     def objective(self, total: float) -> float:
-        """Requests a second (times weights), and up to one percent of them for speed."""
+        """Requests a second that are on time (times weights), and up to one percent of them for speed."""
         return total
 
     def unit(self, mesh: Mesh, devices: tuple[int, ...]) -> Unit:
@@ -143,8 +147,12 @@ class Estimator:
     def load(self, gpus: int, models: Sequence[int], shares: Sequence[int]) -> Load:
         """The least batches that meet the rates, or what memory and the largest batch allow."""
         loads = [self.problem.models[model] for model in models]
-        curves = [self._curve(load, gpus, share) for load, share in zip(loads, shares, strict=True)]
+        ahead = prefill_part(len(loads), self.rungs)
+        curves = [self._curve(load, gpus, share, ahead) for load, share in zip(loads, shares, strict=True)]
         batches, stretch, turns = _fixed_point(loads, curves, shares, self._limits)
+        if lent := self._lent(gpus, loads, curves, batches, shares):
+            curves = lent
+            batches, stretch, turns = _fixed_point(loads, curves, shares, self._limits)
         sequences = [self._sequence[model][gpus] for model in models]
         batches = _squeezed(batches, sequences, self.pool(gpus, models))
         times = [curve.at(batch) for curve, batch in zip(curves, batches, strict=True)]
@@ -157,60 +165,104 @@ class Estimator:
             batch / (wait + load.output * step)
             for load, batch, step in zip(loads, batches, steps, strict=True)
         ]
-        return Load(batches, [p for p, _, _ in times], [d for _, d, _ in times], stretch, steps, throughputs)
+        return Load(
+            batches,
+            [prefill for prefill, _, _ in times],
+            [decode for _, decode, _ in times],
+            stretch,
+            steps,
+            throughputs,
+            _firsts(loads, curves, batches, times),
+        )
 
-    def _curve(self, load: ModelLoad, gpus: int, share: int) -> Curve:
-        return self._curves.get(load.cost, gpus, share, load.prompt, load.output, PREFILL_SHARE)
+    def _lent(
+        self,
+        gpus: int,
+        loads: list[ModelLoad],
+        curves: list[Curve],
+        batches: list[float],
+        shares: Sequence[int],
+    ) -> list[Curve]:
+        """What models have where others leave their parts to them for some of the time; empty if nobody does.
 
-    def _answer(self, model: int, gpus: int, share: int) -> float:
-        """Seconds of one request that is alone."""
-        load = self.problem.models[model]
-        prefill, decode, _ = self._curve(load, gpus, share).at(1)
+        A model has the device with those that are busy: a share between the rungs, part of the time the lower
+        one and part of it the higher.
+        """
+        times = [curve.at(batch) for curve, batch in zip(curves, batches, strict=True)]
+        busy = _busy(loads, batches, times)
+        every, found, more = sum(busy), [], False
+        for i, (load, curve, own) in enumerate(zip(loads, curves, shares, strict=True)):
+            share = 100 / (1.0 + every - busy[i])
+            if share > own * (1 + _CLOSE):
+                curve, more = self._at_share(load, gpus, share, curve, own), True
+            found.append(curve)
+        return found if more else []
+
+    def _at_share(self, load: ModelLoad, gpus: int, share: float, curve: Curve, own: int) -> Curve:
+        """Between rungs; ``curve``: at its ``own``, the least it can have."""
+        ahead = prefill_part(2, self.rungs)
+        lower = max((rung for rung in self.rungs if own <= rung <= share), default=own)
+        higher = next((rung for rung in self.rungs if rung > lower), lower)
+        below = curve if lower == own else self._curve(load, gpus, lower, ahead)
+        if higher == lower:
+            return below
+        above = self._curve(load, gpus, higher, ahead)
+        return between(below, above, (share - lower) / (higher - lower))
+
+    def _curve(self, load: ModelLoad, gpus: int, share: int, prefill_share: int) -> Curve:
+        return self._curves.get(load.cost, gpus, share, load.prompt, load.output, prefill_share)
+
+    def _answer(self, model: int) -> float:
+        """Seconds of one request that has the fewest devices which can hold the model, for itself."""
+        load, degrees = self.problem.models[model], self._degrees[model]
+        least = next((g for g in degrees if self.fits(g, (model,), (100,))), degrees[-1])
+        prefill, decode, _ = self._curve(load, least, 100, 100).at(1)
         return prefill + load.output * decode
+
+    def _common_rungs(self) -> tuple[int, ...]:
+        known = [
+            set(self._costs.shares(model.cost, gpus))
+            for model, degrees in zip(self.problem.models, self._degrees, strict=True)
+            for gpus in degrees
+        ]
+        return tuple(sorted(set.intersection(*known) | {100}))
 
     def _value(self, gpus: int, models: tuple[int, ...], shares: tuple[int, ...]) -> float:
         load, total = self.load(gpus, models, shares), 0.0
         wait = load.round
+        held = sum(b * self._sequence[m][gpus] for m, b in zip(models, load.batches, strict=True))
+        full = held / (promises.HEADROOM * self.pool(gpus, models))
         for i, model in enumerate(models):
-            wanted = self.problem.models[model]
+            wanted, alone = self.problem.models[model], self._alone[model]
             seconds = wait + wanted.output * load.steps[i]
-            served = min(wanted.rate, load.throughputs[i])
-            total += wanted.weight * served * (1.0 + _SPEED * self._alone[model] / seconds)
+            token = (seconds - load.firsts[i]) / wanted.output
+            late = promises.lateness(wanted, load.firsts[i], token, seconds, alone)
+            total += promises.worth(wanted, load.throughputs[i], max(late, full), alone / seconds)
         return total
-
-    def _fewest(self, model: int, gpus: int) -> int:
-        """The first share that meets the rate alone, else the one that comes nearest."""
-        rate, best, chosen = self.problem.models[model].rate, 0.0, 100
-        for share in self.rungs(model, gpus):
-            throughput = self.load(gpus, (model,), (share,)).throughputs[0]
-            if throughput >= rate * (1 - _CLOSE):
-                return share
-            if throughput > best * (1 + _CLOSE):
-                best, chosen = throughput, share
-        return chosen
 
     def _member(self, mesh: Mesh, load: Load, i: int, weight: float) -> Member:
         wanted, throughput = self.problem.models[mesh.models[i]], load.throughputs[i]
         late = throughput < wanted.rate * (1 - _CLOSE)
+        first = load.firsts[i]
         return Member(
             model=wanted.name,
-            prefill_share=PREFILL_SHARE,
+            prefill_share=prefill_part(len(mesh.models), self.rungs),
             decode_share=mesh.shares[i],
             batch=round(load.batches[i]),
             weight=weight,
             rate=wanted.rate,
             throughput=throughput if late else max(throughput, wanted.rate),
-            ttft=None if late else load.round,
-            tpot=load.steps[i] + load.round / wanted.output,
+            ttft=None if late else first,
+            tpot=load.steps[i] + (load.round - first) / wanted.output,
         )
 
     def _utilisation(self, mesh: Mesh, load: Load) -> float:
-        """Share-seconds the rates ask for: prefills on the whole device, decodes on their shares."""
-        used = 0.0
+        """Share-seconds the rates ask for."""
+        used, ahead = 0.0, prefill_part(len(mesh.models), self.rungs) / 100
         for i, model in enumerate(mesh.models):
             wanted = self.problem.models[model]
             decode = wanted.output * load.decodes[i] * mesh.shares[i] / 100
-            used += wanted.rate / load.batches[i] * (load.prefills[i] + decode)
+            used += wanted.rate / load.batches[i] * (load.prefills[i] * ahead + decode)
         return used
 
 
@@ -278,6 +330,22 @@ def _waits(busy: list[float], times: list[Times], shares: Sequence[int], limit: 
                 single += seconds if 2 * share > limit else 0.0
         found.append(max(longest, single, area))
     return found
+
+
+def _firsts(
+    loads: list[ModelLoad], curves: list[Curve], batches: list[float], times: list[Times]
+) -> list[float]:
+    """Seconds to each model's first token: its own prefill behind those of others, at most a whole round."""
+    own = [curve.at(1.0)[0] for curve in curves]
+    every = sum(prefill for prefill, _, _ in times)
+    busy = sum(
+        load.rate * prefill / batch
+        for load, batch, (prefill, _, _) in zip(loads, batches, times, strict=True)
+    )
+    if busy >= 1.0:
+        return [every] * len(loads)
+    wait = sum(load.rate * seconds**2 for load, seconds in zip(loads, own, strict=True)) / (1.0 - busy)
+    return [min(max(every, seconds), wait + seconds) for seconds in own]
 
 
 def _squeezed(batches: list[float], sequences: list[int], pool: int) -> list[float]:

@@ -6,10 +6,11 @@ the best worth of every set of models on every number of devices follows from sm
     best(S, d) = max over the sets T of S that hold its first model, and mesh sizes g, of
                  worth(T, g) + best(S - T, d - g)
 
-over all vectors of shares for each T. That is 2^models states; six models take milliseconds once every set is
+That is 2^models states; six models take milliseconds once every set is
 appraised, sixteen some seconds, as memory and shares keep the sets small.
 """
 
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -31,8 +32,8 @@ class TooLarge(Exception):
     """More models or sets than can be enumerated."""
 
 
-def optimum(sets: Sets, all_shares: bool = False, limit: int = 100_000) -> Layout:
-    """The layout of the greatest worth. ``all_shares``: over all shares, else those that ``sets`` finds.
+def optimum(sets: Sets, limit: int = 100_000, advance: Callable[[int], None] = lambda _: None) -> Layout:
+    """The layout of the greatest worth. ``advance(0)`` now and then: what it raises ends it.
 
     Raises ConfigError when nothing fits, TooLarge for more than 16 models or ``limit`` sets that fit, and for
     hosts whose devices are not a power of two (then a sum of devices does not say whether meshes pack).
@@ -42,14 +43,14 @@ def optimum(sets: Sets, all_shares: bool = False, limit: int = 100_000) -> Layou
     per_host, count = problem.gpus.per_host, len(problem.models)
     if count > _MOST_MODELS or per_host & (per_host - 1):
         raise TooLarge(f"no optimum for {count} models on hosts of {per_host} devices")
-    columns = _columns(sets, all_shares, limit)
-    best, came = _solve(columns, count, problem.gpus.count)
+    columns = _columns(sets, limit, advance)
+    best, came = _solve(columns, count, problem.gpus.count, advance)
     if best[-1, -1] == -np.inf:
         raise shortfall(problem, max(range(count), key=lambda model: problem.models[model].weights))
     return _layout(appraiser, columns, came)
 
 
-def _columns(sets: Sets, all_shares: bool, limit: int) -> list[Column]:
+def _columns(sets: Sets, limit: int, advance: Callable[[int], None]) -> list[Column]:
     """Every set that fits a mesh. A set is only looked at if it fits without any one of its models."""
     appraiser = sets.appraiser
     found: list[Column] = []
@@ -60,7 +61,8 @@ def _columns(sets: Sets, all_shares: bool, limit: int) -> list[Column]:
         while level:
             known, level = set(level), []
             for models in _larger(known, len(appraiser.problem.models)):
-                worth = sets.exact(size, models) if all_shares else sets.worth(size, models)
+                worth = sets.worth(size, models)
+                advance(0)
                 if worth is not None:
                     found.append((sum(1 << model for model in models), size, worth[0], models, worth[1]))
                     level.append(models)
@@ -79,7 +81,9 @@ def _larger(known: set[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
     ]
 
 
-def _solve(columns: list[Column], count: int, devices: int) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+def _solve(
+    columns: list[Column], count: int, devices: int, advance: Callable[[int], None]
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
     """[sets, devices + 1]: the best worth with at most that many devices, and the column it came by."""
     best = np.full((1 << count, devices + 1), -np.inf)
     came = np.full((1 << count, devices + 1), -1, dtype=np.int32)
@@ -91,6 +95,7 @@ def _solve(columns: list[Column], count: int, devices: int) -> tuple[NDArray[np.
         for number, (members, size, worth, models, _) in enumerate(columns):
             if models[0] != first or size > devices:
                 continue
+            advance(0)
             start = states[(states & members) == 0]
             reached = best[start, : devices + 1 - size] + worth
             goal = start | members

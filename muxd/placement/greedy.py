@@ -88,7 +88,7 @@ def _naive(appraiser: Appraiser, order: Sequence[int], given: list[Mesh], _: For
     places = _ranked(appraiser, filled, loads, list(range(len(given))))
     for model in order:
         for i in places:
-            if appraiser.candidate(model, filled[i].gpus) is None:
+            if appraiser.shares(filled[i].gpus, (model,)) is None:
                 return None
             added = _with(appraiser, filled[i], model)
             if added is not None:
@@ -102,12 +102,12 @@ def _naive(appraiser: Appraiser, order: Sequence[int], given: list[Mesh], _: For
 
 
 def _with(appraiser: Appraiser, mesh: Mesh, model: int) -> Mesh | None:
-    """The mesh with the model at its candidate share, or None if it does not fit."""
-    share = appraiser.candidate(model, mesh.gpus)
-    if share is None:
+    """The mesh with the model at the shares they have then, or None if it does not fit."""
+    models = (*mesh.models, model)
+    shares = appraiser.shares(mesh.gpus, models)
+    if shares is None or not appraiser.fits(mesh.gpus, models, shares):
         return None
-    models, shares = (*mesh.models, model), (*mesh.shares, share)
-    return replaced(mesh, models, shares) if appraiser.fits(mesh.gpus, models, shares) else None
+    return replaced(mesh, models, shares)
 
 
 def _mean(appraiser: Appraiser, mesh: Mesh) -> float:

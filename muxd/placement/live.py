@@ -26,11 +26,13 @@ Places = Mapping[str, int]  # model -> device
 
 
 class Room(Struct, frozen=True):
-    """What the smallest of the ``devices`` has: bytes in all, and how many of them are the pool."""
+    """What the smallest of the ``devices`` has: bytes in all, and how many of them are the pool. ``rungs``:
+    the shares a batch may have there; none: those of the costs."""
 
     devices: int
     memory: int
     pool: int
+    rungs: tuple[int, ...] = ()
 
 
 class Live(Estimator):
@@ -48,9 +50,9 @@ class Live(Estimator):
         least: Mapping[str, int] | None = None,
     ):
         problem = Problem(tuple(models), Gpus("devices", room.memory, 1, room.devices))
-        super().__init__(problem, costs, budget)
         self._pool = room.pool
         self._least = [(least or {}).get(model.name, 0) for model in models]
+        super().__init__(problem, costs, budget, room.rungs)
 
     def fits(self, gpus: int, models: Sequence[int], shares: Sequence[int]) -> bool:
         """Weights beside the pool, and in it the guarantees and a request of each."""
@@ -69,7 +71,7 @@ class Pinned(Sets):
     """Sets that keep pinned models together with those of their device, and apart from all other pinned."""
 
     def __init__(self, appraiser: Estimator, pins: Places):
-        super().__init__(appraiser, tuned=False)
+        super().__init__(appraiser)
         names = [model.name for model in appraiser.problem.models]
         self._groups: dict[int, set[int]] = {}
         for i, name in enumerate(names):
@@ -144,7 +146,7 @@ def indices(problem: Problem, pins: Places) -> dict[int, int]:
 
 def _spread(appraiser: Estimator, pins: Places) -> dict[str, int]:
     """Pinned models first; then, largest demand first, each to the device where it adds most."""
-    models, sets = appraiser.problem.models, Sets(appraiser, tuned=False)
+    models, sets = appraiser.problem.models, Sets(appraiser)
     held: list[tuple[int, ...]] = [()] * appraiser.problem.gpus.hosts
     order = sorted(
         range(len(models)), key=lambda i: (models[i].name not in pins, *_down(appraiser.demand(i)))

@@ -22,14 +22,14 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from muxd.cost.shapes import known, read_shape
+from muxd.cost.peaks import PEAKS, Peak, recognised
+from muxd.cost.shapes import known as known_shape
+from muxd.cost.shapes import read_shape
 from muxd.errors import ConfigError
 from muxd.messages import Dtype, KvDtype
 from muxd.placement.problem import Gpus, ModelLoad
 
 _GB = 10**9
-# Of the datasheets of NVIDIA, in the datasheets' gigabytes.
-_MEMORY = {"a100": 80, "h100": 80, "h200": 141, "l40s": 48}
 
 
 class Entry(Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,7 +94,7 @@ def _load(entry: Entry, where: Path, traffic: Traffic | None) -> ModelLoad:
     if not rate:
         raise ConfigError(f"{key}: rate is missing: write it, or give a workload that asks for the model")
     folder = where.parent.absolute() / Path(entry.path).expanduser() if entry.path else None
-    shape = read_shape(folder) if folder else known(entry.size)
+    shape = read_shape(folder) if folder else known_shape(entry.size)
     return ModelLoad(
         name=entry.name,
         cost=entry.size or str(folder),
@@ -110,18 +110,21 @@ def _load(entry: Entry, where: Path, traffic: Traffic | None) -> ModelLoad:
     )
 
 
-def parse_gpus(text: str, hosts: int = 1) -> Gpus:
+def parse_gpus(text: str, hosts: int = 1, device: Peak | None = None) -> Gpus:
     """ "8xA100-80G": devices a host, their kind, their memory where the kind does not say it.
+
+    ``device``: what the kind is, where it is not a known one.
 
     Raises ConfigError.
     """
-    match = re.fullmatch(r"(\d+)x([A-Za-z][A-Za-z0-9]*)(?:-(\d+)GB?)?", text.strip())
+    match = re.fullmatch(r"(\d+)x([A-Za-z][A-Za-z0-9 _-]*?)(?:-(\d+)GB?)?", text.strip())
     if not match or not int(match[1]) or hosts < 1:
         raise ConfigError(f'--gpus {text!r}: write a count, a kind and a memory, such as "8xA100-80G"')
-    memory = int(match[3] or _MEMORY.get(match[2].lower(), 0))
+    known = device or recognised(match[2])
+    memory = int(match[3]) * _GB if match[3] else int(known.memory) if known else 0
     if not memory:
         raise ConfigError(
             f"--gpus {text!r}: how much memory? Write {match[1]}x{match[2]}-NG; known without: "
-            f"{', '.join(kind.upper() for kind in _MEMORY)}"
+            f"{', '.join(PEAKS)}"
         )
-    return Gpus(match[2], memory * _GB, int(match[1]), hosts)
+    return Gpus(match[2], memory, int(match[1]), hosts)

@@ -6,24 +6,26 @@ greedy    MuxServe's algorithm 1 (``released``: with the slip of its released co
 naive     the least loaded mesh, the ablation of MuxServe
 spatial   every model alone on devices of its own, as many as pay
 temporal  the meshes of ours, but every decode on the whole device, one after another
+
+``ours`` can be ended at any time by what ``advance`` raises (``Enough``); it soon has a first layout.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Literal, get_args
 
-import msgspec
 from msgspec import Struct
 
 from muxd.errors import ConfigError
-from muxd.placement import meshes
+from muxd.placement import meshes, promises
 from muxd.placement.appraiser import Appraiser, canonical, layout_value
 from muxd.placement.construct import construct
 from muxd.placement.exact import TooLarge, optimum
 from muxd.placement.greedy import Form, greedy
 from muxd.placement.problem import Layout, Mesh, Plan, check_layout
 from muxd.placement.recombine import recombined
-from muxd.placement.search import Annealing
+from muxd.placement.search import Annealing, Enough
 from muxd.placement.sets import Sets
 from muxd.placement.spatial import spatial
 
@@ -37,22 +39,22 @@ _FORMS: dict[Method, Form] = {"greedy": "paper", "released": "released", "naive"
 class Effort(Struct, frozen=True):
     """How long to search, in steps and sets, so that a plan does not depend on the machine."""
 
-    steps: int = 1000  # of each walk over candidate shares, for each model
-    tuned_steps: int = 50  # of the walk after them that also improves shares
+    steps: int = 1000  # of each walk, for each model
     walks: int = 1  # from each first layout
     groups: int = 1000  # mesh groups greedy may look at
     greedy_models: int = 64  # above, greedy is no first layout: it takes models x meshes x groups
-    tuned_models: int = 64  # above, shares are improved at the end only
     recombined_models: int = 100  # above, the solver takes longer than the walks
     columns: int = 20_000  # so many sets met on the walks, the last ones, are recombined
     sets: int = 4000  # up to so many that fit a mesh, the optimum over them is computed
+    candidates: int = 3  # layouts that ``found`` keeps
 
     def total(self, models: int) -> int:
         """Steps that ``ours`` reports at most."""
-        return (4 * self.walks * self.steps + self.tuned_steps) * models
+        return 4 * self.walks * self.steps * models
 
 
 _MOST_STEPS = 128_000  # of a walk
+_CONTENT = 1 - promises.SPEED / 2  # of what no layout exceeds: everybody is on time
 
 
 def default_effort(models: int) -> Effort:
@@ -73,7 +75,7 @@ def layout_of(
     """Only who sits where. Raises as ``make_plan``."""
     effort = effort or default_effort(len(appraiser.problem.models))
     if method in _FORMS:
-        return canonical(greedy(appraiser, _FORMS[method], effort.groups))
+        return canonical(greedy(appraiser, _FORMS[method], effort.groups, advance))
     if method == "spatial":
         return spatial(appraiser)
     found = ours(appraiser, effort, advance)
@@ -93,82 +95,91 @@ def finished(method: str, appraiser: Appraiser, layout: Layout) -> Plan:
 
 def ours(appraiser: Appraiser, effort: Effort, advance: Advance = lambda _: None) -> Layout:
     """The best of all walks and of what their sets make together, and the optimum where it can be had."""
-    models = len(appraiser.problem.models)
-    walks = _Walks(Sets(appraiser, tuned=False), advance)
-    starts = first_layouts(walks.sets, effort)
-    for start in starts:
-        for seed in range(effort.walks):
-            walks.walk(start, seed, effort.steps * models)
-    best = _best(walks.sets, [*starts, *walks.found])
-    if models <= effort.recombined_models:
-        best = _best(walks.sets, [best, *walks.recombined(effort.columns)])
-    tuning = _Walks(Sets(appraiser), advance)
-    if models > effort.tuned_models:
-        return tuned(tuning.sets, best)
-    tuning.walk(best, 0, effort.tuned_steps * models)
-    # What is best before its shares are improved need not be best after.
-    found = [tuned(tuning.sets, layout) for layout in (*starts, *walks.found, best)]
-    found += [*tuning.found, *tuning.recombined(effort.columns)]
-    with suppress(TooLarge):
-        found.append(optimum(tuning.sets, limit=effort.sets))
-    return _best(tuning.sets, found)
+    return found(appraiser, effort, advance)[0]
 
 
-class _Walks:
-    """Walks over the same sets."""
-
-    def __init__(self, sets: Sets, advance: Advance):
-        self.sets = sets
-        self.found: list[Layout] = []
-        self._advance = advance
-        self._visited: list[dict[tuple[int, tuple[int, ...]], None]] = []
-
-    def walk(self, start: Layout, seed: int, steps: int) -> None:
-        walk = Annealing(self.sets, start, seed)
-        self.found.append(walk.run(steps, self._advance))
-        self._visited.append(walk.visited)
-
-    def recombined(self, limit: int) -> list[Layout]:
-        """At most one layout, of the last ``limit`` sets visited, an equal part from each walk."""
-        part = limit // len(self._visited)
-        keys = dict.fromkeys(key for visited in self._visited for key in list(visited)[-part:])
-        keys |= dict.fromkeys((mesh.gpus, mesh.models) for layout in self.found for mesh in layout)
-        layout = recombined(self.sets, keys)
-        return [] if layout is None else [layout]
+def found(appraiser: Appraiser, effort: Effort, advance: Advance = lambda _: None) -> list[Layout]:
+    """The best few layouts, the best first. Raises ConfigError where there is none, Enough where ``advance``
+    does so before there is one."""
+    search = _Search(appraiser, effort, advance)
+    with suppress(Enough):
+        search.run()
+    if not search.layouts:
+        raise Enough
+    return search.layouts
 
 
-def _best(sets: Sets, layouts: Sequence[Layout]) -> Layout:
-    return max(layouts, key=lambda layout: layout_value(sets.appraiser, layout))
+class _Search:
+    """Goes on until nothing is left to try, or to gain but half of what speed is worth."""
+
+    def __init__(self, appraiser: Appraiser, effort: Effort, advance: Advance):
+        self.layouts: list[Layout] = []
+        self._sets, self._effort, self._advance = Sets(appraiser), effort, advance
+        self._models = len(appraiser.problem.models)
+        self._walks: list[Annealing] = []
+
+    def run(self) -> None:
+        for start in first_layouts(self._sets, self._effort, self._advance):
+            self._keep(start)
+            for seed in range(self._effort.walks):
+                self._walk(start, seed)
+            if self._content:
+                return
+        if self._models <= self._effort.recombined_models:
+            self._recombine()
+        with suppress(TooLarge):
+            self._keep(optimum(self._sets, self._effort.sets, self._advance))
+
+    def _walk(self, start: Layout, seed: int) -> None:
+        walk = Annealing(self._sets, start, seed)
+        self._walks.append(walk)
+        try:
+            walk.run(self._effort.steps * self._models, self._advance)
+        finally:
+            self._keep(walk.best)
+
+    def _recombine(self) -> None:
+        """The last sets that each walk visited."""
+        part = self._effort.columns // len(self._walks)
+        keys = dict.fromkeys(key for walk in self._walks for key in list(walk.visited)[-part:])
+        keys |= dict.fromkeys((mesh.gpus, mesh.models) for walk in self._walks for mesh in walk.best)
+        layout = recombined(self._sets, keys, self._advance)
+        if layout is not None:
+            self._keep(layout)
+
+    def _keep(self, layout: Layout) -> None:
+        worth = partial(layout_value, self._sets.appraiser)
+        known = dict.fromkeys([*self.layouts, canonical(layout)])
+        self.layouts = sorted(known, key=worth, reverse=True)[: self._effort.candidates]
+
+    @property
+    def _content(self) -> bool:
+        appraiser = self._sets.appraiser
+        return layout_value(appraiser, self.layouts[0]) >= _CONTENT * appraiser.bound
 
 
-def first_layouts(sets: Sets, effort: Effort) -> list[Layout]:
-    """Greedy's where it can be computed, and the constructed one. Raises ConfigError if there is none."""
-    appraiser = sets.appraiser
-    found: list[Layout] = []
+def first_layouts(sets: Sets, effort: Effort, advance: Advance = lambda _: None) -> Iterator[Layout]:
+    """The constructed one, which is soon there and is not ended, and greedy's where they can be computed.
+
+    Raises ConfigError if there is none."""
+    appraiser, known, failed = sets.appraiser, False, None
+    try:
+        yield canonical(construct(sets))
+        known = True
+    except ConfigError as error:
+        failed = error
     forms: Sequence[Form] = ("paper", "released", "naive")
     if len(appraiser.problem.models) > effort.greedy_models:
         forms = ()
     for form in forms:
         try:
-            found.append(canonical(greedy(appraiser, form, effort.groups)))
+            yield canonical(greedy(appraiser, form, effort.groups, lambda _: advance(0)))
+            known = True
         except ConfigError:
             continue
-    try:
-        found.append(canonical(construct(sets)))
-    except ConfigError:
-        if not found:
-            raise
-    return found
-
-
-def tuned(sets: Sets, layout: Layout) -> Layout:
-    """The same models on the same meshes, with the best shares known."""
-    found = []
-    for mesh in canonical(layout):
-        worth = sets.worth(mesh.gpus, mesh.models)
-        assert worth is not None
-        found.append(msgspec.structs.replace(mesh, shares=worth[1]))
-    return tuple(found)
+    if not known:
+        assert failed is not None
+        raise failed
 
 
 def temporal(appraiser: Appraiser, layout: Layout) -> Layout:

@@ -13,6 +13,8 @@ from muxd.cost.shapes import ModelShape
 from muxd.errors import ConfigError
 from muxd.messages import Dtype
 
+EQUAL = 0  # a share that follows who is there: what ``share`` is in muxd.toml unless somebody says another
+
 
 class ModelLoad(Struct, frozen=True):
     """One model and the traffic it is meant to serve.
@@ -115,12 +117,30 @@ class Unit(Struct, frozen=True):
         return len(self.gpus)
 
 
+class Trial(Struct, frozen=True):
+    """What a policy did with a layout in simulation. ``on_time``: the part of all ``requests`` that kept
+    their model's targets, or without any were served in ``promises.TIMES`` their time alone; ``worst``: of
+    the model with the least. Seconds, None where nothing was served; ``per_second``: requests that ended."""
+
+    policy: str
+    requests: int
+    on_time: float
+    worst: float
+    ttft_p50: float | None
+    ttft_p99: float | None
+    tpot_p50: float | None
+    tpot_p99: float | None
+    per_second: float
+
+
 class Plan(Struct, frozen=True):
-    """The units and what they serve together. ``method``: who made it; ``objective``: by its own formula."""
+    """The units and what they serve together. ``method``: who made it; ``objective``: by its own formula;
+    ``trials``: simulated, by the policy that the plan is for first, then by others on the same layout."""
 
     method: str
     units: tuple[Unit, ...]
     objective: float
+    trials: tuple[Trial, ...] = ()
 
     @property
     def members(self) -> list[Member]:
@@ -144,7 +164,11 @@ class Plan(Struct, frozen=True):
 
 
 class UnitLoad(Struct, frozen=True):
-    """A unit as a simulator or a daemon needs it: names, rates and settings, no predictions."""
+    """A unit as a simulator or a daemon needs it: names, rates and settings, no predictions.
+
+    ``decode_shares`` are EQUAL where the scheduler gives them, as in a daemon; systems that are compared with
+    it have their own.
+    """
 
     host: int
     gpus: tuple[int, ...]
@@ -159,7 +183,7 @@ class UnitLoad(Struct, frozen=True):
 
 
 def units(plan: Plan) -> list[UnitLoad]:
-    """The plan's units that hold models, by host and device."""
+    """The plan's units that hold models, by host and device, with the plan's shares."""
     found = [_unit_load(unit) for unit in plan.units if unit.members]
     return sorted(found, key=lambda unit: (unit.host, unit.gpus))
 

@@ -7,8 +7,12 @@ another. Solved to a relative gap and a number of nodes, not to a time, on one t
 the same sets give the same layout.
 """
 
-from collections.abc import Iterable
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterable
 from math import inf
+from typing import Any
 
 import highspy
 import numpy as np
@@ -16,14 +20,20 @@ import numpy as np
 from muxd.placement.appraiser import canonical
 from muxd.placement.meshes import packed
 from muxd.placement.problem import Layout, Mesh
+from muxd.placement.search import Enough
 from muxd.placement.sets import Sets
 
 _GAP, _NODES = 1e-3, 200
 _QUIET = {"output_flag": False, "threads": 1}
 
 
-def recombined(sets: Sets, visited: Iterable[tuple[int, tuple[int, ...]]]) -> Layout | None:
+def recombined(
+    sets: Sets,
+    visited: Iterable[tuple[int, tuple[int, ...]]],
+    advance: Callable[[int], None] = lambda _: None,
+) -> Layout | None:
     """``visited``: devices and models of every set to choose from. None where they do not hold all models.
+    ``advance(0)`` now and then: what it raises ends the solver, with what it has.
 
     Also None for hosts whose devices are not a power of two when the meshes found do not pack onto them.
     """
@@ -32,7 +42,7 @@ def recombined(sets: Sets, visited: Iterable[tuple[int, tuple[int, ...]]]) -> La
     known = [(gpus, models, worth) for gpus, models, worth in worths if worth is not None]
     if not known:
         return None
-    chosen = _solved([(gpus, models, worth[0]) for gpus, models, worth in known], sets)
+    chosen = _solved([(gpus, models, worth[0]) for gpus, models, worth in known], sets, advance)
     hosts = packed([known[i][0] for i in chosen], problem.gpus) if chosen else None
     if hosts is None:
         return None
@@ -41,17 +51,44 @@ def recombined(sets: Sets, visited: Iterable[tuple[int, tuple[int, ...]]]) -> La
     )
 
 
-def _solved(columns: list[tuple[int, tuple[int, ...], float]], sets: Sets) -> list[int]:
+def _solved(
+    columns: list[tuple[int, tuple[int, ...], float]], sets: Sets, advance: Callable[[int], None]
+) -> list[int]:
     """The chosen columns' numbers, empty where there is no solution."""
-    solver = highspy.Highs()
+    solver = _quiet_solver()
     for option, value in {**_QUIET, "mip_rel_gap": _GAP, "mip_max_nodes": _NODES}.items():
         solver.setOptionValue(option, value)
+
+    def ask(event: Any) -> None:
+        try:
+            advance(0)
+        except Enough:  # it cannot pass through the solver; whoever asks next is told again
+            event.interrupt()
+
+    solver.cbMipInterrupt.subscribe(ask)
     solver.passModel(_program(columns, sets))
     solver.run()
     if solver.getInfo().primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
         return []
     values = np.array(solver.getSolution().col_value)
     return np.flatnonzero(values > 0.5).tolist()
+
+
+def _quiet_solver() -> highspy.Highs:
+    """HiGHS writes a banner to descriptor 1 while it is made, before any option can be set; standard output
+    is the plan's alone. Nobody else may write there meanwhile."""
+    sys.stdout.flush()
+    flush = ctypes.CDLL(None).fflush  # the banner waits in C's own buffer where the output is no terminal
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        flush(None)
+        os.dup2(nowhere, 1)
+        return highspy.Highs()
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _program(columns: list[tuple[int, tuple[int, ...], float]], sets: Sets) -> highspy.HighsLp:

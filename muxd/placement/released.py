@@ -14,7 +14,7 @@ Memory is in "GB" as used there: 10^9 for weights, 2^30 for K and V.
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from math import isnan
+from math import inf, isnan
 
 from msgspec import Struct
 
@@ -87,14 +87,19 @@ class Released:
         scale = self._sizes[model].scale
         return self._rates[model] * scale, scale
 
-    def candidate(self, model: int, gpus: int) -> int | None:
-        """Algorithm 2: the first share that meets the rate, else the one with the best throughput."""
+    def shares(self, gpus: int, models: Sequence[int]) -> tuple[int, ...] | None:
+        """Algorithm 2, of each alone: the first share that meets the rate, else the best throughput's."""
+        found = [self._known_candidate(model, gpus) for model in models]
+        known = tuple(share for share in found if share is not None)
+        return known if len(known) == len(found) else None
+
+    def _known_candidate(self, model: int, gpus: int) -> int | None:
         key = (self.problem.models[model].cost, self._rates[model], gpus)
         if key not in self._candidates:
             self._candidates[key] = self._candidate(model, gpus) if gpus in self.degrees(model) else None
         return self._candidates[key]
 
-    def rungs(self, model: int, gpus: int) -> tuple[int, ...]:
+    def _rungs(self, model: int, gpus: int) -> tuple[int, ...]:
         shares = self._table.shares(self.problem.models[model].cost, gpus)
         return tuple(share for share in shares if share <= _HIGHEST_SHARE)
 
@@ -116,6 +121,11 @@ class Released:
         if key not in self._values:
             self._values[key] = _Growth(self, gpus, key[1], key[2]).best if models else 0.0
         return self._values[key]
+
+    @property
+    def bound(self) -> float:
+        """Throughputs have no bound."""
+        return inf
 
     def objective(self, total: float) -> float:
         """The mean of throughputs, weighted by rate: 10.646 for the published plan of ChatLMSYS."""
@@ -208,7 +218,7 @@ class Released:
     def _candidate(self, model: int, gpus: int) -> int | None:
         best, chosen = 0.0, None
         room = self._kv_part * _MEMORY * gpus
-        for share in self.rungs(model, gpus):
+        for share in self._rungs(model, gpus):
             met, throughput, _ = self.alone(model, gpus, share, room)
             if met:
                 return share

@@ -8,7 +8,7 @@ A new layout is adopted when all of these hold, and the decision says which did 
   nothing; the one percent that speed is worth is smaller);
 * over ``horizon`` seconds the gain is more than what is not served while models move.
 
-Where only shares change nothing moves: ``least_retuned`` is enough, at any time. A present layout that no
+Shares follow who sits where (``muxd.cost.shares``), so nobody decides over them. A present layout that no
 longer fits is left as soon as the new one does.
 """
 
@@ -20,7 +20,6 @@ from msgspec import Struct
 
 from muxd.errors import ConfigError
 from muxd.placement.appraiser import Appraiser, canonical, layout_value
-from muxd.placement.planner import tuned
 from muxd.placement.problem import Layout, Mesh, ModelLoad, Plan, Problem
 from muxd.placement.search import Annealing
 from muxd.placement.sets import Sets
@@ -29,10 +28,9 @@ Reason = Literal["adopt", "cooldown", "same", "small gain", "moves cost more", "
 
 
 class Policy(Struct, frozen=True, kw_only=True):
-    """Seconds, but ``least_gain`` and ``least_retuned`` (parts) and ``bandwidth`` (weight bytes a second)."""
+    """Seconds, but ``least_gain`` (a part) and ``bandwidth`` (weight bytes a second)."""
 
     least_gain: float = 0.03
-    least_retuned: float = 0.002
     horizon: float = 300.0
     cooldown: float = 60.0
     start: float = 5.0  # until a moved model serves, beside loading its weights
@@ -109,8 +107,8 @@ def propose(
     pinned: Mapping[int, int] | None = None,
 ) -> Layout:
     """The best layout near the present one, what moving to it costs counted: the search starts from it, and
-    every model that leaves its mesh must pay over ``horizon``. Or only other shares. ``sets`` may forbid
-    some, and say which shares each set has; ``pinned``: model -> host.
+    every model that leaves its mesh must pay over ``horizon``. ``sets`` may forbid some; ``pinned``:
+    model -> host.
 
     Raises ConfigError when the present one does not fit: then plan anew.
     """
@@ -121,22 +119,17 @@ def propose(
         model.rate * model.weight * _seconds(model, 1, policy) / policy.horizon for model in problem.models
     ]
     steps = policy.steps * len(problem.models)
-    coarse, fine = sets or Sets(appraiser, tuned=False), sets or Sets(appraiser)
+    known = sets or Sets(appraiser)
     walked = {
-        Annealing(coarse, present, seed, leaving=leaving).run(steps): None for seed in range(policy.walks)
+        Annealing(known, present, seed, leaving=leaving).run(steps): None for seed in range(policy.walks)
     }
 
     def net(layout: Layout) -> float:
         cost = sum(move.lost for move in moves(problem, canonical(present), layout, policy))
         return layout_value(appraiser, layout) - cost / policy.horizon
 
-    found = [relabelled(problem, present, tuned(fine, layout), pinned) for layout in walked]
-    return max([canonical(present), tuned(fine, present), *found], key=net)
-
-
-def retuned(appraiser: Appraiser, present: Layout) -> Layout:
-    """The same models on the same meshes with the best shares at these rates."""
-    return tuned(Sets(appraiser), present)
+    found = [relabelled(problem, present, layout, pinned) for layout in walked]
+    return max([canonical(present), *found], key=net)
 
 
 def decide(
@@ -155,9 +148,8 @@ def decide(
     gain = layout_value(appraiser, proposed) - layout_value(appraiser, present)
     changed = layout_value(appraiser, [mesh for mesh in present if mesh not in proposed])
     cost = sum(move.lost for move in moved)
-    if not moved:
-        policy = msgspec.structs.replace(policy, cooldown=0.0, least_gain=policy.least_retuned)
-    reason = _reason(appraiser, present, proposed, policy, since_adoption, (gain, changed, cost))
+    worth = gain, changed, cost
+    reason = _reason(appraiser, present, proposed, policy, since_adoption, worth, bool(moved))
     adopt = reason == "adopt"
     return Decision(
         adopt, reason, proposed if adopt else present, proposed, moved if adopt else (), gain, cost
@@ -171,6 +163,7 @@ def _reason(
     policy: Policy,
     since_adoption: float,
     worth: tuple[float, float, float],
+    moved: bool,
 ) -> Reason:
     gain, changed, cost = worth
     if not _fits(appraiser, proposed):
@@ -179,7 +172,7 @@ def _reason(
         return "adopt"
     if since_adoption < policy.cooldown:
         return "cooldown"
-    if present == proposed:
+    if not moved:
         return "same"
     if gain < policy.least_gain * changed or gain <= 0:
         return "small gain"

@@ -8,7 +8,7 @@ from msgspec import Struct
 from muxd.errors import ConfigError
 from muxd.placement.appraiser import Appraiser, canonical
 from muxd.placement.problem import Layout
-from muxd.placement.replan import Decision, Policy, decide, propose, retuned
+from muxd.placement.replan import Decision, Policy, decide, propose
 from muxd.placement.sets import Sets
 
 _EAGER = 1e-9  # least gain of a plan that somebody asked for
@@ -28,8 +28,8 @@ class Watch(Struct, frozen=True):
 
 
 class View(Struct, frozen=True):
-    """What a look sees. ``sets`` may forbid some, and says which shares each has; ``pinned``: model -> host;
-    ``anew``: a layout from nothing, for when the present one does not fit."""
+    """What a look sees. ``sets`` may forbid some; ``pinned``: model -> host; ``anew``: a layout from nothing,
+    for when the present one does not fit."""
 
     appraiser: Appraiser  # at the rates to plan for
     present: Layout
@@ -49,8 +49,7 @@ class Replanner:
         self._moved = float("-inf")
 
     def look(self, rates: Mapping[str, float], view: Viewer, now: float, *, asked: bool = False) -> Decision:
-        """What should rule from now on, ``rates`` measured. While models may not move yet, shares still may,
-        where no ``sets`` fix them.
+        """What should rule from now on, ``rates`` measured.
         ``asked``: somebody does, so neither the cooldown nor ``least_gain`` counts.
 
         Nothing is remembered: whoever moves models says so (``moved``). Raises ConfigError where costs are
@@ -61,12 +60,7 @@ class Replanner:
             policy = msgspec.structs.replace(policy, least_gain=_EAGER, cooldown=0.0)
         seen = view({name: rate * self._headroom for name, rate in rates.items()})
         proposed = _proposed(seen, policy)
-        made = decide(seen.appraiser, seen.present, proposed, policy, now - self._moved, seen.pinned)
-        if made.adopt or seen.sets is not None:
-            return made
-        shares = retuned(seen.appraiser, seen.present)
-        better = decide(seen.appraiser, seen.present, shares, policy, 0.0, seen.pinned)
-        return better if better.adopt else made
+        return decide(seen.appraiser, seen.present, proposed, policy, now - self._moved, seen.pinned)
 
     def moved(self, now: float) -> None:
         """Models move by a decision: the cooldown begins."""

@@ -16,6 +16,11 @@ from muxd.placement.sets import Sets
 
 Models = tuple[int, ...]
 _REPORT = 256
+_CLOSE = 1e-9
+
+
+class Enough(Exception):
+    """Raised by whoever is told of a search's steps: what is found by now is taken."""
 
 
 class _Change:
@@ -48,6 +53,7 @@ class Annealing:
 
     def run(self, steps: int, advance: Callable[[int], None] = lambda _: None) -> Layout:
         """The best layout seen. The temperature falls from a tenth of a model's mean worth to 1/10,000."""
+        bound = self._sets.appraiser.bound * (1 - _CLOSE)
         typical = max(1e-12, self.value / max(1, self._count))
         hot, cold = 0.1 * typical, 1e-4 * typical
         moves = (self._move, self._swap, self._exchange, self._split, self._merge)
@@ -55,6 +61,8 @@ class Annealing:
             if step == steps // 2:
                 self.visited = dict.fromkeys(zip(self._sizes, self._models, strict=True))
             if step % _REPORT == 0:
+                if self._best_value >= bound:
+                    break
                 temperature = hot * (cold / hot) ** (step / steps)
                 advance(min(_REPORT, steps - step))
             kind = self._draw.choices(moves, (50, 30, 6, 6, 8))[0]
@@ -66,6 +74,11 @@ class Annealing:
                 self.visited.update(((size, models), None) for _, size, models, _ in change.new)
                 if self.value > self._best_value * (1 + 1e-12):
                     self._best, self._best_value = self._snapshot(), self.value
+        return self.best
+
+    @property
+    def best(self) -> Layout:
+        """Seen so far."""
         return self._layout(self._best)
 
     # ---- moves: what would change, None where it cannot ----------------------------------------------

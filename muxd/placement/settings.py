@@ -2,6 +2,9 @@
 
 A muxd serves all devices of its host, each model on one of them. A model over several is not served yet: such
 a unit has a file of its own.
+
+Shares and ``max_running`` are not written: muxd divides a device among who is there, and a batch that is
+capped at its predicted mean has no room for bursts.
 """
 
 import msgspec
@@ -57,11 +60,9 @@ def _model(member: Member, problem: Problem, device: str) -> list[str]:
         f"path = {_string(load.path or member.model)}{missing}",
         *([f'device = "{device}"'] if device else []),
         f"rate = {member.rate:.6g}",
-        f"share = {member.decode_share}",
         f'dtype = "{load.dtype}"',
         *([f'kv_dtype = "{load.shape.kv_dtype}"'] if load.shape.kv_dtype != "auto" else []),
         f"quota = {{ weight = {max(member.weight, 1e-6):.6f} }}",
-        f"max_running = {max(1, member.batch)}",
         *([f"ttft_slo = {load.ttft_slo}"] if load.ttft_slo else []),
         *([f"tpot_slo = {load.tpot_slo}"] if load.tpot_slo else []),
     ]

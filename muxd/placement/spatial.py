@@ -10,6 +10,8 @@ from muxd.placement.appraiser import Appraiser, canonical
 from muxd.placement.meshes import packed
 from muxd.placement.problem import Layout, Mesh
 
+WHOLE = (100,)  # shares
+
 
 def spatial(appraiser: Appraiser) -> Layout:
     """Raises ConfigError when there are fewer devices than the models need at least."""
@@ -21,7 +23,7 @@ def spatial(appraiser: Appraiser) -> Layout:
         hosts = packed(sizes, gpus)
         if hosts is not None:
             return canonical(
-                Mesh(host, size, (model,), (appraiser.rungs(model, size)[-1],))
+                Mesh(host, size, (model,), WHOLE)
                 for model, (host, size) in enumerate(zip(hosts, sizes, strict=True))
             )
     count = len(appraiser.problem.models)
@@ -36,10 +38,9 @@ def _sizes(appraiser: Appraiser, devices: int) -> list[int] | None:
         after = np.full(devices + 1, -np.inf)
         size_at = np.zeros(devices + 1, dtype=np.int64)
         for size in appraiser.degrees(model):
-            share = appraiser.rungs(model, size)[-1]
-            if size > devices or not appraiser.fits(size, (model,), (share,)):
+            if size > devices or not appraiser.fits(size, (model,), WHOLE):
                 continue
-            reached = best[: devices + 1 - size] + appraiser.value(size, (model,), (share,))
+            reached = best[: devices + 1 - size] + appraiser.value(size, (model,), WHOLE)
             better = reached > after[size:]
             after[size:] = np.where(better, reached, after[size:])
             size_at[size:] = np.where(better, size, size_at[size:])

@@ -50,16 +50,25 @@ class ClusterRun(Struct, frozen=True):
 
 
 class Cluster:
-    """Runs plans of ``models`` over ``costs``.
+    """Runs plans of ``models`` over ``costs``. ``rungs``: the shares of a device, those of the costs if none
+    are given; ``gpu``: as the daemon serves on one.
 
     Raises ConfigError for models of a unit that are not among ``models``, and from ``run`` when the workload
     asks for a model that no unit has.
     """
 
-    def __init__(self, models: Sequence[ModelLoad], costs: Costs, device: str):
+    def __init__(
+        self,
+        models: Sequence[ModelLoad],
+        costs: Costs,
+        device: str,
+        rungs: Sequence[int] = (),
+        *,
+        gpu: bool = False,
+    ):
         self._models = {model.name: model for model in models}
         self._costs = costs
-        self._device = device
+        self._device, self._rungs, self._gpu = device, tuple(rungs), gpu
         self._tables: dict[tuple[tuple[str, int], ...], CostTable] = {}
 
     def run(
@@ -102,10 +111,13 @@ class Cluster:
             raise ConfigError(f"the plan places {', '.join(unknown)}, which nobody knows the shape of")
         named = {name: (self._models[name].cost, unit.degree) for name in unit.models}
         shapes = {self._models[name].cost: self._models[name].shape for name in unit.models}
-        dtypes = {self._models[name].dtype for name in unit.models}
-        if len(dtypes) > 1:
-            raise ConfigError(f"models of one unit with different dtypes: {', '.join(sorted(dtypes))}")
-        return CostTable(profile_of(self._costs, self._device, named, shapes=shapes, dtype=dtypes.pop()))
+        dtypes = {self._models[name].cost: self._models[name].dtype for name in unit.models}
+        return CostTable(
+            profile_of(
+                self._costs, self._device, named, shapes=shapes, dtype=dtypes, rungs=self._rungs,
+                gpu=self._gpu,
+            )
+        )  # fmt: skip
 
 
 def unit_config(unit: UnitLoad, terms: Terms, models: dict[str, ModelLoad]) -> Config:

@@ -28,12 +28,11 @@ class Site(Struct, frozen=True):
 
 
 class Stop(Struct, frozen=True):
-    """A stage in terms of sites: where each model is and its share there. ``before``: for each new site the
-    sites whose devices it may take."""
+    """A stage in terms of sites: where each model is. ``before``: for each new site the sites whose devices
+    it may take."""
 
     at: float
     sites: dict[str, int]
-    shares: dict[str, int]
     rates: dict[str, float]
     before: dict[int, set[int]]
 
@@ -66,16 +65,15 @@ class Itinerary:
             for i, mesh in enumerate(stage.layout)
         ]
         names = {
-            problem.models[index].name: (site, share)
+            problem.models[index].name: site
             for mesh, site in zip(stage.layout, places, strict=True)
-            for index, share in zip(mesh.models, mesh.shares, strict=True)
+            for index in mesh.models
         }
         fresh = [site for i, site in enumerate(places) if i not in same]
         self.stops.append(
             Stop(
                 stage.at,
-                {name: site for name, (site, _) in names.items()},
-                {name: share for name, (_, share) in names.items()},
+                names,
                 {model.name: stage.rates.get(model.name, model.rate) for model in problem.models},
                 {site: {s for s in gone if self.sites[s].host == self.sites[site].host} for site in fresh},
             )

@@ -9,7 +9,7 @@ What a change costs, as a daemon would pay it (the order is ``placement.transiti
 * everybody else goes on; a stage that comes while models still move waits for them.
 
 A mesh is one unit for as long as it exists, with a lane for every model it ever holds; an idle lane costs
-nothing. Shares and quotas follow the layout that rules.
+nothing. Shares are equal among those that are there, as in the daemon, and so are quotas.
 """
 
 from collections import defaultdict
@@ -20,9 +20,10 @@ from math import inf
 from msgspec import Struct
 
 from muxd.clock import VirtualClock
+from muxd.cost.shares import equal_part
 from muxd.engine.request import Request
 from muxd.placement import memory
-from muxd.placement.problem import UnitLoad
+from muxd.placement.problem import EQUAL, UnitLoad
 from muxd.placement.replan import Policy
 from muxd.placement.transition import Load, Step, Transition
 from muxd.sim.cluster import Cluster, Terms
@@ -151,7 +152,7 @@ class _Run:
             self._look(site)
 
     def _change(self, stop: Stop) -> None:
-        """Shares at once, models one after another."""
+        """Models leave one after another."""
         self._stop = stop
         targets = {model: site for model, site in stop.sites.items() if self._serving[model] != site}
         now = self._clock.now()
@@ -219,12 +220,13 @@ class _Run:
         self._due[site] = self._units[site].due()
 
     def _settle(self) -> None:
-        """Shares of the layout that rules, and a quota for everybody who is here, still or soon."""
+        """A share and a quota for everybody who is here, still or soon."""
         for site, unit in self._units.items():
             planned = {model for model, at in self._stop.sites.items() if at == site}
             here = planned | self._residents[site]
             weights = {m: 1.0 / len(here) if m in here else _ABSENT for m in unit.scheduler.lanes}
-            unit.settle({model: self._stop.shares[model] for model in planned}, weights)
+            part = equal_part(len(here), unit.scheduler.shares.rungs)
+            unit.settle(dict.fromkeys(here, part), weights)
             self._look(site)
 
     def _seconds(self, step: Load) -> float:
@@ -254,25 +256,25 @@ class _Run:
 
 
 def units(itinerary: Itinerary) -> dict[int, UnitLoad]:
-    """By site: a lane for every model it ever holds, with the largest share planned there."""
-    lanes: Mapping[int, dict[str, int]] = defaultdict(dict)
+    """By site: a lane for every model it ever holds."""
+    lanes: Mapping[int, dict[str, None]] = defaultdict(dict)
     for stop in itinerary.stops:
         for model, site in stop.sites.items():
-            lanes[site][model] = max(stop.shares[model], lanes[site].get(model, 0))
-    return {number: _unit(itinerary.sites[number], shares) for number, shares in lanes.items()}
+            lanes[site][model] = None
+    return {number: _unit(itinerary.sites[number], tuple(models)) for number, models in lanes.items()}
 
 
-def _unit(site: Site, shares: dict[str, int]) -> UnitLoad:
-    count = len(shares)
+def _unit(site: Site, models: tuple[str, ...]) -> UnitLoad:
+    count = len(models)
     return UnitLoad(
         host=site.host,
         gpus=tuple(range(site.gpus)),
         degree=site.gpus,
         pool_bytes=site.pool,
-        models=tuple(shares),
+        models=models,
         rates=(0.0,) * count,
         prefill_shares=(100,) * count,
-        decode_shares=tuple(shares.values()),
+        decode_shares=(EQUAL,) * count,
         quota_weights=(1.0 / max(1, count),) * count,
         batches=(0,) * count,
     )

@@ -69,7 +69,7 @@ def test_a_gpu_in_parts_has_streams_and_graphs_for_them(gpus: dict[str, Device])
 
     few = ModelConfig("a", "a", max_running=8)
     asked = msgspec.structs.replace(config(), model=[few, ModelConfig("b", "b")])
-    found = workers_budget(asked, Parted())  # type: ignore[arg-type]
+    found = workers_budget(asked, Parted())
     assert (found.workers, found.streams, found.sets, found.max_running) == (2, 2 + 14, 1 + KEPT, 128)
     assert found.workspace == WORKSPACE_BYTES
     assert workers_budget(asked, gpus["cuda:0"]).streams == 2

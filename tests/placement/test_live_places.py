@@ -85,6 +85,6 @@ def test_two_busy_models_begin_on_two_devices() -> None:
 def test_one_model_more_goes_where_it_gains_most_or_fits() -> None:
     models = [load("busy", SIZES[2], 30.0), load("idle", SIZES[2], 0.1), load("new", SIZES[2], 10.0)]
     appraiser = Live(models, Room(2, 80 * GB, 20 * GB), COSTS, Budget())
-    assert live.best(Sets(appraiser, tuned=False), [(0,), (1,)], 2) == 1
+    assert live.best(Sets(appraiser), [(0,), (1,)], 2) == 1
     tight = Live(models, Room(2, 60 * GB, 20 * GB), COSTS, Budget())
-    assert live.best(Sets(tight, tuned=False), [(0, 1), ()], 2) == 1
+    assert live.best(Sets(tight), [(0, 1), ()], 2) == 1

@@ -34,7 +34,7 @@ def every_layout(problem: Problem) -> Iterator[list[tuple[int, tuple[int, ...]]]
 @given(problems(most=4))
 def test_the_optimum_is_what_enumeration_finds(problem: Problem) -> None:
     try:
-        sets = Sets(Estimator(problem, COSTS), tuned=False)
+        sets = Sets(Estimator(problem, COSTS))
     except ConfigError:
         return
     best = None
@@ -61,7 +61,7 @@ def test_what_is_too_large_is_refused() -> None:
         optimum(Sets(Estimator(odd, COSTS)))
     few = Problem(many[:6], Gpus("A100", 80 * GB, 8))
     with pytest.raises(TooLarge, match="more than 10 sets"):
-        optimum(Sets(Estimator(few, COSTS), tuned=False), limit=10)
+        optimum(Sets(Estimator(few, COSTS)), limit=10)
 
 
 def test_the_released_codes_lists_of_divisions() -> None:
@@ -94,7 +94,7 @@ def test_decodes_together_have_no_more_than_the_memorys_bandwidth() -> None:
     four = appraiser.load(1, (0, 1, 2, 3), (25,) * 4)
     assert alone.stretch == 1
     assert four.stretch > 1
-    speeds = [appraiser._curve(models[0], 1, 25).at(b)[2] for b in four.batches]
+    speeds = [appraiser._curve(models[0], 1, 25, 75).at(b)[2] for b in four.batches]
     assert COSTS.memory is not None
     assert sum(speeds) / four.stretch <= COSTS.memory.limit * 1.001
 

@@ -84,7 +84,7 @@ def test_ours_against_the_optimum(problem: Problem) -> None:
     """The gap is printed (pytest -s) and never negative: the optimum is one."""
     appraiser = estimator(problem)
     try:
-        best = layout_value(appraiser, optimum(Sets(appraiser), all_shares=True))
+        best = layout_value(appraiser, optimum(Sets(appraiser)))
     except ConfigError:
         assert planned("ours", appraiser) is None
         return
@@ -101,7 +101,7 @@ def test_ours_against_the_optimum(problem: Problem) -> None:
 @given(problems(), st.integers(0, 5))
 def test_annealing_keeps_its_sums_and_never_loses(problem: Problem, seed: int) -> None:
     appraiser = estimator(problem)
-    sets = Sets(appraiser, tuned=False)
+    sets = Sets(appraiser)
     try:
         start = layout_of("greedy", appraiser, QUICK)
     except ConfigError:
@@ -118,7 +118,7 @@ def test_annealing_keeps_its_sums_and_never_loses(problem: Problem, seed: int) -
 @given(problems(), st.integers(0, 5))
 def test_what_is_recombined_is_as_good_as_the_best_walk(problem: Problem, seed: int) -> None:
     """Its sets are among the columns, so only the solver's gap may be lost."""
-    sets = Sets(estimator(problem), tuned=False)
+    sets = Sets(estimator(problem))
     try:
         start = layout_of("greedy", sets.appraiser, QUICK)
     except ConfigError:

@@ -2,6 +2,9 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -13,11 +16,14 @@ from support.tiny import tiny_llama
 from typer.testing import CliRunner
 
 from muxd.cli.plan import plan
+from muxd.config import Config, ModelConfig
 from muxd.config_load import load
 from muxd.cost.profile import FORMAT, Device, ModelProfile, Profile, save
+from muxd.fleet.pool_sizes import workers_budget
 from muxd.messages import KvDtype
-from muxd.placement.loads import parse_gpus, read
-from muxd.placement.problem import Plan
+from muxd.placement.loads import loads, parse_gpus, read
+from muxd.placement.memory import fixed
+from muxd.placement.problem import Plan, Problem
 from muxd.sim.workload import Item, Workload, write
 
 app = typer.Typer()
@@ -65,7 +71,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(*args: str, code: int = 0) -> str:
     result = CliRunner().invoke(app, ["--models", "models.toml", *args])
     assert result.exit_code == code, result.output
-    return result.output
+    return result.output if code else result.stdout
 
 
 def test_the_plan_is_shown_compared_and_written(room: Path) -> None:
@@ -81,7 +87,7 @@ def test_the_plan_is_shown_compared_and_written(room: Path) -> None:
     assert sorted(m.name for config in configs for m in config.model) == ["chat", "code", "tiny one"]
     chat = next(m for config in configs for m in config.model if m.name == "chat")
     assert (chat.ttft_slo, chat.tpot_slo) == (5.0, 0.2)
-    assert all(0 < m.share <= 100 for config in configs for m in config.model)
+    assert {(m.share, m.max_running) for config in configs for m in config.model} == {(0, 0)}, "muxd's own"
 
 
 def test_one_host_with_one_unit_is_one_file(room: Path) -> None:
@@ -143,8 +149,8 @@ def test_a_wrong_models_file_is_a_sentence(room: Path, text: str, said: str) -> 
     [
         (["--gpus", "A100"], 'write a count, a kind and a memory, such as "8xA100-80G"'),
         (["--gpus", "8xB500"], "how much memory? Write 8xB500-NG"),
-        (["--gpus", "8xB500-96G"], "known are a100"),
-        (["--gpus", "1xA100-8G"], "chat: needs 19.2 GB on each of 1 GPUs"),
+        (["--gpus", "8xB500-96G"], "--gpus 'B500': known are a10, a100"),
+        (["--gpus", "1xA100-8G"], "chat: needs 20.0 GB on each of 1 GPUs"),
         (["--gpus", "2xA100", "--compare", "magic"], "--compare 'magic': known are ours, greedy"),
         (["--gpus", "2xA100", "--method", "spatial"], "3 models need devices of their own"),
         (["--gpus", "2xA100", "--picture", "p.pdf"], "a picture is a .svg or a .png file"),
@@ -195,7 +201,7 @@ def test_numbers_of_four_bytes_cost_more_beside_a_model_of_the_same_size(room: P
     slow = MODELS.partition('[[model]]\nname = "code"')[0].replace("6.0", "0.01")
     text = slow + slow.replace("chat", "wide") + 'dtype = "float32"\n'
     (room / "models.toml").write_text(text + slow.replace("chat", "half") + 'dtype = "float16"\n')
-    shown = run("--gpus", "1xA100-80G", "--json")
+    shown = run("--gpus", "1xH200", "--json")
     found = {m.model: m for m in msgspec.json.decode(shown, type=Plan).members}
     assert found["wide"].tpot > 1.3 * found["chat"].tpot
     assert found["half"].tpot == pytest.approx(found["chat"].tpot)
@@ -250,3 +256,74 @@ def test_a_model_that_was_not_measured_is_named_with_those_that_were(
     assert "`muxd profile " in shown
     assert " --name 'x y' --dtype " in shown
     assert "--like" not in shown
+
+
+def muxctl(*args: str) -> subprocess.Popen[str]:
+    """The program itself, as a shell starts it."""
+    command = [sys.executable, "-m", "muxd.cli.muxctl", "plan", "--models", "models.toml", *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_standard_output_is_the_plan_alone(room: Path) -> None:
+    """Also where the solver runs, which says hello on its own: a model is late, and all is tried."""
+    (room / "models.toml").write_text(MODELS.replace("rate = 6.0", "rate = 600.0"))
+    with muxctl("--gpus", "2xA100-80G", "--json") as program:
+        out, told = program.communicate()
+    assert program.returncode == 0, told
+    found = msgspec.json.decode(out, type=Plan)
+    assert [trial.policy for trial in found.trials] == ["mux", "temporal", "spatial", "servers", "swap"]
+    for line in ("Planning ours ...", "Simulating mux, "):
+        assert line in told, "in plain lines, as nobody looks at a terminal"
+
+
+def test_who_has_enough_gets_the_best_plan_so_far(room: Path) -> None:
+    many = "".join(f'[[model]]\nname = "m{i}"\nsize = "llama-3.2-1b"\nrate = {20 + i}.0\n' for i in range(30))
+    (room / "models.toml").write_text(many)
+    with muxctl("--gpus", "8xA100-80G", "--hosts", "4", "--seconds", "500", "--json") as program:
+        assert program.stderr is not None
+        assert program.stderr.readline() == "Planning ours ...\n"
+        program.send_signal(signal.SIGINT)
+        out, told = program.communicate()
+    assert program.returncode == 0, told
+    assert "Simulating" not in told
+    assert len(msgspec.json.decode(out, type=Plan).members) == 30
+
+
+def test_a_time_that_is_over_ends_the_search_not_the_plan(room: Path) -> None:
+    (room / "models.toml").write_text(MODELS.replace("rate = 6.0", "rate = 600.0"))
+    shown = run("--gpus", "2xA100-80G", "--seconds", "0.1", "--json")
+    assert len(msgspec.json.decode(shown, type=Plan).members) == 3
+
+
+def test_the_plan_shows_what_each_way_of_serving_keeps(room: Path) -> None:
+    shown = run("--gpus", "2xA100-80G")
+    rows = shown[shown.index("SIMULATED") :].splitlines()
+    assert [row.split()[0] for row in rows[1:]] == ["mux", "temporal", "spatial", "servers", "swap"]
+    assert rows[1].split()[1].endswith("%")
+
+
+def test_a_gpu_of_ones_own_is_described_in_a_file(room: Path) -> None:
+    (room / "gpu.toml").write_text(
+        'name = "X1"\nflops = 3.0e14\nbandwidth = 2.0e12\nlink = 3.0e11\nmemory = 80e9\n'
+    )
+    found = msgspec.json.decode(run("--gpus", "2xX1", "--device", "gpu.toml", "--json"), type=Plan)
+    assert len(found.members) == 3
+    assert "cannot read none.toml" in run("--gpus", "2xX1", "--device", "none.toml", code=1)
+    both = run("--gpus", "2xX1", "--device", "gpu.toml", "--table", "t.json", code=1)
+    assert "--table, --cost and --device: give one of them" in both
+
+
+def test_a_plan_leaves_room_for_the_processes_that_the_daemon_starts(room: Path) -> None:
+    """Two for each model on a GPU in parts: what is left for K and V is what the daemon would count."""
+    (room / "models.toml").write_text(MODELS)
+    found = msgspec.json.decode(run("--gpus", "1xH200", "--json"), type=Plan)
+    problem = Problem(tuple(loads(read(Path("models.toml")), Path("models.toml"))), parse_gpus("1xH200"))
+
+    class Parted:
+        memory, rungs, parts = problem.gpus.memory, (25, 50, 75, 100), 4
+
+    config = Config(model=[ModelConfig(model.name, model.name) for model in problem.models])
+    budget = workers_budget(config, Parted())
+    assert budget.workers == 2
+    held = sum(fixed(model, 1, budget) for model in problem.models)
+    assert found.units[0].pool_bytes == int(0.95 * problem.gpus.memory) - held

@@ -15,7 +15,7 @@ from muxd.placement.estimator import Estimator
 from muxd.placement.planner import finished, layout_of
 from muxd.placement.problem import Gpus, Layout, Mesh, Problem, check_layout
 from muxd.placement.rates import Rates
-from muxd.placement.replan import Policy, decide, kept, moves, propose, retuned, with_rates
+from muxd.placement.replan import Policy, decide, kept, moves, propose, with_rates
 from muxd.placement.replan import layout_of as layout_of_plan
 from muxd.placement.replanner import Replanner, View, Watch
 
@@ -128,8 +128,8 @@ def test_moves_are_bounded_by_cooldown_gain_and_cost(
         decision = decide(appraiser, present, propose(appraiser, present, POLICY), POLICY, now - adopted[-1])
         if decision.adopt:
             changed = [mesh for mesh in present if mesh not in decision.layout]
-            least = POLICY.least_gain if decision.moves else POLICY.least_retuned
-            assert decision.gain >= least * layout_value(appraiser, changed) * (1 - 1e-9)
+            assert decision.moves
+            assert decision.gain >= POLICY.least_gain * layout_value(appraiser, changed) * (1 - 1e-9)
             assert decision.gain * POLICY.horizon > decision.cost
         if decision.moves:
             adopted.append(now)
@@ -159,9 +159,9 @@ def test_noise_within_the_hysteresis_moves_nothing_after_an_adoption(
 
 def pairs(*hot: int) -> tuple[Problem, Layout]:
     """Eight 14B models, two on each of four devices, no device with room for a third."""
-    rates = [8.0 if i in hot else 0.5 for i in range(8)]
+    rates = [6.5 if i in hot else 0.5 for i in range(8)]
     models = tuple(load(f"m{i}", "qwen2.5-14b", rate, 100, 261) for i, rate in enumerate(rates))
-    layout = canonical(Mesh(0, 1, (2 * i, 2 * i + 1), (90, 10)) for i in range(4))
+    layout = canonical(Mesh(0, 1, (2 * i, 2 * i + 1), (50, 50)) for i in range(4))
     return Problem(models, Gpus("A100", 80 * GB, 4)), layout
 
 
@@ -175,14 +175,12 @@ def test_what_is_proposed_moves_only_whom_it_must() -> None:
     assert [move.lost < 20 for move in rest] == [True]
 
 
-def test_other_shares_need_no_cooldown_and_move_nobody() -> None:
-    """Rates that fit the layout but not its shares: in every pair the other one is popular now."""
-    problem, present = pairs(1, 3)
-    appraiser = Estimator(problem, COSTS)
-    decision = decide(appraiser, present, retuned(appraiser, present), POLICY, since_adoption=0.0)
-    assert (decision.reason, decision.moves, decision.cost) == ("adopt", (), 0.0)
-    assert [mesh.models for mesh in decision.layout] == [mesh.models for mesh in present]
-    assert decision.layout[0].shares[1] > 60
+def test_other_shares_alone_are_no_other_plan() -> None:
+    """They follow who is there: a layout that differs in nothing else is the present one."""
+    problem, equal = pairs(1, 3)
+    present = canonical(msgspec.structs.replace(mesh, shares=(100, 100)) for mesh in equal)
+    decision = decide(Estimator(problem, COSTS), present, equal, POLICY, 1e9)
+    assert (decision.adopt, decision.reason, decision.moves, decision.cost) == (False, "same", (), 0.0)
 
 
 def test_a_replanner_sees_a_change_at_the_next_look_and_moves_once() -> None:
@@ -195,7 +193,7 @@ def test_a_replanner_sees_a_change_at_the_next_look_and_moves_once() -> None:
         return View(Estimator(with_rates(problem, wanted), COSTS), present)
 
     for step in range(1, 41):
-        for model, count in {"m0": 40, "m1" if step > 20 else "m2": 40}.items():
+        for model, count in {"m0": 30, "m1" if step > 20 else "m2": 30}.items():
             for _ in range(count):
                 measured.arrived(model)
         made = planner.look(measured.look(5.0 * step), view, 5.0 * step)
@@ -206,7 +204,7 @@ def test_a_replanner_sees_a_change_at_the_next_look_and_moves_once() -> None:
     ((step, names),) = moved
     assert step in (21, 22)
     assert len(names) == 2
-    assert measured.look(200.0)["m1"] == pytest.approx(8.0, rel=0.01)
+    assert measured.look(200.0)["m1"] == pytest.approx(6.0, rel=0.01)
 
 
 def test_rates_of_unknown_models_are_refused_and_silence_keeps_a_model_ready() -> None:

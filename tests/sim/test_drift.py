@@ -26,7 +26,7 @@ def moves(found: Any) -> list[Move]:
 @pytest.mark.slow
 def test_replanning_keeps_up_with_an_oracle(drift: Any) -> None:
     """Two phases of 100 s, far shorter than the benchmark's: the pair of the second shares a device."""
-    day = drift.Day(phase=100.0, popular=((0, 1), (2, 5)))
+    day = drift.Day(phase=100.0, hot=5.5, popular=((0, 1), (1, 3)))
     costs = Roofline("A100-80G")
     workload = drift.traffic(day, 1)
     found = {name: drift.simulated(name, day, workload, costs) for name in ("fixed", "replan", "oracle")}

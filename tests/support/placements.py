@@ -14,7 +14,7 @@ from muxd.placement.released import OUTPUT, PROMPT
 
 GB = 10**9
 SIZES = ["llama-3.2-1b", "llama-3.2-3b", "llama-3-8b", "qwen2.5-14b", "qwen2.5-32b"]
-QUICK = Effort(steps=60, tuned_steps=10, walks=1, groups=60, sets=300)
+QUICK = Effort(steps=60, walks=1, groups=60, sets=300)
 COSTS = Roofline("a100", {name: CATALOGUE[name] for name in SIZES})
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "muxserve"
 
