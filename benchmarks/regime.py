@@ -130,6 +130,7 @@ def picture(searches: list[Search], file: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     scenes = list({search.scene.key: search.scene for search in searches}.values())
     figure, axes = plt.subplots(2, len(scenes), figsize=(4 * len(scenes), 7), squeeze=False, sharey=True)
@@ -138,12 +139,16 @@ def picture(searches: list[Search], file: Path) -> None:
             points = [search.points[i] for i in sorted(search.points)]
             rates = [point.rate for point in points]
             for row, values in enumerate(([p.relative for p in points], [p.absolute for p in points])):
-                axes[row][column].plot(rates, values, marker=".", label=search.policy)
+                style = "--" if search.policy.startswith("swap") else "-"
+                axes[row][column].plot(rates, values, style, marker=".", label=search.policy)
         for row, name in enumerate(TARGETS):
             axes[row][column].set(
                 xscale="log", xlabel="requests/s", ylim=(0.5, 1.01), title=f"{scene.key}: {name}"
             )
             axes[row][column].axhline(PART, color="grey", linewidth=0.5)
+            axes[row][column].xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes[row][column].xaxis.set_major_formatter(ScalarFormatter())
+            axes[row][column].xaxis.set_minor_formatter(NullFormatter())
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(file, dpi=110)

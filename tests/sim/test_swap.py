@@ -25,7 +25,8 @@ GB = 10**9
 
 
 def costs(*names: str) -> CostTable:
-    return table(memory=None, **{name: model(prefill=1e-6, decode=0.01, weights=10 * GB) for name in names})
+    models = {name: model(prefill=1e-6, decode=0.01, weights=10 * GB) for name in names}
+    return table(gpu=False, memory=None, **models)
 
 
 def run(workload: Workload, policy: type[Policy]) -> Records:
