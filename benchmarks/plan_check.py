@@ -3,9 +3,9 @@
     python benchmarks/plan_check.py [--seconds 10] [--arrivals 12] [--seeds 3]
 
 30 models of 0.5B to 32B on 8 x H100-80G at 120 requests/s, popularity by rank^-0.9 (which model is popular
-is drawn by the seed), prompts 300 and answers 200 tokens on the mean, gamma arrivals with cv 2. What is simulated
-are the files that `muxctl plan --out` writes, through the daemon's own reader of them: pool, shares, quotas.
-The part within five times the latency alone should be 99 % at least.
+is drawn by the seed), prompts 300 and answers 200 tokens on the mean, gamma arrivals with cv 2. Simulated are
+the files that `muxctl plan --out` writes, through the daemon's own reader: pool, shares, quotas. The part
+within five times the latency alone should be 99 % at least.
 """
 
 import argparse

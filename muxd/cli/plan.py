@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from muxd.sim.workload import Workload
 
 _PROGRAM = "muxctl"
+_OTHERS = "describe others in a file (--device), or measure them with `muxd profile` (--cost)"
 
 ModelsFile = Annotated[Path, typer.Option("--models", help="Models and rates.", metavar="models.toml")]
 GpuText = Annotated[
@@ -144,7 +145,7 @@ def _costed(
     own = [_own_cost(load) for load in loads]
     dtypes = {load.cost: load.dtype for load in own}
     shapes = {load.cost: load.shape for load in own}
-    return own, Roofline(peak or known_peak(gpus.kind, "--gpus"), shapes, CAPTURED, dtypes), rungs()
+    return own, Roofline(peak or known_peak(gpus.kind, "--gpus", _OTHERS), shapes, CAPTURED, dtypes), rungs()
 
 
 def _measured(load: "ModelLoad", profile: "Profile", source: Path) -> "ModelLoad":

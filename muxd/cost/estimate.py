@@ -56,7 +56,7 @@ class Costs(Protocol):
         ...
 
     def shares(self, model: str, gpus: int) -> list[int]:
-        """Percent, ascending: the shares a plan should choose from."""
+        """Percent, ascending: the shares that batches have there, where nobody knows the device's."""
         ...
 
     def prefill(self, model: str, gpus: int, share: int, batch: int, length: int) -> Estimate:

@@ -88,16 +88,14 @@ EAGER = Reach(
 CAPTURED = replace(EAGER, decode_layer=0.0, prefill_layer=0.0, batch=1.5e-3)
 
 
-def peak(name: str, flag: str = "--roofline") -> Peak:
+def peak(name: str, flag: str = "--roofline", others: str = "measure others with `muxd profile`") -> Peak:
     """By name, however people and drivers write it: "H100", "NVIDIA H100 PCIe", "rtx-4090", "A100-80G".
 
-    Raises ConfigError that names ``flag`` and lists what is known.
+    Raises ConfigError that names ``flag``, lists what is known, and says what to do about ``others``.
     """
     found = recognised(name)
     if found is None:
-        raise ConfigError(
-            f"{flag} {name!r}: known are {', '.join(PEAKS)}; measure others with `muxd profile`"
-        )
+        raise ConfigError(f"{flag} {name!r}: known are {', '.join(PEAKS)}; {others}")
     return found
 
 

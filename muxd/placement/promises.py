@@ -10,8 +10,8 @@ misses a target: where the mean is just on time about half of the requests are n
 more than ``TIMES`` as long as alone: who gave no number means "about as fast as it is by itself".
 
 Nor is anybody on time in a burst where the mean alone fills the pool: what it holds, over ``HEADROOM`` of
-the pool, counts as lateness of the unit's models, too. And where less is served than asked for, a queue grows,
-and those that are served are late as well, the more the more are too many: ``served / rate`` once more.
+the pool, counts as lateness of the unit's models, too. And where less is served than asked for, a queue
+grows, and those that are served are late as well: ``served / rate`` once more.
 
 Beyond that a request is worth less and less instead of nothing, so that a search sees which way is better
 where not everybody can be on time; the square makes one model far too late worse than two a little late.

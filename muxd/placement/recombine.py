@@ -77,6 +77,8 @@ def _solved(
 def _quiet_solver() -> highspy.Highs:
     """HiGHS writes a banner to descriptor 1 while it is made, before any option can be set; standard output
     is the plan's alone. Nobody else may write there meanwhile."""
+    if sys.stdout is None:  # closed, and descriptor 1 may be anybody's
+        return highspy.Highs()
     sys.stdout.flush()
     flush = ctypes.CDLL(None).fflush  # the banner waits in C's own buffer where the output is no terminal
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
