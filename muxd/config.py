@@ -84,7 +84,7 @@ class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     overbook: int = 0  # percent of shares that may be booked above 100, in total
     drain_timeout: float = 0.5  # seconds a waiting prefill may hold back decode steps
     prefill_tokens: int = 512  # token budget of one prefill batch
-    prefill_seconds: float = 0.1  # a prefill is cut where it would take longer; 0: by tokens alone
+    prefill_seconds: float = 0.25  # a prefill is cut where it would take longer; 0: by tokens alone
     look_ahead: int = 64  # generated tokens charged at admission at least
     batch_timeout: float = 10.0  # seconds after which a batch may be taken to hang
     batch_timeout_factor: float = 20.0  # and times what it is expected to take

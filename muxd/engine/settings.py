@@ -2,6 +2,8 @@
 
 from msgspec import Struct
 
+from muxd.config import SchedulerConfig
+
 
 class Settings(Struct, frozen=True):
     """``[scheduler]`` of muxd.toml: times in seconds, budgets in tokens."""
@@ -16,3 +18,9 @@ class Settings(Struct, frozen=True):
     )
     batch_timeout_factor: float = 20.0  # times what is expected
     run_ahead: bool = False  # give workers a decode step before the one in front of it is done
+
+
+def settings_of(config: SchedulerConfig, *, run_ahead: bool) -> Settings:
+    """Everything that has the same name in both, for the daemon and the simulator alike."""
+    names = set(Settings.__struct_fields__) & set(SchedulerConfig.__struct_fields__)
+    return Settings(**{name: getattr(config, name) for name in names}, run_ahead=run_ahead)

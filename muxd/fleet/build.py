@@ -11,7 +11,7 @@ from muxd.engine.journal import Tell
 from muxd.engine.lane import LaneSpec
 from muxd.engine.observer import Observer
 from muxd.engine.scheduler import Scheduler
-from muxd.engine.settings import Settings
+from muxd.engine.settings import settings_of
 from muxd.engine.shares import Shares
 from muxd.engine.unit import Unit
 from muxd.errors import ModelFolderError
@@ -48,15 +48,7 @@ def open_site(  # noqa: PLR0913 - a site is wired from everything its daemon has
     and ``spawns`` number the sequences and workers of all sites. ``budget``: what workers on a GPU are held
     to. Raises ConfigError where the models' quotas cannot hold together.
     """
-    settings = Settings(
-        drain_timeout=config.drain_timeout,
-        prefill_tokens=config.prefill_tokens,
-        look_ahead=config.look_ahead,
-        adapt_period=config.adapt_period,
-        batch_timeout=config.batch_timeout,
-        batch_timeout_factor=config.batch_timeout_factor,
-        run_ahead=device.queues,
-    )
+    settings = settings_of(config, run_ahead=device.queues)
     forecast = None
     if config.admission == "slo":
         forecast = Forecast(observer.attainment.targets, settings.prefill_tokens)

@@ -14,7 +14,7 @@ from muxd.engine.forecast import Forecast
 from muxd.engine.lane import LaneSpec
 from muxd.engine.policies import Policy
 from muxd.engine.scheduler import Scheduler
-from muxd.engine.settings import Settings
+from muxd.engine.settings import Settings, settings_of
 from muxd.engine.shares import Shares
 from muxd.engine.slo import Slo
 from muxd.errors import ConfigError
@@ -53,7 +53,7 @@ def make_scheduler(config: Config, cost: CostTable, policy: str | type[Policy] |
     split = splits(config.scheduler, cost.device.rungs, gpu=gpu)
     lanes = [_lane(ledger, model, shapes[model.name], config, split, gpu) for model in config.model]
     shares = Shares(cost.device.rungs, config.scheduler.overbook)
-    settings = Settings(**_same_names(Settings, config.scheduler), run_ahead=gpu)
+    settings = settings_of(config.scheduler, run_ahead=gpu)
     return Scheduler(
         lanes, ledger, shares, settings, policy=policy or config.scheduler.policy,
         forecast=_forecast(config, settings),
