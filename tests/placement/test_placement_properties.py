@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.placements import COSTS, QUICK, problems
 
 from muxd.errors import ConfigError
-from muxd.placement import memory
+from muxd.placement import memory, promises
 from muxd.placement.appraiser import layout_value
 from muxd.placement.estimator import Estimator
 from muxd.placement.exact import optimum
@@ -75,7 +75,8 @@ def test_ours_is_never_worse_than_greedy(problem: Problem) -> None:
         other = planned(method, appraiser)
         if other is not None:
             assert ours is not None
-            assert ours.objective >= other.objective * (1 - 1e-9)
+            enough = (1 - promises.SPEED / 2) * appraiser.bound  # there a search ends
+            assert ours.objective >= min(other.objective, enough) * (1 - 1e-9)
 
 
 @settings(max_examples=10, deadline=None)
