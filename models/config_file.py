@@ -22,7 +22,7 @@ _MOST = {
     "vocab_size": 1 << 26,
 }
 _LARGEST = (1 << 31) - 1
-_LARGEST_FLOAT = 3.4e38  # of float32
+_LEAST_FLOAT, _LARGEST_FLOAT = 2.0**-126, 3.4e38  # of float32
 
 
 class Fields:
@@ -54,8 +54,10 @@ class Fields:
     def number(self, key: str, default: float = _REQUIRED) -> float:
         """A number above 0 that float32 can hold."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_FLOAT:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise self.refuse(key, f"must be a number above 0, not {shown(value)}")
+        if not _LEAST_FLOAT <= value <= _LARGEST_FLOAT:
+            raise self.refuse(key, f"must be a number above 0, not {shown(value)}, which no float32 can hold")
         return float(value)
 
     def optional_number(self, key: str) -> float | None:

@@ -115,11 +115,16 @@ class Rope(Struct, frozen=True):
     def inverse_frequencies(self, head_dim: int) -> Frequencies:
         """Radians per position, float32 [head_dim / 2]; theta^(-2i/d), Su et al. 2021 (RoFormer), eq. 15.
 
-        In float32 throughout, as the reference computes it.
+        In float32 throughout, as the reference computes it; ``read_spec`` refuses what is not finite there.
         """
-        exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        plain = (1.0 / np.power(np.float32(self.theta), exponent)).astype(np.float32)
-        return plain if self.scaling is None else self.scaling.stretched(plain, self.theta)
+        with np.errstate(all="ignore"):
+            exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+            plain = (1.0 / np.power(np.float32(self.theta), exponent)).astype(np.float32)
+            return plain if self.scaling is None else self.scaling.stretched(plain, self.theta)
+
+    def finite(self, head_dim: int) -> bool:
+        """Whether every angle is a number."""
+        return bool(np.isfinite(self.inverse_frequencies(head_dim)).all())
 
 
 def single(fields: Fields) -> Rope:

@@ -111,6 +111,10 @@ def read_spec(folder: Path) -> ModelSpec:
             raise ModelFolderError(
                 f"{path}: long_factor does not list {spec.head_dim // 2} factors, one a pair"
             )
+        if not rope.finite(spec.head_dim):
+            raise ModelFolderError(
+                f"{path}: rope_theta and rope_scaling, or rope_parameters: angles that float32 cannot hold"
+            )
     return spec
 
 

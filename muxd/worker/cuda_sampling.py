@@ -24,6 +24,7 @@ from muxd.worker.sequence import Sequence, Span
 
 MOST = 4096  # sequences of a batch
 _SLOTS = 16  # lines of counts at first: 4 bytes for each token of the vocabulary
+_ENDLESS = 2**31 - 1  # tokens: no sequence has as many, and an int32 holds no more
 BANNED = 8  # tokens of a line that cannot be sampled yet, in a recorded step
 
 Logprobs = Callable[[], dict[int, TokenLogprob]]
@@ -174,7 +175,7 @@ def columns(sequences: Items[Sequence], known: Items[int], size: int) -> list[ND
         column([s.repetition_penalty for s in said], 1.0, np.float32),
         np.array(seeds, dtype=np.uint64).view(np.int64),
         column(known, 0, np.int32),
-        column([s.prompt_tokens + s.sampling.min_tokens for s in sequences], 0, np.int32),
+        column([min(s.prompt_tokens + s.sampling.min_tokens, _ENDLESS) for s in sequences], 0, np.int32),
         banned,
         column([s.slot for s in sequences], -1, np.int32),
     ]

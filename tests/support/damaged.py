@@ -19,7 +19,7 @@ SAMPLINGS: dict[str, st.SearchStrategy[Any]] = {
     "presence_penalty": single | st.just(0.0),
     "frequency_penalty": single | st.just(0.0),
     "repetition_penalty": single | st.just(1.0),
-    "min_tokens": st.integers(0, 4),
+    "min_tokens": st.integers(0, 4) | st.just(2**31 - 1),
     "banned_first": st.lists(st.integers(-1, VOCAB + 3), max_size=VOCAB).map(tuple)
     | st.just(tuple(range(VOCAB))),
     "logprobs": st.integers(-1, 3),
