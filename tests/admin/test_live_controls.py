@@ -250,7 +250,9 @@ def test_policy_changes_when_idle_and_only_then(bench: Bench) -> None:
         bench.step()
         bench.step()
         state = await bench.ask(lambda client: client.set_policy("temporal"))
-        assert state == PolicyState("temporal", ["mux", "temporal", "spatial", "fcfs", "round_robin"])
+        assert state == PolicyState(
+            "temporal", ["mux", "temporal", "spatial", "servers", "fcfs", "round_robin"]
+        )
         assert (await bench.ask(lambda client: client.status())).policy == "temporal"
 
     with_door(bench, test)
