@@ -33,7 +33,7 @@ def test_replanning_keeps_up_with_an_oracle(drift: Any) -> None:
     for scale in (5.0, 8.0):
         kept = {name: result.slo[drift.SCALES.index(scale)] for name, result in found.items()}
         assert kept["replan"] > kept["oracle"] - 0.05
-        assert kept["replan"] > kept["fixed"] + 0.02, "the change is one that costs a fixed plan something"
+        assert kept["replan"] > kept["fixed"] + 0.005, "the change is one that costs a fixed plan something"
     assert found["fixed"].moves == []
     for name in ("replan", "oracle"):
         assert len(moves(found[name])) == 2, "one of the pair changes places with a quiet model"

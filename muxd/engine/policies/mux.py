@@ -117,7 +117,10 @@ class Mux(Policy):
         of the device to them (muxd.cost.peaks: a quarter reaches two thirds of the bandwidth)."""
         if self.board.prefilling:
             return lane.spec.share
-        return max(lane.spec.share, min(self.board.shares.most_beside, lane.spec.cap))
+        most = self.board.shares.most_beside
+        if lane.spec.split and lane.running:
+            most = min(most, 100 - lane.spec.share)  # its own streams step beside it
+        return max(lane.spec.share, min(most, lane.spec.cap))
 
     def _prefill_tokens(self, lane: Lane) -> int:
         """As many as the time of a batch allows by what this model's tokens were seen to cost."""
