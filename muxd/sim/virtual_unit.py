@@ -6,8 +6,6 @@ says, every sequence gets exactly the tokens its request asks for. Who owns the 
 
 from math import inf
 
-from msgspec import structs
-
 from muxd.clock import VirtualClock
 from muxd.cost.table import CostTable
 from muxd.engine.actions import (
@@ -111,8 +109,7 @@ class VirtualUnit:
         """Shares and quotas as a new plan has them; models it does not name keep theirs."""
         total = self.scheduler.ledger.total_blocks
         for model, share in shares.items():
-            lane = self.scheduler.lanes[model]
-            lane.spec = structs.replace(lane.spec, share=share)
+            self.scheduler.set_share(model, share)
         for model, weight in weights.items():
             self.scheduler.set_quota(model, 0, total, weight)
 
