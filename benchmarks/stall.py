@@ -1,11 +1,12 @@
 """How long one hostile client can hold up another model's tokens.
 
-    python benchmarks/stall.py [--json FILE] [--tokenizer FOLDER] [--seconds 4] [--only WORD]
+    python benchmarks/stall.py [--json FILE] [--tokenizer FOLDER] [--seconds 4] [--only WORD] [--cores 0]
 
 One daemon, four tiny models: one streams, another is sent each of ``hostile.CASES`` by a client in a process
 of its own. Shown are the gaps between the stream's chunks while the case lasts, beside the same stream
 undisturbed right before. The machine's own noise is in both; what a case adds is the difference of the two
-worst.
+worst. ``--cores``: those that workers compute on. On all of them, two threads of one step can come to lie on
+one core, each spinning until the other gets it, for as long as something else has the other core.
 """
 
 import argparse
@@ -38,9 +39,11 @@ WARM = 200  # chunks before anything is measured
 LEAST = 0.005  # seconds between tokens that are looked at: shorter gaps are the model's pace
 
 
-def folders(root: Path, tokenizer: Path | None) -> str:
+def folders(root: Path, tokenizer: Path | None, cores: list[int]) -> str:
     """Model folders and the configuration that serves them."""
     config = '[pool]\nbytes = "256M"\n[text]\ndeadline = 3.0\n'
+    if cores:
+        config += f'[[device]]\nname = "cpu:0"\ncores = {cores}\n'
     for name, template in ((WATCHED, ""), ("plain", ""), ("chat", PLAIN), ("template", TEMPLATE)):
         folder = serve(root / name, FORM)
         if tokenizer is not None:
@@ -168,12 +171,13 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--only", default="")
+    parser.add_argument("--cores", type=int, nargs="+", default=[])
     given = parser.parse_args()
     demo = home() / "models" / "smollm2-135m-instruct"
     tokenizer = given.tokenizer or (demo if demo.is_dir() else None)
     with TemporaryDirectory(prefix="muxd-stall-") as root:
         file = Path(root) / "muxd.toml"
-        file.write_text(folders(Path(root), tokenizer))
+        file.write_text(folders(Path(root), tokenizer, given.cores))
         with local_daemon(file) as admin:
             address = urlsplit(admin.status().address)
             rows = uvloop.run(measure(address.hostname or "", address.port or 0, given.seconds, given.only))

@@ -4,8 +4,8 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-# Before anything loads torch: threads of the reference computations that spin while they wait would take the
-# cores that daemons and workers under test need. Workers set their own.
+# Before anything loads torch: threads that spin while they wait, of reference computations and of workers
+# under test, would take the cores that the tests beside them need.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

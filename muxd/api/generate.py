@@ -24,6 +24,8 @@ from muxd.errors import MuxdError
 from muxd.text.detokenize import Detokenizer
 from muxd.text.tokenizer import Tokenizer
 
+_AT_ONCE = 32  # choices submitted or closed between two looks at everybody else's
+
 
 @dataclass(frozen=True)
 class Job:
@@ -67,33 +69,39 @@ async def run(request: web.Request, job: Job) -> web.StreamResponse:
     record = trace(request)
     record.prompt_tokens = job.prompt_tokens
     reader = _Reader(job, tokenizer_of(job.model), record, context(request).clock)
-    choices = _submit(request, job, reader.tokenizer)
+    choices: list[Choice] = []
     try:
+        await _submit(request, job, reader.tokenizer, choices)
         if job.stream:
             return await _stream(request, reader, choices)
         return await _whole(reader, choices)
     finally:
-        _close(choices)
+        await _close(choices)
 
 
-def _submit(request: web.Request, job: Job, tokenizer: Tokenizer) -> list[Choice]:
-    """All choices or none, each under the id that the client was told."""
+async def _submit(request: web.Request, job: Job, tokenizer: Tokenizer, choices: list[Choice]) -> None:
+    """Fill ``choices``, each under the id that the client was told. Some at a time: a thousand at once would
+    be a gap in every stream. Whoever gets an error from here closes those there are."""
     serving, http_id = context(request).serving, trace(request).id
-    choices: list[Choice] = []
+    for index, checked in enumerate(job.requests, 1):
+        one = msgspec.structs.replace(checked, http_id=http_id)
+        detokenizer = Detokenizer(tokenizer, start=tokenizer.pieces.start_after(one.prompt))
+        choices.append(Choice(index - 1, one, serving.submit(one), detokenizer, job.stops))
+        if index % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+
+
+async def _close(choices: Iterable[Choice]) -> None:
+    """Some at a time, too; all of them even if it is cancelled meanwhile."""
+    left = iter(choices)
     try:
-        for index, checked in enumerate(job.requests):
-            one = msgspec.structs.replace(checked, http_id=http_id)
-            detokenizer = Detokenizer(tokenizer, start=tokenizer.pieces.start_after(one.prompt))
-            choices.append(Choice(index, one, serving.submit(one), detokenizer, job.stops))
-    except BaseException:
-        _close(choices)
-        raise
-    return choices
-
-
-def _close(choices: Iterable[Choice]) -> None:
-    for choice in choices:
-        choice.stream.close()
+        for index, choice in enumerate(left, 1):
+            choice.stream.close()
+            if index % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+    finally:
+        for choice in left:
+            choice.stream.close()
 
 
 # ---- one answer -----------------------------------------------------------------------------------

@@ -35,6 +35,9 @@ DeviceFile = Annotated[
 Seconds = Annotated[
     float, typer.Option("--seconds", min=0.1, help="Search no longer; Ctrl-C takes what is found by then.")
 ]
+Requests = Annotated[
+    int, typer.Option("--requests", min=0, help="Simulate so many of each unit; 0: simulate nothing.")
+]
 OutFolder = Annotated[Path | None, typer.Option("--out", help="Write muxd.toml files.", metavar="DIR")]
 
 
@@ -54,6 +57,7 @@ def plan(
     cost: CostFile = None,
     device: DeviceFile = None,
     seconds: Seconds = 10.0,
+    requests: Requests = 300,
     out: OutFolder = None,
     picture: Annotated[Path | None, typer.Option(help="Draw it.", metavar="FILE.svg")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
@@ -97,7 +101,7 @@ def plan(
             plans, failed = make(setting, wanted, limit)
             if wanted[0] not in plans:
                 raise ConfigError(failed[wanted[0]])
-            chosen = tried(setting, plans[wanted[0]], limit)
+            chosen = tried(setting, plans[wanted[0]], limit, requests)
         typer.echo(msgspec.json.encode(chosen).decode() if json else shown(chosen, setting.problem))
         if compare and not json:
             best = {name: candidates[0] for name, candidates in plans.items()}

@@ -88,13 +88,15 @@ class _Own:
         return layouts
 
 
-def tried(setting: Setting, plans: list[Plan], limit: Patience) -> Plan:
-    """The plan that keeps most requests on time when simulated, with what others do on its layout. Without
-    simulations where Ctrl-C ends them, or nothing arrives in their time."""
+def tried(setting: Setting, plans: list[Plan], limit: Patience, requests: int) -> Plan:
+    """The plan that keeps most of ``requests`` (of each unit) on time when simulated, with what others do on
+    its layout. Without simulations where Ctrl-C ends them, or nothing arrives in their time."""
     problem, best = setting.problem, plans[0]
-    seconds = window(problem, best)
+    if limit.stopped or not requests:
+        return best
+    seconds = window(problem, best, requests)
     workload = beginning(setting.asked, seconds) if setting.asked else traffic(problem, seconds)
-    if limit.stopped or not workload.items:
+    if not workload.items:
         return best
     trials = Trials(problem, setting.costs, setting.rungs, setting.budget.usable * problem.gpus.memory)
 

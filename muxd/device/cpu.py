@@ -221,10 +221,10 @@ def worker_env(cores: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(cores),
         "MKL_NUM_THREADS": str(cores),
         "OPENBLAS_NUM_THREADS": "1",  # numpy's own pool would compete with torch's
-        # Threads wait spinning for a bounded while (libgomp's own default, written down so that no shell
-        # profile decides it). Measured: sleeping at once (0, PASSIVE) costs a lone worker 40 %, and no
-        # count rescues workers that have more threads than cores: that is for ``threads`` to prevent.
-        "GOMP_SPINCOUNT": "300000",
+        # Threads wait spinning for a bounded while, by default libgomp's own. Measured: sleeping at once (0,
+        # PASSIVE) costs a lone worker 40 %. It is for ``threads`` to prevent that workers have more of them
+        # than cores; who shares the machine with other work may give the daemon a smaller count.
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "300000"),
         "OMP_DYNAMIC": "false",
         "OMP_PROC_BIND": "false",  # bound threads of all workers would sit on the same first cores
     }

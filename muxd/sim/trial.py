@@ -33,7 +33,7 @@ from muxd.sim.workload import Workload
 from muxd.sim.world import World
 
 POLICIES = ("mux", "temporal", "spatial", "servers", "swap")
-_REQUESTS = 300  # of each unit on the mean
+REQUESTS = 300  # of each unit on the mean
 _STEPS = 20_000  # decode steps that a run may take by prediction: some seconds
 _LEAST = 4  # tokens: shorter means have no lognormal
 _SERVER = Terms(scheduler=SchedulerConfig(), block_bytes=8192, max_running=128)  # the daemon's defaults
@@ -41,11 +41,12 @@ _SERVER = Terms(scheduler=SchedulerConfig(), block_bytes=8192, max_running=128) 
 Seconds = NDArray[np.float64]
 
 
-def window(problem: Problem, plan: Plan) -> float:
-    """Seconds of arrivals that are enough to see how a plan does, and not more than is quickly simulated."""
+def window(problem: Problem, plan: Plan, requests: int = REQUESTS) -> float:
+    """Seconds of arrivals that are enough to see how a plan does, and not more than is quickly simulated.
+    ``requests``: of each unit on the mean."""
     steps = sum(min(1 / member.tpot, member.rate * _output(problem, member.model)) for member in plan.members)
     busy = sum(1 for unit in plan.units if unit.members)
-    return min(_REQUESTS * busy / problem.rate, _STEPS / steps)
+    return min(requests * busy / problem.rate, _STEPS / steps)
 
 
 def traffic(problem: Problem, seconds: float) -> Workload:

@@ -1,5 +1,6 @@
 """The official client is the judge of both endpoints and of the errors."""
 
+import asyncio
 from typing import Any
 
 import openai
@@ -164,6 +165,27 @@ async def test_failure_of_one_choice_closes_the_others(door: Door, serving: Scri
     with pytest.raises(openai.InternalServerError):
         await door.openai.chat.completions.create(**CHAT, n=2)
     assert serving.closed == [False]
+
+
+async def test_many_choices_let_others_in_between_and_a_refused_one_closes_all(
+    door: Door, serving: Scripted
+) -> None:
+    """A thousand submitted, or closed, at a stretch would be a gap in every stream."""
+    submitted: list[int] = []  # how many there were, whenever somebody else had the loop
+
+    def play(request: Request, stream: TokenStream) -> None:
+        asyncio.get_running_loop().call_soon(lambda: submitted.append(len(serving.requests)))
+        if len(serving.requests) == 1000:
+            raise QueueFull("enough")
+        serving.hold()(request, stream)
+
+    serving.play = play
+    with pytest.raises(openai.RateLimitError, match="enough"):
+        await door.openai.with_options(max_retries=0).completions.create(
+            model="base", prompt=["x"] * 1024, max_tokens=2
+        )
+    assert len(set(submitted)) > 20
+    assert serving.closed == [False] * 1000
 
 
 @pytest.mark.parametrize("each", [1, 2, 100])

@@ -68,6 +68,7 @@ def test_a_model_is_measured_over_its_grid_and_joins_the_file(
         assert law >= 1
 
 
+@pytest.mark.slow
 def test_keys_and_values_of_a_byte_are_measured_as_such(folder: Path) -> None:
     found = measure(folder, "float32", lambda: None, plan=SMALL, kv_dtype="fp8", device=Cpu(1))
     check(found.decode, "decode")
@@ -76,6 +77,7 @@ def test_keys_and_values_of_a_byte_are_measured_as_such(folder: Path) -> None:
         assert prober.opened.row_tokens == 8192 // (2 * 16)
 
 
+@pytest.mark.slow
 def test_random_weights_need_no_file_but_config_json(folder: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()

@@ -180,11 +180,14 @@ def test_equal_parts_in_whole_percents_get_their_whole_threads(cores: int) -> No
             assert cpu.threads(100 // models, cores) == cores // models
 
 
-def test_the_worker_environment_reaches_torch() -> None:
+def test_the_worker_environment_reaches_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT")  # which the tests have, and a daemon's would say for its workers
     code = "import torch, os; print(torch.get_num_threads(), os.environ['GOMP_SPINCOUNT'])"
     env = {**os.environ, **cpu.worker_env(1)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["1", "300000"]
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    assert cpu.worker_env(1)["GOMP_SPINCOUNT"] == "1000"
 
 
 def test_copies_that_workers_make_of_weights_count_as_long_as_the_weights_are_there() -> None:

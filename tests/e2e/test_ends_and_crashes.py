@@ -31,6 +31,7 @@ def endless(client: openai.OpenAI, model: str) -> Iterator[str]:
     yield from texts
 
 
+@pytest.mark.slow
 @on("cpu", "gpu")  # references are slow: not so many tokens in so little time on the stand-in
 def test_sigterm_lets_short_streams_end_tells_long_ones_why_and_leaves_nothing(
     where: Where, tmp_path: Path

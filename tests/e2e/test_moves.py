@@ -166,6 +166,7 @@ def test_a_target_that_cannot_hold_it_leaves_it_where_it_was(where: Where, tmp_p
         assert whole(daemon)
 
 
+@pytest.mark.slow
 @on(*EVERYWHERE)
 def test_workers_killed_in_the_midst_of_a_move(where: Where, daemon: LiveDaemon) -> None:
     before = daemon.status().requests
@@ -193,7 +194,7 @@ def test_workers_killed_in_the_midst_of_a_move(where: Where, daemon: LiveDaemon)
 
 
 @on("cpu")
-@pytest.mark.parametrize("what", ["starting", "draining"])
+@pytest.mark.parametrize("what", [pytest.param("starting", marks=pytest.mark.slow), "draining"])
 def test_sigterm_in_the_midst_of_a_move_leaves_nothing(where: Where, tmp_path: Path, what: str) -> None:
     with where.live(config(where, tmp_path, "shutdown_grace = 0.5"), tmp_path) as daemon:
         running = Stream(daemon, "a", LONG)
@@ -207,6 +208,7 @@ def test_sigterm_in_the_midst_of_a_move_leaves_nothing(where: Where, tmp_path: P
         assert "Traceback" not in daemon.log
 
 
+@pytest.mark.slow
 @on("cpu")
 def test_a_shutdown_with_grace_serves_who_goes_over_meanwhile(where: Where, tmp_path: Path) -> None:
     """The switch comes after SIGTERM: the unit that was empty then gets requests, and is waited for."""

@@ -13,7 +13,7 @@ from support.where import EVERYWHERE, Where, on
 from muxd.admin.schemas import LoadModel, QuotaChange, UnloadModel
 from muxd.errors import MuxdError
 
-pytestmark = [on(*EVERYWHERE, smoke=True), pytest.mark.usefixtures("two_devices")]
+pytestmark = [on(*EVERYWHERE), pytest.mark.usefixtures("two_devices")]
 
 
 def test_two_devices_answer_as_one_does_each_on_its_own_core(where: Where, tmp_path: Path) -> None:

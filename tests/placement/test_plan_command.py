@@ -69,7 +69,8 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*args: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, ["--models", "models.toml", *args])
+    few = [] if "--requests" in args else ["--requests", "20"]
+    result = CliRunner().invoke(app, ["--models", "models.toml", *few, *args])
     assert result.exit_code == code, result.output
     return result.output if code else result.stdout
 
@@ -301,6 +302,11 @@ def test_the_plan_shows_what_each_way_of_serving_keeps(room: Path) -> None:
     rows = shown[shown.index("SIMULATED") :].splitlines()
     assert [row.split()[0] for row in rows[1:]] == ["mux", "temporal", "spatial", "servers", "swap"]
     assert rows[1].split()[1].endswith("%")
+
+
+def test_nothing_is_simulated_where_nobody_wants_it(room: Path) -> None:
+    found = msgspec.json.decode(run("--gpus", "2xA100-80G", "--requests", "0", "--json"), type=Plan)
+    assert (len(found.members), found.trials) == (3, ())
 
 
 def test_a_gpu_of_ones_own_is_described_in_a_file(room: Path) -> None:
