@@ -13,12 +13,13 @@ def equal_part(models: int, rungs: Sequence[int]) -> int:
     return max((rung for rung in rungs if rung * models <= 100), default=rungs[0])
 
 
-def most_beside(rungs: Sequence[int]) -> int:
-    """The most a batch can have that leaves the smallest share to somebody else; all if nothing does."""
-    return max((rung for rung in rungs if rung + rungs[0] <= 100), default=rungs[-1])
+def most_beside(share: int, rungs: Sequence[int]) -> int:
+    """The most a batch can have beside one with ``share``; all if nothing fits beside it."""
+    return max((rung for rung in rungs if rung + share <= 100), default=rungs[-1])
 
 
 def prefill_part(models: int, rungs: Sequence[int]) -> int:
     """What a prefill has among ``models`` models: arithmetic needs multiprocessors, and the steps beside it
-    need few of them. A model that is alone has everything."""
-    return max(equal_part(models, rungs), most_beside(rungs))
+    no more than a model's part. A model that is alone has everything."""
+    part = equal_part(models, rungs)
+    return max(part, most_beside(part, rungs))

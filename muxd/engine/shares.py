@@ -69,10 +69,11 @@ class Shares:
                 return need
         return max(rung for rung in more if rung <= spare)
 
-    @property
-    def most_beside(self) -> int:
-        """The most a batch can have that leaves the smallest share to somebody else; all if nothing does."""
-        return shares.most_beside(self.rungs)
+    def most_beside(self, needs: Iterable[int]) -> int:
+        """The most a batch can have that leaves the least of ``needs`` to somebody else, the smallest rung if
+        there are none; all if nothing can be left."""
+        least = min(map(self.floor, needs), default=self.rungs[0])
+        return shares.most_beside(least, self.rungs)
 
     def book(self, who: str | int, share: int) -> None:
         """Raises ValueError if ``who`` already runs or the total would exceed the limit."""

@@ -15,7 +15,7 @@ reached from below, as both sides only grow. Three things the published estimato
   move five times what the memory can. All together move at most its limit (``muxd.cost.law``).
 
 Shares are the scheduler's (``muxd.cost.shares``): equal parts, what idle models leave of theirs besides, and
-for a prefill all parts but one.
+for a prefill what leaves one model's part.
 
 The denominator is also the mean seconds of an answer: its own steps, and every model's prefills that come
 while it lasts. The first token comes earlier than a whole round of prefills: after its own, and what of the

@@ -33,13 +33,12 @@ def test_as_many_run_beside_each_other_as_there_are_models_if_any_share_allows_i
 
 
 @given(st.integers(1, 40), ladders)
-def test_a_prefill_leaves_the_smallest_share_unless_its_model_has_more(
-    models: int, ladder: list[int]
-) -> None:
-    part = prefill_part(models, ladder)
-    assert part >= equal_part(models, ladder)
-    assert part + ladder[0] <= 100 or part in (equal_part(models, ladder), ladder[-1])
-    assert most_beside(ladder) <= part
+def test_a_prefill_leaves_a_models_part_unless_its_own_is_more(models: int, ladder: list[int]) -> None:
+    part, own = prefill_part(models, ladder), equal_part(models, ladder)
+    assert part >= own
+    assert part + own <= 100 or part in (own, ladder[-1])
+    assert most_beside(own, ladder) <= part
+    assert not any(part < rung and rung + own <= 100 for rung in ladder)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
@@ -55,5 +54,5 @@ def test_a_plan_says_the_shares_that_the_scheduler_gives(count: int) -> None:
     scheduler, cost = Cluster(models, COSTS, "A100", rungs(), gpu=True).parts(unit, Terms())
     VirtualUnit(scheduler, cost, VirtualClock(), Records(Workload([], {}))).start()
     assert tuple(lane.spec.share for lane in scheduler.lanes.values()) == shares
-    ahead = max(shares[0], Shares(rungs()).most_beside)  # as policies/mux.py has it
+    ahead = max(shares[0], Shares(rungs()).most_beside(shares))  # as policies/mux.py has it
     assert {member.prefill_share for member in plan.members} == {ahead}

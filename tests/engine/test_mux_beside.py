@@ -66,6 +66,24 @@ def test_the_first_prefill_leaves_one_part_and_a_second_has_its_models_share() -
     assert prefills(unit) == ["a", "b"]
 
 
+@pytest.mark.parametrize(("shares", "prefill"), [((50, 50), 50), ((25, 50), 75), ((50, 25, 50), 75)])
+def test_a_prefill_leaves_what_the_least_demanding_stream_needs(
+    shares: tuple[int, ...], prefill: int
+) -> None:
+    """At three quarters, the only other model's streams at half the device would stand still beside it."""
+    streams = [f"stream{i}" for i in range(len(shares) - 1)]
+    specs = [Spec(name, share=share) for name, share in zip([*streams, "new"], shares, strict=True)]
+    unit = quarters(*specs)
+    for name in streams:
+        stream(unit, name)
+    unit.arrive("new", 64)
+    while "new" not in unit.busy():
+        unit.finish(unit.busy()[0])
+    command = unit.workers["new"].busy
+    assert isinstance(command, Prefill)
+    assert command.share == prefill
+
+
 def test_a_small_model_does_not_wait_for_the_steps_of_large_ones() -> None:
     """Two large ones at half the device each and a small one: in turns it would step as seldom as they do."""
     seconds = {"large": 0.1, "huge": 0.1, "small": 0.004}

@@ -113,14 +113,14 @@ class Mux(Policy):
         return None
 
     def _prefill_share(self, lane: Lane) -> int:
-        """Arithmetic needs multiprocessors, decode steps beside it do not: the first prefill leaves one part
-        of the device to them (muxd.cost.peaks: a quarter reaches two thirds of the bandwidth)."""
+        """Arithmetic needs multiprocessors, decode steps beside it do not: the first prefill leaves them the
+        least that streams there are need (muxd.cost.peaks: a quarter reaches two thirds of the bandwidth),
+        its own among them where each phase has a process."""
         if self.board.prefilling:
             return lane.spec.share
-        most = self.board.shares.most_beside
-        if lane.spec.split and lane.running:
-            most = min(most, 100 - lane.spec.share)  # its own streams step beside it
-        return max(lane.spec.share, min(most, lane.spec.cap))
+        streams = (other for other in self.board.lanes.values() if other.running)
+        needs = (other.spec.share for other in streams if other is not lane or lane.spec.split)
+        return max(lane.spec.share, min(self.board.shares.most_beside(needs), lane.spec.cap))
 
     def _prefill_tokens(self, lane: Lane) -> int:
         """As many as the time of a batch allows by what this model's tokens were seen to cost."""
