@@ -28,9 +28,9 @@ _pipe = -1
 
 def hold(sock: socket.socket) -> None:
     """End by ourselves when the daemon closes its end of ``sock``. Ctrl-C and a terminal that hangs up reach
-    the whole group, and are the daemon's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    the whole group, and are the daemon's to handle; SIGUSR2 means nothing to anybody here."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an ignored signal would be inherited through exec
     threading.Thread(target=_watch, args=(sock.fileno(),), name="lifeline", daemon=True).start()
 

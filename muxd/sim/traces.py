@@ -19,13 +19,12 @@ from muxd.sim.lengths import LONGEST
 
 @dataclass(frozen=True)
 class Kind:
-    """Which column is what."""
+    """Which column is what. Others are left alone: files of one kind have more or fewer."""
 
     time: str
     prompt: str
     output: str
     model: str = ""
-    unused: tuple[str, ...] = ()  # some files have them, others of the same kind do not
     dates: bool = False
     per_second: float = 1.0  # units of time in a second
 
@@ -36,12 +35,9 @@ class Kind:
 
 KINDS = {
     "azure": Kind("TIMESTAMP", "ContextTokens", "GeneratedTokens", dates=True),
-    "burstgpt": Kind(
-        "Timestamp", "Request tokens", "Response tokens", "Model",
-        ("Session ID", "Elapsed time", "Total tokens", "Log Type"),
-    ),
-    "mooncake": Kind("timestamp", "input_length", "output_length", unused=("hash_ids",), per_second=1000.0),
-}  # fmt: skip
+    "burstgpt": Kind("Timestamp", "Request tokens", "Response tokens", "Model"),
+    "mooncake": Kind("timestamp", "input_length", "output_length", per_second=1000.0),
+}
 
 
 @dataclass
@@ -115,16 +111,10 @@ def _json_rows(lines: Iterable[str], columns: Kind, path: Path) -> Iterator[tupl
 
 
 def _check_columns(found: Sequence[str] | dict[str, Any], columns: Kind, where: str) -> None:
-    known = [*columns.needed, *columns.unused]
     missing = [name for name in columns.needed if name not in found]
-    strange = [name for name in found if name not in known]
     if missing:
         there = _shown(", ".join(found), 80) if found else "none"
         raise ConfigError(f"{where}: column {missing[0]!r} is missing, there is {there}; is --kind right?")
-    if strange:
-        raise ConfigError(
-            f"{where}: column {_shown(strange[0])} is none of {', '.join(known)}; is --kind right?"
-        )
     if len(set(found)) < len(found):
         raise ConfigError(f"{where}: two columns have the same name")
 

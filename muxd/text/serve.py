@@ -5,6 +5,7 @@ ends with it too.
 """
 
 import argparse
+import faulthandler
 import logging
 import resource
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Callable
 
 from muxd.errors import MuxdError
 from muxd.link import lifeline
+from muxd.link.exits import STACKS
 from muxd.text.work import LENGTH, READY, Defect, Doing, Refusal, Result, Stage, Work, decode_work, framed
 
 Handle = Callable[[Work, Callable[[Stage], None]], Result]
@@ -26,6 +28,7 @@ def run(handle: Handle, argv: list[str] | None = None) -> int:
     parser.add_argument("--memory", type=int, required=True, help="bytes of addresses it may have")
     given = parser.parse_args(argv)
     sock = socket.socket(fileno=given.fd)
+    faulthandler.register(STACKS)
     lifeline.hold(sock)
     lifeline.tie(given.lifeline)  # a template may hold the interpreter for ever
     lifeline.set_title("text")

@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lifeline", type=int, required=True, help="inherited reading end of a pipe")
     parser.add_argument("--kernels", action="store_true", help="workers will run kernels on a GPU")
     given = parser.parse_args(argv)
-    for number in (signal.SIGINT, signal.SIGHUP):  # those of a terminal are the daemon's to handle
+    # Those of a terminal are the daemon's to handle; whoever asks a group of processes for their stacks does
+    # not want to end those that have none to show.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     lifeline.tie(given.lifeline)
     lifeline.set_title(TITLE)

@@ -212,6 +212,17 @@ async def test_a_process_that_is_killed_while_it_waits_costs_nobody_a_request(fo
         assert texts.restarts == 1
 
 
+async def test_signals_that_ask_for_nothing_it_has_do_not_end_it(folder: Make) -> None:
+    view = folder("a", PLAIN)
+    async with pool(processes=1) as texts:
+        await texts.check(view.source)
+        (pid,) = texts.pids
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT):
+            os.kill(pid, number)
+        assert isinstance(await texts.run(job("chat", chat("a"), view), "a", 100), Prepared)
+        assert (texts.pids, texts.restarts) == ([pid], 0)
+
+
 async def test_there_is_a_budget_of_bytes(folder: Make) -> None:
     endless, good = folder("endless"), folder("good", PLAIN)
     async with pool(hostile_texts.MODULE, processes=2, deadline=2.0, budget=100_000) as texts:

@@ -83,6 +83,17 @@ def test_each_of_many_is_told_apart(zygote: Zygote) -> None:
         worker.close()
 
 
+def test_signals_that_ask_for_nothing_it_has_do_not_end_it(zygote: Zygote) -> None:
+    before = Forked(zygote)
+    pid = zygote.pid
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT):
+        os.kill(pid, number)
+    after = Forked(zygote)
+    assert zygote.pid == pid
+    for worker in (before, after):
+        worker.close()
+
+
 def test_workers_live_on_when_it_ends_and_the_next_is_forked_by_another(own: Zygote) -> None:
     worker, first = Forked(own), own.pid
     os.kill(first, signal.SIGKILL)
