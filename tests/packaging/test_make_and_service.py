@@ -107,8 +107,8 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_the_journey_names_files_and_functions_that_exist() -> None:
     table = (ROOT / "docs" / "journey.md").read_text().split("# Processes")[0]
     wrong = []
-    for file, names in re.findall(r"`((?:muxd/|models/)?[\w/]+\.py)(?:: ([\w., ]+))?`", table):
-        path = ROOT / file if file.startswith(("muxd/", "models/")) else ROOT / "muxd" / file
+    for file, names in re.findall(r"`([\w/]+\.py)(?:: ([\w., ]+))?`", table):
+        path = ROOT / file if (ROOT / file).exists() else ROOT / "muxd" / file
         known = defined(path) if path.exists() else set()
         if not path.exists():
             wrong.append(file)
