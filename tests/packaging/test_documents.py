@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MUXD = ROOT / "muxd"
 DESIGN = (ROOT / "docs" / "design.md").read_text()
+DOCS = ["docs/design.md", "docs/glossary.md", "docs/how-to-add.md", "docs/journey.md"]
 PAGES = sorted(str(page.relative_to(ROOT)) for page in MUXD.glob("*/design.md"))
 FOLDERS = sorted(one.name for one in MUXD.iterdir() if one.is_dir() and one.name != "__pycache__")
 
@@ -59,7 +60,7 @@ def test_the_page_of_a_room_names_its_files_and_no_others(room: str) -> None:
     assert [str(file) for file in files if not any(fnmatch(str(file), name) for name in known)] == []
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/design.md", "docs/journey.md", *PAGES])
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", *DOCS, *PAGES])
 def test_a_path_that_a_page_names_exists(page: str) -> None:
     """From the page's folder, the repository or muxd; a test also by its name alone."""
     file = ROOT / page

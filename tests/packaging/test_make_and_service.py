@@ -97,7 +97,9 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     assert (done.returncode, str(unit) in done.stderr) == (0, False), done.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/design.md", "docs/journey.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/glossary.md", "docs/journey.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     file = ROOT / page
     links = re.findall(r"\]\(([^)#:]+)\)", file.read_text())
@@ -105,7 +107,8 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_the_journey_names_files_and_functions_that_exist() -> None:
-    table = (ROOT / "docs" / "journey.md").read_text().split("# Processes")[0]
+    table = (ROOT / "docs" / "journey.md").read_text().split("\n# Processes\n")[0]
+    assert "\n# One step in ten lines\n" in table
     wrong = []
     for file, names in re.findall(r"`([\w/]+\.py)(?:: ([\w., ]+))?`", table):
         path = ROOT / file if (ROOT / file).exists() else ROOT / "muxd" / file
