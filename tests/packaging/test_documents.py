@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from support.pages import missing
 
 ROOT = Path(__file__).parents[2]
 MUXD = ROOT / "muxd"
@@ -68,3 +69,14 @@ def test_a_path_that_a_page_names_exists(page: str) -> None:
     bases = (file.parent, ROOT, MUXD)
     wrong = [path for path in paths if not any(any(base.glob(path)) for base in bases)]
     assert [path for path in wrong if "/" in path or not any(ROOT.glob(f"tests/*/{path}"))] == []
+
+
+def test_the_journey_names_files_and_functions_that_exist() -> None:
+    walks = (ROOT / "docs" / "journey.md").read_text().split("\n# Processes\n")[0]
+    assert "\n# One step in ten lines\n" in walks
+    assert missing(walks) == []
+
+
+def test_how_to_add_names_files_and_what_is_in_them() -> None:
+    page = (ROOT / "docs" / "how-to-add.md").read_text()
+    assert missing(re.sub(r"`__init__\.py`|`test_\w+\.py`", "", page)) == []

@@ -3,14 +3,12 @@
 import ast
 import re
 from collections import defaultdict
-from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+from support.pages import MUXD, ROOT, missing, named
 
-ROOT = Path(__file__).parents[2]
-MUXD = ROOT / "muxd"
 BASICS = (ROOT / "docs" / "design.md").read_text().split("## 1. Vocabulary")[1].split("\n## ")[0]
 GLOSSARY, TWICE = (ROOT / "docs" / "glossary.md").read_text().split("## One name, several things")
 FILES = sorted(file for file in MUXD.rglob("*.py") if file.name != "__init__.py")
@@ -55,31 +53,6 @@ def letters(text: str) -> str:
     return re.sub(r"[^a-z]", "", text.lower())
 
 
-@cache
-def defined(file: Path) -> set[str]:
-    """Classes, functions, variables; what a class has also as ``Class.name``."""
-    found: set[str] = set()
-    for node in ast.parse(file.read_text()).body:
-        found |= set(_names(node))
-        if isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}.{name}" for part in node.body for name in _names(part)}
-    return found
-
-
-def _names(node: ast.stmt) -> list[str]:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
-
-
-def places(cells: list[str]) -> list[tuple[Path, str]]:
-    found = []
-    for file, name in re.findall(r"`([\w/]+\.py): ([\w.]+)`", cells[2]):
-        found.append((ROOT / file if (ROOT / file).exists() else MUXD / file, name))
-    return found
-
-
 def classes() -> dict[str, list[Path]]:
     """Where each class is that has no underscore before its name."""
     found = defaultdict(list)
@@ -96,10 +69,10 @@ def test_a_word_has_one_line() -> None:
 
 @pytest.mark.parametrize("cells", LINES, ids=lambda cells: cells[0])
 def test_a_word_is_at_home_where_the_glossary_says(cells: list[str]) -> None:
-    homes = places(cells)
+    homes = [file for file, names in named(cells[2]) if names]
     assert homes, "name a file and what to look for in it"
-    assert [(file.name, name) for file, name in homes if name not in defined(file)] == []
-    text = letters(" ".join(file.read_text() for file, _ in homes))
+    assert missing(cells[2]) == []
+    text = letters(" ".join(file.read_text() for file in homes))
     assert [word for word in words(cells) if letters(word) not in text] == []
 
 
