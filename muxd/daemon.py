@@ -1,7 +1,7 @@
 """The parent process: wires every room together, lives until told to stop, leaves nothing behind.
 
 The only file that knows all rooms. It decides nothing: it reads models, opens accounts in the ledger, starts
-doors and hosts, and on SIGTERM takes everything down in the reverse order.
+doors and supervisors, and on SIGTERM takes everything down in the reverse order.
 """
 
 import asyncio
@@ -45,13 +45,13 @@ from muxd.fleet.catalog import Entry
 from muxd.fleet.descriptors import for_clients, raise_limit
 from muxd.fleet.events import Events
 from muxd.fleet.gauges import Gauges
-from muxd.fleet.host import Progress
 from muxd.fleet.planning import Planning
 from muxd.fleet.pool_sizes import pool_sizes, workers_budget
 from muxd.fleet.popularity import Popularity
 from muxd.fleet.reloader import Reloader, Source
 from muxd.fleet.replanner import Replanner, watch
 from muxd.fleet.roster import Roster
+from muxd.fleet.supervisor import Progress
 from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd, private_directory
 from muxd.link.exits import STACKS
@@ -156,7 +156,7 @@ class Daemon:
                 arena.close()
 
     async def _serve(self, on_ready: Callable[[Steward], None]) -> None:
-        """Doors open, hosts running, until ``stop``; then everything down, in the reverse order."""
+        """Doors open, supervisors running, until ``stop``; then everything down, in the reverse order."""
         report = self._make_report()
         reloader = self._make_reloader(report)
         async with AsyncExitStack() as stack:
@@ -320,13 +320,13 @@ class Daemon:
 
     def _on_message(self, worker: str, message: FromWorker) -> None:
         for site in self.sites.values():
-            if host := site.host_of(worker):
-                site.on_message(host, message)
+            if supervisor := site.supervisor_of(worker):
+                site.on_message(supervisor, message)
 
     def _on_link_lost(self, worker: str, reason: str) -> None:
         for site in self.sites.values():
-            if host := site.host_of(worker):
-                host.on_defect(reason)
+            if supervisor := site.supervisor_of(worker):
+                supervisor.on_defect(reason)
 
     # ---- Serving (the HTTP door) ------------------------------------------------------------------
 

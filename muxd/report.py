@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from muxd import __version__
-from muxd.admin.schemas import DeviceRow, ModelRow, PoolStatus, ProcessRow, RequestStatus, Role, Status
+from muxd.admin.schemas import DeviceInfo, ModelInfo, PoolStatus, ProcessInfo, RequestStatus, Role, Status
 from muxd.clock import Clock
 from muxd.device.cpu import threads
 from muxd.device.nvml import Reading
@@ -39,7 +39,7 @@ class Report:
     def __post_init__(self) -> None:
         self._began = self.clock.now()
 
-    def devices(self) -> list[DeviceRow]:
+    def devices(self) -> list[DeviceInfo]:
         """Asks the driver; from a thread."""
         return [_device(reading) for reading in self.readings()]
 
@@ -76,25 +76,25 @@ class Report:
     def _units(self) -> list[Unit]:
         return [site.unit for site in self.sites.values()]
 
-    def models(self) -> list[ModelRow]:
+    def models(self) -> list[ModelInfo]:
         return [self._model(entry) for entry in self.entries.values()]
 
-    def ps(self) -> list[ProcessRow]:
+    def ps(self) -> list[ProcessInfo]:
         rows = [self._process(os.getpid(), "")]
         if self.texts:
             rows += [self._process(pid, "", self.texts.restarts, role="text") for pid in self.texts.pids]
         for site in self.sites.values():
-            for host in site.hosts.values():
-                for phases, pid in host.life.pids.items():
-                    rows.append(self._process(pid, phases, host.life.restarts, host.entry, site))
+            for supervisor in site.supervisors.values():
+                for phases, pid in supervisor.life.pids.items():
+                    rows.append(self._process(pid, phases, supervisor.life.restarts, supervisor.entry, site))
         return [row for row in rows if row is not None]
 
-    def _model(self, entry: Entry) -> ModelRow:
+    def _model(self, entry: Entry) -> ModelInfo:
         """While it moves, what it holds and serves at both devices."""
         held = lanes(self.sites.values(), entry.name)
         uses = [(site.arena.ledger.usage()[entry.name], site.arena.block_bytes) for site, _ in held]
         lane = entry.lane
-        return ModelRow(
+        return ModelInfo(
             name=entry.name,
             state=entry.state,
             detail=entry.detail,
@@ -126,7 +126,7 @@ class Report:
         entry: Entry | None = None,
         site: Site | None = None,
         role: Role = "daemon",
-    ) -> ProcessRow | None:
+    ) -> ProcessInfo | None:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             memory = _private_bytes(pid)
@@ -134,7 +134,7 @@ class Report:
             return None  # it has just ended
         began = float(fields[19]) / _TICK
         uptime = float(Path("/proc/uptime").read_text().split()[0]) - began
-        return ProcessRow(
+        return ProcessInfo(
             pid=pid,
             role="worker" if phases else role,
             model=entry.name if entry else "",
@@ -178,8 +178,8 @@ def _private_bytes(pid: int) -> int:
     return 0
 
 
-def _device(one: Reading) -> DeviceRow:
-    return DeviceRow(
+def _device(one: Reading) -> DeviceInfo:
+    return DeviceInfo(
         index=one.index,
         name=one.name,
         uuid=one.uuid,

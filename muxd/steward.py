@@ -18,7 +18,7 @@ from muxd.admin.schemas import (
     MoveModel,
     PolicyState,
     QuotaChange,
-    QuotaRow,
+    QuotaInfo,
     Replan,
     UnloadModel,
 )
@@ -53,14 +53,14 @@ class Steward(Report):
 
     # ---- quotas -----------------------------------------------------------------------------------
 
-    def quota(self) -> list[QuotaRow]:
+    def quota(self) -> list[QuotaInfo]:
         return [
             self._quota(site, model, use)
             for site in self.sites.values()
             for model, use in site.arena.ledger.usage().items()
         ]
 
-    def set_quota(self, change: QuotaChange) -> list[QuotaRow]:
+    def set_quota(self, change: QuotaChange) -> list[QuotaInfo]:
         """Raises NotFound, and BadRequest where a value cannot be, alone or beside the other models'.
 
         A model that moves keeps it; ``muxctl load`` goes back to the configuration's.
@@ -94,9 +94,9 @@ class Steward(Report):
             )
         return least, most
 
-    def _quota(self, site: Site, model: str, use: Usage) -> QuotaRow:
+    def _quota(self, site: Site, model: str, use: Usage) -> QuotaInfo:
         block, quota = site.arena.block_bytes, site.unit.quota(model)
-        return QuotaRow(
+        return QuotaInfo(
             model=model,
             weight=self.entries[model].quota.weight,
             min_bytes=use.min_blocks * block,

@@ -20,15 +20,15 @@ from muxd.admin.claim import peer_pid
 from muxd.admin.schemas import (
     VERSION_HEADER,
     Audit,
-    DeviceRow,
+    DeviceInfo,
     LoadModel,
-    ModelRow,
+    ModelInfo,
     MoveModel,
     PolicyChange,
     PolicyState,
-    ProcessRow,
+    ProcessInfo,
     QuotaChange,
-    QuotaRow,
+    QuotaInfo,
     Replan,
     Status,
     Stopping,
@@ -68,20 +68,20 @@ class AdminClient:
     def status(self) -> Status:
         return self._call("GET", "/v0/status", Status)
 
-    def models(self) -> list[ModelRow]:
-        return self._call("GET", "/v0/models", list[ModelRow])
+    def models(self) -> list[ModelInfo]:
+        return self._call("GET", "/v0/models", list[ModelInfo])
 
-    def ps(self) -> list[ProcessRow]:
-        return self._call("GET", "/v0/ps", list[ProcessRow])
+    def ps(self) -> list[ProcessInfo]:
+        return self._call("GET", "/v0/ps", list[ProcessInfo])
 
-    def devices(self) -> list[DeviceRow]:
-        return self._call("GET", "/v0/devices", list[DeviceRow])
+    def devices(self) -> list[DeviceInfo]:
+        return self._call("GET", "/v0/devices", list[DeviceInfo])
 
-    def quota(self) -> list[QuotaRow]:
-        return self._call("GET", "/v0/quota", list[QuotaRow])
+    def quota(self) -> list[QuotaInfo]:
+        return self._call("GET", "/v0/quota", list[QuotaInfo])
 
-    def set_quota(self, change: QuotaChange) -> list[QuotaRow]:
-        return self._call("POST", "/v0/quota", list[QuotaRow], change)
+    def set_quota(self, change: QuotaChange) -> list[QuotaInfo]:
+        return self._call("POST", "/v0/quota", list[QuotaInfo], change)
 
     def policy(self) -> PolicyState:
         return self._call("GET", "/v0/policy", PolicyState)

@@ -55,7 +55,7 @@ class Status(Struct, frozen=True):
     devices: dict[str, PoolStatus] = {}  # the pools one by one; empty with one device
 
 
-class ModelRow(Struct, frozen=True):
+class ModelInfo(Struct, frozen=True):
     """One served model."""
 
     name: str
@@ -81,7 +81,7 @@ class ModelRow(Struct, frozen=True):
     row_tokens: int = 0  # whose K and V are one row of head blocks; 0: it is not loaded
 
 
-class ProcessRow(Struct, frozen=True):
+class ProcessInfo(Struct, frozen=True):
     """One process of the daemon's family."""
 
     pid: int
@@ -96,7 +96,7 @@ class ProcessRow(Struct, frozen=True):
     device: str = ""  # of a worker; "" with one device
 
 
-class QuotaRow(Struct, frozen=True):
+class QuotaInfo(Struct, frozen=True):
     """What a model may hold of the pool, and what it holds.
 
     ``min`` is guaranteed, ``quota`` nobody takes from it now (it moves between ``min`` and ``max``),
@@ -169,7 +169,7 @@ class Audit(Struct, frozen=True):
     held_blocks: int
 
 
-class DeviceRow(Struct, frozen=True):
+class DeviceInfo(Struct, frozen=True):
     """One GPU at this moment; None and "" where it does not tell. ``health``: "ok" or what is wrong."""
 
     index: int
@@ -205,15 +205,15 @@ class Steward(Protocol):
 
     def status(self) -> Status: ...
 
-    def models(self) -> list[ModelRow]: ...
+    def models(self) -> list[ModelInfo]: ...
 
-    def ps(self) -> list[ProcessRow]: ...
+    def ps(self) -> list[ProcessInfo]: ...
 
-    def devices(self) -> list[DeviceRow]: ...
+    def devices(self) -> list[DeviceInfo]: ...
 
-    def quota(self) -> list[QuotaRow]: ...
+    def quota(self) -> list[QuotaInfo]: ...
 
-    def set_quota(self, change: QuotaChange) -> list[QuotaRow]: ...
+    def set_quota(self, change: QuotaChange) -> list[QuotaInfo]: ...
 
     def policy(self) -> PolicyState: ...
 

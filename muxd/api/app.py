@@ -4,7 +4,7 @@ import logging
 
 from aiohttp import web
 
-from muxd.api import host, models
+from muxd.api import about, models
 from muxd.api.arriving import Arriving
 from muxd.api.chat import chat
 from muxd.api.completions import completions
@@ -35,13 +35,13 @@ def make_app(
     app.on_response_prepare.append(sign)
     app.add_routes(
         [
-            web.get("/", host.index),
-            web.get("/health", host.health),
-            web.get("/health/{id:.+}", host.ready),
-            web.get("/ping", host.health),
-            web.post("/ping", host.health),
-            web.get("/version", host.version),
-            web.get("/metrics", host.metrics),
+            web.get("/", about.index),
+            web.get("/health", about.health),
+            web.get("/health/{id:.+}", about.ready),
+            web.get("/ping", about.health),
+            web.post("/ping", about.health),
+            web.get("/version", about.version),
+            web.get("/metrics", about.metrics),
             web.get("/v1/models", models.list_models),
             web.get("/v1/models/{id:.+}", models.get_model),
             web.post("/v1/chat/completions", chat),

@@ -6,8 +6,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from muxd.api import errors
+from muxd.api.about import VERSION
 from muxd.api.context import TRACE, context
-from muxd.api.host import VERSION
 from muxd.api.trace import Trace, log_access, outcome_of, request_id
 from muxd.errors import NotFound
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from muxd.admin.schemas import PolicyState, QuotaChange, QuotaRow
+from muxd.admin.schemas import PolicyState, QuotaChange, QuotaInfo
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, show
 from muxd.cli.failing import fail, sentences
 from muxd.cli.tables import render, size
@@ -46,7 +46,7 @@ def policy(
         show(client, state, json, _policies(state))
 
 
-def quota_table(rows: list[QuotaRow]) -> str:
+def quota_table(rows: list[QuotaInfo]) -> str:
     """Bytes, and percent of the pool of its device."""
     several = any(row.device for row in rows)
     headers = ("MODEL", *(["DEVICE"] if several else []), "MIN", "QUOTA", "MAX", "WEIGHT", "USED", "CACHED",
@@ -54,7 +54,7 @@ def quota_table(rows: list[QuotaRow]) -> str:
     return render(headers, [_quota(row, several) for row in rows])
 
 
-def _quota(row: QuotaRow, several: bool) -> list[str]:
+def _quota(row: QuotaInfo, several: bool) -> list[str]:
     def part(count: int) -> str:
         return f"{size(count)} {100 * count / row.pool_bytes:.0f}%" if count else "0"
 

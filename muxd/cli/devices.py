@@ -1,6 +1,6 @@
 """``muxctl devices``: how the GPUs of a running muxd's host are."""
 
-from muxd.admin.schemas import DeviceRow
+from muxd.admin.schemas import DeviceInfo
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, show
 from muxd.cli.failing import sentences
 from muxd.cli.tables import render, size
@@ -16,14 +16,14 @@ def devices(socket: Socket = "", json: Json = False) -> None:
         show(client, rows, json, table(rows))
 
 
-def table(rows: list[DeviceRow]) -> str:
+def table(rows: list[DeviceInfo]) -> str:
     """What a device does not tell is "-"; a host without GPUs says so."""
     if not rows:
         return "This host has no NVIDIA GPU that its driver tells of: models are served on the CPU."
     return render(_HEADERS, [_device(row) for row in rows])
 
 
-def _device(row: DeviceRow) -> list[str]:
+def _device(row: DeviceInfo) -> list[str]:
     return [
         str(row.index),
         row.name or "-",

@@ -5,10 +5,10 @@ from shlex import quote
 
 import msgspec
 
-from muxd.admin.schemas import ModelRow
+from muxd.admin.schemas import ModelInfo
 
 
-def banner(address: str, models: Sequence[ModelRow]) -> str:
+def banner(address: str, models: Sequence[ModelInfo]) -> str:
     """``address`` is the HTTP door's, "http://127.0.0.1:8000". One model of each kind gets a curl line."""
     lines = [f"muxd serves on {address}", *(_line(model, models) for model in models), ""]
     usable = [model for model in models if model.state == "ready"]
@@ -21,7 +21,7 @@ def banner(address: str, models: Sequence[ModelRow]) -> str:
     return "\n".join(lines)
 
 
-def _line(model: ModelRow, models: Sequence[ModelRow]) -> str:
+def _line(model: ModelInfo, models: Sequence[ModelInfo]) -> str:
     width = max(len(other.name) for other in models)
     kind = "chat and completions" if model.chat else "completions only: no chat template"
     text = kind if model.state == "ready" else model.detail

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 
-from muxd.admin.schemas import Audit, ModelRow, PoolStatus, ProcessRow, Status
+from muxd.admin.schemas import Audit, ModelInfo, PoolStatus, ProcessInfo, Status
 
 _GAP = "   "
 _MODEL_HEADERS = ("MODEL", "STATE", "SHARE", "WEIGHTS", "KV USED/MIN/MAX", "RUN", "WAIT", "TTFT99", "TOKENS")
@@ -18,7 +18,7 @@ def render(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(_GAP.join(map(_padded, line, widths)).rstrip() for line in lines)
 
 
-def models(rows: Sequence[ModelRow]) -> str:
+def models(rows: Sequence[ModelInfo]) -> str:
     """With a column SLO, the rolling goodput, where a model has a target; DEVICE where there are several;
     KV TYPE where one has K and V of another type than its own."""
     measured, several = any(row.ttft_slo or row.tpot_slo for row in rows), any(row.device for row in rows)
@@ -31,7 +31,7 @@ def models(rows: Sequence[ModelRow]) -> str:
     return render(headers, [_model(row, measured, several, typed) for row in rows])
 
 
-def processes(rows: Sequence[ProcessRow]) -> str:
+def processes(rows: Sequence[ProcessInfo]) -> str:
     several = any(row.device for row in rows)
     headers = ("PROCESS", "PID", *(["DEVICE"] if several else []), "PHASES", "CORES", "MEMORY", "CPU",
                "RESTARTS", "UP")  # fmt: skip
@@ -85,7 +85,7 @@ def duration(seconds: float) -> str:
     return f"{int(seconds)}s"
 
 
-def _model(row: ModelRow, measured: bool, several: bool, typed: bool) -> list[str]:
+def _model(row: ModelInfo, measured: bool, several: bool, typed: bool) -> list[str]:
     return [
         row.name,
         row.state,
@@ -104,7 +104,7 @@ def _model(row: ModelRow, measured: bool, several: bool, typed: bool) -> list[st
     ]
 
 
-def _process(row: ProcessRow, several: bool) -> list[str]:
+def _process(row: ProcessInfo, several: bool) -> list[str]:
     return [
         row.model or row.role,
         str(row.pid),

@@ -11,17 +11,17 @@ from collections.abc import Iterable, Mapping
 from muxd.engine.unit import Unit
 from muxd.errors import MuxdError, ShuttingDown
 from muxd.fleet.change import first
-from muxd.fleet.host import Host
+from muxd.fleet.supervisor import Supervisor
 from muxd.pool.arena import Arena, Extent
 
 _log = logging.getLogger("muxd.fleet")
 
 
 class Loans:
-    """One device's. ``hosts``: whose workers have to map what is lent. Without ``grow`` nothing ever is."""
+    """One device's. ``supervisors``: their workers map what is lent. Without ``grow`` nothing ever is."""
 
-    def __init__(self, arena: Arena, unit: Unit, hosts: Mapping[str, Host], *, grow: bool):
-        self._arena, self._unit, self._hosts, self._grow = arena, unit, hosts, grow
+    def __init__(self, arena: Arena, unit: Unit, supervisors: Mapping[str, Supervisor], *, grow: bool):
+        self._arena, self._unit, self._supervisors, self._grow = arena, unit, supervisors, grow
 
     def lend(self, nbytes: int) -> None:
         """So many bytes that are free now; where the device has them no more, the log says so."""
@@ -33,8 +33,8 @@ class Loans:
             _log.warning("%d bytes that a model has left do not join the pool: %s", nbytes, error.message)
             return
         if extent is not None:
-            for host in self._hosts.values():
-                host.map(extent)
+            for supervisor in self._supervisors.values():
+                supervisor.map(extent)
             self._unit.lend(extent.first, extent.count)
 
     async def take_back(self, nbytes: int, hurry: asyncio.Event) -> int:
@@ -53,7 +53,7 @@ class Loans:
         await _unless(hurry, self._unit.recall(extent.first, extent.count))
         self._arena.withdraw(extent)
         try:
-            for event in [host.unmap(extent) for host in self._hosts.values()]:
+            for event in [supervisor.unmap(extent) for supervisor in self._supervisors.values()]:
                 if event is not None:
                     await _unless(hurry, event)
         finally:

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from muxd.errors import ModelNotReady, ModelUnloaded, MuxdError, OutOfMemory, ShuttingDown
 from muxd.fleet.catalog import Entry
 from muxd.fleet.change import Change, first
-from muxd.fleet.host import Progress
 from muxd.fleet.loans import Loans, Room
 from muxd.fleet.site import Site
+from muxd.fleet.supervisor import Progress
 
 _log = logging.getLogger("muxd.fleet")
 

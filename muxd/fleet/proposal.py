@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 
-class Row(Struct, frozen=True):
+class ProposedModel(Struct, frozen=True):
     """One model of a proposal: where it is, where it should be, and what it is asked for."""
 
     model: str
@@ -19,7 +19,7 @@ class Proposal(Struct, frozen=True):
     """``gain``: requests a second more than now (times weights); ``cost``: requests not served while models
     move. ``reason`` is the decision's; ``moves`` are the models that would change their device."""
 
-    rows: list[Row]
+    rows: list[ProposedModel]
     adopt: bool
     reason: str
     gain: float

@@ -19,7 +19,7 @@ from muxd.fleet.demand import Demand
 from muxd.fleet.events import Events
 from muxd.fleet.planning import Planning
 from muxd.fleet.popularity import Popularity
-from muxd.fleet.proposal import Proposal, Row
+from muxd.fleet.proposal import Proposal, ProposedModel
 from muxd.fleet.roster import Roster
 from muxd.placement import live
 from muxd.placement import replanner as planner
@@ -190,7 +190,7 @@ def drifted(before: Mapping[str, float], now: Mapping[str, float], part: float) 
     return sum(abs(now[name] - before[name]) for name in now) > part * sum(before.values())
 
 
-def _row(entry: Entry, demand: Demand, proposed: str, pins: Mapping[str, int]) -> Row:
-    return Row(
+def _row(entry: Entry, demand: Demand, proposed: str, pins: Mapping[str, int]) -> ProposedModel:
+    return ProposedModel(
         entry.name, entry.device, proposed, demand.rate, demand.prompt, demand.output, entry.name in pins
     )

@@ -33,12 +33,12 @@ from muxd.errors import (
 from muxd.fleet.catalog import Entry
 from muxd.fleet.change import Change, first
 from muxd.fleet.gauges import Gauges
-from muxd.fleet.host import Progress
 from muxd.fleet.loans import Loans, Room
 from muxd.fleet.move import Move
 from muxd.fleet.rearrange import Rearrangement
 from muxd.fleet.site import Site
 from muxd.fleet.steps import Stage
+from muxd.fleet.supervisor import Progress
 from muxd.placement.transition import Transition
 from muxd.text.pool import TextPool
 
@@ -77,8 +77,8 @@ class Roster:
     async def settled(self) -> None:
         """Until every model of the start is ready, has failed or was stopped."""
         for site in self.sites.values():
-            for host in list(site.hosts.values()):
-                await host.settled.wait()
+            for supervisor in list(site.supervisors.values()):
+                await supervisor.settled.wait()
 
     async def close(self) -> None:
         """End what is under way, every worker and every hold on weights."""

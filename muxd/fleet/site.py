@@ -16,10 +16,10 @@ from muxd.errors import ModelFolderError, MuxdError, ShuttingDown
 from muxd.fleet.accounts import lane_spec, setup, terms
 from muxd.fleet.catalog import Entry
 from muxd.fleet.change import first
-from muxd.fleet.host import Host, Progress
 from muxd.fleet.loans import Loans
 from muxd.fleet.parts import Parts
 from muxd.fleet.state import State
+from muxd.fleet.supervisor import Progress, Supervisor
 from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd
 from muxd.messages import (
@@ -40,7 +40,7 @@ _log = logging.getLogger("muxd.fleet")
 
 @dataclass(kw_only=True)
 class Site:
-    """``hosts`` has a model exactly while something of it is in memory here or under way.
+    """``supervisors`` has a model exactly while something of it is in memory here or under way.
 
     ``spawns`` numbers all workers of the daemon.
     """
@@ -56,45 +56,45 @@ class Site:
     split: bool = False  # a model has a process for each phase
     grow: bool = False  # memory that models leave is lent to the pool
     budget: Budget | None = None  # what its workers are held to beside pool and weights
-    hosts: dict[str, Host] = field(default_factory=dict)
+    supervisors: dict[str, Supervisor] = field(default_factory=dict)
     parts: Parts = field(init=False)
     loans: Loans = field(init=False)
     _doomed: list[asyncio.Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.parts = Parts(self.device.parts)
-        self.loans = Loans(self.arena, self.unit, self.hosts, grow=self.grow)
+        self.loans = Loans(self.arena, self.unit, self.supervisors, grow=self.grow)
 
     # ---- the link ---------------------------------------------------------------------------------
 
     def send(self, model: str, command: Prefill | Decode) -> None:
         """The unit's way to the model's workers."""
-        self.hosts[model].send(self.parts.placed(model, command))
+        self.supervisors[model].send(self.parts.placed(model, command))
 
     def hung(self, model: str, reason: str, last: bool) -> None:
         """The unit says that a worker does not answer."""
-        if (host := self.hosts.get(model)) is not None:
-            host.on_hung(reason, last=last)
+        if (supervisor := self.supervisors.get(model)) is not None:
+            supervisor.on_hung(reason, last=last)
 
-    def host_of(self, worker: str) -> Host | None:
+    def supervisor_of(self, worker: str) -> Supervisor | None:
         """Whose worker has this identity; None when it is not, or no more, one of this site."""
-        host = self.hosts.get(worker.rpartition("/")[0])
-        return host if host is not None and host.has(worker) else None
+        supervisor = self.supervisors.get(worker.rpartition("/")[0])
+        return supervisor if supervisor is not None and supervisor.has(worker) else None
 
-    def on_message(self, host: Host, message: FromWorker) -> None:
+    def on_message(self, supervisor: Supervisor, message: FromWorker) -> None:
         """What a worker of this site says."""
         match message:
             case BatchDone():
-                self.parts.done(host.entry.name, message.batch)
-                host.landed(message)
-                self.unit.batch_done(host.entry.name, message)
+                self.parts.done(supervisor.entry.name, message.batch)
+                supervisor.landed(message)
+                self.unit.batch_done(supervisor.entry.name, message)
             case Unmapped():
-                host.unmapped(message)
+                supervisor.unmapped(message)
             case Ready() | Refused():
-                self.parts.free(host.entry.name)
-                host.on_message(message)
+                self.parts.free(supervisor.entry.name)
+                supervisor.on_message(message)
             case BatchFailed():
-                host.on_defect(f"failed in a batch: {message.error}")
+                supervisor.on_defect(f"failed in a batch: {message.error}")
 
     # ---- models in and out ------------------------------------------------------------------------
 
@@ -105,40 +105,40 @@ class Site:
             terms(entry, self.arena),
         )
 
-    def start(self, entry: Entry, progress: Progress, *, keep_queue: bool = False) -> Host:
-        """Weights and worker of a model that has a lane; the host goes on by itself. ``keep_queue``: see
-        ``Host``."""
+    def start(self, entry: Entry, progress: Progress, *, keep_queue: bool = False) -> Supervisor:
+        """Weights and worker of a model that has a lane; its supervisor goes on by itself. ``keep_queue``:
+        see there."""
         told = setup(entry, self.arena, self.device, self.link.endpoint, self.budget)
-        host = self.hosts[entry.name] = Host(
+        supervisor = self.supervisors[entry.name] = Supervisor(
             entry, told, device=self.device, pool_fd=self.arena.fd, unit=self.unit, clock=self.clock,
             link=self.link, zygote=self.zygote, progress=progress, spawns=self.spawns,
             split=self.split, faulted=lambda: self._faulted(entry.name), clear=self._cleared,
             keep_queue=keep_queue, extents=lambda: self.arena.extents,
         )  # fmt: skip
-        host.start()
-        return host
+        supervisor.start()
+        return supervisor
 
     async def bring_up(
         self, entry: Entry, progress: Progress, hurry: asyncio.Event, *, keep_queue: bool = False
     ) -> None:
         """``start``, and wait. Raises MuxdError unless it becomes ready, ShuttingDown on ``hurry``."""
-        host = self.start(entry, progress, keep_queue=keep_queue)
-        await first(host.settled, hurry)
+        supervisor = self.start(entry, progress, keep_queue=keep_queue)
+        await first(supervisor.settled, hurry)
         if hurry.is_set():
             raise ShuttingDown(f"muxd stopped while {entry.name} was being loaded")
         if entry.life.state is not State.READY:
-            raise host.error or ModelFolderError(entry.life.detail)
+            raise supervisor.error or ModelFolderError(entry.life.detail)
 
     async def leave(self, entry: Entry, error: MuxdError) -> int:
         """Worker, weights, lane and account go; requests that are still here fail with ``error``. Returns the
         bytes of weights that are free now."""
         self.unit.refuse(entry.name, error)
-        host, freed = self.hosts.get(entry.name), 0
-        if host is not None:
-            freed = host.weights_bytes
+        supervisor, freed = self.supervisors.get(entry.name), 0
+        if supervisor is not None:
+            freed = supervisor.weights_bytes
             # First the process, then its requests: while it writes their rows nobody else may have them.
-            await host.stop()
-            del self.hosts[entry.name]
+            await supervisor.stop()
+            del self.supervisors[entry.name]
             entry.renew(self.clock.now())
         if entry.lane is not None:
             if not entry.lane.empty:
@@ -152,8 +152,8 @@ class Site:
         _log.error("the fault of a worker has reached all of %s; all are replaced", self.name)
         self.unit.device_faulted(lost, self.name)
         reason = f"shared {self.name} with one that faulted"
-        for name, host in self.hosts.items():
-            if name != lost and (over := host.doom(reason)) is not None:
+        for name, supervisor in self.supervisors.items():
+            if name != lost and (over := supervisor.doom(reason)) is not None:
                 self._doomed.append(over)
 
     async def _cleared(self) -> None:
@@ -164,4 +164,4 @@ class Site:
 
     async def close(self) -> None:
         """End every worker and every hold on weights."""
-        await asyncio.gather(*(host.stop() for host in self.hosts.values()))
+        await asyncio.gather(*(supervisor.stop() for supervisor in self.supervisors.values()))

@@ -27,7 +27,7 @@ from muxd.worker.cuda_upload import pack, views
 _log = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
-Arrays = list[NDArray[Any]]  # of one step; shapes and types follow from its way and size alone
+Arrays = list[NDArray[Any]]  # of one step; shapes and types follow from its mode and size alone
 
 
 def buckets_for(most: int) -> tuple[int, ...]:
@@ -108,10 +108,10 @@ class _Recorded:
 
 
 class DecodeGraphs:
-    """Recorded decode steps of one model, by mask, way and bucket.
+    """Recorded decode steps of one model, by mask, mode and bucket.
 
-    ``step(way, tensors)`` computes a step of the ``way`` (what it does after the model, a small number),
-    without a wait for the device. ``padding(way, size)``: its inputs for ``size`` sequences that are none.
+    ``step(mode, tensors)`` computes a step of the ``mode`` (what it does after the model, a small number),
+    without a wait for the device. ``padding(mode, size)``: its inputs for ``size`` sequences that are none.
     """
 
     def __init__(
@@ -125,15 +125,15 @@ class DecodeGraphs:
     ):
         self._step, self._padding = step, padding
         self._device, self._recorder, self._buckets, self._masks = device, recorder, buckets, masks
-        # By mask, that which was used last at the end; by way and size.
+        # By mask, that which was used last at the end; by mode and size.
         self._made: dict[int, dict[tuple[int, int], _Recorded]] = {}
 
     def size(self, count: int) -> int | None:
         """Lines of the graph that ``count`` sequences run in; None when no bucket holds them."""
         return bucket(count, self._buckets)
 
-    def has(self, mask: int, way: int, size: int) -> bool:
-        return (way, size) in self._made.get(mask, ())
+    def has(self, mask: int, mode: int, size: int) -> bool:
+        return (mode, size) in self._made.get(mask, ())
 
     def crowded(self, mask: int) -> int | None:
         """The mask whose graphs must go before any are recorded for ``mask``: that which was not used for the
@@ -141,18 +141,18 @@ class DecodeGraphs:
         others = [one for one in self._made if one]
         return others[0] if mask and mask not in self._made and len(others) >= self._masks else None
 
-    def record(self, mask: int, way: int, *sizes: int) -> None:
+    def record(self, mask: int, mode: int, *sizes: int) -> None:
         """For these ``sizes``, by default all, on the current stream. Each takes some ten milliseconds."""
         begun = time.monotonic()
         found = self._made.setdefault(mask, {})
         for size in sorted(sizes or self._buckets, reverse=True):
-            arrays = self._padding(way, size)
+            arrays = self._padding(mode, size)
             packed = pack(self._device, arrays).to(self._device)
             tensors = views(packed, arrays)
-            replay, result = self._recorder(lambda own=tensors: self._step(way, own), mask)  # type: ignore[misc]
-            found[way, size] = _Recorded(replay, packed, result)
+            replay, result = self._recorder(lambda own=tensors: self._step(mode, own), mask)  # type: ignore[misc]
+            found[mode, size] = _Recorded(replay, packed, result)
         count, seconds = len(sizes or self._buckets), time.monotonic() - begun
-        _log.debug("%d decode graphs (%d) for parts %s recorded in %.2f s", count, way, bin(mask), seconds)
+        _log.debug("%d decode graphs (%d) for parts %s recorded in %.2f s", count, mode, bin(mask), seconds)
 
     def forget(self, mask: int | None = None) -> None:
         """What they read has moved, or there is no room for those of ``mask``. Nothing may be running."""
@@ -160,10 +160,10 @@ class DecodeGraphs:
             del self._made[one]
             self._recorder.forget(one)
 
-    def run(self, mask: int, way: int, size: int, arrays: Items[NDArray[Any]]) -> Tensor:
+    def run(self, mask: int, mode: int, size: int, arrays: Items[NDArray[Any]]) -> Tensor:
         """Queue the recorded step for ``arrays`` as ``padding`` makes them; its result, overwritten by the
         next run."""
-        recorded = self._made[mask][way, size]
+        recorded = self._made[mask][mode, size]
         self._made[mask] = self._made.pop(mask)
         recorded.packed.copy_(pack(self._device, arrays), non_blocking=True)
         recorded.replay()

@@ -30,7 +30,7 @@ BANNED = 8  # tokens of a line that cannot be sampled yet, in a recorded step
 Logprobs = Callable[[], dict[int, TokenLogprob]]
 
 
-class Way(IntEnum):
+class SamplingMode(IntEnum):
     """How much a batch needs, least first."""
 
     GREEDY = 0  # every line is a plain argmax
@@ -78,15 +78,17 @@ class CudaSampler:
             self._free.append(sequence.slot)
             sequence.slot = -1
 
-    def pick(self, way: Way, logits: Tensor, tensors: Items[Tensor], out: Tensor | None = None) -> Tensor:
+    def pick(
+        self, mode: SamplingMode, logits: Tensor, tensors: Items[Tensor], out: Tensor | None = None
+    ) -> Tensor:
         """One token for each line, or NO_TOKEN, int64 [b], in ``out`` where given.
 
         ``tensors``: ``columns`` on the device, none for a greedy batch. Can be recorded.
         """
-        if way is Way.GREEDY:
+        if mode is SamplingMode.GREEDY:
             lines = _first(self._plain, len(logits))
             return ops.sample(logits, lines, self.counts, greedy=True, out=out)
-        lines, filtered = SamplingLines(*tensors), way is Way.FILTERED
+        lines, filtered = SamplingLines(*tensors), mode is SamplingMode.FILTERED
         return ops.sample(logits, lines, self.counts, filtered=filtered, out=out, room=self._room)
 
     def logprobs(self, logits: Tensor, picked: Tensor, sequences: Items[Sequence]) -> Logprobs:
@@ -125,22 +127,22 @@ def asks(sequence: Sequence) -> bool:
     return sequence.sampling.logprobs >= 0
 
 
-def way_of(sequences: Items[Sequence], known: Items[int]) -> Way:
+def mode_of(sequences: Items[Sequence], known: Items[int]) -> SamplingMode:
     """The least that serves all of them, ``known`` tokens each."""
-    found = Way.GREEDY
+    found = SamplingMode.GREEDY
     for sequence in sequences:
-        if sequence.way < 0:
-            sequence.way = _way(sequence.sampling)
-        if sequence.way > found:
-            found = Way(sequence.way)
-    return Way.DRAWN if found is Way.GREEDY and _held_back(sequences, known) else found
+        if sequence.mode < 0:
+            sequence.mode = _mode(sequence.sampling)
+        if sequence.mode > found:
+            found = SamplingMode(sequence.mode)
+    return SamplingMode.DRAWN if found is SamplingMode.GREEDY and _held_back(sequences, known) else found
 
 
-def _way(said: Sampling) -> Way:
+def _mode(said: Sampling) -> SamplingMode:
     """What a sequence needs that may sample every token."""
     if not said.greedy and (said.top_k > 0 or said.top_p < 1 or said.min_p > 0):
-        return Way.FILTERED
-    return Way.GREEDY if said.greedy and not sampler.adjusted(said) else Way.DRAWN
+        return SamplingMode.FILTERED
+    return SamplingMode.GREEDY if said.greedy and not sampler.adjusted(said) else SamplingMode.DRAWN
 
 
 def widest(sequences: Items[Sequence], known: Items[int]) -> int:

@@ -25,7 +25,7 @@ from muxd.worker.cuda_flight import CudaFlight
 from muxd.worker.cuda_graphs import Again, Arrays, CudaRecorder, DecodeGraphs, buckets_for, lines_of
 from muxd.worker.cuda_memory import Scratch
 from muxd.worker.cuda_parts import CudaWeights
-from muxd.worker.cuda_sampling import BANNED, MOST, CudaSampler, Way, asks, columns, way_of, widest
+from muxd.worker.cuda_sampling import BANNED, MOST, CudaSampler, SamplingMode, asks, columns, mode_of, widest
 from muxd.worker.cuda_state import PagedState
 from muxd.worker.cuda_streams import Streams
 from muxd.worker.cuda_upload import int32, upload
@@ -101,8 +101,8 @@ class CudaStep:
             self._rehearse_splits()
         if decodes and self._graphs is not None:
             with self._scratch.recorded():
-                for way in Way:
-                    self._record(self._graphs, 0, way)
+                for mode in SamplingMode:
+                    self._record(self._graphs, 0, mode)
         self._streams.wait()
         self._scratch.limit()
 
@@ -149,10 +149,12 @@ class CudaStep:
             raise ValueError(f"{len(sequences)} sequences in one batch; {MOST} fit")
         self._state.lists.place(sequences)
         known = [s.cached + 1 for s in sequences]
-        way = way_of(sequences, known)
+        mode = mode_of(sequences, known)
         # Neither log-probabilities nor long lists of banned tokens are recorded.
-        apart = any(map(asks, sequences)) or (way > Way.GREEDY and widest(sequences, known) > BANNED)
-        hidden = self._step(sequences, known, Way.GREEDY if apart else way)
+        apart = any(map(asks, sequences)) or (
+            mode > SamplingMode.GREEDY and widest(sequences, known) > BANNED
+        )
+        hidden = self._step(sequences, known, SamplingMode.GREEDY if apart else mode)
         if apart:
             flight = self._sampled(hidden, sequences, known, self._picked[: len(sequences)])
         else:
@@ -160,18 +162,18 @@ class CudaStep:
         self._places = {id(sequence): i for i, sequence in enumerate(sequences)}
         return flight
 
-    def _step(self, sequences: Items[Sequence], known: list[int], way: Way) -> Tensor:
+    def _step(self, sequences: Items[Sequence], known: list[int], mode: SamplingMode) -> Tensor:
         """Model and sampling, as a graph where one is large enough; hidden [b, hidden]."""
         count, graphs = len(sequences), self._graphs
         size = graphs.size(count) if graphs is not None and count else None
-        arrays = self._inputs(sequences, known, way, size or count)
+        arrays = self._inputs(sequences, known, mode, size or count)
         if graphs is None or size is None:
-            return self._decode(way, upload(self.device, *arrays))
-        if not graphs.has(self._streams.mask, way, size) or not self._recorded():
-            self._record(graphs, self._streams.mask, way, size)
-        return graphs.run(self._streams.mask, way, size, arrays)[:count]
+            return self._decode(mode, upload(self.device, *arrays))
+        if not graphs.has(self._streams.mask, mode, size) or not self._recorded():
+            self._record(graphs, self._streams.mask, mode, size)
+        return graphs.run(self._streams.mask, mode, size, arrays)[:count]
 
-    def _inputs(self, sequences: Items[Sequence], known: list[int], way: Way, size: int) -> Arrays:
+    def _inputs(self, sequences: Items[Sequence], known: list[int], mode: SamplingMode, size: int) -> Arrays:
         """Those of ``padding``, the first lines in use."""
         count, arrays = len(sequences), lines_of(size)
         tokens = [s.history[s.cached] if len(s.history) > s.cached else self._unread(s) for s in sequences]
@@ -180,7 +182,7 @@ class CudaStep:
         ):
             array[:count] = values
         self._check(np.maximum(arrays[1], 0), arrays[2])
-        return arrays if way is Way.GREEDY else [*arrays, *columns(sequences, known, size)]
+        return arrays if mode is SamplingMode.GREEDY else [*arrays, *columns(sequences, known, size)]
 
     def _unread(self, sequence: Sequence) -> int:
         """Where ``ops.feed`` finds its token."""
@@ -193,14 +195,14 @@ class CudaStep:
         self, hidden: Tensor, sequences: Items[Sequence], known: list[int], out: Tensor | None = None
     ) -> CudaFlight:
         """Logits only for the tokens that sample, each operation launched by itself."""
-        logits, way = self.model.logits(hidden), way_of(sequences, known)
-        told = [] if way is Way.GREEDY else columns(sequences, known, len(sequences))
-        picked = self._sampler.pick(way, logits, upload(self.device, *told) if told else [], out)
+        logits, mode = self.model.logits(hidden), mode_of(sequences, known)
+        told = [] if mode is SamplingMode.GREEDY else columns(sequences, known, len(sequences))
+        picked = self._sampler.pick(mode, logits, upload(self.device, *told) if told else [], out)
         asked = any(map(asks, sequences))
         logprobs = self._sampler.logprobs(logits, picked, sequences) if asked else None
         return self._flown(CudaFlight(hidden, picked, logprobs))
 
-    def _decode(self, way: int, tensors: list[Tensor], splits: int = 0) -> Tensor:
+    def _decode(self, mode: int, tensors: list[Tensor], splits: int = 0) -> Tensor:
         """What is recorded: from a step's inputs to its tokens in ``_picked``; hidden [b, hidden]. ``splits``
         of each context: 0 for as many as suit the batch and its part of the device."""
         lines, tokens, positions, lengths, *told = tensors
@@ -210,18 +212,18 @@ class CudaStep:
         splits = splits or plan_splits(len(lines), spec.kv_heads, self._setup.max_context, self._streams.sms)
         attend = PagedDecode(spec, state.pool, rows, positions, lengths, splits)
         hidden = self.model.hidden(ids, places, attend)
-        self._sampler.pick(Way(way), self.model.logits(hidden), told, self._picked[: len(lines)])
+        self._sampler.pick(SamplingMode(mode), self.model.logits(hidden), told, self._picked[: len(lines)])
         return hidden
 
     def _rehearse_splits(self) -> None:
         """A part of the device may want fewer splits than the whole ever does. A kernel knows their number to
         the next power of two."""
         most = plan_splits(1, 1, self._setup.max_context, self._streams.sms)
-        inputs = upload(self.device, *padding(Way.GREEDY, 1))
+        inputs = upload(self.device, *padding(SamplingMode.GREEDY, 1))
         for power in range(power_of_two(most).bit_length()):
-            self._decode(Way.GREEDY, inputs, 1 << power)
+            self._decode(SamplingMode.GREEDY, inputs, 1 << power)
 
-    def _record(self, graphs: DecodeGraphs, mask: int, way: Way, *sizes: int) -> None:
+    def _record(self, graphs: DecodeGraphs, mask: int, mode: SamplingMode, *sizes: int) -> None:
         """The steps that are run for it pick tokens too: those of the last one must stay."""
         if not self._recorded():
             self._streams.wait()
@@ -231,7 +233,7 @@ class CudaStep:
             self._streams.wait()
             graphs.forget(crowded)
         picked = self._picked.clone()
-        graphs.record(mask, way, *sizes)
+        graphs.record(mask, mode, *sizes)
         self._picked.copy_(picked)
 
     def _recorded(self) -> bool:
@@ -253,6 +255,6 @@ class CudaStep:
             raise ValueError(f"positions must lie below {self._setup.max_context}")
 
 
-def padding(way: int, size: int) -> Arrays:
+def padding(mode: int, size: int) -> Arrays:
     """Inputs of a step for ``size`` sequences that are none."""
-    return lines_of(size) if way == Way.GREEDY else [*lines_of(size), *columns([], [], size)]
+    return lines_of(size) if mode == SamplingMode.GREEDY else [*lines_of(size), *columns([], [], size)]

@@ -19,7 +19,7 @@ class Sequence:
     line: int = -1  # of the row lists
     told: int = 0  # rows that the list has already
     slot: int = -1  # of the token counts
-    way: int = -1  # ``cuda_sampling.Way`` that it needs; -1: nobody has asked
+    mode: int = -1  # ``cuda_sampling.SamplingMode`` that it needs; -1: nobody has asked
 
     @property
     def generated(self) -> list[int]:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from support.scripted_daemon import QUOTAS, TRACE, WHY, scripted
 
-from muxd.admin.schemas import ModelRow, PolicyState, QuotaRow
+from muxd.admin.schemas import ModelInfo, PolicyState, QuotaInfo
 from muxd.cli.explain import sentence, story
 from muxd.cli.tables import models
 from muxd.engine.chrome import chrome
@@ -156,12 +156,12 @@ def test_quota_is_a_table_in_bytes_and_percent(path: Path) -> None:
         "gemma       0          256M 25%   512M 50%   1        0          0        0",
     ]
     one = muxctl(path, "quota", "gemma", "--json").stdout
-    assert msgspec.json.decode(one, type=list[QuotaRow]) == [QUOTAS[1]]
+    assert msgspec.json.decode(one, type=list[QuotaInfo]) == [QUOTAS[1]]
 
 
 def test_quota_changes_what_is_named(path: Path) -> None:
     rows = msgspec.json.decode(
-        muxctl(path, "quota", "gemma", "--weight", "4", "--json").stdout, type=list[QuotaRow]
+        muxctl(path, "quota", "gemma", "--weight", "4", "--json").stdout, type=list[QuotaInfo]
     )
     assert [(row.model, row.weight) for row in rows] == [("gemma", 4.0)]
     nameless = muxctl(path, "quota", "--min", "1M")
@@ -181,7 +181,7 @@ def test_policy_shows_changes_and_refuses(path: Path) -> None:
 
 
 def test_models_have_a_column_for_targets_only_where_there_is_one() -> None:
-    row = ModelRow("a", "ready", "", True, 1, 50, 0, 0, 0, 0, 0, 0, None, 0, 5)
+    row = ModelInfo("a", "ready", "", True, 1, 50, 0, 0, 0, 0, 0, 0, None, 0, 5)
     met = msgspec.structs.replace(row, name="b", ttft_slo=1.0, goodput=0.977)
     new = msgspec.structs.replace(row, name="c", tpot_slo=1.0)
     assert "SLO" not in models([row])

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from support.scripted_daemon import MODELS, PROCESSES, scripted
 
-from muxd.admin.schemas import ModelRow, ProcessRow, Status
+from muxd.admin.schemas import ModelInfo, ProcessInfo, Status
 from muxd.fleet.steps import Step
 
 
@@ -67,8 +67,8 @@ def test_json_for_programs_is_everything(path: Path) -> None:
             muxctl(verb, "--json", "--socket", str(path)).stdout for verb in ("models", "ps", "status")
         )
         pid = process.pid
-    assert msgspec.json.decode(models, type=list[ModelRow]) == MODELS
-    assert msgspec.json.decode(processes, type=list[ProcessRow]) == PROCESSES
+    assert msgspec.json.decode(models, type=list[ModelInfo]) == MODELS
+    assert msgspec.json.decode(processes, type=list[ProcessInfo]) == PROCESSES
     assert msgspec.json.decode(status, type=Status).pid == pid
 
 

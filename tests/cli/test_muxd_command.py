@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from muxd.admin.schemas import ModelRow
+from muxd.admin.schemas import ModelInfo
 from muxd.cli.ready import banner
 
 
@@ -108,8 +108,8 @@ def test_version() -> None:
     assert muxd("version").stdout == "muxd 0.1.0\n"
 
 
-def row(name: str, state: str = "ready", *, chat: bool = True, detail: str = "") -> ModelRow:
-    return ModelRow(name, state, detail, chat, 1, 50, 1, 0, 0, 1, 0, 0, None, 0, 0.0)
+def row(name: str, state: str = "ready", *, chat: bool = True, detail: str = "") -> ModelInfo:
+    return ModelInfo(name, state, detail, chat, 1, 50, 1, 0, 0, 1, 0, 0, None, 0, 0.0)
 
 
 def curls(text: str) -> dict[str, dict[str, object]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from muxd.admin.schemas import ModelRow
+from muxd.admin.schemas import ModelInfo
 from muxd.cli.tables import duration, models, render, size
 
 
@@ -39,8 +39,8 @@ def test_durations_are_in_the_largest_whole_unit(seconds: float, text: str) -> N
 
 
 def test_a_type_of_k_and_v_is_a_column_where_one_has_its_own() -> None:
-    own = ModelRow("own", "ready", "", True, 1, 50, 1 << 20, 2048, 0, 4096, 0, 0, None, 0, 9.0)
-    kept = ModelRow(
+    own = ModelInfo("own", "ready", "", True, 1, 50, 1 << 20, 2048, 0, 4096, 0, 0, None, 0, 9.0)
+    kept = ModelInfo(
         "kept", "ready", "", True, 2, 50, 1 << 20, 1024, 0, 4096, 1, 0, None, 7, 9.0, kv_dtype="fp8"
     )
     assert "KV TYPE" not in models([own])

@@ -3,6 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -78,3 +79,20 @@ def test_the_defaults_it_shows_are_the_real_ones() -> None:
         len(msgspec.structs.fields(room))
         for room in (ServerConfig, LimitsConfig, TextConfig, PoolConfig, SchedulerConfig, PlacementConfig)
     )
+
+
+def test_it_explains_every_word_that_a_setting_can_be() -> None:
+    """Policies, types and the like: in quotes, where the setting stands."""
+    for header, room in ROOMS.items():
+        for field in msgspec.structs.fields(room):
+            words = [word for word in get_args(field.type) if isinstance(word, str)]
+            told = section(header).split(f"\n{field.name} = ")[0].split(f"\n# {field.name} = ")[0]
+            assert [word for word in words if f'"{word}"' not in told] == [], f"{header} {field.name}"
+
+
+def test_other_servers_names_are_written_alike() -> None:
+    flag = r"(~ |not )?(--[a-z]+(-[a-z]+)*|VLLM_[A-Z_]+)"
+    column = re.compile(rf" = .*\S  # (vLLM {flag}(, SGLang {flag})?|SGLang {flag})$", re.M)
+    lines = [line for line in TEXT.splitlines() if re.search(r" = .*#", line)]
+    assert lines
+    assert [line for line in lines if not column.search(line)] == []

@@ -17,7 +17,7 @@ from support.two_units import ask as asked
 from support.two_units import models
 from support.where import EVERYWHERE, Where, on
 
-from muxd.admin.schemas import LoadModel, ModelRow, MoveModel, UnloadModel
+from muxd.admin.schemas import LoadModel, ModelInfo, MoveModel, UnloadModel
 from muxd.errors import MuxdError
 
 pytestmark = on(*EVERYWHERE)
@@ -69,7 +69,7 @@ def direct(folder: Path, kind: Any, prompt: str, tokens: int, paged: bool) -> li
     return runner.generate([ids], tokens)[0]
 
 
-def row(daemon: LiveDaemon, name: str) -> ModelRow:
+def row(daemon: LiveDaemon, name: str) -> ModelInfo:
     return next(row for row in daemon.admin.models() if row.name == name)
 
 

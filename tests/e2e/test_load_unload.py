@@ -17,7 +17,7 @@ from support.shared import Shared
 from support.tiny import tiny_served
 from support.where import EVERYWHERE, Where, on
 
-from muxd.admin.schemas import LoadModel, ModelRow, UnloadModel
+from muxd.admin.schemas import LoadModel, ModelInfo, UnloadModel
 from muxd.errors import MuxdError
 
 pytestmark = on(*EVERYWHERE)
@@ -73,7 +73,7 @@ def stream(client: openai.OpenAI, model: str, tokens: int = LONG) -> Iterator[st
     yield from reasons
 
 
-def row(daemon: LiveDaemon, model: str) -> ModelRow:
+def row(daemon: LiveDaemon, model: str) -> ModelInfo:
     return next(row for row in daemon.admin.models() if row.name == model)
 
 

@@ -58,7 +58,7 @@ def test_requests_wait_while_it_moves(where: Where, tmp_path: Path, monkeypatch:
         for site in daemon.sites.values():
             site.arena.ledger.audit()
             assert site.arena.ledger.unheld_blocks == site.arena.ledger.total_blocks
-        assert list(daemon.sites["cpu:0"].hosts) == []
+        assert list(daemon.sites["cpu:0"].supervisors) == []
 
     played(where, tmp_path, monkeypatch, scene)
 
@@ -90,7 +90,7 @@ def test_they_come_back_when_it_cannot_be_loaded_there(
         assert [await one for one in later] == [alone] * 3
         assert (daemon.entries["a"].device, daemon.entries["a"].state) == ("cpu:0", "ready")
         assert daemon.observer.outcomes == {"served": 5}
-        assert list(target.hosts) == []
+        assert list(target.supervisors) == []
         assert list(target.unit.lanes) == []
 
     played(where, tmp_path, monkeypatch, scene)

@@ -90,8 +90,8 @@ def test_it_fails_with_both_reasons_and_can_be_loaded_again(
         assert (entry.device, entry.state) == ("cpu:0", "failed")
         assert FULL in entry.detail
         assert told in entry.detail
-        assert (list(source.hosts), list(source.unit.lanes)) == (["b"], ["b"])
-        assert (list(target.hosts), list(target.unit.lanes)) == ([], [])
+        assert (list(source.supervisors), list(source.unit.lanes)) == (["b"], ["b"])
+        assert (list(target.supervisors), list(target.unit.lanes)) == ([], [])
 
         machine[0] = 4 * POOL
         source.unit.set_quota("b", 0, source.arena.total_blocks, 1.0)

@@ -6,10 +6,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from support.pages import missing
 
 ROOT = Path(__file__).parents[2]
 MUXD = ROOT / "muxd"
 DESIGN = (ROOT / "docs" / "design.md").read_text()
+DOCS = ["docs/design.md", "docs/glossary.md", "docs/how-to-add.md", "docs/journey.md"]
 PAGES = sorted(str(page.relative_to(ROOT)) for page in MUXD.glob("*/design.md"))
 FOLDERS = sorted(one.name for one in MUXD.iterdir() if one.is_dir() and one.name != "__pycache__")
 
@@ -59,7 +61,7 @@ def test_the_page_of_a_room_names_its_files_and_no_others(room: str) -> None:
     assert [str(file) for file in files if not any(fnmatch(str(file), name) for name in known)] == []
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/design.md", "docs/journey.md", *PAGES])
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", *DOCS, *PAGES])
 def test_a_path_that_a_page_names_exists(page: str) -> None:
     """From the page's folder, the repository or muxd; a test also by its name alone."""
     file = ROOT / page
@@ -67,3 +69,14 @@ def test_a_path_that_a_page_names_exists(page: str) -> None:
     bases = (file.parent, ROOT, MUXD)
     wrong = [path for path in paths if not any(any(base.glob(path)) for base in bases)]
     assert [path for path in wrong if "/" in path or not any(ROOT.glob(f"tests/*/{path}"))] == []
+
+
+def test_the_journey_names_files_and_functions_that_exist() -> None:
+    walks = (ROOT / "docs" / "journey.md").read_text().split("\n# Processes\n")[0]
+    assert "\n# One step in ten lines\n" in walks
+    assert missing(walks) == []
+
+
+def test_how_to_add_names_files_and_what_is_in_them() -> None:
+    page = (ROOT / "docs" / "how-to-add.md").read_text()
+    assert missing(re.sub(r"`__init__\.py`|`test_\w+\.py`", "", page)) == []

@@ -26,7 +26,15 @@ def test_the_deciding_rooms_load_neither_torch_nor_triton(rooms: str) -> None:
 
 
 def test_muxctl_loads_nothing_of_the_daemon() -> None:
-    rooms = ["muxd.api", "muxd.engine.scheduler", "muxd.fleet.host", "muxd.pool", "gguf", "numpy", "aiohttp"]
+    rooms = [
+        "muxd.api",
+        "muxd.engine.scheduler",
+        "muxd.fleet.supervisor",
+        "muxd.pool",
+        "gguf",
+        "numpy",
+        "aiohttp",
+    ]
     assert fresh(f"import sys, muxd.cli.muxctl; print([r for r in {rooms} if r in sys.modules])") == "[]"
 
 

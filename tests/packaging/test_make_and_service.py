@@ -1,6 +1,5 @@
 """The Makefile's search for a Python, the service unit, and the documents' links."""
 
-import ast
 import os
 import re
 import shutil
@@ -97,31 +96,10 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     assert (done.returncode, str(unit) in done.stderr) == (0, False), done.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/design.md", "docs/journey.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/glossary.md", "docs/journey.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     file = ROOT / page
     links = re.findall(r"\]\(([^)#:]+)\)", file.read_text())
     assert [link for link in links if not (file.parent / link).exists()] == []
-
-
-def test_the_journey_names_files_and_functions_that_exist() -> None:
-    table = (ROOT / "docs" / "journey.md").read_text().split("# Processes")[0]
-    wrong = []
-    for file, names in re.findall(r"`((?:muxd/|models/)?[\w/]+\.py)(?:: ([\w., ]+))?`", table):
-        path = ROOT / file if file.startswith(("muxd/", "models/")) else ROOT / "muxd" / file
-        known = defined(path) if path.exists() else set()
-        if not path.exists():
-            wrong.append(file)
-        wrong += [f"{file}: {name}" for name in filter(None, names.split(", ")) if name not in known]
-    assert wrong == []
-
-
-def defined(path: Path) -> set[str]:
-    """Functions by name, methods also as ``Class.method``."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            found.add(node.name)
-        elif isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}.{part.name}" for part in node.body if hasattr(part, "name")} | {node.name}
-    return found

@@ -15,15 +15,15 @@ from msgspec.structs import replace
 
 from muxd.admin.schemas import (
     Audit,
-    DeviceRow,
+    DeviceInfo,
     LoadModel,
-    ModelRow,
+    ModelInfo,
     MoveModel,
     PolicyState,
     PoolStatus,
-    ProcessRow,
+    ProcessInfo,
     QuotaChange,
-    QuotaRow,
+    QuotaInfo,
     Replan,
     RequestStatus,
     Status,
@@ -33,13 +33,13 @@ from muxd.admin.server import AdminServer
 from muxd.engine.trace import Mark, RequestTimes, Sample, Span, Trace
 from muxd.errors import Busy, ModelFolderError, NotFound
 from muxd.fleet.events import Event
-from muxd.fleet.proposal import Proposal, Row
+from muxd.fleet.proposal import Proposal, ProposedModel
 from muxd.fleet.steps import Step
 
 POOL = PoolStatus(bytes=1 << 30, block_bytes=8192, total_blocks=131072, free_blocks=98304, cached_blocks=100)
 REQUESTS = RequestStatus(running=3, waiting=1, served=120, refused=4, cancelled=2, failed=1)
 MODELS = [
-    ModelRow(
+    ModelInfo(
         name="smol_lm.2",
         state="ready",
         detail="",
@@ -56,7 +56,7 @@ MODELS = [
         tokens_total=98765,
         since_seconds=3700,
     ),
-    ModelRow(
+    ModelInfo(
         name="gemma",
         state="failed",
         detail="model.safetensors: missing",
@@ -75,14 +75,14 @@ MODELS = [
     ),
 ]
 PROCESSES = [
-    ProcessRow(4710, "daemon", "", "", 0, 80 << 20, 12.34, 0, 3700),
-    ProcessRow(4711, "worker", "smol_lm.2", "prefill+decode", 1, 200 << 20, 1000.5, 2, 59),
+    ProcessInfo(4710, "daemon", "", "", 0, 80 << 20, 12.34, 0, 3700),
+    ProcessInfo(4711, "worker", "smol_lm.2", "prefill+decode", 1, 200 << 20, 1000.5, 2, 59),
 ]
 
 GIB = 1 << 30
 QUOTAS = [
-    QuotaRow("smol_lm.2", 2.0, 256 << 20, 512 << 20, GIB, 300 << 20, 16 << 20, 44 << 20, GIB),
-    QuotaRow("gemma", 1.0, 0, 256 << 20, GIB // 2, 0, 0, 0, GIB),
+    QuotaInfo("smol_lm.2", 2.0, 256 << 20, 512 << 20, GIB, 300 << 20, 16 << 20, 44 << 20, GIB),
+    QuotaInfo("gemma", 1.0, 0, 256 << 20, GIB // 2, 0, 0, 0, GIB),
 ]
 AUDIT = Audit("3 blocks lost: [7, 8, 9]", 131072, 98304, 100, 32665)
 WHY = RequestTimes(
@@ -123,7 +123,10 @@ EVENTS = [
 
 
 PROPOSAL = Proposal(
-    [Row("gemma", "cuda:0", "cuda:1", 2.5, 30.0, 0.0), Row("smol", "cuda:0", "cuda:0", 0.0, 0.0, 0.0, True)],
+    [
+        ProposedModel("gemma", "cuda:0", "cuda:1", 2.5, 30.0, 0.0),
+        ProposedModel("smol", "cuda:0", "cuda:0", 0.0, 0.0, 0.0, True),
+    ],
     True, "adopt", 1.25, 0.5, ["gemma"],
 )  # fmt: skip
 
@@ -134,8 +137,8 @@ class ScriptedSteward:
     def __init__(self) -> None:
         self.stopped = asyncio.Event()
 
-    def devices(self) -> list[DeviceRow]:
-        return [DeviceRow(index=0, name="GPU of the script", health="lost: scripted")]
+    def devices(self) -> list[DeviceInfo]:
+        return [DeviceInfo(index=0, name="GPU of the script", health="lost: scripted")]
 
     def status(self) -> Status:
         return Status(
@@ -150,16 +153,16 @@ class ScriptedSteward:
             requests=REQUESTS,
         )
 
-    def models(self) -> list[ModelRow]:
+    def models(self) -> list[ModelInfo]:
         return MODELS
 
-    def ps(self) -> list[ProcessRow]:
+    def ps(self) -> list[ProcessInfo]:
         return PROCESSES
 
-    def quota(self) -> list[QuotaRow]:
+    def quota(self) -> list[QuotaInfo]:
         return QUOTAS
 
-    def set_quota(self, change: QuotaChange) -> list[QuotaRow]:
+    def set_quota(self, change: QuotaChange) -> list[QuotaInfo]:
         return [replace(row, weight=change.weight or row.weight) for row in QUOTAS]
 
     def policy(self) -> PolicyState:

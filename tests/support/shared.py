@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from muxd.admin.schemas import LoadModel, ModelRow, MoveModel, QuotaChange, QuotaRow, UnloadModel
+from muxd.admin.schemas import LoadModel, ModelInfo, MoveModel, QuotaChange, QuotaInfo, UnloadModel
 from support import leaks
 from support.live import LiveDaemon
 from support.where import Where
@@ -89,7 +89,7 @@ def _at_rest(daemon: LiveDaemon) -> bool:
     )
 
 
-def _restore(daemon: LiveDaemon, row: ModelRow, device: str) -> None:
+def _restore(daemon: LiveDaemon, row: ModelInfo, device: str) -> None:
     """A model of the file, to be served where it was."""
     if row.state in _AWAY:
         list(daemon.admin.load(LoadModel(row.name, device=device)))
@@ -97,7 +97,7 @@ def _restore(daemon: LiveDaemon, row: ModelRow, device: str) -> None:
         list(daemon.admin.move(MoveModel(row.name, device)))
 
 
-def _terms(row: QuotaRow) -> tuple[int, int, float]:
+def _terms(row: QuotaInfo) -> tuple[int, int, float]:
     return row.min_bytes, row.max_bytes, row.weight
 
 

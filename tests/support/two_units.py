@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from muxd.admin.schemas import ModelRow
+from muxd.admin.schemas import ModelInfo
 from support.live import LiveDaemon
 from support.tiny import tiny_served
 from support.where import Where
@@ -89,7 +89,7 @@ def ask(daemon: LiveDaemon, model: str, tokens: int = 16) -> list[int]:
     return list(answer.json()["choices"][0]["token_ids"])
 
 
-def row(daemon: LiveDaemon, model: str) -> ModelRow:
+def row(daemon: LiveDaemon, model: str) -> ModelInfo:
     return next(row for row in daemon.admin.models() if row.name == model)
 
 

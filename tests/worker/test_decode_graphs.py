@@ -12,7 +12,7 @@ from support.tiny_models import llama, words
 
 from muxd.device.green import KEPT
 from muxd.worker.cuda_graphs import BUCKETS, Again, DecodeGraphs, bucket, buckets_for
-from muxd.worker.cuda_sampling import Way
+from muxd.worker.cuda_sampling import SamplingMode
 from muxd.worker.cuda_step import CudaStep, padding
 
 
@@ -47,18 +47,18 @@ def test_a_model_of_few_sequences_records_few_graphs(folder: Path, device: str) 
     direct = paged(folder, device, max_running=3)
     direct.runner.warm_up()
     graphs = direct.runner._step._graphs  # type: ignore[attr-defined]
-    assert [size for size in BUCKETS if graphs.has(0, Way.FILTERED, size)] == [1, 2, 4]
+    assert [size for size in BUCKETS if graphs.has(0, SamplingMode.FILTERED, size)] == [1, 2, 4]
     prompts = [words(n, seed=5) for n in (3, 9, 6, 4, 5)]  # more than was said still get their tokens
     assert direct.generate(prompts, 3) == DirectRunner(folder).generate(prompts, 3)
 
 
-@given(st.sampled_from(Way), st.integers(1, 200))
-def test_padding_is_nobody(way: Way, size: int) -> None:
-    lines, tokens, positions, lengths, *told = padding(way, size)
+@given(st.sampled_from(SamplingMode), st.integers(1, 200))
+def test_padding_is_nobody(mode: SamplingMode, size: int) -> None:
+    lines, tokens, positions, lengths, *told = padding(mode, size)
     assert all(len(array) == size for array in (lines, tokens, positions, lengths, *told))
     assert (positions == -1).all()
     assert not any(array.any() for array in (lines, tokens, lengths))
-    if way is not Way.GREEDY:
+    if mode is not SamplingMode.GREEDY:
         assert not told[0].any()  # the argmax
         assert (told[-1] == -1).all()  # nobody's counts
 
@@ -66,8 +66,8 @@ def test_padding_is_nobody(way: Way, size: int) -> None:
 def test_graphs_are_recorded_once_largest_first_or_one_by_one_for_each_mask_and_way() -> None:
     asked: list[tuple[int, int]] = []
 
-    def step(way: int, tensors: list[torch.Tensor]) -> torch.Tensor:
-        asked.append((way, len(tensors[0])))
+    def step(mode: int, tensors: list[torch.Tensor]) -> torch.Tensor:
+        asked.append((mode, len(tensors[0])))
         return torch.stack(tensors[:4]).sum(0)[:, None].float()
 
     graphs = DecodeGraphs(step, padding, torch.device("cpu"), Again(), (1, 2, 8))
@@ -102,9 +102,9 @@ def test_no_more_masks_keep_graphs_than_there_is_memory_for(folder: Path, device
     for mask in [*range(15), 3, 14, 0]:
         step._streams.mask = mask
         found += direct.decode([1])
-        kept = [one for one in range(1, 15) if step._graphs.has(one, Way.GREEDY, 1)]
+        kept = [one for one in range(1, 15) if step._graphs.has(one, SamplingMode.GREEDY, 1)]
         assert len(kept) <= KEPT
-        assert step._graphs.has(mask, Way.GREEDY, 1)
+        assert step._graphs.has(mask, SamplingMode.GREEDY, 1)
     assert kept == [3, 12, 13, 14]
     step._streams.mask = 0
     alone = DirectRunner(folder)

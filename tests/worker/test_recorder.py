@@ -85,7 +85,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> Pools:
 def test_graphs_are_recorded_anew_while_a_result_of_the_old_ones_is_held(pools: Pools) -> None:
     """As when the row lists move: the flight of the step before still holds its hidden states."""
 
-    def step(way: int, tensors: list[torch.Tensor]) -> torch.Tensor:
+    def step(mode: int, tensors: list[torch.Tensor]) -> torch.Tensor:
         return torch.zeros(len(tensors[0]), 1)
 
     graphs = DecodeGraphs(step, padding, torch.device("cpu"), CudaRecorder(), (1, 2))
@@ -105,7 +105,7 @@ def test_graphs_are_recorded_anew_while_a_result_of_the_old_ones_is_held(pools: 
 
 
 def test_the_graphs_of_a_mask_that_was_not_used_for_long_give_their_memory_back(pools: Pools) -> None:
-    def step(way: int, tensors: list[torch.Tensor]) -> torch.Tensor:
+    def step(mode: int, tensors: list[torch.Tensor]) -> torch.Tensor:
         return torch.zeros(len(tensors[0]), 1)
 
     graphs = DecodeGraphs(step, padding, torch.device("cpu"), CudaRecorder(), (1, 2), masks=2)

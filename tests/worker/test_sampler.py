@@ -15,7 +15,7 @@ from msgspec import structs
 from support import damaged
 
 from muxd.messages import NO_TOKEN, Sampling
-from muxd.worker.cuda_sampling import CudaSampler, Way, columns, way_of
+from muxd.worker.cuda_sampling import CudaSampler, SamplingMode, columns, mode_of
 from muxd.worker.cuda_upload import upload
 from muxd.worker.sampler import draw, penalise, sample, uniform
 from muxd.worker.sequence import Sequence, Span
@@ -229,7 +229,9 @@ def test_the_device_finds_the_same_rows_without_a_token(
     for one in sequences:
         picker.note([Span(one, 0, len(one.history))])
     told = columns(sequences, known, len(sequences))
-    picked = picker.pick(max(way_of(sequences, known), Way.DRAWN), logits, upload(device, *told)).tolist()
+    picked = picker.pick(
+        max(mode_of(sequences, known), SamplingMode.DRAWN), logits, upload(device, *told)
+    ).tolist()
     wanted, _ = sample(logits, sequences)
     assert [token == NO_TOKEN for token in picked] == [token == NO_TOKEN for token in wanted]
     assert all(token in range(damaged.VOCAB) or token == NO_TOKEN for token in picked)

@@ -1,6 +1,6 @@
 """Keeps one model's workers alive: load the weights, spawn, wait for ready or dead, restart, stop.
 
-The host owns the model's weights region and its crew of processes; ``fleet/state.py`` decides, this file
+It owns the model's weights region and its crew of processes; ``fleet/state.py`` decides, this file
 performs. The scheduler hears of it only through ``unit.worker_ready`` and ``unit.worker_lost``.
 """
 
@@ -53,7 +53,7 @@ async def _at_once() -> None:
     """Nobody stands in the way."""
 
 
-class Host:
+class Supervisor:
     """One served model's process and memory, from ``start`` to the end of ``stop``."""
 
     def __init__(  # noqa: PLR0913 - all that a start needs of its site
