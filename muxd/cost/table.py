@@ -64,19 +64,46 @@ class Surface:
 
     def seconds(self, rows: float, context: float, share: int) -> float:
         """At ``share`` percent; shares off the grid lie between their neighbours."""
-        i, part = _place(self._shares, share)
-        if part == 1.0:
-            return self._plane(self._cells[i + 1], rows, context)
-        below = self._plane(self._cells[i], rows, context)
-        if part == 0.0:
-            return below
-        return below + part * (self._plane(self._cells[i + 1], rows, context) - below)
+        return self.curve(rows, share).seconds(context)
 
-    def _plane(self, plane: list[list[float]], rows: float, context: float) -> float:
-        i, part = _place(self._rows, rows)
-        j, along = _place(self._contexts, context)
-        first = _line(plane[i], j, along)
-        return first if part == 0.0 else first + part * (_line(plane[i + 1], j, along) - first)
+    def curve(self, rows: float, share: int) -> "Curve":
+        """Over contexts."""
+        i, part = _place(self._shares, share)
+        planes = self._cells[i : i + 1] if part == 0.0 else self._cells[i : i + 2]
+        if part == 1.0:
+            planes, part = planes[1:], 0.0
+        j, along = _place(self._rows, rows)
+        pairs = [(plane[j], plane[j + 1] if along else plane[j]) for plane in planes]
+        return Curve(self._contexts, pairs, along, part)
+
+
+class Curve:
+    """A surface where rows and share are known: asked for every step of the same sequences."""
+
+    __slots__ = ("_above", "_along", "_below", "_contexts", "_part")
+
+    def __init__(
+        self,
+        contexts: list[int],
+        pairs: list[tuple[list[float], list[float]]],
+        along: float,
+        part: float,
+    ):
+        """``pairs``: at the share below, and above if there is one, the lines of fewer and of more rows."""
+        self._contexts = contexts
+        self._below, self._above = pairs[0], pairs[-1]
+        self._along, self._part = along, part
+
+    def seconds(self, context: float) -> float:
+        j, at = _place(self._contexts, context)
+        below = self._plane(self._below, j, at)
+        if self._part == 0.0:
+            return below
+        return below + self._part * (self._plane(self._above, j, at) - below)
+
+    def _plane(self, lines: tuple[list[float], list[float]], j: int, at: float) -> float:
+        first = _line(lines[0], j, at)
+        return first if self._along == 0.0 else first + self._along * (_line(lines[1], j, at) - first)
 
 
 def _ahead(steps: int, step: float, host: float) -> float:
@@ -114,6 +141,10 @@ class CostTable:
         grids = {id(m): m for m in self._models.values()}
         surfaces = {key: (Surface(m.prefill), Surface(m.decode)) for key, m in grids.items()}
         self._surfaces = {name: surfaces[id(m)] for name, m in self._models.items()}
+        # What a simulation asks for again and again.
+        self._curves: dict[tuple[str, int, int], Curve] = {}
+        self._kv = {name: m.shape.kv_bytes for name, m in self._models.items()}
+        self._alone: dict[int, float] = {}
 
     @classmethod
     def read(cls, path: Path, like: Mapping[str, str] | None = None) -> "CostTable":
@@ -143,7 +174,11 @@ class CostTable:
 
     def decode(self, model: str, batch: int, context: float, share: int) -> float:
         """Seconds of one step of ``batch`` sequences with ``context`` tokens each on average."""
-        return self._surfaces[model][1].seconds(batch, context, share)
+        key = (model, batch, share)
+        curve = self._curves.get(key)
+        if curve is None:
+            curve = self._curves[key] = self._surfaces[model][1].curve(batch, share)
+        return curve.seconds(context)
 
     def parts(self, model: str, seconds: float, read: float, share: int) -> Parts:
         """What of a batch's ``seconds`` alone on ``share`` percent comes from memory. ``read``: tokens, of
@@ -151,8 +186,10 @@ class CostTable:
         profile, memory = self._models[model], self.device.memory
         if memory is None:
             return parts(seconds, seconds, 0.0, 0.0, inf)
-        kv = profile.shape.kv_bytes * read
-        return parts(seconds, profile.fixed, profile.weight_bytes, kv, memory.alone(share))
+        alone = self._alone.get(share)
+        if alone is None:
+            alone = self._alone[share] = memory.alone(share)
+        return parts(seconds, profile.fixed, profile.weight_bytes, self._kv[model] * read, alone)
 
     # ---- one request alone on the device: the base of SLOs ------------------------------------------
 

@@ -126,6 +126,17 @@ class RowKeeper:
 
     # ---- growth -----------------------------------------------------------------------------------
 
+    @property
+    def at_peace(self) -> bool:
+        """Nobody waits for rows that somebody else has to give back."""
+        return not (
+            self.starving
+            or self.claims
+            or self._evicting
+            or self.ledger.leaving_blocks
+            or self.ledger.owed_blocks
+        )
+
     def grow(self, lane: Lane) -> tuple[list[Sequence], list[tuple[int, int]], Rows]:
         """Rows for the running sequences whose next token starts a new one.
 
@@ -165,6 +176,12 @@ class RowKeeper:
         if not going or granted is None:
             return None
         return going, self._extend(lane, need, granted), granted
+
+    def extend(self, lane: Lane, need: list[Sequence]) -> None:
+        """One row more for each; the ledger has said that there are so many."""
+        granted = self.ledger.take(lane.spec.model, len(need))
+        assert granted is not None
+        self._extend(lane, need, granted)
 
     def _extend(self, lane: Lane, need: list[Sequence], granted: Rows) -> list[tuple[int, int]]:
         """One row each."""
