@@ -38,8 +38,8 @@ from muxd.sim.traffic import ModelTraffic
 from muxd.sim.workload import Workload
 from muxd.sim.world import World
 
-SIZES = ("llama-3-8b", "qwen2.5-0.5b", "llama-3.2-3b", "qwen2.5-7b", "llama-3.2-1b", "qwen2.5-14b",
-         "qwen2.5-1.5b", "qwen3-0.6b")  # fmt: skip
+SIZES = ("qwen2.5-0.5b", "llama-3.2-1b", "llama-3.2-3b", "qwen3-0.6b", "qwen2.5-1.5b", "qwen2.5-7b",
+         "llama-3-8b", "qwen2.5-14b")  # fmt: skip
 MODELS, UNITS = 32, 8
 ALPHA, CV = 0.9, 2.0
 DEVICE, POOL = "h100", "24G"

@@ -66,9 +66,12 @@ def parts(seconds: float, fixed: float, weights: float, kv: float, speed: float)
     moved = weights + kv
     if moved <= 0.0:
         return Parts(seconds, seconds, 0.0, 0.0, 0.0)
-    speed = max(speed, moved / seconds)
-    reading = moved / speed
-    return Parts(seconds, max(0.0, min(fixed, seconds - reading)), weights / speed, kv / speed, moved)
+    if moved / seconds > speed:
+        speed = moved / seconds
+    rest = seconds - moved / speed
+    if rest < fixed:
+        fixed = rest if rest > 0.0 else 0.0
+    return Parts(seconds, fixed, weights / speed, kv / speed, moved)
 
 
 def stretch(batches: Sequence[Parts], limit: float, crowd: float = 1.0) -> float:

@@ -118,12 +118,34 @@ def _place(axis: list[int], value: float) -> tuple[int, float]:
     """Index of the interval and how far into it, 0 to 1."""
     if len(axis) == 1 or value <= axis[0]:
         return 0, 0.0
-    i = min(bisect_right(axis, value) - 1, len(axis) - 2)
-    return i, min(1.0, (value - axis[i]) / (axis[i + 1] - axis[i]))
+    i = bisect_right(axis, value) - 1
+    if i > len(axis) - 2:
+        i = len(axis) - 2
+    part = (value - axis[i]) / (axis[i + 1] - axis[i])
+    return i, part if part < 1.0 else 1.0
 
 
 def _line(line: list[float], j: int, along: float) -> float:
     return line[j] if along == 0.0 else line[j] + along * (line[j + 1] - line[j])
+
+
+class Steps:
+    """Decode steps of so many sequences of one model on one share."""
+
+    __slots__ = ("_batch", "_fixed", "_known", "_kv", "_speed", "_weights", "curve")
+
+    def __init__(self, curve: Curve, batch: int, profile: ModelProfile, speed: float):
+        """``speed``: bytes a second that one batch reaches on this share; infinity: nobody knows."""
+        self.curve = curve
+        self._batch, self._speed, self._known = batch, speed, speed < inf
+        self._fixed, self._weights, self._kv = profile.fixed, profile.weight_bytes, profile.shape.kv_bytes
+
+    def parts(self, read: int) -> Parts:
+        """Of the step that reads K and V of so many tokens, of all its sequences."""
+        seconds = self.curve.seconds(read / self._batch)
+        if self._known:
+            return parts(seconds, self._fixed, self._weights, self._kv * read, self._speed)
+        return parts(seconds, seconds, 0.0, 0.0, inf)
 
 
 class CostTable:
@@ -141,10 +163,7 @@ class CostTable:
         grids = {id(m): m for m in self._models.values()}
         surfaces = {key: (Surface(m.prefill), Surface(m.decode)) for key, m in grids.items()}
         self._surfaces = {name: surfaces[id(m)] for name, m in self._models.items()}
-        # What a simulation asks for again and again.
-        self._curves: dict[tuple[str, int, int], Curve] = {}
-        self._kv = {name: m.shape.kv_bytes for name, m in self._models.items()}
-        self._alone: dict[int, float] = {}
+        self._steps: dict[tuple[str, int, int], Steps] = {}  # a simulation asks for them again and again
 
     @classmethod
     def read(cls, path: Path, like: Mapping[str, str] | None = None) -> "CostTable":
@@ -174,11 +193,17 @@ class CostTable:
 
     def decode(self, model: str, batch: int, context: float, share: int) -> float:
         """Seconds of one step of ``batch`` sequences with ``context`` tokens each on average."""
+        return self.steps(model, batch, share).curve.seconds(context)
+
+    def steps(self, model: str, batch: int, share: int) -> "Steps":
+        """Of ``batch`` sequences, whatever their contexts."""
         key = (model, batch, share)
-        curve = self._curves.get(key)
-        if curve is None:
-            curve = self._curves[key] = self._surfaces[model][1].curve(batch, share)
-        return curve.seconds(context)
+        found = self._steps.get(key)
+        if found is None:
+            curve, memory = self._surfaces[model][1].curve(batch, share), self.device.memory
+            speed = inf if memory is None else memory.alone(share)
+            found = self._steps[key] = Steps(curve, batch, self._models[model], speed)
+        return found
 
     def parts(self, model: str, seconds: float, read: float, share: int) -> Parts:
         """What of a batch's ``seconds`` alone on ``share`` percent comes from memory. ``read``: tokens, of
@@ -186,10 +211,8 @@ class CostTable:
         profile, memory = self._models[model], self.device.memory
         if memory is None:
             return parts(seconds, seconds, 0.0, 0.0, inf)
-        alone = self._alone.get(share)
-        if alone is None:
-            alone = self._alone[share] = memory.alone(share)
-        return parts(seconds, profile.fixed, profile.weight_bytes, self._kv[model] * read, alone)
+        kv = profile.shape.kv_bytes * read
+        return parts(seconds, profile.fixed, profile.weight_bytes, kv, memory.alone(share))
 
     # ---- one request alone on the device: the base of SLOs ------------------------------------------
 

@@ -82,15 +82,15 @@ class VirtualDevice:
         """When a batch ends or the daemon hears of one; infinity if none is on its way."""
         return self.next()[0]
 
-    def next(self) -> tuple[float, Batch | None]:
-        """When something happens next, and of which batch the daemon hears then, if it is that."""
+    def next(self) -> tuple[float, Batch | None, bool]:
+        """When something happens next, to which batch, and whether the daemon hears of it then."""
         first, end = None, inf
         for batch in self._running.values():
             if batch.end < end:
                 first, end = batch, batch.end
         if self._answers and (first is None or self._answers[0][0] < end):
-            return self._answers[0][0], self._answers[0][2]
-        return end, None if self.queues else first
+            return self._answers[0][0], self._answers[0][2], True
+        return end, first, not self.queues
 
     def start(self, model: str, task: Task, now: float, *, split: bool = False) -> None:
         """``split``: each phase has its own worker."""
@@ -123,19 +123,17 @@ class VirtualDevice:
         else:
             self.start(batch.model, following, now, split=True)
 
-    def advance(self, now: float) -> Batch | None:
-        """What is ``due`` next, and that is now: the batch that the daemon hears of, if it is that."""
-        batch = min(self._running.values(), key=_end, default=None)
-        if batch is None or (self._answers and self._answers[0][0] < batch.end):
-            return heappop(self._answers)[-1]
+    def advance(self, batch: Batch, heard: bool, now: float) -> None:
+        """What ``next`` has said, and that is now."""
+        if heard and self.queues:
+            heappop(self._answers)
+            return
         self.moved += batch.parts.moved
         worker = (batch.model, batch.task.prefill)
         self._finish(worker, batch, now)
-        if not self.queues:
-            return batch
-        heard = self._heard[worker] = max(now + batch.after, self._heard.get(worker, 0.0))
-        heappush(self._answers, (heard, batch.task.number, batch))
-        return None
+        if self.queues:
+            when = self._heard[worker] = max(now + batch.after, self._heard.get(worker, 0.0))
+            heappush(self._answers, (when, batch.task.number, batch))
 
     def _finish(self, worker: Worker, batch: Batch, now: float) -> None:
         del self._running[worker]
@@ -159,10 +157,9 @@ class VirtualDevice:
 
     def _parts(self, model: str, task: Task) -> Parts:
         """Computing alone on its share."""
-        if task.prefill:
-            seconds = self._cost.prefill(model, task.tokens, task.before, task.share, task.count)
-        else:
-            seconds = self._cost.decode(model, task.count, task.read / task.count, task.share)
+        if not task.prefill:
+            return self._cost.steps(model, task.count, task.share).parts(task.read)
+        seconds = self._cost.prefill(model, task.tokens, task.before, task.share, task.count)
         return self._cost.parts(model, seconds, task.read, task.share)
 
     def _overhead(self, model: str, task: Task) -> float:
@@ -179,7 +176,3 @@ class VirtualDevice:
         for batch, factor in zip(running, found, strict=True):
             if factor != batch.factor:
                 batch.slow_to(factor, now)
-
-
-def _end(batch: Batch) -> float:
-    return batch.end

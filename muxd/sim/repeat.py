@@ -16,15 +16,15 @@ def repeat(device: VirtualDevice, clock: VirtualClock, foreseen: Foreseen, until
     left, number, until = dict(foreseen.steps), foreseen.begun, min(until, foreseen.until)
     steps: Steps = []
     while True:
-        due, heard = device.next()
-        if due >= until or (heard is not None and (heard.task.prefill or not left.get(heard.model))):
+        due, batch, heard = device.next()
+        if batch is None or due >= until or (heard and (batch.task.prefill or not left.get(batch.model))):
             return steps
         now = clock.now()
         if due > now:
             clock.advance(due - now)
             now = clock.now()
-        batch = device.advance(now)
-        if batch is not None:
+        device.advance(batch, heard, now)
+        if heard:
             left[batch.model] -= 1
             number += 1
             device.again(batch, number, now, ahead=foreseen.ahead)

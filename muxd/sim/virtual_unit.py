@@ -30,8 +30,8 @@ from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Sequence
 from muxd.messages import Decode, Prefill, Sampling
 from muxd.sim.device import Batch, Task, VirtualDevice
-from muxd.sim.repeat import repeat
 from muxd.sim.records import Outcome, Records
+from muxd.sim.repeat import repeat
 from muxd.sim.workload import Item
 
 _TOKEN = 5  # what every step samples; with no end tokens any id will do
@@ -71,18 +71,19 @@ class VirtualUnit:
 
     def advance(self, due: float) -> bool:
         """Whether the device did something by ``due``, and what follows from it."""
-        if self.device.due > due:
+        when, batch, heard = self.device.next()
+        if batch is None or when > due:
             return False
-        batch = self.device.advance(self._clock.now())
-        if batch is not None:
+        self.device.advance(batch, heard, self._clock.now())
+        if heard:
             self._done(batch)
         return True
 
     def repeat(self, until: float) -> None:
         """What the scheduler foresees before ``until``: the same events at the same times as ``advance`` would
         make, but it is told of all steps in one."""
-        due, heard = self.device.next()
-        if due >= until or (heard is not None and heard.task.prefill):
+        due, batch, heard = self.device.next()
+        if batch is None or due >= until or (heard and batch.task.prefill):
             return
         foreseen = self.scheduler.foresee(self._clock.now())
         if foreseen is None:
