@@ -95,6 +95,7 @@ class Repeats:
         it."""
         times = Counter([model for model, _ in event.steps])
         runs = {model: _Run(self._board.lanes[model], count, event.token) for model, count in times.items()}
+        self._prepare(runs)
         number = self._batches.begun
         for model, now in event.steps:
             number += 1
@@ -107,11 +108,23 @@ class Repeats:
         for model in reversed(last_first):
             self._end(runs[model])
 
+    def _prepare(self, runs: "dict[str, _Run]") -> None:
+        """Rows that nobody will find and for which no cached one has to go are taken at once: nobody can tell.
+        Others in the order of the steps."""
+        named = any(run.named for run in runs.values())
+        if named or not self._board.ledger.spare({model: run.rows for model, run in runs.items()}):
+            for run in runs.values():
+                run.schedule()
+            return
+        for run in runs.values():
+            if run.needs:
+                self._rows.extend(run.lane, run.needs)
+
     def _rows_of(self, run: "_Run") -> None:
         for sequence in run.pop(run.full):
             sequence.computed = run.computed(sequence)
             self._rows.computed(run.lane, sequence)
-        need = run.pop(run.need)
+        need = [(sequence, 1) for sequence in run.pop(run.need)]
         if need:
             self._rows.extend(run.lane, need)
         run.due = run.next_due()
@@ -142,11 +155,27 @@ class _Run:
         self._before = {one.id: one.computed for one in self.sequences}
         self.full: dict[int, list[int]] = {}  # after so many steps: whose rows are full
         self.need: dict[int, list[int]] = {}  # and who needs a row
-        for index, one in enumerate(self.sequences):
+        self.due = _NEVER
+        self.named = lane.spec.prefix_cache
+        self.needs: list[tuple[Sequence, int]] = []  # rows in all
+        self.rows = 0
+        for one in self.sequences:
             one.tokens += [token] * count
+            due = self._needed(one)
+            if due <= count:
+                self.needs.append((one, 1 + (count - due) // self._row))
+                self.rows += self.needs[-1][1]
+
+    def _needed(self, sequence: Sequence) -> int:
+        """The step after which it needs a row."""
+        return len(sequence.rows) * self._row - sequence.computed - self._ahead
+
+    def schedule(self) -> None:
+        """When each row is full or needed."""
+        for index, one in enumerate(self.sequences):
             if one.chain is not None:
                 self._put(self.full, (one.registered + 1) * self._row - one.computed, index)
-            self._put(self.need, len(one.rows) * self._row - one.computed - self._ahead, index)
+            self._put(self.need, self._needed(one), index)
         self.due = self.next_due()
 
     def step(self, number: int, now: float) -> None:

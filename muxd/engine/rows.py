@@ -177,11 +177,18 @@ class RowKeeper:
             return None
         return going, self._extend(lane, need, granted), granted
 
-    def extend(self, lane: Lane, need: list[Sequence]) -> None:
-        """One row more for each; the ledger has said that there are so many."""
-        granted = self.ledger.take(lane.spec.model, len(need))
+    def extend(self, lane: Lane, need: list[tuple[Sequence, int]]) -> None:
+        """So many rows more for each; the ledger has said that it grants them."""
+        granted = self.ledger.take(lane.spec.model, sum([count for _, count in need]))
         assert granted is not None
-        self._extend(lane, need, granted)
+        ids, at = granted.ids.tolist(), 0
+        for sequence, count in need:
+            held = len(sequence.rows)
+            promised = min(sequence.charge, held + count) - held
+            if promised > 0:
+                self._promise(lane, -promised)
+            sequence.rows += ids[at : at + count]
+            at += count
 
     def _extend(self, lane: Lane, need: list[Sequence], granted: Rows) -> list[tuple[int, int]]:
         """One row each."""

@@ -215,6 +215,12 @@ class Ledger:
                 return False
         return True
 
+    def spare(self, wanted: Mapping[str, int]) -> bool:
+        """Whether so many rows can be taken without giving up a cached one."""
+        accounts = [(self._account(model), rows) for model, rows in wanted.items()]
+        blocks = sum([account.width * rows for account, rows in accounts])
+        return blocks <= self._free and all(rows <= account.unused for account, rows in accounts)
+
     def fits(self, model: str, keys: Sequence[bytes], n_rows_total: int) -> bool:
         """Whether ``admit`` would grant this now. Looks at ``keys`` only when they decide."""
         account = self._account(model)

@@ -171,7 +171,7 @@ class VirtualDevice:
 
     def _settle(self, now: float) -> None:
         """Everybody's pace for the set that runs from ``now`` on; what is booked twice is divided."""
-        running = list(self._running.values())
+        running = self._running.values()
         found = factors([one.parts for one in running], self._memory, max(1.0, self._demand / 100))
         for batch, factor in zip(running, found, strict=True):
             if factor != batch.factor:
