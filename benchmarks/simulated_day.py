@@ -51,7 +51,7 @@ class Result(Struct, frozen=True):
 
     requests: int
     tokens: int
-    on_time: float
+    on_time: int
     share: float
     preemptions: int
     events: int
@@ -110,7 +110,7 @@ def run(
     return Result(
         requests=len(mine),
         tokens=sum(item.output_tokens for item in mine),
-        on_time=float(kept.sum()),
+        on_time=int(kept.sum()),
         share=made.device.busy / max(made.clock.now(), 1e-9),
         preemptions=records.preemptions,
         events=made.events,
@@ -185,19 +185,16 @@ def main() -> None:
 
 
 def show(args: argparse.Namespace, results: list[Result], took: float) -> None:
-    requests = sum(one.requests for one in results)
+    requests, tokens = sum(one.requests for one in results), sum(one.tokens for one in results)
     events, jumped = sum(one.events for one in results), sum(one.jumped for one in results)
-    cpu = sum(one.seconds for one in results)
-    busy = [f"{100 * one.share:.0f}" for one in results]
-    print(
-        f"{requests:,} requests to {MODELS} models, {sum(one.tokens for one in results):,} tokens, "
-        f"{args.rate:g} requests/s, {args.policy}: {took:.0f} s with {args.processes} processes, {cpu:.0f} s of CPU\n"
-        f"{100 * sum(one.on_time for one in results) / requests:.1f} % within {TIMES:g} times the latency alone, "
-        f"{sum(one.preemptions for one in results):,} preemptions; % computed: {', '.join(busy)}\n"
-        f"{events:,} decisions, {jumped:,} decode steps jumped over "
-        f"({100 * jumped / max(1, events + jumped):.0f} %): {1e6 * cpu / max(1, events + jumped):.1f} us each, "
-        f"{1e6 * cpu / max(1, requests):.0f} us a request"
-    )
+    cpu, steps = sum(one.seconds for one in results), max(1, events + jumped)
+    on_time = 100 * sum(one.on_time for one in results) / max(1, requests)
+    print(f"{requests:,} requests to {MODELS} models, {tokens:,} tokens, {args.rate:g}/s, {args.policy}")
+    print(f"{took:.0f} s, {args.processes} processes, {cpu:.0f} s of CPU: {1e6 * cpu / requests:.0f} us each")
+    print(f"{events:,} decisions and {jumped:,} steps jumped over ({100 * jumped / steps:.0f} %)")
+    print(f"{on_time:.1f} % within {TIMES:g} times the latency alone")
+    print(f"{sum(one.preemptions for one in results):,} preemptions")
+    print(f"% of the units computed: {', '.join(f'{100 * one.share:.0f}' for one in results)}")
 
 
 if __name__ == "__main__":

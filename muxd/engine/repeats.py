@@ -109,7 +109,8 @@ class Repeats:
             self._end(runs[model])
 
     def _prepare(self, runs: "dict[str, _Run]") -> None:
-        """Rows that nobody will find and for which no cached one has to go are taken at once: nobody can tell.
+        """Rows that nobody will find, and for which no cached one has to go, are taken at once.
+
         Others in the order of the steps."""
         named = any(run.named for run in runs.values())
         if named or not self._board.ledger.spare({model: run.rows for model, run in runs.items()}):
@@ -213,7 +214,8 @@ def _left(sequence: Sequence, max_context: int) -> int:
     """Tokens that surely are not its last."""
     if sequence.closing:
         return 0
-    return min(sequence.request.max_tokens - sequence.generated, max_context - len(sequence.tokens)) - 1
+    last = sequence.prompt_tokens + sequence.request.max_tokens
+    return (last if last < max_context else max_context) - len(sequence.tokens) - 1
 
 
 def _prefills(lane: Lane) -> bool:

@@ -255,9 +255,11 @@ class Scheduler:
             if sequence.batch == flight.batch:
                 sequence.batch = None  # else it is in the step that went ahead, too
             # What is computed behind a sequence's end is nobody's.
-            sequence.computed = min(sequence.computed + computed, len(sequence.tokens))
-            sampled = sequence.remaining == 0
-            self._rows.computed(lane, sequence)
+            known = len(sequence.tokens)
+            sequence.computed = min(sequence.computed + computed, known)
+            sampled = sequence.computed == known
+            if sequence.chain is not None:
+                self._rows.computed(lane, sequence)
             if sequence.closing:
                 if sequence.batch is None:
                     self._recovery.end(sequence)

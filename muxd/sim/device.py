@@ -20,7 +20,7 @@ class Task(NamedTuple):
     number: int
     prefill: bool
     share: int
-    count: int  # sequences of a step, chunks of a prefill
+    members: int  # sequences of a step, chunks of a prefill
     tokens: int  # to compute
     read: int  # tokens whose K and V are read
     before: float  # tokens before each of those of a prefill, on average
@@ -115,7 +115,7 @@ class VirtualDevice:
         """The daemon has heard of a step, and gives the worker the same one once more: the next, or with
         ``ahead`` the one after that."""
         task = batch.task
-        count = task.count
+        count = task.members
         read = task.read + count * (1 + ahead)
         following = Task(number, False, task.share, count, count, read, 0.0, count)
         if ahead:
@@ -158,8 +158,8 @@ class VirtualDevice:
     def _parts(self, model: str, task: Task) -> Parts:
         """Computing alone on its share."""
         if not task.prefill:
-            return self._cost.steps(model, task.count, task.share).parts(task.read)
-        seconds = self._cost.prefill(model, task.tokens, task.before, task.share, task.count)
+            return self._cost.steps(model, task.members, task.share).parts(task.read)
+        seconds = self._cost.prefill(model, task.tokens, task.before, task.share, task.members)
         return self._cost.parts(model, seconds, task.read, task.share)
 
     def _overhead(self, model: str, task: Task) -> float:
@@ -167,7 +167,7 @@ class VirtualDevice:
         extra = self._overheads.get(model)
         if extra is None:
             extra = self._overheads[model] = self._cost.model(model).overhead
-        return extra.batch + extra.token * task.count
+        return extra.batch + extra.token * task.members
 
     def _settle(self, now: float) -> None:
         """Everybody's pace for the set that runs from ``now`` on; what is booked twice is divided."""

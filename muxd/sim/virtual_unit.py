@@ -80,8 +80,8 @@ class VirtualUnit:
         return True
 
     def repeat(self, until: float) -> None:
-        """What the scheduler foresees before ``until``: the same events at the same times as ``advance`` would
-        make, but it is told of all steps in one."""
+        """What the scheduler foresees before ``until``: the events that ``advance`` would make, at the same
+        times, but it is told of all steps in one."""
         due, batch, heard = self.device.next()
         if batch is None or due >= until or (heard and batch.task.prefill):
             return
