@@ -43,14 +43,14 @@ class Repeats:
 
     # ---- before -----------------------------------------------------------------------------------
 
-    def foresee(self, policy: Policy, now: float) -> Foreseen | None:
-        """None: nothing. Changes nothing."""
+    def foresee(self, policy: Policy, now: float, *, ahead: bool) -> Foreseen | None:
+        """None: nothing. Changes nothing. ``ahead``: steps run ahead where they can."""
         board = self._board
         if board.decodable or policy.held or not self._rows.at_peace:
             return None
         if not all(_prefills(lane) for lane in board.waiting.lanes):
             return None
-        ahead = board.settings.run_ahead and not board.waiting
+        ahead = ahead and not board.waiting
         steps = dict(self._lanes(policy, ahead=ahead))
         while steps and not board.ledger.grants(self._rows_at_most(steps)):
             steps = {model: count // 2 for model, count in steps.items() if count > 1}
@@ -109,9 +109,8 @@ class Repeats:
             self._end(runs[model])
 
     def _prepare(self, runs: "dict[str, _Run]") -> None:
-        """Rows that nobody will find, and for which no cached one has to go, are taken at once.
-
-        Others in the order of the steps."""
+        """Rows that nobody will find, and for which no cached one has to go, are taken at once; others in the
+        order of the steps."""
         named = any(run.named for run in runs.values())
         if named or not self._board.ledger.spare({model: run.rows for model, run in runs.items()}):
             for run in runs.values():

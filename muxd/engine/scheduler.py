@@ -125,7 +125,9 @@ class Scheduler:
 
     def foresee(self, now: float) -> Foreseen | None:
         """Which decode steps will decide nothing: one ``Stepped`` may tell of them. Changes nothing."""
-        return None if self.forecast is not None else self._repeats.foresee(self._policy, now)
+        if self.forecast is not None:
+            return None
+        return self._repeats.foresee(self._policy, now, ahead=self.settings.run_ahead)
 
     def accused(self, model: str) -> bool:
         """Should the model's worker be lost now, it is known who has killed it."""
