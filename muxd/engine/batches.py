@@ -77,7 +77,7 @@ class Batches:
         """
         front = lane.step
         assert front is not None
-        if lane.suspects or any(sequence.batch != front.batch for sequence in lane.running):
+        if lane.suspects or any([sequence.batch != front.batch for sequence in lane.running]):
             return False
         grown = self._rows.grow_ahead(lane, front.sequences)
         if grown is None:

@@ -146,6 +146,9 @@ class RowKeeper:
         size = lane.spec.row_tokens
         running = list(lane.steppers)
         need = [s for s in running if s.computed >= len(s.rows) * size]
+        if not need:
+            self._note_starving(lane, False)
+            return running, [], NO_ROWS
         stalled: set[int] = set()
         granted: Rows | None = NO_ROWS
         while need and (granted := self.ledger.take(lane.spec.model, len(need))) is None:
@@ -170,8 +173,9 @@ class RowKeeper:
         Who is known to end, or to be preempted, stays out. None when nobody is left or rows are short.
         """
         limit = lane.spec.max_context
-        going = [s for s in stepping if not s.closing and not s.ends(limit) and s.id not in self._evicting]
-        need = [s for s in going if s.computed + 1 >= len(s.rows) * lane.spec.row_tokens]
+        size, evicting = lane.spec.row_tokens, self._evicting
+        going = [s for s in stepping if not s.closing and s.id not in evicting and not s.ends(limit)]
+        need = [s for s in going if s.computed + 1 >= len(s.rows) * size]
         granted = self.ledger.take(lane.spec.model, len(need)) if need else NO_ROWS
         if not going or granted is None:
             return None

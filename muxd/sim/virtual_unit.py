@@ -52,6 +52,8 @@ class VirtualUnit:
         self.device = VirtualDevice(cost)
         self.events = 0  # how often the scheduler was asked
         self.repeated = 0  # decode steps of which it was told together
+        self._foreseen = 0  # events when it was last asked what it foresees: only another one changes that
+        self._tick, self._ticked = inf, -1  # its deadline, and events when it said so
         # The HTTP door's work before the engine hears of a request; one number, or requests could overtake.
         self.delay = max((cost.model(model).overhead.request for model in scheduler.lanes), default=0.0)
         self._clock = clock
@@ -66,8 +68,11 @@ class VirtualUnit:
 
     def due(self) -> float:
         """When something happens here if nobody comes: on the device, or the scheduler's deadline."""
-        tick = self.scheduler.deadline(self._clock.now())
-        return min(self.device.due, inf if tick is None else tick)
+        now = self._clock.now()
+        if self._ticked != self.events or self._tick <= now:
+            tick = self.scheduler.deadline(now)
+            self._tick, self._ticked = inf if tick is None else tick, self.events
+        return min(self.device.due, self._tick)
 
     def advance(self, due: float) -> bool:
         """Whether the device did something by ``due``, and what follows from it."""
@@ -82,9 +87,12 @@ class VirtualUnit:
     def repeat(self, until: float) -> None:
         """What the scheduler foresees before ``until``: the events that ``advance`` would make, at the same
         times, but it is told of all steps in one."""
+        if self._foreseen == self.events:
+            return
         due, batch, heard = self.device.next()
         if batch is None or due >= until or (heard and batch.task.prefill):
             return
+        self._foreseen = self.events
         foreseen = self.scheduler.foresee(self._clock.now())
         if foreseen is None:
             return
@@ -92,6 +100,7 @@ class VirtualUnit:
         if steps:
             self.repeated += len(steps)
             self._handle(Stepped(steps, _TOKEN))
+            self._foreseen = self.events
 
     def tick(self) -> None:
         self._handle(Tick())
@@ -125,6 +134,7 @@ class VirtualUnit:
 
     def settle(self, shares: dict[str, int], weights: dict[str, float]) -> None:
         """Shares and quotas as a new plan has them; models it does not name keep theirs."""
+        self._ticked = -1
         total = self.scheduler.ledger.total_blocks
         for model, share in shares.items():
             self.scheduler.set_share(model, share)
