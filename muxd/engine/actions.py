@@ -76,7 +76,7 @@ class Joined(Struct, frozen=True):
 
 class Stepped(Struct, frozen=True):
     """Decode steps that ``Scheduler.foresee`` has foreseen are done: whose, and when that was heard, in
-    order. Each gave each of its sequences one ``token`` more."""
+    order. Each gave each of its sequences one ``token`` more, which ends none of them."""
 
     steps: list[tuple[str, float]]
     token: int

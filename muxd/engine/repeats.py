@@ -160,6 +160,7 @@ class _Run:
         self.needs: list[tuple[Sequence, int]] = []  # rows in all
         self.rows = 0
         for one in self.sequences:
+            assert token not in one.request.eos
             one.tokens += [token] * count
             due = self._needed(one)
             if due <= count:

@@ -129,13 +129,8 @@ class RowKeeper:
     @property
     def at_peace(self) -> bool:
         """Nobody waits for rows that somebody else has to give back."""
-        return not (
-            self.starving
-            or self.claims
-            or self._evicting
-            or self.ledger.leaving_blocks
-            or self.ledger.owed_blocks
-        )
+        owed = self.ledger.leaving_blocks or self.ledger.owed_blocks
+        return not (owed or self.starving or self.claims or self._evicting)
 
     def grow(self, lane: Lane) -> tuple[list[Sequence], list[tuple[int, int]], Rows]:
         """Rows for the running sequences whose next token starts a new one.
