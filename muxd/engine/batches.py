@@ -112,11 +112,13 @@ class Batches:
         both = [flight] if lane.ahead is None else [flight, lane.ahead]
         for one, number in zip(both, numbers, strict=True):
             assert isinstance(one.command, Decode)
-            one.batch = number
+            one.batch, one.began = number, began
             one.command = Decode(number, one.share, NewRows(), one.command.seqs, [], drain(lane.forget))
         shares.book(flight.batch, flight.share)
         self._board.flying[flight.batch] = flight
-        flight.began, flight.asked = began, False
+        lane.flights.remove(flight)  # it began after a prefill beside it
+        lane.flights.append(flight)
+        flight.asked = False
         self._patience.expect(lane, flight, expected)
         lane.stepped = flight.batch
         lane.launched = max(lane.launched, flight.batch)
