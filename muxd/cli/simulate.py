@@ -135,6 +135,6 @@ def run(
     took = time.perf_counter() - begun
     notes = {
         "device": f"{100 * world.device.busy / max(world.clock.now(), 1e-9):.0f}% of it computed",
-        "simulation": f"{world.events} events in {took:.1f}s",
+        "simulation": f"{world.events} events in {took:.1f}s, {world.jumped} decode steps jumped over",
     }
     return make_report(records, kind="simulated", policy=policy, cost=cost, notes=notes)

@@ -23,6 +23,9 @@ from msgspec import Struct
 _ROUNDS = 60  # of the search; five or so are needed
 _CLOSE = 1e-9  # of the limit
 
+# Of a batch: its seconds without K and V, and ``Parts`` from ``fixed`` on.
+_Term = tuple[float, float, float, float, float]
+
 
 class Memory(Struct, frozen=True):
     """Of a device, in bytes a second. ``limit``: all batches together. ``reached``: one batch alone on
@@ -52,10 +55,6 @@ class Parts(NamedTuple):
     kv: float
     moved: float
 
-    def at(self, x: float) -> float:
-        """Seconds where memory is ``x`` times as slow."""
-        return max(self.seconds - self.kv, self.fixed + self.weights * x) + self.kv * x
-
 
 def parts(seconds: float, fixed: float, weights: float, kv: float, speed: float) -> Parts:
     """``weights`` and ``kv``: bytes; ``speed``: what one batch reaches on this share, bytes a second.
@@ -66,9 +65,12 @@ def parts(seconds: float, fixed: float, weights: float, kv: float, speed: float)
     moved = weights + kv
     if moved <= 0.0:
         return Parts(seconds, seconds, 0.0, 0.0, 0.0)
-    speed = max(speed, moved / seconds)
-    reading = moved / speed
-    return Parts(seconds, max(0.0, min(fixed, seconds - reading)), weights / speed, kv / speed, moved)
+    if moved / seconds > speed:
+        speed = moved / seconds
+    rest = seconds - moved / speed
+    if rest < fixed:
+        fixed = rest if rest > 0.0 else 0.0
+    return Parts(seconds, fixed, weights / speed, kv / speed, moved)
 
 
 def stretch(batches: Sequence[Parts], limit: float, crowd: float = 1.0) -> float:
@@ -77,17 +79,19 @@ def stretch(batches: Sequence[Parts], limit: float, crowd: float = 1.0) -> float
     Newton's steps, kept inside a bracket: where a batch stops hiding its weights the slope jumps.
     """
     limit *= crowd
-    speed, slope = _speed(batches, 1.0)
+    terms = [(seconds - kv, fixed, weights, kv, moved) for seconds, fixed, weights, kv, moved in batches]
+    speed, slope = _speed(terms, 1.0)
     if speed <= limit * (1.0 + _CLOSE):
         return 1.0
     # Nobody is faster than a batch that does nothing but read.
-    low, high = 1.0, sum([one.moved / (one.weights + one.kv) for one in batches if one.moved]) / limit
+    low, high = 1.0, sum([moved / (weights + kv) for _, _, weights, kv, moved in terms if moved]) / limit
+    least = limit * (1.0 - _CLOSE)
     x = 1.0
     for _ in range(_ROUNDS):
         guess = x - (speed - limit) / slope if slope else high
         x = guess if low < guess < high else sqrt(low * high)
-        speed, slope = _speed(batches, x)
-        if limit * (1.0 - _CLOSE) <= speed <= limit:
+        speed, slope = _speed(terms, x)
+        if least <= speed <= limit:
             return x
         if speed > limit:
             low = x
@@ -96,15 +100,18 @@ def stretch(batches: Sequence[Parts], limit: float, crowd: float = 1.0) -> float
     return high
 
 
-def _speed(batches: Sequence[Parts], x: float) -> tuple[float, float]:
+def _speed(terms: Sequence[_Term], x: float) -> tuple[float, float]:
     """Bytes a second of all, and how that changes with ``x``."""
     speed = slope = 0.0
-    for seconds, fixed, weights, kv, moved in batches:
-        rest, reading = seconds - kv, fixed + weights * x
-        grows = kv + weights if reading >= rest else kv
-        took = (reading if reading >= rest else rest) + kv * x
+    for rest, fixed, weights, kv, moved in terms:
+        reading = fixed + weights * x
+        if reading >= rest:
+            took = reading + kv * x
+            slope -= moved * (kv + weights) / (took * took)
+        else:
+            took = rest + kv * x
+            slope -= moved * kv / (took * took)
         speed += moved / took
-        slope -= moved * grows / (took * took)
     return speed, slope
 
 
@@ -114,4 +121,8 @@ def factors(batches: Sequence[Parts], memory: Memory | None, crowd: float = 1.0)
     x = 1.0 if memory is None else stretch(batches, memory.limit, crowd)
     if x == 1.0:
         return [crowd] * len(batches)
-    return [crowd * one.at(x) / one.seconds for one in batches]
+    found = []
+    for seconds, fixed, weights, kv, _ in batches:
+        rest, reading = seconds - kv, fixed + weights * x
+        found.append(crowd * ((reading if reading > rest else rest) + kv * x) / seconds)
+    return found

@@ -64,19 +64,46 @@ class Surface:
 
     def seconds(self, rows: float, context: float, share: int) -> float:
         """At ``share`` percent; shares off the grid lie between their neighbours."""
-        i, part = _place(self._shares, share)
-        if part == 1.0:
-            return self._plane(self._cells[i + 1], rows, context)
-        below = self._plane(self._cells[i], rows, context)
-        if part == 0.0:
-            return below
-        return below + part * (self._plane(self._cells[i + 1], rows, context) - below)
+        return self.curve(rows, share).seconds(context)
 
-    def _plane(self, plane: list[list[float]], rows: float, context: float) -> float:
-        i, part = _place(self._rows, rows)
-        j, along = _place(self._contexts, context)
-        first = _line(plane[i], j, along)
-        return first if part == 0.0 else first + part * (_line(plane[i + 1], j, along) - first)
+    def curve(self, rows: float, share: int) -> "Curve":
+        """Over contexts."""
+        i, part = _place(self._shares, share)
+        planes = self._cells[i : i + 1] if part == 0.0 else self._cells[i : i + 2]
+        if part == 1.0:
+            planes, part = planes[1:], 0.0
+        j, along = _place(self._rows, rows)
+        pairs = [(plane[j], plane[j + 1] if along else plane[j]) for plane in planes]
+        return Curve(self._contexts, pairs, along, part)
+
+
+class Curve:
+    """A surface where rows and share are known: asked for every step of the same sequences."""
+
+    __slots__ = ("_above", "_along", "_below", "_contexts", "_part")
+
+    def __init__(
+        self,
+        contexts: list[int],
+        pairs: list[tuple[list[float], list[float]]],
+        along: float,
+        part: float,
+    ):
+        """``pairs``: at the share below, and above if there is one, the lines of fewer and of more rows."""
+        self._contexts = contexts
+        self._below, self._above = pairs[0], pairs[-1]
+        self._along, self._part = along, part
+
+    def seconds(self, context: float) -> float:
+        j, at = _place(self._contexts, context)
+        below = self._plane(self._below, j, at)
+        if self._part == 0.0:
+            return below
+        return below + self._part * (self._plane(self._above, j, at) - below)
+
+    def _plane(self, lines: tuple[list[float], list[float]], j: int, at: float) -> float:
+        first = _line(lines[0], j, at)
+        return first if self._along == 0.0 else first + self._along * (_line(lines[1], j, at) - first)
 
 
 def _ahead(steps: int, step: float, host: float) -> float:
@@ -91,12 +118,34 @@ def _place(axis: list[int], value: float) -> tuple[int, float]:
     """Index of the interval and how far into it, 0 to 1."""
     if len(axis) == 1 or value <= axis[0]:
         return 0, 0.0
-    i = min(bisect_right(axis, value) - 1, len(axis) - 2)
-    return i, min(1.0, (value - axis[i]) / (axis[i + 1] - axis[i]))
+    i = bisect_right(axis, value) - 1
+    if i > len(axis) - 2:
+        i = len(axis) - 2
+    part = (value - axis[i]) / (axis[i + 1] - axis[i])
+    return i, part if part < 1.0 else 1.0
 
 
 def _line(line: list[float], j: int, along: float) -> float:
     return line[j] if along == 0.0 else line[j] + along * (line[j + 1] - line[j])
+
+
+class Steps:
+    """Decode steps of so many sequences of one model on one share."""
+
+    __slots__ = ("_batch", "_fixed", "_known", "_kv", "_speed", "_weights", "curve")
+
+    def __init__(self, curve: Curve, batch: int, profile: ModelProfile, speed: float):
+        """``speed``: bytes a second that one batch reaches on this share; infinity: nobody knows."""
+        self.curve = curve
+        self._batch, self._speed, self._known = batch, speed, speed < inf
+        self._fixed, self._weights, self._kv = profile.fixed, profile.weight_bytes, profile.shape.kv_bytes
+
+    def parts(self, read: int) -> Parts:
+        """Of the step that reads K and V of so many tokens, of all its sequences."""
+        seconds = self.curve.seconds(read / self._batch)
+        if self._known:
+            return parts(seconds, self._fixed, self._weights, self._kv * read, self._speed)
+        return parts(seconds, seconds, 0.0, 0.0, inf)
 
 
 class CostTable:
@@ -114,6 +163,7 @@ class CostTable:
         grids = {id(m): m for m in self._models.values()}
         surfaces = {key: (Surface(m.prefill), Surface(m.decode)) for key, m in grids.items()}
         self._surfaces = {name: surfaces[id(m)] for name, m in self._models.items()}
+        self._steps: dict[tuple[str, int, int], Steps] = {}  # a simulation asks for them again and again
 
     @classmethod
     def read(cls, path: Path, like: Mapping[str, str] | None = None) -> "CostTable":
@@ -143,7 +193,17 @@ class CostTable:
 
     def decode(self, model: str, batch: int, context: float, share: int) -> float:
         """Seconds of one step of ``batch`` sequences with ``context`` tokens each on average."""
-        return self._surfaces[model][1].seconds(batch, context, share)
+        return self.steps(model, batch, share).curve.seconds(context)
+
+    def steps(self, model: str, batch: int, share: int) -> "Steps":
+        """Of ``batch`` sequences, whatever their contexts."""
+        key = (model, batch, share)
+        found = self._steps.get(key)
+        if found is None:
+            curve, memory = self._surfaces[model][1].curve(batch, share), self.device.memory
+            speed = inf if memory is None else memory.alone(share)
+            found = self._steps[key] = Steps(curve, batch, self._models[model], speed)
+        return found
 
     def parts(self, model: str, seconds: float, read: float, share: int) -> Parts:
         """What of a batch's ``seconds`` alone on ``share`` percent comes from memory. ``read``: tokens, of

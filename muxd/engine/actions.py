@@ -74,12 +74,30 @@ class Joined(Struct, frozen=True):
     sequence: Sequence
 
 
+class Stepped(Struct, frozen=True):
+    """Decode steps that ``Scheduler.foresee`` has foreseen are done: whose, and when that was heard, in
+    order. Each gave each of its sequences one ``token`` more, which ends none of them."""
+
+    steps: list[tuple[str, float]]
+    token: int
+
+
 class Tick(Struct, frozen=True):
     """Nothing happened, time passed."""
 
 
 Event = (
-    Arrived | BatchDone | Cancelled | WorkerReady | WorkerLost | Withdraw | Joined | Lent | Recalled | Tick
+    Arrived
+    | BatchDone
+    | Stepped
+    | Cancelled
+    | WorkerReady
+    | WorkerLost
+    | Withdraw
+    | Joined
+    | Lent
+    | Recalled
+    | Tick
 )
 
 

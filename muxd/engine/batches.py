@@ -10,7 +10,7 @@ from muxd.engine.lane import InFlight, Lane
 from muxd.engine.patience import Patience
 from muxd.engine.rows import NOTHING, RowKeeper
 from muxd.engine.sequence import Sequence
-from muxd.messages import Chunk, Decode, Prefill
+from muxd.messages import Chunk, Decode, NewRows, Prefill
 from muxd.pool.ledger import Rows
 
 
@@ -77,7 +77,7 @@ class Batches:
         """
         front = lane.step
         assert front is not None
-        if lane.suspects or any(sequence.batch != front.batch for sequence in lane.running):
+        if lane.suspects or any([sequence.batch != front.batch for sequence in lane.running]):
             return False
         grown = self._rows.grow_ahead(lane, front.sequences)
         if grown is None:
@@ -101,6 +101,29 @@ class Batches:
         lane.stepped = behind.batch
         self._board.refresh(lane)
         self._board.actions.append(Launch(lane.spec.model, behind.command, ahead=True))
+
+    def repeated(
+        self, lane: Lane, flight: InFlight, numbers: list[int], began: float, expected: float
+    ) -> None:
+        """The lane is some steps further: in flight, and behind that, are the steps of these ``numbers``."""
+        shares = self._board.shares
+        del self._board.flying[flight.batch]
+        shares.release(flight.batch)
+        both = [flight] if lane.ahead is None else [flight, lane.ahead]
+        for one, number in zip(both, numbers, strict=True):
+            assert isinstance(one.command, Decode)
+            one.batch, one.began = number, began
+            one.command = Decode(number, one.share, NewRows(), one.command.seqs, [], drain(lane.forget))
+        shares.book(flight.batch, flight.share)
+        self._board.flying[flight.batch] = flight
+        lane.flights.remove(flight)  # it began after a prefill beside it
+        lane.flights.append(flight)
+        flight.asked = False
+        self._patience.expect(lane, flight, expected)
+        lane.stepped = flight.batch
+        lane.launched = max(lane.launched, flight.batch)
+        for sequence in flight.sequences:
+            sequence.batch = numbers[-1]
 
     def lose(self, lane: Lane) -> None:
         """Nothing of the lane runs any more."""

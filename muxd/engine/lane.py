@@ -152,8 +152,12 @@ class Lane:
         if flight.prefill:
             self.token_seconds = _mean(self.token_seconds, seconds / sum(flight.chunk))
         else:
-            self.step_seconds = _mean(self.step_seconds, seconds)
-            self.pace = min(seconds, self.pace * _FORGET) if self.pace else seconds
+            self.learn_step(seconds)
+
+    def learn_step(self, seconds: float) -> None:
+        """A decode step took that long."""
+        self.step_seconds = _mean(self.step_seconds, seconds)
+        self.pace = min(seconds, self.pace * _FORGET) if self.pace else seconds
 
     def learn_answer(self, tokens: int) -> None:
         """A sequence has ended with so many."""

@@ -25,10 +25,13 @@ class Patience:
 
     def begin(self, lane: Lane, flight: InFlight) -> None:
         """A batch begins now: when is it late?"""
+        self.expect(lane, flight, lane.expected_seconds(flight))
+
+    def expect(self, lane: Lane, flight: InFlight, expected: float) -> None:
+        """The same for one that was expected to take so many seconds when it began."""
         timeout = self._board.settings.batch_timeout
         if not timeout:
             return
-        expected = lane.expected_seconds(flight)
         times = 1 if flight.prefill in lane.proven else _FIRST if expected else _UNKNOWN
         allowed = max(times * timeout, self._board.settings.batch_timeout_factor * expected)
         flight.due = flight.began + allowed

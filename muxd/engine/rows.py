@@ -126,6 +126,12 @@ class RowKeeper:
 
     # ---- growth -----------------------------------------------------------------------------------
 
+    @property
+    def at_peace(self) -> bool:
+        """Nobody waits for rows that somebody else has to give back."""
+        owed = self.ledger.leaving_blocks or self.ledger.owed_blocks
+        return not (owed or self.starving or self.claims or self._evicting)
+
     def grow(self, lane: Lane) -> tuple[list[Sequence], list[tuple[int, int]], Rows]:
         """Rows for the running sequences whose next token starts a new one.
 
@@ -135,6 +141,9 @@ class RowKeeper:
         size = lane.spec.row_tokens
         running = list(lane.steppers)
         need = [s for s in running if s.computed >= len(s.rows) * size]
+        if not need:
+            self._note_starving(lane, False)
+            return running, [], NO_ROWS
         stalled: set[int] = set()
         granted: Rows | None = NO_ROWS
         while need and (granted := self.ledger.take(lane.spec.model, len(need))) is None:
@@ -159,12 +168,26 @@ class RowKeeper:
         Who is known to end, or to be preempted, stays out. None when nobody is left or rows are short.
         """
         limit = lane.spec.max_context
-        going = [s for s in stepping if not s.closing and not s.ends(limit) and s.id not in self._evicting]
-        need = [s for s in going if s.computed + 1 >= len(s.rows) * lane.spec.row_tokens]
+        size, evicting = lane.spec.row_tokens, self._evicting
+        going = [s for s in stepping if not s.closing and s.id not in evicting and not s.ends(limit)]
+        need = [s for s in going if s.computed + 1 >= len(s.rows) * size]
         granted = self.ledger.take(lane.spec.model, len(need)) if need else NO_ROWS
         if not going or granted is None:
             return None
         return going, self._extend(lane, need, granted), granted
+
+    def extend(self, lane: Lane, need: list[tuple[Sequence, int]]) -> None:
+        """So many rows more for each; the ledger has said that it grants them."""
+        granted = self.ledger.take(lane.spec.model, sum([count for _, count in need]))
+        assert granted is not None
+        ids, at = granted.ids.tolist(), 0
+        for sequence, count in need:
+            held = len(sequence.rows)
+            promised = min(sequence.charge, held + count) - held
+            if promised > 0:
+                self._promise(lane, -promised)
+            sequence.rows += ids[at : at + count]
+            at += count
 
     def _extend(self, lane: Lane, need: list[Sequence], granted: Rows) -> list[tuple[int, int]]:
         """One row each."""

@@ -21,6 +21,7 @@ from muxd.engine.actions import (
     Lent,
     Recalled,
     Rejected,
+    Stepped,
     Tick,
     Withdraw,
     Withdrawn,
@@ -35,6 +36,7 @@ from muxd.engine.memory import Memory, Terms
 from muxd.engine.patience import Patience
 from muxd.engine.policies import POLICIES, Policy
 from muxd.engine.recovery import Recovery
+from muxd.engine.repeats import Foreseen, Repeats
 from muxd.engine.rows import RowKeeper
 from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.settings import Settings
@@ -68,6 +70,7 @@ class Scheduler:
         self._batches = Batches(self._board, self._rows, self._patience)
         self._memory = Memory(self._board, self._rows)
         self._recovery = Recovery(self._board, self._rows, self._batches)
+        self._repeats = Repeats(self._board, self._rows, self._batches, self._patience)
         self._policy = self._follow(policy)
 
     # ---- events -----------------------------------------------------------------------------------
@@ -80,6 +83,8 @@ class Scheduler:
                 self._on_arrived(event.sequence, now)
             case BatchDone():
                 self._on_batch_done(event, now)
+            case Stepped():
+                self._repeats.done(event)
             case Cancelled():
                 self._on_cancelled(event.sequence)
             case WorkerReady():
@@ -117,6 +122,12 @@ class Scheduler:
         if policy is None:
             return late if late < inf else None
         return min(policy, late)
+
+    def foresee(self, now: float) -> Foreseen | None:
+        """Which decode steps will decide nothing: one ``Stepped`` may tell of them. Changes nothing."""
+        if self.forecast is not None:
+            return None
+        return self._repeats.foresee(self._policy, now, ahead=self.settings.run_ahead)
 
     def accused(self, model: str) -> bool:
         """Should the model's worker be lost now, it is known who has killed it."""
@@ -246,9 +257,11 @@ class Scheduler:
             if sequence.batch == flight.batch:
                 sequence.batch = None  # else it is in the step that went ahead, too
             # What is computed behind a sequence's end is nobody's.
-            sequence.computed = min(sequence.computed + computed, len(sequence.tokens))
-            sampled = sequence.remaining == 0
-            self._rows.computed(lane, sequence)
+            known = len(sequence.tokens)
+            sequence.computed = min(sequence.computed + computed, known)
+            sampled = sequence.computed == known
+            if sequence.chain is not None:
+                self._rows.computed(lane, sequence)
             if sequence.closing:
                 if sequence.batch is None:
                     self._recovery.end(sequence)

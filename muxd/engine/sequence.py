@@ -81,8 +81,8 @@ class Sequence:
 
     def ends(self, max_context: int) -> bool:
         """Whether the next token is the last, whatever it is."""
-        last = self.generated + 1 >= self.request.max_tokens
-        return last or len(self.tokens) + 1 >= max_context
+        after = len(self.tokens) + 1
+        return after - self.prompt_tokens >= self.request.max_tokens or after >= max_context
 
     def chunk(self, budget: int) -> Ids[int]:
         """The next at most ``budget`` tokens to compute."""
@@ -100,12 +100,12 @@ class Sequence:
 
         The stopping token itself is not appended: it is not part of the answer.
         """
-        if token in self.request.eos and self.generated >= self.request.sampling.min_tokens:
+        request, tokens = self.request, self.tokens
+        if token in request.eos and self.generated >= request.sampling.min_tokens:
             return "stop"
-        self.tokens.append(token)
-        if self.generated >= self.request.max_tokens or len(self.tokens) >= max_context:
-            return "length"
-        return None
+        tokens.append(token)
+        count = len(tokens)
+        return "length" if count - self.prompt_tokens >= request.max_tokens or count >= max_context else None
 
 
 def pack(ids: Ids[int]) -> bytes:

@@ -46,16 +46,19 @@ class Shares:
             self._floors[share] = next((rung for rung in self.rungs if rung >= share), self.rungs[-1])
         return self._floors[share]
 
-    def grant(self, share: int, contenders: Iterable[int], most: int = 100) -> int | None:
+    def grant(
+        self, share: int, contenders: Iterable[int], most: int = 100, *, given_back: int = 0
+    ) -> int | None:
         """The rung to run at: at least ``share``, more if nobody with work needs it; None if not free now.
 
-        ``most``: what the worker can use; a rung above it is never granted beyond ``share``.
+        ``most``: what the worker can use; a rung above it is never granted beyond ``share``. ``given_back``:
+        percent that will be free, too.
 
         ``contenders`` are the shares of the other models that have work and are not running yet: what they
         need is left to them, the rest of the free share is the busy model's to use. Nothing is left to one
         that could not start beside this batch anyway. They are asked for only until nothing is left to add.
         """
-        spare, need = self.free, self.floor(share)
+        spare, need = self.free + given_back, self.floor(share)
         if spare < need:
             return None
         more = [rung for rung in self.rungs if need < rung <= min(spare, most)]

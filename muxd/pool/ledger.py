@@ -6,7 +6,7 @@ set_cost) and ``memory`` (add_model, set_quota, remove_model).
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -201,6 +201,25 @@ class Ledger:
         rows = self._take(account, n_rows)
         self._story.append(("take", model, n_rows))
         return rows
+
+    def grants(self, wanted: Mapping[str, int]) -> bool:
+        """Whether ``take`` would surely grant so many rows to each model, in any order and in any portions,
+        while nothing else happens. False where that is close."""
+        room = self.unheld_blocks - self._reserved
+        for model, rows in wanted.items():
+            account = self._account(model)
+            blocks = rows * account.width
+            room -= max(0, blocks - account.unfilled)
+            ceiling = account.max_blocks < self.total_blocks and account.blocks + blocks > account.max_blocks
+            if room < 0 or ceiling or account.rows + rows > account.max_rows:
+                return False
+        return True
+
+    def spare(self, wanted: Mapping[str, int]) -> bool:
+        """Whether so many rows can be taken without giving up a cached one."""
+        accounts = [(self._account(model), rows) for model, rows in wanted.items()]
+        blocks = sum([account.width * rows for account, rows in accounts])
+        return blocks <= self._free and all(rows <= account.unused for account, rows in accounts)
 
     def fits(self, model: str, keys: Sequence[bytes], n_rows_total: int) -> bool:
         """Whether ``admit`` would grant this now. Looks at ``keys`` only when they decide."""

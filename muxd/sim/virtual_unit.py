@@ -21,15 +21,17 @@ from muxd.engine.actions import (
     Launch,
     Preempted,
     Rejected,
+    Stepped,
     Tick,
     WorkerReady,
 )
 from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Sequence
-from muxd.messages import Prefill, Sampling
-from muxd.sim.device import Batch, VirtualDevice
+from muxd.messages import Decode, Prefill, Sampling
+from muxd.sim.device import Batch, Task, VirtualDevice
 from muxd.sim.records import Outcome, Records
+from muxd.sim.repeat import repeat
 from muxd.sim.workload import Item
 
 _TOKEN = 5  # what every step samples; with no end tokens any id will do
@@ -48,7 +50,10 @@ class VirtualUnit:
     def __init__(self, scheduler: Scheduler, cost: CostTable, clock: VirtualClock, records: Records):
         self.scheduler = scheduler
         self.device = VirtualDevice(cost)
-        self.events = 0
+        self.events = 0  # how often the scheduler was asked
+        self.repeated = 0  # decode steps of which it was told together
+        self._foreseen = 0  # events when it was last asked what it foresees: only another one changes that
+        self._tick, self._ticked = inf, -1  # its deadline, and events when it said so
         # The HTTP door's work before the engine hears of a request; one number, or requests could overtake.
         self.delay = max((cost.model(model).overhead.request for model in scheduler.lanes), default=0.0)
         self._clock = clock
@@ -63,17 +68,39 @@ class VirtualUnit:
 
     def due(self) -> float:
         """When something happens here if nobody comes: on the device, or the scheduler's deadline."""
-        tick = self.scheduler.deadline(self._clock.now())
-        return min(self.device.due, inf if tick is None else tick)
+        now = self._clock.now()
+        if self._ticked != self.events or self._tick <= now:
+            tick = self.scheduler.deadline(now)
+            self._tick, self._ticked = inf if tick is None else tick, self.events
+        return min(self.device.due, self._tick)
 
     def advance(self, due: float) -> bool:
         """Whether the device did something by ``due``, and what follows from it."""
-        if self.device.due > due:
+        when, batch, heard = self.device.next()
+        if batch is None or when > due:
             return False
-        batch = self.device.advance(self._clock.now())
-        if batch is not None:
+        self.device.advance(batch, heard, self._clock.now())
+        if heard:
             self._done(batch)
         return True
+
+    def repeat(self, until: float) -> None:
+        """What the scheduler foresees before ``until``: the events that ``advance`` would make, at the same
+        times, but it is told of all steps in one."""
+        if self._foreseen == self.events:
+            return
+        due, batch, heard = self.device.next()
+        if batch is None or due >= until or (heard and batch.task.prefill):
+            return
+        self._foreseen = self.events
+        foreseen = self.scheduler.foresee(self._clock.now())
+        if foreseen is None:
+            return
+        steps = repeat(self.device, self._clock, foreseen, until)
+        if steps:
+            self.repeated += len(steps)
+            self._handle(Stepped(steps, _TOKEN))
+            self._foreseen = self.events
 
     def tick(self) -> None:
         self._handle(Tick())
@@ -107,6 +134,7 @@ class VirtualUnit:
 
     def settle(self, shares: dict[str, int], weights: dict[str, float]) -> None:
         """Shares and quotas as a new plan has them; models it does not name keep theirs."""
+        self._ticked = -1
         total = self.scheduler.ledger.total_blocks
         for model, share in shares.items():
             self.scheduler.set_share(model, share)
@@ -116,12 +144,8 @@ class VirtualUnit:
     # ---- events --------------------------------------------------------------------------------------
 
     def _done(self, batch: Batch) -> None:
-        command = batch.command
-        if isinstance(command, Prefill):
-            sampled = sum(chunk.last for chunk in command.chunks)
-        else:
-            sampled = len(command.seqs)
-        self._handle(BatchDone(batch.model, command.batch, [_TOKEN] * sampled), first=batch.prefill)
+        task = batch.task
+        self._handle(BatchDone(batch.model, task.number, [_TOKEN] * task.sampled), first=task.prefill)
 
     def _handle(self, event: Event, *, first: bool = False) -> None:
         self.events += 1
@@ -136,11 +160,12 @@ class VirtualUnit:
                 lane = self.scheduler.lanes[action.model]
                 flight = lane.flight(action.command.batch)
                 assert flight is not None
-                self.device.start(action.model, action.command, flight.sequences, now, split=lane.spec.split)
+                task = _task(action.command, flight.sequences)
+                self.device.start(action.model, task, now, split=lane.spec.split)
             case Ahead():
                 flight = self.scheduler.lanes[action.model].ahead
                 assert flight is not None
-                self.device.queue(action.model, action.command, flight.sequences, now)
+                self.device.queue(action.model, _task(action.command, flight.sequences, ahead=True), now)
             case Emit():
                 if first:
                     self._first_tokens(action.sequences, now)
@@ -160,3 +185,17 @@ class VirtualUnit:
 
     def _failed(self, index: int, outcome: Outcome, why: str, now: float) -> None:
         self._records.fail(index, outcome, now, why)
+
+
+def _task(command: Prefill | Decode, sequences: list[Sequence], *, ahead: bool = False) -> Task:
+    """``sequences``: those of the command, in its order. ``ahead``: the daemon has not counted the token of
+    the step in front."""
+    if isinstance(command, Decode):
+        count = len(sequences)
+        read = sum([sequence.computed for sequence in sequences]) + count * ahead
+        return Task(command.batch, False, command.share, count, count, read, 0.0, count)
+    sizes = [len(chunk.tokens) // 4 for chunk in command.chunks]
+    starts = [chunk.start for chunk in command.chunks]
+    before = sum(n * start for n, start in zip(sizes, starts, strict=True)) / sum(sizes)
+    sampled = sum(chunk.last for chunk in command.chunks)
+    return Task(command.batch, True, command.share, len(sizes), sum(sizes), sum(starts), before, sampled)

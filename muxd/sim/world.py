@@ -23,7 +23,16 @@ class World:
     Raises ConfigError when the workload asks for a model that is not configured.
     """
 
-    def __init__(self, scheduler: Scheduler, cost: CostTable, workload: Workload, *, shared_prefix: int = 0):
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        cost: CostTable,
+        workload: Workload,
+        *,
+        shared_prefix: int = 0,
+        jumps: bool = True,
+    ):
+        """``jumps``: over decode steps that decide nothing. Without them the results are the same."""
         unknown = sorted(set(workload.models) - set(scheduler.lanes))
         if unknown:
             raise ConfigError(
@@ -34,12 +43,18 @@ class World:
         self._unit = VirtualUnit(scheduler, cost, self.clock, self.records)
         self.device = self._unit.device
         self._idle = 0
+        self._jumps = jumps
         self._prompts = prompts(workload, shared_prefix=shared_prefix)
 
     @property
     def events(self) -> int:
         """How often the scheduler was asked."""
         return self._unit.events
+
+    @property
+    def jumped(self) -> int:
+        """Decode steps of which it was told together."""
+        return self._unit.repeated
 
     def run(self, progress: Progress = lambda requests: None) -> Records:
         """Until the last request has ended. Raises RuntimeError when requests wait and nothing will happen:
@@ -50,6 +65,8 @@ class World:
         index, count = 0, len(items)
         while True:
             arrival = items[index].time + unit.delay if index < count else inf
+            if self._jumps:
+                unit.repeat(arrival)
             due = min(arrival, unit.due())
             if due == inf or (index == count and self._over()):
                 break

@@ -142,17 +142,33 @@ class LedgerHistory(RuleBasedStateMachine):
     @precondition(lambda self: self.naive.quota)
     @rule(data=st.data(), n=st.integers(0, 12))
     def take(self, data: st.DataObject, n: int) -> None:
-        model = self.some_model(data)
+        self.taken(self.some_model(data), n)
+
+    def taken(self, model: str, n: int) -> bool:
         allowed, owed_before = self.naive.may_grow(model, n), self.naive.owed()
         rows = self.ledger.take(model, n)
         assert (rows is not None) == allowed
         if rows is None:
-            return
+            return False
         assert rows.ids.dtype == rows.blocks.dtype == np.int32
         assert rows.blocks.shape == (n, self.naive.quota[model][0])
         self.naive.make_room(model, n)
         self.naive.granted(model, rows.ids.tolist(), rows.blocks.tolist())
         assert self.naive.owed() <= owed_before
+        return True
+
+    @precondition(lambda self: self.naive.quota)
+    @rule(data=st.data(), rows=st.lists(st.integers(0, 4), min_size=4, max_size=4))
+    def take_what_is_granted(self, data: st.DataObject, rows: list[int]) -> None:
+        """Of several models together, in any order and portions; no cache shrinks where rows are spare."""
+        wanted = dict(zip(self.naive.quota, rows, strict=False))
+        if not self.ledger.grants(wanted):
+            return
+        spare, cached = self.ledger.spare(wanted), self.ledger.cached_blocks
+        portions = [model for model, count in wanted.items() for _ in range(count)]
+        for model in data.draw(st.permutations(portions)):
+            assert self.taken(model, 1)
+        assert not spare or cached == self.ledger.cached_blocks
 
     @precondition(lambda self: self.naive.quota)
     @rule(data=st.data(), path=st.text("ab", max_size=7), more=st.integers(-2, 3))

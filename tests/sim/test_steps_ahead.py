@@ -13,7 +13,7 @@ from muxd.clock import VirtualClock
 from muxd.config import Config, ModelConfig, Policy, PoolConfig, SchedulerConfig, Split
 from muxd.cost.profile import Overhead
 from muxd.cost.table import CostTable
-from muxd.engine.actions import Action, Ahead, Cancelled, Emit, Ended, Event, Rejected
+from muxd.engine.actions import Action, Ahead, Cancelled, Emit, Ended, Event, Rejected, Stepped
 from muxd.engine.policies import POLICIES
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Phase
@@ -45,10 +45,15 @@ class Told:
 
     def __init__(self, scheduler: Scheduler):
         self.tokens, self.ends, self.ahead = Counter[int](), Counter[int](), 0
-        self._handle = scheduler.handle
+        self._handle, self._lanes = scheduler.handle, scheduler.lanes
         scheduler.handle = self.handle  # type: ignore[method-assign]
 
     def handle(self, event: Event, now: float) -> list[Action]:
+        if isinstance(event, Stepped):
+            for model, _ in event.steps:
+                step = self._lanes[model].step
+                assert step is not None
+                self.tokens.update(sequence.id for sequence in step.sequences)
         actions = self._handle(event, now)
         for action in actions:
             match action:

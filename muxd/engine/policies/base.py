@@ -1,11 +1,12 @@
 """What a policy is: asked after every event, it starts batches. Pure."""
 
 from collections.abc import Iterator
+from math import inf
 from typing import ClassVar, Literal
 
 from muxd.engine.batches import Batches
 from muxd.engine.board import Board
-from muxd.engine.lane import Lane
+from muxd.engine.lane import InFlight, Lane
 from muxd.engine.rows import RowKeeper
 
 # quotas: entitlements that move to where the work is. shared: first come first served above the guarantees.
@@ -32,6 +33,18 @@ class Policy:
     def deadline(self, now: float) -> float | None:
         """When ``launch`` should be called again although nothing else happens."""
         return None
+
+    # ---- what is foreseen -------------------------------------------------------------------------
+
+    def quiet_until(self, now: float) -> float:
+        """Until then ``launch`` has nothing to do while no model has anything to start."""
+        due = self.deadline(now)
+        return inf if due is None else due
+
+    def share_again(self, lane: Lane, flight: InFlight) -> int | None:
+        """What the lane's next step will have, should the one in flight be done when no other model has
+        anything to start. None: nobody knows."""
+        return self.board.shares.grant(lane.spec.share, (), lane.spec.cap, given_back=flight.share)
 
     # ---- what policies share ----------------------------------------------------------------------
 

@@ -41,6 +41,11 @@ class Mux(Policy):
             due += [lane.decode_ended + patience for lane in self.board.decodable.lanes]
         return min((time for time in due if time is not None and time > now), default=None)
 
+    def quiet_until(self, now: float) -> float:
+        """Quotas move also while everybody's step is in flight."""
+        quotas = self.rows.quotas
+        return super().quiet_until(now) if quotas is None else quotas.next_due()
+
     # ---- decodes ----------------------------------------------------------------------------------
 
     def _pay_owed_steps(self, now: float) -> bool:

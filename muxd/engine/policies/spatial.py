@@ -1,5 +1,6 @@
 """Spatial partitioning: every model on its own fixed share and its own slice of the pool (MuxServe §5.1)."""
 
+from muxd.engine.lane import InFlight, Lane
 from muxd.engine.policies.base import Policy
 
 
@@ -15,11 +16,17 @@ class Spatial(Policy):
     memory = "slices"
 
     def launch(self, now: float) -> None:
-        lanes = self.board.lanes.values()
-        total = max(100, sum(lane.spec.share * (1 + lane.spec.split) for lane in lanes))
         for lane in self.board.waiting.lanes:
             if self.can_prefill(lane, now):
-                self.batches.prefill(lane, max(1, lane.spec.share * 100 // total), now)
+                self.batches.prefill(lane, self._share(lane), now)
         for lane in self.board.decodable.lanes:
             if lane.running and lane.free(prefill=False):
-                self.batches.decode(lane, max(1, lane.spec.share * 100 // total), now)
+                self.batches.decode(lane, self._share(lane), now)
+
+    def share_again(self, lane: Lane, flight: InFlight) -> int:
+        return self._share(lane)
+
+    def _share(self, lane: Lane) -> int:
+        lanes = self.board.lanes.values()
+        total = max(100, sum(lane.spec.share * (1 + lane.spec.split) for lane in lanes))
+        return max(1, lane.spec.share * 100 // total)

@@ -1,6 +1,6 @@
 """Temporal multiplexing: one batch at a time on the whole device, from one shared pool (MuxServe §5.1)."""
 
-from muxd.engine.lane import Lane
+from muxd.engine.lane import InFlight, Lane
 from muxd.engine.policies.base import Policy
 
 
@@ -28,6 +28,9 @@ class Temporal(Policy):
             ):
                 self._prefilled_last = False
                 return
+
+    def share_again(self, lane: Lane, flight: InFlight) -> int:
+        return self._whole(lane)
 
     def _whole(self, lane: Lane) -> int:
         return min(self.board.shares.rungs[-1], lane.spec.cap)
