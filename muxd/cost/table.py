@@ -66,7 +66,7 @@ class Surface:
         """At ``share`` percent; shares off the grid lie between their neighbours."""
         return self.curve(rows, share).seconds(context)
 
-    def curve(self, rows: float, share: int) -> "Curve":
+    def curve(self, rows: float, share: int) -> "Line":
         """Over contexts."""
         i, part = _place(self._shares, share)
         planes = self._cells[i : i + 1] if part == 0.0 else self._cells[i : i + 2]
@@ -74,10 +74,10 @@ class Surface:
             planes, part = planes[1:], 0.0
         j, along = _place(self._rows, rows)
         pairs = [(plane[j], plane[j + 1] if along else plane[j]) for plane in planes]
-        return Curve(self._contexts, pairs, along, part)
+        return Line(self._contexts, pairs, along, part)
 
 
-class Curve:
+class Line:
     """A surface where rows and share are known: asked for every step of the same sequences."""
 
     __slots__ = ("_above", "_along", "_below", "_contexts", "_part")
@@ -134,7 +134,7 @@ class Steps:
 
     __slots__ = ("_batch", "_fixed", "_known", "_kv", "_speed", "_weights", "curve")
 
-    def __init__(self, curve: Curve, batch: int, profile: ModelProfile, speed: float):
+    def __init__(self, curve: Line, batch: int, profile: ModelProfile, speed: float):
         """``speed``: bytes a second that one batch reaches on this share; infinity: nobody knows."""
         self.curve = curve
         self._batch, self._speed, self._known = batch, speed, speed < inf
