@@ -191,22 +191,25 @@ class Estimator:
         times = [curve.at(batch) for curve, batch in zip(curves, batches, strict=True)]
         busy = _busy(loads, batches, times)
         every, found, more = sum(busy), [], False
+        ahead = prefill_part(len(loads), self.rungs)
         for i, (load, curve, own) in enumerate(zip(loads, curves, shares, strict=True)):
             share = 100 / (1.0 + every - busy[i])
             if share > own * (1 + _CLOSE):
-                curve, more = self._at_share(load, gpus, share, curve, own), True
+                curve, more = self._at_share(load, gpus, share, curve, own, ahead), True
             found.append(curve)
         return found if more else []
 
-    def _at_share(self, load: ModelLoad, gpus: int, share: float, curve: Curve, own: int) -> Curve:
-        """Between rungs; ``curve``: at its ``own``, the least it can have."""
-        ahead = prefill_part(2, self.rungs)
+    def _at_share(
+        self, load: ModelLoad, gpus: int, share: float, curve: Curve, own: int, ahead: int
+    ) -> Curve:
+        """Between rungs; ``curve``: at its ``own``, the least it can have. ``ahead``: the least of a prefill,
+        which has what is free, too."""
         lower = max((rung for rung in self.rungs if own <= rung <= share), default=own)
         higher = next((rung for rung in self.rungs if rung > lower), lower)
-        below = curve if lower == own else self._curve(load, gpus, lower, ahead)
+        below = curve if lower == own else self._curve(load, gpus, lower, max(lower, ahead))
         if higher == lower:
             return below
-        above = self._curve(load, gpus, higher, ahead)
+        above = self._curve(load, gpus, higher, max(higher, ahead))
         return between(below, above, (share - lower) / (higher - lower))
 
     def _curve(self, load: ModelLoad, gpus: int, share: int, prefill_share: int) -> Curve:

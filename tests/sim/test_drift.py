@@ -25,18 +25,21 @@ def moves(found: Any) -> list[Move]:
 
 @pytest.mark.slow
 def test_replanning_keeps_up_with_an_oracle(drift: Any) -> None:
-    """Two phases of 100 s, far shorter than the benchmark's: the pair of the second shares a device."""
-    day = drift.Day(phase=100.0, hot=5.5, popular=((0, 1), (1, 3)))
+    """Two phases of 100 s, far shorter than the benchmark's: the pair of the second shares a device, and is
+    more than it can serve on time."""
+    day = drift.Day(phase=100.0, hot=6.5, popular=((0, 1), (1, 3)))
     costs = Roofline("A100-80G")
     workload = drift.traffic(day, 1)
     found = {name: drift.simulated(name, day, workload, costs) for name in ("fixed", "replan", "oracle")}
-    for scale in (5.0, 8.0):
-        kept = {name: result.slo[drift.SCALES.index(scale)] for name, result in found.items()}
-        assert kept["replan"] > kept["oracle"] - 0.05
-        assert kept["replan"] > kept["fixed"] + 0.005, "the change is one that costs a fixed plan something"
+    kept = {name: result.slo[drift.SCALES.index(5.0)] for name, result in found.items()}
+    assert kept["replan"] > kept["oracle"] - 0.05
+    assert kept["replan"] > kept["fixed"] + 0.005, "the change is one that costs a fixed plan something"
     assert found["fixed"].moves == []
+    assert len(moves(found["oracle"])) == 2
     for name in ("replan", "oracle"):
-        assert len(moves(found[name])) == 2, "one of the pair changes places with a quiet model"
-        loud, quiet = sorted(moves(found[name]), key=lambda move: move.parked)
-        assert (loud.parked, quiet.parked) == (False, True)
+        first = [move for move in moves(found[name]) if move.asked >= day.phase][:2]
+        loud, quiet = sorted(first, key=lambda move: move.parked)
+        assert (loud.parked, quiet.parked) == (False, True), (
+            "one of the pair changes places with a quiet model"
+        )
         assert loud.asked - day.phase <= 2 * day.watch.period
