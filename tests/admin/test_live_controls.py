@@ -13,7 +13,7 @@ from muxd.admin.client import AdminClient
 from muxd.admin.schemas import LoadModel, PolicyState, QuotaChange, UnloadModel
 from muxd.admin.server import AdminServer
 from muxd.clock import VirtualClock
-from muxd.config import Config, ModelConfig, QuotaConfig
+from muxd.config import Config, ModelConfig, QuotaConfig, SchedulerConfig
 from muxd.device.cpu import Cpu
 from muxd.engine.lane import LaneSpec
 from muxd.engine.metrics import Metrics
@@ -26,6 +26,7 @@ from muxd.engine.slo import Slo
 from muxd.engine.stream import TokenStream
 from muxd.engine.unit import Unit
 from muxd.errors import MuxdError
+from muxd.fleet.accounts import place_of
 from muxd.fleet.catalog import Entry
 from muxd.fleet.events import Events
 from muxd.fleet.gauges import Gauges
@@ -60,7 +61,9 @@ class Bench:
             for name, quota in quotas.items()
         }
         nothing = cast(Any, None)  # nothing is spawned here
-        site = Site(name="cpu", device=Cpu(2), arena=self.arena, unit=self.unit, link=nothing,
+        device = Cpu(2)
+        site = Site(name="cpu", device=device, arena=self.arena, unit=self.unit, link=nothing,
+                    place=place_of(device, self.arena, SchedulerConfig()),
                     clock=self.clock, spawns=nothing, zygote=nothing)  # fmt: skip
         for name, entry in entries.items():
             entry.device, entry.lane = "cpu", scheduler.lanes[name]

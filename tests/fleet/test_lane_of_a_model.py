@@ -4,19 +4,17 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.costs import model, table
 from support.tiny import tiny_served
 
-from muxd.config import ModelConfig, running
+from muxd.config import ModelConfig, SchedulerConfig, running
 from muxd.device.base import Device
 from muxd.device.cpu import Cpu
 from muxd.device.cuda import Cuda
-from muxd.fleet.accounts import lane_spec, open_account, setup
+from muxd.fleet.accounts import opening_of, place_of, setup
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import load_of
 from muxd.placement.memory import Budget, scratch
 from muxd.pool.arena import Arena
-from muxd.sim.build import make_scheduler, plain_config
 from muxd.worker.cuda_graphs import BUCKETS
 
 
@@ -25,8 +23,8 @@ def spec_of(device: Device, folder: Path, asked: int) -> int:
     entry = Entry(ModelConfig("m", str(folder), max_running=asked))
     entry.open()
     with closing(device), closing(Arena(device, 4 << 20, 8192)) as arena:
-        open_account(entry, arena)
-        found = lane_spec(entry, arena, 50, device).max_running
+        spec, _ = opening_of(entry, place_of(device, arena, SchedulerConfig()), 50)
+        found = spec.max_running
         assert setup(entry, arena, device, "").max_running == found
         return found
 
@@ -53,10 +51,3 @@ def test_workers_on_a_gpu_are_held_to_what_is_set_aside_for_them(tmp_path: Path)
 
 def test_on_a_gpu_as_many_as_graphs_are_recorded_for() -> None:
     assert running(ModelConfig("m", "m"), gpu=True) == BUCKETS[-1]
-
-
-@pytest.mark.parametrize(("gpu", "expected"), [(False, 32), (True, 128)])
-def test_the_simulator_does_as_the_daemon(gpu: bool, expected: int) -> None:
-    scheduler = make_scheduler(plain_config(["a"]), table(gpu=gpu, a=model()))
-    assert scheduler.lanes["a"].spec.max_running == expected
-    assert scheduler.lanes["a"].spec.split == gpu
