@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from muxd.config import ModelConfig
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.fleet.events import Event
 from muxd.fleet.proposal import Proposal
@@ -73,11 +74,9 @@ class ModelRow(Struct, frozen=True):
     ttft_p99_ms: float | None  # None: no request yet
     tokens_total: int  # generated since the daemon started
     since_seconds: float  # how long it has been in this state
-    ttft_slo: float = 0.0  # seconds; 0: no target
-    tpot_slo: float = 0.0
+    config: ModelConfig  # as muxd.toml has it, or whoever loaded it
     goodput: float | None = None  # part of the last 1,000 requests within both; None: none measured yet
     device: str = ""  # where it is; "" with one device
-    kv_dtype: KvDtype = "auto"  # how K and V lie in the pool
     row_tokens: int = 0  # whose K and V are one row of head blocks; 0: it is not loaded
 
 

@@ -82,19 +82,14 @@ def opening(model: ModelConfig, shape: Shape, where: Place, models: int) -> tupl
     # Workers are spawned with their part, where it is one for life.
     cap = model.share or equal_part(models, where.rungs)
     spec = LaneSpec(
-        model=model.name,
+        config=model,
         share=cap if where.caps else model.share,
         row_tokens=tokens_per_row(where.block_bytes, shape.head_dim, item),
         blocks_per_row=width,
         max_context=context(model, shape.max_positions),
         max_running=running(model, gpu=where.gpu),
-        max_queue=model.max_queue,
         capacity_rows=where.total_blocks // width,
-        weight=model.quota.weight,
-        prefix_cache=model.prefix_cache,
         split=where.split,
-        ttft_slo=model.ttft_slo,
-        tpot_slo=model.tpot_slo,
         cap=cap if where.caps else 100,
     )
     least, most = (

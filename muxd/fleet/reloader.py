@@ -210,6 +210,8 @@ class Reloader:
         self.observer.aim(model.name, Slo(model.ttft_slo, model.tpot_slo))
         entry = self.roster.entries[model.name]
         entry.config = model
+        if entry.lane is not None:
+            entry.lane.adopt(model)
         return entry
 
     async def _unload(self, name: str) -> None:

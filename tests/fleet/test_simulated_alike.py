@@ -9,7 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
-from support.both_ways import FOLDERS, Here, Pair, compare, everything_in, play, profiled, simulated, site_of
+from support.both_ways import (
+    FOLDERS,
+    Here,
+    Pair,
+    compare,
+    described,
+    everything_in,
+    play,
+    profiled,
+    simulated,
+    site_of,
+)
 
 from muxd.config import (
     Admission,
@@ -99,14 +110,14 @@ scripts = st.lists(st.one_of(arrivals, arrivals, finishes, finishes, others), ma
 )
 @given(data=st.data())
 def test_both_ways_to_a_scheduler_lead_to_the_same_one(here: Here, data: st.DataObject) -> None:
-    config, script = data.draw(configs), data.draw(scripts)
+    config, script = here.config(data.draw(configs)), data.draw(scripts)
     device = here.devices[data.draw(st.sampled_from(sorted(here.devices)))]
     compare(here, config, device, profiled(here, config, device), script)
 
 
 # ---- would it be noticed? --------------------------------------------------------------------------
 
-PLAIN = Config(
+PLAIN = Config(  # before its folders are there
     pool=PoolConfig("2M", 4096),
     scheduler=SchedulerConfig(),
     model=[ModelConfig("a", "wide", ttft_slo=2.0), ModelConfig("b", "deep")],
@@ -121,6 +132,7 @@ OTHER: dict[str, Any] = {  # what the simulator would have read, of each setting
     "rungs": [10, 100], "gpu": False, "caps": True,
 }  # fmt: skip
 # Where a model is and what it reads there, or for plans and doors alone.
+AS_IT_STANDS = {"max_queue", "ttft_slo", "tpot_slo", "prefix_cache"}
 NO_MATTER = {"name", "path", "dtype", "chat_template", "device", "rate"}
 
 
@@ -130,25 +142,29 @@ NO_MATTER = {"name", "path", "dtype", "chat_template", "device", "rate"}
 )
 def test_a_setting_that_one_of_them_forgot_is_noticed(here: Here, name: str) -> None:
     """Every setting there is: a new one goes to both, or is named above as none of theirs."""
-    device = here.devices["parts"]
+    plain, device = here.config(PLAIN), here.devices["parts"]
     if name in ModelConfig.__struct_fields__:
-        changed = structs.replace(
-            PLAIN, model=[structs.replace(PLAIN.model[0], **{name: OTHER[name]}), PLAIN.model[1]]
-        )
+        first = structs.replace(plain.model[0], **{name: OTHER[name]})
+        changed = structs.replace(plain, model=[first, plain.model[1]])
     else:
-        changed = structs.replace(PLAIN, scheduler=structs.replace(PLAIN.scheduler, **{name: OTHER[name]}))
-    profile = profiled(here, PLAIN, device)
-    compare(here, PLAIN, device, profile, [])
+        changed = structs.replace(plain, scheduler=structs.replace(plain.scheduler, **{name: OTHER[name]}))
+    profile = profiled(here, plain, device)
+    compare(here, plain, device, profile, [])
     with pytest.raises(AssertionError):
-        compare(here, PLAIN, device, profile, [], told=changed)
+        compare(here, plain, device, profile, [], told=changed)
+    one, other = (described(simulated(config, profile)) for config in (plain, changed))
+    made = {key for key in one if one[key] != other[key]} - {"configured"}
+    assert bool(made) != (name in AS_IT_STANDS), (
+        "what the scheduler goes by is made of it, or read as it stands"
+    )
 
 
 @pytest.mark.parametrize(
     "name", ["layers", "kv_heads", "head_dim", "max_positions", "dtype", "rungs", "gpu", "caps"]
 )
 def test_a_fact_that_the_profile_has_wrong_is_noticed(here: Here, name: str) -> None:
-    device = here.devices["parts"]
-    profile = profiled(here, PLAIN, device)
+    plain, device = here.config(PLAIN), here.devices["parts"]
+    profile = profiled(here, plain, device)
     if name in Shape.__struct_fields__:
         model = profile.models["a"]
         wrong = structs.replace(model, shape=structs.replace(model.shape, **{name: OTHER[name]}))
@@ -156,13 +172,14 @@ def test_a_fact_that_the_profile_has_wrong_is_noticed(here: Here, name: str) -> 
     else:
         profile = structs.replace(profile, device=structs.replace(profile.device, **{name: OTHER[name]}))
     with pytest.raises(AssertionError):
-        compare(here, PLAIN, device, profile, [])
+        compare(here, plain, device, profile, [])
 
 
 def test_another_answer_is_noticed(here: Here) -> None:
     """Two schedulers that look alike, of which one has heard of a request before."""
-    profile = profiled(here, PLAIN, here.devices["parts"])
-    pair = Pair(simulated(PLAIN, profile), simulated(PLAIN, profile))
+    plain = here.config(PLAIN)
+    profile = profiled(here, plain, here.devices["parts"])
+    pair = Pair(simulated(plain, profile), simulated(plain, profile))
     stray = Request("x", "a", [9] * 50, 5, Sampling(temperature=0.0), frozenset())
     pair.both[1].handle(Arrived(Sequence(1 << 20, stray, 0.0)), 0.0)
     with pytest.raises(AssertionError):
@@ -171,7 +188,7 @@ def test_another_answer_is_noticed(here: Here) -> None:
 
 def test_a_model_that_finds_no_row_fails_alone_and_for_the_same_reason(here: Here) -> None:
     device = here.devices["cpu of 2"]
-    config = structs.replace(PLAIN, pool=PoolConfig("16K", 4096))
+    config = structs.replace(here.config(PLAIN), pool=PoolConfig("16K", 4096))
     entries = [here.read(model, device) for model in config.model]
     with closing(Arena(device, 16 << 10, 4096)) as arena:
         site = site_of(config, device, arena, entries)

@@ -75,13 +75,15 @@ class Here:
     devices: dict[str, Device]
     opened: dict[tuple[str, ...], Opened]
 
-    def folder(self, config: ModelConfig) -> Path:
-        return self.path / config.path
+    def config(self, drawn: Config) -> Config:
+        """With the folders where they are."""
+        there = [structs.replace(model, path=str(self.path / model.path)) for model in drawn.model]
+        return structs.replace(drawn, model=there)
 
     def read(self, config: ModelConfig, device: Device) -> Entry:
         """As the daemon does."""
         key = (config.path, config.dtype, str(is_gpu(device)))
-        entry = Entry(structs.replace(config, path=str(self.folder(config))))
+        entry = Entry(config)
         if key not in self.opened:
             entry.open(gpu=is_gpu(device))
             assert entry.opened is not None, entry.error
@@ -127,8 +129,8 @@ def profiled(here: Here, config: Config, device: Device) -> Profile:
     path = here.path / "profile.json"
     path.unlink(missing_ok=True)
     for model in config.model:
-        spec = read_spec(here.folder(model))
-        dtype = dtype_of(model.dtype) or stored_dtype(here.folder(model), gpu=is_gpu(device))
+        spec = read_spec(Path(model.path))
+        dtype = dtype_of(model.dtype) or stored_dtype(Path(model.path), gpu=is_gpu(device))
         shape = Shape(spec.layers, spec.kv_heads, spec.head_dim, spec.max_positions, dtype)
         grid = linear(0.001, shares=shares(device))
         save(path, merged(path, model.name, ModelProfile(shape, grid, grid), device))
@@ -147,7 +149,11 @@ def described(scheduler: Scheduler) -> dict[str, Any]:
     """All that was decided when it was assembled."""
     ledger, lanes = scheduler.ledger, scheduler.lanes
     return {
-        "lanes": {name: (lane.spec, lane.model_context, lane.equal) for name, lane in lanes.items()},
+        "configured": {name: lane.spec.config for name, lane in lanes.items()},
+        "lanes": {
+            name: (structs.replace(lane.spec, config=None), lane.model_context, lane.equal)
+            for name, lane in lanes.items()
+        },
         "accounts": ledger.usage(),
         "limits": {name: ledger.limit(name) for name in lanes},
         "quotas": {name: scheduler.quota(name) for name in lanes},
