@@ -13,7 +13,6 @@ from muxd.engine.trace import RequestTimes, Trace
 from muxd.fleet.events import Event
 from muxd.fleet.proposal import Proposal
 from muxd.fleet.steps import Step
-from muxd.messages import DtypeName, KvDtype
 
 Role = Literal["daemon", "worker", "text"]  # "text": renders templates and tokenises
 VERSION_HEADER = "Muxd-Version"
@@ -135,13 +134,14 @@ class PolicyChange(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LoadModel(Struct, frozen=True, forbid_unknown_fields=True):
-    """A known model, or with ``path`` one that is not in the configuration."""
+    """``model``: a known one's name, or one that is not in the configuration, its path absolute."""
 
-    model: str
-    path: str = ""  # absolute
-    dtype: DtypeName = "auto"  # with ``path``
+    model: str | ModelConfig
     device: str = ""  # where to; "": where it was, or where the plan puts it
-    kv_dtype: KvDtype = "auto"  # with ``path``
+
+    @property
+    def name(self) -> str:
+        return self.model if isinstance(self.model, str) else self.model.name
 
 
 class UnloadModel(Struct, frozen=True, forbid_unknown_fields=True):

@@ -57,7 +57,7 @@ def without_models(
     where = place(
         config.scheduler, tuple(device.rungs), ledger, block_bytes, gpu=device.gpu, caps=device.caps
     )  # fmt: skip
-    targets = {model.name: Slo(model.ttft_slo, model.tpot_slo) for model in config.model}
+    targets = {model.name: Slo.of(model) for model in config.model}
     shapes = {model.name: cost.model(model.name).shape for model in config.model}
     openings = {
         model.name: opening(model, shapes[model.name], where, len(config.model)) for model in config.model

@@ -218,9 +218,10 @@ def test_an_audit_finds_a_lost_block(bench: Bench) -> None:
     ("wanted", "words"),
     [
         (LoadModel("c"), ("no model 'c'", "a.1, b_2")),
-        (LoadModel("a.1", "/x"), ("two models are called 'a.1'",)),
-        (LoadModel("", "/x"), ("model.name", "empty")),
-        (LoadModel("c", "/nowhere", "float32"), ("c", "/nowhere is not a folder")),
+        (LoadModel(ModelConfig("a.1", "/x")), ("two models are called 'a.1'",)),
+        (LoadModel(ModelConfig("", "/x")), ("model.name", "empty")),
+        (LoadModel(ModelConfig("c", "/x", max_queue=0)), ("model.max_queue (c)", "above 0")),
+        (LoadModel(ModelConfig("c", "/nowhere", dtype="float32")), ("c", "/nowhere is not a folder")),
         (UnloadModel("c"), ("no model 'c'",)),
     ],
 )

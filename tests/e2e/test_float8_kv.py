@@ -18,6 +18,7 @@ from support.two_units import models
 from support.where import EVERYWHERE, Where, on
 
 from muxd.admin.schemas import LoadModel, ModelRow, MoveModel, UnloadModel
+from muxd.config import ModelConfig
 from muxd.errors import MuxdError
 
 pytestmark = on(*EVERYWHERE)
@@ -143,8 +144,9 @@ def test_a_model_loaded_at_runtime_chooses_its_own(daemon: LiveDaemon, folder: P
     assert [step.stage for step in daemon.admin.unload(UnloadModel("new"))][-1] == "unloaded"
     assert [step.stage for step in daemon.admin.load(LoadModel("new"))][-1] == "ready"
     assert row(daemon, "new").row_tokens == 128, "as it was"
-    with pytest.raises(MuxdError, match=r"Invalid enum value 'int4' - at `\$\.kv_dtype`"):
-        list(daemon.admin.load(LoadModel("x", str(folder), kv_dtype="int4")))  # type: ignore[arg-type]
+    wrong = ModelConfig("x", str(folder), kv_dtype="int4")  # type: ignore[arg-type]
+    with pytest.raises(MuxdError, match=r"Invalid enum value 'int4' - at `\$\.model\.kv_dtype`"):
+        list(daemon.admin.load(LoadModel(wrong)))
     assert whole(daemon)
 
 

@@ -176,7 +176,7 @@ class ScriptedSteward:
     def load(self, wanted: LoadModel) -> AsyncIterator[Step]:
         if wanted.model == "gone":
             raise NotFound("there is no model 'gone'")
-        return self._loading(wanted.model)
+        return self._loading(wanted.name)
 
     async def _loading(self, model: str) -> AsyncIterator[Step]:
         yield Step(model, "reading")
