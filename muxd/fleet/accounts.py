@@ -2,7 +2,7 @@
 
 from msgspec import structs
 
-from muxd.config import SchedulerConfig, running
+from muxd.config import SchedulerConfig
 from muxd.device.base import Device, is_gpu
 from muxd.engine.assembly import Place, opening, place
 from muxd.engine.lane import LaneSpec
@@ -31,13 +31,16 @@ def opening_of(entry: Entry, where: Place, models: int) -> tuple[LaneSpec, Terms
     return opening(own, shape(entry).on(1, entry.opened.plan.dtype), where, models)
 
 
-def setup(entry: Entry, arena: Arena, device: Device, link: str, budget: Budget | None = None) -> Setup:
-    """What the workers of an opened entry begin with; ``link``: the daemon's endpoint. Their names come with
-    their processes. ``budget``: what they are held to on a GPU; None: nothing."""
+def setup(
+    entry: Entry, arena: Arena, device: Device, where: Place, link: str, budget: Budget | None = None
+) -> Setup:
+    """What the workers of an opened entry begin with, in step with its lane; ``link``: the daemon's endpoint.
+    Their names come with their processes. ``budget``: what they are held to on a GPU; None: nothing."""
     assert entry.opened is not None
+    spec, terms = opening_of(entry, where, 1)  # its share of the device is told with every batch
     plan, held = entry.opened.plan, {}
-    if budget is not None and is_gpu(device):
-        own = structs.replace(budget, max_running=_running(entry, device))
+    if budget is not None and where.gpu:
+        own = structs.replace(budget, max_running=spec.max_running)
         held = {phases: scratch(load_of(entry), 1, own, phases) for phases in _PHASES}
     return Setup(
         worker="",
@@ -47,19 +50,15 @@ def setup(entry: Entry, arena: Arena, device: Device, link: str, budget: Budget 
         link=link,
         device=device.name,
         pool_bytes=arena.nbytes,
-        block_bytes=arena.block_bytes,
-        max_rows=max(1, arena.most_blocks // entry.opened.spec.blocks_per_row),
+        block_bytes=where.block_bytes,
+        max_rows=terms.max_rows,
         pool_reach=arena.reach,
         weights_bytes=plan.bytes,
         tensors=plan.tensors,
         cores=device.cores,
-        max_context=entry.own_context,
+        max_context=spec.max_context,
         cpus=device.cpus,
-        kv_dtype=entry.config.kv_dtype,
-        max_running=_running(entry, device),
+        kv_dtype=spec.config.kv_dtype,
+        max_running=spec.max_running,
         scratch=held,
     )
-
-
-def _running(entry: Entry, device: Device) -> int:
-    return running(entry.config, gpu=is_gpu(device))

@@ -107,7 +107,7 @@ class Site:
     def start(self, entry: Entry, progress: Progress, *, keep_queue: bool = False) -> Host:
         """Weights and worker of a model that has a lane; the host goes on by itself. ``keep_queue``: see
         ``Host``."""
-        told = setup(entry, self.arena, self.device, self.link.endpoint, self.budget)
+        told = setup(entry, self.arena, self.device, self.place, self.link.endpoint, self.budget)
         host = self.hosts[entry.name] = Host(
             entry, told, device=self.device, pool_fd=self.arena.fd, unit=self.unit, clock=self.clock,
             link=self.link, zygote=self.zygote, progress=progress, spawns=self.spawns,

@@ -23,10 +23,15 @@ def spec_of(device: Device, folder: Path, asked: int) -> int:
     entry = Entry(ModelConfig("m", str(folder), max_running=asked))
     entry.open()
     with closing(device), closing(Arena(device, 4 << 20, 8192)) as arena:
-        spec, _ = opening_of(entry, place_of(device, arena, SchedulerConfig()), 50)
-        found = spec.max_running
-        assert setup(entry, arena, device, "").max_running == found
-        return found
+        where = place_of(device, arena, SchedulerConfig())
+        spec, terms = opening_of(entry, where, 50)
+        told = setup(entry, arena, device, where, "")
+        assert (told.max_running, told.max_context, told.max_rows) == (
+            spec.max_running,
+            spec.max_context,
+            terms.max_rows,
+        )
+        return told.max_running
 
 
 @pytest.mark.usefixtures("cuda_here")
@@ -43,7 +48,8 @@ def test_workers_on_a_gpu_are_held_to_what_is_set_aside_for_them(tmp_path: Path)
     budget = Budget(max_running=500)
     for device in (Cuda(), Cpu()):
         with closing(device), closing(Arena(device, 4 << 20, 8192)) as arena:
-            told = setup(entry, arena, device, "", budget).scratch
+            where = place_of(device, arena, SchedulerConfig())
+            told = setup(entry, arena, device, where, "", budget).scratch
         own = Budget(max_running=9)
         held = {kind: scratch(load_of(entry), 1, own, kind) for kind in ("both", "prefill", "decode")}
         assert told == (held if device.kind != "CPU" else {})
