@@ -103,7 +103,7 @@ def load(admin: AdminClient, model: str) -> Iterator[None]:
     """Weights are read from the page cache: it was loaded before."""
     list(admin.unload(UnloadModel(model)))
     yield
-    list(admin.load(LoadModel(model, dtype="bfloat16")))  # ignored for a known model; every checkout reads it
+    list(admin.load(LoadModel(model)))
 
 
 def restart(admin: AdminClient, model: str) -> Iterator[None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct, structs
 
-from muxd.errors import ConfigError, ModelFolderError
+from muxd.errors import ModelFolderError, NoRow
 from muxd.messages import ITEM_BYTES, Dtype
 from muxd.models.config_file import Fields, shown
 from muxd.models.files import read_json
@@ -56,18 +56,22 @@ class ModelSpec(Struct, frozen=True):
         return self.layers * self.kv_heads
 
     def tokens_per_row(self, block_bytes: int, itemsize: int) -> int:
-        """Tokens whose K and V of one KV head fit one head block.
+        """See ``tokens_per_row``."""
+        return tokens_per_row(block_bytes, self.head_dim, itemsize)
 
-        Raises ConfigError when not even one fits.
-        """
-        tokens = block_bytes // (2 * self.head_dim * itemsize)
-        if tokens == 0:
-            least = 2 * self.head_dim * itemsize
-            raise ConfigError(
-                f"pool.block_bytes: {block_bytes} holds no token of a model with head_dim {self.head_dim}; "
-                f"at least {least} are needed"
-            )
-        return tokens
+
+def tokens_per_row(block_bytes: int, head_dim: int, itemsize: int) -> int:
+    """T of docs/design.md §1: tokens whose K and V of one KV head fit one head block.
+
+    Raises NoRow, a ConfigError, when not even one fits.
+    """
+    least = 2 * head_dim * itemsize
+    if block_bytes < least:
+        raise NoRow(
+            f"pool.block_bytes: {block_bytes} holds no token of a model with head_dim {head_dim}; "
+            f"at least {least} are needed"
+        )
+    return block_bytes // least
 
 
 def read_spec(folder: Path) -> ModelSpec:

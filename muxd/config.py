@@ -170,6 +170,11 @@ def running(model: ModelConfig, *, gpu: bool) -> int:
     return model.max_running or (128 if gpu else 32)
 
 
+def context(model: ModelConfig, positions: int) -> int:
+    """Tokens of prompt and answer that model and configuration allow, whatever the pool does."""
+    return min(model.max_context or positions, positions)
+
+
 def check(config: Config, path: Path | None) -> None:
     """What types cannot say. Raises ConfigError naming file, key and value."""
     where = path or "configuration"

@@ -93,7 +93,7 @@ class Daemon:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.popularity = Popularity(watch(config.placement), self.clock.now())
-        targets = {m.name: Slo(m.ttft_slo, m.tpot_slo) for m in config.model}
+        targets = {m.name: Slo.of(m) for m in config.model}
         self.observer = Observer(self.metrics, targets, self.popularity)
         self.events = Events(time.time)
         self.texts = text_pool(config.text)

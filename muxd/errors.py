@@ -49,6 +49,11 @@ class OutOfMemory(ConfigError):
         self.shared = shared
 
 
+class NoRow(ConfigError):
+    """The pool can hold no row of this model, whatever its quota; the others go on. The message names the
+    setting to raise."""
+
+
 class ModelFolderError(MuxdError):
     """A model folder cannot be served. The message names the file and the reason; other models go on."""
 

@@ -110,11 +110,9 @@ class Report:
             ttft_p99_ms=self.observer.ttft_p99_ms(entry.name),
             tokens_total=self.observer.tokens_out[entry.name],
             since_seconds=self.clock.now() - entry.life.since if entry.life.since else 0.0,
-            ttft_slo=entry.config.ttft_slo,
-            tpot_slo=entry.config.tpot_slo,
+            config=entry.config,
             goodput=self.observer.attainment.rolling(entry.name),
             device=entry.device if self.several else "",
-            kv_dtype=entry.config.kv_dtype,
             row_tokens=lane.spec.row_tokens if lane else 0,
         )
 

@@ -25,6 +25,7 @@ from muxd.admin.schemas import (
 from muxd.config import Config, ModelConfig, Policy, QuotaConfig
 from muxd.config_load import with_model
 from muxd.engine.journal import FINISHED, newest
+from muxd.engine.slo import Slo
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import BadRequest, ConfigError, MuxdError, NotFound
 from muxd.fleet.events import Event, Events, until
@@ -113,23 +114,21 @@ class Steward(Report):
 
     def load(self, wanted: LoadModel) -> AsyncIterator[Step]:
         """Raises as ``Roster.load`` and ``Roster.add`` do, and BadRequest for settings that cannot be."""
-        if not wanted.path:
-            change = self.roster.load(wanted.model, wanted.device)
-        else:
-            try:
-                change = self.roster.add(self._added(wanted))
-            except ConfigError as error:
-                raise BadRequest(error.message) from None
+        if isinstance(wanted.model, str):
+            return self.roster.load(wanted.model, wanted.device).watch()
+        model = replace(wanted.model, device=wanted.device or wanted.model.device)
+        try:
+            self._check(model)
+            change = self.roster.add(model)
+        except ConfigError as error:
+            raise BadRequest(error.message) from None
+        self.observer.aim(model.name, Slo.of(model))
         return change.watch()
 
-    def _added(self, wanted: LoadModel) -> ModelConfig:
-        """Checked beside the models there are now. Raises ConfigError."""
-        model = ModelConfig(
-            wanted.model, wanted.path, dtype=wanted.dtype, kv_dtype=wanted.kv_dtype, device=wanted.device
-        )
+    def _check(self, model: ModelConfig) -> None:
+        """Beside the models there are now. Raises ConfigError."""
         models = [entry.config for entry in self.entries.values()]
         with_model(replace(self.config, model=models), model)
-        return model
 
     def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]:
         """Raises as ``Roster.unload`` does."""

@@ -8,11 +8,11 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from muxd.config import ModelConfig
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.fleet.events import Event
 from muxd.fleet.proposal import Proposal
 from muxd.fleet.steps import Step
-from muxd.messages import DtypeName, KvDtype
 
 Role = Literal["daemon", "worker", "text"]  # "text": renders templates and tokenises
 VERSION_HEADER = "Muxd-Version"
@@ -73,11 +73,9 @@ class ModelInfo(Struct, frozen=True):
     ttft_p99_ms: float | None  # None: no request yet
     tokens_total: int  # generated since the daemon started
     since_seconds: float  # how long it has been in this state
-    ttft_slo: float = 0.0  # seconds; 0: no target
-    tpot_slo: float = 0.0
+    config: ModelConfig  # as muxd.toml has it, or whoever loaded it
     goodput: float | None = None  # part of the last 1,000 requests within both; None: none measured yet
     device: str = ""  # where it is; "" with one device
-    kv_dtype: KvDtype = "auto"  # how K and V lie in the pool
     row_tokens: int = 0  # whose K and V are one row of head blocks; 0: it is not loaded
 
 
@@ -136,13 +134,14 @@ class PolicyChange(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LoadModel(Struct, frozen=True, forbid_unknown_fields=True):
-    """A known model, or with ``path`` one that is not in the configuration."""
+    """``model``: a known one's name, or one that is not in the configuration, its path absolute."""
 
-    model: str
-    path: str = ""  # absolute
-    dtype: DtypeName = "auto"  # with ``path``
+    model: str | ModelConfig
     device: str = ""  # where to; "": where it was, or where the plan puts it
-    kv_dtype: KvDtype = "auto"  # with ``path``
+
+    @property
+    def name(self) -> str:
+        return self.model if isinstance(self.model, str) else self.model.name
 
 
 class UnloadModel(Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 from muxd.admin.schemas import LoadModel, MoveModel, UnloadModel
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, show
 from muxd.cli.failing import fail, sentences
+from muxd.config import ModelConfig
 from muxd.errors import MuxdError
 from muxd.fleet.steps import Step
 from muxd.messages import DtypeName, KvDtype
@@ -54,7 +55,7 @@ def load(
         client = client_at(socket)
         wanted = _wanted(model, name, path, dtype, kv_dtype, device)
         last = follow(client.load(wanted))
-        show(client, last, json, f"{wanted.model} is ready.")
+        show(client, last, json, f"{wanted.name} is ready.")
 
 
 def unload(
@@ -116,4 +117,5 @@ def _wanted(model: str, name: str, path: Path | None, dtype: str, kv_dtype: str,
     kv_kinds: dict[str, KvDtype] = {"auto": "auto", "fp8": "fp8"}
     if kv_dtype not in kv_kinds:
         fail(PROGRAM, f"--kv-dtype {kv_dtype!r} is none of {', '.join(kv_kinds)}", code=2)
-    return LoadModel(name, str(path.expanduser().absolute()), kinds[dtype], device, kv_kinds[kv_dtype])
+    folder = str(path.expanduser().absolute())
+    return LoadModel(ModelConfig(name, folder, dtype=kinds[dtype], kv_dtype=kv_kinds[kv_dtype]), device)

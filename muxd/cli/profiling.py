@@ -336,7 +336,9 @@ def processor(device: Device) -> str:
 
 def merged(path: Path, name: str, model: ModelProfile, on: Device) -> Profile:
     """The file with this model in it. Raises ConfigError when its other models are from another device."""
-    device = Measured(on.name, on.cores, list(shares(on)), processor(on), isinstance(on, Cuda))
+    device = Measured(
+        on.name, on.cores, list(on.rungs), processor(on), gpu=isinstance(on, Cuda), caps=on.caps
+    )  # fmt: skip
     if not path.exists():
         return fitted(Profile(FORMAT, device, {name: model}))
     old = load(path)

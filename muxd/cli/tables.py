@@ -21,8 +21,11 @@ def render(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def models(rows: Sequence[ModelInfo]) -> str:
     """With a column SLO, the rolling goodput, where a model has a target; DEVICE where there are several;
     KV TYPE where one has K and V of another type than its own."""
-    measured, several = any(row.ttft_slo or row.tpot_slo for row in rows), any(row.device for row in rows)
-    typed = any(row.kv_dtype != "auto" for row in rows)
+    measured, several = (
+        any(row.config.ttft_slo or row.config.tpot_slo for row in rows),
+        any(row.device for row in rows),
+    )
+    typed = any(row.config.kv_dtype != "auto" for row in rows)
     headers = (
         *_MODEL_HEADERS[:2], *(["DEVICE"] if several else []), *_MODEL_HEADERS[2:5],
         *(["KV TYPE"] if typed else []), *_MODEL_HEADERS[5:], *(["SLO"] if measured else []),
@@ -93,7 +96,7 @@ def _model(row: ModelInfo, measured: bool, several: bool, typed: bool) -> list[s
         f"{row.share}%",
         size(row.weights_bytes),
         "/".join(map(size, (row.kv_used_bytes, row.kv_min_bytes, row.kv_max_bytes))),
-        *([row.kv_dtype] if typed else []),
+        *([row.config.kv_dtype] if typed else []),
         str(row.running),
         str(row.waiting),
         "-" if row.ttft_p99_ms is None else f"{row.ttft_p99_ms:.0f}ms",

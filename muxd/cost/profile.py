@@ -20,7 +20,8 @@ ROOFLINE = "roofline"  # how ``ModelProfile.measured`` begins where nothing was 
 class Device(Struct, frozen=True):
     """Where it was measured. ``rungs``: the shares in percent a worker can really run at. ``gpu``: the daemon
     serves there as on a GPU (steps run ahead, processes for each phase). ``memory``: None where nobody has
-    measured it: then batches beside each other cost each other nothing."""
+    measured it: then batches beside each other cost each other nothing. ``caps``: a worker keeps for life the
+    share it begins with."""
 
     name: str
     cores: int
@@ -28,6 +29,7 @@ class Device(Struct, frozen=True):
     processor: str = ""
     gpu: bool = False
     memory: Memory | None = None
+    caps: bool = False
 
 
 class Grid(Struct, frozen=True):

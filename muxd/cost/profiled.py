@@ -30,7 +30,8 @@ class Profiled:
 
     def shares(self, model: str, gpus: int) -> list[int]:
         self._both(model, gpus)
-        return self._table.device.rungs
+        measured = self._table.model(model)
+        return sorted(set(measured.prefill.shares) & set(measured.decode.shares))
 
     def prefill(self, model: str, gpus: int, share: int, batch: int, length: int) -> Estimate:
         check_query(model, share, batch, length, least=1)

@@ -112,11 +112,6 @@ class Device(Protocol):
         """Parts that a batch's share is made of, named by a mask in its command; 0 where there are none."""
         ...
 
-    @property
-    def queues(self) -> bool:
-        """Whether a worker can be given a step before the one in front is done, and it begins by itself."""
-        ...
-
     def worker_env(self, cap: int = 0) -> dict[str, str]:
         """Environment variables a worker must be spawned with.
 

@@ -144,11 +144,6 @@ class Cpu:
         """None: a share is a number of threads."""
         return 0
 
-    @property
-    def queues(self) -> bool:
-        """No: a worker computes its batches itself, one by one."""
-        return False
-
     def end_work(self, pid: int) -> None:
         """Nothing to end: a killed process leaves its cores."""
 

@@ -80,7 +80,6 @@ class Cuda:
     """
 
     cpus: tuple[int, ...] = ()  # the host's part of a worker goes where it likes
-    queues = True
 
     def __init__(
         self,

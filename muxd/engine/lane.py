@@ -6,6 +6,7 @@ from math import ceil, inf
 
 from msgspec import Struct, structs
 
+from muxd.config import ModelConfig
 from muxd.engine.sequence import Phase, Sequence
 from muxd.errors import MuxdError
 from muxd.messages import Decode, Prefill
@@ -15,22 +16,36 @@ _KEEP = 0.9  # what the average costs keep of their past with every batch
 
 
 class LaneSpec(Struct, frozen=True):
-    """What the scheduler must know of a model. ``row_tokens`` is T of docs/design.md §1."""
+    """What the scheduler must know of a model: what is configured, and what that comes to at its place.
 
-    model: str
+    A setting that is gone by as it stands is read from ``config`` and is no field here.
+    """
+
+    config: ModelConfig
     share: int  # percent; 0: an equal part, which follows who comes, goes and fails
-    row_tokens: int
+    row_tokens: int  # T of docs/design.md §1
     blocks_per_row: int
     max_context: int  # tokens of prompt and answer; a lane's own spec has what fits into capacity_rows
     max_running: int
-    max_queue: int
     capacity_rows: int  # the most rows one sequence could ever hold here
-    weight: float = 1.0  # of its quota, against the other models'
-    prefix_cache: bool = True
     split: bool = False  # prefill and decode in processes of their own: a batch of each at once
-    ttft_slo: float = 0.0  # seconds its requests should take; 0: no target
-    tpot_slo: float = 0.0
     cap: int = 100  # percent its worker can use at most: under a fixed cap, more would be booked for nothing
+
+    @property
+    def model(self) -> str:
+        return self.config.name
+
+    @property
+    def max_queue(self) -> int:
+        return self.config.max_queue
+
+    @property
+    def ttft_slo(self) -> float:
+        return self.config.ttft_slo
+
+    @property
+    def tpot_slo(self) -> float:
+        return self.config.tpot_slo
 
 
 class InFlight(Struct):
@@ -87,6 +102,10 @@ class Lane:
     def take_share(self, share: int) -> None:
         """From its next batch on."""
         self.spec = structs.replace(self.spec, share=share)
+
+    def adopt(self, config: ModelConfig) -> None:
+        """Settings that can change while it serves rule from the next decision on."""
+        self.spec = structs.replace(self.spec, config=config)
 
     def rows_for(self, tokens: int) -> int:
         return ceil(tokens / self.spec.row_tokens)

@@ -45,7 +45,9 @@ class Memory:
         usage = self._board.ledger.usage()
         for model, lane in self._board.lanes.items():
             use = usage[model]
-            self._wishes.setdefault(model, _Wish(use.min_blocks, use.max_blocks, lane.spec.weight))
+            self._wishes.setdefault(
+                model, _Wish(use.min_blocks, use.max_blocks, lane.spec.config.quota.weight)
+            )
         quotas = self._divide()
         self._kind = kind
         self._rows.quotas = quotas if kind == "quotas" else None
@@ -65,7 +67,7 @@ class Memory:
             self._apply(self._divide())
             raise
         lane = self._board.open(spec)
-        self._wishes[spec.model] = _Wish(terms.min_blocks, terms.max_blocks, spec.weight)
+        self._wishes[spec.model] = _Wish(terms.min_blocks, terms.max_blocks, spec.config.quota.weight)
         try:
             self._join(spec, terms)
         except Exception:
@@ -105,7 +107,9 @@ class Memory:
             self._apply(self._divide())
         self._check_fits()
         if quotas is not None:
-            quotas.add(spec.model, terms.min_blocks, terms.max_blocks, spec.weight, spec.blocks_per_row)
+            quotas.add(
+                spec.model, terms.min_blocks, terms.max_blocks, spec.config.quota.weight, spec.blocks_per_row
+            )
             self._refit()
 
     def _try(self, model: str, wish: _Wish) -> None:

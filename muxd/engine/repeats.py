@@ -156,7 +156,7 @@ class _Run:
         self.full: dict[int, list[int]] = {}  # after so many steps: whose rows are full
         self.need: dict[int, list[int]] = {}  # and who needs a row
         self.due = _NEVER
-        self.named = lane.spec.prefix_cache
+        self.named = lane.spec.config.prefix_cache
         self.needs: list[tuple[Sequence, int]] = []  # rows in all
         self.rows = 0
         for one in self.sequences:

@@ -6,9 +6,11 @@ refuses by the same targets.
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
 from msgspec import Struct
+
+from muxd.config import ModelConfig
 
 Outcome = Literal["served", "refused", "cancelled", "failed"]
 Target = Literal["ttft", "tpot"]
@@ -21,6 +23,11 @@ class Slo(Struct, frozen=True):
 
     ttft: float = 0.0
     tpot: float = 0.0
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> Self:
+        """As configured."""
+        return cls(model.ttft_slo, model.tpot_slo)
 
     @property
     def targets(self) -> list[Target]:

@@ -1,21 +1,18 @@
-"""A site with the models it begins with: accounts, lanes, scheduler and driver over one device's pool."""
+"""A site with the models it begins with: scheduler and driver over one device's pool."""
 
 from collections.abc import Iterator, Sequence
 from itertools import count
 
 from muxd.clock import Clock
-from muxd.config import SchedulerConfig, splits
-from muxd.device.base import Device, is_gpu
-from muxd.engine.forecast import Forecast
+from muxd.config import SchedulerConfig
+from muxd.device.base import Device
+from muxd.engine import assembly
+from muxd.engine.assembly import Place
 from muxd.engine.journal import Tell
-from muxd.engine.lane import LaneSpec
 from muxd.engine.observer import Observer
-from muxd.engine.scheduler import Scheduler
-from muxd.engine.settings import settings_of
-from muxd.engine.shares import Shares
 from muxd.engine.unit import Unit
-from muxd.errors import ModelFolderError
-from muxd.fleet.accounts import lane_spec, open_account
+from muxd.errors import NoRow
+from muxd.fleet.accounts import opening_of, place_of
 from muxd.fleet.catalog import Entry
 from muxd.fleet.site import Site
 from muxd.fleet.zygote import Zygote
@@ -42,20 +39,14 @@ def open_site(  # noqa: PLR0913 - a site is wired from everything its daemon has
     tell: Tell,
     budget: Budget | None = None,
 ) -> Site:
-    """``entries`` are those that were placed here; one that is not opened, or fits no block, gets no lane.
+    """``entries`` are those that were placed here; one that is not opened, or finds no row, gets no lane.
 
     ``grow``: memory that models leave joins the pool. ``tell`` hears what the unit's journal marks. ``ids``
     and ``spawns`` number the sequences and workers of all sites. ``budget``: what workers on a GPU are held
     to. Raises ConfigError where the models' quotas cannot hold together.
     """
-    settings = settings_of(config, run_ahead=device.queues)
-    forecast = None
-    if config.admission == "slo":
-        forecast = Forecast(observer.attainment.targets, settings.prefill_tokens)
-    split = splits(config, device.rungs, gpu=is_gpu(device))
-    lanes = _open_accounts(entries, arena, device, split=split)
-    shares = Shares(device.rungs, config.overbook)
-    scheduler = Scheduler(lanes, arena.ledger, shares, settings, policy=config.policy, forecast=forecast)
+    where = place_of(device, arena, config)
+    scheduler = assembly.scheduler(config, where, arena.ledger, observer.attainment.targets)
 
     def send(model: str, command: Prefill | Decode) -> None:
         site.send(model, command)
@@ -66,19 +57,18 @@ def open_site(  # noqa: PLR0913 - a site is wired from everything its daemon has
     unit = Unit(scheduler, send, clock, observer, ids, tell, name, hung)
     site = Site(
         name=name, device=device, arena=arena, unit=unit, link=link, zygote=zygote, clock=clock,
-        spawns=spawns, split=split, grow=grow, budget=budget,
+        spawns=spawns, place=where, grow=grow, budget=budget,
     )  # fmt: skip
-    for entry in entries:
-        entry.lane = unit.lanes.get(entry.name)
+    sound = [entry for entry in entries if entry.opened is not None and _finds_a_row(entry, where)]
+    for entry in sound:
+        site.enter(entry, len(sound))
     return site
 
 
-def _open_accounts(entries: Sequence[Entry], arena: Arena, device: Device, *, split: bool) -> list[LaneSpec]:
-    opened = [entry for entry in entries if entry.opened is not None]
-    for entry in opened:
-        try:
-            open_account(entry, arena)
-        except ModelFolderError as error:
-            entry.error = error.message
-    sound = [entry for entry in opened if not entry.error]
-    return [lane_spec(entry, arena, len(sound), device, split=split) for entry in sound]
+def _finds_a_row(entry: Entry, where: Place) -> bool:
+    """Else ``entry.error`` says why."""
+    try:
+        opening_of(entry, where, 1)
+    except NoRow as error:
+        entry.error = error.message
+    return not entry.error

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from msgspec import structs
 
-from muxd.config import ModelConfig
+from muxd.config import ModelConfig, context
 from muxd.engine.lane import Lane
 from muxd.engine.values import problem
-from muxd.errors import ConfigError, ModelFolderError, MuxdError
+from muxd.errors import MuxdError
 from muxd.fleet.state import Life, State
-from muxd.messages import dtype_of, kv_item_bytes
+from muxd.messages import dtype_of
 from muxd.models.generation import read_generation
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, plan
@@ -158,23 +158,12 @@ class Entry:
     def default_sampling(self) -> Mapping[str, Any]:
         return self.opened.default_sampling if self.opened else {}
 
-    def row_tokens(self, block_bytes: int) -> int:
-        """T of docs/design.md §1 for an opened entry. Raises ModelFolderError if no token fits a block: the
-        setting is too small for this model alone."""
-        assert self.opened is not None
-        item = kv_item_bytes(self.opened.plan.dtype, self.config.kv_dtype)
-        try:
-            return self.opened.spec.tokens_per_row(block_bytes, item)
-        except ConfigError as error:
-            raise ModelFolderError(error.message) from None
-
     @property
     def own_context(self) -> int:
         """Tokens of prompt and answer that model and configuration allow, whatever the pool does."""
         if self.opened is None:
             return self.config.max_context
-        most = self.opened.spec.max_positions
-        return min(self.config.max_context or most, most)
+        return context(self.config, self.opened.spec.max_positions)
 
     @property
     def max_context(self) -> int:

@@ -196,7 +196,7 @@ class Reloader:
 
     async def _bring_in(self, model: ModelConfig, *, only_adopt: bool = False) -> None:
         """Serve it by its new settings. ``only_adopt``: an operator has unloaded it, and may load it."""
-        self.observer.aim(model.name, Slo(model.ttft_slo, model.tpot_slo))
+        self.observer.aim(model.name, Slo.of(model))
         known = self.roster.entries.get(model.name)
         if known is None:
             return await self._change(partial(self.roster.add, model, keep=True))
@@ -207,9 +207,11 @@ class Reloader:
             await self._change(partial(self.roster.load, model.name, model.device))
 
     def _adopt(self, model: ModelConfig) -> Entry:
-        self.observer.aim(model.name, Slo(model.ttft_slo, model.tpot_slo))
+        self.observer.aim(model.name, Slo.of(model))
         entry = self.roster.entries[model.name]
         entry.config = model
+        if entry.lane is not None:
+            entry.lane.adopt(model)
         return entry
 
     async def _unload(self, name: str) -> None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 from muxd.clock import Clock
 from muxd.device.base import Device
+from muxd.engine.assembly import Place
 from muxd.engine.unit import Unit
 from muxd.errors import ModelFolderError, MuxdError, ShuttingDown
-from muxd.fleet.accounts import lane_spec, setup, terms
+from muxd.fleet.accounts import opening_of, setup
 from muxd.fleet.catalog import Entry
 from muxd.fleet.change import first
 from muxd.fleet.loans import Loans
@@ -48,12 +49,12 @@ class Site:
     name: str
     device: Device
     arena: Arena
+    place: Place  # both, as the scheduler sees them
     unit: Unit
     link: DaemonEnd
     zygote: Zygote
     clock: Clock
     spawns: Iterator[int]
-    split: bool = False  # a model has a process for each phase
     grow: bool = False  # memory that models leave is lent to the pool
     budget: Budget | None = None  # what its workers are held to beside pool and weights
     supervisors: dict[str, Supervisor] = field(default_factory=dict)
@@ -98,21 +99,19 @@ class Site:
 
     # ---- models in and out ------------------------------------------------------------------------
 
-    def enter(self, entry: Entry) -> None:
-        """Account and lane. Raises MuxdError, changing nothing."""
-        entry.lane = self.unit.open_model(
-            lane_spec(entry, self.arena, len(self.unit.lanes) + 1, self.device, split=self.split),
-            terms(entry, self.arena),
-        )
+    def enter(self, entry: Entry, models: int = 0) -> None:
+        """Account and lane, as one of ``models``; 0: of those that are here, and it. Raises MuxdError,
+        changing nothing."""
+        entry.lane = self.unit.open_model(*opening_of(entry, self.place, models or len(self.unit.lanes) + 1))
 
     def start(self, entry: Entry, progress: Progress, *, keep_queue: bool = False) -> Supervisor:
         """Weights and worker of a model that has a lane; its supervisor goes on by itself. ``keep_queue``:
         see there."""
-        told = setup(entry, self.arena, self.device, self.link.endpoint, self.budget)
+        told = setup(entry, self.arena, self.device, self.place, self.link.endpoint, self.budget)
         supervisor = self.supervisors[entry.name] = Supervisor(
             entry, told, device=self.device, pool_fd=self.arena.fd, unit=self.unit, clock=self.clock,
             link=self.link, zygote=self.zygote, progress=progress, spawns=self.spawns,
-            split=self.split, faulted=lambda: self._faulted(entry.name), clear=self._cleared,
+            split=self.place.split, faulted=lambda: self._faulted(entry.name), clear=self._cleared,
             keep_queue=keep_queue, extents=lambda: self.arena.extents,
         )  # fmt: skip
         supervisor.start()

@@ -14,7 +14,7 @@ from muxd.cost.table import CostTable
 from muxd.engine.scheduler import Scheduler
 from muxd.errors import ConfigError
 from muxd.placement.problem import ModelLoad, UnitLoad
-from muxd.sim.build import make_scheduler
+from muxd.sim.build import Opening, make_scheduler, without_models
 from muxd.sim.records import Records
 from muxd.sim.workload import Workload
 from muxd.sim.world import World
@@ -103,6 +103,11 @@ class Cluster:
         """A new scheduler of the unit, and what its batches cost."""
         cost = self.table(unit)
         return make_scheduler(unit_config(unit, terms, self._models), cost), cost
+
+    def without_models(self, unit: UnitLoad, terms: Terms) -> tuple[Scheduler, dict[str, Opening], CostTable]:
+        """The same where models come and go, and how each comes."""
+        cost = self.table(unit)
+        return *without_models(unit_config(unit, terms, self._models), cost), cost
 
     def table(self, unit: UnitLoad) -> CostTable:
         """The unit's models on one of its devices."""

@@ -8,8 +8,8 @@ What a change costs, as a daemon would pay it (the order is ``placement.transiti
   they are, and their weights stay in memory until then;
 * everybody else goes on; a stage that comes while models still move waits for them.
 
-A mesh is one unit for as long as it exists, with a lane for every model it ever holds; an idle lane costs
-nothing. Shares are equal among those that are there, as in the daemon, and so are quotas.
+A mesh is one unit for as long as it exists. A model has a lane there from the moment its weights are loaded
+until it has drained, as in the daemon, and the scheduler divides shares and quotas among those that have one.
 """
 
 from collections import defaultdict
@@ -20,19 +20,18 @@ from math import inf
 from msgspec import Struct
 
 from muxd.clock import VirtualClock
-from muxd.cost.shares import equal_part
 from muxd.engine.request import Request
 from muxd.placement import memory
 from muxd.placement.problem import EQUAL, UnitLoad
 from muxd.placement.replan import Policy
 from muxd.placement.transition import Load, Step, Transition
+from muxd.sim.build import Opening
 from muxd.sim.cluster import Cluster, Terms
 from muxd.sim.itinerary import Itinerary, Site, Stop
 from muxd.sim.records import Outcome, Records
 from muxd.sim.virtual_unit import VirtualUnit, request_of
 from muxd.sim.workload import Workload, prompts
 
-_ABSENT = 1e-6  # weight of the quota of a model that is not here now
 _IDLE_TICKS = 100_000
 
 
@@ -80,13 +79,16 @@ class _Run:
     ):
         self._itinerary, self._policy, self._free = itinerary, policy, free
         self._clock, self._records = VirtualClock(), Records(workload)
-        self._units = {
-            site: VirtualUnit(*cluster.parts(unit, terms), self._clock, self._records)
-            for site, unit in units(itinerary).items()
-        }
+        self._units: dict[int, VirtualUnit] = {}
+        self._openings: dict[int, dict[str, Opening]] = {}
+        first, *self._stops = itinerary.stops
+        for site, unit in units(itinerary).items():
+            scheduler, self._openings[site], cost = cluster.without_models(unit, terms)
+            for model in (model for model, at in first.sites.items() if at == site):
+                scheduler.open(*self._openings[site][model])
+            self._units[site] = VirtualUnit(scheduler, cost, self._clock, self._records)
         self._due = [inf] * len(itinerary.sites)
         self._models = {model.name: model for model in itinerary.estimator.problem.models}
-        first, *self._stops = itinerary.stops
         self._serving: dict[str, int | None] = dict(first.sites)  # where new requests go, None: nowhere yet
         self._residents: dict[int, set[str]] = defaultdict(set)
         for model, site in first.sites.items():
@@ -102,7 +104,6 @@ class _Run:
         for site, unit in self._units.items():
             unit.start()
             self._look(site)
-        self._settle()
         items = self._records.workload.items
         asked = prompts(self._records.workload)
         delay = max((unit.delay for unit in self._units.values()), default=0.0)
@@ -158,7 +159,6 @@ class _Run:
         now = self._clock.now()
         self._moving = {model: Move(model, now) for model in targets}
         self._moves += self._moving.values()
-        self._settle()
         if targets:
             self._transition = Transition(self._residents, targets, stop.rates, self._fits, stop.before)
             self._do(self._transition.begin())
@@ -167,7 +167,7 @@ class _Run:
         now = self._clock.now()
         for step in steps:
             if isinstance(step, Load):
-                self._residents[step.site].add(step.model)
+                self._enter(step.model, step.site)
                 heappush(self._loads, (now + self._seconds(step), step.model))
             else:
                 site = self._serving[step.model]
@@ -200,14 +200,27 @@ class _Run:
             if not gone:
                 break
             site = self._transition.leaving[gone[0]]
-            self._residents[site].discard(gone[0])
+            self._leave(gone[0], site)
             self._moving[gone[0]].drained = self._clock.now()
             self._do(self._transition.drained(gone[0]))
         if self._transition is not None and self._transition.over:
             self._transition = None
-            self._settle()
 
     # ---- parts ---------------------------------------------------------------------------------------
+
+    def _enter(self, model: str, site: int) -> None:
+        """Requests come to it when it is loaded; what it shall have it has from now on."""
+        self._residents[site].add(model)
+        self._units[site].scheduler.open(*self._openings[site][model])
+        self._units[site].start()
+        self._look(site)
+
+    def _leave(self, model: str, site: int) -> None:
+        """Who is left may start with what it had."""
+        self._residents[site].discard(model)
+        self._units[site].scheduler.close(model)
+        self._units[site].tick()
+        self._look(site)
 
     def _take_back(self, model: str, site: int) -> None:
         """What has not begun is held for the new site, before whoever came later."""
@@ -218,16 +231,6 @@ class _Run:
 
     def _look(self, site: int) -> None:
         self._due[site] = self._units[site].due()
-
-    def _settle(self) -> None:
-        """A share and a quota for everybody who is here, still or soon."""
-        for site, unit in self._units.items():
-            planned = {model for model, at in self._stop.sites.items() if at == site}
-            here = planned | self._residents[site]
-            weights = {m: 1.0 / len(here) if m in here else _ABSENT for m in unit.scheduler.lanes}
-            part = equal_part(len(here), unit.scheduler.shares.rungs)
-            unit.settle(dict.fromkeys(here, part), weights)
-            self._look(site)
 
     def _seconds(self, step: Load) -> float:
         if self._free:
@@ -256,7 +259,7 @@ class _Run:
 
 
 def units(itinerary: Itinerary) -> dict[int, UnitLoad]:
-    """By site: a lane for every model it ever holds."""
+    """By site: every model it ever holds."""
     lanes: Mapping[int, dict[str, None]] = defaultdict(dict)
     for stop in itinerary.stops:
         for model, site in stop.sites.items():

@@ -38,12 +38,11 @@ class Swap(Temporal):
         self._loading: tuple[str, float] | None = None  # and when it is there
         self._leaving: set[str] = set()
         self.loads = 0
-        for model in board.lanes:  # as many as fit, in the order of the configuration
-            if self._room(model, []):
-                self._resident.append(model)
-        self._resident.reverse()
+        self._begun = False
 
     def launch(self, now: float) -> None:
+        if not self._begun:
+            self._begin()
         self._settle(now)
         super().launch(now)
         self._settle(now)
@@ -56,6 +55,14 @@ class Swap(Temporal):
         if model not in self._resident or (model in self._leaving and not lane.waiting[0].rows):
             return False
         return super().can_prefill(lane, now)
+
+    def _begin(self) -> None:
+        """Models are opened after there is a policy. As many as fit, in the order of the configuration."""
+        self._begun = True
+        for model in self.board.lanes:
+            if self._room(model, []):
+                self._resident.append(model)
+        self._resident.reverse()
 
     def _settle(self, now: float) -> None:
         if self._loading and now >= self._loading[1]:

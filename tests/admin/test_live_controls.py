@@ -8,14 +8,14 @@ from typing import Any, TypeVar, cast
 import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
+from support.lanes import lane_spec
 
 from muxd.admin.client import AdminClient
 from muxd.admin.schemas import LoadModel, PolicyState, QuotaChange, UnloadModel
 from muxd.admin.server import AdminServer
 from muxd.clock import VirtualClock
-from muxd.config import Config, ModelConfig, QuotaConfig
+from muxd.config import Config, ModelConfig, QuotaConfig, SchedulerConfig
 from muxd.device.cpu import Cpu
-from muxd.engine.lane import LaneSpec
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
 from muxd.engine.request import Request
@@ -26,9 +26,11 @@ from muxd.engine.slo import Slo
 from muxd.engine.stream import TokenStream
 from muxd.engine.unit import Unit
 from muxd.errors import MuxdError
+from muxd.fleet.accounts import place_of
 from muxd.fleet.catalog import Entry
 from muxd.fleet.events import Events
 from muxd.fleet.gauges import Gauges
+from muxd.fleet.reloader import Reloader, Source
 from muxd.fleet.roster import Roster
 from muxd.fleet.site import Site
 from muxd.messages import BatchDone, Decode, Prefill, Sampling
@@ -47,7 +49,7 @@ class Bench:
         self.arena = Arena(Cpu(), POOL, BLOCK)
         self.arena.ledger.add_model("a.1", 2, 64, 16, row_tokens=4)
         self.arena.ledger.add_model("b_2", 4, 32, row_tokens=4)
-        lanes = [LaneSpec(name, 50, 4, 2, 60, 8, 100, 16) for name in ("a.1", "b_2")]
+        lanes = [lane_spec(name, 50, 4, 2, 60, 8, 100, 16) for name in ("a.1", "b_2")]
         scheduler = Scheduler(lanes, self.arena.ledger, Shares([50, 100]), Settings())
         targets = {"a.1": Slo(ttft=1.0)}
         metrics = Metrics(CollectorRegistry())
@@ -60,7 +62,9 @@ class Bench:
             for name, quota in quotas.items()
         }
         nothing = cast(Any, None)  # nothing is spawned here
-        site = Site(name="cpu", device=Cpu(2), arena=self.arena, unit=self.unit, link=nothing,
+        device = Cpu(2)
+        site = Site(name="cpu", device=device, arena=self.arena, unit=self.unit, link=nothing,
+                    place=place_of(device, self.arena, SchedulerConfig()),
                     clock=self.clock, spawns=nothing, zygote=nothing)  # fmt: skip
         for name, entry in entries.items():
             entry.device, entry.lane = "cpu", scheduler.lanes[name]
@@ -214,9 +218,10 @@ def test_an_audit_finds_a_lost_block(bench: Bench) -> None:
     ("wanted", "words"),
     [
         (LoadModel("c"), ("no model 'c'", "a.1, b_2")),
-        (LoadModel("a.1", "/x"), ("two models are called 'a.1'",)),
-        (LoadModel("", "/x"), ("model.name", "empty")),
-        (LoadModel("c", "/nowhere", "float32"), ("c", "/nowhere is not a folder")),
+        (LoadModel(ModelConfig("a.1", "/x")), ("two models are called 'a.1'",)),
+        (LoadModel(ModelConfig("", "/x")), ("model.name", "empty")),
+        (LoadModel(ModelConfig("c", "/x", max_queue=0)), ("model.max_queue (c)", "above 0")),
+        (LoadModel(ModelConfig("c", "/nowhere", dtype="float32")), ("c", "/nowhere is not a folder")),
         (UnloadModel("c"), ("no model 'c'",)),
     ],
 )
@@ -298,8 +303,25 @@ def test_trace_and_goodput_come_from_the_unit(bench: Bench) -> None:
             ("a.1", "decode", 51.5),
         ]
         a, b = await bench.ask(lambda client: client.models())
-        assert (a.ttft_slo, a.goodput) == (1.0, 0.0)
-        assert (b.ttft_slo, b.goodput) == (0.0, None)
+        assert (a.config.ttft_slo, a.goodput) == (1.0, 0.0)
+        assert (b.config.ttft_slo, b.goodput) == (0.0, None)
         assert msgspec.json.encode(trace)
 
     with_door(bench, test)
+
+
+def test_targets_that_the_file_has_now_reach_the_scheduler(bench: Bench, tmp_path: Path) -> None:
+    roster, steward = bench.steward.roster, bench.steward
+    old = Config(model=[entry.config for entry in roster.entries.values()])
+    file = tmp_path / "muxd.toml"
+    file.write_text(
+        '[[model]]\nname = "a.1"\npath = "/nowhere"\nquota = { min = "128K", weight = 2.0 }\n'
+        '[[model]]\nname = "b_2"\npath = "/nowhere"\nttft_slo = 0.25\ntpot_slo = 0.05\n'
+    )
+    reloader = Reloader(
+        config=old, source=Source(file, {}), roster=roster, observer=steward.observer, told={},
+        events=steward.events, set_policy=steward.set_policy, set_quota=lambda model: None,
+    )  # fmt: skip
+    assert asyncio.run(reloader.reload()) == "configuration reloaded: note a.1, note b_2"
+    targets = {name: (lane.spec.ttft_slo, lane.spec.tpot_slo) for name, lane in bench.unit.lanes.items()}
+    assert targets == {"a.1": (0.0, 0.0), "b_2": (0.25, 0.05)}

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from support.scripted_daemon import QUOTAS, TRACE, WHY, scripted
 
 from muxd.admin.schemas import ModelInfo, PolicyState, QuotaInfo
 from muxd.cli.explain import sentence, story
 from muxd.cli.tables import models
+from muxd.config import ModelConfig
 from muxd.engine.chrome import chrome
 from muxd.engine.trace import RequestTimes, Stay
 
@@ -181,9 +183,9 @@ def test_policy_shows_changes_and_refuses(path: Path) -> None:
 
 
 def test_models_have_a_column_for_targets_only_where_there_is_one() -> None:
-    row = ModelInfo("a", "ready", "", True, 1, 50, 0, 0, 0, 0, 0, 0, None, 0, 5)
-    met = msgspec.structs.replace(row, name="b", ttft_slo=1.0, goodput=0.977)
-    new = msgspec.structs.replace(row, name="c", tpot_slo=1.0)
+    row = ModelInfo("a", "ready", "", True, 1, 50, 0, 0, 0, 0, 0, 0, None, 0, 5, ModelConfig("a", "/m"))
+    met = replace(row, name="b", config=ModelConfig("b", "/m", ttft_slo=1.0), goodput=0.977)
+    new = replace(row, name="c", config=ModelConfig("c", "/m", tpot_slo=1.0))
     assert "SLO" not in models([row])
     lines = models([row, met, new]).splitlines()
     assert [line.split()[-2] for line in lines[1:]] == ["-", "98%", "-"]

@@ -11,6 +11,7 @@ import pytest
 
 from muxd.admin.schemas import ModelInfo
 from muxd.cli.ready import banner
+from muxd.config import ModelConfig
 
 
 def muxd(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
@@ -109,7 +110,9 @@ def test_version() -> None:
 
 
 def row(name: str, state: str = "ready", *, chat: bool = True, detail: str = "") -> ModelInfo:
-    return ModelInfo(name, state, detail, chat, 1, 50, 1, 0, 0, 1, 0, 0, None, 0, 0.0)
+    return ModelInfo(
+        name, state, detail, chat, 1, 50, 1, 0, 0, 1, 0, 0, None, 0, 0.0, ModelConfig(name, "/m")
+    )
 
 
 def curls(text: str) -> dict[str, dict[str, object]]:

@@ -4,6 +4,7 @@ import pytest
 
 from muxd.admin.schemas import ModelInfo
 from muxd.cli.tables import duration, models, render, size
+from muxd.config import ModelConfig
 
 
 def test_columns_are_as_wide_as_their_widest_cell_and_three_apart() -> None:
@@ -39,10 +40,9 @@ def test_durations_are_in_the_largest_whole_unit(seconds: float, text: str) -> N
 
 
 def test_a_type_of_k_and_v_is_a_column_where_one_has_its_own() -> None:
-    own = ModelInfo("own", "ready", "", True, 1, 50, 1 << 20, 2048, 0, 4096, 0, 0, None, 0, 9.0)
-    kept = ModelInfo(
-        "kept", "ready", "", True, 2, 50, 1 << 20, 1024, 0, 4096, 1, 0, None, 7, 9.0, kv_dtype="fp8"
-    )
+    plain, less = ModelConfig("own", "/m"), ModelConfig("kept", "/m", kv_dtype="fp8")
+    own = ModelInfo("own", "ready", "", True, 1, 50, 1 << 20, 2048, 0, 4096, 0, 0, None, 0, 9.0, plain)
+    kept = ModelInfo("kept", "ready", "", True, 2, 50, 1 << 20, 1024, 0, 4096, 1, 0, None, 7, 9.0, less)
     assert "KV TYPE" not in models([own])
     lines = models([own, kept]).splitlines()
     at = lines[0].index("KV TYPE")

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from support.lanes import lane_spec
 
 from muxd.clock import VirtualClock
 from muxd.device.cuda import Cuda
 from muxd.device.driver import CudaError
 from muxd.device.reservation import CudaReservation
-from muxd.engine.lane import LaneSpec
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
 from muxd.engine.scheduler import Scheduler
@@ -79,7 +79,7 @@ def test_a_worker_maps_and_unmaps_slabs_behind_the_pool(arena: Arena) -> None:
 def loans_of(arena: Arena) -> Loans:
     """With one model and no process."""
     arena.ledger.add_model("a", 1, arena.most_blocks, row_tokens=4)
-    lane = LaneSpec("a", 100, 4, 1, 60, 8, 100, arena.total_blocks)
+    lane = lane_spec("a", 100, 4, 1, 60, 8, 100, arena.total_blocks)
     scheduler = Scheduler([lane], arena.ledger, Shares([100]), Settings())
     observer = Observer(Metrics(CollectorRegistry()))
     unit = Unit(scheduler, lambda *_: None, VirtualClock(), observer)

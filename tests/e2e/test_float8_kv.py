@@ -18,6 +18,7 @@ from support.two_units import models
 from support.where import EVERYWHERE, Where, on
 
 from muxd.admin.schemas import LoadModel, ModelInfo, MoveModel, UnloadModel
+from muxd.config import ModelConfig
 from muxd.errors import MuxdError
 
 pytestmark = on(*EVERYWHERE)
@@ -92,7 +93,7 @@ def test_both_answer_as_alone_and_the_books_balance(where: Where, daemon: LiveDa
 
 def test_twice_the_tokens_fit_and_are_shared(daemon: LiveDaemon) -> None:
     own, kept = row(daemon, "own"), row(daemon, "kept")
-    assert (own.kv_dtype, kept.kv_dtype) == ("auto", "fp8")
+    assert (own.config.kv_dtype, kept.config.kv_dtype) == ("auto", "fp8")
     assert kept.row_tokens == 2 * own.row_tokens == 4096 // (2 * 16)
     assert kept.kv_max_bytes == own.kv_max_bytes == POOL
     shown = muxctl(daemon, "models")
@@ -138,13 +139,14 @@ def test_the_same_rows_for_a_process_of_each_phase(
 def test_a_model_loaded_at_runtime_chooses_its_own(daemon: LiveDaemon, folder: Path) -> None:
     shown = muxctl(daemon, "load", "--name", "new", "--path", str(folder), "--kv-dtype", "fp8")
     assert shown == "new is ready.\n"
-    assert (row(daemon, "new").kv_dtype, row(daemon, "new").row_tokens) == ("fp8", 128)
+    assert (row(daemon, "new").config.kv_dtype, row(daemon, "new").row_tokens) == ("fp8", 128)
     assert ask(daemon, "new")[0] == ask(daemon, "kept")[0]
     assert [step.stage for step in daemon.admin.unload(UnloadModel("new"))][-1] == "unloaded"
     assert [step.stage for step in daemon.admin.load(LoadModel("new"))][-1] == "ready"
     assert row(daemon, "new").row_tokens == 128, "as it was"
-    with pytest.raises(MuxdError, match=r"Invalid enum value 'int4' - at `\$\.kv_dtype`"):
-        list(daemon.admin.load(LoadModel("x", str(folder), kv_dtype="int4")))  # type: ignore[arg-type]
+    wrong = ModelConfig("x", str(folder), kv_dtype="int4")  # type: ignore[arg-type]
+    with pytest.raises(MuxdError, match=r"Invalid enum value 'int4' - at `\$\.model\.kv_dtype`"):
+        list(daemon.admin.load(LoadModel(wrong)))
     assert whole(daemon)
 
 
@@ -155,7 +157,7 @@ def test_a_model_that_moves_takes_its_type_along(where: Where, tmp_path: Path) -
     text = "[pool]\ngrow = true\n" + where.two_devices() + made
     with where.live(text, tmp_path) as daemon:
         answer, begun = asked(daemon, "a", 64), row(daemon, "a")
-        assert (begun.kv_dtype, begun.row_tokens) == ("fp8", 8192 // (2 * 16))
+        assert (begun.config.kv_dtype, begun.row_tokens) == ("fp8", 8192 // (2 * 16))
         to = next(name for name in (where.first, where.second) if name != begun.device)
         assert list(daemon.admin.move(MoveModel("a", to)))[-1].stage == "moved"
         assert (row(daemon, "a").device, row(daemon, "a").row_tokens) == (to, begun.row_tokens)

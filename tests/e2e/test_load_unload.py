@@ -18,6 +18,7 @@ from support.tiny import tiny_served
 from support.where import EVERYWHERE, Where, on
 
 from muxd.admin.schemas import LoadModel, ModelInfo, UnloadModel
+from muxd.config import ModelConfig
 from muxd.errors import MuxdError
 
 pytestmark = on(*EVERYWHERE)
@@ -239,15 +240,16 @@ def test_a_worker_that_refuses_is_taken_down_again(where: Where, daemon: LiveDae
 def test_a_model_from_outside_the_file(daemon: LiveDaemon, tmp_path: Path) -> None:
     new, known = folder(tmp_path / "new", 7), {one.name for one in daemon.admin.models()}
     for wanted, word in (
-        (LoadModel("c", str(tmp_path / "nowhere")), "not a folder"),
-        (LoadModel("a", str(new)), "two models are called 'a'"),
+        (LoadModel(ModelConfig("c", str(tmp_path / "nowhere"))), "not a folder"),
+        (LoadModel(ModelConfig("a", str(new))), "two models are called 'a'"),
         (LoadModel("c"), "no model 'c'"),
     ):
         with pytest.raises(MuxdError, match=word):
             load(daemon, wanted)
     assert {one.name for one in daemon.admin.models()} == known >= {"a", "b"}
-    load(daemon, LoadModel("c", str(new), "float32"))
+    load(daemon, LoadModel(ModelConfig("c", str(new), dtype="float32", ttft_slo=30.0)))
     assert len(ask(daemon, "c")) == 8
+    assert next(row.goodput for row in daemon.admin.models() if row.name == "c") == 1.0, "by its own target"
     unload(daemon, "c")
     load(daemon, LoadModel("c"))
     assert len(ask(daemon, "c")) == 8

@@ -16,6 +16,7 @@ from support.tiny import byte_tokenizer, tiny_llama, tiny_served
 from support.where import EVERYWHERE, Where, on
 
 from muxd.admin.schemas import LoadModel, QuotaChange, UnloadModel
+from muxd.config import ModelConfig
 
 pytestmark = on(*EVERYWHERE)
 
@@ -91,7 +92,9 @@ def test_a_stream_goes_on_while_models_come_and_go_and_a_bad_file_is_refused(
     first = text(model(root, "a"), model(root, "b"))
     with where.live(first, root) as daemon, daemon.client() as client:
         alone = whole(client, "a")
-        list(daemon.admin.load(LoadModel("d", str(root / "d"), "float32")))  # by hand: stays
+        list(
+            daemon.admin.load(LoadModel(ModelConfig("d", str(root / "d"), dtype="float32")))
+        )  # by hand: stays
         running = stream(client, "a")
         seen = [next(running)]
         workers = daemon.workers()
@@ -175,7 +178,7 @@ def test_guarantees_that_fit_only_together_change_places_and_those_that_cannot_h
         for a, b in ((2, 12), (12, 2)):
             assert reload(daemon, guarantees(a, b)) == "reload: quota a, quota b"
             assert (minimum(daemon, "a"), minimum(daemon, "b")) == (a << 20, b << 20)
-        list(daemon.admin.load(LoadModel("d", str(root / "d"), "float32")))
+        list(daemon.admin.load(LoadModel(ModelConfig("d", str(root / "d"), dtype="float32"))))
         daemon.admin.set_quota(QuotaChange("d", min="2M"))
         check_refused(daemon, guarantees(12, 3), "muxd.toml", "model.quota.min", "106 % of the pool")
         assert (minimum(daemon, "a"), minimum(daemon, "b")) == (12 << 20, 2 << 20)

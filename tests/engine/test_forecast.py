@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.bench_worker import Spec
+from support.lanes import lane_spec
 from support.timed_unit import Arrival, TimedUnit
 
 from muxd.engine.actions import BatchDone, Launch, Tick
 from muxd.engine.forecast import Forecast
-from muxd.engine.lane import Lane, LaneSpec
+from muxd.engine.lane import Lane
 from muxd.engine.settings import Settings
 from muxd.engine.slo import Slo
 from muxd.errors import CannotMeetSlo
@@ -169,7 +170,7 @@ def test_cached_prefixes_make_prompts_cheaper() -> None:
     chunk = Chunk(1, 12, bytes(16), b"", True, Sampling(), 16)  # 4 of 16 tokens
     forecast.observe(Tick(), [Launch("a", Prefill(1, 100, NewRows(), [chunk], []))], 0.0)
     forecast.observe(BatchDone("a", 1, [5]), [], 0.04)
-    lanes = {"a": Lane(LaneSpec("a", 100, 4, 2, 1000, 8, 8, 100))}
+    lanes = {"a": Lane(lane_spec("a", 100, 4, 2, 1000, 8, 8, 100))}
     assert forecast.ttft("a", 100, lanes, 1.0) == pytest.approx(25 * 0.01)
 
 

@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.bench_unit import BenchUnit
 from support.bench_worker import Spec
+from support.lanes import lane_spec
 from support.timed_unit import Arrival, TimedUnit
 
 from muxd.engine.actions import Action, Arrived, BatchDone, Cancelled, Event, Launch, Tick, WorkerReady
 from muxd.engine.journal import FINISHED, Journal
-from muxd.engine.lane import LaneSpec
 from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Phase, Sequence
@@ -162,7 +162,7 @@ class Plain:
     def __init__(self) -> None:
         ledger = Ledger(64)
         ledger.add_model("m", 2, 32)
-        lane = LaneSpec("m", 50, 4, 2, 100, 8, 100, 32)
+        lane = lane_spec("m", 50, 4, 2, 100, 8, 100, 32)
         self.scheduler = Scheduler([lane], ledger, Shares([50, 100]), Settings())
         self.journal = Journal(self.scheduler.lanes, ledger)
         self.now, self.count = 0.0, 0

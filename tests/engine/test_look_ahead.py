@@ -4,14 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.bench_unit import BenchUnit
 from support.bench_worker import Spec
+from support.lanes import lane_spec
 
-from muxd.engine.lane import Lane, LaneSpec
+from muxd.engine.lane import Lane
 from muxd.engine.lookahead import LookAhead
 from muxd.engine.settings import Settings
 
 
 def lane() -> Lane:
-    return Lane(LaneSpec("a", 50, 4, 2, 10_000, 8, 100, 1000))
+    return Lane(lane_spec("a", 50, 4, 2, 10_000, 8, 100, 1000))
 
 
 def test_waste_doubles_it_and_its_absence_brings_it_back() -> None:

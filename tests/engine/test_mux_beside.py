@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pytest
+from msgspec import structs
 from support.bench_unit import BenchUnit
 from support.bench_worker import Spec
 
@@ -102,9 +103,16 @@ def test_a_small_model_does_not_wait_for_the_steps_of_large_ones() -> None:
     assert steps.count("large") == pytest.approx(steps.count("huge"), abs=2)
 
 
-def test_with_targets_who_must_start_soonest_goes_first_and_nobody_is_passed_over_for_ever() -> None:
-    specs = [Spec("late", ttft_slo=30.0), Spec("urgent", ttft_slo=0.2), Spec("any")]
+@pytest.mark.parametrize("later", [False, True])
+def test_with_targets_who_must_start_soonest_goes_first_and_nobody_is_passed_over_for_ever(
+    later: bool,
+) -> None:
+    """``later``: a target that a lane is given while it serves."""
+    specs = [Spec("late", ttft_slo=30.0), Spec("urgent", ttft_slo=0.0 if later else 0.2), Spec("any")]
     unit = BenchUnit(specs, 6000, settings=SMALL)
+    if later:
+        lane = unit.scheduler.lanes["urgent"]
+        lane.adopt(structs.replace(lane.spec.config, ttft_slo=0.2))
     blocker = unit.arrive("any", 16, 1)
     since = len(unit.launches)
     for _ in range(6):

@@ -3,10 +3,10 @@
 import pytest
 from support.bench_unit import BenchUnit
 from support.bench_worker import Spec, Worker
+from support.lanes import lane_spec
 from support.timed_unit import Arrival, TimedUnit
 
 from muxd.engine.actions import QuotaMoved, Tick
-from muxd.engine.lane import LaneSpec
 from muxd.engine.memory import Terms
 from muxd.engine.policies import POLICIES
 from muxd.engine.settings import Settings
@@ -349,7 +349,7 @@ def test_what_quotas_have_learnt_outlives_models_that_come_and_go() -> None:
 
 def opened(unit: BenchUnit, spec: Spec, guarantee: int = 0) -> None:
     unit.specs[spec.name], unit.workers[spec.name] = spec, Worker(spec, pool=unit._pool)
-    lane = LaneSpec(spec.name, 50, spec.row_tokens, spec.blocks, 1000, 8, 100, 32)
+    lane = lane_spec(spec.name, 50, spec.row_tokens, spec.blocks, 1000, 8, 100, 32)
     unit.scheduler.open(lane, Terms(guarantee, 64, max_rows=64 // spec.blocks))
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from support.lanes import lane_spec
 
 from muxd.clock import VirtualClock
-from muxd.engine.lane import LaneSpec
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
 from muxd.engine.request import Request
@@ -29,7 +29,7 @@ class Bench:
     def __init__(self, max_queue: int = 100, settings: Settings | None = None, **unit: Any):
         self.ledger = Ledger(64)
         self.ledger.add_model("m", 2, 32)
-        lane = LaneSpec("m", 50, 4, 2, 100, 8, max_queue, 32)
+        lane = lane_spec("m", 50, 4, 2, 100, 8, max_queue, 32)
         scheduler = Scheduler([lane], self.ledger, Shares([50, 100]), settings or Settings())
         self.sent: list = []  # type: ignore[type-arg]
         self.clock = VirtualClock()

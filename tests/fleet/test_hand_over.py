@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from support.lanes import lane_spec
 
 from muxd.clock import VirtualClock
 from muxd.engine.journal import newest
-from muxd.engine.lane import LaneSpec
 from muxd.engine.memory import Terms
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
@@ -44,7 +44,7 @@ class Side:
         )
 
     def open(self) -> None:
-        spec = LaneSpec("m", 50, 4, 2, 60, 3, 100, 16)
+        spec = lane_spec("m", 50, 4, 2, 60, 3, 100, 16)
         self.unit.open_model(spec, Terms(0, self.ledger.total_blocks, max_rows=32))
 
     def step(self) -> None:

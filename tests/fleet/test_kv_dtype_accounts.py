@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from support.tiny import tiny_served
 
-from muxd.config import ModelConfig, QuotaConfig
+from muxd.config import ModelConfig, QuotaConfig, SchedulerConfig
 from muxd.device.cpu import Cpu
+from muxd.engine.assembly import scheduler
 from muxd.errors import ConfigError
-from muxd.fleet.accounts import lane_spec, open_account, terms
+from muxd.fleet.accounts import opening_of, place_of
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import shape
 from muxd.messages import Dtype, KvDtype, kv_item_bytes
@@ -43,29 +44,32 @@ def test_rows_of_as_many_blocks_hold_more_tokens(
     folder: Path, arena: Arena, dtype: Dtype, times: int
 ) -> None:
     own, kept = (entry(folder, kind, dtype, kind) for kind in ("auto", "fp8"))
-    for one in (own, kept):
-        open_account(one, arena)
-    assert kept.row_tokens(BLOCK) == times * own.row_tokens(BLOCK) == BLOCK // (2 * 16)
-    assert terms(own, arena) == terms(kept, arena), "blocks are blocks"
-    lanes = [lane_spec(one, arena, 50, Cpu()) for one in (own, kept)]
+    config = SchedulerConfig()
+    where = place_of(Cpu(), arena, config)
+    unit = scheduler(config, where, arena.ledger, {})
+    openings = [opening_of(one, where, 2) for one in (own, kept)]
+    assert openings[0][1] == openings[1][1], "blocks are blocks"
+    lanes = [unit.open(*opening).spec for opening in openings]
+    tokens = [lane.row_tokens for lane in lanes]
+    assert tokens[1] == times * tokens[0] == BLOCK // (2 * 16)
     assert [lane.blocks_per_row for lane in lanes] == [4, 4]
-    assert [lane.row_tokens for lane in lanes] == [own.row_tokens(BLOCK), times * own.row_tokens(BLOCK)]
-    assert lanes[0].capacity_rows == lanes[1].capacity_rows == BLOCKS // 4
+    assert [spec.capacity_rows for spec, _ in openings] == [BLOCKS // 4] * 2
     assert shape(own).kv_bytes(1, dtype) == times * shape(kept).kv_bytes(1, dtype)
     assert shape(own).weight_bytes(1, dtype) == shape(kept).weight_bytes(1, dtype)
     # The same prompt of 64 tokens.
     taken = []
-    for one in (own, kept):
+    for lane in lanes:
         before = arena.ledger.free_blocks
-        assert arena.ledger.admit(one.name, [], -(-64 // one.row_tokens(BLOCK))) is not None
+        assert arena.ledger.admit(lane.model, [], -(-64 // lane.row_tokens)) is not None
         taken.append(before - arena.ledger.free_blocks)
-    assert taken[0] == times * taken[1] == 4 * 64 // own.row_tokens(BLOCK)
+    assert taken[0] == times * taken[1] == 4 * 64 // tokens[0]
     arena.ledger.audit()
 
 
-def test_the_same_model_elsewhere_keeps_its_type(folder: Path) -> None:
+def test_the_same_model_elsewhere_keeps_its_type(folder: Path, arena: Arena) -> None:
     twin = entry(folder, "a", "bfloat16", "fp8").twin("cpu:1")
-    assert twin.row_tokens(BLOCK) == BLOCK // 32
+    spec, _ = opening_of(twin, place_of(Cpu(), arena, SchedulerConfig()), 1)
+    assert spec.row_tokens == BLOCK // 32
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

@@ -4,19 +4,17 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.costs import model, table
 from support.tiny import tiny_served
 
-from muxd.config import ModelConfig, running
+from muxd.config import ModelConfig, SchedulerConfig, running
 from muxd.device.base import Device
 from muxd.device.cpu import Cpu
 from muxd.device.cuda import Cuda
-from muxd.fleet.accounts import lane_spec, open_account, setup
+from muxd.fleet.accounts import opening_of, place_of, setup
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import load_of
 from muxd.placement.memory import Budget, scratch
 from muxd.pool.arena import Arena
-from muxd.sim.build import make_scheduler, plain_config
 from muxd.worker.cuda_graphs import BUCKETS
 
 
@@ -25,10 +23,15 @@ def spec_of(device: Device, folder: Path, asked: int) -> int:
     entry = Entry(ModelConfig("m", str(folder), max_running=asked))
     entry.open()
     with closing(device), closing(Arena(device, 4 << 20, 8192)) as arena:
-        open_account(entry, arena)
-        found = lane_spec(entry, arena, 50, device).max_running
-        assert setup(entry, arena, device, "").max_running == found
-        return found
+        where = place_of(device, arena, SchedulerConfig())
+        spec, terms = opening_of(entry, where, 50)
+        told = setup(entry, arena, device, where, "")
+        assert (told.max_running, told.max_context, told.max_rows) == (
+            spec.max_running,
+            spec.max_context,
+            terms.max_rows,
+        )
+        return told.max_running
 
 
 @pytest.mark.usefixtures("cuda_here")
@@ -45,7 +48,8 @@ def test_workers_on_a_gpu_are_held_to_what_is_set_aside_for_them(tmp_path: Path)
     budget = Budget(max_running=500)
     for device in (Cuda(), Cpu()):
         with closing(device), closing(Arena(device, 4 << 20, 8192)) as arena:
-            told = setup(entry, arena, device, "", budget).scratch
+            where = place_of(device, arena, SchedulerConfig())
+            told = setup(entry, arena, device, where, "", budget).scratch
         own = Budget(max_running=9)
         held = {kind: scratch(load_of(entry), 1, own, kind) for kind in ("both", "prefill", "decode")}
         assert told == (held if device.kind != "CPU" else {})
@@ -53,10 +57,3 @@ def test_workers_on_a_gpu_are_held_to_what_is_set_aside_for_them(tmp_path: Path)
 
 def test_on_a_gpu_as_many_as_graphs_are_recorded_for() -> None:
     assert running(ModelConfig("m", "m"), gpu=True) == BUCKETS[-1]
-
-
-@pytest.mark.parametrize(("gpu", "expected"), [(False, 32), (True, 128)])
-def test_the_simulator_does_as_the_daemon(gpu: bool, expected: int) -> None:
-    scheduler = make_scheduler(plain_config(["a"]), table(gpu=gpu, a=model()))
-    assert scheduler.lanes["a"].spec.max_running == expected
-    assert scheduler.lanes["a"].spec.split == gpu

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import pytest
 from prometheus_client import CollectorRegistry
+from support.lanes import lane_spec
 
 from muxd.clock import VirtualClock
 from muxd.device.cpu import Cpu
-from muxd.engine.lane import LaneSpec
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
 from muxd.engine.request import Request
@@ -35,7 +35,7 @@ class Bench:
         self.ledger = self.arena.ledger
         self.ledger.add_model("a", 1, POOL + REACH, row_tokens=4)
         scheduler = Scheduler(
-            [LaneSpec("a", 100, 4, 1, 60, 8, 100, POOL)], self.ledger, Shares([100]), Settings()
+            [lane_spec("a", 100, 4, 1, 60, 8, 100, POOL)], self.ledger, Shares([100]), Settings()
         )
         self.sent: list[Prefill | Decode] = []
         observer = Observer(Metrics(CollectorRegistry()))

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from prometheus_client import CollectorRegistry
+from support.lanes import lane_spec
 
 from muxd.clock import VirtualClock
 from muxd.engine.lane import LaneSpec
@@ -105,7 +106,7 @@ class Bench:
 
 
 def spec(name: str) -> LaneSpec:
-    return LaneSpec(name, 50, 4, 2, 60, 8, 100, 16)
+    return lane_spec(name, 50, 4, 2, 60, 8, 100, 16)
 
 
 GONE = ModelUnloaded("a is unloaded")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from support.tiny import CONFIG, byte_tokenizer, tiny_llama, tiny_served
 
-from muxd.config import ModelConfig
+from muxd.config import ModelConfig, SchedulerConfig
 from muxd.device.cpu import Cpu
-from muxd.errors import ModelFolderError
-from muxd.fleet.accounts import open_account
+from muxd.errors import NoRow
+from muxd.fleet.accounts import opening_of, place_of
 from muxd.fleet.catalog import Entry
 from muxd.messages import DtypeName
 from muxd.models.files import open_regular
@@ -79,9 +79,9 @@ def test_a_head_that_fits_no_block_fails_alone(tmp_path: Path) -> None:
     entry = opened(byte_tokenizer(tiny_llama(tmp_path / "m", head_dim=4096)))
     assert not entry.error
     with closing(Cpu()) as device, closing(Arena(device, 1 << 20, 8192)) as arena:
-        with pytest.raises(ModelFolderError, match=r"pool\.block_bytes: 8192 holds no token"):
-            open_account(entry, arena)
-        assert not arena.ledger.usage()
+        where = place_of(device, arena, SchedulerConfig())
+        with pytest.raises(NoRow, match=r"pool\.block_bytes: 8192 holds no token"):
+            opening_of(entry, where, 1)
 
 
 def test_a_row_that_fits_no_pool_fails_alone(tmp_path: Path) -> None:
@@ -89,9 +89,9 @@ def test_a_row_that_fits_no_pool_fails_alone(tmp_path: Path) -> None:
     with (
         closing(Cpu()) as device,
         closing(Arena(device, 3 * 8192, 8192)) as arena,
-        pytest.raises(ModelFolderError, match=r"m: one row is 4 blocks, the pool has 3: raise pool\.bytes"),
+        pytest.raises(NoRow, match=r"m: one row is 4 blocks, the pool has 3: raise pool\.bytes"),
     ):
-        open_account(entry, arena)
+        opening_of(entry, place_of(device, arena, SchedulerConfig()), 1)
 
 
 def test_a_defect_while_a_folder_is_read_is_the_models_alone(
@@ -147,4 +147,6 @@ def test_the_words_that_people_write_for_a_type(tmp_path: Path, name: DtypeName,
     entry.open(gpu=True)
     assert entry.opened is not None
     assert entry.opened.plan.dtype == dtype
-    assert entry.row_tokens(8192) == 8192 // (2 * 16 * (4 if dtype == "float32" else 2))
+    with closing(Cpu()) as device, closing(Arena(device, 1 << 20, 8192)) as arena:
+        spec, _ = opening_of(entry, place_of(device, arena, SchedulerConfig()), 1)
+    assert spec.row_tokens == 8192 // (2 * 16 * (4 if dtype == "float32" else 2))

@@ -15,7 +15,7 @@ from muxd.cost.profile import FORMAT, Device, ModelProfile, Overhead, Profile
 from muxd.cost.table import CostTable
 from muxd.engine.policies import POLICIES
 from muxd.errors import ConfigError
-from muxd.sim.build import likenesses, make_scheduler, plain_config, row_tokens
+from muxd.sim.build import likenesses, make_scheduler, plain_config
 from muxd.sim.generate import Recipe, generate
 from muxd.sim.records import Outcome, Records
 from muxd.sim.workload import Item, Workload
@@ -192,8 +192,9 @@ def test_rows_and_quotas_are_those_of_the_configuration() -> None:
     assert scheduler.lanes["a"].spec.row_tokens == 32, "8192 / (2 · 64 · 2)"
     assert scheduler.lanes["a"].spec.share == 50
     assert scheduler.lanes["b"].spec.share == 30
+    wide = structs.replace(model(), shape=structs.replace(model().shape, head_dim=4096))
     with pytest.raises(ConfigError, match="block_bytes"):
-        row_tokens(structs.replace(cost.model("a").shape, head_dim=4096), 8192, "auto")
+        make_scheduler(config, table(a=wide, b=model()))
 
 
 def test_rows_hold_what_the_configuration_says_of_k_and_v() -> None:

@@ -26,7 +26,6 @@ from muxd.engine.actions import (
     WorkerLost,
     WorkerReady,
 )
-from muxd.engine.lane import LaneSpec
 from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Phase, Sequence
@@ -38,6 +37,7 @@ from muxd.messages import NO_TOKEN, Decode, Prefill, Sampling
 from muxd.messages import BatchDone as BatchReply
 from muxd.pool.ledger import Ledger
 from support.bench_worker import Spec, Worker
+from support.lanes import lane_spec
 
 EOS = 1
 
@@ -73,7 +73,7 @@ class BenchUnit:
         for spec in specs:
             capacity = self.ledger.limit(spec.name)
             lanes.append(
-                LaneSpec(
+                lane_spec(
                     model=spec.name,
                     share=spec.share,
                     row_tokens=spec.row_tokens,

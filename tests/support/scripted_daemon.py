@@ -30,6 +30,7 @@ from muxd.admin.schemas import (
     UnloadModel,
 )
 from muxd.admin.server import AdminServer
+from muxd.config import ModelConfig
 from muxd.engine.trace import Mark, RequestTimes, Sample, Span, Trace
 from muxd.errors import Busy, ModelFolderError, NotFound
 from muxd.fleet.events import Event
@@ -55,6 +56,7 @@ MODELS = [
         ttft_p99_ms=41.6,
         tokens_total=98765,
         since_seconds=3700,
+        config=ModelConfig("smol_lm.2", "/models/smol"),
     ),
     ModelInfo(
         name="gemma",
@@ -72,6 +74,7 @@ MODELS = [
         ttft_p99_ms=None,
         tokens_total=0,
         since_seconds=5,
+        config=ModelConfig("gemma", "/models/gemma"),
     ),
 ]
 PROCESSES = [
@@ -176,7 +179,7 @@ class ScriptedSteward:
     def load(self, wanted: LoadModel) -> AsyncIterator[Step]:
         if wanted.model == "gone":
             raise NotFound("there is no model 'gone'")
-        return self._loading(wanted.model)
+        return self._loading(wanted.name)
 
     async def _loading(self, model: str) -> AsyncIterator[Step]:
         yield Step(model, "reading")

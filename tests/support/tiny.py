@@ -30,12 +30,14 @@ CONFIG = {
 }
 
 
-def tiny_llama(folder: Path, seed: int = 0, inner: int = 96, head_dim: int = 16) -> Path:
+def tiny_llama(
+    folder: Path, seed: int = 0, inner: int = 96, head_dim: int = 16, layers: int = 2, kv_heads: int = 2
+) -> Path:
     """Write config.json and model.safetensors (float32) into ``folder``. ``inner``: width of the MLP."""
-    q, kv = 4 * head_dim, 2 * head_dim
+    q, kv = 4 * head_dim, kv_heads * head_dim
     draw = np.random.default_rng(seed)
     shapes = {"model.embed_tokens.weight": (VOCAB, 64), "model.norm.weight": (64,)}
-    for layer in range(2):
+    for layer in range(layers):
         part = f"model.layers.{layer}."
         for name, shape in {
             "self_attn.q_proj": (q, 64), "self_attn.k_proj": (kv, 64), "self_attn.v_proj": (kv, 64),
@@ -46,9 +48,9 @@ def tiny_llama(folder: Path, seed: int = 0, inner: int = 96, head_dim: int = 16)
     tensors = {name: draw.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(
-        json.dumps(CONFIG | {"intermediate_size": inner, "head_dim": head_dim})
-    )
+    asked = {"intermediate_size": inner, "head_dim": head_dim}
+    asked |= {"num_hidden_layers": layers, "num_key_value_heads": kv_heads}
+    (folder / "config.json").write_text(json.dumps(CONFIG | asked))
     return folder
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.lanes import lane_spec
 from support.ledger_runner import LedgerRunner
 from support.tiny_models import llama
 
 from muxd.engine.actions import Action, Ahead, Arrived, BatchDone, Emit, Ended, Launch, WorkerReady
-from muxd.engine.lane import LaneSpec
 from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Sequence
@@ -33,7 +33,7 @@ class Host:
         self._made = LedgerRunner({"m": folder}, blocks, _BLOCK_BYTES, paged=ahead)
         self._runner, self._late = self._made.runners["m"], late
         ledger = self._made.ledger
-        lane = LaneSpec(
+        lane = lane_spec(
             model="m", share=100, row_tokens=self._made.row_tokens["m"],
             blocks_per_row=self._runner._spec.blocks_per_row, max_context=500, max_running=4, max_queue=100,
             capacity_rows=ledger.limit("m"), prefix_cache=False,

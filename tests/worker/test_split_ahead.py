@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.lanes import lane_spec
 from support.ledger_runner import LedgerRunner
 from support.tiny_models import llama
 
@@ -27,7 +28,6 @@ from muxd.engine.actions import (
     Preempted,
     WorkerReady,
 )
-from muxd.engine.lane import LaneSpec
 from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Sequence
@@ -59,7 +59,7 @@ class Pair:
         self._made = LedgerRunner({"m": folder}, rows * 6, _BLOCK_BYTES, paged=True)
         self._runners = {"prefill": self._made.another("m"), "decode": self._made.runners["m"]}
         self.ledger, self._size = self._made.ledger, self._made.row_tokens["m"]
-        lane = LaneSpec(
+        lane = lane_spec(
             model="m", share=50, row_tokens=self._size, blocks_per_row=6, max_context=500, max_running=4,
             max_queue=100, capacity_rows=self.ledger.limit("m"), prefix_cache=False, split=True,
         )  # fmt: skip
