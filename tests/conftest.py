@@ -1,5 +1,6 @@
 """Fixtures for all rooms. Every test fails if it leaves a process or a memfd behind."""
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,11 @@ import pytest
 from support import interrupts, leaks
 
 leaks.mark_environment()
+with contextlib.suppress(ImportError):  # a GPU host that can install nothing may lack it
+    from hypothesis import settings
+
+    settings.register_profile("muxd", deadline=None)  # how long an example takes says how busy the machine is
+    settings.load_profile("muxd")
 
 _CORES = os.sched_getaffinity(0)
 _BOTH = "cores"  # the group of tests that pin cores or time them

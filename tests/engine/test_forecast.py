@@ -174,7 +174,7 @@ def test_cached_prefixes_make_prompts_cheaper() -> None:
     assert forecast.ttft("a", 100, lanes, 1.0) == pytest.approx(25 * 0.01)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 60), max_size=12), st.integers(1, 60), st.integers(1, 60))
 def test_more_ahead_never_means_sooner(ahead: list[int], prompt: int, more: int) -> None:
     unit = taught()

@@ -200,7 +200,7 @@ policies = st.sampled_from(sorted(POLICIES))
 either = st.sampled_from([SPECS, SPLIT])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(arrivals, min_size=1, max_size=12),
     policies,
@@ -244,7 +244,7 @@ def test_whoever_kills_is_found_and_everybody_else_is_served(
     assert unit.shares.free == unit.shares.limit
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(arrivals, min_size=1, max_size=10), policies, either, st.booleans(), st.randoms())
 def test_deaths_and_dead_rows_at_any_time_end_every_request_once(
     drawn: list[Any], policy: str, specs: list[Spec], ahead: bool, random: Random

@@ -201,7 +201,7 @@ def whole_story(pair: Pair, id: str) -> list[Stay]:
     return one.stays
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(steps, max_size=60), st.sampled_from([(64, 64), (64, 24), (20, 64)]))
 def test_every_request_ends_once_wherever_it_was_begun(
     script: list[tuple[Any, ...]], blocks: tuple[int, int]

@@ -84,7 +84,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(sorted(RANGES)), VALUES))
 def test_whatever_the_file_says_only_what_a_request_may_say_is_left(
     folder: Path, said: dict[str, Any]

@@ -105,7 +105,6 @@ scripts = st.lists(st.one_of(arrivals, arrivals, finishes, finishes, others), ma
 
 @settings(
     max_examples=200,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())

@@ -55,7 +55,7 @@ def tiny_gguf(write_tiny: Any) -> Path:
     return write_tiny("llama").path  # type: ignore[no-any-return]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(at=st.integers(0, 3000), value=st.binary(min_size=1, max_size=8))
 def test_damaged_metadata_never_escape_as_another_error(tiny_gguf: Path, at: int, value: bytes) -> None:
     """Either it still is a model, or it is refused in time; never an IndexError, a hang or a half folder."""

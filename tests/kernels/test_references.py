@@ -118,7 +118,7 @@ HOST = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(HOST, st.just(0.0) | st.floats(0.0001, 1), st.integers(0, 60), st.integers(0, 60), st.integers(0, 50))
 def test_sampling_reference_is_the_sampler_that_serves(
     host: Sampling, min_p: float, prompt: int, generated: int, seed: int

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("rope")
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(config=configs())
 def test_angles_are_finite_or_the_folder_is_refused(folder: Path, config: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config))

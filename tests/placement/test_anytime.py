@@ -31,7 +31,7 @@ class After:
             raise Enough
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(problems(), st.integers(0, 30))
 def test_whenever_it_is_ended_there_is_a_plan_no_worse_than_the_first(problem: Problem, times: int) -> None:
     try:

@@ -30,7 +30,7 @@ def every_layout(problem: Problem) -> Iterator[list[tuple[int, tuple[int, ...]]]
             ]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(problems(most=4))
 def test_the_optimum_is_what_enumeration_finds(problem: Problem) -> None:
     try:

@@ -349,5 +349,5 @@ class LedgerHistory(RuleBasedStateMachine):
             assert sum(map(naive.unfilled, naive.quota)) <= unheld
 
 
-LedgerHistory.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+LedgerHistory.TestCase.settings = settings(max_examples=150, stateful_step_count=50)
 TestLedgerHistory = LedgerHistory.TestCase

@@ -62,7 +62,7 @@ def test_the_data_sets_keep_their_means(name: str, mean_in: int, mean_out: int) 
     assert np.percentile(ins, 99) > 4 * np.median(ins), "a heavy tail"
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(50, 2_400_000), st.floats(0.5, 10))
 def test_a_lognormal_has_its_mean_however_long(mean: int, scale: float) -> None:
     ins, outs = lengths(f"lognormal:{mean},500", scale=scale).draw(np.random.default_rng(4), 200_000)

@@ -167,7 +167,7 @@ CASES = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(CASES)
 def test_the_same_to_the_last_bit(case: Case) -> None:
     """And every step that is jumped over is one answer less of which the scheduler hears."""

@@ -94,7 +94,7 @@ RECIPES = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     RECIPES,
     st.sampled_from(["512K", "16M"]),
@@ -132,7 +132,7 @@ def busy(cost: CostTable, workload: Workload, *, ahead: bool) -> tuple[float, fl
     return world.device.busy, float(records.end.max()), records
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 8), st.integers(1, 60), st.integers(1, 40), st.floats(0, 0.03))
 def test_one_models_device_is_never_less_busy(streams: int, prompt: int, output: int, host: float) -> None:
     """The same work, in no more time: of streams that come together, each step is one for all."""

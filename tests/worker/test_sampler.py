@@ -64,7 +64,7 @@ FILTERS = st.builds(
 ).filter(lambda s: s.top_k > 0 or s.top_p < 1 or s.min_p > 0)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(FILTERS, st.integers(0, 50), st.integers(0, 300))
 def test_filters_pick_what_plain_python_picks(sampling: Sampling, seed: int, position: int) -> None:
     logits = logits_of(seed)
@@ -74,7 +74,7 @@ def test_filters_pick_what_plain_python_picks(sampling: Sampling, seed: int, pos
     assert tokens[0] in near
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**63 - 1), st.integers(0, 100), st.floats(0.1, 4))
 def test_without_filters_the_whole_vocabulary_is_inverted_in_order(seed: int, at: int, heat: float) -> None:
     logits = logits_of(3)
@@ -125,7 +125,7 @@ def test_uniform_depends_on_seed_and_position_only(seed: int, position: int) -> 
     assert uniform(seed, position) != uniform(seed ^ 1, position)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(st.integers(0, 19), min_size=1, max_size=30),
     st.integers(0, 30),
@@ -197,7 +197,7 @@ def damaged_batches(draw: st.DrawFn) -> tuple[torch.Tensor, list[Sequence]]:
     return torch.stack([draw(damaged.rows()) for _ in range(count)]), sequences
 
 
-@settings(deadline=None, max_examples=DAMAGED)
+@settings(max_examples=DAMAGED)
 @given(damaged_batches())
 def test_any_request_on_any_logits_gets_a_token_or_none_and_harms_no_other(
     batch: tuple[torch.Tensor, list[Sequence]],
@@ -216,7 +216,7 @@ def test_any_request_on_any_logits_gets_a_token_or_none_and_harms_no_other(
     assert all(tokens[i] != NO_TOKEN for i in logprobs or {})
 
 
-@settings(deadline=None, max_examples=DAMAGED)
+@settings(max_examples=DAMAGED)
 @given(damaged_batches())
 def test_the_device_finds_the_same_rows_without_a_token(
     batch: tuple[torch.Tensor, list[Sequence]],

@@ -114,7 +114,7 @@ REQUESTS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(REQUESTS, st.integers(0, 10), st.integers(0, 99))
 def test_tokens_are_the_same_and_no_row_is_written_late(
     folder: Path, requests: list[tuple[int, int, Sampling, int]], pause: int, seed: int

@@ -218,7 +218,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(EVENTS, st.sampled_from([_ROWS, 9]), st.integers(0, 99))
 def test_any_order_of_two_workers_gives_the_tokens_of_one_request_alone(
     folder: Path,

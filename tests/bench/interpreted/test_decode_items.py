@@ -42,7 +42,7 @@ def test_a_batch_of_padding_only_is_zero() -> None:
     check_decode(cut_for(8), Shape(64, 2, 2), [0, 0, 0], splits=0)
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5, derandomize=True)
 @given(
     st.lists(st.integers(0, 500), min_size=1, max_size=3),
     st.integers(1, 60),
@@ -53,7 +53,7 @@ def test_however_it_is_cut(lengths: list[int], programs: int, window: int | None
     check_decode(cut_for(programs), Shape(64, kv_heads, 2, window=window), lengths, splits=0)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(
     st.lists(st.integers(0, 5000), min_size=1, max_size=40), st.integers(1, 900), st.sampled_from([None, 700])
 )

@@ -113,7 +113,7 @@ SHAPES = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(SHAPES, st.lists(st.integers(0, 150), min_size=1, max_size=3), st.integers(1, 4), st.integers(0, 99))
 def test_any_decode(shape: Shape, lengths: list[int], splits: int, seed: int) -> None:
     check_decode(paged_decode_kernel, shape, lengths, splits, seed)
@@ -122,7 +122,7 @@ def test_any_decode(shape: Shape, lengths: list[int], splits: int, seed: int) ->
 CHUNKS = st.lists(st.tuples(st.integers(0, 90), st.integers(0, 90)), min_size=1, max_size=3)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(SHAPES, CHUNKS, st.integers(0, 99))
 def test_any_prefill(shape: Shape, chunks: list[tuple[int, int]], seed: int) -> None:
     check_prefill(paged_prefill_kernel, shape, chunks, seed)
@@ -138,7 +138,7 @@ def test_rope_write_of_a_decode_batch(dtype: torch.dtype, head_dim: int, norms: 
 OWNED = st.lists(st.tuples(st.integers(-1, 150), st.integers(0, 2)), min_size=1, max_size=5, unique=True)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(SHAPES, OWNED, st.booleans(), st.booleans(), st.booleans())
 def test_any_rope_write(
     shape: Shape, tokens: list[tuple[int, int]], owned: bool, norms: bool, offset: bool

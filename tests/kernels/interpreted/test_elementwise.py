@@ -27,7 +27,7 @@ def test_gates(n: int, inner: int, dtype: torch.dtype) -> None:
     check_gates(gated_kernel, n, inner, dtype)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 4), st.integers(1, 3000), st.sampled_from(DTYPES), st.booleans())
 def test_any_norm_and_gate(n: int, size: int, dtype: torch.dtype, offset: bool) -> None:
     check_rms_norm(rms_norm_kernel, n, size, dtype, offset)
@@ -40,7 +40,7 @@ def test_nothing_to_do() -> None:
     assert gated_kernel.silu_gate(torch.empty(0, 8)).shape == (0, 4)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(-1, 8), max_size=6), st.integers(1, 1500))
 def test_learn_rows(ids: list[int], width: int) -> None:
     ids = [i for at, i in enumerate(ids) if i < 0 or i not in ids[:at]]
@@ -51,7 +51,7 @@ def test_learn_rows(ids: list[int], width: int) -> None:
     assert torch.equal(*tables)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.dictionaries(st.tuples(st.integers(-1, 5), st.integers(0, 8)), st.integers(0, 10**6), max_size=300))
 def test_grow_rows(places: dict[tuple[int, int], int]) -> None:
     grown = torch.tensor([(*at, row) for at, row in places.items()], dtype=torch.int32).view(-1, 3)
@@ -62,7 +62,7 @@ def test_grow_rows(places: dict[tuple[int, int], int]) -> None:
     assert torch.equal(*tables)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(-7, 300_000), st.integers(-1, 5000)), min_size=1, max_size=300))
 def test_feed(lines: list[tuple[int, int]]) -> None:
     """Told tokens, and those of the step before; what lies behind them is not read."""

@@ -38,7 +38,7 @@ def distinct(seed: int, batch: int, vocab: int) -> torch.Tensor:
     return (torch.stack(lines) / vocab * 2 - 1) * 4
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(LINES, min_size=1, max_size=4),
     st.sampled_from([700, 2048, 4500]),
@@ -116,7 +116,7 @@ DAMAGED = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(st.lists(st.tuples(damaged.rows(), DAMAGED), min_size=1, max_size=3), st.sampled_from([8, 1024]))
 def test_damaged_lines_are_marked_and_the_others_are_as_ever(
     drawn: list[tuple[torch.Tensor, dict[str, Any]]], shortlist: int
