@@ -18,13 +18,12 @@ from muxd.api.serving import ServedModel
 from muxd.api.shapes import Answer, Usage, Whole, usage_object, whole_answer
 from muxd.api.sse import DONE, EventStream, Frames, usage_frame
 from muxd.api.trace import Trace
+from muxd.api.turns import in_turns
 from muxd.clock import Clock
 from muxd.engine.request import Request
 from muxd.errors import MuxdError
 from muxd.text.detokenize import Detokenizer
 from muxd.text.tokenizer import Tokenizer
-
-_AT_ONCE = 32  # choices submitted or closed between two looks at everybody else's
 
 
 @dataclass(frozen=True)
@@ -80,25 +79,21 @@ async def run(request: web.Request, job: Job) -> web.StreamResponse:
 
 
 async def _submit(request: web.Request, job: Job, tokenizer: Tokenizer, choices: list[Choice]) -> None:
-    """Fill ``choices``, each under the id that the client was told. Some at a time: a thousand at once would
-    be a gap in every stream. Whoever gets an error from here closes those there are."""
+    """Fill ``choices``, each under the id that the client was told. Whoever gets an error from here closes
+    those there are."""
     serving, http_id = context(request).serving, trace(request).id
-    for index, checked in enumerate(job.requests, 1):
+    async for checked in in_turns(job.requests):
         one = msgspec.structs.replace(checked, http_id=http_id)
         detokenizer = Detokenizer(tokenizer, start=tokenizer.pieces.start_after(one.prompt))
-        choices.append(Choice(index - 1, one, serving.submit(one), detokenizer, job.stops))
-        if index % _AT_ONCE == 0:
-            await asyncio.sleep(0)
+        choices.append(Choice(len(choices), one, serving.submit(one), detokenizer, job.stops))
 
 
 async def _close(choices: Iterable[Choice]) -> None:
-    """Some at a time, too; all of them even if it is cancelled meanwhile."""
+    """All of them, even if it is cancelled meanwhile."""
     left = iter(choices)
     try:
-        for index, choice in enumerate(left, 1):
+        async for choice in in_turns(left):
             choice.stream.close()
-            if index % _AT_ONCE == 0:
-                await asyncio.sleep(0)
     finally:
         for choice in left:
             choice.stream.close()

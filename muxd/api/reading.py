@@ -17,6 +17,7 @@ from muxd.api.decoding import decode
 from muxd.api.prepare import prepare
 from muxd.api.schemas import Asked
 from muxd.api.serving import ServedModel, Serving
+from muxd.api.turns import in_turns
 from muxd.errors import BadRequest, ModelNotReady, MuxdError
 from muxd.text.library import Here
 from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, unpacked
@@ -59,7 +60,8 @@ async def asked(
     """The model, what is asked of it, and the ids of each prompt with the text to echo."""
     model, result = await read(request, kind)
     assert isinstance(result, Prepared)
-    prompts = [(unpacked(ids), echo) for ids, echo in zip(result.prompts, result.echoes, strict=True)]
+    packed = in_turns(zip(result.prompts, result.echoes, strict=True))
+    prompts = [(unpacked(ids), echo) async for ids, echo in packed]
     return model, _asked.decode(result.asked), prompts
 
 
