@@ -35,18 +35,6 @@ class LaneSpec(Struct, frozen=True):
     def model(self) -> str:
         return self.config.name
 
-    @property
-    def max_queue(self) -> int:
-        return self.config.max_queue
-
-    @property
-    def ttft_slo(self) -> float:
-        return self.config.ttft_slo
-
-    @property
-    def tpot_slo(self) -> float:
-        return self.config.tpot_slo
-
 
 class InFlight(Struct):
     """A batch that a worker is computing."""

@@ -215,7 +215,7 @@ class Scheduler:
                 f"{lane.spec.max_context} tokens of prompt and answer together",
                 param="prompt",
             )
-        if len(lane.waiting) >= lane.spec.max_queue:
+        if len(lane.waiting) >= lane.spec.config.max_queue:
             waiting = len(lane.waiting)
             return QueueFull(f"{lane.spec.model} already has {waiting} requests waiting; try again later")
         return None

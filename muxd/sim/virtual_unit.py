@@ -132,15 +132,6 @@ class VirtualUnit:
         """Somebody is queued or running."""
         return any(lane.waiting or lane.running for lane in self.scheduler.lanes.values())
 
-    def settle(self, shares: dict[str, int], weights: dict[str, float]) -> None:
-        """Shares and quotas as a new plan has them; models it does not name keep theirs."""
-        self._ticked = -1
-        total = self.scheduler.ledger.total_blocks
-        for model, share in shares.items():
-            self.scheduler.set_share(model, share)
-        for model, weight in weights.items():
-            self.scheduler.set_quota(model, 0, total, weight)
-
     # ---- events --------------------------------------------------------------------------------------
 
     def _done(self, batch: Batch) -> None:

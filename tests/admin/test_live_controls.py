@@ -323,5 +323,6 @@ def test_targets_that_the_file_has_now_reach_the_scheduler(bench: Bench, tmp_pat
         events=steward.events, set_policy=steward.set_policy, set_quota=lambda model: None,
     )  # fmt: skip
     assert asyncio.run(reloader.reload()) == "configuration reloaded: note a.1, note b_2"
-    targets = {name: (lane.spec.ttft_slo, lane.spec.tpot_slo) for name, lane in bench.unit.lanes.items()}
+    configs = {name: lane.spec.config for name, lane in bench.unit.lanes.items()}
+    targets = {name: (config.ttft_slo, config.tpot_slo) for name, config in configs.items()}
     assert targets == {"a.1": (0.0, 0.0), "b_2": (0.25, 0.05)}

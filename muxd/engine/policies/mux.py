@@ -73,7 +73,7 @@ class Mux(Policy):
     def _late(self, lane: Lane) -> float:
         """When its streams are late: by their own pace, so that small models do not wait for the steps of
         large ones, and at the latest after ``drain_timeout``."""
-        wanted = lane.spec.tpot_slo or _PACES * lane.pace
+        wanted = lane.spec.config.tpot_slo or _PACES * lane.pace
         return lane.decode_ended + min(wanted, self.board.settings.drain_timeout)
 
     def _step(self, lane: Lane, now: float) -> bool:
@@ -138,7 +138,7 @@ class Mux(Policy):
         """In turn; where models have targets, who must start soonest goes first, and before that who was
         passed over as often as there are models."""
         lanes = self.board.waiting.lanes
-        if not any(lane.spec.ttft_slo for lane in lanes):
+        if not any(lane.spec.config.ttft_slo for lane in lanes):
             return lanes
         passed = self.board.prefills - len(self.board.lanes)
         return sorted(lanes, key=lambda lane: (lane.prefilled_at > passed, self._latest_start(lane)))
@@ -146,7 +146,7 @@ class Mux(Policy):
     def _latest_start(self, lane: Lane) -> float:
         """Of the first prompt's prefill, to end by its target."""
         first = lane.waiting[0]
-        wanted = lane.spec.ttft_slo or _DEFAULT_TARGET
+        wanted = lane.spec.config.ttft_slo or _DEFAULT_TARGET
         return first.arrived + wanted - lane.token_seconds * len(first.tokens)
 
     # ---- quotas -----------------------------------------------------------------------------------
