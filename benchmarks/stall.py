@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,11 +40,11 @@ WARM = 200  # chunks before anything is measured
 LEAST = 0.005  # seconds between tokens that are looked at: shorter gaps are the model's pace
 
 
-def folders(root: Path, tokenizer: Path | None, cores: list[int]) -> str:
+def folders(root: Path, tokenizer: Path | None, cores: Sequence[int] = ()) -> str:
     """Model folders and the configuration that serves them."""
     config = '[pool]\nbytes = "256M"\n[text]\ndeadline = 3.0\n'
     if cores:
-        config += f'[[device]]\nname = "cpu:0"\ncores = {cores}\n'
+        config += f'[[device]]\nname = "cpu:0"\ncores = {list(cores)}\n'
     for name, template in ((WATCHED, ""), ("plain", ""), ("chat", PLAIN), ("template", TEMPLATE)):
         folder = serve(root / name, FORM)
         if tokenizer is not None:
