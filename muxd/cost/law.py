@@ -63,7 +63,7 @@ def parts(seconds: float, fixed: float, weights: float, kv: float, speed: float)
     counts as nothing but reading.
     """
     moved = weights + kv
-    if moved <= 0.0:
+    if moved < 1.0:  # less than a byte is none, and could vanish where it is divided
         return Parts(seconds, seconds, 0.0, 0.0, 0.0)
     if moved / seconds > speed:
         speed = moved / seconds

@@ -3,7 +3,7 @@
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from muxd.cost.fit import fitted, predicted
@@ -31,7 +31,12 @@ def test_alone_a_batch_takes_its_seconds(one: Parts) -> None:
     assert one.fixed + one.weights + one.kv <= one.seconds * (1 + 1e-9)
 
 
+NEXT_TO_NOTHING = parts(1.0, 0.0, 0.0, 5e-324, 1e8)
+BUSY = parts(1.0, 0.0, 0.0, 1_000_001.0, 1e8)
+
+
 @given(st.lists(batches(), min_size=1, max_size=10), st.floats(1e6, 1e13), st.floats(1.0, 3.0))
+@example([NEXT_TO_NOTHING, BUSY], 1e6, 1.0)
 def test_together_they_move_no_more_than_the_limit_and_no_less(
     running: list[Parts], limit: float, crowd: float
 ) -> None:
@@ -43,6 +48,7 @@ def test_together_they_move_no_more_than_the_limit_and_no_less(
 
 
 @given(st.lists(batches(), min_size=1, max_size=6), batches(), st.floats(1e6, 1e13))
+@example([NEXT_TO_NOTHING], BUSY, 1e6)
 def test_a_neighbour_more_makes_nobody_faster(running: list[Parts], more: Parts, limit: float) -> None:
     memory = Memory(limit, [100], [limit])
     before, after = factors(running, memory), factors([*running, more], memory)
