@@ -180,9 +180,7 @@ def simulated(system: str, day: Day, workload: Workload, costs: Roofline) -> Res
 
 def phases(day: Day, records: Records, alone: CostTable) -> list[float]:
     """Attainment at scale 8 of the requests that came in each phase."""
-    items = records.workload.items
-    base = np.array([alone.alone(item.model, item.prompt_tokens, item.output_tokens) for item in items])
-    kept = records.end - records.sent <= 8 * base
+    kept = records.on_time(alone, 8)
     phase = (records.sent // day.phase).astype(int)
     return [float(kept[phase == number].mean()) for number in range(len(day.popular))]
 

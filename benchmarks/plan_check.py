@@ -14,8 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
 from muxd.cli.planning import Setting, make
 from muxd.cli.searching import Patience
 from muxd.config import Config, PoolConfig
@@ -29,7 +27,6 @@ from muxd.placement.problem import Gpus, ModelLoad, Plan, Problem
 from muxd.placement.settings import files
 from muxd.sim.build import make_scheduler
 from muxd.sim.generate import mixed, rates
-from muxd.sim.records import Outcome
 from muxd.sim.traffic import ModelTraffic
 from muxd.sim.workload import Workload
 from muxd.sim.world import World
@@ -111,13 +108,10 @@ def devices(config: Config, plan: Plan) -> list[tuple[Config, int]]:
 def kept(config: Config, gpus: int, sizes: dict[str, ModelLoad], workload: Workload) -> dict[str, list[bool]]:
     names = {model.name: (sizes[model.name].cost, gpus) for model in config.model}
     cost = CostTable(profile_of(costs(), GPUS.kind, names, rungs=rungs(), gpu=True))
-    items = [item for item in workload.items if item.model in names]
-    part = Workload(items, {"duration": workload.duration})
+    _, part = workload.of(names)
     records = World(make_scheduler(config, cost), cost, part).run()
-    alone = np.array([cost.alone(i.model, i.prompt_tokens, i.output_tokens) for i in items])
-    on_time = (records.outcome == Outcome.SERVED) & (records.end - records.sent <= TIMES * alone)
     found: dict[str, list[bool]] = {}
-    for item, yes in zip(items, on_time.tolist(), strict=True):
+    for item, yes in zip(part.items, records.on_time(cost, TIMES).tolist(), strict=True):
         found.setdefault(item.model, []).append(yes)
     return found
 

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 
-import numpy as np
 from msgspec import Struct
 
 from muxd.cli.progress import counting
@@ -33,7 +32,6 @@ from muxd.cost.shapes import CATALOGUE
 from muxd.cost.table import CostTable
 from muxd.sim.build import make_scheduler
 from muxd.sim.generate import mixed, rates
-from muxd.sim.records import Outcome
 from muxd.sim.traffic import ModelTraffic
 from muxd.sim.workload import Workload
 from muxd.sim.world import World
@@ -97,20 +95,17 @@ def run(
     """One unit. The workload is made anew in each process, which is sooner than to send it."""
     models = units()[unit]
     whole = whole or workload(args.requests, args.rate, args.lengths)
-    mine = [item for item in whole.items if item.model in models]
-    part = Workload(mine, {"duration": whole.duration})
+    _, part = whole.of(models)
     made, cost = world(models, args.policy, part, jumps=not args.step_by_step)
     gc.collect()
     gc.freeze()
     begun = time.process_time()
     records = made.run(told or _told)
     seconds = time.process_time() - begun
-    alone = np.array([cost.alone(item.model, item.prompt_tokens, item.output_tokens) for item in mine])
-    kept = (records.outcome == Outcome.SERVED) & (records.end - records.sent <= TIMES * alone)
     return Result(
-        requests=len(mine),
-        tokens=sum(item.output_tokens for item in mine),
-        on_time=int(kept.sum()),
+        requests=len(part.items),
+        tokens=sum(item.output_tokens for item in part.items),
+        on_time=int(records.on_time(cost, TIMES).sum()),
         share=made.device.busy / max(made.clock.now(), 1e-9),
         preemptions=records.preemptions,
         events=made.events,

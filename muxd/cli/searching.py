@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import inf
 from types import FrameType
 
@@ -20,17 +20,13 @@ class Patience:
         self.seconds = seconds
         self.stopped = False
 
-    @contextmanager
-    def search(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+    def search(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """A bar of ``total`` steps. Yields what is told of them: raises Enough when it is time to end."""
-        with self._shown(label, total, self.seconds) as step:
-            yield step
+        return self._shown(label, total, self.seconds)
 
-    @contextmanager
-    def work(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+    def work(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """The same for what has no time of its own: only Ctrl-C ends it."""
-        with self._shown(label, total, inf) as step:
-            yield step
+        return self._shown(label, total, inf)
 
     @contextmanager
     def _shown(self, label: str, total: int, seconds: float) -> Iterator[Callable[[int], None]]:

@@ -21,10 +21,8 @@ def render(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def models(rows: Sequence[ModelInfo]) -> str:
     """With a column SLO, the rolling goodput, where a model has a target; DEVICE where there are several;
     KV TYPE where one has K and V of another type than its own."""
-    measured, several = (
-        any(row.config.ttft_slo or row.config.tpot_slo for row in rows),
-        any(row.device for row in rows),
-    )
+    measured = any(row.config.ttft_slo or row.config.tpot_slo for row in rows)
+    several = any(row.device for row in rows)
     typed = any(row.config.kv_dtype != "auto" for row in rows)
     headers = (
         *_MODEL_HEADERS[:2], *(["DEVICE"] if several else []), *_MODEL_HEADERS[2:5],

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from muxd.cost.law import Parts, parts
+from muxd.cost.law import Memory, Parts, parts
 from muxd.cost.profile import Grid, ModelProfile, Profile, load
 from muxd.errors import ConfigError
 
@@ -132,17 +132,30 @@ def _line(line: list[float], j: int, along: float) -> float:
 class Steps:
     """Decode steps of so many sequences of one model on one share."""
 
-    __slots__ = ("_batch", "_fixed", "_known", "_kv", "_speed", "_weights", "curve")
+    __slots__ = ("_batch", "_read", "curve")
 
-    def __init__(self, curve: Line, batch: int, profile: ModelProfile, speed: float):
-        """``speed``: bytes a second that one batch reaches on this share; infinity: nobody knows."""
+    def __init__(self, curve: Line, batch: int, reader: "Reader"):
         self.curve = curve
-        self._batch, self._speed, self._known = batch, speed, speed < inf
-        self._fixed, self._weights, self._kv = profile.fixed, profile.weight_bytes, profile.shape.kv_bytes
+        self._batch, self._read = batch, reader
 
     def parts(self, read: int) -> Parts:
         """Of the step that reads K and V of so many tokens, of all its sequences."""
-        seconds = self.curve.seconds(read / self._batch)
+        return self._read.parts(self.curve.seconds(read / self._batch), read)
+
+
+class Reader:
+    """What batches of one model on one share take from memory."""
+
+    __slots__ = ("_fixed", "_known", "_kv", "_speed", "_weights")
+
+    def __init__(self, profile: ModelProfile, memory: Memory | None, share: int):
+        self._known = memory is not None
+        self._speed = inf if memory is None else memory.alone(share)
+        self._fixed, self._weights, self._kv = profile.fixed, profile.weight_bytes, profile.shape.kv_bytes
+
+    def parts(self, seconds: float, read: float) -> Parts:
+        """Of a batch's ``seconds`` alone, that reads K and V of so many tokens. Nothing where nobody knows
+        the device's memory."""
         if self._known:
             return parts(seconds, self._fixed, self._weights, self._kv * read, self._speed)
         return parts(seconds, seconds, 0.0, 0.0, inf)
@@ -195,24 +208,22 @@ class CostTable:
         """Seconds of one step of ``batch`` sequences with ``context`` tokens each on average."""
         return self.steps(model, batch, share).curve.seconds(context)
 
-    def steps(self, model: str, batch: int, share: int) -> "Steps":
+    def steps(self, model: str, batch: int, share: int) -> Steps:
         """Of ``batch`` sequences, whatever their contexts."""
         key = (model, batch, share)
         found = self._steps.get(key)
         if found is None:
-            curve, memory = self._surfaces[model][1].curve(batch, share), self.device.memory
-            speed = inf if memory is None else memory.alone(share)
-            found = self._steps[key] = Steps(curve, batch, self._models[model], speed)
+            curve = self._surfaces[model][1].curve(batch, share)
+            found = self._steps[key] = Steps(curve, batch, self._reader(model, share))
         return found
 
     def parts(self, model: str, seconds: float, read: float, share: int) -> Parts:
         """What of a batch's ``seconds`` alone on ``share`` percent comes from memory. ``read``: tokens, of
         all its sequences, whose K and V are read."""
-        profile, memory = self._models[model], self.device.memory
-        if memory is None:
-            return parts(seconds, seconds, 0.0, 0.0, inf)
-        kv = profile.shape.kv_bytes * read
-        return parts(seconds, profile.fixed, profile.weight_bytes, kv, memory.alone(share))
+        return self._reader(model, share).parts(seconds, read)
+
+    def _reader(self, model: str, share: int) -> Reader:
+        return Reader(self._models[model], self.device.memory, share)
 
     # ---- one request alone on the device: the base of SLOs ------------------------------------------
 

@@ -6,9 +6,8 @@ Numbers beyond 1 follow sysexits.h.
 import signal
 from enum import IntEnum
 
-STACKS = (
-    signal.SIGUSR1
-)  # a worker, a text process or the daemon then writes the stacks of its threads to standard error
+# A worker, a text process or the daemon then writes the stacks of its threads to standard error.
+STACKS = signal.SIGUSR1
 UNKNOWN = 256  # no process ends with it: whoever could have been told was gone
 
 

@@ -87,16 +87,10 @@ class Cluster:
         return ClusterRun(whole, [self._unit(unit, whole, terms, advance) for unit in units])
 
     def _unit(self, unit: UnitLoad, whole: Records, terms: Terms, advance: Callable[[int], None]) -> UnitRun:
-        mine = [i for i, item in enumerate(whole.workload.items) if item.model in unit.models]
-        items = [whole.workload.items[i] for i in mine]
-        part = Workload(items, {"duration": whole.workload.duration})
+        places, part = whole.workload.of(unit.models)
         world = World(*self.parts(unit, terms), part)
         records = world.run(advance)
-        for name in ("first", "end", "outcome"):
-            getattr(whole, name)[mine] = getattr(records, name)
-        whole.preemptions += records.preemptions
-        for why, count in records.errors.items():
-            whole.errors[why] = whole.errors.get(why, 0) + count
+        whole.put(places, records)
         return UnitRun(unit, world.clock.now(), world.device.busy, records.preemptions)
 
     def parts(self, unit: UnitLoad, terms: Terms) -> tuple[Scheduler, CostTable]:

@@ -79,8 +79,7 @@ def mixed(
 
     ``traffic.check`` has been through the models. Raises ConfigError for the other arguments.
     """
-    if not 0 < duration < float("inf"):
-        raise ConfigError(f"--duration {duration}: must be above 0 and finite")
+    check_duration(duration)
     check_seed(seed)
     check_scales(1.0, length_scale)
     expected = duration * sum(model.rate * model.highest(duration) for model in models)
@@ -94,6 +93,11 @@ def mixed(
     default = {"traffic": msgspec.to_builtins(models), "length_scale": length_scale}
     rest = {"duration": duration, "seed": seed, "rates": {model.name: model.rate for model in models}}
     return Workload(items, {"generator": GENERATOR, **(words or default), **rest})
+
+
+def check_duration(duration: float) -> None:
+    if not 0 < duration < float("inf"):
+        raise ConfigError(f"--duration {duration}: must be above 0 and finite")
 
 
 def check_seed(seed: int) -> None:

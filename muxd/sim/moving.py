@@ -212,7 +212,7 @@ class _Run:
         """Requests come to it when it is loaded; what it shall have it has from now on."""
         self._residents[site].add(model)
         self._units[site].scheduler.open(*self._openings[site][model])
-        self._units[site].start()
+        self._units[site].ready(model)
         self._look(site)
 
     def _leave(self, model: str, site: int) -> None:

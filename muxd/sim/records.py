@@ -8,6 +8,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from muxd.cost.table import CostTable
 from muxd.sim.workload import Workload
 
 
@@ -32,6 +33,25 @@ class Records:
         self.outcome: NDArray[np.int8] = np.zeros(count, np.int8)
         self.preemptions = 0
         self.errors: dict[str, int] = {}  # a sentence for each kind of failure, and how often
+
+    def put(self, places: list[int], part: "Records") -> None:
+        """What happened to the requests at ``places``, simulated by themselves."""
+        for name in ("first", "end", "outcome"):
+            getattr(self, name)[places] = getattr(part, name)
+        self.preemptions += part.preemptions
+        for why, count in part.errors.items():
+            self.errors[why] = self.errors.get(why, 0) + count
+
+    def alone(self, cost: CostTable) -> NDArray[np.float64]:
+        """Seconds that each request takes by itself."""
+        items = self.workload.items
+        return np.array([cost.alone(item.model, item.prompt_tokens, item.output_tokens) for item in items])
+
+    def on_time(self, cost: CostTable, times: float) -> NDArray[np.bool_]:
+        """Which were served in at most ``times`` as long."""
+        served = self.outcome == Outcome.SERVED
+        found: NDArray[np.bool_] = served & (self.end - self.sent <= times * self.alone(cost))
+        return found
 
     def finish(self, index: int, outcome: Outcome, now: float) -> None:
         """Raises ValueError when the request has ended before: nothing ends twice."""

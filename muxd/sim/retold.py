@@ -5,7 +5,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from muxd.errors import ConfigError
-from muxd.sim.generate import check_seed, popularity
+from muxd.sim.generate import check_duration, check_seed, popularity
 from muxd.sim.traces import KINDS, Trace
 from muxd.sim.workload import Item, Workload, check_scales
 
@@ -54,8 +54,8 @@ def _check(wanted: Retelling) -> None:
     check_seed(wanted.seed)
     if not 0 <= wanted.start < float("inf"):
         raise ConfigError(f"--start {wanted.start}: must be 0 or more, and finite")
-    if wanted.duration is not None and not 0 < wanted.duration < float("inf"):
-        raise ConfigError(f"--duration {wanted.duration}: must be above 0 and finite")
+    if wanted.duration is not None:
+        check_duration(wanted.duration)
 
 
 def _names(trace: Trace, wanted: Retelling, order: NDArray[np.int64]) -> list[str]:

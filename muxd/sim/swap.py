@@ -5,6 +5,8 @@ beside what computes. Room is made by the models that have idled longest, once t
 who is to go takes no new request while an older one waits for the room.
 """
 
+from collections.abc import Collection
+
 from msgspec import Struct
 
 from muxd.engine.batches import Batches
@@ -72,11 +74,14 @@ class Swap(Temporal):
             if self._busy(model):
                 self._resident.remove(model)
                 self._resident.append(model)
-        for model in list(self._leaving):
-            if not self._busy(model):
-                self._leaving.remove(model)
-                self._resident.remove(model)
+        self._evict()
         self._load_next(now)
+
+    def _evict(self) -> None:
+        """Who is to go and has ended what it ran."""
+        for model in [one for one in self._leaving if not self._busy(one)]:
+            self._leaving.remove(model)
+            self._resident.remove(model)
 
     def _busy(self, model: str) -> bool:
         """It runs something, or has begun to."""
@@ -95,9 +100,7 @@ class Swap(Temporal):
                 break
             if not self._older(victim, since):
                 self._leaving.add(victim)
-        for victim in [one for one in self._leaving if not self._busy(one)]:
-            self._leaving.remove(victim)
-            self._resident.remove(victim)
+        self._evict()
         if self._room(model, []):
             self._loading = model, now + self.terms.start + self.weights[model] / self.terms.rate
             self.loads += 1
@@ -107,7 +110,7 @@ class Swap(Temporal):
         waiting = self.board.lanes[model].waiting
         return bool(waiting) and waiting[0].arrived < since
 
-    def _room(self, model: str, without: "set[str] | list[str]") -> bool:
+    def _room(self, model: str, without: Collection[str]) -> bool:
         kept = [one for one in self._resident if one not in without]
         held = sum(self.weights[one] for one in kept)
         most = self.terms.most or len(self.weights)

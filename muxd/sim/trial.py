@@ -33,7 +33,6 @@ from muxd.sim.workload import Workload
 from muxd.sim.world import World
 
 POLICIES = ("mux", "temporal", "spatial", "servers", "swap")
-REQUESTS = 300  # of each unit on the mean
 _STEPS = 20_000  # decode steps that a run may take by prediction: some seconds
 _LEAST = 4  # tokens: shorter means have no lognormal
 _SERVER = Terms(scheduler=SchedulerConfig(), block_bytes=8192, max_running=128)  # the daemon's defaults
@@ -41,7 +40,7 @@ _SERVER = Terms(scheduler=SchedulerConfig(), block_bytes=8192, max_running=128) 
 Seconds = NDArray[np.float64]
 
 
-def window(problem: Problem, plan: Plan, requests: int = REQUESTS) -> float:
+def window(problem: Problem, plan: Plan, requests: int) -> float:
     """Seconds of arrivals that are enough to see how a plan does, and not more than is quickly simulated.
     ``requests``: of each unit on the mean."""
     steps = sum(min(1 / member.tpot, member.rate * _output(problem, member.model)) for member in plan.members)
@@ -78,13 +77,10 @@ class Trials:
         records = Records(workload)
         alone = np.zeros(len(workload.items))
         for unit in units(plan):
-            mine = [i for i, item in enumerate(workload.items) if item.model in unit.models]
-            part = Workload([workload.items[i] for i in mine], {"duration": workload.duration})
+            places, part = workload.of(unit.models)
             done, cost = self._unit(unit, part, policy)
-            for name in ("first", "end", "outcome"):
-                getattr(records, name)[mine] = getattr(done, name)
-            asked = [(item.model, item.prompt_tokens, item.output_tokens) for item in part.items]
-            alone[mine] = [cost.alone(*one) for one in asked]
+            records.put(places, done)
+            alone[places] = done.alone(cost)
             advance(1)
         return self._trial(policy, records, alone)
 

@@ -62,7 +62,11 @@ class VirtualUnit:
     def start(self) -> None:
         """All workers become ready."""
         for model in self.scheduler.lanes:
-            self._handle(WorkerReady(model))
+            self.ready(model)
+
+    def ready(self, model: str) -> None:
+        """Its worker is."""
+        self._handle(WorkerReady(model))
 
     # ---- time ----------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from elsewhere need no header. Prompts have no words: only lengths matter here.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ class Workload(Struct, frozen=True):
         """Seconds over which requests arrive: the header's word, else the last arrival."""
         last = self.items[-1].time if self.items else 0.0
         return max(float(self.header.get("duration", 0.0)), last)
+
+    def of(self, models: Collection[str]) -> tuple[list[int], "Workload"]:
+        """What these models are asked, in the same time, and its places here."""
+        places = [place for place, item in enumerate(self.items) if item.model in models]
+        return places, Workload([self.items[place] for place in places], {"duration": self.duration})
 
 
 class _Header(Struct, forbid_unknown_fields=True):

@@ -48,6 +48,10 @@ class Policy:
 
     # ---- what policies share ----------------------------------------------------------------------
 
+    def whole(self, lane: Lane) -> int:
+        """Of the device, as much as its worker can use."""
+        return min(self.board.shares.rungs[-1], lane.spec.cap)
+
     def can_prefill(self, lane: Lane, now: float) -> bool:
         """Its worker is idle, its first prompt has or finds rows, its own streams are not overdue."""
         patience = self.board.settings.drain_timeout

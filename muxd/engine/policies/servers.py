@@ -17,14 +17,11 @@ class Servers(Policy):
         both = (*self.board.waiting.lanes, *self.board.decodable.lanes)
         lanes = {lane.spec.model: lane for lane in both}
         for lane in sorted(lanes.values(), key=lambda lane: lane.launched):
-            if self._start(lane, self._whole(lane), now):
+            if self._start(lane, self.whole(lane), now):
                 return
 
     def share_again(self, lane: Lane, flight: InFlight) -> int:
-        return self._whole(lane)
-
-    def _whole(self, lane: Lane) -> int:
-        return min(self.board.shares.rungs[-1], lane.spec.cap)
+        return self.whole(lane)
 
     def _start(self, lane: Lane, share: int, now: float) -> bool:
         if self.can_prefill(lane, now) and self.batches.prefill(lane, share, now):

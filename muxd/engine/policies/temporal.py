@@ -17,23 +17,16 @@ class Temporal(Policy):
         if self.board.shares.booked:
             return
         prompt = None if self._overdue(now) else self._oldest_prompt(now)
-        if prompt is not None and self.batches.prefill(prompt, self._whole(prompt), now):
+        if prompt is not None and self.batches.prefill(prompt, self.whole(prompt), now):
             self._prefilled_last = True
             return
         for lane in self.board.decodable.lanes:
-            if (
-                lane.running
-                and lane.free(prefill=False)
-                and self.batches.decode(lane, self._whole(lane), now)
-            ):
+            if lane.running and lane.free(prefill=False) and self.batches.decode(lane, self.whole(lane), now):
                 self._prefilled_last = False
                 return
 
     def share_again(self, lane: Lane, flight: InFlight) -> int:
-        return self._whole(lane)
-
-    def _whole(self, lane: Lane) -> int:
-        return min(self.board.shares.rungs[-1], lane.spec.cap)
+        return self.whole(lane)
 
     def _oldest_prompt(self, now: float) -> Lane | None:
         ready = [lane for lane in self.board.waiting.lanes if self.can_prefill(lane, now)]
