@@ -281,9 +281,8 @@ class Daemon:
         ids, spawns, several = count(1), count(1), len(self.devices) > 1
         self.sites = {
             name: open_site(
-                name, device, arenas[name], [one for one in self.entries.values() if one.device == name],
-                self.config.scheduler, grow=self.config.pool.grow, link=self.link, zygote=self.zygote,
-                clock=self.clock, observer=self.observer, ids=ids, spawns=spawns,
+                name, device, arenas[name], self.config.scheduler, grow=self.config.pool.grow, link=self.link,
+                zygote=self.zygote, clock=self.clock, observer=self.observer, ids=ids, spawns=spawns,
                 tell=self.events.teller(name if several else ""), budget=workers_budget(self.config, device),
             )
             for name, device in self.devices.items()
@@ -295,7 +294,7 @@ class Daemon:
             gauges=Gauges(self.registry, self.metrics, self.sites, self.entries),
             place=lambda entry: self.planning.place(entry, self.entries.values()), texts=self.texts,
         )  # fmt: skip
-
+        self.roster.open()
         self.replanner = Replanner(
             self.config.placement, self.planning, self.roster, self.popularity, self.events, self.clock
         )

@@ -119,11 +119,11 @@ class Steward(Report):
         model = replace(wanted.model, device=wanted.device or wanted.model.device)
         try:
             self._check(model)
-            change = self.roster.add(model)
+            operation = self.roster.add(model)
         except ConfigError as error:
             raise BadRequest(error.message) from None
         self.observer.aim(model.name, Slo.of(model))
-        return change.watch()
+        return operation.watch()
 
     def _check(self, model: ModelConfig) -> None:
         """Beside the models there are now. Raises ConfigError."""

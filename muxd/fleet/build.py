@@ -1,19 +1,16 @@
-"""A site with the models it begins with: scheduler and driver over one device's pool."""
+"""A site: scheduler and driver over one device's pool."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import count
 
 from muxd.clock import Clock
 from muxd.config import SchedulerConfig
 from muxd.device.base import Device
 from muxd.engine import assembly
-from muxd.engine.assembly import Place
 from muxd.engine.journal import Tell
 from muxd.engine.observer import Observer
 from muxd.engine.unit import Unit
-from muxd.errors import NoRow
-from muxd.fleet.accounts import opening_of, place_of
-from muxd.fleet.catalog import Entry
+from muxd.fleet.accounts import place_of
 from muxd.fleet.site import Site
 from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd
@@ -26,7 +23,6 @@ def open_site(  # noqa: PLR0913 - a site is wired from everything its daemon has
     name: str,
     device: Device,
     arena: Arena,
-    entries: Sequence[Entry],
     config: SchedulerConfig,
     *,
     grow: bool,
@@ -39,11 +35,9 @@ def open_site(  # noqa: PLR0913 - a site is wired from everything its daemon has
     tell: Tell,
     budget: Budget | None = None,
 ) -> Site:
-    """``entries`` are those that were placed here; one that is not opened, or finds no row, gets no lane.
-
-    ``grow``: memory that models leave joins the pool. ``tell`` hears what the unit's journal marks. ``ids``
-    and ``spawns`` number the sequences and workers of all sites. ``budget``: what workers on a GPU are held
-    to. Raises ConfigError where the models' quotas cannot hold together.
+    """Without models yet. ``grow``: memory that models leave joins the pool. ``tell`` hears what the unit's
+    journal marks. ``ids`` and ``spawns`` number the sequences and workers of all sites. ``budget``: what
+    workers on a GPU are held to.
     """
     where = place_of(device, arena, config)
     scheduler = assembly.scheduler(config, where, arena.ledger, observer.attainment.targets)
@@ -59,16 +53,4 @@ def open_site(  # noqa: PLR0913 - a site is wired from everything its daemon has
         name=name, device=device, arena=arena, unit=unit, link=link, zygote=zygote, clock=clock,
         spawns=spawns, place=where, grow=grow, budget=budget,
     )  # fmt: skip
-    sound = [entry for entry in entries if entry.opened is not None and _finds_a_row(entry, where)]
-    for entry in sound:
-        site.enter(entry, len(sound))
     return site
-
-
-def _finds_a_row(entry: Entry, where: Place) -> bool:
-    """Else ``entry.error`` says why."""
-    try:
-        opening_of(entry, where, 1)
-    except NoRow as error:
-        entry.error = error.message
-    return not entry.error

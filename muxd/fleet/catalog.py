@@ -147,6 +147,11 @@ class Entry:
         return View(self.opened.source, self.max_context, self.vocab_size, self.opened.longest)
 
     @property
+    def weights(self) -> int:
+        """Bytes of its weights on a device."""
+        return self.opened.plan.bytes if self.opened else 0
+
+    @property
     def vocab_size(self) -> int:
         return self.opened.spec.vocab_size if self.opened else 0
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from muxd.engine.unit import Unit
 from muxd.errors import MuxdError, ShuttingDown
-from muxd.fleet.change import first
+from muxd.fleet.operation import first
 from muxd.fleet.supervisor import Supervisor
 from muxd.pool.arena import Arena, Extent
 

@@ -20,8 +20,8 @@ from muxd.engine.slo import Slo
 from muxd.errors import ConfigError, MuxdError
 from muxd.fleet import notify
 from muxd.fleet.catalog import Entry
-from muxd.fleet.change import Change
 from muxd.fleet.events import Events
+from muxd.fleet.operation import Operation
 from muxd.fleet.reload import Edit, Setting, edits, outcome, settings
 from muxd.fleet.roster import Roster
 
@@ -219,7 +219,7 @@ class Reloader:
         if self.roster.entries[name].state != "unloaded":
             await self._change(partial(self.roster.unload, name, now=False))
 
-    async def _change(self, begin: Callable[[], Change]) -> None:
+    async def _change(self, begin: Callable[[], Operation]) -> None:
         """To its end. Raises the MuxdError it ended with."""
         await self.roster.calm()
         async for _ in begin().watch():

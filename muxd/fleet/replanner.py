@@ -132,22 +132,20 @@ class Replanner:
             return proposal
 
     async def _carry_out(self, proposal: Proposal, appraiser: Live) -> None:
-        """In an order in which memory suffices (``placement.transition``)."""
+        """In an order in which memory suffices."""
         devices = {row.model: row.proposed for row in proposal.rows if row.model in proposal.moves}
-        order = live.transition(
-            appraiser,
-            {row.model: self._planning.names.index(row.present) for row in proposal.rows},
-            {model: self._planning.names.index(device) for model, device in devices.items()},
-        )
         try:
-            change = self._roster.rearrange(devices, order, f"gain {proposal.gain:.3g}/s")
+            operation = self._roster.rearrange(
+                devices, costs=live.gaps(appraiser), fits=lambda _, models: live.fits(appraiser, models),
+                why=f"gain {proposal.gain:.3g}/s",
+            )  # fmt: skip
         except (BadRequest, Busy, NotFound) as error:  # somebody has changed it while it was searched
             _log.info("the plan is not carried out now: %s", error.message)
             self._pause()
             return
         self._planner.moved(self._clock.now())
         try:
-            async for _ in change.watch():
+            async for _ in operation.watch():
                 pass
         except ShuttingDown:
             raise

@@ -6,18 +6,18 @@ Nothing here decides: a site brings a model in and takes it out again, leaving n
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from muxd.clock import Clock
 from muxd.device.base import Device
 from muxd.engine.assembly import Place
 from muxd.engine.unit import Unit
-from muxd.errors import ModelFolderError, MuxdError, ShuttingDown
+from muxd.errors import ModelFolderError, MuxdError, NoRow, ShuttingDown
 from muxd.fleet.accounts import opening_of, setup
 from muxd.fleet.catalog import Entry
-from muxd.fleet.change import first
 from muxd.fleet.loans import Loans
+from muxd.fleet.operation import first
 from muxd.fleet.parts import Parts
 from muxd.fleet.state import State
 from muxd.fleet.supervisor import Progress, Supervisor
@@ -99,6 +99,23 @@ class Site:
 
     # ---- models in and out ------------------------------------------------------------------------
 
+    def open(self, entries: Sequence[Entry]) -> None:
+        """Accounts and lanes of the models it begins with; one that was not read, or finds no row, gets none.
+
+        Raises ConfigError where the models' quotas cannot hold together.
+        """
+        sound = [entry for entry in entries if entry.opened is not None and self._finds_a_row(entry)]
+        for entry in sound:
+            self.enter(entry, len(sound))
+
+    def _finds_a_row(self, entry: Entry) -> bool:
+        """Else ``entry.error`` says why."""
+        try:
+            opening_of(entry, self.place, 1)
+        except NoRow as error:
+            entry.error = error.message
+        return not entry.error
+
     def enter(self, entry: Entry, models: int = 0) -> None:
         """Account and lane, as one of ``models``; 0: of those that are here, and it. Raises MuxdError,
         changing nothing."""
@@ -118,27 +135,35 @@ class Site:
         return supervisor
 
     async def bring_up(
-        self, entry: Entry, progress: Progress, hurry: asyncio.Event, *, keep_queue: bool = False
-    ) -> None:
-        """``start``, and wait. Raises MuxdError unless it becomes ready, ShuttingDown on ``hurry``."""
+        self, entry: Entry, progress: Progress, hurry: asyncio.Event, *, keep_queue: bool = False,
+        patient: bool = False,
+    ) -> None:  # fmt: skip
+        """``start``, and wait. Raises MuxdError unless it becomes ready, ShuttingDown on ``hurry``.
+        ``patient``: one that rests may stay, it will be tried again."""
         supervisor = self.start(entry, progress, keep_queue=keep_queue)
         await first(supervisor.settled, hurry)
         if hurry.is_set():
             raise ShuttingDown(f"muxd stopped while {entry.name} was being loaded")
-        if entry.life.state is not State.READY:
+        rests = patient and entry.life.state is State.RESTING
+        if entry.life.state is not State.READY and not rests:
             raise supervisor.error or ModelFolderError(entry.life.detail)
 
+    async def halt(self, entry: Entry) -> int:
+        """Worker and weights go, its requests wait. Returns the bytes of weights that are free now."""
+        supervisor = self.supervisors.get(entry.name)
+        if supervisor is None:
+            return 0
+        freed = supervisor.weights_bytes
+        await supervisor.stop()
+        del self.supervisors[entry.name]
+        entry.renew(self.clock.now())
+        return freed
+
     async def leave(self, entry: Entry, error: MuxdError) -> int:
-        """Worker, weights, lane and account go; requests that are still here fail with ``error``. Returns the
-        bytes of weights that are free now."""
+        """As ``halt``; lane and account go, too, and requests that are still here fail with ``error``."""
         self.unit.refuse(entry.name, error)
-        supervisor, freed = self.supervisors.get(entry.name), 0
-        if supervisor is not None:
-            freed = supervisor.weights_bytes
-            # First the process, then its requests: while it writes their rows nobody else may have them.
-            await supervisor.stop()
-            del self.supervisors[entry.name]
-            entry.renew(self.clock.now())
+        # First the process, then its requests: while it writes their rows nobody else may have them.
+        freed = await self.halt(entry)
         if entry.lane is not None:
             if not entry.lane.empty:
                 self.unit.worker_lost(entry.name, error, final=True)

@@ -18,7 +18,6 @@ from muxd.placement.replan import relabelled
 from muxd.placement.replanner import View
 from muxd.placement.search import Annealing
 from muxd.placement.sets import Sets, Worth
-from muxd.placement.transition import Transition
 
 STEPS = 300  # of the search, for each model
 
@@ -127,16 +126,15 @@ def view(appraiser: Estimator, at: Places, pins: Places) -> View:
     )
 
 
-def transition(appraiser: Live, at: Places, targets: Places) -> Transition:
-    """In which order models go to their ``targets``; a gap costs the requests that come in it."""
-    models = appraiser.problem.models
-    number = {model.name: i for i, model in enumerate(models)}
-    residents = {device: {m for m in at if at[m] == device} for device in range(appraiser.problem.gpus.hosts)}
+def gaps(appraiser: Live) -> dict[str, float]:
+    """What a gap of each model costs: the requests that come in it."""
+    return {model.name: model.rate * model.weight for model in appraiser.problem.models}
 
-    def fits(_: int, names: Set[str]) -> bool:
-        return appraiser.fits(1, [number[name] for name in names], ())
 
-    return Transition(residents, targets, {m.name: m.rate * m.weight for m in models}, fits)
+def fits(appraiser: Live, models: Set[str]) -> bool:
+    """May they all be in the memory of one device."""
+    number = {model.name: i for i, model in enumerate(appraiser.problem.models)}
+    return appraiser.fits(1, [number[name] for name in models], ())
 
 
 def indices(problem: Problem, pins: Places) -> dict[int, int]:

@@ -1,11 +1,11 @@
 """A cluster whose plan changes while it serves, all units in one virtual time.
 
-What a change costs, as a daemon would pay it (the order is ``placement.transition``'s):
+What a change costs, as a daemon pays it (the steps are ``placement.residency``'s, one load at a time):
 
 * a model's weights take the seconds ``replan.Policy`` says to load; where memory permits it serves at its old
-  mesh until then, else it is parked: its requests wait for the new one;
-* at the switch, requests that have neither rows nor tokens are sent to the new mesh; running ones end where
-  they are, and their weights stay in memory until then;
+  mesh until then, else it is parked: its requests wait in the new one's queue;
+* at the switch, requests without a token go to the new mesh in their order; running ones end where they are,
+  and their weights stay in memory until then;
 * everybody else goes on; a stage that comes while models still move waits for them.
 
 A mesh is one unit for as long as it exists. A model has a lane there from the moment its weights are loaded
@@ -13,18 +13,17 @@ until it has drained, as in the daemon, and the scheduler divides shares and quo
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from heapq import heappop, heappush
 from math import inf
 
 from msgspec import Struct
 
 from muxd.clock import VirtualClock
-from muxd.engine.request import Request
 from muxd.placement import memory
 from muxd.placement.problem import EQUAL, UnitLoad
 from muxd.placement.replan import Policy
-from muxd.placement.transition import Load, Step, Transition
+from muxd.placement.residency import UNLIMITED, Leave, Load, NoRoom, Residency, Step
 from muxd.sim.build import Opening
 from muxd.sim.cluster import Cluster, Terms
 from muxd.sim.itinerary import Itinerary, Site, Stop
@@ -89,14 +88,11 @@ class _Run:
             self._units[site] = VirtualUnit(scheduler, cost, self._clock, self._records)
         self._due = [inf] * len(itinerary.sites)
         self._models = {model.name: model for model in itinerary.estimator.problem.models}
-        self._serving: dict[str, int | None] = dict(first.sites)  # where new requests go, None: nowhere yet
-        self._residents: dict[int, set[str]] = defaultdict(set)
+        self._serving: dict[str, int] = dict(first.sites)  # where new requests go, be it to wait
+        self._residency: Residency[int] = Residency(self._fits, parallel=UNLIMITED if free else 1)
         for model, site in first.sites.items():
-            self._residents[site].add(model)
-        self._held: dict[str, list[tuple[int, Request]]] = defaultdict(list)
+            self._residency.served(model, site)
         self._loads: list[tuple[float, str]] = []  # a heap: when loaded, who
-        self._transition: Transition | None = None
-        self._stop = first
         self._moving: dict[str, Move] = {}
         self._moves: list[Move] = []
 
@@ -110,7 +106,7 @@ class _Run:
         index, idle = 0, 0
         while True:
             arrival = items[index].time + delay if index < len(items) else inf
-            change = self._stops[0].at if self._stops and self._transition is None else inf
+            change = self._stops[0].at if self._stops and self._residency.over else inf
             load = self._loads[0][0] if self._loads else inf
             soonest = min(self._due)
             due = min(arrival, change, load, soonest)
@@ -126,7 +122,9 @@ class _Run:
             elif change <= due:
                 self._change(self._stops.pop(0))
             else:
-                self._arrive(index, request_of(index, items[index], next(asked)))
+                site = self._serving[items[index].model]
+                self._units[site].submit(index, request_of(index, items[index], next(asked)))
+                self._look(site)
                 index += 1
         self._at_rest()
         return Moved(self._records, self._moves)
@@ -140,99 +138,80 @@ class _Run:
         if not done:
             unit.tick()
         self._look(site)
-        if done and self._transition is not None:
+        if done and self._residency.leaving:
             self._drains()
         return 0 if done else idle + 1
 
-    def _arrive(self, index: int, request: Request) -> None:
-        site = self._serving[request.model]
-        if site is None:
-            self._held[request.model].append((index, request))
-        else:
-            self._units[site].submit(index, request)
-            self._look(site)
-
     def _change(self, stop: Stop) -> None:
-        """Models leave one after another."""
-        self._stop = stop
+        """Raises RuntimeError where it can never be reached."""
         targets = {model: site for model, site in stop.sites.items() if self._serving[model] != site}
         now = self._clock.now()
         self._moving = {model: Move(model, now) for model in targets}
         self._moves += self._moving.values()
-        if targets:
-            self._transition = Transition(self._residents, targets, stop.rates, self._fits, stop.before)
-            self._do(self._transition.begin())
+        self._residency.before = stop.before
+        self._do(self._residency.aim(targets, stop.rates))
 
-    def _do(self, steps: list[Step]) -> None:
+    def _do(self, steps: Sequence[Step[int]]) -> None:
         now = self._clock.now()
         for step in steps:
-            if isinstance(step, Load):
-                self._enter(step.model, step.site)
-                heappush(self._loads, (now + self._seconds(step), step.model))
-            else:
-                site = self._serving[step.model]
-                assert site is not None
-                self._serving[step.model] = None
-                self._moving[step.model].parked = True
-                self._moving[step.model].gap = now
-                self._take_back(step.model, site)
+            match step:
+                case Load():
+                    if not self._residency.parked(step.model):  # else it has a lane there
+                        self._enter(step.model, step.site)
+                    heappush(self._loads, (now + self._seconds(step), step.model))
+                case Leave() if step.to is not None:
+                    self._moving[step.model].parked, self._moving[step.model].gap = True, now
+                    self._enter(step.model, step.to)
+                    self._switch(step.model, step.to)
+                case Leave():
+                    self._switch(step.model, self._served_at(step.model))
+                case NoRoom():
+                    raise RuntimeError(f"{step.model}: there will never be room, whoever leaves")
         self._drains()
 
     def _loaded(self, model: str) -> None:
-        """The switch."""
-        assert self._transition is not None
-        old, now = self._serving[model], self._clock.now()
-        move, site = self._moving[model], self._stop.sites[model]
-        self._serving[model] = site
-        move.switched = now
-        move.gap = now - move.gap if move.parked else 0.0
-        if old is not None:
-            self._take_back(model, old)
-        for index, request in self._held.pop(model, []):
-            self._units[site].submit(index, request)
+        site, move, now = self._residency.loading(model), self._moving[model], self._clock.now()
+        move.switched, move.gap = now, now - move.gap if move.parked else 0.0
+        self._units[site].ready(model)
         self._look(site)
-        self._do(self._transition.loaded(model))
+        self._do(self._residency.loaded(model))
 
     def _drains(self) -> None:
-        """Tells who has left; a transition that is over ends."""
-        while self._transition is not None:
-            gone = [m for m, site in self._transition.leaving.items() if self._units[site].empty(m)]
-            if not gone:
-                break
-            site = self._transition.leaving[gone[0]]
-            self._leave(gone[0], site)
+        """Tells who has left."""
+        while gone := [m for m, site in self._residency.leaving.items() if self._units[site].empty(m)]:
+            self._leave(gone[0], self._residency.leaving[gone[0]])
             self._moving[gone[0]].drained = self._clock.now()
-            self._do(self._transition.drained(gone[0]))
-        if self._transition is not None and self._transition.over:
-            self._transition = None
+            self._do(self._residency.left(gone[0]))
 
     # ---- parts ---------------------------------------------------------------------------------------
 
     def _enter(self, model: str, site: int) -> None:
-        """Requests come to it when it is loaded; what it shall have it has from now on."""
-        self._residents[site].add(model)
+        """What it shall have there it has from now on."""
         self._units[site].scheduler.open(*self._openings[site][model])
-        self._units[site].ready(model)
         self._look(site)
 
     def _leave(self, model: str, site: int) -> None:
         """Who is left may start with what it had."""
-        self._residents[site].discard(model)
         self._units[site].scheduler.close(model)
         self._units[site].tick()
         self._look(site)
 
-    def _take_back(self, model: str, site: int) -> None:
-        """What has not begun is held for the new site, before whoever came later."""
-        back = [(sequence.id, sequence.request) for sequence in self._units[site].withdraw(model)]
-        self._moving[model].resent += len(back)
-        self._held[model] = back + self._held[model]
+    def _switch(self, model: str, site: int) -> None:
+        """From now on requests go there, those without a token first."""
+        old, self._serving[model] = self._serving[model], site
+        self._moving[model].resent += self._units[old].hand_over(model, self._units[site])
+        self._look(old)
         self._look(site)
+
+    def _served_at(self, model: str) -> int:
+        site = self._residency.at(model)
+        assert site is not None
+        return site
 
     def _look(self, site: int) -> None:
         self._due[site] = self._units[site].due()
 
-    def _seconds(self, step: Load) -> float:
+    def _seconds(self, step: Load[int]) -> float:
         if self._free:
             return 0.0
         model, gpus = self._models[step.model], self._itinerary.sites[step.site].gpus
@@ -246,9 +225,7 @@ class _Run:
         return self._free or place.pool + held <= usable
 
     def _open(self) -> bool:
-        return (
-            any(unit.waits for unit in self._units.values()) or any(self._held.values()) or bool(self._loads)
-        )
+        return any(unit.waits for unit in self._units.values()) or bool(self._loads)
 
     def _at_rest(self) -> None:
         left = int((self._records.outcome == Outcome.OPEN).sum())

@@ -13,16 +13,18 @@ from muxd.engine.actions import (
     Ahead,
     Arrived,
     BatchDone,
-    Cancelled,
     Emit,
     Ended,
     Event,
     Failed,
+    Joined,
     Launch,
     Preempted,
     Rejected,
     Stepped,
     Tick,
+    Withdraw,
+    Withdrawn,
     WorkerReady,
 )
 from muxd.engine.request import Request
@@ -120,13 +122,13 @@ class VirtualUnit:
             return
         self._handle(Arrived(Sequence(index, request, self._clock.now())))
 
-    def withdraw(self, model: str) -> list[Sequence]:
-        """Takes back what has neither rows nor tokens, in the order of arrival: it may be sent elsewhere."""
-        lane = self.scheduler.lanes[model]
-        found = [s for s in lane.waiting if not s.rows and not s.generated and s.batch is None]
-        for sequence in found:
-            self._handle(Cancelled(sequence))
-        return found
+    def hand_over(self, model: str, to: "VirtualUnit") -> int:
+        """As ``engine.unit.Unit.hand_over``."""
+        actions = self._handle(Withdraw(model, to.scheduler.lanes[model].spec.max_context))
+        moved = [action.sequence for action in actions if isinstance(action, Withdrawn)]
+        for sequence in moved:
+            to._handle(Joined(sequence))
+        return len(moved)
 
     def empty(self, model: str) -> bool:
         return self.scheduler.lanes[model].empty
@@ -142,11 +144,13 @@ class VirtualUnit:
         task = batch.task
         self._handle(BatchDone(batch.model, task.number, [_TOKEN] * task.sampled), first=task.prefill)
 
-    def _handle(self, event: Event, *, first: bool = False) -> None:
+    def _handle(self, event: Event, *, first: bool = False) -> list[Action]:
         self.events += 1
         now = self._clock.now()
-        for action in self.scheduler.handle(event, now):
+        actions = self.scheduler.handle(event, now)
+        for action in actions:
             self._perform(action, now, first)
+        return actions
 
     def _perform(self, action: Action, now: float, first: bool) -> None:
         """``first``: a prefill is done. Only then can a token be somebody's first."""

@@ -19,7 +19,7 @@ from muxd.engine.shares import Shares
 from muxd.engine.stream import TokenStream
 from muxd.engine.unit import Unit
 from muxd.errors import Busy, ModelNotReady, ModelUnloaded, WorkerLost
-from muxd.fleet.change import Change
+from muxd.fleet.operation import Operation
 from muxd.fleet.steps import Step
 from muxd.messages import BatchDone, Decode, Prefill, Sampling
 from muxd.pool.ledger import Ledger
@@ -38,12 +38,12 @@ async def _of(scene: Callable[[], Awaitable[None]]) -> None:
 
 def test_every_watcher_hears_the_last_step_whenever_it_came() -> None:
     async def scene() -> None:
-        change, more = Change("m", "loaded", "reading"), asyncio.Event()
+        change, more = Operation("m", "loaded", "reading"), asyncio.Event()
 
         async def work() -> None:
-            change.tell("weights", 1, 2)
+            change.tell("m", "weights", 1, 2)
             await more.wait()
-            change.tell("ready", 2, 2)
+            change.tell("m", "ready", 2, 2)
 
         change.start(work())
         early = change.watch()
@@ -62,10 +62,10 @@ def test_a_failure_reaches_every_watcher_and_needs_none(caplog: pytest.LogCaptur
         async def fail() -> None:
             raise ModelNotReady("no folder")
 
-        alone = Change("n", "loaded", "reading")
+        alone = Operation("n", "loaded", "reading")
         alone.start(fail())
         await alone.finished()
-        watched = Change("m", "loaded", "reading")
+        watched = Operation("m", "loaded", "reading")
         watched.start(fail())
         for _ in range(2):
             with pytest.raises(ModelNotReady, match="no folder"):

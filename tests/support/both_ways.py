@@ -117,11 +117,13 @@ def served(here: Here, config: Config, device: Device, arena: Arena) -> Schedule
 def site_of(config: Config, device: Device, arena: Arena, entries: list[Entry]) -> Site:
     targets = {m.name: Slo(m.ttft_slo, m.tpot_slo) for m in config.model}
     nothing = cast(Any, None)  # nothing is spawned here
-    return open_site(
-        device.name, device, arena, entries, config.scheduler, grow=False, link=nothing, zygote=nothing,
+    site = open_site(
+        device.name, device, arena, config.scheduler, grow=False, link=nothing, zygote=nothing,
         clock=VirtualClock(), observer=Observer(Metrics(CollectorRegistry()), targets), ids=count(),
         spawns=nothing, tell=lambda mark: None,
     )  # fmt: skip
+    site.open(entries)
+    return site
 
 
 def profiled(here: Here, config: Config, device: Device) -> Profile:

@@ -1,20 +1,27 @@
-"""One load, unload or move under way: it goes on whether or not anybody watches."""
+"""What somebody has asked for (a load, an unload, moves): a view of it that goes on whether or not anybody
+watches."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Literal
 
+from muxd.errors import MuxdError
 from muxd.fleet.steps import Stage, Step
 
+Kind = Literal["loaded", "unloaded", "moved"]
 
-class Change:
+
+class Operation:
     """Made and started by the roster, on the daemon's loop; any number of watchers."""
 
-    def __init__(self, model: str, kind: Literal["loaded", "unloaded", "moved"], first: Stage):
-        self.model = model
-        self.kind = kind
+    def __init__(self, model: str, kind: Kind, first: Stage, *, why: str = "", patient: bool = False):
+        """``why`` is for the record. ``patient``: a model that fails too often is not given up."""
+        self.model = model  # of several the one that was told of last
+        self.kind: Kind = kind
+        self.why, self.patient = why, patient
         self.hurry = asyncio.Event()  # set: wait for nobody any more
         self.step = Step(model, first)
+        self.errors: list[MuxdError] = []  # why models could not be had, the first one first
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -22,9 +29,9 @@ class Change:
         self._task = asyncio.create_task(work)
         self._task.add_done_callback(self._over)
 
-    def tell(self, stage: Stage, done: int = 0, total: int = 0) -> None:
-        """How far it is now."""
-        self.step = Step(self.model, stage, done, total)
+    def tell(self, model: str, stage: Stage, done: int = 0, total: int = 0) -> None:
+        """How far a model is now."""
+        self.model, self.step = model, Step(model, stage, done, total)
         self._wake()
 
     async def watch(self) -> AsyncIterator[Step]:
