@@ -16,6 +16,7 @@ from muxd.config import Config, ModelConfig, PoolConfig
 from muxd.cost.profile import FORMAT, Device, Grid, ModelProfile, Profile, Shape
 from muxd.cost.table import CostTable
 from muxd.engine.actions import Arrived, BatchDone, Launch, WorkerReady
+from muxd.engine.flight import Flight
 from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Sequence
@@ -48,7 +49,7 @@ class Driver:
 
     def __init__(self, scheduler: Scheduler):
         self.scheduler = scheduler
-        self.flying: list[Launch] = []
+        self.flying: list[Flight] = []
         self.now = 0.0
         for model in scheduler.lanes:
             self._take(WorkerReady(model))
@@ -61,19 +62,18 @@ class Driver:
 
     def step(self) -> tuple[float, int]:
         """The oldest batch ends: seconds of the decision, sequences in the batch (0 for a prefill)."""
-        launch = self.flying.pop(0)
-        command = launch.command
+        flight = self.flying.pop(0)
+        command, model = flight.command, flight.model
         if isinstance(command, Prefill):
-            done = BatchDone(launch.model, command.batch, [5] * sum(c.last for c in command.chunks))
-            return self._take(done), 0
-        return self._take(BatchDone(launch.model, command.batch, [5] * len(command.seqs))), len(command.seqs)
+            return self._take(BatchDone(model, flight.batch, [5] * sum(c.last for c in command.chunks))), 0
+        return self._take(BatchDone(model, flight.batch, [5] * len(command.seqs))), len(command.seqs)
 
     def _take(self, event: Arrived | BatchDone | WorkerReady) -> float:
         self.now += 0.001
         begun = time.perf_counter()
         actions = self.scheduler.handle(event, self.now)
         took = time.perf_counter() - begun
-        self.flying += [action for action in actions if isinstance(action, Launch)]
+        self.flying += [action.flight for action in actions if isinstance(action, Launch)]
         return took
 
 

@@ -55,7 +55,6 @@ from muxd.fleet.supervisor import Progress
 from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd, private_directory
 from muxd.link.exits import STACKS
-from muxd.messages import FromWorker
 from muxd.pool.arena import Arena
 from muxd.sizes import size
 from muxd.steward import Steward as DaemonSteward
@@ -142,7 +141,7 @@ class Daemon:
             self._open_arenas(arenas, pools)
             self.planning = await asyncio.to_thread(Planning, self.config, self.devices, pools)
             await asyncio.to_thread(self.planning.start, self.entries.values())
-            self.link = DaemonEnd(directory, self._on_message, self._on_link_lost)
+            self.link = DaemonEnd(directory)
             try:
                 self._make_sites(arenas)
                 self._make_roster(on_progress)
@@ -316,16 +315,6 @@ class Daemon:
         )  # fmt: skip
 
     # ---- the link ---------------------------------------------------------------------------------
-
-    def _on_message(self, worker: str, message: FromWorker) -> None:
-        for site in self.sites.values():
-            if supervisor := site.supervisor_of(worker):
-                site.on_message(supervisor, message)
-
-    def _on_link_lost(self, worker: str, reason: str) -> None:
-        for site in self.sites.values():
-            if supervisor := site.supervisor_of(worker):
-                supervisor.on_defect(reason)
 
     # ---- Serving (the HTTP door) ------------------------------------------------------------------
 

@@ -2,10 +2,11 @@
 
 from msgspec import Struct
 
+from muxd.engine.flight import Flight
 from muxd.engine.request import Finish
 from muxd.engine.sequence import Sequence
 from muxd.errors import MuxdError
-from muxd.messages import Decode, Prefill
+from muxd.messages import Phases
 
 
 class Arrived(Struct, frozen=True):
@@ -15,17 +16,20 @@ class Arrived(Struct, frozen=True):
 
 
 class BatchDone(Struct, frozen=True):
-    """A worker finished ``batch``; ``tokens`` in the command's order, NO_TOKEN among them."""
+    """A worker finished ``batch``; ``tokens`` in the command's order, NO_TOKEN among them. ``seconds``: on
+    the device, as it measured."""
 
     model: str
     batch: int
     tokens: list[int]
+    seconds: float = 0.0
 
 
 class Cancelled(Struct, frozen=True):
-    """Its reader went away, or has what it wants."""
+    """Its reader went away, or has been ``served``: it has what it wants."""
 
     sequence: Sequence
+    served: bool = False
 
 
 class Lent(Struct, frozen=True):
@@ -43,9 +47,10 @@ class Recalled(Struct, frozen=True):
 
 
 class WorkerReady(Struct, frozen=True):
-    """The model's worker takes commands (again)."""
+    """The model's worker takes commands (again). ``workers``: their names by phases."""
 
     model: str
+    workers: dict[Phases, str] = {}
 
 
 class WorkerLost(Struct, frozen=True):
@@ -102,26 +107,32 @@ Event = (
 
 
 class Launch(Struct, frozen=True):
-    """The command begins. Send it to the model's worker, unless it went ``ahead``."""
+    """The batch begins. Send its command to its worker, unless it went ``ahead``."""
 
-    model: str
-    command: Prefill | Decode
+    flight: Flight
     ahead: bool = False
 
 
 class Ahead(Struct, frozen=True):
     """Send a step to the model's worker whose last one still runs; ``Launch`` follows when that is done."""
 
-    model: str
-    command: Decode
+    flight: Flight
+
+
+class Completed(Struct, frozen=True):
+    """The batch is over: done, or lost with its worker."""
+
+    flight: Flight
 
 
 class Emit(Struct, frozen=True):
-    """New tokens, ``tokens[i]`` (reply index ``index[i]``) for ``sequences[i]``."""
+    """New tokens, ``tokens[i]`` (reply index ``index[i]``) for ``sequences[i]``, ``gaps[i]`` seconds
+    after the one before; None: it is the first."""
 
     sequences: list[Sequence]
     tokens: list[int]
     index: list[int]
+    gaps: list[float | None]
 
 
 class Ended(Struct, frozen=True):
@@ -183,5 +194,16 @@ class QuotaMoved(Struct, frozen=True):
 
 
 Action = (
-    Launch | Ahead | Emit | Ended | Failed | Rejected | Preempted | Resumed | Overdue | Withdrawn | QuotaMoved
+    Launch
+    | Ahead
+    | Completed
+    | Emit
+    | Ended
+    | Failed
+    | Rejected
+    | Preempted
+    | Resumed
+    | Overdue
+    | Withdrawn
+    | QuotaMoved
 )

@@ -37,6 +37,11 @@ class Place(Struct, frozen=True):
     split: bool = False  # a model has a process for each phase
     caps: bool = False  # a worker keeps for life the share it begins with
 
+    @property
+    def parts(self) -> int:
+        """Of the device that a batch's share is made of, one for each rung; 0: it has none."""
+        return len(self.rungs) if self.gpu and not self.caps and len(self.rungs) > 1 else 0
+
 
 def place(
     config: SchedulerConfig,
@@ -66,7 +71,9 @@ def scheduler(
     settings = settings_of(config, run_ahead=where.gpu)
     forecast = Forecast(targets, settings.prefill_tokens) if config.admission == "slo" else None
     shares = Shares(where.rungs, config.overbook)
-    return Scheduler((), ledger, shares, settings, policy=policy or config.policy, forecast=forecast)
+    return Scheduler(
+        (), ledger, shares, settings, policy=policy or config.policy, forecast=forecast, parts=where.parts
+    )
 
 
 def opening(model: ModelConfig, shape: Shape, where: Place, models: int) -> tuple[LaneSpec, Terms]:

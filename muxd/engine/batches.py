@@ -3,10 +3,11 @@
 A policy says which lane starts what on which share; that is all it says.
 """
 
-from muxd.engine.actions import Ahead, Launch
+from muxd.engine.actions import Ahead, Completed, Launch
 from muxd.engine.board import Board
 from muxd.engine.commands import chunk_of, drain, new_rows
-from muxd.engine.lane import InFlight, Lane
+from muxd.engine.flight import Flight
+from muxd.engine.lane import Lane
 from muxd.engine.patience import Patience
 from muxd.engine.rows import NOTHING, RowKeeper
 from muxd.engine.sequence import Sequence
@@ -44,11 +45,18 @@ class Batches:
             sequences.append(sequence)
         if not chunks:
             return False
-        command = Prefill(self._next(), share, new_rows(granted), chunks, drain(lane.forget))
+        mask = self._mask(lane, share, prefill=True)
+        command = Prefill(
+            self._next(), share, new_rows(granted), chunks, drain(lane.forget), self._board.parts.told(mask)
+        )
         sizes = [len(chunk.tokens) // 4 for chunk in chunks]
-        self._fly(lane, InFlight(lane.spec.model, command.batch, True, sequences, sizes, share, now, command))
+        flight = self._flight(lane, command, sequences, sizes, mask, now)
+        for sequence in sequences:
+            if sequence.started is None:
+                sequence.started = now
+        self._launch(lane, flight)
         self._board.prefilling += 1
-        self._board.prefilled = command.batch
+        self._board.prefilled = flight.batch
         self._board.prefills += 1
         lane.prefilled_at = self._board.prefills
         self._board.waiting.to_back(lane)
@@ -62,8 +70,9 @@ class Batches:
         sequences, grown, rows = self._rows.grow(lane)
         if not sequences:
             return False
-        flight = self._step(lane, sequences, grown, rows, share, now)
-        self._fly(lane, flight)
+        mask = self._mask(lane, share, prefill=False)
+        flight = self._step(lane, sequences, grown, rows, mask, share, now)
+        self._launch(lane, flight)
         lane.stepped = flight.batch
         self._board.decodable.to_back(lane)
         return True
@@ -82,17 +91,17 @@ class Batches:
         grown = self._rows.grow_ahead(lane, front.sequences)
         if grown is None:
             return False
-        flight = lane.ahead = self._step(lane, *grown, front.share, now)
+        mask = self._mask(lane, front.share, prefill=False, front=front.mask)
+        flight = lane.ahead = self._step(lane, *grown, mask, front.share, now)
         for sequence in flight.sequences:
             sequence.batch = flight.batch
         self._board.refresh(lane)
-        assert isinstance(flight.command, Decode)
-        self._board.actions.append(Ahead(lane.spec.model, flight.command))
+        self._board.actions.append(Ahead(flight))
         return True
 
-    def land(self, lane: Lane, flight: InFlight, now: float) -> None:
+    def complete(self, lane: Lane, flight: Flight, now: float) -> None:
         """The batch is done: the step that went ahead of it begins on its share, or that is free again."""
-        self._free(lane, flight)
+        self._end(lane, flight, now)
         behind = lane.ahead
         if flight.prefill or behind is None:
             return
@@ -100,21 +109,18 @@ class Batches:
         self._begin(lane, behind)
         lane.stepped = behind.batch
         self._board.refresh(lane)
-        self._board.actions.append(Launch(lane.spec.model, behind.command, ahead=True))
+        self._board.actions.append(Launch(behind, ahead=True))
 
-    def repeated(
-        self, lane: Lane, flight: InFlight, numbers: list[int], began: float, expected: float
-    ) -> None:
+    def repeated(self, lane: Lane, flight: Flight, numbers: list[int], began: float, expected: float) -> None:
         """The lane is some steps further: in flight, and behind that, are the steps of these ``numbers``."""
-        shares = self._board.shares
         del self._board.flying[flight.batch]
-        shares.release(flight.batch)
         both = [flight] if lane.ahead is None else [flight, lane.ahead]
         for one, number in zip(both, numbers, strict=True):
             assert isinstance(one.command, Decode)
             one.batch, one.began = number, began
-            one.command = Decode(number, one.share, NewRows(), one.command.seqs, [], drain(lane.forget))
-        shares.book(flight.batch, flight.share)
+            parts, seqs = one.command.parts, [sequence.id for sequence in one.sequences]
+            command = Decode(number, one.share, NewRows(), seqs, [], drain(lane.forget), parts=parts)
+            one.worker, one.command = lane.told(command)
         self._board.flying[flight.batch] = flight
         lane.flights.remove(flight)  # it began after a prefill beside it
         lane.flights.append(flight)
@@ -125,17 +131,42 @@ class Batches:
         for sequence in flight.sequences:
             sequence.batch = numbers[-1]
 
-    def lose(self, lane: Lane) -> None:
+    def lose(self, lane: Lane, now: float) -> None:
         """Nothing of the lane runs any more."""
-        lane.ahead = None
+        lane.ahead, lane.handover = None, None
+        self._board.parts.forget(lane.spec.model)
         for flight in list(lane.flights):
-            self._free(lane, flight)
+            flight.lost = True
+            self._end(lane, flight, now)
 
-    def _free(self, lane: Lane, flight: InFlight) -> None:
+    def _end(self, lane: Lane, flight: Flight, now: float) -> None:
+        flight.ended = now
         lane.flights.remove(flight)
         del self._board.flying[flight.batch]
-        self._board.shares.release(flight.batch)
+        self._board.shares.release(flight.share)
         self._board.prefilling -= flight.prefill
+        self._board.actions.append(Completed(flight))
+
+    def _mask(self, lane: Lane, share: int, *, prefill: bool, front: int = 0) -> int:
+        board = self._board
+        if not board.parts.total:
+            return 0
+        return board.parts.choose(lane.spec.model, share, board.masks(), prefill=prefill, front=front)
+
+    def _flight(
+        self,
+        lane: Lane,
+        command: Prefill | Decode,
+        sequences: list[Sequence],
+        sizes: list[int],
+        mask: int,
+        now: float,
+    ) -> Flight:
+        worker, told = lane.told(command)
+        return Flight(
+            lane.spec.model, command.batch, isinstance(command, Prefill), sequences, sizes, command.share,
+            now, told, worker, mask,
+        )  # fmt: skip
 
     def _step(
         self,
@@ -143,28 +174,27 @@ class Batches:
         sequences: list[Sequence],
         grown: list[tuple[int, int]],
         rows: Rows,
+        mask: int,
         share: int,
         now: float,
-    ) -> InFlight:
-        ids = [sequence.id for sequence in sequences]
-        command = Decode(self._next(), share, new_rows([rows]), ids, grown, drain(lane.forget))
-        return InFlight(
-            lane.spec.model, command.batch, False, sequences, [1] * len(sequences), share, now, command
-        )
+    ) -> Flight:
+        ids, parts = [sequence.id for sequence in sequences], self._board.parts.told(mask)
+        command = Decode(self._next(), share, new_rows([rows]), ids, grown, drain(lane.forget), parts=parts)
+        return self._flight(lane, command, sequences, [1] * len(sequences), mask, now)
 
-    def _begin(self, lane: Lane, flight: InFlight) -> None:
-        self._board.shares.book(flight.batch, flight.share)
+    def _begin(self, lane: Lane, flight: Flight) -> None:
+        self._board.shares.book(flight.share)
         lane.flights.append(flight)
         self._board.flying[flight.batch] = flight
         self._patience.begin(lane, flight)
         lane.launched = max(lane.launched, flight.batch)  # a prefill may have overtaken the step ahead
 
-    def _fly(self, lane: Lane, flight: InFlight) -> None:
+    def _launch(self, lane: Lane, flight: Flight) -> None:
         self._begin(lane, flight)
         for sequence in flight.sequences:
             sequence.batch = flight.batch
         self._board.refresh(lane)
-        self._board.actions.append(Launch(lane.spec.model, flight.command))
+        self._board.actions.append(Launch(flight))
 
     def _next(self) -> int:
         self.begun += 1

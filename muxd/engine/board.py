@@ -4,11 +4,13 @@ Owned by ``Scheduler``; the row keeper, the batches and the policies hold it, no
 nothing: it only keeps the indexes by which a decision finds the lanes that have something to do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from muxd.cost.shares import equal_part
 from muxd.engine.actions import Action
-from muxd.engine.lane import InFlight, Lane, LaneSpec
+from muxd.engine.flight import Flight
+from muxd.engine.lane import Lane, LaneSpec
+from muxd.engine.parts import Parts
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.engine.turns import Turns
@@ -18,12 +20,16 @@ from muxd.pool.ledger import Ledger
 class Board:
     """``actions`` is what the running ``Scheduler.handle`` will return."""
 
-    def __init__(self, specs: Iterable[LaneSpec], ledger: Ledger, shares: Shares, settings: Settings):
+    def __init__(
+        self, specs: Iterable[LaneSpec], ledger: Ledger, shares: Shares, settings: Settings, parts: int = 0
+    ):
+        """``parts``: of the device that a batch's share is made of, 0: it has none."""
         self.ledger = ledger
         self.shares = shares
         self.settings = settings
+        self.parts = Parts(parts)
         self.actions: list[Action] = []
-        self.flying: dict[int, InFlight] = {}  # by number: what computes now
+        self.flying: dict[int, Flight] = {}  # by number: what computes now
         self.prefilling = 0  # prefill batches in flight
         self.prefilled = 0  # number of the last one launched
         self.prefills = 0  # how many were launched
@@ -63,6 +69,14 @@ class Board:
         self.stepping.put(lane, lane.step is not None and lane.ahead is None)
         if not lane.waiting:
             lane.blocked = ""
+
+    def masks(self) -> Iterator[int]:
+        """Where batches run that workers have, begun or not."""
+        for flight in self.flying.values():
+            yield flight.mask
+            ahead = self.lanes[flight.model].ahead
+            if not flight.prefill and ahead is not None:
+                yield ahead.mask
 
     @property
     def empty(self) -> bool:

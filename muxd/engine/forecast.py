@@ -13,21 +13,18 @@ from msgspec import Struct
 
 from muxd.engine.actions import (
     Action,
-    BatchDone,
     Cancelled,
     Emit,
     Ended,
     Event,
     Failed,
     Launch,
-    Withdrawn,
-    WorkerLost,
 )
+from muxd.engine.flight import Flight
 from muxd.engine.lane import Lane
 from muxd.engine.sequence import Sequence
 from muxd.engine.slo import Slo
 from muxd.errors import CannotMeetSlo, MuxdError
-from muxd.messages import Prefill
 
 _KEEP = 0.9  # what an average keeps of its past with every batch: about the last ten count
 # Deviations added to an estimate. With 0 half of those admitted at the edge come too late, with 1 most of
@@ -73,21 +70,13 @@ class _Truth(Struct):
 class _Pace(Struct):
     """What one model was seen to need."""
 
-    token: _Mean  # seconds a prefilled token
-    step: _Mean  # seconds a decode step
     stay: _Mean  # seconds a sequence holds its slot and rows
     fresh: _Mean  # the part of a prompt that was not cached
     truth: _Truth
 
 
 def _pace() -> _Pace:
-    return _Pace(_Mean(), _Mean(), _Mean(), _Mean(), _Truth(_Mean(), _Mean()))
-
-
-class _Flight(Struct, frozen=True):
-    model: str
-    began: float
-    tokens: int  # 0: a decode step
+    return _Pace(_Mean(), _Mean(), _Truth(_Mean(), _Mean()))
 
 
 class Ahead(Struct, frozen=True):
@@ -108,65 +97,42 @@ class Forecast:
         self._targets = targets  # they may change
         self._budget = prefill_tokens
         self._paces: defaultdict[str, _Pace] = defaultdict(_pace)
-        self._flights: dict[int, _Flight] = {}  # by batch
-        self._admitted: dict[int, float] = {}  # sequence -> its first launch
-        self._estimates: dict[int, float] = {}  # sequence -> seconds, until its first token
 
     # ---- learning ---------------------------------------------------------------------------------
 
     def observe(self, event: Event, actions: Iterable[Action], now: float) -> None:
         """Learn from one call of ``Scheduler.handle``: its event, then its actions."""
-        match event:
-            case BatchDone():
-                self._done(event, now)
-            case WorkerLost():
-                self._flights = {n: it for n, it in self._flights.items() if it.model != event.model}
-            case Cancelled():
-                self._left(event.sequence, now)
+        if isinstance(event, Cancelled):
+            self._left(event.sequence, now)
         for action in actions:
             match action:
                 case Launch():
-                    self._launched(action, now)
+                    self._launched(action.flight, now)
                 case Emit():
                     for sequence in action.sequences:
-                        self._first_token(sequence, now)
+                        self._first_token(sequence)
                 case Ended() | Failed():
                     self._left(action.sequence, now)
-                case Withdrawn():
-                    self._estimates.pop(action.sequence.id, None)
-                    self._admitted.pop(action.sequence.id, None)
 
-    def _launched(self, launch: Launch, now: float) -> None:
-        command, tokens = launch.command, 0
-        if isinstance(command, Prefill):
-            for chunk in command.chunks:
-                tokens += len(chunk.tokens) // 4
-                if chunk.seq not in self._admitted:
-                    self._admitted[chunk.seq] = now
-                    fresh = chunk.prompt_tokens - min(chunk.start, chunk.prompt_tokens)
-                    self._paces[launch.model].fresh.add(fresh, chunk.prompt_tokens)
-        self._flights[command.batch] = _Flight(launch.model, now, tokens)
+    def _launched(self, flight: Flight, now: float) -> None:
+        if not flight.prefill:
+            return
+        fresh = self._paces[flight.model].fresh
+        for sequence in flight.sequences:
+            if sequence.started == now:  # it is computed for the first time
+                prompt = sequence.prompt_tokens
+                fresh.add(prompt - min(sequence.cached, prompt), prompt)
 
-    def _done(self, event: BatchDone, now: float) -> None:
-        flight = self._flights.pop(event.batch, None)
-        if flight is None:
-            return  # an answer from before the worker was lost
-        pace = self._paces[event.model]
-        if flight.tokens:
-            pace.token.add(now - flight.began, flight.tokens)
-        else:
-            pace.step.add(now - flight.began)
-
-    def _first_token(self, sequence: Sequence, now: float) -> None:
-        estimate = self._estimates.pop(sequence.id, None)
-        if estimate is not None:
-            self._paces[sequence.model].truth.learn(estimate, now - sequence.arrived)
+    def _first_token(self, sequence: Sequence) -> None:
+        estimate, first = sequence.estimate, sequence.first
+        if estimate is not None and first is not None:
+            sequence.estimate = None
+            self._paces[sequence.model].truth.learn(estimate, first - sequence.arrived)
 
     def _left(self, sequence: Sequence, now: float) -> None:
-        self._estimates.pop(sequence.id, None)
-        admitted = self._admitted.pop(sequence.id, None)
-        if admitted is not None:
-            self._paces[sequence.model].stay.add(now - admitted)
+        sequence.estimate = None
+        if sequence.started is not None:
+            self._paces[sequence.model].stay.add(now - sequence.started)
 
     # ---- telling ----------------------------------------------------------------------------------
 
@@ -187,7 +153,7 @@ class Forecast:
         factor = self._paces[model].truth.factor
         wait, ttft = factor * ahead.wait, factor * ahead.ttft
         if ttft <= target or wait <= 0:
-            self._estimates[sequence.id] = ahead.ttft
+            sequence.estimate = ahead.ttft
             return None
         seconds = max(_LEAST_RETRY, ceil(min(wait, ttft - target)))
         return CannotMeetSlo(
@@ -204,42 +170,27 @@ class Forecast:
 
     def ahead(self, model: str, prompt_tokens: int, lanes: Mapping[str, Lane], now: float) -> Ahead | None:
         """``ttft`` in its two parts. O(what waits): asked once per arrival, and only short queues admit."""
-        token = self._paces[model].token.value
-        if token is None:
+        lane = lanes[model]
+        if not lane.token_seconds:
             return None
-        own = token * self._fresh(model, prompt_tokens)
-        wait = self._running(lanes[model], now) + self._prefills(lanes[model], prompt_tokens, lanes)
-        return Ahead(max(wait, self._departures(lanes[model])), own)
-
-    def _running(self, lane: Lane, now: float) -> float:
-        """What is left of the unit's one prefill in flight, or of the model's own step."""
-        rest = 0.0
-        for flight in self._flights.values():
-            pace = self._paces[flight.model]
-            if flight.tokens:
-                expected = flight.tokens * (pace.token.value or 0.0)
-            else:
-                expected = (pace.step.value or 0.0) if flight.model == lane.spec.model else 0.0
-            rest = max(rest, expected - (now - flight.began))
-        return rest
+        own = lane.token_seconds * self._fresh(model, prompt_tokens)
+        wait = _running(lane, lanes, now) + self._prefills(lane, prompt_tokens, lanes)
+        return Ahead(max(wait, self._departures(lane)), own)
 
     def _prefills(self, lane: Lane, prompt_tokens: int, lanes: Mapping[str, Lane]) -> float:
         """Seconds of prefill before and between the model's turns: one prefill at a time, models in turn."""
-        model = lane.spec.model
         before = self._queued_tokens(lane)
-        turns = ceil((before + self._fresh(model, prompt_tokens)) / self._budget)
-        seconds = before * (self._paces[model].token.value or 0.0)
-        for name, other in lanes.items():
+        turns = ceil((before + self._fresh(lane.spec.model, prompt_tokens)) / self._budget)
+        seconds = before * lane.token_seconds
+        for other in lanes.values():
             if other is not lane and other.ready and other.blocked not in ("rows", "slots"):
-                tokens = min(self._queued_tokens(other), turns * self._budget)
-                seconds += tokens * (self._paces[name].token.value or 0.0)
+                seconds += min(self._queued_tokens(other), turns * self._budget) * other.token_seconds
         return seconds
 
     def _queued_tokens(self, lane: Lane) -> float:
         """Tokens to compute of those that wait, without the batch in flight."""
-        model = lane.spec.model
-        computing = sum(flight.tokens for flight in self._flights.values() if flight.model == model)
-        tokens = self._fresh(model, sum(sequence.remaining for sequence in lane.waiting))
+        computing = sum(flight.tokens for flight in lane.flights if flight.prefill)
+        tokens = self._fresh(lane.spec.model, sum(sequence.remaining for sequence in lane.waiting))
         return max(0.0, tokens - computing)
 
     def _fresh(self, model: str, tokens: int) -> float:
@@ -256,3 +207,13 @@ class Forecast:
         if stay is None or short <= 0 or not lane.admitted:
             return 0.0
         return short * stay / lane.admitted
+
+
+def _running(own: Lane, lanes: Mapping[str, Lane], now: float) -> float:
+    """What is left of the unit's one prefill in flight, or of the model's own step."""
+    rest = 0.0
+    for lane in lanes.values():
+        for flight in lane.flights:
+            if flight.prefill or lane is own:
+                rest = max(rest, lane.expected_seconds(flight) - (now - flight.began))
+    return rest

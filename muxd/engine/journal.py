@@ -14,8 +14,8 @@ from msgspec import structs
 from muxd.engine.actions import (
     Action,
     Arrived,
-    BatchDone,
     Cancelled,
+    Completed,
     Ended,
     Event,
     Failed,
@@ -26,13 +26,13 @@ from muxd.engine.actions import (
     WorkerLost,
     WorkerReady,
 )
+from muxd.engine.flight import Flight
 from muxd.engine.lane import Lane
 from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.slo import Outcome
 from muxd.engine.timeline import Timeline
 from muxd.engine.times import DECODE, HELD, PREFILL, QUEUED, RECOMPUTE, OpenRequest, ReasonClock
 from muxd.engine.trace import Happening, Mark, RequestTimes, State
-from muxd.messages import Prefill
 from muxd.pool.ledger import Ledger
 
 Tell = Callable[[Mark], None]
@@ -58,12 +58,11 @@ class Journal:
         self._began = now
         self._clocks: dict[str, ReasonClock] = {}
         self._open: dict[int, OpenRequest] = {}
-        self._flights: dict[int, tuple[str, list[int]]] = {}  # batch -> its model and sequences
         self._finished: deque[RequestTimes] = deque(maxlen=FINISHED)
 
     # ---- writing ----------------------------------------------------------------------------------
 
-    def record(self, event: Event, actions: Iterable[Action], now: float) -> None:
+    def observe(self, event: Event, actions: Iterable[Action], now: float) -> None:
         """Book one call of ``Scheduler.handle``: its event, its actions, and how the lanes stand after it."""
         self._book_event(event, now)
         for action in actions:
@@ -85,7 +84,7 @@ class Journal:
         """Its book so far, for another unit's journal; None if it has ended."""
         one = self._open.pop(sequence.id, None)
         if one is not None:
-            beside = self._beside(sequence.model, one.came, now, one.started)
+            beside = self._beside(sequence.model, one.came, now, one.sequence.started)
             one.leave(self._device, now, self._clock(sequence.model), beside)
         return one
 
@@ -104,14 +103,9 @@ class Journal:
             case Arrived():
                 clock = self._clock(event.sequence.model)
                 self._open[event.sequence.id] = OpenRequest(event.sequence, clock.read(now))
-            case BatchDone():
-                if event.batch in self._flights:
-                    self._land(event.batch, now, lost=False)
             case Cancelled():
-                self.ended(event.sequence, "cancelled", now)
+                self.ended(event.sequence, "served" if event.served else "cancelled", now)
             case WorkerLost():
-                for batch in [batch for batch, (model, _) in self._flights.items() if model == event.model]:
-                    self._land(batch, now, lost=True)
                 self.mark("worker lost", now, event.model, event.error.message)
             case WorkerReady():
                 self.mark("worker ready", now, event.model)
@@ -119,7 +113,9 @@ class Journal:
     def _book_action(self, action: Action, now: float) -> None:
         match action:
             case Launch():
-                self._take_off(action, now)
+                self._launched(action.flight, now)
+            case Completed():
+                self._completed(action.flight, now)
             case Preempted():
                 if one := self._open.get(action.sequence.id):
                     one.move(QUEUED, now, self._clock(action.sequence.model))
@@ -134,34 +130,21 @@ class Journal:
             case Rejected():
                 self.ended(action.sequence, "refused", now, action.error.message)
 
-    def _take_off(self, launch: Launch, now: float) -> None:
-        command, clock = launch.command, self._clock(launch.model)
-        if isinstance(command, Prefill):
-            seqs = [chunk.seq for chunk in command.chunks]
-            for one, chunk in zip(map(self._open.get, seqs), command.chunks, strict=True):
-                if one is not None:
-                    again = one.sequence.preemptions + one.sequence.reruns > 0
-                    one.move(RECOMPUTE if again else PREFILL, now, clock)
-                    if one.started is None:
-                        one.started, one.cached = now, chunk.start
-        else:
-            seqs = command.seqs
-            for one in map(self._open.get, seqs):
-                if one is not None:
-                    one.move(DECODE, now, clock)
-        self._flights[command.batch] = (launch.model, seqs)
-        self.timeline.launched(launch, now)
+    def _launched(self, flight: Flight, now: float) -> None:
+        clock = self._clock(flight.model)
+        for sequence in flight.sequences:
+            one = self._open.get(sequence.id)
+            if one is not None:
+                again = sequence.preemptions + sequence.reruns > 0
+                one.move((RECOMPUTE if again else PREFILL) if flight.prefill else DECODE, now, clock)
 
-    def _land(self, batch: int, now: float, *, lost: bool) -> None:
-        model, seqs = self._flights.pop(batch)
-        clock = self._clock(model)
-        for one in map(self._open.get, seqs):
-            if one is None:
-                continue  # its reader left while the batch went on
-            if one.first is None and one.sequence.generated:
-                one.first = now
-            one.move(HELD if one.sequence.phase is Phase.RUNNING else QUEUED, now, clock)
-        self.timeline.done(batch, now, lost=lost)
+    def _completed(self, flight: Flight, now: float) -> None:
+        clock = self._clock(flight.model)
+        for sequence in flight.sequences:
+            one = self._open.get(sequence.id)
+            if one is not None:  # else its reader left while the batch went on
+                one.move(HELD if sequence.phase is Phase.RUNNING else QUEUED, now, clock)
+        self.timeline.completed(flight)
 
     def _clock(self, model: str) -> ReasonClock:
         clock = self._clocks.get(model)
@@ -186,7 +169,7 @@ class Journal:
         return [self._with_neighbours(one) for one in sorted(same, key=_choice)]
 
     def _now(self, one: OpenRequest, now: float) -> RequestTimes:
-        state: State = "waiting" if one.started is None else "running"
+        state: State = "waiting" if one.sequence.started is None else "running"
         return one.times(state, now, self._clock(one.sequence.model), device=self._device)
 
     def _with_neighbours(self, one: RequestTimes) -> RequestTimes:

@@ -1,15 +1,17 @@
 """One model's side of a unit: its queue, its running sequences, its worker's state."""
 
 from collections import deque
-from collections.abc import Iterator
-from math import ceil, inf
+from collections.abc import Iterator, Mapping
+from math import ceil
 
 from msgspec import Struct, structs
 
 from muxd.config import ModelConfig
+from muxd.engine.flight import Flight
+from muxd.engine.handover import Handover
 from muxd.engine.sequence import Phase, Sequence
 from muxd.errors import MuxdError
-from muxd.messages import Decode, Prefill
+from muxd.messages import Decode, Phases, Prefill
 
 _FORGET = 1.05  # how the shortest step grows with every step that is longer
 _KEEP = 0.9  # what the average costs keep of their past with every batch
@@ -36,21 +38,6 @@ class LaneSpec(Struct, frozen=True):
         return self.config.name
 
 
-class InFlight(Struct):
-    """A batch that a worker is computing."""
-
-    model: str
-    batch: int
-    prefill: bool
-    sequences: list[Sequence]
-    chunk: list[int]  # tokens computed per sequence
-    share: int
-    began: float
-    command: Prefill | Decode
-    due: float = inf  # when it has taken too long
-    asked: bool = False  # it has, and was asked for
-
-
 class Lane:
     """Queue order is arrival order, suspects first; a preempted or re-run sequence keeps its place."""
 
@@ -60,6 +47,8 @@ class Lane:
         self.model_context = spec.max_context  # the model's own, whatever the pool can hold
         self.refit(spec.capacity_rows)
         self.ready = False
+        self.workers: Mapping[Phases, str] = {}  # their names on the link
+        self.handover: Handover | None = None  # between the two of a split lane
         self.blocked = ""  # what the head of the queue waits for: worker, slots, rows, share, turn
         self.blocked_since = 0.0
         self.failed: MuxdError | None = None  # set when its worker will not come back
@@ -67,8 +56,8 @@ class Lane:
         self.promised = 0  # rows of their look-ahead that they do not hold yet
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.flights: list[InFlight] = []  # one at most; of a split lane, one of each phase
-        self.ahead: InFlight | None = None  # a decode step that its worker has while another still runs
+        self.flights: list[Flight] = []  # one at most; of a split lane, one of each phase
+        self.ahead: Flight | None = None  # a decode step that its worker has while another still runs
         self.launched = 0  # number of its last batch
         self.stepped = 0  # number of its last decode step
         self.prefilled_at = 0  # how many prefills of the unit had been launched with its last one
@@ -133,16 +122,16 @@ class Lane:
         return self.running if tried is None else [tried]
 
     @property
-    def all_flights(self) -> list[InFlight]:
+    def all_flights(self) -> list[Flight]:
         """What its workers have, begun or not."""
         return self.flights if self.ahead is None else [*self.flights, self.ahead]
 
-    def flight(self, batch: int) -> InFlight | None:
+    def flight(self, batch: int) -> Flight | None:
         """The batch of that number, if it is being computed."""
         return next((it for it in self.flights if it.batch == batch), None)
 
     @property
-    def step(self) -> InFlight | None:
+    def step(self) -> Flight | None:
         """The decode step that is being computed."""
         return next((it for it in self.flights if not it.prefill), None)
 
@@ -153,11 +142,23 @@ class Lane:
         """
         return bool(self.running) and self.prefilled_since_decode and now - self.decode_ended >= patience
 
-    def learn_cost(self, flight: InFlight, seconds: float) -> None:
+    def begin(self, workers: Mapping[Phases, str]) -> None:
+        """They take commands, and know of nothing yet."""
+        self.ready, self.failed, self.workers = True, None, workers
+        self.handover = Handover() if self.spec.split else None
+
+    def told(self, command: Prefill | Decode) -> tuple[str, Prefill | Decode]:
+        """Which worker computes the lane's next command, and the command as that one needs it."""
+        phases: Phases = "both"
+        if self.handover is not None:
+            phases, command = self.handover.place(command)
+        return self.workers.get(phases, self.spec.model), command
+
+    def learn_cost(self, flight: Flight, seconds: float) -> None:
         """A batch took that long."""
         self.proven.add(flight.prefill)
         if flight.prefill:
-            self.token_seconds = _mean(self.token_seconds, seconds / sum(flight.chunk))
+            self.token_seconds = _mean(self.token_seconds, seconds / flight.tokens)
         else:
             self.learn_step(seconds)
 
@@ -170,9 +171,9 @@ class Lane:
         """A sequence has ended with so many."""
         self.answer_tokens = _mean(self.answer_tokens, tokens)
 
-    def expected_seconds(self, flight: InFlight) -> float:
+    def expected_seconds(self, flight: Flight) -> float:
         """By what was learnt; 0 before anything was."""
-        return self.token_seconds * sum(flight.chunk) if flight.prefill else self.step_seconds
+        return self.token_seconds * flight.tokens if flight.prefill else self.step_seconds
 
     def lose(self, failed: MuxdError | None) -> None:
         """Its worker is gone; for good when it has ``failed``."""

@@ -9,12 +9,26 @@ from collections.abc import Iterable, Mapping
 from math import ceil
 from typing import Protocol
 
-from muxd.engine.actions import Launch
+from muxd.engine.actions import (
+    Action,
+    Arrived,
+    Cancelled,
+    Completed,
+    Emit,
+    Ended,
+    Event,
+    Failed,
+    Launch,
+    Preempted,
+    Rejected,
+    Resumed,
+    WorkerLost,
+)
+from muxd.engine.flight import Flight
 from muxd.engine.metrics import Metrics
 from muxd.engine.request import Request
 from muxd.engine.sequence import Sequence
 from muxd.engine.slo import Attainment, Course, Outcome, Slo
-from muxd.messages import Prefill
 
 
 class Popularity(Protocol):
@@ -26,7 +40,7 @@ class Popularity(Protocol):
 
 
 class Observer:
-    """Called by ``engine/unit.py`` only. Times are seconds of the unit's clock."""
+    """One for all units of a daemon. Times are seconds of their clock."""
 
     def __init__(
         self,
@@ -42,36 +56,64 @@ class Observer:
         self.outcomes: Counter[Outcome] = Counter()
         self.tokens_out: Counter[str] = Counter()
         self._ttft: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=1000))
-        self._queued: dict[int, float] = {}  # sequence -> arrival, until its first batch is launched
-        self._first: dict[int, float] = {}  # sequence -> when its first token came
-        self._last: dict[int, float] = {}  # sequence -> when its newest token came
 
     def aim(self, model: str, slo: Slo) -> None:
         """Measure the model's requests against these targets from now on."""
         self.attainment.targets[model] = slo
         self._metrics.add_slo(model, slo)
 
+    def observe(self, event: Event, actions: Iterable[Action], now: float) -> None:
+        """One call of ``Scheduler.handle`` of any unit."""
+        self._hear(event, now)
+        for action in actions:
+            self._count(action, now)
+
+    def _hear(self, event: Event, now: float) -> None:
+        match event:
+            case Arrived():
+                self._arrived(event.sequence)
+            case Cancelled():
+                self._ended(event.sequence, "served" if event.served else "cancelled", now)
+            case WorkerLost() if not event.final:
+                self._metrics.worker_restarted(event.model)
+
+    def _count(self, action: Action, now: float) -> None:
+        match action:
+            case Emit():
+                self._tokens(action)
+            case Launch():
+                self._launched(action.flight, now)
+            case Completed() if not action.flight.lost:
+                self._batch(action.flight)
+            case Ended():
+                self._ended(action.sequence, "served", now)
+            case Failed():
+                self._ended(action.sequence, "failed", now)
+            case Rejected():
+                self._ended(action.sequence, "refused", now)
+            case Preempted():
+                self._metrics.preempted(action.sequence.model)
+            case Resumed():
+                self._metrics.resumed(action.sequence.model)
+
     # ---- one sequence -----------------------------------------------------------------------------
 
-    def arrived(self, sequence: Sequence) -> None:
+    def _arrived(self, sequence: Sequence) -> None:
         self.arrivals += 1
-        self._queued[sequence.id] = sequence.arrived
         self._metrics.arrived(sequence.model, sequence.prompt_tokens)
         if self._popularity is not None:
             self._popularity.arrived(sequence.model, sequence.prompt_tokens, sequence.arrived)
 
-    def tokens(self, sequences: Iterable[Sequence], now: float) -> None:
+    def _tokens(self, emit: Emit) -> None:
         """One new token for each."""
-        for sequence in sequences:
-            before = self._last.get(sequence.id)
-            self._last[sequence.id] = now
+        for sequence, gap in zip(emit.sequences, emit.gaps, strict=True):
             self.tokens_out[sequence.model] += 1
-            if before is None:
-                self._first[sequence.id] = now
-                self._ttft[sequence.model].append(now - sequence.arrived)
-                self._metrics.first_token(sequence.model, now - sequence.arrived)
+            if gap is None:
+                seconds = sequence.latest - sequence.arrived
+                self._ttft[sequence.model].append(seconds)
+                self._metrics.first_token(sequence.model, seconds)
             else:
-                self._metrics.token(sequence.model, now - before)
+                self._metrics.token(sequence.model, gap)
 
     def turned_away(self, request: Request) -> None:
         """Refused before it became a sequence."""
@@ -79,31 +121,15 @@ class Observer:
         self.outcomes["refused"] += 1
         self._metrics.ended(request.model, "refused")
 
-    def ended(self, sequence: Sequence, outcome: Outcome, now: float) -> None:
+    def _ended(self, sequence: Sequence, outcome: Outcome, now: float) -> None:
         """Exactly once per sequence that arrived."""
         self.outcomes[outcome] += 1
-        self._queued.pop(sequence.id, None)
         if self._popularity is not None and outcome == "served":
             self._popularity.ended(sequence.model, sequence.generated, now)
         self._metrics.ended(sequence.model, outcome, now - sequence.arrived if outcome == "served" else None)
-        verdict = self.attainment.ended(sequence.model, self._course(sequence, outcome, now))
+        verdict = self.attainment.ended(sequence.model, _course(sequence, outcome, now))
         if verdict is not None:
             self._metrics.judged(sequence.model, verdict)
-
-    def _course(self, sequence: Sequence, outcome: Outcome, now: float) -> Course:
-        """How it went; forgets its times."""
-        first, last = self._first.pop(sequence.id, None), self._last.pop(sequence.id, None)
-        age, gaps = now - sequence.arrived, sequence.generated - 1
-        if first is None or last is None:
-            return Course(outcome, age)
-        return Course(outcome, age, first - sequence.arrived, (last - first) / gaps if gaps > 0 else None)
-
-    def preempted(self, sequence: Sequence) -> None:
-        self._metrics.preempted(sequence.model)
-
-    def resumed(self, sequence: Sequence) -> None:
-        """Its worker was lost, and it goes on with the next one."""
-        self._metrics.resumed(sequence.model)
 
     def ttft_p99_ms(self, model: str) -> float | None:
         """Of the last 1,000 requests that got a token; None before the first."""
@@ -112,22 +138,24 @@ class Observer:
 
     # ---- batches ----------------------------------------------------------------------------------
 
-    def launched(self, launch: Launch, now: float) -> None:
-        """A command left for the worker."""
-        if isinstance(launch.command, Prefill):
-            for chunk in launch.command.chunks:
-                arrived = self._queued.pop(chunk.seq, None)
-                if arrived is not None:
-                    self._metrics.started(launch.model, now - arrived, chunk.start)
+    def _launched(self, flight: Flight, now: float) -> None:
+        if flight.prefill:
+            for sequence in flight.sequences:
+                if sequence.started == now:  # its first batch
+                    self._metrics.started(flight.model, now - sequence.arrived, sequence.cached)
+
+    def _batch(self, flight: Flight) -> None:
+        self._metrics.batch(flight.model, "prefill" if flight.prefill else "decode", flight.seconds)
 
     def device_faulted(self) -> None:
         """A fault has reached all workers of a device."""
         self._metrics.device_faulted()
 
-    def worker_restarted(self, model: str) -> None:
-        """Its worker was lost and another one is on its way."""
-        self._metrics.worker_restarted(model)
 
-    def batch_done(self, model: str, *, prefill: bool, seconds: float) -> None:
-        """``seconds`` on the device, as the worker measured."""
-        self._metrics.batch(model, "prefill" if prefill else "decode", seconds)
+def _course(sequence: Sequence, outcome: Outcome, now: float) -> Course:
+    """How it went."""
+    age, gaps, first = now - sequence.arrived, sequence.generated - 1, sequence.first
+    if first is None:
+        return Course(outcome, age)
+    pace = (sequence.latest - first) / gaps if gaps > 0 else None
+    return Course(outcome, age, first - sequence.arrived, pace)

@@ -9,7 +9,8 @@ from math import inf
 
 from muxd.engine.actions import Overdue
 from muxd.engine.board import Board
-from muxd.engine.lane import InFlight, Lane
+from muxd.engine.flight import Flight
+from muxd.engine.lane import Lane
 
 _FIRST = 6  # timeouts for a worker's first batch of a phase
 _UNKNOWN = 30  # and where none of the model was ever done
@@ -23,11 +24,11 @@ class Patience:
     def __init__(self, board: Board):
         self._board = board
 
-    def begin(self, lane: Lane, flight: InFlight) -> None:
+    def begin(self, lane: Lane, flight: Flight) -> None:
         """A batch begins now: when is it late?"""
         self.expect(lane, flight, lane.expected_seconds(flight))
 
-    def expect(self, lane: Lane, flight: InFlight, expected: float) -> None:
+    def expect(self, lane: Lane, flight: Flight, expected: float) -> None:
         """The same for one that was expected to take so many seconds when it began."""
         timeout = self._board.settings.batch_timeout
         if not timeout:

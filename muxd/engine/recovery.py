@@ -9,7 +9,8 @@ a batch when a worker is lost again has killed it, and is told so; the others we
 from muxd.engine.actions import Failed, Resumed, WorkerLost
 from muxd.engine.batches import Batches
 from muxd.engine.board import Board
-from muxd.engine.lane import InFlight, Lane
+from muxd.engine.flight import Flight
+from muxd.engine.lane import Lane
 from muxd.engine.rows import RowKeeper
 from muxd.engine.sequence import Phase, Sequence
 from muxd.errors import MuxdError, RequestKillsWorker
@@ -28,14 +29,14 @@ class Recovery:
         alone = lane.flights[0].sequences[0]
         return alone if alone.suspect else None
 
-    def cleared(self, lane: Lane, flight: InFlight) -> None:
+    def cleared(self, lane: Lane, flight: Flight) -> None:
         """A batch is done: a suspect that has taken a step of its own is none any more."""
         if lane.suspects and not flight.prefill:
             for sequence in flight.sequences:
                 sequence.suspect = False
                 lane.suspects.pop(sequence.id, None)
 
-    def lose(self, event: WorkerLost) -> None:
+    def lose(self, event: WorkerLost, now: float) -> None:
         """Everybody goes on when the next worker is there; with ``final`` there will be none."""
         lane = self._board.lanes[event.model]
         innocent = event.final or event.blameless
@@ -43,7 +44,7 @@ class Recovery:
         fatal = set() if innocent else {s.id for flight in lane.all_flights for s in flight.sequences}
         lane.lose(event.error if event.final else None)
         self._board.even_out()
-        self._batches.lose(lane)
+        self._batches.lose(lane, now)
         self._rows.lose(lane)
         for sequence in list(lane.sequences()):
             sequence.batch = None

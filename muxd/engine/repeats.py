@@ -15,7 +15,8 @@ from msgspec import Struct
 from muxd.engine.actions import Stepped
 from muxd.engine.batches import Batches
 from muxd.engine.board import Board
-from muxd.engine.lane import InFlight, Lane
+from muxd.engine.flight import Flight
+from muxd.engine.lane import Lane
 from muxd.engine.patience import Patience
 from muxd.engine.policies import Policy
 from muxd.engine.rows import RowKeeper
@@ -68,7 +69,7 @@ class Repeats:
             if left > 0:
                 yield flight.model, left
 
-    def _goes_on(self, lane: Lane, flight: InFlight, *, ahead: bool) -> bool:
+    def _goes_on(self, lane: Lane, flight: Flight, *, ahead: bool) -> bool:
         """All its sequences are in the step, and in the one behind it if there is one, and nobody else."""
         behind = lane.ahead
         if not lane.ready or lane.suspects or False not in lane.proven or (behind is not None) != ahead:

@@ -30,8 +30,9 @@ from muxd.engine.actions import (
 )
 from muxd.engine.batches import Batches
 from muxd.engine.board import Board
+from muxd.engine.flight import Flight
 from muxd.engine.forecast import Forecast
-from muxd.engine.lane import InFlight, Lane, LaneSpec
+from muxd.engine.lane import Lane, LaneSpec
 from muxd.engine.memory import Memory, Terms
 from muxd.engine.patience import Patience
 from muxd.engine.policies import POLICIES, Policy
@@ -58,12 +59,14 @@ class Scheduler:
         *,
         policy: str | type[Policy] = "mux",
         forecast: Forecast | None = None,
+        parts: int = 0,
     ):
+        """``parts``: of the device that a batch's share is made of, 0: it has none."""
         self.ledger = ledger
         self.shares = shares
         self.settings = settings
         self.forecast = forecast  # set: refuse what cannot meet its first-token target
-        self._board = Board(lanes, ledger, shares, settings)
+        self._board = Board(lanes, ledger, shares, settings, parts)
         self.lanes = self._board.lanes
         self._rows = RowKeeper(self._board)
         self._patience = Patience(self._board)
@@ -89,11 +92,12 @@ class Scheduler:
                 self._on_cancelled(event.sequence)
             case WorkerReady():
                 lane = self.lanes[event.model]
-                lane.ready, lane.failed = True, None
+                lane.begin(event.workers)
+                self._board.parts.forget(event.model)
                 self._board.even_out()
                 self._board.refresh(lane)
             case WorkerLost():
-                self._recovery.lose(event)
+                self._recovery.lose(event, now)
             case Withdraw():
                 self._on_withdraw(event)
             case Joined():
@@ -237,20 +241,23 @@ class Scheduler:
         flight = lane.flight(event.batch)
         if flight is None:
             return  # an answer from before the worker was lost
-        self._batches.land(lane, flight, now)
+        flight.seconds = event.seconds
+        if lane.handover is not None:
+            lane.handover.completed(flight.command, event.tokens)  # before the next command is made
+        self._batches.complete(lane, flight, now)
         lane.prefilled_since_decode = flight.prefill
         self._learn_cost(lane, flight, now)
-        self._rows.look_ahead.computed(sum(flight.chunk))
+        self._rows.look_ahead.computed(flight.tokens)
         if not flight.prefill or not lane.running:
             lane.decode_ended = now  # or: the first streams of this lane get their first token now
-        self._take_tokens(lane, flight, event.tokens)
+        self._take_tokens(lane, flight, event.tokens, now)
         self._recovery.cleared(lane, flight)
         self._rows.finish_evictions(flight.sequences)
         self._rows.note_gone(lane)
         self._board.refresh(lane)
 
-    def _take_tokens(self, lane: Lane, flight: InFlight, tokens: list[int]) -> None:
-        emit = Emit([], [], [])
+    def _take_tokens(self, lane: Lane, flight: Flight, tokens: list[int], now: float) -> None:
+        emit = Emit([], [], [], [])
         ended: list[Action] = []
         index = 0
         for sequence, computed in zip(flight.sequences, flight.chunk, strict=True):
@@ -268,14 +275,21 @@ class Scheduler:
             elif sampled and tokens[index] == NO_TOKEN:
                 self._recovery.fail(sequence, _no_logits(sequence))
             elif sampled:
-                self._accept(lane, sequence, tokens[index], index, emit, ended)
+                self._accept(lane, sequence, tokens[index], index, emit, ended, now)
             index += sampled
         if emit.sequences:
             self._board.actions.append(emit)
         self._board.actions.extend(ended)
 
     def _accept(
-        self, lane: Lane, sequence: Sequence, token: int, index: int, emit: Emit, ended: list[Action]
+        self,
+        lane: Lane,
+        sequence: Sequence,
+        token: int,
+        index: int,
+        emit: Emit,
+        ended: list[Action],
+        now: float,
     ) -> None:
         if sequence.phase is Phase.WAITING:
             lane.waiting.remove(sequence)
@@ -287,6 +301,12 @@ class Scheduler:
             emit.sequences.append(sequence)
             emit.tokens.append(token)
             emit.index.append(index)
+            if sequence.first is None:
+                sequence.first = now
+                emit.gaps.append(None)
+            else:
+                emit.gaps.append(now - sequence.latest)
+            sequence.latest = now
         if finish is not None:
             sequence.closing = sequence.batch is not None
             if not sequence.closing:
@@ -294,7 +314,7 @@ class Scheduler:
             self._rows.answered(lane, sequence)
             ended.append(Ended(sequence, finish))
 
-    def _learn_cost(self, lane: Lane, flight: InFlight, now: float) -> None:
+    def _learn_cost(self, lane: Lane, flight: Flight, now: float) -> None:
         """Cached rows that are dear to compute again go last."""
         lane.learn_cost(flight, now - flight.began)
         if flight.prefill:
@@ -335,6 +355,7 @@ class Scheduler:
                 self._rows.release(sequence)
                 sequence.reset()
                 sequence.chain = None  # its rows have other names there
+                sequence.estimate = None
                 self._board.actions.append(Withdrawn(sequence))
         self._rows.note_gone(lane)
         self._board.refresh(lane)

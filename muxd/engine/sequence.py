@@ -35,7 +35,10 @@ class Sequence:
         "charge",
         "closing",
         "computed",
+        "estimate",
+        "first",
         "id",
+        "latest",
         "phase",
         "preemptions",
         "prompt_tokens",
@@ -43,6 +46,7 @@ class Sequence:
         "request",
         "reruns",
         "rows",
+        "started",
         "suspect",
         "tokens",
     )
@@ -64,6 +68,10 @@ class Sequence:
         self.closing = False  # to be released when that batch is done: its reader has left, or has all
         self.preemptions = 0
         self.reruns = 0  # computed anew because a worker was lost
+        self.started: float | None = None  # when its first batch was launched
+        self.first: float | None = None  # when its first token came
+        self.latest = arrived  # when its newest did
+        self.estimate: float | None = None  # seconds to its first token, as it was let in with
         self.suspect = False  # was in a worker's last batch: it is tried alone
 
     @property

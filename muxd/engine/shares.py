@@ -22,7 +22,6 @@ class Shares:
         if not self.rungs or self.rungs[0] <= 0:
             raise ValueError(f"rungs must be positive percentages, got {self.rungs}")
         self.limit = 100 + overbook
-        self._booked: dict[str | int, int] = {}
         self._total = 0
         self._floors: dict[int, int] = {}
 
@@ -78,12 +77,14 @@ class Shares:
         least = min(map(self.floor, needs), default=self.rungs[0])
         return shares.most_beside(least, self.rungs)
 
-    def book(self, who: str | int, share: int) -> None:
-        """Raises ValueError if ``who`` already runs or the total would exceed the limit."""
-        if who in self._booked or share > self.free:
-            raise ValueError(f"cannot book {share} % for {who}: booked {self._booked}, limit {self.limit} %")
-        self._booked[who] = share
+    def book(self, share: int) -> None:
+        """For one batch more. Raises ValueError if the total would exceed the limit."""
+        if share > self.free:
+            raise ValueError(f"cannot book {share} %: booked are {self._total} of {self.limit} %")
         self._total += share
 
-    def release(self, who: str | int) -> None:
-        self._total -= self._booked.pop(who, 0)
+    def release(self, share: int) -> None:
+        """What a batch had booked. Raises ValueError for more than is booked."""
+        if share > self._total:
+            raise ValueError(f"cannot release {share} % of {self._total} % that are booked")
+        self._total -= share

@@ -6,10 +6,9 @@ Written by ``engine/journal.py``; ``engine/chrome.py`` turns what ``snapshot`` r
 from collections import deque
 from collections.abc import Mapping
 
-from muxd.engine.actions import Launch
+from muxd.engine.flight import Flight
 from muxd.engine.lane import Lane
-from muxd.engine.trace import Mark, Phase, Sample, Span, Trace
-from muxd.messages import Decode, Prefill
+from muxd.engine.trace import Mark, Sample, Span, Trace
 from muxd.pool.ledger import Ledger
 
 _SPANS = 20_000
@@ -23,25 +22,14 @@ class Timeline:
 
     def __init__(self, lanes: Mapping[str, Lane], ledger: Ledger):
         self._lanes, self._ledger = lanes, ledger
-        self._running: dict[int, Span] = {}  # by batch
         self._spans: deque[Span] = deque(maxlen=_SPANS)
         self._marks: deque[Mark] = deque(maxlen=_MARKS)
         kept = _COUNTS // (3 + 3 * max(1, len(lanes)))
         self._samples: deque[Sample] = deque(maxlen=max(100, min(10_000, kept)))
 
-    def launched(self, launch: Launch, now: float) -> None:
-        command = launch.command
-        phase: Phase = "prefill" if isinstance(command, Prefill) else "decode"
-        sequences, tokens = command_size(command)
-        self._running[command.batch] = Span(
-            launch.model, phase, now, None, command.batch, command.share, sequences, tokens
-        )
-
-    def done(self, batch: int, now: float, *, lost: bool = False) -> None:
-        """The batch is over; nothing happens if it does not run."""
-        span = self._running.pop(batch, None)
-        if span is not None:
-            self._spans.append(_ended(span, now, lost=lost))
+    def completed(self, flight: Flight) -> None:
+        """The batch is over."""
+        self._spans.append(_span(flight))
 
     def mark(self, mark: Mark) -> None:
         self._marks.append(mark)
@@ -66,26 +54,23 @@ class Timeline:
     def prefilled_beside(self, model: str, begin: float, end: float) -> dict[str, float]:
         """Seconds that the other models' prefills took within [begin, end], as far as remembered."""
         seconds: dict[str, float] = {}
-        for span in (*self._spans, *self._running.values()):
+        for span in (*self._spans, *self._running()):
             last = end if span.end is None else span.end
             overlap = min(end, last) - max(begin, span.start)
             if span.model != model and span.phase == "prefill" and overlap > 0:
                 seconds[span.model] = seconds.get(span.model, 0.0) + overlap
         return seconds
 
+    def _running(self) -> list[Span]:
+        return [_span(flight) for lane in self._lanes.values() for flight in lane.flights]
+
     def snapshot(self, now: float) -> Trace:
-        spans = sorted((*self._spans, *self._running.values()), key=lambda span: span.start)
+        spans = sorted((*self._spans, *self._running()), key=lambda span: span.start)
         return Trace(now, spans, list(self._marks), list(self._samples))
 
 
-def command_size(command: Prefill | Decode) -> tuple[int, int]:
-    """Sequences and computed tokens of a batch."""
-    if isinstance(command, Prefill):
-        return len(command.chunks), sum(len(chunk.tokens) // 4 for chunk in command.chunks)
-    return len(command.seqs), len(command.seqs)
-
-
-def _ended(span: Span, now: float, *, lost: bool) -> Span:
+def _span(flight: Flight) -> Span:
     return Span(
-        span.model, span.phase, span.start, now, span.batch, span.share, span.sequences, span.tokens, lost
-    )
+        flight.model, "prefill" if flight.prefill else "decode", flight.began, flight.ended, flight.batch,
+        flight.share, len(flight.sequences), flight.tokens, flight.lost,
+    )  # fmt: skip

@@ -35,8 +35,7 @@ class OpenRequest:
     """A request that has not ended: the stage it is in since when, and what the stages before took."""
 
     __slots__ = (
-        "cached", "came", "entered", "first", "had", "sequence", "since", "spent", "stage", "started",
-        "stays", "waits",
+        "came", "entered", "had", "sequence", "since", "spent", "stage", "stays", "waits",
     )  # fmt: skip
 
     def __init__(self, sequence: Sequence, entered: dict[str, float]):
@@ -49,9 +48,6 @@ class OpenRequest:
         self.came = sequence.arrived  # to this unit
         self.had = self.waits, self.spent[:]  # of both, when it came
         self.stays: list[Stay] = []  # at units before
-        self.cached = 0
-        self.started: float | None = None
-        self.first: float | None = None
 
     def move(self, stage: int, now: float, clock: ReasonClock) -> None:
         """Into the next stage. Copies nothing unless the request leaves or enters the queue."""
@@ -118,11 +114,11 @@ class OpenRequest:
             recompute=self.until(now, RECOMPUTE),
             decode=self.until(now, DECODE),
             held=self.until(now, HELD),
-            cached_tokens=self.cached,
+            cached_tokens=sequence.cached,
             preemptions=sequence.preemptions,
             reruns=sequence.reruns,
-            started=self.started,
-            ttft=None if self.first is None else self.first - sequence.arrived,
+            started=sequence.started,
+            ttft=None if sequence.first is None else sequence.first - sequence.arrived,
             detail=detail,
             stays=[*self.stays, self.stay(device, now, clock)] if self.stays else [],
         )

@@ -24,11 +24,9 @@ from muxd.engine.actions import (
     Launch,
     Lent,
     Overdue,
-    Preempted,
     QuotaMoved,
     Recalled,
     Rejected,
-    Resumed,
     Tick,
     Withdraw,
     Withdrawn,
@@ -43,23 +41,22 @@ from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Sequence
 from muxd.engine.shares import Shares
-from muxd.engine.slo import Outcome
 from muxd.engine.stream import TokenStream
 from muxd.engine.times import OpenRequest
 from muxd.errors import MuxdError, NoFiniteLogits, RequestKillsWorker, ShuttingDown
 from muxd.messages import BatchDone as BatchReply
-from muxd.messages import Decode, Prefill, TokenLogprob
+from muxd.messages import Decode, Phases, Prefill, TokenLogprob
 
 _log = logging.getLogger("muxd.engine")
 
-Send = Callable[[str, Prefill | Decode], None]
+Send = Callable[[str, Prefill | Decode], None]  # a worker's name on the link
 Hung = Callable[[str, str, bool], None]  # model, what is wrong, whether its workers must go
 
 
 class Unit:
     """The asynchronous face of a scheduler.
 
-    ``send(model, command)`` must not block. Every submitted request ends in exactly one of served, refused,
+    ``send(worker, command)`` must not block. Every submitted request ends in exactly one of served, refused,
     cancelled, failed; ``observer`` hears which.
     """
 
@@ -104,7 +101,6 @@ class Unit:
         stream = TokenStream(lambda served: self._close(sequence, served))
         self._streams[sequence.id] = stream
         self._empty.clear()
-        self._observer.arrived(sequence)
         for action in self._handle(Arrived(sequence)):
             if isinstance(action, Rejected) and action.sequence is sequence:
                 raise action.error
@@ -118,17 +114,14 @@ class Unit:
     def _close(self, sequence: Sequence, served: bool) -> None:
         if self._streams.pop(sequence.id, None) is None:
             return
-        outcome: Outcome = "served" if served else "cancelled"
-        now = self._clock.now()
-        self._observer.ended(sequence, outcome, now)
-        self.journal.ended(sequence, outcome, now)
-        self._handle(Cancelled(sequence))
+        self._handle(Cancelled(sequence, served))
         self._note_empty()
 
     # ---- workers ----------------------------------------------------------------------------------
 
-    def worker_ready(self, model: str) -> None:
-        self._handle(WorkerReady(model))
+    def worker_ready(self, model: str, workers: Mapping[Phases, str] | None = None) -> None:
+        """``workers``: their names on the link, by phases."""
+        self._handle(WorkerReady(model, dict(workers or {})))
 
     def worker_lost(
         self, model: str, error: MuxdError, *, final: bool = False, blameless: bool = False
@@ -138,8 +131,6 @@ class Unit:
         Who was in its last batch is tried alone, and a request that ends workers is told so; not where the
         death is ``blameless``.
         """
-        if not final:
-            self._observer.worker_restarted(model)
         self._handle(WorkerLost(model, error, final, blameless))
 
     def accused(self, model: str) -> bool:
@@ -156,10 +147,7 @@ class Unit:
         self.journal.mark("device fault", self._clock.now(), model, device)
 
     def batch_done(self, model: str, reply: BatchReply) -> None:
-        flight = self._scheduler.lanes[model].flight(reply.batch)
-        if flight is not None:
-            self._observer.batch_done(model, prefill=flight.prefill, seconds=reply.seconds)
-        self._handle(BatchDone(model, reply.batch, reply.tokens), reply.logprobs)
+        self._handle(BatchDone(model, reply.batch, reply.tokens, reply.seconds), reply.logprobs)
 
     @property
     def idle(self) -> bool:
@@ -295,10 +283,11 @@ class Unit:
         actions = self._scheduler.handle(event, now)
         for action in actions:
             if isinstance(action, Ahead) or (isinstance(action, Launch) and not action.ahead):
-                self._send(action.model, action.command)
+                self._send(action.flight.worker, action.flight.command)
         for action in actions:
             self._perform(action, now, logprobs or {})
-        self.journal.record(event, actions, now)
+        self._observer.observe(event, actions, now)
+        self.journal.observe(event, actions, now)
         self._note_empty()
         if self._leaving:
             self._note_left()
@@ -310,38 +299,28 @@ class Unit:
     def _perform(self, action: Action, now: float, logprobs: Mapping[int, TokenLogprob]) -> None:
         match action:
             case Emit():
-                self._emit(action, now, logprobs)
+                self._emit(action, logprobs)
             case Ended():
-                self._observer.ended(action.sequence, "served", now)
                 if stream := self._streams.pop(action.sequence.id, None):
                     stream.end(action.finish)
             case Failed():
-                self._fail(action, now)
+                self._fail(action)
             case Rejected():
-                self._observer.ended(action.sequence, "refused", now)
                 self._streams.pop(action.sequence.id, None)
-            case Preempted():
-                self._observer.preempted(action.sequence)
-            case Resumed():
-                self._observer.resumed(action.sequence)
             case Overdue():
                 self._overdue(action, now)
             case QuotaMoved():
                 detail = f"{action.before} -> {action.after} blocks: {action.reason}"
                 self.journal.mark("quota moved", now, action.model, detail)
-            case Launch():
-                self._observer.launched(action, now)
 
-    def _emit(self, emit: Emit, now: float, logprobs: Mapping[int, TokenLogprob]) -> None:
+    def _emit(self, emit: Emit, logprobs: Mapping[int, TokenLogprob]) -> None:
         for sequence, token, index in zip(emit.sequences, emit.tokens, emit.index, strict=True):
             stream = self._streams.get(sequence.id)
             if stream is not None:
                 stream.cached_tokens = sequence.cached
                 stream.put(token, logprobs.get(index))
-        self._observer.tokens(emit.sequences, now)
 
-    def _fail(self, failed: Failed, now: float) -> None:
-        self._observer.ended(failed.sequence, "failed", now)
+    def _fail(self, failed: Failed) -> None:
         if isinstance(failed.error, NoFiniteLogits | RequestKillsWorker):
             _log.error("%s: %s", failed.sequence.model, failed.error.message)
         if stream := self._streams.pop(failed.sequence.id, None):

@@ -14,7 +14,6 @@ from muxd.fleet.accounts import place_of
 from muxd.fleet.site import Site
 from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd
-from muxd.messages import Decode, Prefill
 from muxd.placement.memory import Budget
 from muxd.pool.arena import Arena
 
@@ -42,13 +41,10 @@ def open_site(  # noqa: PLR0913 - a site is wired from everything its daemon has
     where = place_of(device, arena, config)
     scheduler = assembly.scheduler(config, where, arena.ledger, observer.attainment.targets)
 
-    def send(model: str, command: Prefill | Decode) -> None:
-        site.send(model, command)
-
     def hung(model: str, reason: str, last: bool) -> None:
         site.hung(model, reason, last)
 
-    unit = Unit(scheduler, send, clock, observer, ids, tell, name, hung)
+    unit = Unit(scheduler, link.send, clock, observer, ids, tell, name, hung)
     site = Site(
         name=name, device=device, arena=arena, unit=unit, link=link, zygote=zygote, clock=clock,
         spawns=spawns, place=where, grow=grow, budget=budget,

@@ -12,17 +12,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from muxd.fleet.handover import Handover
 from muxd.fleet.process import WorkerProcess
 from muxd.fleet.zygote import Zygote
-from muxd.link.daemon_end import DaemonEnd
+from muxd.link.daemon_end import DaemonEnd, Hearer
 from muxd.link.exits import STACKS
 from muxd.messages import (
-    BatchDone,
-    Decode,
     MapPool,
     Phases,
-    Prefill,
     Setup,
     Shutdown,
     Unmapped,
@@ -41,7 +37,8 @@ class Ended(NamedTuple):
 class Crew:
     """``identities``: the link address of each worker, one under "both", or one under each phase."""
 
-    def __init__(self, link: DaemonEnd, zygote: Zygote, identities: Mapping[Phases, str]):
+    def __init__(self, link: DaemonEnd, zygote: Zygote, identities: Mapping[Phases, str], hearer: Hearer):
+        """``hearer``: who hears what they say."""
         self.identities = dict(identities)
         self.ready = asyncio.Event()  # all have said so
         self.over = asyncio.Event()  # none is left
@@ -50,9 +47,8 @@ class Crew:
         self._leaving: dict[int, tuple[set[str], asyncio.Event]] = {}  # offset -> who still holds it
         self._processes: dict[Phases, WorkerProcess] = {}
         self._silent = set(identities.values())
-        self._handover = None if "both" in identities else Handover()
         for identity in identities.values():
-            link.announce(identity)
+            link.announce(identity, hearer)
 
     async def spawn(
         self, setup: Setup, fds: list[int], env: Mapping[str, str], end_work: Callable[[int], None]
@@ -70,19 +66,6 @@ class Crew:
         self._silent.discard(identity)
         if not self._silent:
             self.ready.set()
-
-    def send(self, command: Prefill | Decode) -> None:
-        """To the worker of its phase."""
-        if self._handover is None:
-            self._link.send(self.identities["both"], command)
-            return
-        phase, told = self._handover.place(command)
-        self._link.send(self.identities[phase], told)
-
-    def landed(self, reply: BatchDone) -> None:
-        """A batch is done. Before the scheduler hears of it: its next command may carry on from there."""
-        if self._handover is not None:
-            self._handover.landed(reply)
 
     # ---- memory that comes and goes ---------------------------------------------------------------
 
@@ -143,6 +126,7 @@ class Crew:
         if self.ready.is_set():
             for identity in self.identities.values():
                 self._link.send(identity, Shutdown())
+                self._link.hush(identity)
         else:
             await self.kill()
         await asyncio.gather(*(process.stop(grace) for process in self._processes.values()))

@@ -18,21 +18,10 @@ from muxd.fleet.accounts import opening_of, setup
 from muxd.fleet.catalog import Entry
 from muxd.fleet.loans import Loans
 from muxd.fleet.operation import first
-from muxd.fleet.parts import Parts
 from muxd.fleet.state import State
 from muxd.fleet.supervisor import Progress, Supervisor
 from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd
-from muxd.messages import (
-    BatchDone,
-    BatchFailed,
-    Decode,
-    FromWorker,
-    Prefill,
-    Ready,
-    Refused,
-    Unmapped,
-)
 from muxd.placement.memory import Budget
 from muxd.pool.arena import Arena
 
@@ -58,44 +47,16 @@ class Site:
     grow: bool = False  # memory that models leave is lent to the pool
     budget: Budget | None = None  # what its workers are held to beside pool and weights
     supervisors: dict[str, Supervisor] = field(default_factory=dict)
-    parts: Parts = field(init=False)
     loans: Loans = field(init=False)
     _doomed: list[asyncio.Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.parts = Parts(self.device.parts)
         self.loans = Loans(self.arena, self.unit, self.supervisors, grow=self.grow)
-
-    # ---- the link ---------------------------------------------------------------------------------
-
-    def send(self, model: str, command: Prefill | Decode) -> None:
-        """The unit's way to the model's workers."""
-        self.supervisors[model].send(self.parts.placed(model, command))
 
     def hung(self, model: str, reason: str, last: bool) -> None:
         """The unit says that a worker does not answer."""
         if (supervisor := self.supervisors.get(model)) is not None:
             supervisor.on_hung(reason, last=last)
-
-    def supervisor_of(self, worker: str) -> Supervisor | None:
-        """Whose worker has this identity; None when it is not, or no more, one of this site."""
-        supervisor = self.supervisors.get(worker.rpartition("/")[0])
-        return supervisor if supervisor is not None and supervisor.has(worker) else None
-
-    def on_message(self, supervisor: Supervisor, message: FromWorker) -> None:
-        """What a worker of this site says."""
-        match message:
-            case BatchDone():
-                self.parts.done(supervisor.entry.name, message.batch)
-                supervisor.landed(message)
-                self.unit.batch_done(supervisor.entry.name, message)
-            case Unmapped():
-                supervisor.unmapped(message)
-            case Ready() | Refused():
-                self.parts.free(supervisor.entry.name)
-                supervisor.on_message(message)
-            case BatchFailed():
-                supervisor.on_defect(f"failed in a batch: {message.error}")
 
     # ---- models in and out ------------------------------------------------------------------------
 

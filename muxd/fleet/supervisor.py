@@ -36,7 +36,7 @@ from muxd.fleet.state import (
 from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd
 from muxd.link.exits import Exit, explain
-from muxd.messages import BatchDone, Decode, Phases, Prefill, Ready, Refused, Setup, Unmapped
+from muxd.messages import BatchDone, BatchFailed, FromWorker, Phases, Ready, Refused, Setup, Unmapped
 from muxd.models.weights import fill
 from muxd.pool.arena import Extent
 
@@ -108,15 +108,6 @@ class Supervisor:
         """Bytes of device memory that its weights take now."""
         return 0 if self._weights is None or self._weights.closed else self._weights.nbytes
 
-    def has(self, worker: str) -> bool:
-        """Whether one of the processes now running has this identity."""
-        return self._crew is not None and worker in self._crew.identities.values()
-
-    def send(self, command: Prefill | Decode) -> None:
-        """To the worker that computes it; nothing goes to one that was told to end."""
-        if self._crew is not None and not self.stopping:
-            self._crew.send(command)
-
     def map(self, extent: Extent) -> None:
         """Lent memory, for the workers there are; new ones get all there is."""
         if self._crew is not None and self._crew.ready.is_set():
@@ -125,15 +116,6 @@ class Supervisor:
     def unmap(self, extent: Extent) -> asyncio.Event | None:
         """The event is set when no worker holds it; None: none does."""
         return None if self._crew is None else self._crew.unmap(extent.offset)
-
-    def unmapped(self, message: Unmapped) -> None:
-        if self._crew is not None:
-            self._crew.unmapped(message)
-
-    def landed(self, reply: BatchDone) -> None:
-        """A batch is done; to be said before the scheduler hears of it."""
-        if self._crew is not None:
-            self._crew.landed(reply)
 
     def start(self) -> None:
         """Load, then keep workers alive until they fail for good or are stopped."""
@@ -150,19 +132,34 @@ class Supervisor:
             await asyncio.wait([self._task])
             self._task.result()
 
-    def on_message(self, message: Ready | Refused) -> None:
-        """A worker's first words."""
+    def on_message(self, message: FromWorker) -> None:
+        """What one of the workers says."""
         if self._crew is None:
             return
-        if isinstance(message, Refused):
-            self._verdict = Died(message.reason, final=True)
-        else:
-            _log.info(
-                "%s: worker %d ready (weights %.1f s, warm-up %.1f s, torch %s)",
-                self.entry.name, message.pid, message.load_seconds, message.warm_seconds, message.torch,
-            )  # fmt: skip
-            self._crew.heard(message.worker)
-            self._start(self._confirm(message))
+        match message:
+            case BatchDone():
+                self._unit.batch_done(self.entry.name, message)
+            case Unmapped():
+                self._crew.unmapped(message)
+            case BatchFailed():
+                self.on_lost(f"failed in a batch: {message.error}")
+            case Refused():
+                self._verdict = Died(message.reason, final=True)
+            case Ready():
+                self._on_ready(message)
+
+    def on_lost(self, reason: str) -> None:
+        """A worker is out of reach or talks nonsense, or its batch failed: replace it."""
+        self._give_up(Died(f"worker {reason}"))
+
+    def _on_ready(self, ready: Ready) -> None:
+        assert self._crew is not None
+        _log.info(
+            "%s: worker %d ready (weights %.1f s, warm-up %.1f s, torch %s)",
+            self.entry.name, ready.pid, ready.load_seconds, ready.warm_seconds, ready.torch,
+        )  # fmt: skip
+        self._crew.heard(ready.worker)
+        self._start(self._confirm(ready))
 
     def doom(self, reason: str) -> asyncio.Event | None:
         """Replace the workers there are, for another's fault; the event is set when all are gone. None: there
@@ -175,13 +172,9 @@ class Supervisor:
     def on_hung(self, reason: str, *, last: bool) -> None:
         """A worker has not answered for too long: it is to say where it stands, the ``last`` time to go."""
         if last:
-            self.on_defect(reason)
+            self.on_lost(reason)
         elif self._crew is not None:
             self._crew.ask_where()
-
-    def on_defect(self, reason: str) -> None:
-        """A worker is out of reach or talks nonsense, or its batch failed: replace it."""
-        self._give_up(Died(f"worker {reason}"))
 
     # ---- inside -----------------------------------------------------------------------------------
 
@@ -258,7 +251,7 @@ class Supervisor:
         assert self._weights is not None
         self._verdict, shared = None, False
         names: dict[Phases, str] = {p: f"{self.entry.name}/{next(self._spawns)}" for p in self._phases}
-        crew = self._crew = Crew(self._link, self._zygote, names)
+        crew = self._crew = Crew(self._link, self._zygote, names, self)
         try:
             env = self._device.worker_env(self._cap)
             fds = [self._pool_fd, self._weights.fd]
@@ -317,8 +310,9 @@ class Supervisor:
                 case Spawn():
                     self._delay = instruction.delay
                 case AnnounceReady():
+                    assert self._crew is not None
                     self._keep_queue = False
-                    self._unit.worker_ready(self.entry.name)
+                    self._unit.worker_ready(self.entry.name, self._crew.identities)
                 case AnnounceLost():
                     self._announce_lost(instruction)
         if self.life.state in (State.READY, State.FAILED, State.RESTING, State.STOPPED):

@@ -27,10 +27,11 @@ from muxd.engine.actions import (
     Withdrawn,
     WorkerReady,
 )
+from muxd.engine.flight import Flight
 from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Sequence
-from muxd.messages import Decode, Prefill, Sampling
+from muxd.messages import Sampling
 from muxd.sim.device import Batch, Task, VirtualDevice
 from muxd.sim.records import Outcome, Records
 from muxd.sim.repeat import repeat
@@ -156,15 +157,11 @@ class VirtualUnit:
         """``first``: a prefill is done. Only then can a token be somebody's first."""
         match action:
             case Launch() if not action.ahead:
-                lane = self.scheduler.lanes[action.model]
-                flight = lane.flight(action.command.batch)
-                assert flight is not None
-                task = _task(action.command, flight.sequences)
-                self.device.start(action.model, task, now, split=lane.spec.split)
+                model = action.flight.model
+                split = self.scheduler.lanes[model].spec.split
+                self.device.start(model, _task(action.flight), now, split=split)
             case Ahead():
-                flight = self.scheduler.lanes[action.model].ahead
-                assert flight is not None
-                self.device.queue(action.model, _task(action.command, flight.sequences, ahead=True), now)
+                self.device.queue(action.flight.model, _task(action.flight, ahead=True), now)
             case Emit():
                 if first:
                     self._first_tokens(action.sequences, now)
@@ -179,22 +176,21 @@ class VirtualUnit:
 
     def _first_tokens(self, sequences: list[Sequence], now: float) -> None:
         for sequence in sequences:
-            if sequence.generated == 1:
-                self._records.first[sequence.id] = now
+            if sequence.generated == 1 and sequence.first is not None:
+                self._records.first[sequence.id] = sequence.first
 
     def _failed(self, index: int, outcome: Outcome, why: str, now: float) -> None:
         self._records.fail(index, outcome, now, why)
 
 
-def _task(command: Prefill | Decode, sequences: list[Sequence], *, ahead: bool = False) -> Task:
-    """``sequences``: those of the command, in its order. ``ahead``: the daemon has not counted the token of
-    the step in front."""
-    if isinstance(command, Decode):
-        count = len(sequences)
-        read = sum([sequence.computed for sequence in sequences]) + count * ahead
-        return Task(command.batch, False, command.share, count, count, read, 0.0, count)
-    sizes = [len(chunk.tokens) // 4 for chunk in command.chunks]
-    starts = [chunk.start for chunk in command.chunks]
-    before = sum(n * start for n, start in zip(sizes, starts, strict=True)) / sum(sizes)
-    sampled = sum(chunk.last for chunk in command.chunks)
-    return Task(command.batch, True, command.share, len(sizes), sum(sizes), sum(starts), before, sampled)
+def _task(flight: Flight, *, ahead: bool = False) -> Task:
+    """``ahead``: the daemon has not counted the token of the step in front."""
+    sequences, count = flight.sequences, len(flight.sequences)
+    starts = [sequence.computed for sequence in sequences]
+    if not flight.prefill:
+        read = sum(starts) + count * ahead
+        return Task(flight.batch, False, flight.share, count, count, read, 0.0, count)
+    sizes, tokens = flight.chunk, flight.tokens
+    before = sum(n * start for n, start in zip(sizes, starts, strict=True)) / tokens
+    ends = sum(n == sequence.remaining for n, sequence in zip(sizes, sequences, strict=True))
+    return Task(flight.batch, True, flight.share, count, tokens, sum(starts), before, ends)

@@ -9,13 +9,16 @@ from support.bench_worker import Spec
 from support.lanes import lane_spec
 from support.timed_unit import Arrival, TimedUnit
 
-from muxd.engine.actions import BatchDone, Launch, Tick
+from muxd.engine.actions import Launch, Tick
+from muxd.engine.flight import Flight
 from muxd.engine.forecast import Forecast
 from muxd.engine.lane import Lane
+from muxd.engine.request import Request
+from muxd.engine.sequence import Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.slo import Slo
 from muxd.errors import CannotMeetSlo
-from muxd.messages import Chunk, Decode, NewRows, Prefill, Sampling
+from muxd.messages import Decode, NewRows, Prefill, Sampling
 
 TARGET = 1.0
 TARGETS = {"a": Slo(ttft=TARGET), "b": Slo(ttft=TARGET)}
@@ -166,12 +169,14 @@ def test_a_model_without_a_target_refuses_nobody() -> None:
 
 def test_cached_prefixes_make_prompts_cheaper() -> None:
     """A prompt of which three quarters were found leaves a quarter to compute; so will the next."""
-    forecast = Forecast(TARGETS, 512)
-    chunk = Chunk(1, 12, bytes(16), b"", True, Sampling(), 16)  # 4 of 16 tokens
-    forecast.observe(Tick(), [Launch("a", Prefill(1, 100, NewRows(), [chunk], []))], 0.0)
-    forecast.observe(BatchDone("a", 1, [5]), [], 0.04)
-    lanes = {"a": Lane(lane_spec("a", 100, 4, 2, 1000, 8, 8, 100))}
-    assert forecast.ttft("a", 100, lanes, 1.0) == pytest.approx(25 * 0.01)
+    forecast, lane = Forecast(TARGETS, 512), Lane(lane_spec("a", 100, 4, 2, 1000, 8, 8, 100))
+    sequence = Sequence(1, Request("r", "a", [1] * 16, 4, Sampling(), frozenset()), 0.0)
+    sequence.cached, sequence.started = 12, 0.0
+    command = Prefill(1, 100, NewRows(), [], [])
+    flight = Flight("a", 1, True, [sequence], [4], 100, 0.0, command)
+    forecast.observe(Tick(), [Launch(flight)], 0.0)
+    lane.learn_cost(flight, 0.04)
+    assert forecast.ttft("a", 100, {"a": lane}, 1.0) == pytest.approx(25 * 0.01)
 
 
 @settings(max_examples=60)

@@ -11,7 +11,7 @@ from support.bench_worker import Spec
 from support.lanes import lane_spec
 from support.timed_unit import Arrival, TimedUnit
 
-from muxd.engine.actions import Action, Arrived, BatchDone, Cancelled, Event, Launch, Tick, WorkerReady
+from muxd.engine.actions import Action, Arrived, BatchDone, Cancelled, Event, WorkerReady
 from muxd.engine.journal import FINISHED, Journal
 from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
@@ -19,7 +19,7 @@ from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.engine.trace import RequestTimes
-from muxd.messages import Prefill, Sampling
+from muxd.messages import Sampling
 from muxd.pool.ledger import Ledger
 
 SPECS = [
@@ -50,7 +50,7 @@ class Naive(BenchUnit):
         if isinstance(event, Arrived):
             self.books[event.sequence.id] = {}
         actions = super().handle(event)
-        self.journal.record(event, actions, self.now)
+        self.journal.observe(event, actions, self.now)
         return actions
 
     def where(self, sequence: Sequence) -> str:
@@ -139,18 +139,12 @@ def test_preemption_is_counted_and_its_recomputation_timed() -> None:
 
 
 def test_a_prefix_that_was_there_is_counted_once() -> None:
-    """A first chunk that does not begin at 0 begins behind cached rows."""
     unit = TimedUnit([Spec("a")], 600)
-    journal = Journal(unit.scheduler.lanes, unit.ledger)
-    sequence = Sequence(77, Request("x-0", "a", [1] * 20, 4, Sampling(), frozenset()), 0.0)
-    journal.record(Arrived(sequence), [], 0.0)
-    unit.arrive("a", 20)
-    launch = unit.launches[-1][2]
-    assert isinstance(launch, Prefill)
-    chunk = msgspec.structs.replace(launch.chunks[0], seq=77, start=12)
-    again = Launch("a", msgspec.structs.replace(launch, chunks=[chunk]))
-    journal.record(Tick(), [again, again], 0.0)
-    assert journal.find("x-0", 1.0)[0].cached_tokens == 12
+    first = unit.arrive("a", 20, same=20)
+    unit.run()
+    again = unit.arrive("a", 20, same=20)
+    unit.run()
+    assert [unit.journal.find(s.request.id, unit.now)[0].cached_tokens for s in (first, again)] == [0, 16]
 
 
 # ---- finding ----------------------------------------------------------------------------------------
@@ -169,7 +163,7 @@ class Plain:
         self.handle(WorkerReady("m"))
 
     def handle(self, event: Event) -> None:
-        self.journal.record(event, self.scheduler.handle(event, self.now), self.now)
+        self.journal.observe(event, self.scheduler.handle(event, self.now), self.now)
 
     def arrive(self, id: str, http_id: str = "", prompt: int = 4) -> None:
         request = Request(id, "m", [123454321] * prompt, 1, Sampling(), frozenset(), http_id)

@@ -45,8 +45,8 @@ def test_a_step_is_sent_behind_the_running_one_and_begins_when_that_is_done() ->
     worker.done(5)
     actions = unit.handle(BatchDone("a", first, [5]))
     launched = [action for action in actions if isinstance(action, Launch)]
-    assert [(launch.command.batch, launch.ahead) for launch in launched] == [(second, True)]
-    assert [action.command.seqs for action in actions if isinstance(action, Ahead)] == [[one.id]]
+    assert [(launch.flight.command.batch, launch.ahead) for launch in launched] == [(second, True)]
+    assert [action.flight.sequences for action in actions if isinstance(action, Ahead)] == [[one]]
     assert unit.shares.free == before
     assert unit.emitted[one.id][-1] == 5
 

@@ -5,11 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from muxd.engine.actions import Arrived, Emit, Ended, Rejected, Tick
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
 from muxd.engine.request import Request
 from muxd.engine.sequence import Sequence
 from muxd.engine.slo import Attainment, Course, Slo, Verdict, judge
+from muxd.errors import QueueFull
 from muxd.messages import Sampling
 
 BOTH = Slo(ttft=1.0, tpot=0.1)
@@ -78,11 +80,15 @@ def test_the_observer_measures_from_arrival_and_between_tokens() -> None:
 
     def request(id: int, first: float, gap: float, tokens: int, outcome: str = "served") -> None:
         sequence = Sequence(id, Request("r", "m", [1, 2], 9, Sampling(), frozenset()), 10.0)
-        observer.arrived(sequence)
+        observer.observe(Arrived(sequence), [], 10.0)
         for index in range(tokens):
             sequence.tokens.append(5)
-            observer.tokens([sequence], 10.0 + first + gap * index)
-        observer.ended(sequence, outcome, 20.0)  # type: ignore[arg-type]
+            sequence.latest = now = 10.0 + first + gap * index
+            sequence.first = now if index == 0 else sequence.first
+            observer.observe(Tick(), [Emit([sequence], [5], [0], [gap if index else None])], now)
+        served = outcome == "served"
+        end = Ended(sequence, "stop") if served else Rejected(sequence, QueueFull("full"))
+        observer.observe(Tick(), [end], 20.0)
 
     request(1, first=0.5, gap=0.09, tokens=4)
     request(2, first=1.5, gap=0.09, tokens=4)

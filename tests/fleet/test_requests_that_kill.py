@@ -20,9 +20,9 @@ from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.errors import ModelNotReady, RequestKillsWorker
 from muxd.fleet.process import WorkerProcess
-from muxd.fleet.site import Site
 from muxd.fleet.state import State
-from muxd.messages import Decode, Prefill, Sampling
+from muxd.link.daemon_end import DaemonEnd
+from muxd.messages import Decode, Prefill, Sampling, ToWorker
 
 PROMPT = [5, 17, 99, 3, 64, 8, 8, 8]
 POISON = 13  # the first token of what kills
@@ -57,9 +57,11 @@ class Killer:
     def __init__(self, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, number: signal.Signals):
         self.times = 0
         marked: set[int] = set()
-        forward = Site.send
+        forward = DaemonEnd.send
 
-        def send(site: Site, model: str, command: Prefill | Decode) -> None:
+        def send(link: DaemonEnd, worker: str, command: ToWorker) -> None:
+            if not isinstance(command, Prefill | Decode):
+                return forward(link, worker, command)
             seqs = command.seqs if isinstance(command, Decode) else [chunk.seq for chunk in command.chunks]
             if isinstance(command, Prefill):
                 first = {chunk.seq: int.from_bytes((chunk.known or chunk.tokens)[:4], "little")
@@ -67,11 +69,11 @@ class Killer:
                 marked.update(seq for seq, token in first.items() if token == POISON)
             if marked.intersection(seqs):
                 self.times += 1
-                for pid in daemon.entries[model].life.pids.values():
+                for pid in daemon.entries[worker.rpartition("/")[0]].life.pids.values():
                     os.kill(pid, number)
-            forward(site, model, command)
+            forward(link, worker, command)
 
-        monkeypatch.setattr(Site, "send", send)
+        monkeypatch.setattr(DaemonEnd, "send", send)
 
 
 @pytest.mark.parametrize("split", ["no", "yes"])
@@ -143,7 +145,7 @@ def test_a_model_that_fails_too_often_rests_and_comes_back_by_itself(
     async def scene() -> None:
         entry, lost = muxd.entries["a"], asyncio.Event()
         entry.life._limits = entry.life._limits.__class__(first_delay=0.01, first_rest=0.5)
-        monkeypatch.setattr(muxd.sites["cpu"].unit, "worker_ready", lambda model: None)
+        monkeypatch.setattr(muxd.sites["cpu"].unit, "worker_ready", lambda model, workers: None)
         announced = muxd.sites["cpu"].unit.worker_lost
 
         def worker_lost(model: str, *args: object, **kwargs: object) -> None:

@@ -28,15 +28,28 @@ def libuv_is_initialised() -> None:
     uvloop.run(asyncio.sleep(0))
 
 
+class Ear:
+    """Puts what it hears of a worker into a queue."""
+
+    def __init__(self, worker: str, events: "asyncio.Queue[tuple[str, FromWorker | str]]"):
+        self.worker, self.events = worker, events
+
+    def on_message(self, message: FromWorker) -> None:
+        self.events.put_nowait((self.worker, message))
+
+    def on_lost(self, reason: str) -> None:
+        self.events.put_nowait((self.worker, reason))
+
+
 class Bench:
     """A daemon end whose callbacks fill a queue, in a directory of its own."""
 
     def __init__(self, directory: Path):
         self.events: asyncio.Queue[tuple[str, FromWorker | str]] = asyncio.Queue()
-        self.end = DaemonEnd(directory, self._put, self._put)
+        self.end = DaemonEnd(directory)
 
-    def _put(self, worker: str, event: FromWorker | str) -> None:
-        self.events.put_nowait((worker, event))
+    def announce(self, worker: str) -> None:
+        self.end.announce(worker, Ear(worker, self.events))
 
     async def next(self) -> tuple[str, FromWorker | str]:
         return await asyncio.wait_for(self.events.get(), 20)
@@ -99,7 +112,7 @@ def test_commands_and_replies_keep_their_order_and_their_worker(play: Play) -> N
         names = ["SmolLM2/both/1", "a_b/δ/1"]
         threads = []
         for name in names:
-            bench.end.announce(name)
+            bench.announce(name)
             threads.append(echo_worker(bench.end.endpoint, name))
         assert {await bench.next(), await bench.next()} == {(n, ready(n)) for n in names}
         for batch in range(500):
@@ -123,7 +136,7 @@ def test_ping_pong_never_stalls(play: Play) -> None:
     """One command at a time, sent from the reply's own callback: the pattern of decoding one stream."""
 
     async def scene(bench: Bench) -> None:
-        bench.end.announce("w")
+        bench.announce("w")
         thread = echo_worker(bench.end.endpoint, "w")
         await bench.next()
         for batch in range(2000):
@@ -137,7 +150,7 @@ def test_ping_pong_never_stalls(play: Play) -> None:
 
 def test_sending_to_a_worker_that_never_came_reports_it_lost(play: Play) -> None:
     async def scene(bench: Bench) -> None:
-        bench.end.announce("w")
+        bench.announce("w")
         bench.end.send("w", command(1))
         assert bench.events.empty()  # never from inside send
         worker, reason = await bench.next()
@@ -167,7 +180,7 @@ NESTED = b"\x91" * 100_000
 def test_nonsense_from_a_worker_loses_that_worker_only(play: Play, nonsense: bytes) -> None:
     async def scene(bench: Bench) -> None:
         for name in ("bad", "good"):
-            bench.end.announce(name)
+            bench.announce(name)
         thread = echo_worker(bench.end.endpoint, "good")
         assert await bench.next() == ("good", ready("good"))
         context, socket = raw_worker(bench, b"bad")
@@ -189,7 +202,7 @@ def test_a_wake_up_swallowed_by_sending_is_not_lost(play: Play) -> None:
     """ZMQ_FD is edge-triggered: a send that finds the arrival signal takes it, and no event follows."""
 
     async def scene(bench: Bench) -> None:
-        bench.end.announce("w")
+        bench.announce("w")
         context, socket = raw_worker(bench, b"w")
         socket.send(encode(ready("w")))
         await bench.next()
@@ -211,7 +224,7 @@ def test_a_wake_up_swallowed_by_sending_is_not_lost(play: Play) -> None:
 def test_what_others_say_after_nonsense_is_read(play: Play, nonsense: bytes) -> None:
     async def scene(bench: Bench) -> None:
         for name in ("bad", "good"):
-            bench.end.announce(name)
+            bench.announce(name)
         workers = [raw_worker(bench, name) for name in (b"bad", b"good")]
         workers[0][1].send(nonsense)
         for batch in range(50):
@@ -229,11 +242,11 @@ def test_a_folder_that_was_removed_is_made_again_for_who_comes_next(play: Play) 
     """Those who are connected go on: their messages come, theirs are delivered."""
 
     async def scene(bench: Bench) -> None:
-        bench.end.announce("old")
+        bench.announce("old")
         thread = echo_worker(bench.end.endpoint, "old")
         assert await bench.next() == ("old", ready("old"))
         shutil.rmtree(Path(bench.end.endpoint.removeprefix("ipc://")).parent)
-        bench.end.announce("new")
+        bench.announce("new")
         other = echo_worker(bench.end.endpoint, "new")
         assert await bench.next() == ("new", ready("new"))
         for name in ("old", "new"):
@@ -266,7 +279,7 @@ def test_a_live_socket_is_not_connected_to_by_the_next_daemon(tmp_path: Path) ->
 def test_strangers_and_forgotten_workers_are_not_heard(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         for name in ("old", "w"):
-            bench.end.announce(name)
+            bench.announce(name)
         for identity in (b"stranger", b"old", b"\x80\xff"):
             context, socket = raw_worker(bench, identity)
             if identity == b"old":
@@ -286,13 +299,12 @@ def test_a_callback_that_raises_loses_one_worker_not_the_daemon(
     play: Play, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scene(bench: Bench) -> None:
-        def explode(worker: str, message: FromWorker) -> None:
-            bench.end._on_message = bench._put
-            raise KeyError("defect")
+        class Exploding(Ear):
+            def on_message(self, message: FromWorker) -> None:
+                raise KeyError("defect")
 
-        bench.end._on_message = explode
-        for name in ("first", "second"):
-            bench.end.announce(name)
+        bench.end.announce("first", Exploding("first", bench.events))
+        bench.announce("second")
         context, socket = raw_worker(bench, b"first")
         socket.send(encode(ready("first")))
         assert await bench.next() == ("first", "its Ready could not be handled")
@@ -318,7 +330,7 @@ def test_a_malformed_command_is_an_error_at_the_worker(play: Play) -> None:
             finally:
                 link.close()
 
-        bench.end.announce("w")
+        bench.announce("w")
         told = asyncio.create_task(asyncio.to_thread(body))
         await bench.next()
         bench.end._socket.send_multipart([b"w", b"\xc1\xc1\xc1"])
@@ -329,7 +341,7 @@ def test_a_malformed_command_is_an_error_at_the_worker(play: Play) -> None:
 
 def test_the_directory_is_private_and_the_path_short(tmp_path: Path) -> None:
     async def bind(directory: Path) -> None:
-        DaemonEnd(directory, lambda *_: None, lambda *_: None).close()
+        DaemonEnd(directory).close()
 
     directory = private_directory(tmp_path)
     assert directory.stat().st_mode & 0o777 == 0o700
@@ -348,7 +360,7 @@ def test_the_directory_is_private_and_the_path_short(tmp_path: Path) -> None:
 def test_an_identity_zeromq_cannot_carry_names_the_setting(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         with pytest.raises(ConfigError, match=r"model\.name"):
-            bench.end.announce("n" * 256)
+            bench.announce("n" * 256)
 
     play(scene)
 
@@ -360,3 +372,18 @@ def test_every_message_survives_the_wire() -> None:
     commands: list[ToWorker] = [command(7), Shutdown()]
     assert [decode_to_worker(encode(c)) for c in commands] == commands
     assert decode_from_worker(encode(ready("w"))) == ready("w")
+
+
+def test_a_worker_that_was_told_to_end_gets_no_more_commands(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        bench.announce("w")
+        thread = echo_worker(bench.end.endpoint, "w")
+        await bench.next()
+        bench.end.send("w", Shutdown())
+        bench.end.hush("w")
+        bench.end.send("w", Shutdown())
+        await asyncio.to_thread(thread.join)
+        bench.end.send("w", Shutdown())
+        assert bench.events.empty(), "it is not reported lost"
+
+    play(scene)

@@ -97,21 +97,27 @@ def test_a_worker_that_talks_nonsense_never_silences_another() -> None:
     async def scene() -> None:
         over = asyncio.Event()
 
-        def on_message(worker: str, message: object) -> None:
-            if worker == "good" and isinstance(message, BatchDone):
-                heard.append(message.batch)
-                if message.batch == rounds - 1:
-                    over.set()
+        class Deaf:
+            def on_message(self, message: object) -> None: ...
 
-        end = DaemonEnd(directory, on_message, lambda worker, reason: None)
-        end.announce("good")
+            def on_lost(self, reason: str) -> None: ...
+
+        class Good(Deaf):
+            def on_message(self, message: object) -> None:
+                if isinstance(message, BatchDone):
+                    heard.append(message.batch)
+                    if message.batch == rounds - 1:
+                        over.set()
+
+        end = DaemonEnd(directory)
+        end.announce("good", Good())
         with zmq.Context() as context, context.socket(zmq.DEALER) as good, context.socket(zmq.DEALER) as bad:
             for one, name in ((good, b"good"), (bad, b"bad")):
                 one.set(zmq.LINGER, 0)
                 one.set(zmq.ROUTING_ID, name)
                 one.connect(end.endpoint)
             for batch in range(rounds):
-                end.announce("bad")  # believed anew each time
+                end.announce("bad", Deaf())  # believed anew each time
                 bad.send(damaged(encode(chance.choice(REPLIES)), chance))
                 good.send(encode(BatchDone(batch, [], 0.0)))
                 if batch % 50 == 0:

@@ -5,8 +5,6 @@ Tests choose the order in which batches finish.
 
 from collections.abc import Collection
 
-import numpy as np
-
 from muxd.engine.actions import (
     Action,
     Ahead,
@@ -32,9 +30,7 @@ from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.errors import WorkerLost as WorkerLostError
-from muxd.fleet.handover import Handover
-from muxd.messages import NO_TOKEN, Decode, Prefill, Sampling
-from muxd.messages import BatchDone as BatchReply
+from muxd.messages import NO_TOKEN, Decode, Phases, Prefill, Sampling
 from muxd.pool.ledger import Ledger
 from support.bench_worker import Spec, Worker
 from support.lanes import lane_spec
@@ -58,6 +54,7 @@ class BenchUnit:
         policy: str = "mux",
         ready: bool = True,
         lendable: int = 0,
+        parts: int = 0,
     ):
         self.ledger = Ledger(total_blocks, total_blocks + lendable)
         self.settings = settings or Settings(drain_timeout=0.5, prefill_tokens=16, look_ahead=4)
@@ -90,11 +87,10 @@ class BenchUnit:
                 )
             )
         self.shares = Shares(rungs, overbook)
-        self.scheduler = Scheduler(lanes, self.ledger, self.shares, self.settings, policy=policy)
+        self.scheduler = Scheduler(lanes, self.ledger, self.shares, self.settings, policy=policy, parts=parts)
         self._pool: dict[int, tuple[str, ...]] = {}
         self.specs = {spec.name: spec for spec in specs}
         self.workers: dict[str, Worker] = {}  # of a split model: "<model>/prefill" and "<model>/decode"
-        self.handovers: dict[str, Handover] = {}
         for spec in specs:
             self._spawn(spec.name)
         self.now = 0.0
@@ -108,54 +104,44 @@ class BenchUnit:
         self.launches: list[tuple[float, str, Prefill | Decode]] = []
         if ready:
             for spec in specs:
-                self.handle(WorkerReady(spec.name))
+                self.revive(spec.name)
 
     def _spawn(self, model: str) -> None:
         spec = self.specs[model]
-        if spec.split:
-            self.handovers[model] = Handover()
-        for name in (f"{model}/prefill", f"{model}/decode") if spec.split else (model,):
+        for name in self._names(model).values():
             self.workers[name] = Worker(spec, pool=self._pool)
 
-    def _name(self, model: str, command: Prefill | Decode) -> str:
-        """Whose command it is."""
-        if model not in self.handovers:
-            return model
-        return f"{model}/{'prefill' if isinstance(command, Prefill) else 'decode'}"
-
-    def _told(self, model: str, command: Prefill | Decode) -> tuple[Worker, Prefill | Decode]:
-        """The worker of the command, and what it is told."""
-        for block in np.frombuffer(command.rows.blocks, "<i4").tolist():
-            self._pool.pop(block, None)
-        name = self._name(model, command)
-        if model not in self.handovers:
-            return self.workers[name], command
-        phase, told = self.handovers[model].place(command)
-        assert name == f"{model}/{phase}"
-        ids = np.frombuffer(told.rows.ids, "<i4").tolist()
-        assert len(ids) == len(set(ids))
-        return self.workers[name], told
+    def _names(self, model: str) -> dict[Phases, str]:
+        if not self.specs[model].split:
+            return {"both": model}
+        return {"prefill": f"{model}/prefill", "decode": f"{model}/decode"}
 
     def handle(self, event: Event) -> list[Action]:
         actions = self.scheduler.handle(event, self.now)
+        for block in self._free_blocks():
+            self._pool.pop(block, None)  # as garbage as another model may leave it
         for action in actions:
             self._perform(action)
         self.check()
         return actions
 
+    def _free_blocks(self) -> list[int]:
+        free: list[int] = self.ledger._stack[: self.ledger.free_blocks].tolist()
+        return free
+
     def _perform(self, action: Action) -> None:
         match action:
             case Launch():
-                self.launches.append((self.now, action.model, action.command))
+                flight = action.flight
+                self.launches.append((self.now, flight.model, flight.command))
                 if not action.ahead:
-                    worker, told = self._told(action.model, action.command)
-                    worker.receive(told)
-                assert self.workers[self._name(action.model, action.command)].number == action.command.batch
+                    self.workers[flight.worker].receive(flight.command)
+                assert self.workers[flight.worker].number == flight.batch
             case Ahead():
-                worker, told = self._told(action.model, action.command)
+                told = action.flight.command
                 assert isinstance(told, Decode)
                 assert not told.joined
-                worker.queue(told)
+                self.workers[action.flight.worker].queue(told)
             case Emit():
                 for sequence, token in zip(action.sequences, action.tokens, strict=True):
                     assert sequence.id not in self.outcome, "a token after the end"
@@ -223,16 +209,14 @@ class BenchUnit:
         tokens = [EOS if stops >> i & 1 else token for i in range(len(owners))]
         tokens = [NO_TOKEN if owner in nothing_for else t for owner, t in zip(owners, tokens, strict=True)]
         worker.done(token)
-        if model in self.handovers:
-            self.handovers[model].landed(BatchReply(batch, tokens, seconds))
-        self.handle(BatchDone(model, batch, tokens))
+        self.handle(BatchDone(model, batch, tokens, seconds))
 
     def lose(self, model: str, *, final: bool = False, blameless: bool = False) -> None:
         self._spawn(model)
         self.handle(WorkerLost(model, WorkerLostError("killed"), final, blameless))
 
     def revive(self, model: str) -> None:
-        self.handle(WorkerReady(model))
+        self.handle(WorkerReady(model, self._names(model)))
 
     def busy(self) -> list[str]:
         """Names of the workers that compute."""
@@ -275,9 +259,9 @@ class BenchUnit:
             assert len(sequence.rows) <= -(-(len(sequence.tokens) + ahead) // size), "a row in vain"
         usage = self.ledger.usage()
         assert {model: use.rows for model, use in usage.items()} == {m: len(rows) for m, rows in held.items()}
-        for model, lane in self.scheduler.lanes.items():
-            for flight in [*lane.flights, *([lane.ahead] if lane.ahead is not None else [])]:
-                worker = self.workers[self._name(model, flight.command)]
+        for lane in self.scheduler.lanes.values():
+            for flight in lane.all_flights:
+                worker = self.workers[flight.worker]
                 for sequence in flight.sequences:
                     told = worker.sequences.get(sequence.id, [])
                     assert set(told) <= set(sequence.rows), "a row that may still be written was given back"

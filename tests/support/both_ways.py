@@ -114,11 +114,18 @@ def served(here: Here, config: Config, device: Device, arena: Arena) -> Schedule
     return site.unit._scheduler
 
 
+class Silent:
+    """A link to nobody."""
+
+    def send(self, worker: str, command: Prefill | Decode) -> None: ...
+
+
 def site_of(config: Config, device: Device, arena: Arena, entries: list[Entry]) -> Site:
     targets = {m.name: Slo(m.ttft_slo, m.tpot_slo) for m in config.model}
     nothing = cast(Any, None)  # nothing is spawned here
     site = open_site(
-        device.name, device, arena, config.scheduler, grow=False, link=nothing, zygote=nothing,
+        device.name, device, arena, config.scheduler, grow=False, link=cast(Any, Silent()),
+        zygote=nothing,
         clock=VirtualClock(), observer=Observer(Metrics(CollectorRegistry()), targets), ids=count(),
         spawns=nothing, tell=lambda mark: None,
     )  # fmt: skip
@@ -199,7 +206,7 @@ class Pair:
     def _note(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Launch):
-                self.running[action.model, action.command.batch] = action.command
+                self.running[action.flight.model, action.flight.batch] = action.flight.command
 
     def same(self, event: Event) -> None:
         self.handle((event, event))

@@ -40,17 +40,19 @@ class Daemon:
         self.events: asyncio.Queue[FromWorker | str] = asyncio.Queue()
         self.lifeline, self._held = os.pipe()
         self._directory = private_directory()
-        self.link = DaemonEnd(self._directory, self._put, self._put)
-        self.link.announce(NAME)
+        self.link = DaemonEnd(self._directory)
+        self.link.announce(NAME, self)
         self.setup = Setup(
             worker=NAME, model="tiny", folder=str(folder), dtype="float32", link=self.link.endpoint,
             device="cpu", pool_bytes=self.arena.nbytes, block_bytes=8192, max_rows=rows,
             weights_bytes=layout.bytes, tensors=layout.tensors, cores=1, max_context=512,
         )  # fmt: skip
 
-    def _put(self, worker: str, event: FromWorker | str) -> None:
-        assert worker == NAME
-        self.events.put_nowait(event)
+    def on_message(self, message: FromWorker) -> None:
+        self.events.put_nowait(message)
+
+    def on_lost(self, reason: str) -> None:
+        self.events.put_nowait(reason)
 
     @property
     def fds(self) -> list[int]:

@@ -57,7 +57,7 @@ class TimedUnit(BenchUnit):
 
     def handle(self, event: Event) -> list[Action]:
         actions = super().handle(event)
-        self.journal.record(event, actions, self.now)
+        self.journal.observe(event, actions, self.now)
         if self.forecast is not None:
             self.forecast.observe(event, actions, self.now)
         for action in actions:

@@ -72,10 +72,10 @@ class Host:
         for action in actions:
             match action:
                 case Ahead():
-                    self._commands.append(action.command)
+                    self._commands.append(action.flight.command)
                     self.sent_ahead += 1
                 case Launch() if not action.ahead:
-                    self._commands.append(action.command)
+                    self._commands.append(action.flight.command)
                 case Emit():
                     for sequence, token in zip(action.sequences, action.tokens, strict=True):
                         assert sequence.id not in self.ended

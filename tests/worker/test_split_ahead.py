@@ -28,12 +28,13 @@ from muxd.engine.actions import (
     Preempted,
     WorkerReady,
 )
+from muxd.engine.flight import Flight
+from muxd.engine.handover import Phase
 from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
-from muxd.fleet.handover import Handover, Phase
 from muxd.messages import Decode, Prefill, Sampling
 from muxd.worker.runner import Batch
 
@@ -66,7 +67,6 @@ class Pair:
         self._scheduler = Scheduler(
             [lane], self.ledger, Shares([50, 100]), Settings(0.5, 24, look_ahead=8, run_ahead=True)
         )
-        self._handover = Handover()
         self.sent: dict[Phase, deque[Sent]] = {"prefill": deque(), "decode": deque()}
         self._pool = self._made.pool.view(-1, _BLOCK_BYTES)
         self._free = self._free_blocks()
@@ -74,7 +74,7 @@ class Pair:
         self.answers: list[list[int]] = []
         self.over: set[int] = set()  # ended, or nobody reads it any more
         self.ahead = self.side_by_side = self.preempted = 0
-        self._handle(WorkerReady("m"))
+        self._handle(WorkerReady("m", {"prefill": "prefill", "decode": "decode"}))
 
     # ---- what may happen --------------------------------------------------------------------------
 
@@ -106,7 +106,6 @@ class Pair:
         batch = self.sent[phase].popleft().begun
         assert batch is not None
         done = batch.finish()
-        self._handover.landed(done)
         self._handle(BatchDone("m", done.batch, done.tokens))
 
     @property
@@ -129,9 +128,9 @@ class Pair:
         match action:
             case Ahead():
                 self.ahead += 1
-                self._send(action.command, behind=1)
+                self._send(action.flight, behind=1)
             case Launch() if not action.ahead:
-                self._send(action.command, behind=0)
+                self._send(action.flight, behind=0)
             case Emit():
                 for sequence, token in zip(action.sequences, action.tokens, strict=True):
                     assert sequence.id not in self.over
@@ -141,8 +140,9 @@ class Pair:
             case Preempted():
                 self.preempted += 1
 
-    def _send(self, command: Prefill | Decode, behind: int) -> None:
+    def _send(self, flight: Flight, behind: int) -> None:
         """``behind``: steps in front of it whose tokens nobody has counted."""
+        command = flight.command
         if isinstance(command, Prefill):
             spans = [(c.seq, c.start, c.start + len(c.tokens) // 4) for c in command.chunks]
         else:
@@ -153,8 +153,9 @@ class Pair:
             for seq, start, stop in spans
             for i in range(start // self._size, -(-stop // self._size))
         ]
-        phase, told = self._handover.place(command)
-        self.sent[phase].append(Sent(told, writes))
+        phase: Phase = "prefill" if flight.prefill else "decode"
+        assert flight.worker == phase
+        self.sent[phase].append(Sent(command, writes))
         assert len(self.sent["decode"]) <= 2
         assert len(self.sent["prefill"]) <= 1
 

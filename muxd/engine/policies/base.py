@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from muxd.engine.batches import Batches
 from muxd.engine.board import Board
-from muxd.engine.lane import InFlight, Lane
+from muxd.engine.flight import Flight
+from muxd.engine.lane import Lane
 from muxd.engine.rows import RowKeeper
 
 # quotas: entitlements that move to where the work is. shared: first come first served above the guarantees.
@@ -41,7 +42,7 @@ class Policy:
         due = self.deadline(now)
         return inf if due is None else due
 
-    def share_again(self, lane: Lane, flight: InFlight) -> int | None:
+    def share_again(self, lane: Lane, flight: Flight) -> int | None:
         """What the lane's next step will have, should the one in flight be done when no other model has
         anything to start. None: nobody knows."""
         return self.board.shares.grant(lane.spec.share, (), lane.spec.cap, given_back=flight.share)

@@ -1,6 +1,7 @@
 """Servers beside each other that know nothing of each other: what users build without MPS."""
 
-from muxd.engine.lane import InFlight, Lane
+from muxd.engine.flight import Flight
+from muxd.engine.lane import Lane
 from muxd.engine.policies.base import Policy
 
 
@@ -20,7 +21,7 @@ class Servers(Policy):
             if self._start(lane, self.whole(lane), now):
                 return
 
-    def share_again(self, lane: Lane, flight: InFlight) -> int:
+    def share_again(self, lane: Lane, flight: Flight) -> int:
         return self.whole(lane)
 
     def _start(self, lane: Lane, share: int, now: float) -> bool:

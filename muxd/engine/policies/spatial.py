@@ -1,6 +1,7 @@
 """Spatial partitioning: every model on its own fixed share and its own slice of the pool (MuxServe §5.1)."""
 
-from muxd.engine.lane import InFlight, Lane
+from muxd.engine.flight import Flight
+from muxd.engine.lane import Lane
 from muxd.engine.policies.base import Policy
 
 
@@ -23,7 +24,7 @@ class Spatial(Policy):
             if lane.running and lane.free(prefill=False):
                 self.batches.decode(lane, self._share(lane), now)
 
-    def share_again(self, lane: Lane, flight: InFlight) -> int:
+    def share_again(self, lane: Lane, flight: Flight) -> int:
         return self._share(lane)
 
     def _share(self, lane: Lane) -> int:

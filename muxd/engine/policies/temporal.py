@@ -1,6 +1,7 @@
 """Temporal multiplexing: one batch at a time on the whole device, from one shared pool (MuxServe §5.1)."""
 
-from muxd.engine.lane import InFlight, Lane
+from muxd.engine.flight import Flight
+from muxd.engine.lane import Lane
 from muxd.engine.policies.base import Policy
 
 
@@ -25,7 +26,7 @@ class Temporal(Policy):
                 self._prefilled_last = False
                 return
 
-    def share_again(self, lane: Lane, flight: InFlight) -> int:
+    def share_again(self, lane: Lane, flight: Flight) -> int:
         return self.whole(lane)
 
     def _oldest_prompt(self, now: float) -> Lane | None:

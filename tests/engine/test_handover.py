@@ -4,8 +4,8 @@ import numpy as np
 from support.bench_unit import BenchUnit
 from support.bench_worker import Spec
 
-from muxd.fleet.handover import Handover
-from muxd.messages import BatchDone, Chunk, Decode, NewRows, Prefill, Sampling
+from muxd.engine.handover import Handover
+from muxd.messages import Chunk, Decode, NewRows, Prefill, Sampling
 
 WARM = Sampling(temperature=0.7, seed=3)
 
@@ -23,10 +23,10 @@ def test_a_sequence_joins_with_everything_known_of_it_and_only_once() -> None:
     pair = Handover()
     one = Chunk(7, 0, pack(1, 2, 3), pack(0, 1), False, WARM, 5, first=True)
     two = Chunk(7, 3, pack(4, 5), b"", True, WARM, 5)
-    assert pair.place(Prefill(1, 50, rows([0, 1], 10), [one], []))[0] == "prefill"
-    pair.landed(BatchDone(1, [], 0.1))
-    pair.place(Prefill(2, 50, NewRows(), [two], []))
-    pair.landed(BatchDone(2, [99], 0.1))
+    phase, first = pair.place(Prefill(1, 50, rows([0, 1], 10), [one], []))
+    assert phase == "prefill"
+    pair.completed(first, [])
+    pair.completed(pair.place(Prefill(2, 50, NewRows(), [two], []))[1], [99])
     phase, step = pair.place(Decode(3, 50, rows([2], 14), [7], [(7, 2)], []))
     assert phase == "decode"
     assert isinstance(step, Decode)
@@ -44,14 +44,13 @@ def test_a_sequence_joins_with_everything_known_of_it_and_only_once() -> None:
 def test_each_worker_forgets_what_it_knows_and_rows_named_again_replace_the_old() -> None:
     pair = Handover()
     chunk = Chunk(7, 0, pack(1), pack(0), True, WARM, 1, first=True)
-    pair.place(Prefill(1, 50, rows([0], 10), [chunk], []))
-    pair.landed(BatchDone(1, [99], 0.1))
+    pair.completed(pair.place(Prefill(1, 50, rows([0], 10), [chunk], []))[1], [99])
     pair.place(Decode(2, 50, NewRows(), [7], [], []))
     # Preempted: row 0 has new blocks and the sequence begins again.
     _, begun = pair.place(Prefill(3, 50, rows([0], 20), [chunk], [7]))
     assert begun.forget == [7], "handed over: of no use to the prefill worker any more"
     assert begun.rows == rows([0], 20)
-    pair.landed(BatchDone(3, [98], 0.1))
+    pair.completed(begun, [98])
     _, step = pair.place(Decode(4, 50, NewRows(), [7], [], []))
     assert isinstance(step, Decode)
     assert step.forget == [7]
@@ -59,8 +58,14 @@ def test_each_worker_forgets_what_it_knows_and_rows_named_again_replace_the_old(
     assert step.rows == rows([0], 20)
 
 
-def test_a_reply_of_a_lost_worker_means_nothing() -> None:
-    Handover().landed(BatchDone(5, [1, 2], 0.1))
+def test_a_token_of_a_sequence_that_is_forgotten_means_nothing() -> None:
+    pair = Handover()
+    chunk = Chunk(7, 0, pack(1), pack(0), True, WARM, 1, first=True)
+    _, begun = pair.place(Prefill(1, 50, rows([0], 10), [chunk], []))
+    pair.place(Decode(2, 50, NewRows(), [], [], [7]))
+    pair.completed(begun, [99])
+    again, told = pair.place(Prefill(3, 50, rows([0], 20), [chunk], []))
+    assert (again, told.forget) == ("prefill", [7])
 
 
 def test_a_prompt_of_a_split_model_computes_beside_its_own_answers() -> None:

@@ -5,13 +5,13 @@ and weights. K and V move by row id: the decode worker is told a sequence's toke
 steps it, and nothing is copied.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
 import numpy as np
 
-from muxd.messages import BatchDone, Chunk, Decode, Joined, NewRows, Prefill, Sampling
+from muxd.messages import Chunk, Decode, Joined, NewRows, Prefill, Sampling
 
 Phase = Literal["prefill", "decode"]
 
@@ -39,7 +39,6 @@ class Handover:
         self._known: dict[Phase, set[int]] = {"prefill": set(), "decode": set()}  # sequences it keeps
         self._leaving: dict[Phase, list[int]] = {"prefill": [], "decode": []}  # to be told to forget
         self._begun: dict[int, _Begun] = {}
-        self._sampling: dict[int, list[int]] = {}  # prefill batch -> sequences its tokens belong to
 
     def place(self, command: Prefill | Decode) -> tuple[Phase, Prefill | Decode]:
         """The worker that computes the scheduler's next command, and the command as that worker needs it."""
@@ -54,10 +53,12 @@ class Handover:
         forget = self._left(phase)
         return phase, msgspec.structs.replace(command, rows=rows, forget=forget, joined=joined)
 
-    def landed(self, reply: BatchDone) -> None:
-        """A batch is done: what a prefill has sampled is the decode worker's first token."""
-        sequences = self._sampling.pop(reply.batch, [])
-        for seq, token in zip(sequences, reply.tokens, strict=True) if sequences else ():
+    def completed(self, command: Prefill | Decode, tokens: Sequence[int]) -> None:
+        """It is done: what a prefill has sampled is the decode worker's first token."""
+        if isinstance(command, Decode):
+            return
+        sequences = [chunk.seq for chunk in command.chunks if chunk.last]
+        for seq, token in zip(sequences, tokens, strict=True):
             if (begun := self._begun.get(seq)) is not None:
                 # Without a token it is not decoded: the scheduler is about to fail it.
                 begun.tokens += max(token, 0).to_bytes(4, "little")
@@ -72,9 +73,6 @@ class Handover:
             begun = self._begun[chunk.seq]
             begun.tokens += chunk.tokens
             begun.rows += chunk.rows
-        sampling = [chunk.seq for chunk in command.chunks if chunk.last]
-        if sampling:
-            self._sampling[command.batch] = sampling
 
     def _join(self, seqs: Iterable[int]) -> list[Joined]:
         joined = []
