@@ -62,6 +62,19 @@ class WorkerLost(Struct, frozen=True):
     blameless: bool = False
 
 
+class Retiring(Struct, frozen=True):
+    """The model's worker is to go: it gets no prompt more, streams go on. ``WorkerReady`` takes it back."""
+
+    model: str
+
+
+class Slept(Struct, frozen=True):
+    """The model's worker has gone on purpose: its requests wait, also those that had begun, until the next is
+    ready."""
+
+    model: str
+
+
 class Withdraw(Struct, frozen=True):
     """Give up the model's requests that have sent no token and are in no batch, for another unit.
 
@@ -98,6 +111,8 @@ Event = (
     | Cancelled
     | WorkerReady
     | WorkerLost
+    | Retiring
+    | Slept
     | Withdraw
     | Joined
     | Lent

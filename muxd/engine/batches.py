@@ -35,6 +35,8 @@ class Batches:
         for sequence in lane.waiting:
             if sequences and sequences[0].suspect:
                 break  # alone
+            if lane.retiring and not sequence.rows:
+                break
             if budget == 0 or (grant := self._rows.admit(lane, sequence)) is None:
                 break
             if grant.rows.ids.size:

@@ -55,8 +55,9 @@ class Board:
         self.even_out()
 
     def even_out(self) -> None:
-        """Models without a share of their own have equal ones; one that has failed leaves them its part."""
-        living = [lane for lane in self.lanes.values() if lane.failed is None]
+        """Models without a share of their own have equal ones; one that has failed or sleeps leaves them its
+        part."""
+        living = [lane for lane in self.lanes.values() if lane.failed is None and not lane.asleep]
         part = equal_part(len(living), self.shares.rungs)
         for lane in self.lanes.values():
             if lane.equal:
@@ -65,7 +66,7 @@ class Board:
     def refresh(self, lane: Lane) -> None:
         """Whoever changed a lane's queue, sequences, flight or worker says so here."""
         self.decodable.put(lane, bool(lane.running) and lane.free(prefill=False))
-        self.waiting.put(lane, bool(lane.waiting))
+        self.waiting.put(lane, lane.prompts)
         self.stepping.put(lane, lane.step is not None and lane.ahead is None)
         if not lane.waiting:
             lane.blocked = ""

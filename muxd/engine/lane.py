@@ -47,6 +47,8 @@ class Lane:
         self.model_context = spec.max_context  # the model's own, whatever the pool can hold
         self.refit(spec.capacity_rows)
         self.ready = False
+        self.retiring = False  # it gets no prompt more: it is to sleep
+        self.asleep = False  # without a worker on purpose: whoever asks waits for it to wake
         self.workers: Mapping[Phases, str] = {}  # their names on the link
         self.handover: Handover | None = None  # between the two of a split lane
         self.blocked = ""  # what the head of the queue waits for: worker, slots, rows, share, turn
@@ -98,6 +100,11 @@ class Lane:
         return not (self.waiting or self.running or self.flights)
 
     @property
+    def quiet(self) -> bool:
+        """Nothing of it runs; requests may wait."""
+        return not (self.running or self.flights or self.admitted)
+
+    @property
     def startable(self) -> bool:
         """A worker of it is ready for a command."""
         return self.ready and len(self.flights) <= (self.spec.split and not self.suspects)
@@ -109,6 +116,11 @@ class Lane:
         if not self.flights:
             return self.ready
         return self.ready and self.spec.split and all(it.prefill != prefill for it in self.flights)
+
+    @property
+    def prompts(self) -> bool:
+        """Somebody waits to be computed; of one that retires only who has begun."""
+        return bool(self.waiting) and (not self.retiring or bool(self.waiting[0].rows))
 
     @property
     def tried(self) -> Sequence | None:
@@ -145,6 +157,7 @@ class Lane:
     def begin(self, workers: Mapping[Phases, str]) -> None:
         """They take commands, and know of nothing yet."""
         self.ready, self.failed, self.workers = True, None, workers
+        self.retiring = self.asleep = False
         self.handover = Handover() if self.spec.split else None
 
     def told(self, command: Prefill | Decode) -> tuple[str, Prefill | Decode]:

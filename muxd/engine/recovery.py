@@ -59,6 +59,22 @@ class Recovery:
         lane.forget.clear()
         self._board.refresh(lane)
 
+    def sleep(self, lane: Lane, now: float) -> None:
+        """Its worker has gone on purpose. Nobody is to blame; who had begun is computed anew."""
+        lane.lose(None)
+        lane.retiring, lane.asleep = False, True
+        self._board.even_out()
+        self._batches.lose(lane, now)
+        self._rows.lose(lane)
+        for sequence in list(lane.sequences()):
+            sequence.batch = None
+            if sequence.closing:
+                self.end(sequence)
+            elif sequence.rows:
+                self._resume(lane, sequence, suspect=False)
+        lane.forget.clear()
+        self._board.refresh(lane)
+
     def fail(self, sequence: Sequence, error: MuxdError) -> None:
         """Its end; its rows are free now, or when the step that went ahead with it is done."""
         sequence.closing = sequence.batch is not None and sequence.phase is Phase.RUNNING

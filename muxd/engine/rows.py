@@ -268,7 +268,7 @@ class RowKeeper:
 
     def _claims(self, lane: Lane | None) -> bool:
         """The head of the queue waits for rows within its model's quota, or that is still growing."""
-        if lane is None or not lane.waiting or lane.waiting[0].rows or not lane.ready:
+        if lane is None or not lane.prompts or lane.waiting[0].rows or not lane.ready:
             return False
         model = lane.spec.model
         owed = self._by_right(model) or (
@@ -369,7 +369,7 @@ class RowKeeper:
             waiting_blocks=rows * width,
             oldest=now - lane.waiting[0].arrived if lane.blocked == "rows" else 0.0,
             head_blocks=head,
-            ready=lane.ready or lane.failed is not None,
+            ready=lane.ready or lane.failed is not None or lane.asleep,
         )
 
     def note_gone(self, lane: Lane) -> None:

@@ -21,6 +21,8 @@ from muxd.engine.actions import (
     Lent,
     Recalled,
     Rejected,
+    Retiring,
+    Slept,
     Stepped,
     Tick,
     Withdraw,
@@ -98,6 +100,10 @@ class Scheduler:
                 self._board.refresh(lane)
             case WorkerLost():
                 self._recovery.lose(event, now)
+            case Retiring():
+                self._retire(self.lanes[event.model], now)
+            case Slept():
+                self._recovery.sleep(self.lanes[event.model], now)
             case Withdraw():
                 self._on_withdraw(event)
             case Joined():
@@ -226,6 +232,8 @@ class Scheduler:
 
     def _why_waiting(self, lane: Lane) -> str:
         """What the head of the lane's queue waits for; "" when its own prefill runs."""
+        if lane.asleep:
+            return "weights"
         if not lane.ready:
             return "worker"
         if not self._rows.admissible(lane):
@@ -341,6 +349,12 @@ class Scheduler:
             return
         self._recovery.end(sequence)
         lane = self.lanes[sequence.model]
+        self._rows.note_gone(lane)
+        self._board.refresh(lane)
+
+    def _retire(self, lane: Lane, now: float) -> None:
+        lane.retiring = True
+        lane.block("weights", now)
         self._rows.note_gone(lane)
         self._board.refresh(lane)
 

@@ -21,6 +21,8 @@ SPECS = [
 ]
 SPLIT = [replace(SPECS[0], split=True), replace(SPECS[1], split=True), SPECS[2]]
 
+QUARTERS = (25, 50, 75, 100)
+
 
 def lost(unit: BenchUnit, model: str = "a") -> None:
     unit.lose(model)
@@ -274,3 +276,50 @@ def test_deaths_and_dead_rows_at_any_time_end_every_request_once(
     assert unit.ledger.held_blocks == 0
     assert unit.shares.free == unit.shares.limit
     assert NO_TOKEN not in {token for tokens in unit.emitted.values() for token in tokens}
+
+
+# ---- sleeping -----------------------------------------------------------------------------------------
+
+
+def test_who_retires_starts_no_prompt_more_and_its_streams_end() -> None:
+    unit = BenchUnit([Spec("a", max_running=1), Spec("b")], 600)
+    first, second = unit.arrive("a", 8, 4), unit.arrive("a", 8, 4)
+    unit.finish("a")
+    unit.nap("a", "retire")
+    while unit.busy():
+        unit.finish(unit.busy()[0])
+    lane = unit.scheduler.lanes["a"]
+    assert (unit.outcome.get(first.id), unit.outcome.get(second.id)) == ("served", None)
+    assert (lane.quiet, lane.empty, lane.blocked) == (True, False, "weights")
+    unit.nap("a", "sleep")
+    assert lane.blocked == "weights"
+    unit.nap("a", "wake")
+    unit.run()
+    assert unit.outcome[second.id] == "served"
+
+
+def test_who_sleeps_in_the_midst_of_a_stream_goes_on_token_for_token() -> None:
+    unit = BenchUnit([Spec("a"), Spec("b")], 600)
+    one = unit.arrive("a", 8, 6)
+    for _ in range(3):
+        unit.finish("a")
+    sent = list(unit.emitted[one.id])
+    unit.nap("a", "sleep")
+    assert unit.resumed == [one.id]
+    unit.nap("a", "wake")
+    unit.run()
+    assert unit.outcome[one.id] == "served"
+    assert unit.emitted[one.id][: len(sent)] == sent
+    assert len(unit.emitted[one.id]) == 6
+
+
+def test_who_sleeps_leaves_its_part_to_the_others() -> None:
+    unit = BenchUnit(
+        [Spec("a", share=0), Spec("b", share=0), Spec("c", share=0)], 600, rungs=(25, 50, 75, 100)
+    )
+    lanes = unit.scheduler.lanes
+    assert {lane.spec.share for lane in lanes.values()} == {25}
+    unit.nap("c", "sleep")
+    assert [lanes[name].spec.share for name in "ab"] == [50, 50]
+    unit.nap("c", "wake")
+    assert {lane.spec.share for lane in lanes.values()} == {25}

@@ -34,13 +34,16 @@ arrive = st.tuples(st.just("arrive"), models, st.integers(1, 40), st.integers(1,
 finish = st.tuples(st.just("finish"), models, st.sampled_from([0.001, 0.05, 0.7]), st.booleans())
 cancel = st.tuples(st.just("cancel"), st.integers(0, 200))
 lose = st.tuples(st.just("lose"), models)
+nap = st.tuples(st.sampled_from(["retire", "sleep", "wake"]), models)
 pause = st.tuples(st.just("pause"), st.sampled_from([0.1, 3.0]))
 quota = st.tuples(
     st.just("quota"), models, st.integers(0, 12), st.sampled_from([12, 24]), st.floats(0.1, 9.0)
 )
 loan = st.tuples(st.sampled_from(["lend", "recall"]), st.integers(0, 1))
 LOAN = 12  # head blocks that come and go together
-events = st.lists(st.one_of(arrive, finish, finish, finish, cancel, lose, pause, quota, loan), max_size=80)
+events = st.lists(
+    st.one_of(arrive, finish, finish, finish, cancel, lose, nap, pause, quota, loan), max_size=80
+)
 
 
 def play(unit: BenchUnit, script: list[tuple[Any, ...]]) -> None:
@@ -56,9 +59,11 @@ def play(unit: BenchUnit, script: list[tuple[Any, ...]]) -> None:
             unit.finish(busy[model % len(busy)], seconds, EOS if stop else 5)
         elif kind == "cancel" and unit.all:
             unit.cancel(unit.all[args[0] % len(unit.all)])
-        elif kind == "lose":
+        elif kind == "lose" and not unit.scheduler.lanes[SPECS[args[0]].name].asleep:
             unit.lose(SPECS[args[0]].name)
             unit.revive(SPECS[args[0]].name)
+        elif kind in ("retire", "sleep", "wake"):
+            unit.nap(SPECS[args[0]].name, kind)
         elif kind == "pause":
             unit.now += args[0]
             unit.handle(Tick())

@@ -20,6 +20,8 @@ from muxd.engine.actions import (
     Preempted,
     Rejected,
     Resumed,
+    Retiring,
+    Slept,
     Tick,
     WorkerLost,
     WorkerReady,
@@ -215,6 +217,23 @@ class BenchUnit:
         self._spawn(model)
         self.handle(WorkerLost(model, WorkerLostError("killed"), final, blameless))
 
+    def nap(self, model: str, kind: str) -> None:
+        """Its worker is to go, goes, or another one has come; what cannot happen now does not."""
+        asleep = self.scheduler.lanes[model].asleep
+        if kind == "wake":
+            if asleep:
+                self.revive(model)
+        elif not asleep and kind == "retire":
+            self.handle(Retiring(model))
+        elif not asleep:
+            self._spawn(model)
+            self.handle(Slept(model))
+
+    def wake_all(self) -> None:
+        for model, lane in self.scheduler.lanes.items():
+            if lane.asleep or lane.retiring:
+                self.revive(model)
+
     def revive(self, model: str) -> None:
         self.handle(WorkerReady(model, self._names(model)))
 
@@ -223,7 +242,8 @@ class BenchUnit:
         return [name for name, worker in self.workers.items() if worker.busy is not None]
 
     def run(self, steps: int = 100_000) -> None:
-        """Finish batches in turn until nothing runs."""
+        """Finish batches in turn until nothing runs; who sleeps is woken."""
+        self.wake_all()
         for _ in range(steps):
             running = self.busy()
             if not running:
