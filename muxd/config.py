@@ -54,7 +54,7 @@ class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     processes: int = 2
     memory: str = "1G"  # of addresses, for each; a job that needs more ends its process
-    deadline: float = 10.0  # seconds that a job may take, and may wait for a process
+    deadline: float = 10.0  # seconds of its process that a job may take, and that it may wait for one
     budget: str = "64M"  # bytes of requests that wait or are worked on, together; more get 503
 
 

@@ -28,6 +28,8 @@ _log = logging.getLogger("muxd.text")
 
 _LEAST = 4096  # bytes that any job counts for
 _RATE = 1e6  # bytes a second, until one has been seen
+_BUSY = 6  # by the clock a job may take so many times its deadline
+_TICK = 0.05  # seconds between looks at what it has used
 _RESPAWN = 1.0  # seconds after a process that could not be started
 _PARTS = {"template": "chat template"}
 _KINDS: dict[str, type[MuxdError]] = {
@@ -187,8 +189,7 @@ class TextPool:
         began, again = loop.time(), False
         outcome: Result | MuxdError = _ended()
         try:
-            async with asyncio.timeout(self.limits.deadline):
-                outcome = await process.ask(job.work, lambda stage: setattr(job, "stage", stage))
+            outcome = await self._answer(process, job)
             return True
         except TimeoutError:
             outcome = self._blame(job, f"took longer than {self.limits.deadline:g} s")
@@ -202,6 +203,22 @@ class TextPool:
             else:
                 self._finish(job, outcome, loop.time() - began)
         return False
+
+    async def _answer(self, process: TextProcess, job: _Job) -> Result:
+        """The deadline is of the process's own seconds: on a busy machine a job takes no more of them. Raises
+        TimeoutError then, or after ``_BUSY`` times as long by the clock, EOFError where the process ended."""
+        loop, deadline = asyncio.get_running_loop(), self.limits.deadline
+        before, end, left = process.seconds(), loop.time() + _BUSY * deadline, deadline
+        ask = asyncio.create_task(process.ask(job.work, lambda stage: setattr(job, "stage", stage)))
+        try:
+            while left > 0 and loop.time() < end:
+                await asyncio.wait([ask], timeout=max(left, _TICK))
+                if ask.done():
+                    return ask.result()
+                left = deadline - (process.seconds() - before)
+            raise TimeoutError
+        finally:
+            ask.cancel()
 
     def _finish(self, job: _Job, outcome: Result | MuxdError, seconds: float) -> None:
         self._held -= job.size

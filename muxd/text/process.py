@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from muxd.text.work import LENGTH, Doing, Reply, Result, Stage, Work, decode_reply, framed
 
@@ -17,6 +18,7 @@ _ENV = {
 }
 _NICE = 5  # behind everybody where processors are short, from its first import on: running streams go first
 _START = 120.0  # seconds from spawn to ready, on a machine that is short of everything
+_TICKS = os.sysconf("SC_CLK_TCK")
 _MOST = 256 << 20  # bytes of a reply
 
 
@@ -32,6 +34,15 @@ class TextProcess:
     ):
         self._process, self._reader, self._writer, self._held = process, reader, writer, held
         self.pid = process.pid
+
+    def seconds(self) -> float:
+        """Processor time that it has used; 0 when it has ended."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return 0.0
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / _TICKS
 
     @classmethod
     async def spawn(cls, module: str, memory: int) -> "TextProcess":

@@ -197,8 +197,10 @@ async def test_who_is_at_fault_depends_on_how_far_a_job_was(
     """A template is the model's, so trying again is no use; a text may find more room another time."""
     view, good = folder(model), folder("good")
     async with pool(processes=1, memory=1 << 29, deadline=1.0, module=hostile_texts.MODULE) as texts:
+        await texts.check(good.source)  # which waits for a process to start, however busy the machine is
         with pytest.raises(kind):
             await texts.run(job("chat", chat(model), view), model, 100)
+        await texts.check(good.source)
         assert isinstance(await texts.run(job("chat", chat("good"), good), "good", 100), Prepared)
         assert texts.restarts == 1
 
