@@ -68,7 +68,7 @@ class Retiring(Struct, frozen=True):
     model: str
 
 
-class Slept(Struct, frozen=True):
+class Asleep(Struct, frozen=True):
     """The model's worker has gone on purpose: its requests wait, also those that had begun, until the next is
     ready."""
 
@@ -112,7 +112,7 @@ Event = (
     | WorkerReady
     | WorkerLost
     | Retiring
-    | Slept
+    | Asleep
     | Withdraw
     | Joined
     | Lent
