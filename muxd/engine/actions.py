@@ -63,7 +63,7 @@ class WorkerLost(Struct, frozen=True):
 
 
 class Retiring(Struct, frozen=True):
-    """The model's worker is to go: it gets no prompt more, streams go on. ``WorkerReady`` takes it back."""
+    """The model's worker is to go: it gets no prompt more, streams go on. ``Asleep`` follows."""
 
     model: str
 

@@ -231,7 +231,9 @@ class BenchUnit:
 
     def wake_all(self) -> None:
         for model, lane in self.scheduler.lanes.items():
-            if lane.asleep or lane.retiring:
+            if lane.retiring:
+                self.nap(model, "sleep")
+            if lane.asleep:
                 self.revive(model)
 
     def revive(self, model: str) -> None:
