@@ -147,7 +147,7 @@ class Entry:
         return View(self.opened.source, self.max_context, self.vocab_size, self.opened.longest)
 
     @property
-    def weights(self) -> int:
+    def weight_bytes(self) -> int:
         """Bytes of its weights on a device."""
         return self.opened.plan.bytes if self.opened else 0
 
