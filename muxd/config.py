@@ -20,6 +20,7 @@ Policy = Literal["mux", "temporal", "spatial", "servers", "fcfs", "round_robin"]
 Admission = Literal["queue", "slo"]
 
 Split = Literal["auto", "yes", "no"]
+Residents = Literal["worth", "lru", "one"]
 
 
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,6 +103,18 @@ class PlacementConfig(Struct, frozen=True, forbid_unknown_fields=True):
     profile: str = ""  # costs by `muxd profile`; empty: estimated from shapes and the device's peaks
 
 
+class ResidencyConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[residency]``: which models are on a device, where there are more than fit it; times in seconds."""
+
+    policy: Residents = "worth"  # who leaves: whose absence costs least; "lru"; "one": one model at a time
+    host_memory: str = (
+        "auto"  # for the weights of models that sleep: "20G"; "auto": half of what is free; "0"
+    )
+    least: float = 2.0  # a model stays at least so long
+    patience: float = 5.0  # who has something to do leaves only for a request that has waited so long
+    idle_after: float = 0.0  # without requests a model sleeps after so long; 0: only to make room
+
+
 class QuotaConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``quota`` of a model: how much of the pool it is guaranteed and may take at most."""
 
@@ -128,6 +141,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     chat_template: str = ""  # file with a jinja template, overrides the model folder's
     device: str = ""  # the [[device]] it runs on; empty: where the plan puts it
     rate: float = 0.0  # requests a second expected of it, for the plan at the start; 0: as the others
+    resident: Literal["demand", "always"] = "demand"  # "always": it never sleeps
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,6 +153,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     pool: PoolConfig = msgspec.field(default_factory=PoolConfig)
     scheduler: SchedulerConfig = msgspec.field(default_factory=SchedulerConfig)
     placement: PlacementConfig = msgspec.field(default_factory=PlacementConfig)
+    residency: ResidencyConfig = msgspec.field(default_factory=ResidencyConfig)
     device: list[DeviceConfig] = msgspec.field(default_factory=list)
     model: list[ModelConfig] = msgspec.field(default_factory=list)
 
@@ -263,6 +278,7 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         "scheduler.batch_timeout_factor": config.scheduler.batch_timeout_factor,
         "placement.period": config.placement.period,
         "placement.horizon": config.placement.horizon,
+        "residency.patience": config.residency.patience,
         **{f"model.quota.weight ({m.name})": m.quota.weight for m in config.model},
         **{f"model.max_queue ({m.name})": m.max_queue for m in config.model},
     }

@@ -167,6 +167,8 @@ class Daemon:
             stack.push_async_callback(runner.cleanup)
             await self._open_http(runner)
             self.roster.start()
+            waking = asyncio.create_task(self.roster.waker.run())
+            stack.callback(waking.cancel)
             stack.push_async_callback(self.roster.close)
             watched = asyncio.create_task(notify.keep_watch(self._told))
             stack.callback(watched.cancel)
@@ -292,6 +294,8 @@ class Daemon:
             entries=self.entries, sites=self.sites, clock=self.clock, progress=on_progress,
             gauges=Gauges(self.registry, self.metrics, self.sites, self.entries),
             place=lambda entry: self.planning.place(entry, self.entries.values()), texts=self.texts,
+            residency=self.config.residency,
+            demands=lambda names: self.popularity.look(names, self.clock.now()),
         )  # fmt: skip
         self.roster.open()
         self.replanner = Replanner(

@@ -20,7 +20,9 @@ from muxd.admin.schemas import (
     QuotaChange,
     QuotaInfo,
     Replan,
+    SleepModel,
     UnloadModel,
+    WakeModel,
 )
 from muxd.config import Config, ModelConfig, Policy, QuotaConfig
 from muxd.config_load import with_model
@@ -133,6 +135,14 @@ class Steward(Report):
     def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]:
         """Raises as ``Roster.unload`` does."""
         return self.roster.unload(wanted.model, now=wanted.now).watch()
+
+    def sleep(self, wanted: SleepModel) -> AsyncIterator[Step]:
+        """Raises as ``Roster.sleep`` does."""
+        return self.roster.sleep(wanted.model, now=wanted.now).watch()
+
+    def wake(self, wanted: WakeModel) -> AsyncIterator[Step]:
+        """Raises as ``Roster.wake`` does."""
+        return self.roster.wake(wanted.model).watch()
 
     def move(self, wanted: MoveModel) -> AsyncIterator[Step]:
         """Raises as ``Roster.move`` does."""

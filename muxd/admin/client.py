@@ -30,9 +30,11 @@ from muxd.admin.schemas import (
     QuotaChange,
     QuotaInfo,
     Replan,
+    SleepModel,
     Status,
     Stopping,
     UnloadModel,
+    WakeModel,
 )
 from muxd.config import home
 from muxd.engine.trace import RequestTimes, Trace
@@ -96,6 +98,14 @@ class AdminClient:
     def unload(self, wanted: UnloadModel) -> Iterator[Step]:
         """Unload a model; yields how far it is, at last "unloaded"."""
         return self._steps("/v0/unload", wanted)
+
+    def sleep(self, wanted: SleepModel) -> Iterator[Step]:
+        """Have a model sleep; yields how far it is, at last "asleep"."""
+        return self._steps("/v0/sleep", wanted)
+
+    def wake(self, wanted: WakeModel) -> Iterator[Step]:
+        """Wake a model; yields how far it is, at last "ready"."""
+        return self._steps("/v0/wake", wanted)
 
     def move(self, wanted: MoveModel) -> Iterator[Step]:
         """Move a model to another device; yields how far it is, at last "moved"."""

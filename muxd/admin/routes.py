@@ -5,7 +5,17 @@ import asyncio
 from aiohttp import web
 
 from muxd.admin.answers import STEWARD, answer, read, tell
-from muxd.admin.schemas import LoadModel, MoveModel, PolicyChange, QuotaChange, Replan, Stopping, UnloadModel
+from muxd.admin.schemas import (
+    LoadModel,
+    MoveModel,
+    PolicyChange,
+    QuotaChange,
+    Replan,
+    SleepModel,
+    Stopping,
+    UnloadModel,
+    WakeModel,
+)
 
 
 def routes() -> list[web.RouteDef]:
@@ -21,6 +31,8 @@ def routes() -> list[web.RouteDef]:
         web.post("/v0/policy", _set_policy),
         web.post("/v0/load", _load),
         web.post("/v0/unload", _unload),
+        web.post("/v0/sleep", _sleep),
+        web.post("/v0/wake", _wake),
         web.post("/v0/move", _move),
         web.post("/v0/replan", _replan),
         web.get("/v0/audit", _audit),
@@ -71,6 +83,14 @@ async def _load(request: web.Request) -> web.StreamResponse:
 
 async def _unload(request: web.Request) -> web.StreamResponse:
     return await tell(request, request.app[STEWARD].unload(await read(request, UnloadModel)))
+
+
+async def _sleep(request: web.Request) -> web.StreamResponse:
+    return await tell(request, request.app[STEWARD].sleep(await read(request, SleepModel)))
+
+
+async def _wake(request: web.Request) -> web.StreamResponse:
+    return await tell(request, request.app[STEWARD].wake(await read(request, WakeModel)))
 
 
 async def _move(request: web.Request) -> web.StreamResponse:

@@ -59,7 +59,8 @@ class ModelInfo(Struct, frozen=True):
     """One served model."""
 
     name: str
-    state: str  # "loading", "ready", "restarting", "draining", "failed", "unloading" or "unloaded"
+    # "loading", "ready", "restarting", "draining", "failed", "unloading", "unloaded", "asleep" or "waking"
+    state: str
     detail: str  # why, where the state needs a reason ("model.safetensors: missing shard"); else ""
     chat: bool  # has a chat template
     pid: int | None
@@ -144,6 +145,19 @@ class LoadModel(Struct, frozen=True, forbid_unknown_fields=True):
         return self.model if isinstance(self.model, str) else self.model.name
 
 
+class SleepModel(Struct, frozen=True, forbid_unknown_fields=True):
+    """Give up its place on the device; ``now``: its streams are not waited for, they go on when it wakes."""
+
+    model: str
+    now: bool = False
+
+
+class WakeModel(Struct, frozen=True, forbid_unknown_fields=True):
+    """Bring back a model that sleeps, though nobody has asked for it yet."""
+
+    model: str
+
+
 class UnloadModel(Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     now: bool = False  # do not wait for its requests: they fail
@@ -221,6 +235,10 @@ class Steward(Protocol):
     def load(self, wanted: LoadModel) -> AsyncIterator[Step]: ...
 
     def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]: ...
+
+    def sleep(self, wanted: SleepModel) -> AsyncIterator[Step]: ...
+
+    def wake(self, wanted: WakeModel) -> AsyncIterator[Step]: ...
 
     def move(self, wanted: MoveModel) -> AsyncIterator[Step]: ...
 

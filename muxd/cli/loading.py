@@ -1,5 +1,5 @@
-"""``muxctl load``, ``unload`` and ``move``: models in and out of a running muxd, and to another device. All
-wait for the end.
+"""``muxctl load``, ``unload``, ``move``, ``sleep`` and ``wake``: models in and out of a running muxd, and to
+another device. All wait for the end.
 
 Ctrl-C ends the waiting, not what was begun: `muxctl models` tells how it went.
 """
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 
-from muxd.admin.schemas import LoadModel, MoveModel, UnloadModel
+from muxd.admin.schemas import LoadModel, MoveModel, SleepModel, UnloadModel, WakeModel
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, show
 from muxd.cli.failing import fail, sentences
 from muxd.config import ModelConfig
@@ -30,6 +30,7 @@ _WORDS = {
     "starting": "starts its worker",
     "ready": "is ready",
     "moved": "has moved",
+    "asleep": "is asleep",
 }
 
 
@@ -69,6 +70,30 @@ def unload(
         client = client_at(socket)
         last = follow(client.unload(UnloadModel(model, now)))
         show(client, last, json, f"{model} is unloaded; `{PROGRAM} load {model}` brings it back.")
+
+
+def sleep(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model that is to give up its place.")],
+    now: Annotated[bool, typer.Option("--now", help="Its running answers go on when it wakes.")] = False,
+    socket: Socket = "",
+    json: Json = False,
+) -> None:
+    """Have a model sleep: its weights leave the device, and who asks for it wakes it."""
+    with sentences(PROGRAM):
+        client = client_at(socket)
+        last = follow(client.sleep(SleepModel(model, now)))
+        show(client, last, json, f"{model} is asleep; a request or `{PROGRAM} wake {model}` wakes it.")
+
+
+def wake(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model that is asleep.")],
+    socket: Socket = "",
+    json: Json = False,
+) -> None:
+    """Wake a model that sleeps, and wait until it is ready."""
+    with sentences(PROGRAM):
+        client = client_at(socket)
+        show(client, follow(client.wake(WakeModel(model))), json, f"{model} is ready.")
 
 
 def move(

@@ -123,6 +123,19 @@ class Device(Protocol):
         """Whether a worker computes with a copy of its own of every matrix of that type."""
         ...
 
+    @property
+    def room(self) -> int:
+        """Bytes that are left for weights now."""
+        ...
+
+    def shelve(self, region: Region) -> bool:
+        """Keep weights in the host's memory, where they take nothing of the device's; False: not here."""
+        ...
+
+    def unshelve(self, region: Region, beside: int = 0) -> None:
+        """They are the device's again. Raises OutOfMemory as ``allocate``."""
+        ...
+
     def allocate(self, nbytes: int, label: str, beside: int = 0) -> Region:
         """At least ``nbytes`` of memory; ``label`` ("pool", "weights") shows up in tools and in errors.
         ``beside``: bytes that the region's users take for themselves: they count as long as it is open.

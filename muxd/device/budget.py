@@ -26,6 +26,15 @@ class Budget:
                 f"{self.limit}: raise it, lower the pool, or serve fewer models here"
             )
 
+    @property
+    def left(self) -> int | None:
+        """Bytes; None: there is no limit."""
+        return self.limit - self.held if self.limit else None
+
+    def drop(self, region: Region) -> None:
+        """It counts no more, though it stays open."""
+        self._held = [(one, beside) for one, beside in self._held if one is not region]
+
     def keep(self, region: Region, beside: int = 0) -> None:
         """It counts until it is closed, and so do the bytes that its users take ``beside`` it."""
         self._held.append((region, beside))

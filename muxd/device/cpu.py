@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxd.device import cgroup
-from muxd.device.base import ClientView, HostWriter
+from muxd.device.base import ClientView, HostWriter, Region
 from muxd.device.budget import Budget
 from muxd.errors import ConfigError, OutOfMemory
 from muxd.messages import Dtype
@@ -129,6 +129,23 @@ class Cpu:
         self._regions.add(region)
         self._budget.keep(region, beside)
         return region
+
+    @property
+    def room(self) -> int:
+        """See ``device.base.Device.room``."""
+        promised = sum(region.untouched for region in self._regions if not region.closed)
+        free, left = available_memory()[0] - promised, self._budget.left
+        return max(0, free if left is None else min(free, left))
+
+    def shelve(self, region: Region) -> bool:
+        """See ``device.base.Device.shelve``: the device's memory is the host's, only ``limit`` differs."""
+        self._budget.drop(region)
+        return True
+
+    def unshelve(self, region: Region, beside: int = 0) -> None:
+        """See ``device.base.Device.unshelve``."""
+        self._budget.admit(region.nbytes + beside, "weights")
+        self._budget.keep(region, beside)
 
     def attached(self, pid: int, view: ClientView, cap: int = 0) -> str:
         """Nothing to check: threads follow the command."""

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 
-from muxd.device.base import ClientView
+from muxd.device.base import ClientView, Region
 from muxd.device.budget import Budget
 from muxd.device.driver import (
     COMPUTE_MODE,
@@ -193,6 +193,19 @@ class Cuda:
         self.driver.retain(self.index)
         _log.warning("%s: this driver allocates only in a context; the daemon holds one now", self.name)
         return self.driver.create(size, self.index)
+
+    @property
+    def room(self) -> int:
+        """See ``device.base.Device.room``."""
+        return max(0, self.memory - self._budget.held)
+
+    def shelve(self, region: Region) -> bool:
+        """Not here: the weights of a model that sleeps are read from its files again."""
+        return False
+
+    def unshelve(self, region: Region, beside: int = 0) -> None:
+        """Nothing is shelved here."""
+        raise ValueError("nothing is shelved on a GPU")
 
     def _check(self) -> None:
         count = self.driver.count()

@@ -24,6 +24,8 @@ Happening = Literal[
     "loaded",
     "unloading",
     "unloaded",
+    "asleep",
+    "woken",
     "moving",
     "moved",
     "move failed",

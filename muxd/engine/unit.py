@@ -14,6 +14,7 @@ from muxd.engine.actions import (
     Action,
     Ahead,
     Arrived,
+    Asleep,
     BatchDone,
     Cancelled,
     Emit,
@@ -27,6 +28,7 @@ from muxd.engine.actions import (
     QuotaMoved,
     Recalled,
     Rejected,
+    Retiring,
     Tick,
     Withdraw,
     Withdrawn,
@@ -70,12 +72,14 @@ class Unit:
         tell: Tell = lambda mark: None,
         device: str = "",
         hung: Hung = lambda model, reason, last: None,
+        wanted: Callable[[], None] = lambda: None,
     ):
         """``ids`` numbers sequences; units of one daemon share it, as they share the observer. ``tell`` hears
         what the journal marks, in which ``device`` is the unit's. ``hung`` hears of workers that do not
-        answer, a moment before they must go and then: what must go is to be reported lost."""
+        answer, a moment before they must go and then: what must go is to be reported lost. ``wanted``:
+        somebody asks for a model that sleeps."""
         self._scheduler = scheduler
-        self._send, self._hung = send, hung
+        self._send, self._hung, self.wanted = send, hung, wanted
         self._clock = clock
         self._observer = observer
         self.journal = Journal(scheduler.lanes, scheduler.ledger, clock.now(), tell, device)
@@ -86,6 +90,7 @@ class Unit:
         self._draining = False
         self._refusals: dict[str, MuxdError] = {}  # models that take no new requests, and why
         self._leaving: dict[str, asyncio.Event] = {}  # models whose last request somebody waits for
+        self._retired: dict[str, asyncio.Event] = {}  # models that shall sleep, until nothing of them runs
         self._vacating: list[asyncio.Event] = []  # lent memory that somebody waits to have back
         self._empty = asyncio.Event()
         self._empty.set()
@@ -104,6 +109,8 @@ class Unit:
         for action in self._handle(Arrived(sequence)):
             if isinstance(action, Rejected) and action.sequence is sequence:
                 raise action.error
+        if self.lanes[request.model].asleep:
+            self.wanted()
         return stream
 
     def _refusal(self, request: Request) -> MuxdError | None:
@@ -136,6 +143,18 @@ class Unit:
     def accused(self, model: str) -> bool:
         """Should its worker be lost now, it is known which request has killed it."""
         return self._scheduler.accused(model)
+
+    def retire(self, model: str) -> asyncio.Event:
+        """It starts no prompt more; the event is set when nothing of it runs."""
+        self._handle(Retiring(model))
+        event = self._retired.setdefault(model, asyncio.Event())
+        self._note_left()
+        return event
+
+    def sleep(self, model: str) -> None:
+        """Its worker has gone on purpose: its requests wait for the next, also those that had begun."""
+        self._retired.pop(model, None)
+        self._handle(Asleep(model))
 
     def runs_beside(self, model: str) -> bool:
         """Another model computes now."""
@@ -289,7 +308,7 @@ class Unit:
         self._observer.observe(event, actions, now)
         self.journal.observe(event, actions, now)
         self._note_empty()
-        if self._leaving:
+        if self._leaving or self._retired:
             self._note_left()
         if self._vacating:
             self._note_vacated()
@@ -343,6 +362,10 @@ class Unit:
             lane = self._scheduler.lanes.get(model)
             if lane is None or lane.empty:
                 self._leaving.pop(model).set()
+        for model, event in self._retired.items():
+            lane = self._scheduler.lanes.get(model)
+            if lane is None or lane.quiet:
+                event.set()
 
     def _set_timer(self) -> None:
         """One that goes off too early only looks again; moving it with every step would cost more."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from msgspec import structs
 
 from muxd.config import ModelConfig, context
+from muxd.device.base import Region
 from muxd.engine.lane import Lane
 from muxd.engine.values import problem
 from muxd.errors import MuxdError
@@ -29,7 +30,9 @@ from muxd.text.work import Source, View
 
 _log = logging.getLogger("muxd.fleet")
 
-Shown = Literal["loading", "ready", "restarting", "draining", "failed", "unloading", "unloaded"]
+Shown = Literal[
+    "loading", "ready", "restarting", "draining", "failed", "unloading", "unloaded", "asleep", "waking"
+]
 
 # What clients are told, by worker state.
 _SHOWN: dict[State, Shown] = {
@@ -93,7 +96,12 @@ class Entry:
         self.lane: Lane | None = None  # while the scheduler serves it
         self.error = ""  # why it cannot be served
         self.note = ""  # what is under way while it serves
-        self.changing: Literal["", "loading", "unloading", "unloaded"] = ""  # what an operator wants instead
+        self.changing: Literal["", "loading", "unloading", "unloaded", "asleep", "waking"] = (
+            ""  # wanted instead
+        )
+        self.shelved: Region | None = None  # its weights in host memory, while it sleeps
+        self.woken = 0.0  # when it last came to its device
+        self.slept = 0.0  # when it last left it
 
     def open(self, *, gpu: bool = False) -> None:
         """Read the folder; slow (tokenizers), so call it in a thread. A broken folder becomes ``error``.
@@ -130,6 +138,9 @@ class Entry:
         """The same model for another device, nothing of it there yet."""
         twin = Entry(self.config)
         twin.created, twin.quota, twin.opened, twin.device = self.created, self.quota, self.opened, device
+        twin.shelved, self.shelved = self.shelved, None
+        twin.woken, twin.slept = self.woken, self.slept
+        twin.changing = self.changing if self.changing == "asleep" else ""
         return twin
 
     @property
@@ -190,6 +201,8 @@ class Entry:
     def detail(self) -> str:
         if self.changing == "unloaded":
             return f"muxctl load {self.name} brings it back"
+        if self.changing == "asleep" and not self.error:
+            return "in host memory" if self.shelved is not None else "on disk"
         return self.error or self.note or self.life.detail
 
 

@@ -47,6 +47,8 @@ class Copies:
         ``abort``. What served still does, and of a parked one requests wait on.
         """
         new = await self._copy(name, target, serves=serves)
+        if new.changing == "asleep":
+            new.changing, new.error = "waking", ""
         room = Room(abort)
         try:
             await room.make(new.weight_bytes, self._lenders(target))
@@ -59,6 +61,9 @@ class Copies:
                 await target.leave(new, self._elsewhere(name))
             raise
         room.settle(new.weight_bytes)
+        new.woken = self.clock.now()
+        if new.changing == "waking":
+            new.changing = ""
         if serves:
             self._go_over(self.entries[name], new)
 
@@ -110,6 +115,26 @@ class Copies:
             if self.closing.is_set():
                 raise ShuttingDown(f"muxd stopped while {name} was being moved")
         return freed
+
+    async def sleep(self, name: str, site: Site, operation: Operation) -> int:
+        """Its worker goes, and with it its weights, unless host memory takes them; requests wait. Streams are
+        cut on ``operation.hurry`` and go on when it wakes. Returns the bytes of weights that are free."""
+        entry = self.entries[name]
+        entry.changing = "asleep"
+        await first(site.unit.retire(name), operation.hurry)
+        freed = await site.halt(entry, keep=operation.keeps)
+        entry.slept = self.clock.now()
+        site.unit.sleep(name)
+        return freed
+
+    async def asleep_again(self, name: str, told: MuxdError, reason: str) -> None:
+        """It could not wake: those who wait hear ``told``, and whoever comes next has it tried again."""
+        entry = self.entries[name]
+        site = self.sites[entry.device]
+        await site.halt(entry, keep=True)
+        site.unit.worker_lost(name, told, final=True)
+        site.unit.sleep(name)
+        entry.changing, entry.error, entry.slept = "asleep", reason, self.clock.now()
 
     async def fail(self, name: str, site: Site, told: MuxdError, reason: str) -> None:
         """It is served nowhere: its requests, wherever they wait, hear ``told``; ``site`` is where it is

@@ -8,17 +8,27 @@ from typing import Any, Literal
 from muxd.errors import MuxdError
 from muxd.fleet.steps import Stage, Step
 
-Kind = Literal["loaded", "unloaded", "moved"]
+Kind = Literal["loaded", "unloaded", "moved", "asleep", "woken"]
 
 
 class Operation:
     """Made and started by the roster, on the daemon's loop; any number of watchers."""
 
-    def __init__(self, model: str, kind: Kind, first: Stage, *, why: str = "", patient: bool = False):
-        """``why`` is for the record. ``patient``: a model that fails too often is not given up."""
+    def __init__(
+        self,
+        model: str,
+        kind: Kind,
+        first: Stage,
+        *,
+        why: str = "",
+        patient: bool = False,
+        keeps: bool = True,
+    ):
+        """``why`` is for the record. ``patient``: a model that fails too often is not given up. ``keeps``:
+        who sleeps keeps its weights in host memory."""
         self.model = model  # of several the one that was told of last
         self.kind: Kind = kind
-        self.why, self.patient = why, patient
+        self.why, self.patient, self.keeps = why, patient, keeps
         self.hurry = asyncio.Event()  # set: wait for nobody any more
         self.step = Step(model, first)
         self.errors: list[MuxdError] = []  # why models could not be had, the first one first

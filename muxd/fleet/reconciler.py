@@ -25,7 +25,9 @@ _log = logging.getLogger("muxd.fleet")
 Fits = Callable[[str, Set[str]], bool]
 Mark = Callable[[Happening, str, str], None]  # what, model, detail: for the record
 
-_LAST: dict[Kind, Stage] = {"loaded": "ready", "unloaded": "unloaded", "moved": "moved"}
+_LAST: dict[Kind, Stage] = {
+    "loaded": "ready", "unloaded": "unloaded", "moved": "moved", "asleep": "asleep", "woken": "ready",
+}  # fmt: skip
 
 
 def untold(site: str, models: Set[str]) -> bool:
@@ -159,7 +161,8 @@ class Reconciler:
 
     async def _load(self, step: Load[str]) -> None:
         name, way = step.model, self._ways[step.model]
-        serves, parked = self.residency.at(name) is not None, self.residency.parked(name)
+        serves = self.residency.at(name) is not None
+        parked = self.residency.parked(name) or way.operation.kind == "woken"  # its requests wait
         progress, site = way.progress or self._teller(way.operation), self.copies.sites[step.site]
         try:
             await self.copies.load(
@@ -189,6 +192,11 @@ class Reconciler:
 
     async def _nowhere(self, name: str, way: _Way, site: str) -> None:
         """It holds nothing any more, and whoever asks hears why."""
+        if way.operation.kind == "woken":
+            reason = way.errors[0].message
+            told = ModelNotReady(f"{name} could not be woken: {reason}", retry_after=10.0)
+            await self.copies.asleep_again(name, told, reason)
+            return
         first, last = way.errors[0], way.errors[-1]
         error = first if first is last else no_way_back(first, way.home, last)
         verb = "moved" if way.operation.kind == "moved" else "loaded"
@@ -206,8 +214,11 @@ class Reconciler:
                 self._do(self.residency.stay(name))
                 return
             way.home = step.site
+        site = self.copies.sites[step.site]
+        sleeps = way.operation.kind == "asleep"
         try:
-            freed = await self.copies.leave(name, self.copies.sites[step.site], way.operation)
+            leave = self.copies.sleep if sleeps else self.copies.leave
+            freed = await leave(name, site, way.operation)
         except Exception as error:
             way.errors.append(_explained(error))
             return
@@ -220,7 +231,7 @@ class Reconciler:
         entry, kind = self.copies.entries[name], way.operation.kind
         if way.errors:
             self._tell_failure(name, way)
-        elif way.target is None:
+        elif way.target is None and kind == "unloaded":
             entry.error, entry.changing = "", "unloaded"
         if not way.errors and not way.operation.patient:
             self.mark(kind, name, "")
@@ -232,7 +243,8 @@ class Reconciler:
         kind, message = way.operation.kind, way.errors[0].message
         way.operation.errors.append(way.errors[0])
         if not way.operation.patient:  # its supervisor has told
-            self.mark("move failed" if kind == "moved" else "unloaded", name, message)
+            failed: dict[Kind, Happening] = {"moved": "move failed", "woken": "asleep"}
+            self.mark(failed.get(kind, "unloaded"), name, message)
             _log.error("%s could not be %s: %s", name, kind, message)
 
     def _lend(self) -> None:

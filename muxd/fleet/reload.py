@@ -24,6 +24,7 @@ _ROADS: dict[str, What] = {
     "share": "share",
     "device": "move",
     "rate": "note",
+    "resident": "note",
     "ttft_slo": "note",
     "tpot_slo": "note",
 }

@@ -7,13 +7,13 @@ either served or holds no worker, no weights, no account and no lane.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from muxd.clock import Clock
-from muxd.config import ModelConfig
+from muxd.config import ModelConfig, ResidencyConfig
 from muxd.device.base import is_gpu
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
@@ -30,11 +30,13 @@ from muxd.errors import (
 )
 from muxd.fleet.catalog import Entry
 from muxd.fleet.copies import Copies, unloaded
+from muxd.fleet.demand import Demand
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.operation import Operation
 from muxd.fleet.reconciler import Fits, Reconciler, untold
-from muxd.fleet.site import Site
+from muxd.fleet.site import Site, unshelve
 from muxd.fleet.supervisor import Progress
+from muxd.fleet.waker import Waker
 from muxd.text.pool import TextPool
 
 _log = logging.getLogger("muxd.fleet")
@@ -56,6 +58,9 @@ class Roster:
     progress: Progress
     place: Callable[[Entry], str]
     texts: TextPool
+    residency: ResidencyConfig = field(default_factory=ResidencyConfig)
+    demands: Callable[[Iterable[str]], Mapping[str, Demand]] = lambda names: {}
+    waker: Waker = field(init=False)
     _reconciler: Reconciler = field(init=False)
     _operation: Operation | None = None
     _beginning: Operation | None = None
@@ -64,6 +69,10 @@ class Roster:
     def __post_init__(self) -> None:
         copies = Copies(entries=self.entries, sites=self.sites, clock=self.clock)
         self._reconciler = Reconciler(copies=copies, mark=self._mark)
+        self.waker = Waker(
+            config=self.residency, entries=self.entries, sites=self.sites, reconciler=self._reconciler,
+            demands=self.demands, clock=self.clock,
+        )  # fmt: skip
 
     # ---- the daemon's start and end ---------------------------------------------------------------
 
@@ -74,11 +83,15 @@ class Roster:
             site.open([entry for entry in self.entries.values() if entry.device == site.name])
 
     def start(self) -> None:
-        """Bring in every model that has a lane."""
+        """Bring in every model that has a lane, or as many as fit: the others sleep."""
+        residents = self.waker.residents()
         targets: dict[str, str | None] = {}
         for entry in self.entries.values():
             if entry.lane is None:
                 _log.error("%s is not served: %s", entry.name, entry.error)
+            elif entry.name not in residents:
+                entry.changing = "asleep"
+                self.site(entry).unit.sleep(entry.name)
             else:
                 targets[entry.name] = entry.device
         beginning = self._beginning = Operation("", "loaded", "reading", patient=True)
@@ -103,6 +116,8 @@ class Roster:
                 operation.hurry.set()
                 await operation.finished()
         await asyncio.gather(*(site.close() for site in self.sites.values()))
+        for entry in self.entries.values():
+            unshelve(entry)
 
     async def calm(self) -> None:
         """Until no model is being loaded, unloaded or moved."""
@@ -161,6 +176,27 @@ class Roster:
         self.gauges.watch(config.name)
         operation = Operation(config.name, "loaded", "reading")
         return self._begin(operation, lambda: self._add(entry, operation, keep))
+
+    def sleep(self, name: str, *, now: bool = False) -> Operation:
+        """Give up a model's place on its device; who asks for it wakes it. Streams end first, or go on when
+        it wakes: after ``residency.patience``, or at once with ``now``.
+
+        Raises NotFound, Busy where it is not ready or another operation is under way, ShuttingDown.
+        """
+        entry = self._known(name)
+        self._may_change()
+        if entry.state != "ready":
+            raise Busy(f"{name} is {entry.state}; a model can sleep when it is ready")
+        return self.waker.sleep(name, patience=0.0 if now else self.residency.patience)
+
+    def wake(self, name: str) -> Operation:
+        """Bring back a model that sleeps. Raises NotFound, Busy where it does not or another operation is
+        under way, ShuttingDown; the ``Operation`` ends with MuxdError where there is no room."""
+        entry = self._known(name)
+        self._may_change()
+        if entry.state != "asleep":
+            raise Busy(f"{name} is {entry.state}; `muxctl load {name}` brings in a model that is unloaded")
+        return self.waker.wake(name, entry.device)
 
     def unload(self, name: str, *, now: bool) -> Operation:
         """Serve a model no more: new requests are refused at once, those that are here are answered or,
@@ -288,6 +324,8 @@ class Roster:
         if operation.hurry.is_set():
             self._reconciler.abort(entry.name)
         await self._reconciler.reach({entry.name: None}, operation)
+        if entry.lane is not None:  # it slept
+            await self.site(entry).leave(entry, unloaded(entry.name))
 
     def _mark(self, kind: Happening, model: str, detail: str = "") -> None:
         device = self.entries[model].device if model in self.entries else ""

@@ -109,13 +109,19 @@ class Site:
         if entry.life.state is not State.READY and not rests:
             raise supervisor.error or ModelFolderError(entry.life.detail)
 
-    async def halt(self, entry: Entry) -> int:
-        """Worker and weights go, its requests wait. Returns the bytes of weights that are free now."""
+    async def halt(self, entry: Entry, *, keep: bool = False) -> int:
+        """Worker and weights go, its requests wait. Returns the bytes of weights that are free now. ``keep``:
+        where the device can, they stay in host memory (``entry.shelved``)."""
         supervisor = self.supervisors.get(entry.name)
         if supervisor is None:
             return 0
         freed = supervisor.weights_bytes
-        await supervisor.stop()
+        await supervisor.stop(keep=keep)
+        if (weights := supervisor.take_weights()) is not None:
+            if self.device.shelve(weights):
+                entry.shelved = weights
+            else:
+                weights.close()
         del self.supervisors[entry.name]
         entry.renew(self.clock.now())
         return freed
@@ -125,6 +131,7 @@ class Site:
         self.unit.refuse(entry.name, error)
         # First the process, then its requests: while it writes their rows nobody else may have them.
         freed = await self.halt(entry)
+        unshelve(entry)
         if entry.lane is not None:
             if not entry.lane.empty:
                 self.unit.worker_lost(entry.name, error, final=True)
@@ -148,5 +155,12 @@ class Site:
             self._doomed = [over for over in self._doomed if not over.is_set()]
 
     async def close(self) -> None:
-        """End every worker and every hold on weights."""
+        """End every worker and every hold on weights of models that are awake."""
         await asyncio.gather(*(supervisor.stop() for supervisor in self.supervisors.values()))
+
+
+def unshelve(entry: Entry) -> None:
+    """Its weights leave host memory."""
+    if entry.shelved is not None:
+        entry.shelved.close()
+        entry.shelved = None

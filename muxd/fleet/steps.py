@@ -4,8 +4,10 @@ from typing import Literal
 
 from msgspec import Struct
 
-Stage = Literal["draining", "stopping", "unloaded", "reading", "weights", "starting", "ready", "moved"]
-LAST: tuple[Stage, ...] = ("ready", "unloaded", "moved")
+Stage = Literal[
+    "draining", "stopping", "unloaded", "reading", "weights", "starting", "ready", "moved", "asleep"
+]
+LAST: tuple[Stage, ...] = ("ready", "unloaded", "moved", "asleep")
 
 
 class Step(Struct, frozen=True):

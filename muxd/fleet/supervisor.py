@@ -37,7 +37,7 @@ from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd
 from muxd.link.exits import Exit, explain
 from muxd.messages import BatchDone, BatchFailed, FromWorker, Phases, Ready, Refused, Setup, Unmapped
-from muxd.models.weights import fill
+from muxd.models.weights import WeightPlan, fill
 from muxd.pool.arena import Extent
 
 _log = logging.getLogger("muxd.fleet")
@@ -90,6 +90,8 @@ class Supervisor:
         self._faulted, self._clear, self._extents = faulted, clear, extents
         self._keep_queue = keep_queue
         self._weights: Region | None = None
+        self._loaded = False  # all of them are there
+        self._keep = False  # they stay when the workers have ended
         self._phases: tuple[Phases, ...] = ("prefill", "decode") if split else ("both",)
         self._crew: Crew | None = None
         self._stopping = asyncio.Event()
@@ -121,11 +123,18 @@ class Supervisor:
         """Load, then keep workers alive until they fail for good or are stopped."""
         self._task = asyncio.create_task(self._run())
 
-    async def stop(self) -> None:
-        """End the workers (politely, then not) and free the weights; at once or in the midst of a start.
+    def take_weights(self) -> Region | None:
+        """Those that ``stop`` has kept; None: they are gone."""
+        weights = self._weights if self._keep and self._loaded else None
+        return None if weights is None or weights.closed else weights
 
-        When it returns nothing is left. May be called twice.
+    async def stop(self, *, keep: bool = False) -> None:
+        """End the workers (politely, then not) and free the weights; at once or in the midst of a start.
+        ``keep``: weights that are all there stay, for ``take_weights``.
+
+        When it returns nothing else is left. May be called twice.
         """
+        self._keep = keep
         self._handle(Stop())
         self._stopping.set()
         if self._task is not None:
@@ -211,7 +220,7 @@ class Supervisor:
         finally:
             if self._aside:
                 await asyncio.wait(self._aside)
-            if self._weights is not None:
+            if self._weights is not None and not (self._keep and self._loaded):
                 self._weights.close()
             self.settled.set()
 
@@ -223,8 +232,17 @@ class Supervisor:
         """Weights from the folder into memory of ours. Raises MuxdError."""
         assert self.entry.opened is not None
         plan = self.entry.opened.plan
-        beside = plan.matrices * len(self._phases) if self._device.copies(plan.dtype) else 0
-        self._weights = self._device.allocate(plan.bytes, "weights", beside)
+        copies = beside(plan, self._device, len(self._phases))
+        if (shelved := self.entry.shelved) is not None:
+            self.entry.shelved = None
+            try:
+                self._device.unshelve(shelved, copies)
+            except MuxdError:
+                self.entry.shelved = shelved
+                raise
+            self._weights, self._loaded = shelved, True
+            return
+        self._weights = self._device.allocate(plan.bytes, "weights", copies)
         done = 0
 
         def advance(count: int) -> None:
@@ -239,6 +257,7 @@ class Supervisor:
                 fill(plan, writer, advance)
 
         await asyncio.to_thread(load, self._weights)
+        self._loaded = True
 
     def _explained(self, end: Died | Lacked) -> Died | Lacked:
         """A request that runs alone once its like has died is to blame, and not the model."""
@@ -335,6 +354,11 @@ class Supervisor:
             error = WorkerLost(f"{name}: {lost.reason}")
             _log.error("%s: %s; restarting in a moment", name, lost.reason)
         self._unit.worker_lost(name, error, final=lost.final, blameless=lost.blameless)
+
+
+def beside(plan: WeightPlan, device: Device, workers: int) -> int:
+    """Bytes that so many workers of a model take for copies of its weights."""
+    return plan.matrices * workers if device.copies(plan.dtype) else 0
 
 
 def _sentence(error: MuxdError | OSError) -> str:

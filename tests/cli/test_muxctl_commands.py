@@ -141,6 +141,9 @@ def test_stop_gives_up_with_a_sentence(path: Path) -> None:
         ("load good --path x", 2, "", "muxctl: say which model:"),
         ("load --name x --path y --dtype int8", 2, "", "muxctl: --dtype 'int8' is none of auto, bfloat16,"),
         ("load --name x --path y --kv-dtype int8", 2, "", "muxctl: --kv-dtype 'int8' is none of auto, fp8\n"),
+        ("sleep good", 0, "good is asleep; a request or `muxctl wake good` wakes it.\n", ""),
+        ("wake good", 0, "good is ready.\n", ""),
+        ("wake full", 1, "", "muxctl: there is no room for full\n"),
         ("status --audit", 1, "3 blocks lost: [7, 8, 9]\n", ""),
     ],
 )

@@ -16,6 +16,7 @@ from muxd.config import (
     PlacementConfig,
     PoolConfig,
     QuotaConfig,
+    ResidencyConfig,
     SchedulerConfig,
     ServerConfig,
     TextConfig,
@@ -31,6 +32,7 @@ ROOMS: dict[str, type[msgspec.Struct]] = {
     "[pool]": PoolConfig,
     "[scheduler]": SchedulerConfig,
     "[placement]": PlacementConfig,
+    "[residency]": ResidencyConfig,
     "# [[device]]": DeviceConfig,
     "[[model]]": ModelConfig,
 }
@@ -64,6 +66,7 @@ def test_every_room_of_the_configuration_is_covered() -> None:
         "pool",
         "scheduler",
         "placement",
+        "residency",
         "device",
         "model",
     ]
@@ -77,7 +80,15 @@ def test_the_defaults_it_shows_are_the_real_ones() -> None:
     assert msgspec.convert(tomllib.loads(shown), Config) == Config()
     assert len(re.findall(r"^[a-z_]+ = ", shown, re.M)) == sum(
         len(msgspec.structs.fields(room))
-        for room in (ServerConfig, LimitsConfig, TextConfig, PoolConfig, SchedulerConfig, PlacementConfig)
+        for room in (
+            ServerConfig,
+            LimitsConfig,
+            TextConfig,
+            PoolConfig,
+            SchedulerConfig,
+            PlacementConfig,
+            ResidencyConfig,
+        )
     )
 
 

@@ -27,8 +27,9 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "chat_template": ("", "/t"),
     "device": ("", "cpu:0"),
     "rate": (0.0, 2.0),
+    "resident": ("demand", "always"),
 }
-IN_PLACE = {"quota": "quota", "share": "share", "device": "move", "rate": "note", "ttft_slo": "note",
+IN_PLACE = {"quota": "quota", "share": "share", "device": "move", "rate": "note", "resident": "note", "ttft_slo": "note",
             "tpot_slo": "note"}  # fmt: skip
 OTHER_WORDS = {"scheduler.policy": "fcfs", "server.log_level": "error"}
 

@@ -26,13 +26,15 @@ from muxd.admin.schemas import (
     QuotaInfo,
     Replan,
     RequestStatus,
+    SleepModel,
     Status,
     UnloadModel,
+    WakeModel,
 )
 from muxd.admin.server import AdminServer
 from muxd.config import ModelConfig
 from muxd.engine.trace import Mark, RequestTimes, Sample, Span, Trace
-from muxd.errors import Busy, ModelFolderError, NotFound
+from muxd.errors import Busy, ModelFolderError, NotFound, OutOfMemory
 from muxd.fleet.events import Event
 from muxd.fleet.proposal import Proposal, ProposedModel
 from muxd.fleet.steps import Step
@@ -193,6 +195,16 @@ class ScriptedSteward:
 
     def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]:
         return self._unloading(wanted)
+
+    async def sleep(self, wanted: SleepModel) -> AsyncIterator[Step]:
+        yield Step(wanted.model, "draining")
+        yield Step(wanted.model, "asleep")
+
+    async def wake(self, wanted: WakeModel) -> AsyncIterator[Step]:
+        if wanted.model == "full":
+            raise OutOfMemory("there is no room for full")
+        yield Step(wanted.model, "starting")
+        yield Step(wanted.model, "ready")
 
     async def _unloading(self, wanted: UnloadModel) -> AsyncIterator[Step]:
         if not wanted.now:

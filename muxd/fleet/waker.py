@@ -1,0 +1,176 @@
+"""With more models than memory: wakes those that are asked for, and has others sleep to make room.
+
+What is to be done says ``placement/waking.py``; here is what it is asked about, and how it is begun: an edit
+of the reconciler's target. Loads and sleeps are told as events, and a wake that fails is told to those who
+wait.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from math import inf
+
+from muxd.clock import Clock
+from muxd.config import ResidencyConfig
+from muxd.device.base import is_gpu
+from muxd.device.cpu import available_memory
+from muxd.fleet.catalog import Entry
+from muxd.fleet.demand import Demand, load_of
+from muxd.fleet.operation import Operation
+from muxd.fleet.reconciler import Reconciler
+from muxd.fleet.site import Site, unshelve
+from muxd.fleet.supervisor import beside
+from muxd.placement import memory
+from muxd.placement.waking import Rules, Shift, Standing, decide, next_look
+from muxd.sizes import AUTO, size
+
+_log = logging.getLogger("muxd.fleet")
+
+_TICK = 0.1  # seconds between looks while somebody waits for a model that sleeps
+_AGAIN = 5.0  # seconds until a wake that has failed is tried again
+_HOST_PART = 0.5  # of the host's free memory for the weights of models that sleep
+
+
+@dataclass(kw_only=True)
+class Waker:
+    """``demands``: what each model is asked for now. ``rooms``: bytes for weights and workers, by site, when
+    none was there yet."""
+
+    config: ResidencyConfig
+    entries: Mapping[str, Entry]
+    sites: Mapping[str, Site]
+    reconciler: Reconciler
+    demands: Callable[[Iterable[str]], Mapping[str, Demand]]
+    clock: Clock
+    rooms: dict[str, int] = field(init=False)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    _host: int = field(init=False)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.rooms = {name: site.device.room for name, site in self.sites.items()}
+        self._host = _host_memory(self.config.host_memory)
+        for site in self.sites.values():
+            site.unit.wanted = self.asked.set
+
+    # ---- the start --------------------------------------------------------------------------------
+
+    def residents(self) -> set[str]:
+        """Who is there from the start: as many as fit, those first that never sleep and that most is expected
+        of; the others sleep."""
+        served = [entry for entry in self.entries.values() if entry.lane is not None]
+        order = sorted(served, key=lambda one: (one.config.resident != "always", -one.config.rate))
+        free, found = dict(self.rooms), set[str]()
+        for entry in order:
+            needs = self.footprint(entry)
+            if needs <= free[entry.device] or entry.config.resident == "always":
+                free[entry.device] -= needs
+                found.add(entry.name)
+        return found
+
+    def footprint(self, entry: Entry) -> int:
+        """Bytes of its device that it takes while it is there."""
+        assert entry.opened is not None
+        site = self.sites[entry.device]
+        if is_gpu(site.device):
+            return memory.fixed(load_of(entry), 1, site.budget) if site.budget else entry.weight_bytes
+        phases = 2 if site.place.split else 1
+        return entry.weight_bytes + beside(entry.opened.plan, site.device, phases)
+
+    # ---- the loop ---------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        until = inf
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.asked.wait(), None if until == inf else until - self.clock.now())
+            self.asked.clear()
+            until = self._look()
+
+    def _look(self) -> float:
+        """Begins what is to be begun; returns when to look again though nobody asks."""
+        now = self.clock.now()
+        rules, standings = self._rules(), self._standings(now)
+        self._begin(decide(standings, rules, now), rules)
+        lanes = [entry.lane for entry in self.entries.values() if entry.lane is not None]
+        if any(lane.asleep and lane.waiting for lane in lanes):
+            return now + _TICK
+        return next_look(standings, rules, now) if rules.idle else inf
+
+    def _rules(self) -> Rules:
+        return Rules(
+            memory=self.rooms, host=self._host, least=self.config.least, patience=self.config.patience,
+            idle=self.config.idle_after, kind=self.config.policy,
+        )  # fmt: skip
+
+    def _standings(self, now: float) -> list[Standing]:
+        served = [one for one in self.entries.values() if one.lane is not None and one.opened is not None]
+        demands = self.demands([one.name for one in served])
+        return [self._standing(one, demands.get(one.name), now) for one in served]
+
+    def _standing(self, entry: Entry, demand: Demand | None, now: float) -> Standing:
+        lane, residency = entry.lane, self.reconciler.residency
+        assert lane is not None
+        there = bool(entry.device) and entry.name in residency.aimed(entry.device)
+        leaving = entry.name in residency.leaving and not there
+        busy = bool(lane.waiting or lane.running)
+        retry = not entry.error or now >= entry.slept + _AGAIN
+        waiting = len(lane.waiting) if retry else 0
+        return Standing(
+            name=entry.name,
+            size=self.footprint(entry),
+            weights=entry.weight_bytes,
+            sites=(entry.device,),
+            site=entry.device if there or leaving else "",
+            asleep=entry.shelved is not None,
+            settled=residency.settled(entry.name),
+            leaving=leaving,
+            waiting=waiting,
+            oldest=max(lane.waiting[0].arrived, entry.slept) if waiting else inf,
+            running=len(lane.running),
+            rate=demand.rate if demand else 0.0,
+            used=now if busy else lane.decode_ended,
+            since=entry.woken,
+            keep=entry.config.resident == "always" or (there and entry.state != "ready"),
+        )
+
+    def _begin(self, shift: Shift, rules: Rules) -> None:
+        for name in shift.sleep:
+            self.sleep(name, keep=name not in shift.drop, patience=rules.patience)
+        for name in set(shift.drop) - set(shift.sleep):
+            unshelve(self.entries[name])
+        for name, site in shift.wake.items():
+            self.wake(name, site)
+
+    # ---- what it does, and an operator may --------------------------------------------------------
+
+    def sleep(self, name: str, *, keep: bool = True, patience: float) -> Operation:
+        """Its streams are cut after ``patience`` seconds and go on when it wakes."""
+        operation = Operation(name, "asleep", "draining", keeps=keep)
+        asyncio.get_running_loop().call_later(patience, operation.hurry.set)
+        return self._start(operation, {name: None})
+
+    def wake(self, name: str, site: str) -> Operation:
+        return self._start(Operation(name, "woken", "reading"), {name: site})
+
+    def _start(self, operation: Operation, targets: Mapping[str, str | None]) -> Operation:
+        async def work() -> None:
+            try:
+                await self.reconciler.reach(targets, operation, fits=self._fits)
+            finally:
+                self.asked.set()
+
+        operation.start(work())
+        return operation
+
+    def _fits(self, site: str, models: Set[str]) -> bool:
+        return sum(self.footprint(self.entries[name]) for name in models) <= self.rooms[site]
+
+
+def _host_memory(text: str) -> int:
+    if text == AUTO:
+        return int(_HOST_PART * available_memory()[0])
+    return size(text, key="residency.host_memory")
