@@ -20,6 +20,7 @@ from muxd.errors import MuxdError
 from muxd.fleet.state import Life, State
 from muxd.messages import dtype_of
 from muxd.models.generation import read_generation
+from muxd.models.packing import packing_for
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, plan
 from muxd.text.library import stamp
@@ -53,7 +54,9 @@ class Opened:
         folder = Path(config.path).expanduser()
         self.folder = folder
         spec = read_spec(folder)
-        self.plan: WeightPlan = plan(folder, spec, dtype_of(config.dtype), gpu=gpu)
+        dtype = dtype_of(config.dtype)
+        packing = packing_for(config.weights, config.cpu_step, dtype, gpu=gpu)
+        self.plan: WeightPlan = plan(folder, spec, dtype, gpu=gpu, packing=packing)
         self.spec: ModelSpec = structs.replace(spec, tied_embeddings=self.plan.tied)
         self.tokenizer = Tokenizer.load(folder)
         override = str(Path(config.chat_template).expanduser()) if config.chat_template else ""

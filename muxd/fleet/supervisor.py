@@ -223,7 +223,7 @@ class Supervisor:
         """Weights from the folder into memory of ours. Raises MuxdError."""
         assert self.entry.opened is not None
         plan = self.entry.opened.plan
-        beside = plan.matrices * len(self._phases) if self._device.copies(plan.dtype) else 0
+        beside = plan.copied * len(self._phases) if self._device.copies(plan.dtype) else 0
         self._weights = self._device.allocate(plan.bytes, "weights", beside)
         done = 0
 

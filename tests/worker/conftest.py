@@ -21,3 +21,9 @@ def few_graphs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda_step, "buckets_for", lambda most: (1, 2, 4))
         yield
+
+
+@pytest.fixture(params=["native", "torch"])
+def native(request: pytest.FixtureRequest) -> bool:
+    """Whether the native step computes, or torch, which is its reference and where there is no compiler."""
+    return bool(request.param == "native")
