@@ -39,7 +39,7 @@ struct BatchFields {
   int64_t* choice;                  // [picks]: where it is
 };
 
-constexpr int FEW = 4;  // tokens that every thread normalises for itself, instead of waiting for the others
+constexpr int FEW = 4;  // tokens that one thread prepares alone: quicker than to wait for another
 
 // Zeroed floats at a cache line's border, with room behind for reads beyond the end.
 template <class T> class Buffer {
@@ -77,13 +77,6 @@ struct Ready {
       of.get()[i] = {f.get() + i * k, q.get() + i * k, scale.get() + i * groups, weighted.get() + i * groups,
                      total.get() + 2 * i * groups};
   }
-};
-
-// What one thread has for itself.
-struct Own {
-  Ready ready;
-  Buffer<float> x, tile, out;
-  Buffer<Partial> states;
 };
 
 inline void rms_norm(const float* x, const float* w, int n, float eps, float* out) {
