@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from muxd.device.base import Writer
 from muxd.errors import ModelFolderError
-from muxd.kernels.native import library
+from muxd.kernels import native
 from muxd.messages import ITEM_BYTES, Dtype, TensorEntry
 from muxd.models.blocks import bytes_of, dequantised
 from muxd.models.convert import convert
@@ -277,7 +277,7 @@ def _read(
 
 def _pack(source: Source, writer: Writer) -> Iterator[int]:
     """A matrix for the native step, some rows at a time; yields the bytes of each."""
-    packed, (rows, columns), kind = library(), source.stored.shape, file_form(source.stored)
+    packed, (rows, columns), kind = native.library(), source.stored.shape, file_form(source.stored)
     step, size = max(16, _CHUNK // columns // 16 * 16), packed.row_bytes(kind, columns)
     block = packed.block_bytes(source.form, columns)
     for first in range(0, rows, step):

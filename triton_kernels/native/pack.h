@@ -97,8 +97,9 @@ inline Group file_group(int format, const uint8_t* row, int64_t g) {
 
 inline Group int8_group(const float* v) {
   Group to = {};
-  float most = 0;
-  for (int i = 0; i < GROUP; i++) most = fmaxf(most, fabsf(v[i]));
+  float most = 0, whole = 0;
+  for (int i = 0; i < GROUP; i++) most = fmaxf(most, fabsf(v[i])), whole += v[i] * 0;
+  most += whole;  // what is not finite stays so
   to.scale = half_of(most / 127);
   const float scale = half_float(to.scale), inverse = scale > 0 ? 1 / scale : 0;
   for (int i = 0; i < GROUP; i++)
@@ -110,8 +111,10 @@ inline Group int8_group(const float* v) {
 // of each step the best line through them is taken.
 inline Group int4_group(const float* v) {
   float low = v[0], high = v[0];
-  for (int i = 1; i < GROUP; i++) low = fminf(low, v[i]), high = fmaxf(high, v[i]);
+  float whole = v[0] * 0;
+  for (int i = 1; i < GROUP; i++) low = fminf(low, v[i]), high = fmaxf(high, v[i]), whole += v[i] * 0;
   Group best = {};
+  best.scale = half_of(whole);  // what is not finite stays so
   float least = INFINITY;
   for (int narrower = 0; narrower < 8; narrower++) {
     float scale = (high - low) * (1 - 0.04f * narrower) / 15, minimum = low + (high - low) * 0.02f * narrower;
