@@ -66,16 +66,18 @@ struct Ready {
   Buffer<float> f, scale, weighted;
   Buffer<int8_t> q;
   Buffer<int32_t> total;
+  Buffer<uint16_t> rounded;
   Buffer<Activation> of;
 
   void need(int64_t tokens, int64_t k) {
     const int64_t groups = k / GROUP;
     f.need(tokens * k), q.need(tokens * k);
     scale.need(tokens * groups), weighted.need(tokens * groups), total.need(2 * tokens * groups);
+    if (PAIRS) rounded.need(tokens * k);
     of.need(tokens);
     for (int64_t i = 0; i < tokens; i++)
       of.get()[i] = {f.get() + i * k, q.get() + i * k, scale.get() + i * groups, weighted.get() + i * groups,
-                     total.get() + 2 * i * groups};
+                     total.get() + 2 * i * groups, rounded.get() + i * k};
   }
 };
 

@@ -11,13 +11,29 @@ struct Matrix {
   int32_t format;
 };
 
-// What one token is multiplied as. ``total``: of each half of a group; ``weighted``: scale times both.
+// What one token is multiplied as. ``total``: of each half of a group; ``weighted``: scale times both;
+// ``rounded``: in bfloat16.
 struct Activation {
   const float* f;
   int8_t* q;
   float *scale, *weighted;
   int32_t* total;
+  uint16_t* rounded;
 };
+
+// Whether many tokens' products with bfloat16 are of numbers rounded to it, as torch's are.
+#ifdef __AVX512BF16__
+constexpr bool PAIRS = MUXD_WIDE;
+inline Floats pairs(Floats acc, Ints w, Ints a) { return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)a); }
+inline void round_all(Activation& a, int64_t k) {
+  for (int64_t i = 0; i < k; i += 2 * LANES)
+    _mm512_storeu_si512(a.rounded + i, (__m512i)_mm512_cvtne2ps_pbh(load(a.f + i + LANES), load(a.f + i)));
+}
+#else
+constexpr bool PAIRS = false;
+inline Floats pairs(Floats acc, Ints, Ints) { return acc; }
+inline void round_all(Activation&, int64_t) {}
+#endif
 
 // Fills codes from ``a.f`` of ``k`` padded columns. What is not finite stays so in the products.
 inline void quantise(Activation& a, int64_t k) {
@@ -35,7 +51,9 @@ inline void quantise(Activation& a, int64_t k) {
   }
 }
 
-inline Ints four(const int8_t* q) {
+constexpr int AHEAD = 8192;
+
+inline Ints four(const void* q) {
   int32_t v;
   memcpy(&v, q, 4);
   return int_all(v);
@@ -71,6 +89,11 @@ inline void nibble_step(const uint8_t* codes, const Activation* a, int64_t g, In
   }
 }
 
+// What is read so many bytes later than ``at``: prefetchers of CPUs stop at pages.
+template <int BYTES> inline void fetch(const uint8_t* at) {
+  for (int i = 0; i < BYTES; i += 64) _mm_prefetch((const char*)at + i + AHEAD, _MM_HINT_T0);
+}
+
 template <class C, int B>
 inline void coded_block(const uint8_t* block, int64_t groups, const Activation* a, Floats* out) {
   const Places<C> at(block, groups);
@@ -96,7 +119,7 @@ inline void coded_block(const uint8_t* block, int64_t groups, const Activation* 
       nibble_step<C, B, 2>(codes, a, g, s, t);
       nibble_step<C, B, 3>(codes, a, g, s, t);
     }
-    for (int i = 0; i < C::CODES; i += 64) _mm_prefetch((const char*)codes + i + 4096, _MM_HINT_T0);
+    fetch<C::CODES + C::SCALE>(block + g * (C::CODES + C::SCALE));
     if constexpr (C::SCALES == PLAIN || C::SCALES == MINIMUM) {
       Floats scale = from_half((const uint16_t*)scales);
       for (int b = 0; b < B; b++) acc[b] = fma(floats(s[b]), mul(scale, all(a[b].scale[g])), acc[b]);
@@ -140,13 +163,25 @@ inline void float_block(const uint8_t* block, int64_t k, const Activation* a, Fl
       Ints both = int_load(at);
       u = as_floats(left32<16>(both)), v = as_floats(int_and(both, int_all(0xffff0000)));
     }
-    for (int c = 0; c < STEP; c += 64) _mm_prefetch((const char*)at + c + 4096, _MM_HINT_T0);
+    fetch<STEP>(at);
     for (int b = 0; b < B; b++) {
       acc[0][b] = fma(u, all(a[b].f[i]), acc[0][b]);
       acc[SUMS - 1][b] = fma(v, all(a[b].f[i + 1]), acc[SUMS - 1][b]);
     }
   }
   for (int b = 0; b < B; b++) out[b] = SUMS > 1 ? add(acc[0][b], acc[1][b]) : acc[0][b];
+}
+
+template <int B>
+inline void pairs_block(const uint8_t* block, int64_t k, const Activation* a, Floats* out) {
+  Floats acc[B];
+  for (int b = 0; b < B; b++) acc[b] = zeros();
+  for (int64_t i = 0; i < k; i += 2) {
+    const Ints both = int_load(block + 32 * i);
+    fetch<64>(block + 32 * i);
+    for (int b = 0; b < B; b++) acc[b] = pairs(acc[b], both, four(a[b].rounded + i));
+  }
+  for (int b = 0; b < B; b++) out[b] = acc[b];
 }
 
 constexpr int TOGETHER = MUXD_WIDE ? 8 : 4;  // tokens for which a row block is read once
@@ -156,7 +191,9 @@ template <int B> inline void some(const Matrix& m, const uint8_t* block, const A
   switch (m.format) {
     case F32: return float_block<F32, B>(block, k, a, out);
     case F16: return float_block<F16, B>(block, k, a, out);
-    case BF16: return float_block<BF16, B>(block, k, a, out);
+    case BF16:
+      if (PAIRS && B == TOGETHER) return pairs_block<B>(block, k, a, out);
+      return float_block<BF16, B>(block, k, a, out);
     default:
       with_codes(m.format, [&](auto c) { coded_block<decltype(c), B>(block, k / GROUP, a, out); });
   }
