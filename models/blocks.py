@@ -1,4 +1,4 @@
-"""GGUF's blocks in a model folder: rows of quantised numbers as safetensors of bytes, each named in the header.
+"""GGUF's blocks in a model folder: rows of quantised numbers as bytes, each tensor named in the header.
 
 A tensor of blocks has dtype U8 and shape [rows, bytes of a row]; the header's ``__metadata__`` has under
 ``KEY`` a JSON object from its name to the quantisation. The importer writes them, the weight plan reads them.

@@ -3,12 +3,16 @@
 No torch: the daemon packs, once for all workers of the model, straight into the weights region.
 """
 
+import logging
+
 from msgspec import Struct
 
 from muxd.errors import ModelFolderError
 from muxd.kernels import native
 from muxd.messages import Dtype, StepName, WeightsName
 from muxd.models.safetensors_index import Stored
+
+_log = logging.getLogger("muxd.models")
 
 _FLOATS: dict[Dtype, str] = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 _MADE = {"int8": "q8_0", "int4": "q4_1"}
@@ -47,6 +51,8 @@ def packing_for(weights: WeightsName, step: StepName, dtype: Dtype | None, *, gp
         raise ModelFolderError(f'model.cpu_step = "native": {why}; write "auto"')
     if not why and step != "torch":
         return Packing(weights)
+    if step == "auto" and not gpu:
+        _log.warning("%s", why)
     if weights in _MADE or (weights != "file" and weights != dtype):
         told = why or 'cpu_step is "torch"'
         raise ModelFolderError(

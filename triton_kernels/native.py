@@ -1,7 +1,7 @@
 """The CPU's own step: C++ in ``native/``, compiled once for this CPU by the compiler that is there, loaded by
 ctypes. No torch and no OpenMP: threads are the library's own, and a call lets Python's other threads go on.
 
-The daemon packs weights with it (``muxd.models.packed``), workers compute with it (``muxd.worker.native_step``).
+The daemon packs weights with it (``muxd.models.packing``), workers compute with it.
 """
 
 import ctypes
@@ -57,7 +57,10 @@ class Layer(ctypes.Structure):
 
 class Model(ctypes.Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "inner", "vocab")),
+        *(
+            (name, c_int32)
+            for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "inner", "vocab")
+        ),
         ("gelu", c_int32),
         *((name, c_float) for name in ("eps", "scale", "embed_scale", "softcap")),
         ("frequencies", c_void_p * 2),
@@ -134,9 +137,7 @@ class Library:
     def unpack(self, packed: Bytes, form: str, rows: int, columns: int) -> NDArray[np.float32]:
         """[rows, columns] of a packed matrix."""
         out = np.empty((rows, columns), dtype=np.float32)
-        self._loaded.muxd_unpack(
-            packed.ctypes.data, FORMATS.index(form), 0, rows, columns, out.ctypes.data
-        )
+        self._loaded.muxd_unpack(packed.ctypes.data, FORMATS.index(form), 0, rows, columns, out.ctypes.data)
         return out
 
 
@@ -163,8 +164,8 @@ def library(cpu: str = "native") -> Library:
     compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         raise NativeMissing(
-            f"no C++ compiler ({', '.join(_COMPILERS)}) is on the PATH, so models are computed by torch, several "
-            "times slower; install one, such as g++ 10 or newer, and start muxd again"
+            f"no C++ compiler ({', '.join(_COMPILERS)}) is on the PATH, so models are computed by torch, "
+            "several times slower; install one, such as g++ 10 or newer, and start muxd again"
         )
     path = home() / "native" / f"step-{_key(compiler, has, cpu)}.so"
     try:
@@ -173,8 +174,8 @@ def library(cpu: str = "native") -> Library:
         return Library(path)
     except OSError as error:
         raise NativeMissing(
-            f"the native step cannot be kept or loaded in {path.parent}: {error.strerror or error}; MUXD_HOME "
-            "names the folder, and until then models are computed by torch"
+            f"the native step cannot be kept or loaded in {path.parent}: {error.strerror or error}; "
+            "MUXD_HOME names the folder, and until then models are computed by torch"
         ) from None
 
 
@@ -202,7 +203,8 @@ def _compile(compiler: str, cpu: str, path: Path) -> None:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, cwd=scratch)
             except subprocess.TimeoutExpired:
                 raise NativeMissing(
-                    f"{compiler} did not compile the native step in {_SECONDS:.0f} s; models are computed by torch"
+                    f"{compiler} did not compile the native step in {_SECONDS:.0f} s; models are computed by "
+                    "torch"
                 ) from None
             if done.returncode != 0:
                 last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
@@ -211,4 +213,3 @@ def _compile(compiler: str, cpu: str, path: Path) -> None:
                     "can, and until then models are computed by torch"
                 )
             os.replace(made, path)
-

@@ -4,7 +4,7 @@ Tables for people, ``--json`` for programs. Loads nothing of the daemon.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import msgspec
 import typer
@@ -116,11 +116,12 @@ def import_(
 ) -> None:
     """Turn a GGUF file into a model folder under MUXD_HOME."""
     from muxd.cli.importing import import_model  # gguf and numpy take half a second to load
+    from muxd.importer.convert import Weights
 
-    if weights != "file" and weights != "bfloat16":
-        fail(PROGRAM, f"--weights {weights!r}: must be file or bfloat16", code=2)
+    if weights not in (kinds := get_args(Weights)):
+        fail(PROGRAM, f"--weights {weights!r}: must be one of {', '.join(kinds)}", code=2)
     with sentences(PROGRAM):
-        folder = import_model(source, name, force=force, weights=weights)
+        folder = import_model(source, name, force=force, weights=msgspec.convert(weights, Weights))
         typer.echo(f"Imported into {folder}. To serve it, add to muxd.toml:\n")
         typer.echo(f'[[model]]\nname = "{name}"\npath = {_toml_string(str(folder))}')
 

@@ -58,6 +58,9 @@ class Opened:
         packing = packing_for(config.weights, config.cpu_step, dtype, gpu=gpu)
         self.plan: WeightPlan = plan(folder, spec, dtype, gpu=gpu, packing=packing)
         self.spec: ModelSpec = structs.replace(spec, tied_embeddings=self.plan.tied)
+        self.step: Literal["native", "torch", "gpu"] = (
+            "gpu" if gpu else "native" if self.plan.packed else "torch"
+        )
         self.tokenizer = Tokenizer.load(folder)
         override = str(Path(config.chat_template).expanduser()) if config.chat_template else ""
         self.source = Source(config.name, str(folder), override, stamp(folder))
@@ -142,6 +145,11 @@ class Entry:
     @property
     def chat(self) -> bool:
         return self.opened is not None and self.opened.chat
+
+    @property
+    def step(self) -> str:
+        """What computes it; "" while that is not known."""
+        return self.opened.step if self.opened else ""
 
     @property
     def view(self) -> View:

@@ -1,5 +1,5 @@
-"""Write model.safetensors from GGUF tensors, a few megabytes at a time: in bfloat16, or matrices as the blocks
-that the file has (``muxd.models.blocks``), rows in another order where need be, but to the bit.
+"""Write model.safetensors from GGUF tensors, a few megabytes at a time: in bfloat16, or matrices as the
+blocks that the file has (``muxd.models.blocks``), rows in another order where need be, but to the bit.
 
 Format: https://github.com/huggingface/safetensors#format (8 bytes header length, JSON header, data). The
 library's own writers want every tensor in memory at once and know no bfloat16 in numpy, so the file is laid

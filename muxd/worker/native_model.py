@@ -22,7 +22,7 @@ _LANES = 16
 
 
 class NativeModel:
-    """See ``muxd.models.layers.Model``, without what is torch's alone."""
+    """All layers at once, and ``muxd.models.layers.Head``."""
 
     def __init__(self, spec: ModelSpec, setup: Setup, weights: Tensor):
         self.threads = 0

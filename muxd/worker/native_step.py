@@ -81,7 +81,9 @@ class NativeStep:
         picks = np.cumsum(counts, dtype=np.int32)[list(ends)] - 1
         sequences = [span.sequence for span in spans]
         starts = np.array([span.start for span in spans], dtype=np.int32)
-        return self._run(sequences, starts, counts, np.concatenate(parts), picks, [sequences[i] for i in ends])
+        return self._run(
+            sequences, starts, counts, np.concatenate(parts), picks, [sequences[i] for i in ends]
+        )
 
     def decode(self, sequences: Items[Sequence]) -> Done:
         count = len(sequences)
@@ -91,7 +93,13 @@ class NativeStep:
         return self._run(sequences, starts, np.ones(count, dtype=np.int32), tokens, every, sequences)
 
     def _run(
-        self, rows: Items[Sequence], starts: Ids, counts: Ids, tokens: Ids, picks: Ids, wanted: Items[Sequence]
+        self,
+        rows: Items[Sequence],
+        starts: Ids,
+        counts: Ids,
+        tokens: Ids,
+        picks: Ids,
+        wanted: Items[Sequence],
     ) -> Done:
         """Spans of the sequences ``rows``; sample after the tokens ``picks`` for ``wanted``."""
         lengths = np.array([len(sequence.rows) for sequence in rows], dtype=np.int32)

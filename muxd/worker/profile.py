@@ -29,8 +29,9 @@ from muxd.messages import (
     Setup,
     kv_item_bytes,
 )
+from muxd.models.packing import packing_for
 from muxd.models.spec import ModelSpec, read_spec
-from muxd.models.weights import WeightPlan, fill, layout, plan
+from muxd.models.weights import ALIGNMENT, WeightPlan, fill, layout, plan
 from muxd.worker.mapped import DTYPES
 from muxd.worker.runner import Batch, Runner
 
@@ -132,8 +133,11 @@ def _weights(folder: Path, spec: ModelSpec, setup: probe.Setup) -> tuple[WeightP
         count = -(-made.bytes // ITEM_BYTES[setup.dtype])
         numbers = torch.empty(count, dtype=DTYPES[setup.dtype], device=setup.device).normal_(0, 0.02)
         return made, numbers.view(torch.uint8)
-    made = plan(folder, spec, setup.dtype)
-    weights = np.empty(made.bytes, np.uint8)
+    gpu = setup.device != "cpu"
+    packing = packing_for(setup.weights, setup.step, setup.dtype, gpu=gpu)
+    made = plan(folder, spec, setup.dtype, packing=packing)
+    weights = np.empty(made.bytes + ALIGNMENT, np.uint8)
+    weights = weights[-weights.ctypes.data % ALIGNMENT :]
     fill(made, HostWriter(weights), lambda done: None)
     return made, torch.from_numpy(weights).to(setup.device)
 

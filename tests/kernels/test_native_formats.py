@@ -1,5 +1,5 @@
-"""Packed matrices hold what files hold, to the bit, and multiply as they should: as compiled for this CPU, and
-for the least that is served."""
+"""Packed matrices hold what files hold, to the bit: as compiled for this CPU, and for the least that is
+served."""
 
 import numpy as np
 import pytest
@@ -80,9 +80,10 @@ def test_int8_is_what_the_gguf_library_makes(library: native.Library) -> None:
     kind = GGMLQuantizationType.Q8_0
     reference = dequantize(quantize(raw.view(np.float32).reshape(16, 256), kind), kind)
     # A scale is rounded to a half before codes are chosen here, after it there.
-    assert np.abs(found - raw.view(np.float32).reshape(16, 256)).max() <= 1.01 * np.abs(
-        reference - raw.view(np.float32).reshape(16, 256)
-    ).max()
+    assert (
+        np.abs(found - raw.view(np.float32).reshape(16, 256)).max()
+        <= 1.01 * np.abs(reference - raw.view(np.float32).reshape(16, 256)).max()
+    )
 
 
 def test_int4_is_closer_than_the_plain_range(library: native.Library) -> None:

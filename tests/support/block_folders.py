@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from muxd.models import blocks
 from muxd.models.safetensors_index import read_header
 
-
 # The largest of code times its scale's own code.
 _LEVELS = {"q4_0": 8, "q4_1": 16, "q5_0": 16, "q5_1": 32, "q8_0": 128, "q4_k": 15 * 63, "q5_k": 31 * 63,
            "q6_k": 32 * 128}  # fmt: skip

@@ -40,7 +40,9 @@ def demo(request: pytest.FixtureRequest) -> Iterator[tuple[Path, Any, list[list[
     torch.set_num_threads(threads)
 
 
-def test_float32_is_greedy_for_greedy_transformers(demo: tuple[Path, Any, list[list[int]]], native: bool) -> None:
+def test_float32_is_greedy_for_greedy_transformers(
+    demo: tuple[Path, Any, list[list[int]]], native: bool
+) -> None:
     folder, reference, prompts = demo
     direct = DirectRunner(folder, "float32", cores=2, rows=300, native=native)
     for i, (prompt, tokens) in enumerate(zip(prompts, direct.generate(prompts, 32), strict=True)):

@@ -60,7 +60,8 @@ def test_a_long_context_is_cut_between_threads(tmp_path: Path, kv_dtype: KvDtype
     llama(tmp_path / "m", max_position_embeddings=4096)
     prompt = random.Random(1).choices(range(3, 300), k=2500)
     alone, together = (
-        DirectRunner(tmp_path / "m", "float32", cores=cores, native=True, kv_dtype=kv_dtype) for cores in (1, 3)
+        DirectRunner(tmp_path / "m", "float32", cores=cores, native=True, kv_dtype=kv_dtype)
+        for cores in (1, 3)
     )
     torch.testing.assert_close(alone.generate([prompt], 6), together.generate([prompt], 6))
     for one, other in zip(alone.logits, together.logits, strict=True):

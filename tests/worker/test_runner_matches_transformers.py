@@ -131,7 +131,9 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(found.float(), wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_batch_of_unequal_prompts_decodes_to_the_same_tokens_and_logits(pair: tuple[Path, Any], native: bool) -> None:
+def test_batch_of_unequal_prompts_decodes_to_the_same_tokens_and_logits(
+    pair: tuple[Path, Any], native: bool
+) -> None:
     folder, reference = pair
     direct = DirectRunner(folder, block_bytes=4096, native=native)
     prompts = [prompt(n) for n in (1, 5, 33, 90)]
