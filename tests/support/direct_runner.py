@@ -20,10 +20,11 @@ from muxd.messages import (
     Prefill,
     Sampling,
     Setup,
+    StepName,
     WeightsName,
     kv_item_bytes,
 )
-from muxd.models.packing import Packing
+from muxd.models.packing import packing_for
 from muxd.models.spec import read_spec
 from muxd.models.weights import fill, plan
 from muxd.worker.runner import Batch, Runner
@@ -54,11 +55,14 @@ class DirectRunner:
         paged: bool | None = None,
         max_running: int = 0,
         weights: WeightsName = "file",
-        native: bool = False,
+        native: bool | None = None,
     ):
+        """``native``: the native step or torch; as a daemon would have it unless given."""
         self.folder, self.spec = folder, read_spec(folder)
         self.tokens = self.spec.tokens_per_row(block_bytes, kv_item_bytes(dtype, kv_dtype))
-        layout = plan(folder, self.spec, dtype, packing=Packing(weights) if native else None)
+        step: StepName = "auto" if native is None else "native" if native else "torch"
+        packing = None if paged else packing_for(weights, step, dtype, gpu=device != "cpu")
+        layout = plan(folder, self.spec, dtype, packing=packing)
         region = np.zeros(layout.bytes + 64, dtype=np.uint8)
         region = region[-region.ctypes.data % 64 :]  # as a mapping lies
         fill(layout, HostWriter(region), lambda done: None)
