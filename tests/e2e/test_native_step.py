@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import httpx2 as httpx
 import pytest
-from support.live import LiveDaemon
+from support.live import LiveDaemon, live
 from support.tiny import tiny_served
 
 from muxd.kernels import native
@@ -26,7 +26,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
         f'[[model]]\nname = "{name}"\npath = "{folder}"\ndtype = "float32"\n{more}'
         for name, more in MODELS.items()
     )
-    with LiveDaemon(text, tmp_path_factory.mktemp("native")) as daemon:
+    with live(text, tmp_path_factory.mktemp("native")) as daemon:
         yield daemon
 
 
