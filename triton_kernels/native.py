@@ -41,13 +41,13 @@ class NativeMissing(MuxdError):
     code = "native_step_missing"
 
 
-class Matrix(ctypes.Structure):
+class MatrixFields(ctypes.Structure):
     _fields_ = (("w", c_void_p), ("rows", c_int64), ("columns", c_int64), ("format", c_int32))
 
 
-class Layer(ctypes.Structure):
+class LayerFields(ctypes.Structure):
     _fields_ = (
-        *((name, Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, MatrixFields) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         *((name, c_void_p) for name in ("before_attention", "after_attention", "before_mlp", "after_mlp")),
         *((name, c_void_p) for name in ("q_norm", "k_norm", "q_bias", "k_bias", "v_bias", "o_bias")),
         ("window", c_int32),
@@ -55,7 +55,7 @@ class Layer(ctypes.Structure):
     )
 
 
-class Model(ctypes.Structure):
+class ModelFields(ctypes.Structure):
     _fields_ = (
         *(
             (name, c_int32)
@@ -65,14 +65,14 @@ class Model(ctypes.Structure):
         *((name, c_float) for name in ("eps", "scale", "embed_scale", "softcap")),
         ("frequencies", c_void_p * 2),
         ("magnitude", c_float * 2),
-        ("embed", Matrix),
-        ("head", Matrix),
+        ("embed", MatrixFields),
+        ("head", MatrixFields),
         ("norm", c_void_p),
-        ("layer", ctypes.POINTER(Layer)),
+        ("layer", ctypes.POINTER(LayerFields)),
     )
 
 
-class Batch(ctypes.Structure):
+class BatchFields(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("spans", "tokens", "picks")),
         *((name, c_void_p) for name in ("start", "count", "rows", "first_row", "token", "pick")),
@@ -80,7 +80,7 @@ class Batch(ctypes.Structure):
     )
 
 
-class Pool(ctypes.Structure):
+class PoolFields(ctypes.Structure):
     _fields_ = (
         ("base", c_void_p),
         ("block_bytes", c_int64),
@@ -97,10 +97,10 @@ class Library:
         self.path = path
         loaded = ctypes.CDLL(str(path))
         for name, result, arguments in (
-            ("muxd_open", c_void_p, (ctypes.POINTER(Model),)),
+            ("muxd_open", c_void_p, (ctypes.POINTER(ModelFields),)),
             ("muxd_close", None, (c_void_p,)),
-            ("muxd_pool", None, (c_void_p, ctypes.POINTER(Pool))),
-            ("muxd_run", None, (c_void_p, ctypes.POINTER(Batch), c_int32)),
+            ("muxd_pool", None, (c_void_p, ctypes.POINTER(PoolFields))),
+            ("muxd_run", None, (c_void_p, ctypes.POINTER(BatchFields), c_int32)),
             ("muxd_logits", None, (c_void_p, c_void_p, c_int32, c_void_p, c_int32)),
             ("muxd_block_bytes", c_int64, (c_int32, c_int64)),
             ("muxd_file_row_bytes", c_int64, (c_int32, c_int64)),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from muxd.kernels import native
-from muxd.kernels.native import FORMATS, Batch, Layer, Matrix, Model
+from muxd.kernels.native import FORMATS, BatchFields, LayerFields, MatrixFields, ModelFields
 from muxd.messages import Setup
 from muxd.models.packing import part_names
 from muxd.models.rope import Rope
@@ -31,12 +31,12 @@ class NativeModel:
         self._views, self._weights = Views(setup.tensors, weights), weights
         self._gemma = spec.architecture == "Gemma3ForCausalLM"
         ropes = [spec.rope] if spec.rope == spec.local_rope else [spec.rope, spec.local_rope]
-        layers = (Layer * spec.layers)(*(self._layer(i, ropes) for i in range(spec.layers)))
+        layers = (LayerFields * spec.layers)(*(self._layer(i, ropes) for i in range(spec.layers)))
         scale = torch.tensor(spec.hidden_size**0.5 if self._gemma else 1.0, dtype=DTYPES[setup.dtype])
         frequencies = [self._keep(rope.inverse_frequencies(spec.head_dim)) for rope in ropes]
         self._keep_alive(layers)
         self._library = native.library()
-        model = Model(
+        model = ModelFields(
             spec.layers, spec.hidden_size, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate_size,
             spec.vocab_size, int(self._gemma), spec.norm_eps, spec.attention_scale, float(scale),
             spec.logit_softcap or 0.0, (ctypes.c_void_p * 2)(*frequencies),
@@ -54,7 +54,7 @@ class NativeModel:
         self._pool = pool
         self._library.pool(self._step, pool.pointer)
 
-    def run(self, batch: Batch) -> None:
+    def run(self, batch: BatchFields) -> None:
         """Raises nothing: what could go wrong has been checked."""
         self._library.run(self._step, ctypes.byref(batch), self.threads)
 
@@ -68,14 +68,14 @@ class NativeModel:
 
     # ---- parts --------------------------------------------------------------------------------------
 
-    def _layer(self, i: int, ropes: Items[Rope]) -> Layer:
+    def _layer(self, i: int, ropes: Items[Rope]) -> LayerFields:
         name, spec = f"layers.{i}.", self._spec
         q, k, v = (self._matrix(part) for part in part_names(name + "qkv", 3))
         gate, up = (self._matrix(part) for part in part_names(name + "gate_up", 2))
         biases = self._biases(name + "qkv.bias", (q.rows, k.rows, v.rows)) if spec.qkv_bias else [None] * 3
         o, down = self._matrix(name + "o"), self._matrix(name + "down")
         window = spec.windows[i]
-        return Layer(
+        return LayerFields(
             q, k, v, o, gate, up, down,
             self._norm(name + "input_norm"),
             self._norm(name + "post_attention_norm") if self._gemma else None,
@@ -88,10 +88,10 @@ class NativeModel:
             window or 0, 0 if window is None else len(ropes) - 1,
         )  # fmt: skip
 
-    def _matrix(self, name: str) -> Matrix:
+    def _matrix(self, name: str) -> MatrixFields:
         entry = self._entries[name]
         rows, columns = entry.shape
-        return Matrix(self._weights.data_ptr() + entry.offset, rows, columns, FORMATS.index(entry.form))
+        return MatrixFields(self._weights.data_ptr() + entry.offset, rows, columns, FORMATS.index(entry.form))
 
     def _norm(self, name: str) -> int:
         """Gemma's lie around zero, and 1 + w multiplies."""

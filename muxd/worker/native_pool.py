@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 from torch import Tensor
 
-from muxd.kernels.native import KEPT, Pool
+from muxd.kernels.native import KEPT, PoolFields
 from muxd.messages import NewRows, Setup, kv_item_bytes
 from muxd.models.spec import ModelSpec
 from muxd.worker.rows import KnownRows
@@ -23,10 +23,10 @@ class NativePool:
         self._known = KnownRows(max_rows, spec.blocks_per_row, memory.numel() // setup.block_bytes)
         kept = KEPT.index("fp8" if setup.kv_dtype == "fp8" else setup.dtype)
         table = self._table.ctypes.data
-        self.fields = Pool(memory.data_ptr(), setup.block_bytes, table, self.tokens, kept)
+        self.fields = PoolFields(memory.data_ptr(), setup.block_bytes, table, self.tokens, kept)
 
     @property
-    def pointer(self) -> "ctypes._Pointer[Pool]":
+    def pointer(self) -> "ctypes._Pointer[PoolFields]":
         return ctypes.pointer(self.fields)
 
     def learn(self, new: NewRows) -> None:

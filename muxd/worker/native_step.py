@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muxd.device.cpu import threads
-from muxd.kernels.native import Batch
+from muxd.kernels.native import BatchFields
 from muxd.messages import NewRows, Sampling, Setup
 from muxd.models.spec import ModelSpec
 from muxd.worker import sampler
@@ -110,7 +110,7 @@ class NativeStep:
         logits = torch.empty(len(picks), self._spec.vocab_size) if whole else None
         best, choice = torch.empty(len(picks)), torch.empty(len(picks), dtype=torch.int64)
         self.model.run(
-            Batch(
+            BatchFields(
                 len(rows), len(tokens), len(picks), starts.ctypes.data, counts.ctypes.data,
                 listed.ctypes.data, first.ctypes.data, tokens.ctypes.data, picks.ctypes.data,
                 hidden.data_ptr(), None if logits is None else logits.data_ptr(), best.data_ptr(),

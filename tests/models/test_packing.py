@@ -85,7 +85,5 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MUXD_HOME", str(tmp_path / "file"))
-    with pytest.raises(
-        native.NativeMissing, match=r"kept or loaded in .*MUXD_HOME names the folder"
-    ):
+    with pytest.raises(native.NativeMissing, match=r"kept or loaded in .*MUXD_HOME names the folder"):
         native.library.__wrapped__("native")

@@ -63,6 +63,7 @@ class DirectRunner:
         step: StepName = "auto" if native is None else "native" if native else "torch"
         packing = None if paged else packing_for(weights, step, dtype, gpu=device != "cpu")
         layout = plan(folder, self.spec, dtype, packing=packing)
+        self.weights_bytes = layout.bytes
         region = np.zeros(layout.bytes + 64, dtype=np.uint8)
         region = region[-region.ctypes.data % 64 :]  # as a mapping lies
         fill(layout, HostWriter(region), lambda done: None)
