@@ -25,13 +25,13 @@ class Packing(Struct, frozen=True):
 
     weights: WeightsName
 
-    def form(self, name: str, stored: Stored, dtype: Dtype) -> str:
-        """Of a matrix of the model: a file's blocks stay as they are unless floats are asked for."""
+    def form(self, name: str, blocks: str, dtype: Dtype) -> str:
+        """Of a matrix of the model: a file's ``blocks`` stay as they are unless floats are asked for."""
         wanted = self.weights
         if wanted == "bfloat16" or wanted == "float16" or wanted == "float32":
             return _FLOATS[wanted]
-        if stored.blocks:
-            return stored.blocks
+        if blocks:
+            return blocks
         if wanted == "int4" and name in _ENDS:
             wanted = "int8"
         return _MADE.get(wanted) or _FLOATS[dtype]

@@ -99,7 +99,7 @@ def plan(
         found = _sources(folder, tensor, stored, start, ITEM_BYTES[dtype])
         if packing is not None and len(tensor.shape) == 2:
             for name, source in zip(part_names(tensor.name, len(found)), found, strict=True):
-                form, shape = packing.form(tensor.name, source.stored, dtype), source.stored.shape
+                form, shape = packing.form(tensor.name, source.stored.blocks, dtype), source.stored.shape
                 tensors.append(TensorEntry(name, dtype, shape, start, form))
                 sources.append(structs.replace(source, offset=start, form=form))
                 end = start + packing.bytes(form, shape)
@@ -182,13 +182,20 @@ def _numbers(stored: Stored) -> Iterator[NDArray[np.uint8]]:
         yield piece
 
 
-def layout(spec: ModelSpec, dtype: Dtype) -> WeightPlan:
+def layout(spec: ModelSpec, dtype: Dtype, packing: Packing | None = None) -> WeightPlan:
     """The same region for a model that has no files: ``fill`` would leave it as it is. For measurements."""
     tensors, end = [], 0
     for tensor in wanted(spec):
-        start = _aligned(end)
-        tensors.append(TensorEntry(tensor.name, dtype, tensor.shape, start))
-        end = start + int(np.prod(tensor.shape)) * ITEM_BYTES[dtype]
+        parts, form = [(tensor.name, tensor.shape)], ""
+        if packing is not None and len(tensor.shape) == 2:
+            names = part_names(tensor.name, len(tensor.parts))
+            parts = [(name, shape) for name, (_, shape) in zip(names, tensor.parts, strict=True)]
+            form = packing.form(tensor.name, "", dtype)
+        for name, shape in parts:
+            start = _aligned(end)
+            tensors.append(TensorEntry(name, dtype, shape, start, form))
+            nbytes = packing.bytes(form, shape) if packing and form else math.prod(shape) * ITEM_BYTES[dtype]
+            end = start + nbytes
     return WeightPlan(tensors, end, dtype, [])
 
 

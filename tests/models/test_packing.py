@@ -9,7 +9,6 @@ from muxd.errors import ModelFolderError
 from muxd.kernels import native
 from muxd.messages import Dtype, WeightsName
 from muxd.models.packing import Packing, packing_for
-from muxd.models.safetensors_index import Stored
 
 compiled = pytest.mark.skipif(bool(native.missing()), reason=native.missing())
 
@@ -40,7 +39,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_the_format_of_a_matrix(
     weights: WeightsName, name: str, blocks: str, dtype: Dtype, form: str
 ) -> None:
-    assert Packing(weights).form(name, Stored(Path(), "bfloat16", (32, 256), 0, blocks), dtype) == form
+    assert Packing(weights).form(name, blocks, dtype) == form
 
 
 @compiled
