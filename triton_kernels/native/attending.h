@@ -40,7 +40,7 @@ class Attending {
       first += b_.count[i];
       alone_ = alone_ && b_.count[i] == 1;
     }
-    const int most = std::clamp(96 / group_, 16, 64);
+    const int most = std::clamp(192 / group_, 16, 64);
     for (int i = b_.spans - 1; i >= 0; i--)  // the longest context is at a span's end
       for (int left = b_.count[i]; left > 0;) {
         const int count = b_.count[i] < FEW_QUERIES ? 1 : (left - 1) % most + 1;
@@ -177,10 +177,13 @@ class Attending {
     float* tile = own.tile.get();
     const int n = item.count;
     switch (pool_.kept) {
-      case KEPT_F32: return attend_tile<KEPT_F32>(in, at, n, window, q, group_, qkv_, out, attended_, tile);
-      case KEPT_F16: return attend_tile<KEPT_F16>(in, at, n, window, q, group_, qkv_, out, attended_, tile);
-      case KEPT_BF16: return attend_tile<KEPT_BF16>(in, at, n, window, q, group_, qkv_, out, attended_, tile);
-      case KEPT_FLOAT8: return attend_tile<KEPT_FLOAT8>(in, at, n, window, q, group_, qkv_, out, attended_, tile);
+      case KEPT_F32: return attend_tile<KEPT_F32, false>(in, at, n, window, q, group_, qkv_, out, attended_, tile);
+      case KEPT_F16: return attend_tile<KEPT_F16, false>(in, at, n, window, q, group_, qkv_, out, attended_, tile);
+      case KEPT_BF16:
+        if (PAIRS && hd_ % (2 * LANES) == 0)
+          return attend_tile<KEPT_BF16, PAIRS>(in, at, n, window, q, group_, qkv_, out, attended_, tile);
+        return attend_tile<KEPT_BF16, false>(in, at, n, window, q, group_, qkv_, out, attended_, tile);
+      case KEPT_FLOAT8: return attend_tile<KEPT_FLOAT8, false>(in, at, n, window, q, group_, qkv_, out, attended_, tile);
     }
   }
 

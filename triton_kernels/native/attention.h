@@ -196,37 +196,86 @@ inline void attend_group(const Blocks& in, int first, int stop, const float* q, 
 
 constexpr int KEYS = 64;  // of a tile
 
-// C [rows, 16 V] += A [rows, k] B [k, ...]
-template <int ROWS, int V>
+// C [rows, 16 V] += A [rows, k] B [k, ...]; with P, A's and B's numbers are pairs of bfloat16.
+template <bool P, int ROWS, int V>
 inline void tile(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int k) {
   Floats acc[ROWS][V];
   for (int r = 0; r < ROWS; r++)
     for (int i = 0; i < V; i++) acc[r][i] = load(c + r * ldc + 16 * i);
   for (int j = 0; j < k; j++) {
-    Floats x[V];
-    for (int i = 0; i < V; i++) x[i] = load(b + (int64_t)j * ldb + 16 * i);
-    for (int r = 0; r < ROWS; r++) {
-      Floats y = all(a[r * lda + j]);
-      for (int i = 0; i < V; i++) acc[r][i] = fma(y, x[i], acc[r][i]);
+    if constexpr (P) {
+      Ints x[V];
+      for (int i = 0; i < V; i++) x[i] = int_load(b + (int64_t)j * ldb + 16 * i);
+      for (int r = 0; r < ROWS; r++) {
+        const Ints y = four(a + r * lda + j);
+        for (int i = 0; i < V; i++) acc[r][i] = pairs(acc[r][i], x[i], y);
+      }
+    } else {
+      Floats x[V];
+      for (int i = 0; i < V; i++) x[i] = load(b + (int64_t)j * ldb + 16 * i);
+      for (int r = 0; r < ROWS; r++) {
+        const Floats y = all(a[r * lda + j]);
+        for (int i = 0; i < V; i++) acc[r][i] = fma(y, x[i], acc[r][i]);
+      }
     }
   }
   for (int r = 0; r < ROWS; r++)
     for (int i = 0; i < V; i++) store(c + r * ldc + 16 * i, acc[r][i]);
 }
 
-template <int V>
+template <bool P, int V>
 inline void tile_rows(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int rows, int k) {
   constexpr int MANY = MUXD_WIDE ? 6 : 2;
   int r = 0;
-  for (; r + MANY <= rows; r += MANY) tile<MANY, V>(a + r * lda, lda, b, ldb, c + r * ldc, ldc, k);
-  for (; r < rows; r++) tile<1, V>(a + r * lda, lda, b, ldb, c + r * ldc, ldc, k);
+  for (; r + MANY <= rows; r += MANY) tile<P, MANY, V>(a + r * lda, lda, b, ldb, c + r * ldc, ldc, k);
+  for (; r < rows; r++) tile<P, 1, V>(a + r * lda, lda, b, ldb, c + r * ldc, ldc, k);
 }
 
+template <bool P>
 inline void multiply(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int rows, int k, int n) {
   constexpr int V = MUXD_WIDE ? 4 : 2;
   int i = 0;
-  for (; i + 16 * V <= n; i += 16 * V) tile_rows<V>(a, lda, b + i, ldb, c + i, ldc, rows, k);
-  for (; i < n; i += 16) tile_rows<1>(a, lda, b + i, ldb, c + i, ldc, rows, k);
+  for (; i + 16 * V <= n; i += 16 * V) tile_rows<P, V>(a, lda, b + i, ldb, c + i, ldc, rows, k);
+  for (; i < n; i += 16) tile_rows<P, 1>(a, lda, b + i, ldb, c + i, ldc, rows, k);
+}
+
+// Keys of a tile as [width, KEYS], values as [KEYS, width]; ``count`` tokens from ``first`` on, then zeros.
+template <int KEPT>
+inline void load_tile(const Blocks& in, int first, int count, int width, float* keys, float* values) {
+  const int T = in.pool->tokens, hd = in.head_dim;
+  alignas(64) float turned[LANES];
+  for (int j = 0; j < KEYS; j++) {
+    const int p = first + j;
+    const uint8_t* k = j < count ? in.of(p / T) + p % T * in.token_bytes() : nullptr;
+    for (int d = 0; d < width; d += LANES) {
+      store(turned, k ? head16<KEPT, false>(k, d, hd) : zeros());
+      for (int i = 0; i < LANES; i++) keys[(d + i) * KEYS + j] = turned[i];
+      store(values + j * width + d, k ? head16<KEPT, false>(k + in.values(), d, hd) : zeros());
+    }
+  }
+}
+
+// The same in pairs: keys [head_dim / 2, KEYS], each of two numbers of a token; values [KEYS / 2, head_dim],
+// each of two tokens.
+inline void load_pairs(const Blocks& in, int first, int count, float* keys, float* values) {
+  const int T = in.pool->tokens, hd = in.head_dim;
+  const Ints nothing = int_zeros();
+  for (int j = 0; j < KEYS; j += 2) {
+    const uint8_t* token[2];
+    for (int i = 0; i < 2; i++) {
+      const int p = first + j + i;
+      token[i] = j + i < count ? in.of(p / T) + p % T * in.token_bytes() : nullptr;
+      for (int d = 0; d < hd / 2; d++) {
+        if (token[i]) memcpy(keys + d * KEYS + j + i, token[i] + 4 * d, 4);
+        else keys[d * KEYS + j + i] = 0;
+      }
+    }
+    auto part = [&](int i, int d) { return token[i] ? widened((const uint16_t*)(token[i] + in.values()) + d) : nothing; };
+    for (int d = 0; d < hd; d += LANES) {
+      const Ints both = int_or(part(0, d), left32<16>(part(1, d)));
+      memcpy((void*)(values + j / 2 * hd + d), &both, sizeof both);
+    }
+  }
 }
 
 // Floats of scratch for a tile of ``rows`` (query, head) pairs.
@@ -236,10 +285,10 @@ inline int64_t tile_floats(int rows, int width) {
 
 // ``n`` queries at positions [at, at + n), all heads of a group: rows of q and out are so many floats apart,
 // heads side by side in them.
-template <int KEPT>
+template <int KEPT, bool P>
 inline void attend_tile(const Blocks& in, int at, int n, int window, const float* q, int group, int64_t q_apart,
                         float* out, int64_t out_apart, float* scratch) {
-  const int hd = in.head_dim, width = (hd + 15) / 16 * 16, rows = n * group, T = in.pool->tokens;
+  const int hd = in.head_dim, width = (hd + 15) / 16 * 16, rows = n * group;
   float *queries = scratch, *sums = queries + rows * width, *scores = sums + rows * width;
   float *keys = scores + rows * KEYS, *values = keys + KEYS * width;
   float *top = values + KEYS * width, *total = top + rows, *factor = total + rows;
@@ -247,24 +296,17 @@ inline void attend_tile(const Blocks& in, int at, int n, int window, const float
     float* row = queries + r * width;
     memcpy(row, q + r / group * q_apart + r % group * hd, 4 * hd);
     for (int d = hd; d < width; d++) row[d] = 0;
+    if (P) round_pairs(row, (uint16_t*)row, width);
     for (int d = 0; d < width; d++) sums[r * width + d] = 0;
     top[r] = LOWEST, total[r] = 0;
   }
   const int stop = at + n, low = window > 0 ? std::max(0, at + 1 - window) : 0;
-  alignas(64) float turned[LANES];
   for (int first = low / KEYS * KEYS; first < stop; first += KEYS) {
     const int count = std::min(KEYS, stop - first);
-    for (int j = 0; j < KEYS; j++) {
-      const int p = first + j;
-      const uint8_t* k = j < count ? in.of(p / T) + p % T * in.token_bytes() : nullptr;
-      for (int d = 0; d < width; d += LANES) {
-        store(turned, k ? head16<KEPT, false>(k, d, hd) : zeros());
-        for (int i = 0; i < LANES; i++) keys[(d + i) * KEYS + j] = turned[i];
-        store(values + j * width + d, k ? head16<KEPT, false>(k + in.values(), d, hd) : zeros());
-      }
-    }
+    if constexpr (P) load_pairs(in, first, count, keys, values);
+    else load_tile<KEPT>(in, first, count, width, keys, values);
     memset(scores, 0, sizeof(float) * rows * KEYS);
-    multiply(queries, width, keys, KEYS, scores, KEYS, rows, hd, KEYS);
+    multiply<P>(queries, width, keys, KEYS, scores, KEYS, rows, P ? hd / 2 : hd, KEYS);
     for (int r = 0; r < rows; r++) {
       const int p = at + r / group;
       float* line = scores + r * KEYS;
@@ -279,8 +321,9 @@ inline void attend_tile(const Blocks& in, int at, int n, int window, const float
       factor[r] = weigh(line, KEYS, top[r], total[r]);
       for (int d = 0; d < width && factor[r] != 1; d += LANES)
         store(sums + r * width + d, mul(load(sums + r * width + d), all(factor[r])));
+      if (P) round_pairs(line, (uint16_t*)line, KEYS);
     }
-    multiply(scores, KEYS, values, width, sums, width, rows, count, width);
+    multiply<P>(scores, KEYS, values, width, sums, width, rows, P ? (count + 1) / 2 : count, width);
   }
   for (int r = 0; r < rows; r++) {
     const float inverse = 1 / total[r];

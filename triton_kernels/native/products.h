@@ -21,20 +21,6 @@ struct Activation {
   uint16_t* rounded;
 };
 
-// Whether many tokens' products with bfloat16 are of numbers rounded to it, as torch's are.
-#ifdef __AVX512BF16__
-constexpr bool PAIRS = MUXD_WIDE;
-inline Floats pairs(Floats acc, Ints w, Ints a) { return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)a); }
-inline void round_all(Activation& a, int64_t k) {
-  for (int64_t i = 0; i < k; i += 2 * LANES)
-    _mm512_storeu_si512(a.rounded + i, (__m512i)_mm512_cvtne2ps_pbh(load(a.f + i + LANES), load(a.f + i)));
-}
-#else
-constexpr bool PAIRS = false;
-inline Floats pairs(Floats acc, Ints, Ints) { return acc; }
-inline void round_all(Activation&, int64_t) {}
-#endif
-
 // Fills codes from ``a.f`` of ``k`` padded columns. What is not finite stays so in the products.
 inline void quantise(Activation& a, int64_t k) {
   for (int64_t g = 0; g < k / GROUP; g++) {
@@ -52,12 +38,6 @@ inline void quantise(Activation& a, int64_t k) {
 }
 
 constexpr int AHEAD = 8192;
-
-inline Ints four(const void* q) {
-  int32_t v;
-  memcpy(&v, q, 4);
-  return int_all(v);
-}
 
 // Bits FIELD of the bytes behind a group's nibbles, where they belong in its codes.
 template <int BITS, int FIELD> inline Ints higher(const uint8_t* codes) {

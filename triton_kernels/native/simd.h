@@ -185,6 +185,30 @@ inline __m128 sums(Floats a, Floats b, Floats c, Floats d) {
   return _mm_add_ps(_mm_add_ps(w, x), _mm_add_ps(y, z));
 }
 
+// Four bytes, in every lane.
+inline Ints four(const void* p) {
+  int32_t v;
+  memcpy(&v, p, 4);
+  return int_all(v);
+}
+
+// Whether products of numbers that are bfloat16, or are rounded to it as torch's are, go by pairs.
+#if MUXD_WIDE && defined(__AVX512BF16__)
+constexpr bool PAIRS = true;
+inline Floats pairs(Floats acc, Ints w, Ints a) { return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)a); }
+// ``n``: a multiple of 32; ``to`` may be where ``from`` is.
+inline void round_pairs(const float* from, uint16_t* to, int64_t n) {
+  for (int64_t i = 0; i < n; i += 2 * LANES) {
+    const Floats low = load(from + i), high = load(from + i + LANES);
+    _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+  }
+}
+#else
+constexpr bool PAIRS = false;
+inline Floats pairs(Floats acc, Ints, Ints) { return acc; }
+inline void round_pairs(const float*, uint16_t*, int64_t) {}
+#endif
+
 // e^x to two units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes, expf).
 inline Floats exponential(Floats x) {
   x = smaller(larger(x, all(-87.33f)), all(88.f));

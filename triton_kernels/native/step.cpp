@@ -137,13 +137,13 @@ class Step final : public Attending, public Job {
     rms_norm(x, norm, m_.hidden, m_.eps, f);
     for (int64_t i = m_.hidden; i < x_; i++) f[i] = 0;
     if (std::any_of(formats.begin(), formats.end(), coded)) quantise(to, x_);
-    if (std::find(formats.begin(), formats.end(), BF16) != formats.end()) round_all(to, x_);
+    if (std::find(formats.begin(), formats.end(), BF16) != formats.end()) round_pairs(f, to.rounded, x_);
   }
 
   void copied(const float* from, int64_t k, int format, Activation& to) {
     memcpy((float*)to.f, from, sizeof(float) * k);
     if (coded(format)) quantise(to, k);
-    if (format == BF16) round_all(to, k);
+    if (format == BF16) round_pairs(to.f, to.rounded, k);
   }
 
   // ---- products ---------------------------------------------------------------------------------------
