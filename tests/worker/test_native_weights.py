@@ -2,12 +2,13 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.block_folders import make_blocks
 from support.direct_runner import DirectRunner
-from support.tiny_models import llama
+from support.tiny_models import gemma3, llama
 
 from muxd.kernels import native as kernels
 from muxd.messages import KvDtype, WeightsName
@@ -81,3 +82,21 @@ def test_what_is_not_finite_gives_no_token_and_harms_no_other_row(tmp_path: Path
         beside = sound.prefill([(0, 0, [5, 6], True), (2, 0, [8, 9, 10], True)])
         assert done.tokens[1] == -1
         assert [done.tokens[0], done.tokens[2]] == beside.tokens
+
+
+@pytest.mark.parametrize("make", [llama, gemma3])
+def test_bfloat16_is_no_further_from_float32_than_torchs(tmp_path: Path, make: Any, native: bool) -> None:
+    """A prompt in chunks, past the window, and some tokens after it."""
+    make(tmp_path / "m")
+    prompt = random.Random(2).choices(range(3, 300), k=230)
+    exact, plain, ours = (
+        DirectRunner(tmp_path / "m", dtype, native=step)
+        for dtype, step in (("float32", False), ("bfloat16", False), ("bfloat16", native))
+    )
+    for direct in (exact, plain, ours):
+        for start in range(0, len(prompt), 100):
+            part = prompt[start : start + 100]
+            direct.prefill([(1, start, part, start + len(part) == len(prompt))])
+    wanted, torchs, found = (direct.logits[-1].float() for direct in (exact, plain, ours))
+    off = (torchs - wanted).abs().mean()
+    assert float((found - wanted).abs().mean()) <= 1.1 * float(off)
