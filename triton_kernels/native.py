@@ -7,6 +7,7 @@ The daemon packs weights with it (``muxd.models.packing``), workers compute with
 import ctypes
 import fcntl
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -24,6 +25,8 @@ from muxd.device.cpu import flags
 from muxd.errors import MuxdError
 
 Bytes = NDArray[np.uint8]
+
+_log = logging.getLogger("muxd.kernels")
 
 SOURCE = Path(__file__).with_name("native")
 # As ``Format`` in formats.h counts them.
@@ -196,6 +199,7 @@ def _compile(compiler: str, cpu: str, path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if path.exists():
             return
+        _log.info("%s compiles the native step for this CPU: half a minute, once", compiler)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compiling-") as scratch:
             made = Path(scratch) / "step.so"
             command = [compiler, *_OPTIONS, f"-march={cpu}", "-o", str(made), str(SOURCE / "step.cpp")]
