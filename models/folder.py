@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from muxd.errors import ModelFolderError
+from muxd.models import blocks
 from muxd.models.config_file import shown
 from muxd.models.files import optional_json
 
@@ -43,6 +44,8 @@ def refuse_quantised(path: Path, config: dict[str, Any]) -> None:
         for key in ("quantization_config", "compression_config", "quantization"):
             if found := holder.get(key):
                 kind = _method(key, found)
+                if kind == blocks.METHOD:
+                    continue  # an import that kept the file's blocks; tensors of other kinds are refused
                 raise ModelFolderError(
                     f"{path}: {key}: the model is quantised with {kind}, which muxd does not read yet; "
                     f"{_UNQUANTISED}"

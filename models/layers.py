@@ -66,15 +66,19 @@ class Attend(Protocol):
     ) -> Tensor: ...
 
 
-class Model(Protocol):
+class Head(Protocol):
+    """The end of a model: final norm, head, soft cap."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[m, hidden], any rows of the last layer's output -> [m, vocab]."""
+        ...
+
+
+class Model(Head, Protocol):
     """One architecture with its weights."""
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """tokens, positions int32 or int64 [n] -> the last layer's output [n, hidden]."""
-        ...
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[m, hidden], any rows of ``hidden``'s result -> [m, vocab]."""
         ...
 
 

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from muxd.errors import ModelFolderError
 from muxd.messages import ITEM_BYTES, Dtype
+from muxd.models import blocks
 from muxd.models.config_file import shown
 from muxd.models.files import open_regular, parse_json, read_json, refuse_pointer
 
@@ -44,12 +45,17 @@ _LARGEST_HEADER = 100 << 20  # the safetensors library's own limit
 
 
 class Stored(Struct, frozen=True):
-    """One tensor in a file: ``offset`` bytes from the file's start."""
+    """One tensor in a file: ``offset`` bytes from the file's start.
+
+    ``blocks``: the GGUF quantisation of its rows, by ``muxd.models.blocks``; ``shape`` counts numbers then,
+    and ``dtype`` is what they are read as.
+    """
 
     file: Path
     dtype: Dtype
     shape: tuple[int, ...]
     offset: int
+    blocks: str = ""
 
 
 class _Entry(Struct, frozen=True):
@@ -121,8 +127,9 @@ def read_header(path: Path, unread: Unread = lambda name: False) -> dict[str, St
     """The tensors of one file that are not ``unread``, every extent checked against the file's length."""
     length, text, size = _header(path)
     entries = parse_json(path, text, "safetensors header")
+    kinds = blocks.kinds(path, entries.get("__metadata__"))
     return {
-        name: _stored(path, name, entry, 8 + length, size)
+        name: _stored(path, name, entry, 8 + length, size, kinds.get(name, ""))
         for name, entry in entries.items()
         if name != "__metadata__" and not unread(name)
     }
@@ -144,20 +151,22 @@ def _header(path: Path) -> tuple[int, bytes, int]:
         raise ModelFolderError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _stored(path: Path, name: str, raw: Any, base: int, size: int) -> Stored:
+def _stored(path: Path, name: str, raw: Any, base: int, size: int, kind: str) -> Stored:
     try:
         entry = msgspec.convert(raw, _Entry)
     except msgspec.ValidationError as error:
         raise ModelFolderError(f"{path}: header entry of tensor {name}: {error}") from None
-    dtype = _DTYPES.get(entry.dtype)
+    dtype = "bfloat16" if kind and entry.dtype == "U8" else _DTYPES.get(entry.dtype)
     if dtype is None:
         raise ModelFolderError(
             f"{path}: tensor {name} has dtype {shown(entry.dtype)}; served are {', '.join(_DTYPES)}: "
             "quantised weights are not read yet"
         )
     begin, end = entry.data_offsets
-    if not 0 <= begin <= end or end - begin != math.prod(entry.shape) * ITEM_BYTES[dtype]:
+    item = 1 if kind else ITEM_BYTES[dtype]
+    if not 0 <= begin <= end or end - begin != math.prod(entry.shape) * item:
         raise ModelFolderError(f"{path}: tensor {name}: data offsets {begin}..{end} do not fit its shape")
     if base + end > size:
         raise ModelFolderError(f"{path} is truncated: tensor {name} ends at byte {base + end} of {size}")
-    return Stored(path, dtype, tuple(entry.shape), base + begin)
+    shape = blocks.numbers(path, name, kind, tuple(entry.shape)) if kind else tuple(entry.shape)
+    return Stored(path, dtype, shape, base + begin, kind)

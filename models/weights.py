@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 
 from muxd.device.base import Writer
 from muxd.errors import ModelFolderError
+from muxd.kernels import native
 from muxd.messages import ITEM_BYTES, Dtype, TensorEntry
+from muxd.models.blocks import bytes_of, dequantised
 from muxd.models.convert import convert
+from muxd.models.packing import Packing, file_form, part_names
 from muxd.models.safetensors_index import Stored, index
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.tensors import EMBED, HEAD, SIGHT, Wanted, harmless, unwrapped, wanted
@@ -32,11 +35,12 @@ _CHUNK = 4 << 20  # elements converted at a time: bounds the scratch, and a wind
 
 
 class Source(Struct, frozen=True):
-    """One stored tensor and the byte of the region where its first element goes."""
+    """One stored tensor and the byte of the region where its first element goes; packed with a ``form``."""
 
     name: str
     stored: Stored
     offset: int
+    form: str = ""
 
 
 class WeightPlan(Struct, frozen=True):
@@ -53,22 +57,31 @@ class WeightPlan(Struct, frozen=True):
         return all(tensor.name != "head" for tensor in self.tensors)
 
     @property
-    def matrices(self) -> int:
-        """Bytes of what is multiplied with: all matrices but an embedding that is only looked up."""
+    def packed(self) -> bool:
+        """Whether matrices lie as the native step reads them."""
+        return any(tensor.form for tensor in self.tensors)
+
+    @property
+    def copied(self) -> int:
+        """Bytes of what torch multiplies with: all matrices but packed ones, and but an embedding that is
+        only looked up."""
         return sum(
             math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
             for tensor in self.tensors
-            if len(tensor.shape) == 2 and (tensor.name != "embed" or self.tied)
+            if len(tensor.shape) == 2 and not tensor.form and (tensor.name != "embed" or self.tied)
         )
 
 
-def plan(folder: Path, spec: ModelSpec, dtype: Dtype | None, *, gpu: bool = False) -> WeightPlan:
+def plan(
+    folder: Path, spec: ModelSpec, dtype: Dtype | None, *, gpu: bool = False, packing: Packing | None = None
+) -> WeightPlan:
     """Lay out every tensor of the model in ``dtype``, each aligned to 64 bytes. None: in what the folder
-    holds, but on a GPU bfloat16 instead of float32.
+    holds, but on a GPU bfloat16 instead of float32. ``packing``: matrices lie as the native step reads them.
 
-    Query, key and value rows form one tensor, gate and up rows another. A head that config.json says is tied
-    to the embedding, and that is stored with other numbers, stays itself, as in transformers.
-    Raises ModelFolderError naming file, tensor, and what was expected, or the type it cannot be computed in.
+    Query, key and value rows form one tensor, gate and up rows another, unless packed. A head that
+    config.json says is tied to the embedding, and that is stored with other numbers, stays itself, as in
+    transformers. Raises ModelFolderError naming file, tensor, and what was expected, or the type it cannot be
+    computed in.
     """
     stored = _index(folder, spec)
     if spec.tied_embeddings and _own_head(stored):
@@ -82,14 +95,25 @@ def plan(folder: Path, spec: ModelSpec, dtype: Dtype | None, *, gpu: bool = Fals
         )
     tensors, sources, end = [], [], 0
     for tensor in wanted(spec):
-        start = -(-end // ALIGNMENT) * ALIGNMENT
+        start = _aligned(end)
+        found = _sources(folder, tensor, stored, start, ITEM_BYTES[dtype])
+        if packing is not None and len(tensor.shape) == 2:
+            for name, source in zip(part_names(tensor.name, len(found)), found, strict=True):
+                form, shape = packing.form(tensor.name, source.stored.blocks, dtype), source.stored.shape
+                tensors.append(TensorEntry(name, dtype, shape, start, form))
+                sources.append(structs.replace(source, offset=start, form=form))
+                end = start + packing.bytes(form, shape)
+                start = _aligned(end)
+            continue
         tensors.append(TensorEntry(tensor.name, dtype, tensor.shape, start))
-        end = start
-        for source in _sources(folder, tensor, stored, start, ITEM_BYTES[dtype]):
-            sources.append(source)
-            end = source.offset + int(np.prod(source.stored.shape)) * ITEM_BYTES[dtype]
+        sources += found
+        end = start + math.prod(tensor.shape) * ITEM_BYTES[dtype]
     _refuse_unknown(stored, {source.name for source in sources}, spec)
     return WeightPlan(tensors, end, dtype, sources)
+
+
+def _aligned(end: int) -> int:
+    return -(-end // ALIGNMENT) * ALIGNMENT
 
 
 def stored_dtype(folder: Path, *, gpu: bool) -> Dtype:
@@ -158,13 +182,20 @@ def _numbers(stored: Stored) -> Iterator[NDArray[np.uint8]]:
         yield piece
 
 
-def layout(spec: ModelSpec, dtype: Dtype) -> WeightPlan:
+def layout(spec: ModelSpec, dtype: Dtype, packing: Packing | None = None) -> WeightPlan:
     """The same region for a model that has no files: ``fill`` would leave it as it is. For measurements."""
     tensors, end = [], 0
     for tensor in wanted(spec):
-        start = -(-end // ALIGNMENT) * ALIGNMENT
-        tensors.append(TensorEntry(tensor.name, dtype, tensor.shape, start))
-        end = start + int(np.prod(tensor.shape)) * ITEM_BYTES[dtype]
+        parts, form = [(tensor.name, tensor.shape)], ""
+        if packing is not None and len(tensor.shape) == 2:
+            names = part_names(tensor.name, len(tensor.parts))
+            parts = [(name, shape) for name, (_, shape) in zip(names, tensor.parts, strict=True)]
+            form = packing.form(tensor.name, "", dtype)
+        for name, shape in parts:
+            start = _aligned(end)
+            tensors.append(TensorEntry(name, dtype, shape, start, form))
+            nbytes = packing.bytes(form, shape) if packing and form else math.prod(shape) * ITEM_BYTES[dtype]
+            end = start + nbytes
     return WeightPlan(tensors, end, dtype, [])
 
 
@@ -202,6 +233,10 @@ def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> N
     """
     done, itemsize = 0, ITEM_BYTES[plan.dtype]
     for source in sorted(plan.sources, key=lambda s: (s.stored.file, s.stored.offset)):
+        if source.form:
+            for nbytes in _pack(source, writer):
+                progress(done := done + nbytes)
+            continue
         count = int(np.prod(source.stored.shape))
         for first in range(0, count, _CHUNK):
             size = min(_CHUNK, count - first)
@@ -212,19 +247,52 @@ def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> N
 
 
 def _copy(source: Source, first: int, into: NDArray[np.uint8], size: int, dtype: Dtype) -> None:
-    """``size`` elements from the ``first`` on; read in place when no conversion is needed."""
+    """``size`` elements from the ``first`` on, both whole blocks; read in place when no conversion is
+    needed."""
     stored = source.stored
-    itemsize = ITEM_BYTES[stored.dtype]
-    same = stored.dtype == dtype
-    raw = into if same else np.empty(size * itemsize, dtype=np.uint8)
+    if stored.blocks:
+        raw = _read(source, bytes_of(stored.blocks, first), bytes_of(stored.blocks, size))
+        into[:] = _converted(source, dequantised(raw, stored.blocks).view(np.uint8), "float32", dtype)
+    elif stored.dtype == dtype:
+        _read(source, first * ITEM_BYTES[dtype], into=into)
+    else:
+        itemsize = ITEM_BYTES[stored.dtype]
+        raw = _read(source, first * itemsize, size * itemsize)
+        into[:] = _converted(source, raw, stored.dtype, dtype)
+
+
+def _converted(source: Source, raw: NDArray[np.uint8], stored: Dtype, dtype: Dtype) -> NDArray[np.uint8]:
     try:
-        with stored.file.open("rb", buffering=0) as file:
-            file.seek(stored.offset + first * itemsize)
+        return convert(raw, stored, dtype)
+    except OverflowError as error:
+        raise ModelFolderError(f"{source.stored.file}: tensor {source.name}: {error}") from None
+
+
+def _read(
+    source: Source, at: int, nbytes: int = 0, into: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Bytes of a stored tensor from its byte ``at`` on."""
+    raw = np.empty(nbytes, dtype=np.uint8) if into is None else into
+    try:
+        with source.stored.file.open("rb", buffering=0) as file:
+            file.seek(source.stored.offset + at)
             _read_fully(file.readinto, raw.data)
-        if not same:
-            into[:] = convert(raw, stored.dtype, dtype)
-    except (OSError, EOFError, OverflowError) as error:
-        raise ModelFolderError(f"{stored.file}: tensor {source.name}: {error}") from None
+    except (OSError, EOFError) as error:
+        raise ModelFolderError(f"{source.stored.file}: tensor {source.name}: {error}") from None
+    return raw
+
+
+def _pack(source: Source, writer: Writer) -> Iterator[int]:
+    """A matrix for the native step, some rows at a time; yields the bytes of each."""
+    packed, (rows, columns), kind = native.library(), source.stored.shape, file_form(source.stored)
+    step, size = max(16, _CHUNK // columns // 16 * 16), packed.row_bytes(kind, columns)
+    block = packed.block_bytes(source.form, columns)
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        raw = _read(source, first * size, count * size)
+        window = writer.window(source.offset + first // 16 * block, -(-count // 16) * block)
+        packed.pack(window, source.form, columns, raw, kind)
+        yield len(window)
 
 
 def _read_fully(readinto: Callable[[memoryview], int | None], view: memoryview) -> None:

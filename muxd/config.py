@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from muxd.errors import ConfigError
-from muxd.messages import DtypeName, KvDtype
+from muxd.messages import DtypeName, KvDtype, StepName, WeightsName
 from muxd.sizes import pool_bytes, size
 
 Policy = Literal["mux", "temporal", "spatial", "servers", "fcfs", "round_robin"]
@@ -131,6 +131,10 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     share: int = 0  # percent of the device under contention; 0: an equal part
     dtype: DtypeName = "auto"  # of weights, K and V; "auto": what the folder holds, on a GPU never float32
     kv_dtype: KvDtype = "auto"  # of K and V: as dtype, or "fp8", which is a byte a number
+    weights: WeightsName = (
+        "file"  # of matrices: a GGUF's blocks or dtype as in the folder, or made at the load
+    )
+    cpu_step: StepName = "auto"  # "native" where a compiler is, else torch; on a GPU neither
     quota: QuotaConfig = msgspec.field(default_factory=QuotaConfig)
     max_context: int = 0  # 0: what the model and the pool allow
     max_running: int = 0  # sequences decoded together; 0: 32 on a CPU, 128 on a GPU

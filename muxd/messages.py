@@ -22,6 +22,9 @@ _NAMED: dict[DtypeName, Dtype] = {
     "fp32": "float32", "float": "float32", "float32": "float32",
 }  # fmt: skip
 ITEM_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+# How matrices lie in memory: as the files have them, made smaller at the load, or as floats.
+WeightsName = Literal["file", "int8", "int4", "bfloat16", "float16", "float32"]
+StepName = Literal["auto", "native", "torch"]  # what computes on a CPU
 KvDtype = Literal["auto", "fp8"]  # of K and V in the pool: the model's own, or float8_e4m3fn
 
 
@@ -36,12 +39,17 @@ def kv_item_bytes(dtype: Dtype, kv_dtype: KvDtype) -> int:
 
 
 class TensorEntry(Struct, frozen=True, array_like=True):
-    """One tensor inside the weights region: ``offset`` bytes from its start, row-major."""
+    """One tensor inside the weights region: ``offset`` bytes from its start, row-major.
+
+    With a ``form`` it is a matrix packed for the native step, in the format of that name
+    (``kernels.native.FORMATS``); ``dtype`` is then what is computed in.
+    """
 
     name: str
     dtype: Dtype
     shape: tuple[int, ...]
     offset: int
+    form: str = ""
 
 
 class Setup(Struct, frozen=True, tag="setup"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from muxd.cli.progress import reporter
 from muxd.config import home
 from muxd.errors import ConfigError
-from muxd.importer.convert import import_gguf
+from muxd.importer.convert import Weights, import_gguf
 from muxd.importer.progress import Progress
 from muxd.importer.staging import scratch
 
@@ -26,7 +26,7 @@ def model_folder(name: str) -> Path:
     return home() / "models" / name
 
 
-def import_model(source: Path, name: str, *, force: bool = False) -> Path:
+def import_model(source: Path, name: str, *, force: bool = False, weights: Weights = "file") -> Path:
     """Import ``source``, with a progress report, and return the new folder.
 
     Raises ConfigError for a bad name or a folder that exists and no ``force``; ModelFolderError for a file
@@ -37,18 +37,18 @@ def import_model(source: Path, name: str, *, force: bool = False) -> Path:
         raise ConfigError(f"{target} already exists; choose another --name, or replace it with --force")
     with reporter() as progress:
         if os.path.lexists(target):
-            _replace(source, target, progress)
+            _replace(source, target, progress, weights)
         else:
-            import_gguf(source, target, progress=progress)
+            import_gguf(source, target, progress=progress, weights=weights)
     return target
 
 
-def _replace(source: Path, target: Path, progress: Progress) -> None:
+def _replace(source: Path, target: Path, progress: Progress, weights: Weights) -> None:
     """The old folder goes only when the new one is complete; on any error it stays."""
     with scratch(target.parent, target.name) as room:
         # One folder deeper: the importer locks the parent of what it writes, and ``room`` is locked here.
         new, old = room / "import" / "new", room / "old"
-        import_gguf(source, new, progress=progress)
+        import_gguf(source, new, progress=progress, weights=weights)
         os.rename(target, old)
         try:
             os.rename(new, target)

@@ -4,7 +4,7 @@ Tables for people, ``--json`` for programs. Loads nothing of the daemon.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import msgspec
 import typer
@@ -24,7 +24,7 @@ from muxd.cli import (
     workload,
 )
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, print_as, show
-from muxd.cli.failing import sentences
+from muxd.cli.failing import fail, sentences
 from muxd.cli.program import Program
 from muxd.errors import DaemonUnreachable
 
@@ -107,12 +107,23 @@ def import_(
     source: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="The GGUF file.")],
     name: Annotated[str, typer.Option(help="Name of the new model folder.", metavar="NAME")],
     force: Annotated[bool, typer.Option(help="Replace a folder of that name.")] = False,
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="file: the file's blocks stay as they are. bfloat16: what they stand for, which is larger, "
+            "and which transformers reads too.",
+            metavar="KIND",
+        ),
+    ] = "file",
 ) -> None:
     """Turn a GGUF file into a model folder under MUXD_HOME."""
     from muxd.cli.importing import import_model  # gguf and numpy take half a second to load
+    from muxd.importer.convert import Weights
 
+    if weights not in (kinds := get_args(Weights)):
+        fail(PROGRAM, f"--weights {weights!r}: must be one of {', '.join(kinds)}", code=2)
     with sentences(PROGRAM):
-        folder = import_model(source, name, force=force)
+        folder = import_model(source, name, force=force, weights=msgspec.convert(weights, Weights))
         typer.echo(f"Imported into {folder}. To serve it, add to muxd.toml:\n")
         typer.echo(f'[[model]]\nname = "{name}"\npath = {_toml_string(str(folder))}')
 

@@ -73,7 +73,8 @@ def seconds(
 
 def read_bytes(shape: ModelShape, dtype: Dtype) -> int:
     """Of the weights, by every batch: all but an embedding that is looked up."""
-    return (shape.body_parameters + shape.head_parameters) * ITEM_BYTES[dtype]
+    read = shape.body_parameters + shape.head_parameters
+    return read * shape.packed // shape.parameters if shape.packed else read * ITEM_BYTES[dtype]
 
 
 def memory(peak: Peak, reach: Reach) -> Memory:

@@ -6,7 +6,7 @@
 import msgspec
 from msgspec import Struct
 
-from muxd.messages import Dtype, KvDtype
+from muxd.messages import Dtype, KvDtype, StepName, WeightsName
 
 
 class Setup(Struct, frozen=True, tag="setup"):
@@ -20,6 +20,8 @@ class Setup(Struct, frozen=True, tag="setup"):
     device: str = "cpu"
     random: bool = False  # weights are random numbers: of the folder, only config.json is read
     kv_dtype: KvDtype = "auto"
+    weights: WeightsName = "file"
+    step: StepName = "auto"  # on a CPU
 
 
 class Decode(Struct, frozen=True, tag="decode"):

@@ -28,6 +28,7 @@ class ModelShape(Struct, frozen=True):
     tied: bool = False  # the output matrix is the embedding
     max_positions: int = 2048
     kv_dtype: KvDtype = "auto"  # how K and V are kept
+    packed: int = 0  # bytes of all weights where they do not lie as the model's type; 0: they do
 
     @property
     def head_parameters(self) -> int:
@@ -50,7 +51,7 @@ class ModelShape(Struct, frozen=True):
 
     def weight_bytes(self, gpus: int = 1, dtype: Dtype = "bfloat16") -> int:
         """On each of ``gpus`` devices, cut evenly."""
-        return -(-self.parameters * ITEM_BYTES[dtype] // gpus)
+        return -(-(self.packed or self.parameters * ITEM_BYTES[dtype]) // gpus)
 
     def degrees(self) -> list[int]:
         """Tensor-parallel degrees that cut the query heads evenly and share the KV heads evenly."""

@@ -107,7 +107,7 @@ class Cpu:
 
     def copies(self, dtype: Dtype) -> bool:
         """bfloat16, where oneDNN multiplies it: then ``kernels.linear`` packs."""
-        return dtype == "bfloat16" and _flags() >= _PACKING
+        return dtype == "bfloat16" and flags() >= _PACKING
 
     def allocate(self, nbytes: int, label: str, beside: int = 0) -> CpuRegion:
         """See ``device.base.Device.allocate``. Memory promised before but not yet touched counts as used."""
@@ -173,7 +173,7 @@ class Cpu:
 
 
 @cache
-def _flags() -> frozenset[str]:
+def flags() -> frozenset[str]:
     """What the processor can do, as Linux names it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     found = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))

@@ -38,6 +38,7 @@ CHECKS = (
     Check("memory", "host:memory", "host", 20, "muxd cannot tell how large pool.bytes may be"),
     Check("shared memory", "host:sharing", "host", 30, _SHARE, needed=True),
     Check("cpu weights", "host:weights", "host", 20, "shares are kept by threads alone"),
+    Check("native step", "host:native_step", "host", 400, "models are computed by torch on the CPU"),
     Check("torch", "compute:torch_threads", "host", 120, "no model can be computed", needed=True),
     Check("driver", "gpu:driver", "gpu", 60, "no GPU can be used", needed=True),
     Check("gpu health", "gpu:health", "gpu", 30, "the GPU's temperature and errors are not shown"),

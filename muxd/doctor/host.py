@@ -8,6 +8,7 @@ from muxd.device import cgroup
 from muxd.device.cpu import Cpu, available_cores, available_memory
 from muxd.doctor.finding import Finding
 from muxd.doctor.peer import Ask, Peer, PeerFailed
+from muxd.kernels import native
 
 _ENOUGH = 2 << 30  # bytes: a small model and a small pool
 _CPU_FOLDERS = ("cpu,cpuacct", "cpu")
@@ -87,6 +88,15 @@ def weights(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/c
     return [
         Finding(name, "ok", f"{key} can be set below {folder}", "CPU time can be weighed between workers")
     ]
+
+
+def native_step() -> list[Finding]:
+    """Whether the CPU's native step is there: compiled now, where it has not been."""
+    name, why = "native step", native.missing()
+    if why:
+        return [Finding(name, "degraded", why, "models are computed by torch, several times slower")]
+    found = f"compiled for this CPU, {native.library().path}"
+    return [Finding(name, "ok", found, "one call a batch, weights as small as their files")]
 
 
 def _own_group(proc: Path, root: Path) -> tuple[Path | None, str, str]:

@@ -21,6 +21,7 @@ from muxd.errors import MuxdError
 from muxd.fleet.state import Life, State
 from muxd.messages import dtype_of
 from muxd.models.generation import read_generation
+from muxd.models.packing import packing_for
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, plan
 from muxd.text.library import stamp
@@ -56,8 +57,13 @@ class Opened:
         folder = Path(config.path).expanduser()
         self.folder = folder
         spec = read_spec(folder)
-        self.plan: WeightPlan = plan(folder, spec, dtype_of(config.dtype), gpu=gpu)
+        dtype = dtype_of(config.dtype)
+        packing = packing_for(config.weights, config.cpu_step, dtype, gpu=gpu)
+        self.plan: WeightPlan = plan(folder, spec, dtype, gpu=gpu, packing=packing)
         self.spec: ModelSpec = structs.replace(spec, tied_embeddings=self.plan.tied)
+        self.step: Literal["native", "torch", "gpu"] = (
+            "gpu" if gpu else "native" if self.plan.packed else "torch"
+        )
         self.tokenizer = Tokenizer.load(folder)
         override = str(Path(config.chat_template).expanduser()) if config.chat_template else ""
         self.source = Source(config.name, str(folder), override, stamp(folder))
@@ -150,6 +156,11 @@ class Entry:
     @property
     def chat(self) -> bool:
         return self.opened is not None and self.opened.chat
+
+    @property
+    def step(self) -> str:
+        """What computes it; "" while that is not known."""
+        return self.opened.step if self.opened else ""
 
     @property
     def view(self) -> View:

@@ -1,6 +1,6 @@
 """A model as placement sees it: its shape, and how much it is asked for, measured or expected."""
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from muxd.cost.shapes import ModelShape, of_spec
 from muxd.fleet.catalog import Entry
@@ -21,7 +21,8 @@ class Demand(Struct, frozen=True):
 def shape(entry: Entry) -> ModelShape:
     """Of an opened entry."""
     assert entry.opened is not None
-    return of_spec(entry.opened.spec, entry.config.kv_dtype)
+    plan, found = entry.opened.plan, of_spec(entry.opened.spec, entry.config.kv_dtype)
+    return structs.replace(found, packed=plan.bytes if plan.packed else 0)
 
 
 def load_of(entry: Entry, demand: Demand | None = None) -> ModelLoad:

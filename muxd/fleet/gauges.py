@@ -10,6 +10,8 @@ from muxd.engine.metrics import Metrics
 from muxd.fleet.catalog import Entry, Shown
 from muxd.fleet.site import Site
 
+_STEPS = ("native", "torch", "gpu")
+
 
 class Gauges:
     """One per daemon. ``entries`` may gain and lose models; labels are served names and fixed words.
@@ -28,6 +30,12 @@ class Gauges:
         self._metrics, self._sites, self._entries = metrics, sites, entries
         self._state = Gauge(
             "muxd_model_state", "1 for the state the model is in", ("model", "state"), registry=registry
+        )
+        self._step = Gauge(
+            "muxd_model_step",
+            "1 for what computes the model: on a CPU the native step, or torch where there is none",
+            ("model", "step"),
+            registry=registry,
         )
         metrics.watch_blocks("", "free", lambda: sum(s.arena.ledger.free_blocks for s in sites.values()))
         self._device: Gauge | None = None
@@ -62,6 +70,8 @@ class Gauges:
         metrics.watch_quota(name, self._summed(name, lambda site, _: site.unit.quota(name)))
         for state in get_args(Shown):
             self._state.labels(name, state).set_function(self._is(name, "state", state))
+        for step in _STEPS:
+            self._step.labels(name, step).set_function(self._is(name, "step", step))
         if self._device is not None:
             for device in self._sites:
                 self._device.labels(name, device).set_function(self._is(name, "device", device))
@@ -72,7 +82,7 @@ class Gauges:
 
         return asked
 
-    def _is(self, name: str, what: Literal["state", "device"], value: str) -> Callable[[], int]:
+    def _is(self, name: str, what: Literal["state", "device", "step"], value: str) -> Callable[[], int]:
         def asked() -> int:
             entry = self._entries.get(name)
             return int(entry is not None and getattr(entry, what) == value)

@@ -358,7 +358,7 @@ class Supervisor:
 
 def beside(plan: WeightPlan, device: Device, workers: int) -> int:
     """Bytes that so many workers of a model take for copies of its weights."""
-    return plan.matrices * workers if device.copies(plan.dtype) else 0
+    return plan.copied * workers if device.copies(plan.dtype) else 0
 
 
 def _sentence(error: MuxdError | OSError) -> str:

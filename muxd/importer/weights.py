@@ -1,4 +1,5 @@
-"""Write model.safetensors in bfloat16 from GGUF tensors, a few megabytes at a time.
+"""Write model.safetensors from GGUF tensors, a few megabytes at a time: in bfloat16, or matrices as the
+blocks that the file has (``muxd.models.blocks``), rows in another order where need be, but to the bit.
 
 Format: https://github.com/huggingface/safetensors#format (8 bytes header length, JSON header, data). The
 library's own writers want every tensor in memory at once and know no bfloat16 in numpy, so the file is laid
@@ -18,36 +19,64 @@ from gguf.quants import dequantize, quantize
 from muxd.importer.layout import TensorPlan
 from muxd.importer.progress import Progress
 from muxd.importer.source import GgufFile
+from muxd.models import blocks
 
 _SLAB_VALUES = 1 << 21  # values dequantised at once: 8 MiB as float32
 _BF16 = 2
 
 
-def weights_bytes(plans: list[TensorPlan]) -> int:
-    """Size of all tensors in bfloat16, without the header."""
-    return sum(math.prod(plan.shape) * _BF16 for plan in plans)
+def kept(plan: TensorPlan) -> str:
+    """The quantisation of a tensor whose blocks can stay as they are; "" of others, which become bfloat16."""
+    kind = plan.source.tensor_type.name.lower()
+    return kind if kind in blocks.SIZES and len(plan.shape) == 2 and not plan.subtract else ""
 
 
-def write_safetensors(path: Path, file: GgufFile, plans: list[TensorPlan], progress: Progress) -> None:
+def weights_bytes(plans: list[TensorPlan], keep: bool) -> int:
+    """Size of all tensors, without the header. ``keep``: blocks where they can be kept."""
+    return sum(_bytes(plan, keep) for plan in plans)
+
+
+def write_safetensors(
+    path: Path, file: GgufFile, plans: list[TensorPlan], progress: Progress, *, keep: bool
+) -> None:
     """Raises ModelFolderError for a quantisation that cannot be undone; OSError if the disk is full."""
     with path.open("wb") as out:
-        out.write(_header(plans))
+        out.write(_header(plans, keep))
         for plan in plans:
-            for slab in bfloat16_slabs(file, plan):
+            slabs = block_slabs(plan) if keep and kept(plan) else bfloat16_slabs(file, plan)
+            for slab in slabs:
                 out.write(slab)
                 progress.advance(len(slab))
 
 
-def _header(plans: list[TensorPlan]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _bytes(plan: TensorPlan, keep: bool) -> int:
+    count = math.prod(plan.shape)
+    return blocks.bytes_of(kind, count) if keep and (kind := kept(plan)) else count * _BF16
+
+
+def _header(plans: list[TensorPlan], keep: bool) -> bytes:
+    told = {plan.name: kind for plan in plans if keep and (kind := kept(plan))}
+    metadata = {"format": "pt"} | ({blocks.KEY: json.dumps(told)} if told else {})
+    entries: dict[str, object] = {"__metadata__": metadata}
     offset = 0
     for plan in plans:
-        end = offset + math.prod(plan.shape) * _BF16
-        entries[plan.name] = {"dtype": "BF16", "shape": list(plan.shape), "data_offsets": [offset, end]}
+        end, shape, dtype = offset + _bytes(plan, keep), list(plan.shape), "BF16"
+        if plan.name in told:
+            dtype, shape = "U8", [shape[0], blocks.bytes_of(told[plan.name], shape[1])]
+        entries[plan.name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
         offset = end
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # data begin aligned
     return len(header).to_bytes(8, "little") + header
+
+
+def block_slabs(plan: TensorPlan) -> Iterator[bytes]:
+    """The tensor's rows in order, as the file has them, in bounded pieces."""
+    rows = plan.source.data
+    step = max(1, _SLAB_VALUES // plan.shape[-1])
+    for first in range(0, len(rows), step):
+        order = slice(first, first + step) if plan.row_order is None else plan.row_order[first : first + step]
+        yield np.ascontiguousarray(rows[order]).tobytes()
 
 
 def bfloat16_slabs(file: GgufFile, plan: TensorPlan) -> Iterator[bytes]:

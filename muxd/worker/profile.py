@@ -18,19 +18,22 @@ import torch
 from muxd.cost import probe
 from muxd.device.base import HostWriter
 from muxd.errors import MuxdError
+from muxd.kernels import native
 from muxd.messages import (
     ITEM_BYTES,
     BatchDone,
     Chunk,
     Decode,
+    Dtype,
     NewRows,
     Prefill,
     Sampling,
     Setup,
     kv_item_bytes,
 )
+from muxd.models.packing import packing_for
 from muxd.models.spec import ModelSpec, read_spec
-from muxd.models.weights import WeightPlan, fill, layout, plan
+from muxd.models.weights import ALIGNMENT, WeightPlan, fill, layout, plan
 from muxd.worker.mapped import DTYPES
 from muxd.worker.runner import Batch, Runner
 
@@ -127,15 +130,28 @@ class Bench:
 
 def _weights(folder: Path, spec: ModelSpec, setup: probe.Setup) -> tuple[WeightPlan, torch.Tensor]:
     """The weights region on the device: from the folder's files, or random. Raises ModelFolderError."""
+    packing = packing_for(setup.weights, setup.step, setup.dtype, gpu=setup.device != "cpu")
     if setup.random:
-        made = layout(spec, setup.dtype)
-        count = -(-made.bytes // ITEM_BYTES[setup.dtype])
-        numbers = torch.empty(count, dtype=DTYPES[setup.dtype], device=setup.device).normal_(0, 0.02)
-        return made, numbers.view(torch.uint8)
-    made = plan(folder, spec, setup.dtype)
-    weights = np.empty(made.bytes, np.uint8)
+        made = layout(spec, setup.dtype, packing)
+        return made, _random(made, setup.dtype, setup.device)
+    made = plan(folder, spec, setup.dtype, packing=packing)
+    weights = np.empty(made.bytes + ALIGNMENT, np.uint8)
+    weights = weights[-weights.ctypes.data % ALIGNMENT :][: made.bytes]
     fill(made, HostWriter(weights), lambda done: None)
     return made, torch.from_numpy(weights).to(setup.device)
+
+
+def _random(made: WeightPlan, dtype: Dtype, device: str) -> torch.Tensor:
+    """A region of small numbers."""
+    count = -(-made.bytes // ITEM_BYTES[dtype])
+    region = torch.empty(count, dtype=DTYPES[dtype], device=device).normal_(0, 0.02).view(torch.uint8)
+    for entry in made.tensors:
+        if entry.form:
+            (rows, columns), library = entry.shape, native.library()
+            numbers = torch.empty(rows * columns).normal_(0, 0.02).numpy().view(np.uint8)
+            into = region.numpy()[entry.offset :][: library.matrix_bytes(entry.form, rows, columns)]
+            library.pack(into, entry.form, columns, numbers, "f32")
+    return region
 
 
 def _timed(

@@ -8,6 +8,7 @@ sequence state is then undefined.
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from muxd.messages import NO_TOKEN, BatchDone, Chunk, Decode, Joined, NewRows, P
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.worker.cuda_step import CudaStep
 from muxd.worker.host_step import HostStep
+from muxd.worker.native_step import NativeStep
 from muxd.worker.sequence import Sequence, Span
 from muxd.worker.step import Flight, Step
 
@@ -62,9 +64,12 @@ class Runner:
         self._spec: ModelSpec = structs.replace(read_spec(Path(setup.folder)), tied_embeddings=tied)
         self._max_context = setup.max_context
         self._decodes = setup.phases != "prefill"
-        make = CudaStep if (setup.device != "cpu" if paged is None else paged) else HostStep
-        self._step: Step = make(self._spec, setup, pool, weights)
-        self._model = self._step.model
+        make: Callable[[ModelSpec, Setup, Tensor, Tensor], Step] = HostStep
+        if setup.device != "cpu" if paged is None else paged:
+            make = CudaStep
+        elif any(tensor.form for tensor in setup.tensors):
+            make = NativeStep
+        self._step = make(self._spec, setup, pool, weights)
         self._tokens = self._step.tokens  # of a row; asked for with every token
         self.ahead = self._step.ahead
         self._sequences: dict[int, Sequence] = {}

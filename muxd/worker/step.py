@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from muxd.messages import NewRows, Sampling, TokenLogprob
-from muxd.models.layers import Model
+from muxd.models.layers import Head
 from muxd.worker.sequence import Sequence, Span
 
 Sampled = tuple[
@@ -47,7 +47,7 @@ class Step(Protocol):
         ...
 
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Head: ...
 
     @property
     def tokens(self) -> int:

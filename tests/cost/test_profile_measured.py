@@ -167,7 +167,7 @@ def test_where_the_worker_runs_ahead_so_do_the_steps_that_are_timed(
 ) -> None:
     """``paged`` is a GPU's step. None is counted that is not finished, and none is left over."""
     monkeypatch.setattr(profile, "Runner", partial(Runner, paged=paged))
-    bench = profile.Bench(probe.Setup(str(folder), "float32", 8192, 4 << 20, 1))
+    bench = profile.Bench(probe.Setup(str(folder), "float32", 8192, 4 << 20, 1, step="torch"))
     begin, under_way, most = bench._runner.begin, set[int](), 0
 
     def counted(command: Decode | Prefill) -> Batch:

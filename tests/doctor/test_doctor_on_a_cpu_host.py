@@ -33,7 +33,15 @@ def test_a_cpu_host_is_served_without_a_gpu_and_not_with_one_asked_for() -> None
         assert plain.returncode == 0, plain.stdout
     assert found["shared memory"]["state"] == found["torch"]["state"] == "ok"
     assert found["driver"]["state"] == "missing"
-    assert list(found) == ["cores", "memory", "shared memory", "cpu weights", "torch", "driver"]
+    assert list(found) == [
+        "cores",
+        "memory",
+        "shared memory",
+        "cpu weights",
+        "native step",
+        "torch",
+        "driver",
+    ]
     assert all(finding["meaning"] for finding in report["findings"])
     assert asked.returncode == 1
     assert "needed!   driver: no CUDA driver: /nowhere/libcuda.so.1 cannot be loaded" in asked.stdout

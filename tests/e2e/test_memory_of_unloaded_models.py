@@ -62,7 +62,7 @@ def used(daemon: LiveDaemon) -> int:
 
 def test_lent_memory_is_used_and_given_back_under_running_answers(where: Where, daemon: LiveDaemon) -> None:
     preempted = metric(daemon, "muxd_preemptions_total")
-    prompts = [f"Tell me {i} " * 2 for i in range(4)]
+    prompts = [f"Tell me {i} " * 2 for i in range(6)]  # more than the pool holds at half their length
     alone = [ask(daemon, prompt) for prompt in prompts]
     where.check_regions(daemon.process.pid, "pool", "weights", "weights")
     list(daemon.admin.unload(UnloadModel("b")))

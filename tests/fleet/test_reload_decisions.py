@@ -17,6 +17,8 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "share": (0, 40),
     "dtype": ("auto", "float32"),
     "kv_dtype": ("auto", "fp8"),
+    "weights": ("file", "int8"),
+    "cpu_step": ("auto", "torch"),
     "quota": (QuotaConfig(), QuotaConfig(min="1M")),
     "max_context": (0, 64),
     "max_running": (0, 2),

@@ -20,8 +20,11 @@ from muxd.messages import (
     Prefill,
     Sampling,
     Setup,
+    StepName,
+    WeightsName,
     kv_item_bytes,
 )
+from muxd.models.packing import packing_for
 from muxd.models.spec import read_spec
 from muxd.models.weights import fill, plan
 from muxd.worker.runner import Batch, Runner
@@ -51,12 +54,19 @@ class DirectRunner:
         device: str = "cpu",
         paged: bool | None = None,
         max_running: int = 0,
+        weights: WeightsName = "file",
+        native: bool | None = None,
     ):
+        """``native``: the native step or torch; as a daemon would have it unless given."""
         self.folder, self.spec = folder, read_spec(folder)
         self.tokens = self.spec.tokens_per_row(block_bytes, kv_item_bytes(dtype, kv_dtype))
-        layout = plan(folder, self.spec, dtype)
-        weights = np.zeros(layout.bytes, dtype=np.uint8)
-        fill(layout, HostWriter(weights), lambda done: None)
+        step: StepName = "auto" if native is None else "native" if native else "torch"
+        packing = None if paged else packing_for(weights, step, dtype, gpu=device != "cpu")
+        layout = plan(folder, self.spec, dtype, packing=packing)
+        self.weights_bytes = layout.bytes
+        region = np.zeros(layout.bytes + 64, dtype=np.uint8)
+        region = region[-region.ctypes.data % 64 :]  # as a mapping lies
+        fill(layout, HostWriter(region), lambda done: None)
         blocks = rows * self.spec.blocks_per_row
         pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8, device=device)
         self.pool = pool
@@ -66,7 +76,7 @@ class DirectRunner:
             tensors=layout.tensors, cores=cores, max_context=self.spec.max_positions,
             kv_dtype=kv_dtype, max_running=max_running,
         )  # fmt: skip
-        self.runner = Runner(setup, pool, torch.from_numpy(weights).to(device), paged=paged)
+        self.runner = Runner(setup, pool, torch.from_numpy(region).to(device), paged=paged)
         self.logits: list[torch.Tensor] = []
         if capture:
             self._capture()

@@ -40,9 +40,11 @@ def demo(request: pytest.FixtureRequest) -> Iterator[tuple[Path, Any, list[list[
     torch.set_num_threads(threads)
 
 
-def test_float32_is_greedy_for_greedy_transformers(demo: tuple[Path, Any, list[list[int]]]) -> None:
+def test_float32_is_greedy_for_greedy_transformers(
+    demo: tuple[Path, Any, list[list[int]]], native: bool
+) -> None:
     folder, reference, prompts = demo
-    direct = DirectRunner(folder, "float32", cores=2, rows=300)
+    direct = DirectRunner(folder, "float32", cores=2, rows=300, native=native)
     for i, (prompt, tokens) in enumerate(zip(prompts, direct.generate(prompts, 32), strict=True)):
         wanted = continuation_logits(reference, prompt, tokens)
         assert tokens == wanted.argmax(-1).tolist(), TEXTS[i]
@@ -50,10 +52,10 @@ def test_float32_is_greedy_for_greedy_transformers(demo: tuple[Path, Any, list[l
         torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
 
 
-def test_float32_beyond_the_window_in_chunks(demo: tuple[Path, Any, list[list[int]]]) -> None:
+def test_float32_beyond_the_window_in_chunks(demo: tuple[Path, Any, list[list[int]]], native: bool) -> None:
     folder, reference, prompts = demo
     text = ([token for prompt in prompts for token in prompt] * 20)[:LONG]
-    direct = DirectRunner(folder, "float32", cores=2, rows=300)
+    direct = DirectRunner(folder, "float32", cores=2, rows=300, native=native)
     for start in range(0, LONG, 256):
         part = text[start : start + 256]
         done = direct.prefill([(1, start, part, start + len(part) == LONG)])
@@ -64,9 +66,9 @@ def test_float32_beyond_the_window_in_chunks(demo: tuple[Path, Any, list[list[in
     torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
 
 
-def test_bfloat16_first_token_logits(demo: tuple[Path, Any, list[list[int]]]) -> None:
+def test_bfloat16_first_token_logits(demo: tuple[Path, Any, list[list[int]]], native: bool) -> None:
     folder, reference, prompts = demo
-    direct = DirectRunner(folder, "bfloat16", cores=2, rows=300)
+    direct = DirectRunner(folder, "bfloat16", cores=2, rows=300, native=native)
     direct.prefill([(seq, 0, prompt, True) for seq, prompt in enumerate(prompts)])
     for i, prompt in enumerate(prompts):
         wanted = reference_logits(reference, prompt)[-1].log_softmax(-1)

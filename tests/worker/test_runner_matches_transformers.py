@@ -131,9 +131,11 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(found.float(), wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_batch_of_unequal_prompts_decodes_to_the_same_tokens_and_logits(pair: tuple[Path, Any]) -> None:
+def test_batch_of_unequal_prompts_decodes_to_the_same_tokens_and_logits(
+    pair: tuple[Path, Any], native: bool
+) -> None:
     folder, reference = pair
-    direct = DirectRunner(folder, block_bytes=4096)
+    direct = DirectRunner(folder, block_bytes=4096, native=native)
     prompts = [prompt(n) for n in (1, 5, 33, 90)]
     found = direct.generate(prompts, STEPS)
     for i, (tokens, start) in enumerate(zip(found, prompts, strict=True)):
@@ -142,18 +144,18 @@ def test_batch_of_unequal_prompts_decodes_to_the_same_tokens_and_logits(pair: tu
         close(torch.stack([logits[i] for logits in direct.logits]), wanted)
 
 
-def test_a_large_batch_is_split_into_groups_and_keeps_its_order(pair: tuple[Path, Any]) -> None:
+def test_a_large_batch_is_split_into_groups_and_keeps_its_order(pair: tuple[Path, Any], native: bool) -> None:
     folder, reference = pair
-    direct = DirectRunner(folder, block_bytes=4096)
+    direct = DirectRunner(folder, block_bytes=4096, native=native)
     prompts = [prompt(n, seed=1) for n in (3, 70, 2, 31, 64, 1, 12, 128, 4, 40, 7, 100)]
     for tokens, start in zip(direct.generate(prompts, 4), prompts, strict=True):
         assert tokens == greedy_choices(reference, start, tokens)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 50])
-def test_chunked_prefill_beside_a_decoding_sequence(pair: tuple[Path, Any], chunk: int) -> None:
+def test_chunked_prefill_beside_a_decoding_sequence(pair: tuple[Path, Any], native: bool, chunk: int) -> None:
     folder, reference = pair
-    direct = DirectRunner(folder, block_bytes=4096)
+    direct = DirectRunner(folder, block_bytes=4096, native=native)
     tokens, other = prompt(61), prompt(9)
     running = direct.prefill([(7, 0, other, True)]).tokens
     for start in range(0, len(tokens), chunk):
@@ -165,9 +167,9 @@ def test_chunked_prefill_beside_a_decoding_sequence(pair: tuple[Path, Any], chun
     assert running == greedy_choices(reference, other, running)
 
 
-def test_several_chunks_of_different_sequences_in_one_batch(pair: tuple[Path, Any]) -> None:
+def test_several_chunks_of_different_sequences_in_one_batch(pair: tuple[Path, Any], native: bool) -> None:
     folder, reference = pair
-    direct = DirectRunner(folder, block_bytes=4096)
+    direct = DirectRunner(folder, block_bytes=4096, native=native)
     first, second = prompt(45), prompt(30)
     assert direct.prefill([(1, 0, first[:20], False)]).tokens == []
     done = direct.prefill([(1, 20, first[20:], True), (2, 0, second, True)])
@@ -177,9 +179,9 @@ def test_several_chunks_of_different_sequences_in_one_batch(pair: tuple[Path, An
         assert done.tokens[i] == int(wanted.argmax())
 
 
-def test_preempted_sequence_is_recomputed_in_other_rows(pair: tuple[Path, Any]) -> None:
+def test_preempted_sequence_is_recomputed_in_other_rows(pair: tuple[Path, Any], native: bool) -> None:
     folder, reference = pair
-    direct = DirectRunner(folder, block_bytes=4096)
+    direct = DirectRunner(folder, block_bytes=4096, native=native)
     start = prompt(25)
     before = direct.prefill([(1, 0, start, True)]).tokens + direct.decode([1]) + direct.decode([1])
     direct.free(1)

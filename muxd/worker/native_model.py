@@ -1,0 +1,120 @@
+"""A model's weights as the native step takes them: packed matrices in the shared region, norms and biases as
+float32 of its own, which are a thousandth of them.
+"""
+
+import ctypes
+from collections.abc import Sequence as Items
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muxd.kernels import native
+from muxd.kernels.native import FORMATS, BatchFields, LayerFields, MatrixFields, ModelFields
+from muxd.messages import Setup
+from muxd.models.packing import part_names
+from muxd.models.rope import Rope
+from muxd.models.spec import ModelSpec
+from muxd.worker.mapped import DTYPES, Views
+from muxd.worker.native_pool import NativePool
+
+_LANES = 16
+
+
+class NativeModel:
+    """All layers at once, and ``muxd.models.layers.Head``."""
+
+    def __init__(self, spec: ModelSpec, setup: Setup, weights: Tensor):
+        self.threads = 0
+        self._spec, self._kept = spec, list[object]()
+        self._entries = {entry.name: entry for entry in setup.tensors}
+        self._views, self._weights = Views(setup.tensors, weights), weights
+        self._gemma = spec.architecture == "Gemma3ForCausalLM"
+        ropes = [spec.rope] if spec.rope == spec.local_rope else [spec.rope, spec.local_rope]
+        layers = (LayerFields * spec.layers)(*(self._layer(i, ropes) for i in range(spec.layers)))
+        scale = torch.tensor(spec.hidden_size**0.5 if self._gemma else 1.0, dtype=DTYPES[setup.dtype])
+        frequencies = [self._keep(rope.inverse_frequencies(spec.head_dim)) for rope in ropes]
+        self._keep_alive(layers)
+        self._library = native.library()
+        model = ModelFields(
+            spec.layers, spec.hidden_size, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate_size,
+            spec.vocab_size, int(self._gemma), spec.norm_eps, spec.attention_scale, float(scale),
+            spec.logit_softcap or 0.0, (ctypes.c_void_p * 2)(*frequencies),
+            (ctypes.c_float * 2)(*(rope.magnitude for rope in ropes)), self._matrix("embed"),
+            self._matrix("embed" if spec.tied_embeddings else "head"), self._norm("norm"), layers,
+        )  # fmt: skip
+        self._step = self._library.open(ctypes.byref(model))
+
+    def __del__(self) -> None:
+        if step := getattr(self, "_step", None):
+            self._library.close(step)
+
+    def use(self, pool: NativePool) -> None:
+        """From now on K and V lie there."""
+        self._pool = pool
+        self._library.pool(self._step, pool.pointer)
+
+    def run(self, batch: BatchFields) -> None:
+        """Raises nothing: what could go wrong has been checked."""
+        self._library.run(self._step, ctypes.byref(batch), self.threads)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[m, hidden], any rows of what ``run`` left -> float32 [m, vocab]."""
+        hidden = hidden.contiguous()
+        out = torch.empty(hidden.shape[0], self._spec.vocab_size)
+        if len(hidden):
+            self._library.logits(self._step, hidden.data_ptr(), len(hidden), out.data_ptr(), self.threads)
+        return out
+
+    # ---- parts --------------------------------------------------------------------------------------
+
+    def _layer(self, i: int, ropes: Items[Rope]) -> LayerFields:
+        name, spec = f"layers.{i}.", self._spec
+        q, k, v = (self._matrix(part) for part in part_names(name + "qkv", 3))
+        gate, up = (self._matrix(part) for part in part_names(name + "gate_up", 2))
+        biases = self._biases(name + "qkv.bias", (q.rows, k.rows, v.rows)) if spec.qkv_bias else [None] * 3
+        o, down = self._matrix(name + "o"), self._matrix(name + "down")
+        window = spec.windows[i]
+        return LayerFields(
+            q, k, v, o, gate, up, down,
+            self._norm(name + "input_norm"),
+            self._norm(name + "post_attention_norm") if self._gemma else None,
+            self._norm(name + ("pre_feedforward_norm" if self._gemma else "post_attention_norm")),
+            self._norm(name + "post_feedforward_norm") if self._gemma else None,
+            self._norm(name + "q_norm") if spec.qk_norm else None,
+            self._norm(name + "k_norm") if spec.qk_norm else None,
+            *biases,
+            self._biases(name + "o.bias", (o.rows,))[0] if spec.o_bias else None,
+            window or 0, 0 if window is None else len(ropes) - 1,
+        )  # fmt: skip
+
+    def _matrix(self, name: str) -> MatrixFields:
+        entry = self._entries[name]
+        rows, columns = entry.shape
+        return MatrixFields(self._weights.data_ptr() + entry.offset, rows, columns, FORMATS.index(entry.form))
+
+    def _norm(self, name: str) -> int:
+        """Gemma's lie around zero, and 1 + w multiplies."""
+        return self._keep(self._vector(name) + np.float32(self._gemma))
+
+    def _biases(self, name: str, parts: Items[int]) -> list[int]:
+        """Each padded to whole registers."""
+        whole, found, start = self._vector(name), [], 0
+        for size in parts:
+            one = np.zeros(-(-size // _LANES) * _LANES, dtype=np.float32)
+            one[:size] = whole[start : start + size]
+            found.append(self._keep(one))
+            start += size
+        return found
+
+    def _vector(self, name: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        return self._views.tensor(name).float().numpy()
+
+    def _keep(self, array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> int:
+        """Its address; it lives as long as the model."""
+        array = np.ascontiguousarray(array, dtype=np.float32)
+        self._keep_alive(array)
+        return array.ctypes.data
+
+    def _keep_alive(self, held: object) -> None:
+        self._kept.append(held)

@@ -1,0 +1,100 @@
+"""The native step over weights of every format, beside torch over the numbers that they stand for."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.block_folders import make_blocks
+from support.direct_runner import DirectRunner
+from support.tiny_models import gemma3, llama
+
+from muxd.kernels import native as kernels
+from muxd.messages import KvDtype, WeightsName
+from muxd.models import blocks
+
+SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "head_dim": 64}  # fmt: skip
+PROMPTS = [random.Random(n).choices(range(3, 300), k=n) for n in (1, 9, 40, 90)]
+STEPS = 4
+
+pytestmark = pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing())
+
+
+def logits(direct: DirectRunner) -> torch.Tensor:
+    """Of prompts and some tokens after them: of one by one, of few and of many rows."""
+    for prompt in PROMPTS:
+        direct.generate([prompt], 2)
+    direct.generate(PROMPTS, STEPS)
+    direct.generate([PROMPTS[1]] * 13, 2)
+    return torch.cat([rows.float() for rows in direct.logits if len(rows)])
+
+
+def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The distance of two distributions, mean over rows, in nats; sequences differ from their first tokens
+    on where a tie is broken otherwise, so only what both computed from the same tokens counts."""
+    return float((wanted.softmax(-1) * (wanted.log_softmax(-1) - found.log_softmax(-1))).sum(-1).median())
+
+
+@pytest.mark.parametrize("kind", blocks.SIZES)
+def test_blocks_of_a_file_are_computed_as_they_are(tmp_path: Path, kind: str, native: bool) -> None:
+    llama(tmp_path / "m", **SHAPE)
+    make_blocks(tmp_path / "m", kind)
+    wanted = logits(DirectRunner(tmp_path / "m", "float32"))  # dequantised where torch computes
+    assert float(wanted.std()) > 0.3
+    found = logits(DirectRunner(tmp_path / "m", "float32", native=native))
+    assert apart(found, wanted) < 0.02  # a code or scale in the wrong place is off by more than 0.5
+    assert float((found - wanted).abs().median()) < 0.05 * float(wanted.std())
+
+
+@pytest.mark.parametrize(("weights", "most"), [("int8", 0.01), ("int4", 0.5), ("bfloat16", 1e-3)])
+def test_weights_made_at_the_load(tmp_path: Path, weights: WeightsName, most: float) -> None:
+    llama(tmp_path / "m", **SHAPE)
+    wanted = logits(DirectRunner(tmp_path / "m", "float32"))
+    direct = DirectRunner(tmp_path / "m", "float32", native=True, weights=weights)
+    assert apart(logits(direct), wanted) < most
+
+
+@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
+def test_a_long_context_is_cut_between_threads(tmp_path: Path, kv_dtype: KvDtype) -> None:
+    llama(tmp_path / "m", max_position_embeddings=4096)
+    prompt = random.Random(1).choices(range(3, 300), k=2500)
+    alone, together = (
+        DirectRunner(tmp_path / "m", "float32", cores=cores, native=True, kv_dtype=kv_dtype)
+        for cores in (1, 3)
+    )
+    torch.testing.assert_close(alone.generate([prompt], 6), together.generate([prompt], 6))
+    for one, other in zip(alone.logits, together.logits, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_not_finite_gives_no_token_and_harms_no_other_row(tmp_path: Path) -> None:
+    """A token whose embedding is NaN: its row has no token, the rows beside it have theirs."""
+    model = llama(tmp_path / "m", tie_word_embeddings=False)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] = float("nan")
+    model.save_pretrained(tmp_path / "m")
+    for weights in ("file", "int8"):
+        direct = DirectRunner(tmp_path / "m", "float32", native=True, weights=weights)
+        sound = DirectRunner(tmp_path / "m", "float32", native=True, weights=weights)
+        done = direct.prefill([(0, 0, [5, 6], True), (1, 0, [5, 7], True), (2, 0, [8, 9, 10], True)])
+        beside = sound.prefill([(0, 0, [5, 6], True), (2, 0, [8, 9, 10], True)])
+        assert done.tokens[1] == -1
+        assert [done.tokens[0], done.tokens[2]] == beside.tokens
+
+
+@pytest.mark.parametrize("make", [llama, gemma3])
+def test_bfloat16_is_no_further_from_float32_than_torchs(tmp_path: Path, make: Any, native: bool) -> None:
+    """A prompt in chunks, past the window, and some tokens after it."""
+    make(tmp_path / "m")
+    prompt = random.Random(2).choices(range(3, 300), k=230)
+    exact = DirectRunner(tmp_path / "m", "float32", native=False)
+    plain, ours = (DirectRunner(tmp_path / "m", "bfloat16", native=step) for step in (False, native))
+    for direct in (exact, plain, ours):
+        for start in range(0, len(prompt), 100):
+            part = prompt[start : start + 100]
+            direct.prefill([(1, start, part, start + len(part) == len(prompt))])
+    wanted, torchs, found = (direct.logits[-1].float() for direct in (exact, plain, ours))
+    off = (torchs - wanted).abs().mean()
+    assert float((found - wanted).abs().mean()) <= 1.1 * float(off)

@@ -1,0 +1,219 @@
+"""The CPU's own step: C++ in ``native/``, compiled once for this CPU by the compiler that is there, loaded by
+ctypes. No torch and no OpenMP: threads are the library's own, and a call lets Python's other threads go on.
+
+The daemon packs weights with it (``muxd.models.packing``), workers compute with it.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxd.config import home
+from muxd.device.cpu import flags
+from muxd.errors import MuxdError
+
+Bytes = NDArray[np.uint8]
+
+_log = logging.getLogger("muxd.kernels")
+
+SOURCE = Path(__file__).with_name("native")
+# As ``Format`` in formats.h counts them.
+FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
+KEPT = ("float32", "float16", "bfloat16", "fp8")  # ``Kept`` in attention.h: how K and V lie in the pool
+LEAST = frozenset({"avx2", "fma", "f16c"})
+_OPTIONS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", "-Wno-psabi", "-w")
+_COMPILERS = ("c++", "g++", "clang++")
+_SECONDS = 300.0
+
+
+class NativeMissing(MuxdError):
+    """There is no native step on this host; the message is a sentence that says why and what to do."""
+
+    code = "native_step_missing"
+
+
+class MatrixFields(ctypes.Structure):
+    _fields_ = (("w", c_void_p), ("rows", c_int64), ("columns", c_int64), ("format", c_int32))
+
+
+class LayerFields(ctypes.Structure):
+    _fields_ = (
+        *((name, MatrixFields) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, c_void_p) for name in ("before_attention", "after_attention", "before_mlp", "after_mlp")),
+        *((name, c_void_p) for name in ("q_norm", "k_norm", "q_bias", "k_bias", "v_bias", "o_bias")),
+        ("window", c_int32),
+        ("rope", c_int32),
+    )
+
+
+class ModelFields(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, c_int32)
+            for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "inner", "vocab")
+        ),
+        ("gelu", c_int32),
+        *((name, c_float) for name in ("eps", "scale", "embed_scale", "softcap")),
+        ("frequencies", c_void_p * 2),
+        ("magnitude", c_float * 2),
+        ("embed", MatrixFields),
+        ("head", MatrixFields),
+        ("norm", c_void_p),
+        ("layer", ctypes.POINTER(LayerFields)),
+    )
+
+
+class BatchFields(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("spans", "tokens", "picks")),
+        *((name, c_void_p) for name in ("start", "count", "rows", "first_row", "token", "pick")),
+        *((name, c_void_p) for name in ("hidden", "logits", "best", "choice")),
+    )
+
+
+class PoolFields(ctypes.Structure):
+    _fields_ = (
+        ("base", c_void_p),
+        ("block_bytes", c_int64),
+        ("table", c_void_p),
+        ("tokens", c_int32),
+        ("kept", c_int32),
+    )
+
+
+class Library:
+    """The compiled functions of step.cpp at ``path``."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        loaded = ctypes.CDLL(str(path))
+        for name, result, arguments in (
+            ("muxd_open", c_void_p, (ctypes.POINTER(ModelFields),)),
+            ("muxd_close", None, (c_void_p,)),
+            ("muxd_pool", None, (c_void_p, ctypes.POINTER(PoolFields))),
+            ("muxd_run", None, (c_void_p, ctypes.POINTER(BatchFields), c_int32)),
+            ("muxd_logits", None, (c_void_p, c_void_p, c_int32, c_void_p, c_int32)),
+            ("muxd_block_bytes", c_int64, (c_int32, c_int64)),
+            ("muxd_file_row_bytes", c_int64, (c_int32, c_int64)),
+            ("muxd_pack", None, (c_void_p, c_int32, c_int64, c_int64, c_int64, c_void_p, c_int32)),
+            ("muxd_unpack", None, (c_void_p, c_int32, c_int64, c_int64, c_int64, c_void_p)),
+        ):
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = result, arguments
+        self.open, self.close, self.pool = loaded.muxd_open, loaded.muxd_close, loaded.muxd_pool
+        self.run, self.logits = loaded.muxd_run, loaded.muxd_logits
+        self._loaded = loaded
+
+    def block_bytes(self, form: str, columns: int) -> int:
+        """Of sixteen rows, packed."""
+        return int(self._loaded.muxd_block_bytes(FORMATS.index(form), columns))
+
+    def matrix_bytes(self, form: str, rows: int, columns: int) -> int:
+        """Of a whole matrix, packed."""
+        return -(-rows // 16) * self.block_bytes(form, columns)
+
+    def row_bytes(self, form: str, columns: int) -> int:
+        """Of one row as files have it."""
+        return int(self._loaded.muxd_file_row_bytes(FORMATS.index(form), columns))
+
+    def pack(self, into: Bytes, form: str, columns: int, rows: Bytes, kind: str) -> None:
+        """``rows``, one after another as a file of ``kind`` has them, become row blocks from the beginning of
+        ``into`` on."""
+        count = len(rows) // self.row_bytes(kind, columns)
+        into[:] = 0  # what pads rows and columns
+        self._loaded.muxd_pack(
+            into.ctypes.data, FORMATS.index(form), 0, count, columns, rows.ctypes.data, FORMATS.index(kind)
+        )
+
+    def unpack(self, packed: Bytes, form: str, rows: int, columns: int) -> NDArray[np.float32]:
+        """[rows, columns] of a packed matrix."""
+        out = np.empty((rows, columns), dtype=np.float32)
+        self._loaded.muxd_unpack(packed.ctypes.data, FORMATS.index(form), 0, rows, columns, out.ctypes.data)
+        return out
+
+
+@cache
+def missing() -> str:
+    """Why this host has no native step, as a sentence; "" where it has one. Compiles it where that is not
+    done, which takes half a minute."""
+    try:
+        library()
+    except NativeMissing as error:
+        return error.message
+    return ""
+
+
+@cache
+def library(cpu: str = "native") -> Library:
+    """Compiled for this CPU, or for ``cpu`` as the compiler names it. Raises NativeMissing."""
+    has = flags()
+    if platform.machine() != "x86_64" or not has >= LEAST:
+        raise NativeMissing(
+            f"the CPU ({platform.machine()}) lacks {', '.join(sorted(LEAST - has)) or 'x86-64'}, which the "
+            "native step is written for; models are computed by torch"
+        )
+    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise NativeMissing(
+            f"no C++ compiler ({', '.join(_COMPILERS)}) is on the PATH, so models are computed by torch, "
+            "several times slower; install one, such as g++ 10 or newer, and start muxd again"
+        )
+    path = home() / "native" / f"step-{_key(compiler, has, cpu)}.so"
+    try:
+        if not path.exists():
+            _compile(compiler, cpu, path)
+        return Library(path)
+    except OSError as error:
+        raise NativeMissing(
+            f"the native step cannot be kept or loaded in {path.parent}: {error.strerror or error}; "
+            "MUXD_HOME names the folder, and until then models are computed by torch"
+        ) from None
+
+
+def _key(compiler: str, has: frozenset[str], cpu: str) -> str:
+    """Of what the library depends on: sources, options, compiler, and what the CPU can."""
+    digest = hashlib.sha256()
+    for source in sorted(SOURCE.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    told = os.stat(os.path.realpath(compiler))
+    digest.update(repr((_OPTIONS, cpu, sorted(has), os.path.realpath(compiler), told.st_size)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _compile(compiler: str, cpu: str, path: Path) -> None:
+    """Whole or not at all, once however many processes ask."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return
+        _log.info("%s compiles the native step for this CPU: half a minute, once", compiler)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compiling-") as scratch:
+            made = Path(scratch) / "step.so"
+            command = [compiler, *_OPTIONS, f"-march={cpu}", "-o", str(made), str(SOURCE / "step.cpp")]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, cwd=scratch)
+            except subprocess.TimeoutExpired:
+                raise NativeMissing(
+                    f"{compiler} did not compile the native step in {_SECONDS:.0f} s; models are computed by "
+                    "torch"
+                ) from None
+            if done.returncode != 0:
+                last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
+                raise NativeMissing(
+                    f"{compiler} cannot compile the native step ({last[:200]}); g++ 10 or clang 12 and newer "
+                    "can, and until then models are computed by torch"
+                )
+            os.replace(made, path)

@@ -1,0 +1,93 @@
+// A model and a batch, as Python hands them over (``native.py`` has the same fields), and a step's memory.
+#pragma once
+#include <cstdlib>
+
+#include "attention.h"
+#include "products.h"
+
+struct LayerFields {
+  Matrix q, k, v, o, gate, up, down;
+  const float *before_attention, *after_attention;  // norms; null: none
+  const float *before_mlp, *after_mlp;
+  const float *q_norm, *k_norm;
+  const float *q_bias, *k_bias, *v_bias, *o_bias;
+  int32_t window;  // 0: sees everything
+  int32_t rope;    // which of the two
+};
+
+struct ModelFields {
+  int32_t layers, hidden, heads, kv_heads, head_dim, inner, vocab;
+  int32_t gelu;  // the gate's activation: tanh's approximation of gelu, else silu
+  float eps, scale, embed_scale, softcap;  // softcap 0: none
+  const float* frequencies[2];             // of the ropes [head_dim / 2]
+  float magnitude[2];
+  Matrix embed, head;
+  const float* norm;
+  const LayerFields* layer;
+};
+
+// Spans of tokens, each of one sequence; a decode row is a span of one token.
+struct BatchFields {
+  int32_t spans, tokens, picks;
+  const int32_t *start, *count;     // [spans]
+  const int32_t *rows, *first_row;  // rows of all sequences one after another, and where each begins
+  const int32_t *token;             // [tokens]
+  const int32_t *pick;              // [picks]: tokens after which somebody samples, rising
+  float* hidden;                    // [picks, hidden]
+  float* logits;                    // [picks, vocab], or null
+  float* best;                      // [picks]: the largest logit, NaN where there is a NaN
+  int64_t* choice;                  // [picks]: where it is
+};
+
+constexpr int FEW = 4;  // tokens that one thread prepares alone: quicker than to wait for another
+
+// Zeroed floats at a cache line's border, with room behind for reads beyond the end.
+template <class T> class Buffer {
+ public:
+  ~Buffer() { free(at_); }
+  void need(int64_t count) {
+    if (count <= size_) return;
+    free(at_);
+    const size_t bytes = (count * sizeof(T) + 256 + 63) / 64 * 64;
+    at_ = (T*)aligned_alloc(64, bytes);
+    if (at_ == nullptr) abort();
+    memset((void*)at_, 0, bytes);
+    size_ = count;
+  }
+  T* get() const { return at_; }
+
+ private:
+  T* at_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// Activations of tokens, ready to be multiplied.
+struct Ready {
+  Buffer<float> f, scale, weighted;
+  Buffer<int8_t> q;
+  Buffer<int32_t> total;
+  Buffer<uint16_t> rounded;
+  Buffer<Activation> of;
+
+  void need(int64_t tokens, int64_t k) {
+    const int64_t groups = k / GROUP;
+    f.need(tokens * k), q.need(tokens * k);
+    scale.need(tokens * groups), weighted.need(tokens * groups), total.need(2 * tokens * groups);
+    if (PAIRS) rounded.need(tokens * k);
+    of.need(tokens);
+    for (int64_t i = 0; i < tokens; i++)
+      of.get()[i] = {f.get() + i * k, q.get() + i * k, scale.get() + i * groups, weighted.get() + i * groups,
+                     total.get() + 2 * i * groups, rounded.get() + i * k};
+  }
+};
+
+inline void rms_norm(const float* x, const float* w, int n, float eps, float* out) {
+  float squares = 0;
+  int i = 0;
+  Floats acc = zeros();
+  for (; i + LANES <= n; i += LANES) acc = fma(load(x + i), load(x + i), acc);
+  for (squares = sum(acc); i < n; i++) squares += x[i] * x[i];
+  const float inverse = 1 / sqrtf(squares / n + eps);
+  for (i = 0; i + LANES <= n; i += LANES) store(out + i, mul(mul(load(x + i), all(inverse)), load(w + i)));
+  for (; i < n; i++) out[i] = x[i] * inverse * w[i];
+}

@@ -1,0 +1,292 @@
+// One step of a decoder over the pool: prompts' chunks and decode rows in one batch, one call. Activations are
+// float32 throughout; what weights and K and V are in, formats.h and attention.h say.
+#include "attending.h"
+#include "pack.h"
+
+namespace {
+
+Team& team() {
+  static Team* one = new Team;  // never ended: threads may outlive what a process's end destroys
+  return *one;
+}
+
+class Step final : public Attending, public Job {
+ public:
+  Step(const ModelFields& m, const LayerFields* layers) : Attending(m, layers) {
+    x_ = padded(m.hidden, GROUP), inner_ = padded(m.inner, GROUP);
+    widest_ = std::max(std::max(x_, attended_), inner_);
+  }
+  ~Step() { team().leave(*this); }
+
+  void run(const BatchFields& b, int threads) {
+    team().leave(*this);
+    b_ = b;
+    const int64_t n = b.tokens;
+    few_ = n <= FEW;
+    x_all_.need(n * x_), sum_.need(n * x_), gated_.need(n * inner_);
+    ready_.need(n, widest_);
+    lay_out(threads);
+    head_alone_ = false;
+    sample(threads);
+  }
+
+  // Final norm and head alone, on rows of ``hidden`` as ``run`` left them.
+  void logits(const float* hidden, int rows, float* out, int threads) {
+    team().leave(*this);
+    b_ = {};
+    best_.need(rows), choice_.need(rows);
+    b_.picks = rows, b_.hidden = (float*)hidden, b_.logits = out, b_.best = best_.get(), b_.choice = choice_.get();
+    head_alone_ = true;
+    sample(threads);
+  }
+
+ private:
+  void sample(int threads) {
+    const int64_t n = (int64_t)threads * b_.picks;
+    last_.need(b_.picks, x_), best_of_.need(n), choice_of_.need(n);
+    for (int64_t i = 0; i < n; i++) best_of_.get()[i] = -INFINITY, choice_of_.get()[i] = -1;
+    team().run(*this, threads);
+    for (int i = 0; i < b_.picks; i++) {
+      float best = -INFINITY;
+      int64_t choice = -1;
+      for (int t = 0; t < threads; t++) {
+        const float one = best_of_.get()[t * b_.picks + i];
+        const int64_t at = choice_of_.get()[t * b_.picks + i];
+        if (one != one) best = NAN;
+        if (one > best || (one == best && at >= 0 && at < choice)) best = one, choice = at;
+      }
+      b_.best[i] = best, b_.choice[i] = std::max<int64_t>(0, choice);
+    }
+  }
+
+  // ---- all of it, in every thread ----------------------------------------------------------------------
+
+  void work(int thread, Phases& phases) override {
+    if (!head_alone_) layers(own_[thread], phases);
+    head(thread, phases);
+  }
+
+  void layers(Own& own, Phases& phases) {
+    const int n = b_.tokens;
+    Activation* a = ready_.of.get();
+    auto before_attention = [&](int i, int t) {
+      if (i > 0) residual(row(t), t, layers_[i - 1].after_mlp);
+      const LayerFields& l = layers_[i];
+      normed(row(t), l.before_attention, {l.q.format, l.k.format, l.v.format}, a[t]);
+    };
+    each_token(phases, n, few_ ? n : team().piece(n), [&](int first, int stop) {
+      for (; first < stop; first++) begin(first);
+    }, [&](int t) { before_attention(0, t); });
+    for (int i = 0; i < m_.layers; i++) {
+      const LayerFields& l = layers_[i];
+      project(l, a, phases);
+      auto before_o = [&](int t) { copied(seen_.get() + t * attended_, attended_, l.o.format, a[t]); };
+      attend(l, i, own, phases, [&] { at_once(before_o); });
+      rather_together(phases, before_o);
+      into_sum(l.o, l.o_bias, a, phases, [&](int t) {
+        residual(row(t), t, l.after_attention);
+        normed(row(t), l.before_mlp, {l.gate.format, l.up.format, F32}, a[t]);
+      });
+      gate(l, a, phases, [&](int t) { copied(gated_.get() + t * inner_, inner_, l.down.format, a[t]); });
+      into_sum(l.down, nullptr, a, phases, [&](int t) {
+        if (i + 1 < m_.layers) before_attention(i + 1, t);
+        else residual(row(t), t, l.after_mlp);
+      });
+    }
+    phases.each(b_.picks, team().piece(b_.picks), [&](int first, int stop) {
+      for (; first < stop; first++)
+        memcpy(b_.hidden + (int64_t)first * m_.hidden, row(b_.pick[first]), sizeof(float) * m_.hidden);
+    });
+  }
+
+  // ---- what is done a token at a time: by all threads together, or, of few, by whoever was last before it ----
+
+  template <class Make> void at_once(Make make) {
+    for (int t = 0; few_ && t < b_.tokens; t++) make(t);
+  }
+
+  template <class Make> void rather_together(Phases& phases, Make make) {
+    const int n = b_.tokens;
+    if (few_) return;
+    phases.each(n, team().piece(n), [&](int first, int stop) { for (; first < stop; first++) make(first); });
+  }
+
+  template <class F, class Make> void each_token(Phases& phases, int count, int piece, F f, Make make) {
+    phases.each(count, piece, f, [&] { at_once(make); });
+    rather_together(phases, make);
+  }
+
+  float* row(int t) { return x_all_.get() + t * x_; }
+
+  void begin(int t) {
+    float* x = row(t);
+    unpack_row(m_.embed.w, m_.embed.format, b_.token[t], m_.hidden, x);
+    for (int i = 0; i < m_.hidden; i++) x[i] *= m_.embed_scale;
+    angles(t);
+  }
+
+  // x += what the last product left for token t, normalised where a model does so.
+  void residual(float* x, int t, const float* norm) {
+    float* added = sum_.get() + t * x_;
+    if (norm) rms_norm(added, norm, m_.hidden, m_.eps, added);
+    for (int i = 0; i < m_.hidden; i++) x[i] += added[i];
+  }
+
+  void normed(const float* x, const float* norm, std::initializer_list<int> formats, Activation& to) {
+    float* f = (float*)to.f;
+    rms_norm(x, norm, m_.hidden, m_.eps, f);
+    for (int64_t i = m_.hidden; i < x_; i++) f[i] = 0;
+    if (std::any_of(formats.begin(), formats.end(), coded)) quantise(to, x_);
+    if (std::find(formats.begin(), formats.end(), BF16) != formats.end()) round_pairs(f, to.rounded, x_);
+  }
+
+  void copied(const float* from, int64_t k, int format, Activation& to) {
+    memcpy((float*)to.f, from, sizeof(float) * k);
+    if (coded(format)) quantise(to, k);
+    if (format == BF16) round_pairs(to.f, to.rounded, k);
+  }
+
+  // ---- products ---------------------------------------------------------------------------------------
+
+  static constexpr int TOKENS = 64;  // whose activations stay in the cache while weights pass
+
+  // sink(token, row block, register) for row blocks [first, stop).
+  template <class Sink>
+  static void product(const Matrix& m, int first, int stop, const Activation* a, int n, Sink sink) {
+    const int64_t stride = block_bytes(m.format, m.columns);
+    Floats acc[TOKENS];
+    for (int from = 0; from < n; from += TOKENS) {
+      const int count = std::min(TOKENS, n - from);
+      for (int j = first; j < stop; j++) {
+        row_block(m, stride, j, a + from, count, acc);
+        for (int i = 0; i < count; i++) sink(from + i, j, acc[i]);
+      }
+    }
+  }
+
+  static int blocks(const Matrix& m) { return padded(m.rows, LANES) / LANES; }
+
+  void project(const LayerFields& l, const Activation* a, Phases& phases) {
+    const Matrix* parts[] = {&l.q, &l.k, &l.v};
+    const float* biases[] = {l.q_bias, l.k_bias, l.v_bias};
+    const int64_t offset[] = {0, q_width_, q_width_ + kv_width_};
+    int ends[3], all_blocks = 0;
+    for (int i = 0; i < 3; i++) ends[i] = all_blocks += blocks(*parts[i]);
+    phases.each(all_blocks, team().piece(all_blocks), [&](int first, int stop) {
+      for (int i = 0, begin = 0; i < 3; begin = ends[i], i++) {
+        const int from = std::max(first, begin) - begin, to = std::min(stop, ends[i]) - begin;
+        if (from >= to) continue;
+        product(*parts[i], from, to, a, b_.tokens, [&](int t, int j, Floats v) {
+          if (biases[i]) v = add(v, load(biases[i] + 16 * j));
+          store(projected_.get() + t * qkv_ + offset[i] + 16 * j, v);
+        });
+      }
+    });
+  }
+
+  template <class Make>
+  void into_sum(const Matrix& m, const float* bias, const Activation* a, Phases& phases, Make make) {
+    const int count = blocks(m);
+    each_token(phases, count, team().piece(count), [&](int first, int stop) {
+      product(m, first, stop, a, b_.tokens, [&](int t, int j, Floats v) {
+        store(sum_.get() + t * x_ + 16 * j, bias ? add(v, load(bias + 16 * j)) : v);
+      });
+    }, make);
+  }
+
+  template <class Make> void gate(const LayerFields& l, const Activation* a, Phases& phases, Make make) {
+    const int count = blocks(l.gate);
+    each_token(phases, count, team().piece(count), [&](int first, int stop) {
+      product(l.gate, first, stop, a, b_.tokens, [&](int t, int j, Floats g) {
+        Floats z = g;
+        if (m_.gelu) {
+          Floats cube = mul(mul(g, g), g);
+          z = mul(all(2 * 0.7978845608f), fma(all(0.044715f), cube, g));
+        }
+        Floats s = div(g, add(all(1.f), exponential(sub(zeros(), z))));
+        store(gated_.get() + t * inner_ + 16 * j, s);
+      });
+      product(l.up, first, stop, a, b_.tokens, [&](int t, int j, Floats u) {
+        float* at = gated_.get() + t * inner_ + 16 * j;
+        store(at, mul(load(at), u));
+      });
+    }, make);
+  }
+
+  void head(int thread, Phases& phases) {
+    const int n = b_.picks;
+    if (n == 0) return;
+    Activation* a = last_.of.get();
+    phases.each(n, team().piece(n), [&](int i, int stop) {
+      for (; i < stop; i++) normed(b_.hidden + (int64_t)i * m_.hidden, m_.norm, {m_.head.format}, a[i]);
+    });
+    const int count = blocks(m_.head);
+    float* best = best_of_.get() + (int64_t)thread * n;
+    int64_t* choice = choice_of_.get() + (int64_t)thread * n;
+    phases.each(count, team().piece(count), [&](int first, int stop) {
+      product(m_.head, first, stop, a, n, [&](int i, int j, Floats v) { logit(i, 16 * j, v, best[i], choice[i]); });
+    });
+  }
+
+  void logit(int i, int64_t at, Floats v, float& best, int64_t& choice) {
+    const int count = std::min<int64_t>(LANES, m_.head.rows - at);
+    alignas(64) float all_of[LANES];
+    if (m_.softcap != 0) {
+      store(all_of, v);
+      for (int k = 0; k < LANES; k++) all_of[k] = tanhf(all_of[k] / m_.softcap) * m_.softcap;
+      v = load(all_of);
+    }
+    if (b_.logits) {
+      float* to = b_.logits + (int64_t)i * m_.head.rows + at;
+      if (count == LANES) store(to, v);
+      else store(all_of, v), memcpy(to, all_of, sizeof(float) * count);
+    }
+    if (has_nan(v)) best = NAN;
+    unsigned more = above(v, all(best)) & ((1u << count) - 1);
+    if (!more) return;
+    store(all_of, v);
+    for (; more; more &= more - 1) {
+      const int k = __builtin_ctz(more);
+      if (all_of[k] > best) best = all_of[k], choice = at + k;
+    }
+  }
+
+  int64_t x_, inner_, widest_;
+  bool few_ = false, head_alone_ = false;
+  Ready ready_, last_;
+  Buffer<float> x_all_, sum_, gated_, best_, best_of_;
+  Buffer<int64_t> choice_, choice_of_;
+};
+
+}  // namespace
+
+extern "C" {
+
+Step* muxd_open(const ModelFields* model) { return new Step(*model, model->layer); }
+void muxd_close(Step* step) { delete step; }
+void muxd_pool(Step* step, const Pool* pool) { step->pool(*pool); }
+void muxd_run(Step* step, const BatchFields* batch, int threads) { step->run(*batch, threads); }
+void muxd_logits(Step* step, const float* hidden, int rows, float* out, int threads) {
+  step->logits(hidden, rows, out, threads);
+}
+
+int64_t muxd_block_bytes(int format, int64_t columns) { return block_bytes(format, columns); }
+int64_t muxd_file_row_bytes(int format, int64_t columns) { return file_row_bytes(format, columns); }
+
+// Rows [first, first + count) of a matrix at ``w`` from rows of a file, one after another.
+void muxd_pack(uint8_t* w, int format, int64_t first, int64_t count, int64_t columns, const uint8_t* from,
+               int kind) {
+  std::vector<float> scratch(padded(columns, GROUP));
+  const int64_t bytes = file_row_bytes(kind, columns);
+  for (int64_t i = 0; i < count; i++)
+    pack_row(w, format, first + i, columns, from + i * bytes, kind, scratch.data());
+}
+
+void muxd_unpack(const uint8_t* w, int format, int64_t first, int64_t count, int64_t columns, float* out) {
+  std::vector<float> row(padded(columns, GROUP));
+  for (int64_t i = 0; i < count; i++) {
+    unpack_row(w, format, first + i, columns, row.data());
+    memcpy(out + i * columns, row.data(), sizeof(float) * columns);
+  }
+}
+}
