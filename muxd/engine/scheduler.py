@@ -38,7 +38,7 @@ from muxd.engine.lane import Lane, LaneSpec
 from muxd.engine.memory import Memory, Terms
 from muxd.engine.patience import Patience
 from muxd.engine.policies import POLICIES, Policy
-from muxd.engine.recovery import Recovery
+from muxd.engine.recovery import Recovery, no_token
 from muxd.engine.repeats import Foreseen, Repeats
 from muxd.engine.rows import RowKeeper
 from muxd.engine.sequence import Phase, Sequence
@@ -47,10 +47,8 @@ from muxd.engine.shares import Shares
 from muxd.errors import (
     Busy,
     ConfigError,
-    ConstraintFailed,
     ContextTooLong,
     MuxdError,
-    NoFiniteLogits,
     QueueFull,
 )
 from muxd.messages import NO_TOKEN
@@ -290,7 +288,7 @@ class Scheduler:
                 if sequence.batch is None:
                     self._recovery.end(sequence)
             elif sampled and tokens[index] == NO_TOKEN:
-                self._recovery.fail(sequence, _no_logits(sequence))
+                self._recovery.fail(sequence, no_token(sequence))
             elif sampled:
                 self._accept(lane, sequence, tokens[index], index, emit, ended, now)
             elif pooled and sequence.computed == known:
@@ -395,19 +393,6 @@ class Scheduler:
         lane.requeue(sequence)
         self._rows.arrived(lane, sequence, now)
         self._board.refresh(lane)
-
-
-def _no_logits(sequence: Sequence) -> MuxdError:
-    if sequence.request.sampling.bounded:
-        return ConstraintFailed(
-            f"no token may follow the first {sequence.generated} of {sequence.request.id}: what its answer "
-            "is held to (response_format, structured_outputs, allowed_token_ids, bad_words) leaves none, or "
-            "costs too much; make it simpler or wider"
-        )
-    return NoFiniteLogits(
-        f"the model produced no finite logits for token {len(sequence.tokens)} of {sequence.request.id}: an "
-        "overflow, damaged weights, or penalties and bans that leave no token; the request ends here"
-    )
 
 
 def _check_policy(name: str) -> None:
