@@ -81,6 +81,10 @@ class Model(Head, Protocol):
         """tokens, positions int32 or int64 [n] -> the last layer's output [n, hidden]."""
         ...
 
+    def output(self, hidden: Tensor) -> Tensor:
+        """[m, hidden], any rows of ``hidden``'s result, as they are pooled: after the last norm."""
+        ...
+
 
 class Rotary:
     """Angles for a batch's positions, computed once and used by all its layers."""

@@ -6,7 +6,7 @@ import time
 from muxd.api.generate import Job
 from muxd.api.prompts import check_count
 from muxd.api.sampling import ending_ids, for_choice, sampling_of, stop_strings
-from muxd.api.schemas import Generation
+from muxd.api.schemas import Asked
 from muxd.api.serving import ServedModel
 from muxd.api.shapes import Answer, Kind
 from muxd.engine.request import Request
@@ -15,7 +15,7 @@ from muxd.errors import BadRequest
 
 def make_job(
     kind: Kind,
-    body: Generation,
+    body: Asked,
     model: ServedModel,
     prompts: list[tuple[list[int], str]],
     budgets: list[int],
@@ -40,13 +40,15 @@ def make_job(
         prompt_tokens=sum(len(ids) for ids, _ in prompts),
         stream=bool(body.stream),
         token_ids=bool(body.return_token_ids),
+        echo_scores=body.echo_scores,
+        prompt_scores=-1 if body.prompt_logprobs is None else body.prompt_logprobs,
         include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
     )
 
 
 def _requests(
     answer: Answer,
-    body: Generation,
+    body: Asked,
     model: ServedModel,
     prompts: list[tuple[list[int], str]],
     budgets: list[int],

@@ -5,8 +5,9 @@ stream to notice. They go to a text process as they came, and so does everything
 render.
 """
 
+import contextlib
 import re
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -20,7 +21,9 @@ from muxd.api.serving import ServedModel, Serving
 from muxd.api.turns import in_turns
 from muxd.errors import BadRequest, ModelNotReady, MuxdError
 from muxd.text.library import Here
-from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, unpacked
+from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, Stage, unpacked
+
+T = TypeVar("T")
 
 _INLINE = 640  # bytes of a body whose text is tokenised here: at worst 2 ms
 _PEEK = 64 << 10  # bytes of a body that is skimmed here for the model's name: at worst 1 ms
@@ -31,8 +34,16 @@ class _Named(msgspec.Struct):
     model: str | None = None
 
 
+class _Slow(Exception):
+    """A short body asks for what may take long all the same."""
+
+
+def _here(stage: Stage) -> None:
+    if stage == "constraint":
+        raise _Slow
+
+
 _named = msgspec.json.Decoder(_Named)
-_asked = msgspec.msgpack.Decoder(Asked)
 
 
 async def read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
@@ -43,26 +54,40 @@ async def read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
     if packing or len(data) > _PEEK:
         return await _read_long(request, kind, data, packing)
     name = decode(data, _named).model
-    if name is None and kind in ("chat", "text"):
+    if name is None and kind not in ("tokenize", "detokenize"):
         raise BadRequest("model is required", param="model")
     model = find_model(serving, name or _only(serving))
     trace(request).model = model.name
     tokenizer = tokenizer_of(model)
     work = Prepare(kind, data, "", context(request).max_body, {model.name: model.view}, model.name)
     if kind != "chat" and len(data) <= _INLINE and b'"messages"' not in data:
-        return model, prepare(work, Here(tokenizer), lambda stage: None)
+        with contextlib.suppress(_Slow):
+            return model, prepare(work, Here(tokenizer), _here)
     return model, await context(request).texts.run(work, model.name, len(data))
 
 
 async def asked(
     request: web.Request, kind: Literal["chat", "text"]
 ) -> tuple[ServedModel, Asked, list[tuple[list[int], str]]]:
-    """The model, what is asked of it, and the ids of each prompt with the text to echo."""
+    """As ``texts_of``, of a model that generates."""
+    model, body, prompts = await texts_of(request, kind, Asked)
+    if not model.generates:
+        raise BadRequest(
+            f"The model {model.name!r} only embeds texts: use /v1/embeddings, /v1/rerank or /v1/score",
+            param="model",
+        )
+    return model, body, prompts
+
+
+async def texts_of(
+    request: web.Request, kind: Kind, body: type[T]
+) -> tuple[ServedModel, T, list[tuple[list[int], str]]]:
+    """The model, what is asked of it, and the ids of each prompt with the text to show for it."""
     model, result = await read(request, kind)
     assert isinstance(result, Prepared)
     packed = in_turns(zip(result.prompts, result.echoes, strict=True))
     prompts = [(unpacked(ids), echo) async for ids, echo in packed]
-    return model, _asked.decode(result.asked), prompts
+    return model, msgspec.msgpack.decode(result.asked, type=body), prompts
 
 
 async def _read_long(

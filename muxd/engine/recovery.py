@@ -13,7 +13,7 @@ from muxd.engine.flight import Flight
 from muxd.engine.lane import Lane
 from muxd.engine.rows import RowKeeper
 from muxd.engine.sequence import Phase, Sequence
-from muxd.errors import MuxdError, RequestKillsWorker
+from muxd.errors import ConstraintFailed, MuxdError, NoFiniteLogits, RequestKillsWorker
 
 
 class Recovery:
@@ -102,4 +102,18 @@ def _verdict(sequence: Sequence, error: MuxdError) -> MuxdError:
     return RequestKillsWorker(
         f"the request {sequence.request.id} was running when its worker was lost, and running alone when the "
         f"next one was ({error.message}): it is not tried again"
+    )
+
+
+def no_token(sequence: Sequence) -> MuxdError:
+    """Why its step picked none."""
+    if sequence.request.sampling.bounded:
+        return ConstraintFailed(
+            f"no token may follow the first {sequence.generated} of {sequence.request.id}: what its answer "
+            "is held to (response_format, structured_outputs, allowed_token_ids, bad_words) leaves none, or "
+            "costs too much; make it simpler or wider"
+        )
+    return NoFiniteLogits(
+        f"the model produced no finite logits for token {len(sequence.tokens)} of {sequence.request.id}: an "
+        "overflow, damaged weights, or penalties and bans that leave no token; the request ends here"
     )

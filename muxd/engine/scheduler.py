@@ -38,13 +38,19 @@ from muxd.engine.lane import Lane, LaneSpec
 from muxd.engine.memory import Memory, Terms
 from muxd.engine.patience import Patience
 from muxd.engine.policies import POLICIES, Policy
-from muxd.engine.recovery import Recovery
+from muxd.engine.recovery import Recovery, no_token
 from muxd.engine.repeats import Foreseen, Repeats
 from muxd.engine.rows import RowKeeper
 from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
-from muxd.errors import Busy, ConfigError, ContextTooLong, MuxdError, NoFiniteLogits, QueueFull
+from muxd.errors import (
+    Busy,
+    ConfigError,
+    ContextTooLong,
+    MuxdError,
+    QueueFull,
+)
 from muxd.messages import NO_TOKEN
 from muxd.pool.ledger import Ledger
 
@@ -274,16 +280,20 @@ class Scheduler:
             # What is computed behind a sequence's end is nobody's.
             known = len(sequence.tokens)
             sequence.computed = min(sequence.computed + computed, known)
-            sampled = sequence.computed == known
+            pooled = bool(sequence.request.pooling)
+            sampled = sequence.computed == known and not pooled
             if sequence.chain is not None:
                 self._rows.computed(lane, sequence)
             if sequence.closing:
                 if sequence.batch is None:
                     self._recovery.end(sequence)
             elif sampled and tokens[index] == NO_TOKEN:
-                self._recovery.fail(sequence, _no_logits(sequence))
+                self._recovery.fail(sequence, no_token(sequence))
             elif sampled:
                 self._accept(lane, sequence, tokens[index], index, emit, ended, now)
+            elif pooled and sequence.computed == known:
+                self._recovery.end(sequence)
+                ended.append(Ended(sequence, "stop"))
             index += sampled
         if emit.sequences:
             self._board.actions.append(emit)
@@ -383,13 +393,6 @@ class Scheduler:
         lane.requeue(sequence)
         self._rows.arrived(lane, sequence, now)
         self._board.refresh(lane)
-
-
-def _no_logits(sequence: Sequence) -> MuxdError:
-    return NoFiniteLogits(
-        f"the model produced no finite logits for token {len(sequence.tokens)} of {sequence.request.id}: an "
-        "overflow, damaged weights, or penalties and bans that leave no token; the request ends here"
-    )
 
 
 def _check_policy(name: str) -> None:

@@ -17,14 +17,16 @@ from muxd.config import ModelConfig, context
 from muxd.device.base import Region
 from muxd.engine.lane import Lane
 from muxd.engine.values import problem
-from muxd.errors import MuxdError
+from muxd.errors import ModelFolderError, MuxdError
 from muxd.fleet.state import Life, State
-from muxd.messages import dtype_of
+from muxd.messages import Pooling, dtype_of
 from muxd.models.generation import read_generation
 from muxd.models.packing import packing_for
+from muxd.models.pooling import read_pooling
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, plan
 from muxd.text.library import stamp
+from muxd.text.pieces import Kind
 from muxd.text.pool import TextPool
 from muxd.text.tokenizer import Tokenizer
 from muxd.text.work import Source, View
@@ -58,13 +60,20 @@ class Opened:
         self.folder = folder
         spec = read_spec(folder)
         dtype = dtype_of(config.dtype)
-        packing = packing_for(config.weights, config.cpu_step, dtype, gpu=gpu)
+        self.pooling = _pooling(config, folder, encoder=spec.encoder)
+        # What embeds is computed by torch: the native step answers.
+        step = config.cpu_step if self.pooling == "" and not spec.headless else "torch"
+        packing = packing_for(config.weights, step, dtype, gpu=gpu)
         self.plan: WeightPlan = plan(folder, spec, dtype, gpu=gpu, packing=packing)
         self.spec: ModelSpec = structs.replace(spec, tied_embeddings=self.plan.tied)
         self.step: Literal["native", "torch", "gpu"] = (
             "gpu" if gpu else "native" if self.plan.packed else "torch"
         )
         self.tokenizer = Tokenizer.load(folder)
+        if self.tokenizer.pieces.kind is Kind.WORDS and not self.spec.headless:
+            raise ModelFolderError(
+                f"{folder / 'tokenizer.json'}: decoder WordPiece is not supported for a model that generates"
+            )
         override = str(Path(config.chat_template).expanduser()) if config.chat_template else ""
         self.source = Source(config.name, str(folder), override, stamp(folder))
         self.chat = False  # has a chat template, as far as it has been looked for
@@ -182,6 +191,14 @@ class Entry:
         return self.opened.eos if self.opened else frozenset()
 
     @property
+    def generates(self) -> bool:
+        return self.opened is None or not self.opened.spec.headless
+
+    @property
+    def pooling(self) -> Pooling:
+        return self.opened.pooling if self.opened else ""
+
+    @property
     def default_sampling(self) -> Mapping[str, Any]:
         return self.opened.default_sampling if self.opened else {}
 
@@ -215,6 +232,13 @@ class Entry:
         if self.changing == "asleep" and not self.error:
             return "in host memory" if self.shelved is not None else "on disk"
         return self.error or self.note or self.life.detail
+
+
+def _pooling(config: ModelConfig, folder: Path, *, encoder: bool) -> Pooling:
+    """As configured, else what the folder says; an encoder that says nothing gives the mean."""
+    if config.pooling != "auto":
+        return "" if config.pooling == "none" else config.pooling
+    return read_pooling(folder) or ("mean" if encoder else "")
 
 
 def _sampling_of(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from muxd.device.cpu import threads
 from muxd.kernels.native import BatchFields
 from muxd.messages import NewRows, Sampling, Setup
 from muxd.models.spec import ModelSpec
-from muxd.worker import sampler
+from muxd.worker import sampler, scoring
 from muxd.worker.host_step import Done
 from muxd.worker.native_model import NativeModel
 from muxd.worker.native_pool import NativePool
@@ -35,6 +35,7 @@ class NativeStep:
     def __init__(self, spec: ModelSpec, setup: Setup, pool: Tensor, weights: Tensor):
         self._spec, self._setup = spec, setup
         self.model = NativeModel(spec, setup, weights)
+        self._scorer = scoring.Scorer(self.model.logits, spec.vocab_size)
         self._pool = NativePool(spec, setup, pool, setup.max_rows)
         self.model.use(self._pool)
         self._use(100)
@@ -76,6 +77,8 @@ class NativeStep:
         pass
 
     def prefill(self, spans: Items[Span], ends: Items[int]) -> Done:
+        if any(scoring.asks(span) for span in spans):
+            return self._scored(spans, ends)
         counts = np.array([span.stop - span.start for span in spans], dtype=np.int32)
         parts = [np.array(span.sequence.history[span.start : span.stop], dtype=np.int32) for span in spans]
         picks = np.cumsum(counts, dtype=np.int32)[list(ends)] - 1
@@ -84,6 +87,20 @@ class NativeStep:
         return self._run(
             sequences, starts, counts, np.concatenate(parts), picks, [sequences[i] for i in ends]
         )
+
+    def _scored(self, spans: Items[Span], ends: Items[int]) -> Done:
+        """Every token's state is looked at; logits are made of a few at a time."""
+        counts = np.array([span.stop - span.start for span in spans], dtype=np.int32)
+        tokens = np.concatenate(
+            [np.array(span.sequence.history[span.start : span.stop], dtype=np.int32) for span in spans]
+        )
+        starts = np.array([span.start for span in spans], dtype=np.int32)
+        every = np.arange(len(tokens), dtype=np.int32)
+        states = self._run([span.sequence for span in spans], starts, counts, tokens, every, ()).hidden
+        lasts = torch.from_numpy(np.cumsum(counts)[list(ends)] - 1)
+        hidden, wanted = states[lasts], [spans[i].sequence for i in ends]
+        sampled = sampler.sample(self.model.logits(hidden), wanted) if wanted else ([], None)
+        return Done(hidden, sampled, tuple(self._scorer.score(spans, states)))
 
     def decode(self, sequences: Items[Sequence]) -> Done:
         count = len(sequences)
@@ -117,7 +134,7 @@ class NativeStep:
                 choice.data_ptr(),
             )
         )  # fmt: skip
-        if not len(picks):
+        if not wanted:
             return Done(hidden, ([], None))
         return Done(hidden, sampler.sample(logits, wanted, (best, choice)))
 

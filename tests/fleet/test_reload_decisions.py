@@ -26,13 +26,14 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "ttft_slo": (0.0, 1.0),
     "tpot_slo": (0.0, 1.0),
     "prefix_cache": (True, False),
+    "pooling": ("auto", "last"),
     "chat_template": ("", "/t"),
     "device": ("", "cpu:0"),
     "rate": (0.0, 2.0),
     "resident": ("demand", "always"),
 }
-IN_PLACE = {"quota": "quota", "share": "share", "device": "move", "rate": "note", "resident": "note", "ttft_slo": "note",
-            "tpot_slo": "note"}  # fmt: skip
+IN_PLACE = {"quota": "quota", "share": "share", "device": "move", "rate": "note", "resident": "note",
+            "ttft_slo": "note", "tpot_slo": "note"}  # fmt: skip
 OTHER_WORDS = {"scheduler.policy": "fcfs", "server.log_level": "error"}
 
 

@@ -132,7 +132,18 @@ OTHER: dict[str, Any] = {  # what the simulator would have read, of each setting
 }  # fmt: skip
 # Where a model is and what it reads there, or for plans and doors alone.
 AS_IT_STANDS = {"max_queue", "ttft_slo", "tpot_slo", "prefix_cache"}
-NO_MATTER = {"name", "path", "dtype", "weights", "cpu_step", "chat_template", "device", "rate", "resident"}
+NO_MATTER = {
+    "name",
+    "path",
+    "dtype",
+    "weights",
+    "cpu_step",
+    "pooling",
+    "chat_template",
+    "device",
+    "rate",
+    "resident",
+}
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ ORDINARY = frozenset(
         prefill prober profile progress prop publish quantile queue rate ready reap refusal replay report
         robin roofline rotary scheduler serve setup shape shutting slo slow sm spawn status task template
         tensor tokenize traffic unload unmap unmapped unserved unsplittable unusable upload vocabulary
-        wheel wire workload
+        wheel wire workload embedding rerank
         """,
     )
 )
