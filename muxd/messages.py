@@ -72,6 +72,19 @@ class Setup(Struct, frozen=True, tag="setup"):
     scratch: dict[Phases, int] = {}
 
 
+ConstraintKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+
+
+class Constraint(Struct, frozen=True, array_like=True):
+    """What the text of an answer must be: ``text`` is a JSON schema, a pattern, a JSON list of choices, or a
+    grammar (Lark or GBNF). The answer ends with one of ``ends``, where that text is complete and only there.
+    """
+
+    kind: ConstraintKind
+    text: str = ""
+    ends: tuple[int, ...] = ()
+
+
 class Sampling(Struct, frozen=True, array_like=True):
     """How to pick the next token. ``temperature`` 0 is greedy and exact. The filters leave the best token at
     least.
@@ -91,6 +104,20 @@ class Sampling(Struct, frozen=True, array_like=True):
     min_tokens: int = 0  # while fewer are generated, ``banned_first`` cannot be sampled
     banned_first: tuple[int, ...] = ()
     logprobs: int = -1  # -1: none; k >= 0: the chosen token's and the k best
+    bias: tuple[tuple[int, float], ...] = ()  # added to the logits of these tokens, before anything else
+    allowed: tuple[int, ...] = ()  # only these tokens; none: all
+    bad_words: tuple[tuple[int, ...], ...] = ()  # what no answer may contain, in tokens
+    constraint: Constraint | None = None
+
+    @property
+    def bounded(self) -> bool:
+        """Tokens are ruled out or preferred, beyond ``banned_first``."""
+        return bool(self.bias or self.allowed or self.bad_words or self.constraint)
+
+    @property
+    def reads_back(self) -> bool:
+        """Which tokens may come depends on the last one: a step is asked for when that is known."""
+        return self.constraint is not None or any(len(word) > 1 for word in self.bad_words)
 
     @property
     def greedy(self) -> bool:

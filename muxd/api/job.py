@@ -6,7 +6,7 @@ import time
 from muxd.api.generate import Job
 from muxd.api.prompts import check_count
 from muxd.api.sampling import ending_ids, for_choice, sampling_of, stop_strings
-from muxd.api.schemas import Generation
+from muxd.api.schemas import Asked
 from muxd.api.serving import ServedModel
 from muxd.api.shapes import Answer, Kind
 from muxd.engine.request import Request
@@ -15,7 +15,7 @@ from muxd.errors import BadRequest
 
 def make_job(
     kind: Kind,
-    body: Generation,
+    body: Asked,
     model: ServedModel,
     prompts: list[tuple[list[int], str]],
     budgets: list[int],
@@ -46,7 +46,7 @@ def make_job(
 
 def _requests(
     answer: Answer,
-    body: Generation,
+    body: Asked,
     model: ServedModel,
     prompts: list[tuple[list[int], str]],
     budgets: list[int],

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from muxd.api.constraint import banned_words, constraint_of
 from muxd.api.decoding import decode, unpack
 from muxd.api.prompts import At, chat_prompt, completion_prompts, encode, render_chat
 from muxd.api.refusals import refuse_unserved
@@ -17,6 +18,7 @@ from muxd.api.schemas import (
     CompletionRequest,
     DetokenizeRequest,
     Generation,
+    Held,
     TokenizeRequest,
     Unserved,
 )
@@ -66,7 +68,7 @@ def _chat(model: TextModel, body: ChatRequest, at: At) -> Prepared:
         add_generation_prompt=body.add_generation_prompt is not False,
     )
     scores = (body.top_logprobs or 0) if body.logprobs else -1
-    return Prepared(_asked(body, model, scores), [packed(ids)], [""])
+    return Prepared(_asked(body, model, scores, at), [packed(ids)], [""])
 
 
 def _completion(model: TextModel, body: CompletionRequest, at: At) -> Prepared:
@@ -79,12 +81,13 @@ def _completion(model: TextModel, body: CompletionRequest, at: At) -> Prepared:
     decode_ids = model.tokenizer.decode
     echoes = [(decode_ids(ids) if text is None else text) if body.echo else "" for ids, text in prompts]
     scores = -1 if body.logprobs is None else body.logprobs
-    return Prepared(_asked(body, model, scores), [packed(ids) for ids, _ in prompts], echoes)
+    return Prepared(_asked(body, model, scores, at), [packed(ids) for ids, _ in prompts], echoes)
 
 
-def _asked(body: Generation, model: TextModel, scores: int) -> msgspec.Raw:
+def _asked(body: Held, model: TextModel, scores: int, at: At) -> msgspec.Raw:
     kept = {name: getattr(body, name) for name in _KEPT if hasattr(body, name)}
-    return msgspec.Raw(_pack(Asked(**kept | {"model": model.name, "scores": scores})))
+    held = {"constraint": constraint_of(body, model, at), "banned": banned_words(body, model)}
+    return msgspec.Raw(_pack(Asked(**kept | held | {"model": model.name, "scores": scores})))
 
 
 def _tokens(model: TextModel, body: TokenizeRequest, at: At) -> dict[str, Any]:

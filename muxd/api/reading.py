@@ -5,6 +5,7 @@ stream to notice. They go to a text process as they came, and so does everything
 render.
 """
 
+import contextlib
 import re
 from typing import Literal
 
@@ -20,7 +21,7 @@ from muxd.api.serving import ServedModel, Serving
 from muxd.api.turns import in_turns
 from muxd.errors import BadRequest, ModelNotReady, MuxdError
 from muxd.text.library import Here
-from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, unpacked
+from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, Stage, unpacked
 
 _INLINE = 640  # bytes of a body whose text is tokenised here: at worst 2 ms
 _PEEK = 64 << 10  # bytes of a body that is skimmed here for the model's name: at worst 1 ms
@@ -29,6 +30,15 @@ _HINT = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"')
 
 class _Named(msgspec.Struct):
     model: str | None = None
+
+
+class _Slow(Exception):
+    """A short body asks for what may take long all the same."""
+
+
+def _here(stage: Stage) -> None:
+    if stage == "constraint":
+        raise _Slow
 
 
 _named = msgspec.json.Decoder(_Named)
@@ -50,7 +60,8 @@ async def read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
     tokenizer = tokenizer_of(model)
     work = Prepare(kind, data, "", context(request).max_body, {model.name: model.view}, model.name)
     if kind != "chat" and len(data) <= _INLINE and b'"messages"' not in data:
-        return model, prepare(work, Here(tokenizer), lambda stage: None)
+        with contextlib.suppress(_Slow):
+            return model, prepare(work, Here(tokenizer), _here)
     return model, await context(request).texts.run(work, model.name, len(data))
 
 

@@ -1,8 +1,7 @@
 """Fields that would change the answer and that muxd does not serve: refused by name, never ignored.
 
-Each has a test of the values at which it changes nothing (``tools: []``, ``response_format: {"type":
-"text"}``). The structs of ``muxd.api.schemas`` declare the fields; the generating endpoints call
-``refuse_unserved`` after decoding.
+Each has a test of the values at which it changes nothing (``tools: []``, ``best_of: 1``). The structs of
+``muxd.api.schemas`` declare the fields; the generating endpoints call ``refuse_unserved`` after decoding.
 """
 
 from collections.abc import Callable
@@ -23,8 +22,6 @@ def _no_choice(value: Any) -> bool:
 
 HARMLESS: dict[str, Callable[[Any], bool]] = {
     # OpenAI's
-    "logit_bias": _empty,
-    "response_format": lambda value: value == {"type": "text"},
     "tools": _empty,
     "tool_choice": _no_choice,
     "functions": _empty,
@@ -37,17 +34,10 @@ HARMLESS: dict[str, Callable[[Any], bool]] = {
     # vLLM's
     "use_beam_search": _empty,
     "length_penalty": lambda value: value == 1,
-    "bad_words": _empty,
-    "allowed_token_ids": _empty,
     "prompt_logprobs": lambda value: False,
     "truncate_prompt_tokens": lambda value: False,
     "include_stop_str_in_output": _empty,
     "skip_special_tokens": lambda value: value is True,
-    "structured_outputs": _empty,
-    "guided_json": lambda value: False,
-    "guided_regex": lambda value: False,
-    "guided_choice": lambda value: False,
-    "guided_grammar": lambda value: False,
     "documents": _empty,
     "chat_template": lambda value: False,
     "continue_final_message": _empty,
@@ -56,7 +46,6 @@ HARMLESS: dict[str, Callable[[Any], bool]] = {
 _HINTS = {
     "tools": 'send tool_choice "none" to have the tools left out',
     "functions": 'send function_call "none" to have the functions left out',
-    "response_format": 'only {"type": "text"} is served',
     "modalities": 'only ["text"] is served',
     "skip_special_tokens": "special tokens are always left out of the text",
     "chat_template": "the operator sets the template, with chat_template in the model's [[model]] table",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from muxd.engine.values import RANGES
+from muxd.messages import Constraint
 
 
 def _within(name: str) -> Meta:
@@ -24,6 +25,7 @@ Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
 Stops = Annotated[list[str], Meta(max_length=64)]  # OpenAI takes 4; agents and front ends send more
 
 
@@ -61,22 +63,13 @@ Messages = Annotated[list[dict[str, Any]], Meta(min_length=1)]
 class Unserved(Struct, kw_only=True):
     """Declared on both endpoints to be refused; most of these are vLLM's extensions."""
 
-    logit_bias: Any = None
-    response_format: Any = None
     best_of: Any = None
     use_beam_search: Any = None
     length_penalty: Any = None
-    bad_words: Any = None
-    allowed_token_ids: Any = None
     prompt_logprobs: Any = None
     truncate_prompt_tokens: Any = None
     include_stop_str_in_output: Any = None
     skip_special_tokens: Any = None
-    structured_outputs: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
 
 
 class Generation(Unserved, kw_only=True):
@@ -100,9 +93,25 @@ class Generation(Unserved, kw_only=True):
     presence_penalty: Annotated[float, _within("presence_penalty")] | None = None
     frequency_penalty: Annotated[float, _within("frequency_penalty")] | None = None
     repetition_penalty: Annotated[float, _within("repetition_penalty")] | None = None
+    logit_bias: Annotated[dict[str, Bias], Meta(max_length=1024)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
 
 
-class ChatRequest(Generation, kw_only=True):
+class Held(Generation, kw_only=True):
+    """What an answer is held to, as it was asked: ``muxd.api.constraint`` makes one thing of it."""
+
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    bad_words: (
+        Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=512)] | None
+    ) = None
+
+
+class ChatRequest(Held, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: Messages
@@ -128,10 +137,12 @@ class Asked(Generation, kw_only=True):
     """What is left of either once its text has become ids: the part that the daemon sees."""
 
     max_completion_tokens: Count | None = None
+    constraint: Constraint | None = None
+    banned: list[tuple[int, ...]] = []  # ``bad_words`` in tokens
     scores: int = -1  # as ``Sampling.logprobs``: -1 for none
 
 
-class CompletionRequest(Generation, kw_only=True):
+class CompletionRequest(Held, kw_only=True):
     """POST /v1/completions. ``prompt``: text, texts, token ids, or lists of token ids."""
 
     prompt: str | list[str | TokenId | list[TokenId]]

@@ -44,7 +44,15 @@ from muxd.engine.rows import RowKeeper
 from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
-from muxd.errors import Busy, ConfigError, ContextTooLong, MuxdError, NoFiniteLogits, QueueFull
+from muxd.errors import (
+    Busy,
+    ConfigError,
+    ConstraintFailed,
+    ContextTooLong,
+    MuxdError,
+    NoFiniteLogits,
+    QueueFull,
+)
 from muxd.messages import NO_TOKEN
 from muxd.pool.ledger import Ledger
 
@@ -386,6 +394,12 @@ class Scheduler:
 
 
 def _no_logits(sequence: Sequence) -> MuxdError:
+    if sequence.request.sampling.bounded:
+        return ConstraintFailed(
+            f"no token may follow the first {sequence.generated} of {sequence.request.id}: what its answer "
+            "is held to (response_format, structured_outputs, allowed_token_ids, bad_words) leaves none, or "
+            "costs too much; make it simpler or wider"
+        )
     return NoFiniteLogits(
         f"the model produced no finite logits for token {len(sequence.tokens)} of {sequence.request.id}: an "
         "overflow, damaged weights, or penalties and bans that leave no token; the request ends here"

@@ -15,7 +15,8 @@ from msgspec import Raw, Struct
 LENGTH = struct.Struct("<I")
 READY = b"r"  # a process's first byte
 Kind = Literal["chat", "text", "tokenize", "detokenize"]
-Stage = Literal["read", "template", "tokens"]  # the body, the chat template, the tokenizer
+# The body, the chat template, the tokenizer, the form that an answer is held to.
+Stage = Literal["read", "template", "tokens", "constraint"]
 
 
 class Source(Struct, frozen=True):

@@ -25,7 +25,17 @@ from muxd.worker.cuda_flight import CudaFlight
 from muxd.worker.cuda_graphs import Again, Arrays, CudaRecorder, DecodeGraphs, buckets_for, lines_of
 from muxd.worker.cuda_memory import Scratch
 from muxd.worker.cuda_parts import CudaWeights
-from muxd.worker.cuda_sampling import BANNED, MOST, CudaSampler, SamplingMode, asks, columns, mode_of, widest
+from muxd.worker.cuda_sampling import (
+    BANNED,
+    MOST,
+    CudaSampler,
+    SamplingMode,
+    asks,
+    bound,
+    columns,
+    mode_of,
+    widest,
+)
 from muxd.worker.cuda_state import PagedState
 from muxd.worker.cuda_streams import Streams
 from muxd.worker.cuda_upload import int32, upload
@@ -150,9 +160,11 @@ class CudaStep:
         self._state.lists.place(sequences)
         known = [s.cached + 1 for s in sequences]
         mode = mode_of(sequences, known)
-        # Neither log-probabilities nor long lists of banned tokens are recorded.
-        apart = any(map(asks, sequences)) or (
-            mode > SamplingMode.GREEDY and widest(sequences, known) > BANNED
+        # Neither log-probabilities nor masks nor long lists of banned tokens are recorded.
+        apart = (
+            any(map(asks, sequences))
+            or any(map(bound, sequences))
+            or (mode > SamplingMode.GREEDY and widest(sequences, known) > BANNED)
         )
         hidden = self._step(sequences, known, SamplingMode.GREEDY if apart else mode)
         if apart:
@@ -197,7 +209,8 @@ class CudaStep:
         """Logits only for the tokens that sample, each operation launched by itself."""
         logits, mode = self.model.logits(hidden), mode_of(sequences, known)
         told = [] if mode is SamplingMode.GREEDY else columns(sequences, known, len(sequences))
-        picked = self._sampler.pick(mode, logits, upload(self.device, *told) if told else [], out)
+        kept = self._sampler.bounded(logits, sequences) if any(map(bound, sequences)) else logits
+        picked = self._sampler.pick(mode, kept, upload(self.device, *told) if told else [], out)
         asked = any(map(asks, sequences))
         logprobs = self._sampler.logprobs(logits, picked, sequences) if asked else None
         return self._flown(CudaFlight(hidden, picked, logprobs))

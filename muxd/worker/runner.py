@@ -17,6 +17,7 @@ from torch import Tensor
 
 from muxd.messages import NO_TOKEN, BatchDone, Chunk, Decode, Joined, NewRows, Prefill, Sampling, Setup
 from muxd.models.spec import ModelSpec, read_spec
+from muxd.worker.bounds import Bounds
 from muxd.worker.cuda_step import CudaStep
 from muxd.worker.host_step import HostStep
 from muxd.worker.sequence import Sequence, Span
@@ -68,6 +69,7 @@ class Runner:
         self._tokens = self._step.tokens  # of a row; asked for with every token
         self.ahead = self._step.ahead
         self._sequences: dict[int, Sequence] = {}
+        self._bounds = Bounds(Path(setup.folder), self._spec.vocab_size)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -161,14 +163,16 @@ class Runner:
                 f"sequence {chunk.seq}: begins at {chunk.start} with {len(known)} known tokens; "
                 f"both must be the same multiple of {self._tokens}"
             )
-        return Sequence(chunk.sampling, chunk.prompt_tokens, history=known, cached=chunk.start)
+        bound = self._bounds.of(chunk.sampling)
+        return Sequence(chunk.sampling, chunk.prompt_tokens, history=known, cached=chunk.start, bound=bound)
 
     def _join(self, one: Joined) -> None:
         """Another worker has prefilled it. Raises ValueError for rows that were never named here."""
         rows: list[int] = np.frombuffer(one.rows, dtype="<i4").tolist()
         tokens: list[int] = np.frombuffer(one.tokens, dtype="<i4").tolist()
         self._step.take(rows, len(rows))
-        sequence = Sequence(one.sampling, one.prompt_tokens, rows, tokens, len(tokens) - 1)
+        bound = self._bounds.of(one.sampling)
+        sequence = Sequence(one.sampling, one.prompt_tokens, rows, tokens, len(tokens) - 1, bound)
         self._sequences[one.seq] = sequence
         self._step.join(sequence)
 

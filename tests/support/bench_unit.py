@@ -38,6 +38,7 @@ from support.bench_worker import Spec, Worker
 from support.lanes import lane_spec
 
 EOS = 1
+_GREEDY = Sampling(temperature=0.0)
 
 MOST_PREFILLS = {"mux": 2, "spatial": 1000}  # at once; of other policies one
 
@@ -176,11 +177,11 @@ class BenchUnit:
         eos: frozenset[int] = frozenset(),
         *,
         same: int = 0,
+        sampling: Sampling = _GREEDY,
     ) -> Sequence:
         """The first ``same`` tokens are those of every such prompt, the rest is its own."""
-        greedy = Sampling(temperature=0.0)
         tokens = [7] * min(same, prompt) + [1000 + len(self.all)] * (prompt - min(same, prompt))
-        request = Request(f"r{len(self.all)}", model, tokens, max_tokens, greedy, eos)
+        request = Request(f"r{len(self.all)}", model, tokens, max_tokens, sampling, eos)
         sequence = Sequence(len(self.all), request, self.now)
         self.all.append(sequence)
         self.handle(Arrived(sequence))
