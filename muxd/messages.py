@@ -108,6 +108,7 @@ class Sampling(Struct, frozen=True, array_like=True):
     allowed: tuple[int, ...] = ()  # only these tokens; none: all
     bad_words: tuple[tuple[int, ...], ...] = ()  # what no answer may contain, in tokens
     constraint: Constraint | None = None
+    prompt_logprobs: int = -1  # as ``logprobs``, of the prompt's own tokens
 
     @property
     def bounded(self) -> bool:
@@ -230,6 +231,16 @@ class TokenLogprob(Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]
 
 
+class PromptScores(Struct, frozen=True, array_like=True):
+    """Of the command's chunk of that index, the prompt's tokens at positions ``first`` and after: what each
+    had for a log-probability where it stands, and how many tokens had more, plus one."""
+
+    chunk: int
+    first: int
+    scores: list[TokenLogprob]
+    ranks: list[int]
+
+
 class BatchDone(Struct, frozen=True, tag="done"):
     """One token per decoded sequence, or per chunk with ``last``, in the command's order.
 
@@ -240,6 +251,7 @@ class BatchDone(Struct, frozen=True, tag="done"):
     tokens: list[int]
     seconds: float
     logprobs: dict[int, TokenLogprob] | None = None  # index in ``tokens`` -> logprob, where asked for
+    prompt_scores: list[PromptScores] = []
 
 
 class BatchFailed(Struct, frozen=True, tag="failed"):

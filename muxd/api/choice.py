@@ -12,6 +12,8 @@ from muxd.text.detokenize import Detokenizer
 from muxd.text.stop import StopStrings
 
 Scored = tuple[int, TokenLogprob]  # a token and its log-probability
+# A token of a prompt, its log-probability, and how many had more, plus one; the first has none.
+PromptScored = tuple[int, TokenLogprob | None, int]
 
 
 class Piece(Struct):
@@ -36,6 +38,12 @@ class Choice:
         self._min_tokens = request.sampling.min_tokens
         self._eos = request.eos
         self._count = 0
+        self._prompt = request.prompt
+
+    def prompt_scores(self) -> list[PromptScored]:
+        """Once there is a delta."""
+        known = self.stream.prompt_scores
+        return [(token, *known.get(at, (None, 0))) for at, token in enumerate(self._prompt)]
 
     def take(self, delta: Delta) -> Piece:
         """The delta's tokens as text."""

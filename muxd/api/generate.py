@@ -13,9 +13,9 @@ from aiohttp import web
 from muxd.api import errors
 from muxd.api.choice import Choice, Piece
 from muxd.api.context import context, tokenizer_of, trace
-from muxd.api.logprobs import chat_logprobs, text_logprobs
+from muxd.api.logprobs import chat_logprobs, echoed_logprobs, text_logprobs
 from muxd.api.serving import ServedModel
-from muxd.api.shapes import Answer, Usage, Whole, usage_object, whole_answer
+from muxd.api.shapes import Answer, Shown, Usage, Whole, usage_object, whole_answer
 from muxd.api.sse import DONE, EventStream, Frames, usage_frame
 from muxd.api.trace import Trace
 from muxd.api.turns import in_turns
@@ -40,6 +40,8 @@ class Job:
     stream: bool
     include_usage: bool
     token_ids: bool  # show them beside the text
+    echo_scores: bool = False  # the prompt's log-probabilities before the answer's
+    prompt_scores: int = -1  # show so many of them for each of the prompt's tokens; -1: none
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ async def _whole(reader: _Reader, choices: list[Choice]) -> web.Response:
         for choice, echo in _with_echo(reader, choices)
     ]
     await _together([_collect(reader, choice, wholes[choice.index]) for choice in choices])
-    body = whole_answer(reader.job.answer, wholes, reader.usage(choices), reader.tokenizer)
+    shown = Shown(reader.job.echo_scores, reader.job.prompt_scores)
+    body = whole_answer(reader.job.answer, wholes, reader.usage(choices), reader.tokenizer, shown)
     return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
 
@@ -123,6 +126,8 @@ async def _collect(reader: _Reader, choice: Choice, whole: Whole) -> None:
             whole.token_ids += piece.tokens
         if piece.finish:
             whole.text, whole.finish = "".join(texts), piece.finish
+            if reader.job.echo_scores or reader.job.prompt_scores >= 0:
+                whole.prompt = choice.prompt_scores()
             return
     raise _unfinished()
 
@@ -160,9 +165,13 @@ async def _send_last(out: EventStream, data: bytes) -> None:
 async def _pump(reader: _Reader, choice: Choice, echo: str, out: EventStream) -> None:
     """Each wake-up's tokens as one frame, in one write."""
     frames = Frames(reader.job.answer, choice.index, include_usage=reader.job.include_usage)
-    data = frames.opening() + (frames.piece(echo, None) if echo else b"")
+    scored_echo = reader.job.echo_scores
+    data = frames.opening() + (frames.piece(echo, None) if echo and not scored_echo else b"")
     offset = len(echo)
     async for delta in choice.stream:
+        if scored_echo:  # they are there with the first token
+            scored_echo, scored = False, choice.prompt_scores()
+            data += frames.piece(echo, echoed_logprobs(scored, reader.tokenizer))
         piece = choice.take(delta)
         reader.take(choice, piece)
         shown = piece.tokens if reader.job.token_ids else None

@@ -40,6 +40,8 @@ def make_job(
         prompt_tokens=sum(len(ids) for ids, _ in prompts),
         stream=bool(body.stream),
         token_ids=bool(body.return_token_ids),
+        echo_scores=body.echo_scores,
+        prompt_scores=-1 if body.prompt_logprobs is None else body.prompt_logprobs,
         include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
     )
 

@@ -72,20 +72,23 @@ def _chat(model: TextModel, body: ChatRequest, at: At) -> Prepared:
 
 
 def _completion(model: TextModel, body: CompletionRequest, at: At) -> Prepared:
-    if body.echo and body.logprobs is not None:
-        raise BadRequest(
-            "echo together with logprobs needs the prompt's log-probabilities, which are not served",
-            param="logprobs",
-        )
     prompts = completion_prompts(model, body, at)
     decode_ids = model.tokenizer.decode
     echoes = [(decode_ids(ids) if text is None else text) if body.echo else "" for ids, text in prompts]
     scores = -1 if body.logprobs is None else body.logprobs
-    return Prepared(_asked(body, model, scores, at), [packed(ids) for ids, _ in prompts], echoes)
+    return Prepared(
+        _asked(body, model, scores, at, echo=bool(body.echo)), [packed(ids) for ids, _ in prompts], echoes
+    )
 
 
-def _asked(body: Held, model: TextModel, scores: int, at: At) -> msgspec.Raw:
+def _asked(body: Held, model: TextModel, scores: int, at: At, *, echo: bool = False) -> msgspec.Raw:
+    """Raises BadRequest naming the field for what a streamed answer has no place for."""
+    if body.prompt_logprobs is not None and body.stream:
+        raise BadRequest("prompt_logprobs: no streamed answer has a place for them", param="prompt_logprobs")
     kept = {name: getattr(body, name) for name in _KEPT if hasattr(body, name)}
+    echo_scores = echo and scores >= 0
+    prompt = max(scores if echo_scores else -1, -1 if body.prompt_logprobs is None else body.prompt_logprobs)
+    kept |= {"prompt_scores": prompt, "echo_scores": echo_scores}
     held = {"constraint": constraint_of(body, model, at), "banned": banned_words(body, model)}
     return msgspec.Raw(_pack(Asked(**kept | held | {"model": model.name, "scores": scores})))
 

@@ -34,7 +34,6 @@ HARMLESS: dict[str, Callable[[Any], bool]] = {
     # vLLM's
     "use_beam_search": _empty,
     "length_penalty": lambda value: value == 1,
-    "prompt_logprobs": lambda value: False,
     "truncate_prompt_tokens": lambda value: False,
     "include_stop_str_in_output": _empty,
     "skip_special_tokens": lambda value: value is True,

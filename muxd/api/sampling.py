@@ -18,6 +18,7 @@ from muxd.text.stop import StopStrings
 
 _SEED_MASK = 2**63 - 1  # seeds travel as int64
 _NO_SEED = -1
+UNLIMITED = -1  # tokens
 _COMPLETE = "an answer held to a form (response_format, structured_outputs) ends when that is complete"
 
 
@@ -50,6 +51,7 @@ def sampling_of(body: Asked, model: ServedModel, logprobs: int) -> Sampling:
         allowed=_allowed(body, model),
         bad_words=tuple(body.banned),
         constraint=_held_to(body, model),
+        prompt_logprobs=body.prompt_scores,
     )
 
 
@@ -141,14 +143,14 @@ def stop_strings(body: Generation) -> list[str]:
 
 
 def token_budget(model: ServedModel, prompt: int, asked: int | None, default: int | None, param: str) -> int:
-    """How many tokens may be generated after ``prompt`` tokens.
+    """How many tokens may be generated after ``prompt`` tokens; all that fit for ``UNLIMITED``.
 
     ``default`` (None: all that fits) is clamped to the context; what was ``asked`` for is not: raises
     ContextTooLong naming ``param`` when it cannot fit.
     """
     room = model.max_context - prompt
-    if asked is None:
-        return min(room, default or room)
+    if asked is None or asked == UNLIMITED:
+        return room if asked == UNLIMITED else min(room, default or room)
     if asked > room:
         raise ContextTooLong(
             f"This model's maximum context length is {model.max_context} tokens. The prompt has {prompt} and "

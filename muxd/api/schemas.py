@@ -21,7 +21,7 @@ def _within(name: str) -> Meta:
     return Meta(gt=least, le=most) if above else Meta(ge=least, le=most)
 
 
-Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Budget = Annotated[int, Meta(ge=-1, le=2**31 - 1)]  # -1, as llama.cpp has it: all that fits
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -66,7 +66,6 @@ class Unserved(Struct, kw_only=True):
     best_of: Any = None
     use_beam_search: Any = None
     length_penalty: Any = None
-    prompt_logprobs: Any = None
     truncate_prompt_tokens: Any = None
     include_stop_str_in_output: Any = None
     skip_special_tokens: Any = None
@@ -83,7 +82,7 @@ class Generation(Unserved, kw_only=True):
     seed: Seed | None = None  # -1, as vLLM and llama.cpp have it: none
     stop: str | Stops | None = None
     stop_token_ids: list[TokenId] | None = None
-    max_tokens: Count | None = None
+    max_tokens: Budget | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     ignore_eos: bool | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
@@ -94,6 +93,7 @@ class Generation(Unserved, kw_only=True):
     frequency_penalty: Annotated[float, _within("frequency_penalty")] | None = None
     repetition_penalty: Annotated[float, _within("repetition_penalty")] | None = None
     logit_bias: Annotated[dict[str, Bias], Meta(max_length=1024)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # vLLM's
     allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
 
 
@@ -115,7 +115,7 @@ class ChatRequest(Held, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: Messages
-    max_completion_tokens: Count | None = None  # wins over max_tokens
+    max_completion_tokens: Budget | None = None  # wins over max_tokens
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -136,10 +136,12 @@ class ChatRequest(Held, kw_only=True):
 class Asked(Generation, kw_only=True):
     """What is left of either once its text has become ids: the part that the daemon sees."""
 
-    max_completion_tokens: Count | None = None
+    max_completion_tokens: Budget | None = None
     constraint: Constraint | None = None
     banned: list[tuple[int, ...]] = []  # ``bad_words`` in tokens
     scores: int = -1  # as ``Sampling.logprobs``: -1 for none
+    prompt_scores: int = -1  # as ``Sampling.prompt_logprobs``
+    echo_scores: bool = False  # they stand before the answer's
 
 
 class CompletionRequest(Held, kw_only=True):

@@ -1,11 +1,11 @@
 """What is the same in every answer to one request, and the two whole (not streamed) answers."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
 
-from muxd.api.choice import Scored
-from muxd.api.logprobs import chat_logprobs, text_logprobs
+from muxd.api.choice import PromptScored, Scored
+from muxd.api.logprobs import chat_logprobs, echoed_logprobs, joined, prompt_logprobs, text_logprobs
 from muxd.text.tokenizer import Tokenizer
 
 Kind = Literal["chat", "text"]
@@ -30,18 +30,32 @@ class Whole(Struct):
     finish: str
     echoed: int  # characters of ``text`` that are the prompt
     token_ids: list[int] | None  # of the answer, where asked for
+    prompt: list[PromptScored] | None = None  # where any of it is shown
 
 
-def whole_answer(answer: Answer, choices: list[Whole], usage: Usage, tokenizer: Tokenizer) -> dict[str, Any]:
+class Shown(NamedTuple):
+    """What of a prompt's log-probabilities: before the answer's, and so many of each token (-1: none)."""
+
+    echo: bool
+    prompt: int
+
+
+def whole_answer(
+    answer: Answer, choices: list[Whole], usage: Usage, tokenizer: Tokenizer, shown: Shown
+) -> dict[str, Any]:
     """``chat.completion`` or ``text_completion``, every required key present."""
     chat = answer.kind == "chat"
-    make = _chat_choice if chat else _text_choice
-    return {
+    made = [
+        _chat_choice(choice, tokenizer) if chat else _text_choice(choice, tokenizer, shown)
+        for choice in choices
+    ]
+    more = _prompt(choices[0], tokenizer, shown) if chat else {}
+    return more | {
         "id": answer.id,
         "object": "chat.completion" if chat else "text_completion",
         "created": answer.created,
         "model": answer.model,
-        "choices": [make(choice, tokenizer) for choice in choices],
+        "choices": made,
         "usage": usage,
     }
 
@@ -65,14 +79,28 @@ def _chat_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _text_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
+def _text_choice(choice: Whole, tokenizer: Tokenizer, shown: Shown) -> dict[str, Any]:
     logprobs = text_logprobs(choice.scored, tokenizer, choice.echoed) if choice.scored else None
-    return _token_ids(choice) | {
-        "index": choice.index,
-        "text": choice.text,
-        "logprobs": logprobs,
-        "finish_reason": choice.finish,
-    }
+    if shown.echo:
+        before = echoed_logprobs(choice.prompt or [], tokenizer)
+        logprobs = before if logprobs is None else joined(before, logprobs)
+    return (
+        _token_ids(choice)
+        | _prompt(choice, tokenizer, shown)
+        | {
+            "index": choice.index,
+            "text": choice.text,
+            "logprobs": logprobs,
+            "finish_reason": choice.finish,
+        }
+    )
+
+
+def _prompt(choice: Whole, tokenizer: Tokenizer, shown: Shown) -> dict[str, Any]:
+    """Beside the choice of a completion, and beside a chat's choices, which have one prompt."""
+    if shown.prompt < 0:
+        return {}
+    return {"prompt_logprobs": prompt_logprobs(choice.prompt or [], tokenizer, shown.prompt)}
 
 
 def _token_ids(choice: Whole) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class RowKeeper:
 
     def _keys(self, lane: Lane, sequence: Sequence) -> list[bytes]:
         """Names of the rows its prompt may find computed."""
-        if not lane.spec.config.prefix_cache:
+        if not lane.spec.config.prefix_cache or sequence.request.sampling.prompt_logprobs >= 0:
             return []
         if sequence.chain is None:
             sequence.chain = Chain(lane.spec.model, lane.spec.row_tokens)

@@ -111,6 +111,8 @@ class Sequence:
         The stopping token itself is not appended: it is not part of the answer.
         """
         request, tokens = self.request, self.tokens
+        if not request.max_tokens:
+            return "length"  # its prompt was all that was asked about
         if token in request.eos and self.generated >= request.sampling.min_tokens:
             return "stop"
         tokens.append(token)

@@ -147,6 +147,10 @@ class Unit:
         self.journal.mark("device fault", self._clock.now(), model, device)
 
     def batch_done(self, model: str, reply: BatchReply) -> None:
+        flight = self._scheduler.lanes[model].flight(reply.batch)
+        for scored in reply.prompt_scores if flight is not None else ():
+            if stream := self._streams.get(flight.sequences[scored.chunk].id):
+                stream.score(scored)
         self._handle(BatchDone(model, reply.batch, reply.tokens, reply.seconds), reply.logprobs)
 
     @property

@@ -26,8 +26,9 @@ LIMITS = LLParserLimits(
     max_grammar_size=20_000,
     verbose_errors=False,
 )
-# Flexible as JSON is, but with an end: a small model that has begun to write blanks would never stop.
-_BLANKS = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}", "lenient": False}
+# A space or two, or a new line and its indentation: a small model that may write blank lines never stops.
+_SPACE = r"\x20{1,2}|\x09|\x0D?\x0A[\x20\x09]{0,40}"
+_BLANKS = {"whitespace_flexible": True, "whitespace_pattern": _SPACE, "lenient": False}
 # Text that must come is left to the model's own choice of tokens, as text is that may.
 _HEAD = '%llguidance {"no_forcing": true}\n'
 

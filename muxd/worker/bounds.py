@@ -131,7 +131,7 @@ class _Words:
         self.eos_token_id = min((token for token in tokenizer.eos if token < size), default=0)
         self.bos_token_id = tokenizer.bos
         self.tokens = [tokenizer.token_bytes(token) for token in range(size)]
-        self.special_token_ids = [token for token in range(size) if tokenizer.pieces[token] is None]
+        self.special_token_ids = [token for token in tokenizer.special_ids if token < size]
 
     def __call__(self, text: str) -> list[int]:
         """For forced text, which nobody asks for: every token is the model's own choice."""

@@ -38,8 +38,9 @@ from muxd.worker.cuda_sampling import (
 )
 from muxd.worker.cuda_state import PagedState
 from muxd.worker.cuda_streams import Streams
-from muxd.worker.cuda_upload import int32, upload
+from muxd.worker.cuda_upload import int32, to_host, upload
 from muxd.worker.kept import kv_type
+from muxd.worker.scoring import Read, Scorer
 from muxd.worker.sequence import Sequence, Span
 
 _MANY = 300  # tokens of a prompt: kernels are chosen by size at 256
@@ -66,6 +67,7 @@ class CudaStep:
         self._streams = Streams(pool.device)
         self._scratch = Scratch(setup.model, pool.device, setup.scratch.get(setup.phases, 0))
         self.model = build(spec, CudaWeights(setup.tensors, weights, setup.max_context))
+        self._scorer = Scorer(self.model.logits, spec.vocab_size, to_host)
         row_tokens = spec.tokens_per_row(setup.block_bytes, self._kept.itemsize)
         width = min(setup.max_rows, -(-(setup.max_context + _AHEAD) // row_tokens) + 1)
         self._state = PagedState(spec, pool, setup.block_bytes, setup.max_rows, width, self._kept)
@@ -147,11 +149,13 @@ class CudaStep:
         )
         rows = lists.rows.index_select(0, lines)
         attend = PagedPrefill(self._spec, pool, rows, places, owners, begins, cached)
-        hidden = self.model.hidden(ids, places, attend).index_select(0, lasts)
+        every = self.model.hidden(ids, places, attend)
+        hidden, scored = every.index_select(0, lasts), self._scorer.score(spans, every)
         self._sampler.note(spans)
         if not ends:
-            return self._flown(CudaFlight(hidden, self._picked[:0]))
-        return self._sampled(hidden, [spans[i].sequence for i in ends], [spans[i].stop for i in ends])
+            return self._flown(CudaFlight(hidden, self._picked[:0], scored=scored))
+        sampling, known = [spans[i].sequence for i in ends], [spans[i].stop for i in ends]
+        return self._sampled(hidden, sampling, known, scored=scored)
 
     def decode(self, sequences: Items[Sequence]) -> CudaFlight:
         """Raises ValueError for more than ``MOST`` sequences, or a token that neither host nor device has."""
@@ -204,7 +208,12 @@ class CudaStep:
         return -1 - place
 
     def _sampled(
-        self, hidden: Tensor, sequences: Items[Sequence], known: list[int], out: Tensor | None = None
+        self,
+        hidden: Tensor,
+        sequences: Items[Sequence],
+        known: list[int],
+        out: Tensor | None = None,
+        scored: Items[Read] = (),
     ) -> CudaFlight:
         """Logits only for the tokens that sample, each operation launched by itself."""
         logits, mode = self.model.logits(hidden), mode_of(sequences, known)
@@ -213,7 +222,7 @@ class CudaStep:
         picked = self._sampler.pick(mode, kept, upload(self.device, *told) if told else [], out)
         asked = any(map(asks, sequences))
         logprobs = self._sampler.logprobs(logits, picked, sequences) if asked else None
-        return self._flown(CudaFlight(hidden, picked, logprobs))
+        return self._flown(CudaFlight(hidden, picked, logprobs, scored))
 
     def _decode(self, mode: int, tensors: list[Tensor], splits: int = 0) -> Tensor:
         """What is recorded: from a step's inputs to its tokens in ``_picked``; hidden [b, hidden]. ``splits``

@@ -47,7 +47,7 @@ class Batch:
             lost = tokens.count(NO_TOKEN)
             _log.warning("batch %d: %d of %d rows have no finite logits", self.number, lost, len(tokens))
         seconds = time.perf_counter() - max(self._begun, after)
-        return BatchDone(self.number, tokens, seconds, logprobs)
+        return BatchDone(self.number, tokens, seconds, logprobs, self._flight.prompt_scores())
 
 
 class Runner:
@@ -172,7 +172,7 @@ class Runner:
         tokens: list[int] = np.frombuffer(one.tokens, dtype="<i4").tolist()
         self._step.take(rows, len(rows))
         bound = self._bounds.of(one.sampling)
-        sequence = Sequence(one.sampling, one.prompt_tokens, rows, tokens, len(tokens) - 1, bound)
+        sequence = Sequence(one.sampling, one.prompt_tokens, rows, tokens, len(tokens) - 1, bound=bound)
         self._sequences[one.seq] = sequence
         self._step.join(sequence)
 
