@@ -45,6 +45,8 @@ def error_of(answer: Any) -> dict[str, Any]:
         ({"seed": 2**64}, "seed"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -5}, "max_tokens"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ({"max_tokens": 5, "max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
@@ -132,7 +134,7 @@ async def test_chat_field(
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"best_of": 1, "n": 2}, None),
-        ({"echo": True, "logprobs": 1}, "logprobs"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"logprobs": True}, "logprobs"),
     ],
 )
