@@ -21,6 +21,8 @@ _NAMED: dict[DtypeName, Dtype] = {
     "fp16": "float16", "half": "float16", "float16": "float16",
     "fp32": "float32", "float": "float32", "float32": "float32",
 }  # fmt: skip
+Pooling = Literal["", "last", "mean", "cls"]  # how hidden states become one vector: "" not at all
+PoolingName = Literal["auto", "none", "last", "mean", "cls"]  # what people write for it
 ITEM_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 KvDtype = Literal["auto", "fp8"]  # of K and V in the pool: the model's own, or float8_e4m3fn
 
@@ -150,6 +152,7 @@ class Chunk(Struct, frozen=True, array_like=True):
     prompt_tokens: int  # tokens at and after this position were generated (recomputed after preemption)
     first: bool = False  # the sequence begins (again) with this chunk; a chunk at 0 always begins one
     known: bytes = b""  # int32[start], on the first chunk: the tokens before it, for penalties
+    pooling: Pooling = ""  # with ``last`` a vector is made instead of a token
 
 
 class Prefill(Struct, frozen=True, tag="prefill"):
@@ -242,7 +245,7 @@ class PromptScores(Struct, frozen=True, array_like=True):
 
 
 class BatchDone(Struct, frozen=True, tag="done"):
-    """One token per decoded sequence, or per chunk with ``last``, in the command's order.
+    """One token per decoded sequence, or per chunk with ``last`` that is not pooled, in the command's order.
 
     NO_TOKEN where there was none: that sequence cannot go on, the others of the batch can.
     """
@@ -252,6 +255,7 @@ class BatchDone(Struct, frozen=True, tag="done"):
     seconds: float
     logprobs: dict[int, TokenLogprob] | None = None  # index in ``tokens`` -> logprob, where asked for
     prompt_scores: list[PromptScores] = []
+    vectors: list[tuple[int, bytes]] = []  # index of the command's chunk -> float32[hidden]
 
 
 class BatchFailed(Struct, frozen=True, tag="failed"):

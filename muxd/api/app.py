@@ -10,6 +10,7 @@ from muxd.api.chat import chat
 from muxd.api.completions import completions
 from muxd.api.context import CONTEXT, Context
 from muxd.api.door import door, sign
+from muxd.api.embeddings import embeddings, rerank, score
 from muxd.api.errors import Discreet
 from muxd.api.guests import GuestRunner, HttpLimits
 from muxd.api.metrics import HttpMetrics
@@ -46,6 +47,9 @@ def make_app(
             web.get("/v1/models/{id:.+}", models.get_model),
             web.post("/v1/chat/completions", chat),
             web.post("/v1/completions", completions),
+            web.post("/v1/embeddings", embeddings),
+            web.post("/v1/rerank", rerank),
+            web.post("/v1/score", score),
             web.post("/tokenize", tokenize),
             web.post("/detokenize", detokenize),
         ]

@@ -40,7 +40,7 @@ def constraint_of(body: Held, model: TextModel, at: At) -> Constraint | None:
     if len(found) > 1:
         other = found[1][0]
         raise BadRequest(f"{other}: {param} is given, too, and an answer is held to one thing", param=other)
-    if model.tokenizer.pieces.kind is Kind.SPACED:
+    if model.tokenizer.pieces.kind in (Kind.SPACED, Kind.WORDS):
         raise BadRequest(
             f"{param}: the tokens of {model.name!r} are words with spaces between them, so that its answers "
             "cannot be held to a form; leave it out",

@@ -7,18 +7,24 @@ where they are (``muxd.api.reading``).
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from muxd.api.constraint import banned_words, constraint_of
 from muxd.api.decoding import decode, unpack
-from muxd.api.prompts import At, chat_prompt, completion_prompts, encode, render_chat
+from muxd.api.prompts import At, Prompts, chat_prompt, encode, prompts_of, render_chat
 from muxd.api.refusals import refuse_unserved
 from muxd.api.schemas import (
     Asked,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    Generation,
+    EmbeddingAsked,
+    EmbeddingRequest,
     Held,
+    RerankAsked,
+    RerankRequest,
+    ScoreAsked,
+    ScoreRequest,
     TokenizeRequest,
     Unserved,
 )
@@ -31,6 +37,9 @@ _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
     "text": msgspec.json.Decoder(CompletionRequest),
     "tokenize": msgspec.json.Decoder(TokenizeRequest),
     "detokenize": msgspec.json.Decoder(DetokenizeRequest),
+    "embed": msgspec.json.Decoder(EmbeddingRequest),
+    "rerank": msgspec.json.Decoder(RerankRequest),
+    "score": msgspec.json.Decoder(ScoreRequest),
 }
 _KEPT = [name for name in Asked.__struct_fields__ if name not in Unserved.__struct_fields__]
 _pack = msgspec.msgpack.Encoder().encode
@@ -39,8 +48,8 @@ _pack = msgspec.msgpack.Encoder().encode
 def prepare(work: Prepare, shelf: Shelf, at: At) -> Result:
     """Raises MuxdError for everything the client has to hear about."""
     body = decode(unpack(work.data, work.coding, work.most), _DECODERS[work.kind])
-    if isinstance(body, Generation):
-        refuse_unserved(body)
+    if not isinstance(body, TokenizeRequest | DetokenizeRequest):
+        refuse_unserved(body, served=("documents",) if isinstance(body, RerankRequest) else ())
     name = body.model or work.default
     view = work.views.get(name)
     if view is None:
@@ -51,6 +60,15 @@ def prepare(work: Prepare, shelf: Shelf, at: At) -> Result:
             return _chat(model, body, at)
         case CompletionRequest():
             return _completion(model, body, at)
+        case EmbeddingRequest():
+            asked = EmbeddingAsked(
+                model=name, encoding_format=body.encoding_format, dimensions=body.dimensions
+            )
+            return _texts(model, asked, body.input, "input", at)
+        case RerankRequest():
+            return _rerank(model, body, at)
+        case ScoreRequest():
+            return _score(model, body, at)
         case TokenizeRequest():
             return Answer(name, msgspec.json.encode(_tokens(model, body, at)))
     at("tokens")
@@ -72,13 +90,40 @@ def _chat(model: TextModel, body: ChatRequest, at: At) -> Prepared:
 
 
 def _completion(model: TextModel, body: CompletionRequest, at: At) -> Prepared:
-    prompts = completion_prompts(model, body, at)
+    prompts = prompts_of(model, body.prompt, body.n or 1, "prompt", at)
     decode_ids = model.tokenizer.decode
     echoes = [(decode_ids(ids) if text is None else text) if body.echo else "" for ids, text in prompts]
     scores = -1 if body.logprobs is None else body.logprobs
     return Prepared(
         _asked(body, model, scores, at, echo=bool(body.echo)), [packed(ids) for ids, _ in prompts], echoes
     )
+
+
+def _texts(model: TextModel, asked: Struct, given: Prompts, param: str, at: At) -> Prepared:
+    prompts = [packed(ids) for ids, _ in prompts_of(model, given, 1, param, at)]
+    return Prepared(msgspec.Raw(_pack(asked)), prompts, [""] * len(prompts))
+
+
+def _rerank(model: TextModel, body: RerankRequest, at: At) -> Prepared:
+    texts = [one if isinstance(one, str) else one.text for one in body.documents]
+    shown = body.return_documents is not False
+    query = prompts_of(model, [body.query], 1, "query", at)
+    documents = prompts_of(model, [*texts], 1, "documents", at)
+    asked = RerankAsked(model=model.name, top_n=body.top_n, return_documents=shown)
+    ids = [packed(ids) for ids, _ in [*query, *documents]]
+    return Prepared(msgspec.Raw(_pack(asked)), ids, ["", *(texts if shown else [""] * len(texts))])
+
+
+def _score(model: TextModel, body: ScoreRequest, at: At) -> Prepared:
+    first, then = ([side] if isinstance(side, str) else side for side in (body.text_1, body.text_2))
+    if len(first) not in (1, len(then)):
+        raise BadRequest(
+            f"text_1 has {len(first)} texts and text_2 {len(then)}: one against each, or pair by pair",
+            param="text_1",
+        )
+    prompts = [*prompts_of(model, [*first], 1, "text_1", at), *prompts_of(model, [*then], 1, "text_2", at)]
+    asked = ScoreAsked(model=model.name, first=len(first))
+    return Prepared(msgspec.Raw(_pack(asked)), [packed(ids) for ids, _ in prompts], [""] * len(prompts))
 
 
 def _asked(body: Held, model: TextModel, scores: int, at: At, *, echo: bool = False) -> msgspec.Raw:

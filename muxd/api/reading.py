@@ -7,7 +7,7 @@ render.
 
 import contextlib
 import re
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -22,6 +22,8 @@ from muxd.api.turns import in_turns
 from muxd.errors import BadRequest, ModelNotReady, MuxdError
 from muxd.text.library import Here
 from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, Stage, unpacked
+
+T = TypeVar("T")
 
 _INLINE = 640  # bytes of a body whose text is tokenised here: at worst 2 ms
 _PEEK = 64 << 10  # bytes of a body that is skimmed here for the model's name: at worst 1 ms
@@ -42,7 +44,6 @@ def _here(stage: Stage) -> None:
 
 
 _named = msgspec.json.Decoder(_Named)
-_asked = msgspec.msgpack.Decoder(Asked)
 
 
 async def read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
@@ -53,7 +54,7 @@ async def read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
     if packing or len(data) > _PEEK:
         return await _read_long(request, kind, data, packing)
     name = decode(data, _named).model
-    if name is None and kind in ("chat", "text"):
+    if name is None and kind not in ("tokenize", "detokenize"):
         raise BadRequest("model is required", param="model")
     model = find_model(serving, name or _only(serving))
     trace(request).model = model.name
@@ -68,12 +69,25 @@ async def read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
 async def asked(
     request: web.Request, kind: Literal["chat", "text"]
 ) -> tuple[ServedModel, Asked, list[tuple[list[int], str]]]:
-    """The model, what is asked of it, and the ids of each prompt with the text to echo."""
+    """As ``texts_of``, of a model that generates."""
+    model, body, prompts = await texts_of(request, kind, Asked)
+    if not model.generates:
+        raise BadRequest(
+            f"The model {model.name!r} only embeds texts: use /v1/embeddings, /v1/rerank or /v1/score",
+            param="model",
+        )
+    return model, body, prompts
+
+
+async def texts_of(
+    request: web.Request, kind: Kind, body: type[T]
+) -> tuple[ServedModel, T, list[tuple[list[int], str]]]:
+    """The model, what is asked of it, and the ids of each prompt with the text to show for it."""
     model, result = await read(request, kind)
     assert isinstance(result, Prepared)
     packed = in_turns(zip(result.prompts, result.echoes, strict=True))
     prompts = [(unpacked(ids), echo) async for ids, echo in packed]
-    return model, _asked.decode(result.asked), prompts
+    return model, msgspec.msgpack.decode(result.asked, type=body), prompts
 
 
 async def _read_long(

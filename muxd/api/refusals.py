@@ -4,7 +4,7 @@ Each has a test of the values at which it changes nothing (``tools: []``, ``best
 ``muxd.api.schemas`` declare the fields; the generating endpoints call ``refuse_unserved`` after decoding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from msgspec import Struct
@@ -53,9 +53,12 @@ _HINTS = {
 _SWITCHED_OFF_BY = {"tools": "tool_choice", "functions": "function_call"}
 
 
-def refuse_unserved(body: Struct) -> None:
-    """Raises BadRequest naming the first field of ``body`` that muxd would have to ignore."""
+def refuse_unserved(body: Struct, *, served: Collection[str] = ()) -> None:
+    """Raises BadRequest naming the first field of ``body`` that muxd would have to ignore. ``served``: names
+    that mean something else at its endpoint."""
     for name in body.__struct_fields__:
+        if name in served:
+            continue
         harmless = HARMLESS.get(name)
         value = getattr(body, name) if harmless else None
         if harmless is None or value is None or harmless(value) or _switched_off(body, name, value):

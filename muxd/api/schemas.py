@@ -172,3 +172,59 @@ class DetokenizeRequest(Struct, kw_only=True):
 
     model: str | None = None
     tokens: list[TokenId]
+
+
+Texts = Annotated[list[str], Meta(min_length=1)]
+
+
+class EmbeddingRequest(Struct, kw_only=True):
+    """POST /v1/embeddings. ``input``: text, texts, token ids, or lists of token ids."""
+
+    model: str
+    input: str | list[str | TokenId | list[TokenId]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    truncate_prompt_tokens: Any = None  # refused
+
+
+class Document(Struct):
+    text: str
+
+
+class RerankRequest(Struct, kw_only=True):
+    """POST /v1/rerank, as Cohere and Jina have it."""
+
+    model: str
+    query: str
+    documents: Annotated[list[str | Document], Meta(min_length=1)]
+    top_n: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    return_documents: bool | None = None
+    truncate_prompt_tokens: Any = None  # refused
+
+
+class ScoreRequest(Struct, kw_only=True):
+    """POST /v1/score, as vLLM has it."""
+
+    model: str
+    text_1: str | Texts
+    text_2: str | Texts
+    truncate_prompt_tokens: Any = None  # refused
+
+
+class EmbeddingAsked(Struct, kw_only=True):
+    """What is left of each of them once its texts have become ids."""
+
+    model: str
+    encoding_format: str | None = None
+    dimensions: int | None = None
+
+
+class RerankAsked(Struct, kw_only=True):
+    model: str
+    top_n: int | None = None
+    return_documents: bool = True
+
+
+class ScoreAsked(Struct, kw_only=True):
+    model: str
+    first: int  # texts of the first side

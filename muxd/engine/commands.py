@@ -22,6 +22,7 @@ def chunk_of(sequence: Sequence, budget: int, *, first: bool) -> Chunk:
         sampling=sequence.request.sampling if first or not sequence.computed else _TOLD,
         prompt_tokens=sequence.prompt_tokens,
         first=first,
+        pooling=sequence.request.pooling,
         known=pack(sequence.tokens[: sequence.computed]) if first and sequence.computed else b"",
     )
 

@@ -112,7 +112,9 @@ class RowKeeper:
 
     def _keys(self, lane: Lane, sequence: Sequence) -> list[bytes]:
         """Names of the rows its prompt may find computed."""
-        if not lane.spec.config.prefix_cache or sequence.request.sampling.prompt_logprobs >= 0:
+        request = sequence.request
+        anew = request.sampling.prompt_logprobs >= 0 or request.pooling in ("mean", "cls")
+        if anew or lane.spec.whole or not lane.spec.config.prefix_cache:
             return []
         if sequence.chain is None:
             sequence.chain = Chain(lane.spec.model, lane.spec.row_tokens)

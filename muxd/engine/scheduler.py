@@ -282,7 +282,8 @@ class Scheduler:
             # What is computed behind a sequence's end is nobody's.
             known = len(sequence.tokens)
             sequence.computed = min(sequence.computed + computed, known)
-            sampled = sequence.computed == known
+            pooled = bool(sequence.request.pooling)
+            sampled = sequence.computed == known and not pooled
             if sequence.chain is not None:
                 self._rows.computed(lane, sequence)
             if sequence.closing:
@@ -292,6 +293,9 @@ class Scheduler:
                 self._recovery.fail(sequence, _no_logits(sequence))
             elif sampled:
                 self._accept(lane, sequence, tokens[index], index, emit, ended, now)
+            elif pooled and sequence.computed == known:
+                self._recovery.end(sequence)
+                ended.append(Ended(sequence, "stop"))
             index += sampled
         if emit.sequences:
             self._board.actions.append(emit)

@@ -25,6 +25,7 @@ class TokenStream:
         self.cached_tokens = 0  # of the prompt, found computed when the sequence was admitted
         # By position of the prompt, where asked for: all of them are there before the first token is.
         self.prompt_scores: dict[int, tuple[TokenLogprob, int]] = {}
+        self.vector = b""  # float32, of a prompt that is embedded: there with the end
         self._on_close = on_close
         self._wake = asyncio.Event()
         self._tokens: list[int] = []

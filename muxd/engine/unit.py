@@ -34,6 +34,7 @@ from muxd.engine.actions import (
     WorkerReady,
 )
 from muxd.engine.journal import Journal, Tell
+from muxd.engine.flight import Flight
 from muxd.engine.lane import Lane, LaneSpec
 from muxd.engine.memory import Terms
 from muxd.engine.observer import Observer
@@ -148,10 +149,18 @@ class Unit:
 
     def batch_done(self, model: str, reply: BatchReply) -> None:
         flight = self._scheduler.lanes[model].flight(reply.batch)
-        for scored in reply.prompt_scores if flight is not None else ():
+        if flight is not None:
+            self._told(flight, reply)
+        self._handle(BatchDone(model, reply.batch, reply.tokens, reply.seconds), reply.logprobs)
+
+    def _told(self, flight: Flight, reply: BatchReply) -> None:
+        """What a batch says of prompts; before their readers hear of a token or an end."""
+        for scored in reply.prompt_scores:
             if stream := self._streams.get(flight.sequences[scored.chunk].id):
                 stream.score(scored)
-        self._handle(BatchDone(model, reply.batch, reply.tokens, reply.seconds), reply.logprobs)
+        for chunk, vector in reply.vectors:
+            if stream := self._streams.get(flight.sequences[chunk].id):
+                stream.vector = vector
 
     @property
     def idle(self) -> bool:

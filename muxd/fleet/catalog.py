@@ -18,8 +18,9 @@ from muxd.engine.lane import Lane
 from muxd.engine.values import problem
 from muxd.errors import MuxdError
 from muxd.fleet.state import Life, State
-from muxd.messages import dtype_of
+from muxd.messages import Pooling, dtype_of
 from muxd.models.generation import read_generation
+from muxd.models.pooling import read_pooling
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, plan
 from muxd.text.library import stamp
@@ -60,6 +61,7 @@ class Opened:
         self.source = Source(config.name, str(folder), override, stamp(folder))
         self.chat = False  # has a chat template, as far as it has been looked for
         self.longest = 0  # bytes of its longest token; 0: not known
+        self.pooling = _pooling(config, folder, encoder=self.spec.encoder)
         generation = read_generation(folder)
         self.eos = self._ends({*self.spec.eos_ids, *generation.eos_ids, *self.tokenizer.eos})
         self.default_sampling = _sampling_of(folder, generation.sampling)
@@ -160,6 +162,14 @@ class Entry:
         return self.opened.eos if self.opened else frozenset()
 
     @property
+    def generates(self) -> bool:
+        return self.opened is None or not self.opened.spec.headless
+
+    @property
+    def pooling(self) -> Pooling:
+        return self.opened.pooling if self.opened else ""
+
+    @property
     def default_sampling(self) -> Mapping[str, Any]:
         return self.opened.default_sampling if self.opened else {}
 
@@ -191,6 +201,13 @@ class Entry:
         if self.changing == "unloaded":
             return f"muxctl load {self.name} brings it back"
         return self.error or self.note or self.life.detail
+
+
+def _pooling(config: ModelConfig, folder: Path, *, encoder: bool) -> Pooling:
+    """As configured, else what the folder says; an encoder that says nothing gives the mean."""
+    if config.pooling != "auto":
+        return "" if config.pooling == "none" else config.pooling
+    return read_pooling(folder) or ("mean" if encoder else "")
 
 
 def _sampling_of(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from msgspec import Raw, Struct
 
 LENGTH = struct.Struct("<I")
 READY = b"r"  # a process's first byte
-Kind = Literal["chat", "text", "tokenize", "detokenize"]
+Kind = Literal["chat", "text", "tokenize", "detokenize", "embed", "rerank", "score"]
 # The body, the chat template, the tokenizer, the form that an answer is held to.
 Stage = Literal["read", "template", "tokens", "constraint"]
 

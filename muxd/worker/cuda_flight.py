@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from muxd.messages import PromptScores
+from muxd.worker import pooling, scoring
 from muxd.worker.cuda_sampling import Logprobs
 from muxd.worker.cuda_upload import to_host
-from muxd.worker.scoring import Read
 from muxd.worker.step import Sampled
 
 
@@ -23,9 +23,10 @@ class CudaFlight:
         hidden: Tensor,
         picked: Tensor,
         logprobs: Logprobs | None = None,
-        scored: Items[Read] = (),
+        scored: Items[scoring.Read] = (),
+        pooled: Items[pooling.Read] = (),
     ):
-        self.hidden, self._scored = hidden, scored
+        self.hidden, self._scored, self._pooled = hidden, scored, pooled
         self._tokens, self._logprobs = to_host(picked), logprobs
         self.event: torch.cuda.Event | None = None
         if picked.is_cuda:
@@ -42,3 +43,6 @@ class CudaFlight:
 
     def prompt_scores(self) -> list[PromptScores]:
         return [read() for read in self._scored]
+
+    def vectors(self) -> list[tuple[int, bytes]]:
+        return [read() for read in self._pooled]

@@ -8,6 +8,7 @@ The same code runs over tensors of the CPU, by the references of ``muxd.kernels.
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from muxd.kernels.paged_decode import plan_splits
 from muxd.messages import NewRows, Sampling, Setup
 from muxd.models.registry import build
 from muxd.models.spec import ModelSpec
+from muxd.worker import pooling, scoring
 from muxd.worker.cuda_attend import PagedDecode, PagedPrefill
 from muxd.worker.cuda_flight import CudaFlight
 from muxd.worker.cuda_graphs import Again, Arrays, CudaRecorder, DecodeGraphs, buckets_for, lines_of
@@ -40,11 +42,19 @@ from muxd.worker.cuda_state import PagedState
 from muxd.worker.cuda_streams import Streams
 from muxd.worker.cuda_upload import int32, to_host, upload
 from muxd.worker.kept import kv_type
-from muxd.worker.scoring import Read, Scorer
+from muxd.worker.pooling import Pooler
+from muxd.worker.scoring import Scorer
 from muxd.worker.sequence import Sequence, Span
 
 _MANY = 300  # tokens of a prompt: kernels are chosen by size at 256
 _AHEAD = 64  # tokens for which rows may be granted beyond the longest context
+
+
+class _Read(NamedTuple):
+    """What comes to the host with a prefill's tokens."""
+
+    scored: list[scoring.Read]
+    pooled: list[pooling.Read]
 
 
 class CudaStep:
@@ -68,6 +78,7 @@ class CudaStep:
         self._scratch = Scratch(setup.model, pool.device, setup.scratch.get(setup.phases, 0))
         self.model = build(spec, CudaWeights(setup.tensors, weights, setup.max_context))
         self._scorer = Scorer(self.model.logits, spec.vocab_size, to_host)
+        self._pooler = Pooler(self.model.output, to_host)
         row_tokens = spec.tokens_per_row(setup.block_bytes, self._kept.itemsize)
         width = min(setup.max_rows, -(-(setup.max_context + _AHEAD) // row_tokens) + 1)
         self._state = PagedState(spec, pool, setup.block_bytes, setup.max_rows, width, self._kept)
@@ -150,12 +161,13 @@ class CudaStep:
         rows = lists.rows.index_select(0, lines)
         attend = PagedPrefill(self._spec, pool, rows, places, owners, begins, cached)
         every = self.model.hidden(ids, places, attend)
-        hidden, scored = every.index_select(0, lasts), self._scorer.score(spans, every)
+        hidden = every.index_select(0, lasts)
+        read = _Read(self._scorer.score(spans, every), self._pooler.pool(spans, every))
         self._sampler.note(spans)
         if not ends:
-            return self._flown(CudaFlight(hidden, self._picked[:0], scored=scored))
+            return self._flown(CudaFlight(hidden, self._picked[:0], None, *read))
         sampling, known = [spans[i].sequence for i in ends], [spans[i].stop for i in ends]
-        return self._sampled(hidden, sampling, known, scored=scored)
+        return self._sampled(hidden, sampling, known, read=read)
 
     def decode(self, sequences: Items[Sequence]) -> CudaFlight:
         """Raises ValueError for more than ``MOST`` sequences, or a token that neither host nor device has."""
@@ -213,7 +225,7 @@ class CudaStep:
         sequences: Items[Sequence],
         known: list[int],
         out: Tensor | None = None,
-        scored: Items[Read] = (),
+        read: "_Read | tuple[()]" = (),
     ) -> CudaFlight:
         """Logits only for the tokens that sample, each operation launched by itself."""
         logits, mode = self.model.logits(hidden), mode_of(sequences, known)
@@ -222,7 +234,7 @@ class CudaStep:
         picked = self._sampler.pick(mode, kept, upload(self.device, *told) if told else [], out)
         asked = any(map(asks, sequences))
         logprobs = self._sampler.logprobs(logits, picked, sequences) if asked else None
-        return self._flown(CudaFlight(hidden, picked, logprobs, scored))
+        return self._flown(CudaFlight(hidden, picked, logprobs, *read))
 
     def _decode(self, mode: int, tensors: list[Tensor], splits: int = 0) -> Tensor:
         """What is recorded: from a step's inputs to its tokens in ``_picked``; hidden [b, hidden]. ``splits``

@@ -38,6 +38,10 @@ class Flight(Protocol):
         """Of a prefill's chunks that ask for them; after ``result``."""
         ...
 
+    def vectors(self) -> list[tuple[int, bytes]]:
+        """Of a prefill's chunks that are pooled and their texts' last; after ``result``."""
+        ...
+
 
 class Step(Protocol):
     """A model, its K and V in the pool, and how its batches are computed, one after another.

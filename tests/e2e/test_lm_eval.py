@@ -84,7 +84,7 @@ def test_scores_are_transformers(name: str, tmp_path: Path) -> None:
     with live(demo_config(name, dtype="float32"), tmp_path) as daemon:
         arguments = (
             f"model={name},base_url={daemon.url}/v1/completions,tokenizer={demo_folder(name)},"
-            "tokenized_requests=True,num_concurrent=4,max_length=2048"
+            f"tokenized_requests=True,num_concurrent=4,max_length=2048,add_bos_token={name == 'gemma'}"
         )
         ours, logprobs = scores(tmp_path, "ours", "local-completions", arguments)
     theirs, wanted = scores(tmp_path, "theirs", "hf", f"pretrained={demo_folder(name)},dtype=float32")
