@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import time
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -50,13 +49,15 @@ async def stream(session: aiohttp.ClientSession, run: Run) -> None:
         "seed": 1,
     }
     while True:
-        times: list[float] = []
+        last = 0.0
         async with session.post("/v1/completions", json=body) as answer:
             answer.raise_for_status()
             async for line in answer.content:
                 if line.startswith(b"data: {"):
-                    times.append(time.perf_counter() if run.counts else 0.0)
-        run.gaps += [after - before for before, after in pairwise(times) if before]
+                    now = time.perf_counter() if run.counts else 0.0
+                    if last and now:
+                        run.gaps.append(now - last)
+                    last = now
 
 
 async def flood(session: aiohttp.ClientSession, run: Run) -> None:

@@ -4,6 +4,9 @@ whole text. Nothing is kept of it: K and V live for one batch, in which a text i
 Shapes: n tokens of any texts one after another, h heads, d head_dim.
 """
 
+from itertools import pairwise
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,12 +25,10 @@ class Bert:
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """tokens, positions [n] -> [n, hidden]. A text begins where its position is 0."""
-        x = F.embedding(tokens, self.words) + F.embedding(positions, self.places) + self.kind
-        text = (positions == 0).cumsum(0)
-        same = text[:, None] == text[None]  # [n, n]
-        x = self.norm(x)
+        x = self.norm(F.embedding(tokens, self.words) + F.embedding(positions, self.places) + self.kind)
+        texts = Texts(positions)
         for layer in self.layers:
-            x = layer(x, same)
+            x = layer(x, texts)
         return x
 
     def output(self, hidden: Tensor) -> Tensor:
@@ -35,6 +36,29 @@ class Bert:
 
     def logits(self, hidden: Tensor) -> Tensor:
         raise NotImplementedError("an encoder has no head: nothing is sampled from it")
+
+
+class Texts:
+    """Where each text of a batch lies. On a CPU they are attended to one by one, elsewhere together under a
+    mask, so that nobody waits for the device to say where they end."""
+
+    def __init__(self, positions: Tensor):
+        begins = positions == 0
+        self.lengths: list[int] | None = None
+        if positions.device.type == "cpu":
+            starts = [*begins.nonzero().flatten().tolist(), len(positions)]
+            self.lengths = [stop - start for start, stop in pairwise(starts)]
+        else:
+            text = begins.cumsum(0)
+            self.same = text[:, None] == text[None]  # [n, n]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """[h, n, d] each -> [h, n, d]; each token sees those of its text."""
+        if self.lengths is None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=self.same, scale=scale)
+        parts = zip(q.split(self.lengths, 1), k.split(self.lengths, 1), v.split(self.lengths, 1), strict=True)
+        seen = [F.scaled_dot_product_attention(*part, None, 0.0, False, scale=scale) for part in parts]
+        return torch.cat(seen, 1)
 
 
 class BertLayer:
@@ -50,10 +74,10 @@ class BertLayer:
         self.down = weights.linear(name + "down", bias=True)
         self.mlp_norm = LayerNorm(weights, name + "mlp_norm", spec.norm_eps)
 
-    def __call__(self, x: Tensor, same: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, texts: Texts) -> Tensor:
         """x [n, hidden] -> [n, hidden]."""
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, self.head_dim).permute(1, 2, 0, 3)  # [h, n, d] each
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=same, scale=self.scale)
+        seen = texts.attend(q, k, v, self.scale)
         x = self.attention_norm(self.o(seen.transpose(0, 1).flatten(1)) + x)
         return self.mlp_norm(self.down(F.gelu(self.up(x))) + x)
 

@@ -18,8 +18,8 @@ class Request(Struct, frozen=True):
     max_tokens: int  # 0: only what the prompt says of itself (``Sampling.prompt_logprobs``)
     sampling: Sampling
     eos: frozenset[int]  # token ids that end the sequence; empty with ignore_eos
-    pooling: Pooling = ""  # the prompt is to be embedded, and that is all
     http_id: str = ""  # x-request-id of the HTTP request, by which `muxctl why` finds it too
+    pooling: Pooling = ""  # the prompt is to be embedded, and that is all
 
 
 class Delta(Struct, frozen=True):

@@ -33,8 +33,8 @@ from muxd.engine.actions import (
     WorkerLost,
     WorkerReady,
 )
-from muxd.engine.journal import Journal, Tell
 from muxd.engine.flight import Flight
+from muxd.engine.journal import Journal, Tell
 from muxd.engine.lane import Lane, LaneSpec
 from muxd.engine.memory import Terms
 from muxd.engine.observer import Observer

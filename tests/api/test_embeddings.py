@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from support.http_door import Door, Scripted
 
 from muxd.engine.request import Request
@@ -15,13 +16,16 @@ pytestmark = pytest.mark.anyio
 EMBED, RERANK, SCORE = "/v1/embeddings", "/v1/rerank", "/v1/score"
 
 
-def vector_of(ids: list[int]) -> np.ndarray:
+Vector = NDArray[np.float32]
+
+
+def vector_of(ids: list[int]) -> Vector:
     """Of 8 numbers, by the tokens alone."""
-    return np.random.default_rng(ids).normal(size=8).astype("<f4")
+    return np.random.default_rng(ids).normal(size=8).astype(np.float32)
 
 
-def unit(vector: np.ndarray) -> np.ndarray:
-    return vector / np.linalg.norm(vector)
+def unit(vector: Vector) -> Vector:
+    return vector / np.float32(np.linalg.norm(vector))
 
 
 async def embed(request: Request, stream: TokenStream) -> None:

@@ -13,6 +13,7 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from support.live import LiveDaemon, live
 from support.tiny import byte_tokenizer
 from support.tiny_models import bert, llama, qwen3, words
@@ -53,11 +54,11 @@ def daemon(where: Where, models: Models, tmp_path: Path) -> Iterator[LiveDaemon]
 
 
 @torch.inference_mode()
-def wanted(model: PreTrainedModel, tokens: list[int], pooling: str) -> np.ndarray:
+def wanted(model: PreTrainedModel, tokens: list[int], pooling: str) -> NDArray[np.float32]:
     base = getattr(model, "model", model)
     states = base(torch.tensor([tokens])).last_hidden_state[0].float()
-    pooled = (states.mean(0) if pooling == "mean" else states[-1]).numpy()
-    return pooled / np.linalg.norm(pooled)
+    pooled: NDArray[np.float32] = (states.mean(0) if pooling == "mean" else states[-1]).numpy()
+    return pooled / np.float32(np.linalg.norm(pooled))
 
 
 async def post(session: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> Any:
@@ -66,7 +67,9 @@ async def post(session: aiohttp.ClientSession, path: str, body: dict[str, Any]) 
         return await answer.json()
 
 
-async def embedded(session: aiohttp.ClientSession, model: str, texts: list[list[int]]) -> list[np.ndarray]:
+async def embedded(
+    session: aiohttp.ClientSession, model: str, texts: list[list[int]]
+) -> list[NDArray[np.float64]]:
     answer = await post(session, "/v1/embeddings", {"model": model, "input": texts})
     return [np.array(one["embedding"]) for one in answer["data"]]
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from support.direct_runner import GREEDY, DirectRunner, int32
 from support.tiny_models import bert, gemma3, qwen3, words
 from transformers import PreTrainedModel
 
 from muxd.messages import BatchDone, Chunk, Pooling, Prefill
+from muxd.models.bert import Texts
 
 MAKE = {"bert": bert, "qwen3": qwen3, "gemma3": gemma3}
 TEXTS = [words(n, seed=n) for n in (1, 7, 40, 120)]
@@ -27,11 +29,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, PreT
 
 
 @torch.inference_mode()
-def wanted(model: PreTrainedModel, tokens: list[int], pooling: Pooling) -> np.ndarray:
+def wanted(model: PreTrainedModel, tokens: list[int], pooling: Pooling) -> NDArray[np.float32]:
     base = getattr(model, "model", model)
     states = base(torch.tensor([tokens])).last_hidden_state[0].float()
     pooled = {"mean": states.mean(0), "cls": states[0], "last": states[-1]}[pooling]
-    return pooled.numpy()
+    found: NDArray[np.float32] = pooled.numpy()
+    return found
 
 
 def prefill(
@@ -47,7 +50,7 @@ def prefill(
     return direct.runner.prefill(Prefill(next(direct._batch), 100, direct._new(fresh), made, []))
 
 
-def vectors(done: BatchDone) -> dict[int, np.ndarray]:
+def vectors(done: BatchDone) -> dict[int, NDArray[np.float32]]:
     assert done.tokens == []
     return {chunk: np.frombuffer(data, "<f4") for chunk, data in done.vectors}
 
@@ -96,3 +99,14 @@ def test_a_decoder_that_was_saved_without_its_head(tmp_path: Path) -> None:
         direct.runner.warm_up()
         found = vectors(prefill(direct, [(0, 0, TEXTS[2], 40)], "last"))[0]
         np.testing.assert_allclose(found, wanted(model, TEXTS[2], "last"), atol=1e-4, rtol=1e-3)
+
+
+def test_an_encoder_sees_the_same_under_a_mask() -> None:
+    """As on a device that is not waited for."""
+    positions = torch.cat([torch.arange(n) for n in (1, 7, 30)])
+    q, k, v = (torch.randn(2, 38, 8) for _ in range(3))
+    texts = Texts(positions)
+    apart = texts.attend(q, k, v, 0.3)
+    begins = (positions == 0).cumsum(0)
+    texts.lengths, texts.same = None, begins[:, None] == begins[None]
+    torch.testing.assert_close(texts.attend(q, k, v, 0.3), apart)
