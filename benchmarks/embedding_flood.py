@@ -102,14 +102,18 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=2)
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--share", type=int, default=50, help="of the chat model, in percent")
+    parser.add_argument("--prefill-seconds", type=float, default=0.0, help="scheduler.prefill_seconds")
+    parser.add_argument("--cores", type=int, nargs="+", default=[], help="those that workers compute on")
     parser.add_argument("--policies", nargs="+", default=["mux", "fcfs"])
     args = parser.parse_args()
+    device = f'[[device]]\nname = "cpu:0"\ncores = {args.cores}\n' if args.cores else ""
     table = Table("policy", "case", "gap p50, ms", "p99", "worst", "tokens/s", "texts/s")
     for policy in args.policies:
         with TemporaryDirectory() as folder:
             file = Path(folder) / "muxd.toml"
             file.write_text(
                 f'[pool]\nbytes = "256M"\n[scheduler]\npolicy = "{policy}"\n'
+                f"prefill_seconds = {args.prefill_seconds}\n{device}"
                 f'[[model]]\nname = "chat"\npath = "{args.chat}"\nshare = {args.share}\n'
                 f'[[model]]\nname = "embed"\npath = "{args.embed}"\nshare = {100 - args.share}\n'
             )
