@@ -16,7 +16,7 @@ from msgspec import structs
 from muxd.config import ModelConfig, context
 from muxd.engine.lane import Lane
 from muxd.engine.values import problem
-from muxd.errors import MuxdError
+from muxd.errors import ModelFolderError, MuxdError
 from muxd.fleet.state import Life, State
 from muxd.messages import Pooling, dtype_of
 from muxd.models.generation import read_generation
@@ -24,6 +24,7 @@ from muxd.models.pooling import read_pooling
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, plan
 from muxd.text.library import stamp
+from muxd.text.pieces import Kind
 from muxd.text.pool import TextPool
 from muxd.text.tokenizer import Tokenizer
 from muxd.text.work import Source, View
@@ -57,6 +58,10 @@ class Opened:
         self.plan: WeightPlan = plan(folder, spec, dtype_of(config.dtype), gpu=gpu)
         self.spec: ModelSpec = structs.replace(spec, tied_embeddings=self.plan.tied)
         self.tokenizer = Tokenizer.load(folder)
+        if self.tokenizer.pieces.kind is Kind.WORDS and not self.spec.headless:
+            raise ModelFolderError(
+                f"{folder / 'tokenizer.json'}: decoder WordPiece is not supported for a model that generates"
+            )
         override = str(Path(config.chat_template).expanduser()) if config.chat_template else ""
         self.source = Source(config.name, str(folder), override, stamp(folder))
         self.chat = False  # has a chat template, as far as it has been looked for

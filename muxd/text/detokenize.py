@@ -33,8 +33,6 @@ class Detokenizer:
         self._joiner: _Joiner
         if pieces.kind is Kind.BYTES:
             self._joiner = _Bytes(pieces)
-        elif pieces.kind is Kind.WORDS:
-            self._joiner = _Fallback(pieces, 1 if start else 0)
         elif pieces.kind is Kind.FALLBACK:
             self._joiner = _Fallback(pieces, pieces.strip_left if start else 0)
         else:

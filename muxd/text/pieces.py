@@ -26,7 +26,7 @@ class Kind(Enum):
     BYTES = "bytes"  # all pieces are bytes of one UTF-8 text
     FALLBACK = "fallback"  # text, with runs of single bytes for what the vocabulary lacks
     SPACED = "spaced"  # no decoder: tokens with spaces between
-    WORDS = "words"  # WordPiece: the same, but for tokens that go on with a word
+    WORDS = "words"  # WordPiece, of models that only read: spaces between but where a word goes on
 
 
 class Pieces:

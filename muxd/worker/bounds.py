@@ -5,9 +5,11 @@ asks it for a mask of the vocabulary, given what was generated so far. It can be
 those tokens: so preemption, another worker and a batch of other sequences change nothing.
 """
 
+import ctypes
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence as Items
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -114,8 +116,9 @@ class Bounds:
         return Grammar(found.deep_copy(), constraint, self._own_ends, self._size)
 
     def _read(self) -> LLTokenizer:
-        tokenizer = Tokenizer.load(self._folder)
-        words = _Words(tokenizer, self._size)
+        words = _Words(Tokenizer.load(self._folder), self._size)
+        with suppress(AttributeError):  # of glibc; a quarter of a million tokens leave 250 MB otherwise
+            ctypes.CDLL(None).malloc_trim(0)
         self._own_ends = [words.eos_token_id]
         self._words = LLTokenizer(words, n_vocab=self._size, eos_token=self._own_ends)  # type: ignore[arg-type]
         return self._words

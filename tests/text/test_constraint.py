@@ -3,10 +3,17 @@
 import json
 
 import pytest
+import tokenizers
 from support.forms import PATTERNS, schemas
 
+from muxd.api.constraint import constraint_of
+from muxd.api.schemas import CompletionRequest
+from muxd.errors import BadRequest
 from muxd.messages import Constraint, ConstraintKind
 from muxd.text.constraint import MOST, problem
+from muxd.text.library import TextModel
+from muxd.text.tokenizer import Tokenizer
+from muxd.text.work import Source, View
 
 
 def test_what_is_served() -> None:
@@ -49,3 +56,12 @@ def test_what_is_refused(what: str) -> None:
     assert reason in said
     assert 10 < len(said) < 400
     assert "panic" not in said
+
+
+def test_a_model_of_whole_words_cannot_be_held_to_anything() -> None:
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    model = TextModel(View(Source("words", ""), 10, 2), Tokenizer(words, {}, frozenset()), None)
+    body = CompletionRequest(model="words", prompt="a", guided_regex="a")
+    with pytest.raises(BadRequest, match="guided_regex: the tokens of 'words' are words") as refused:
+        constraint_of(body, model, lambda stage: None)
+    assert refused.value.param == "guided_regex"
