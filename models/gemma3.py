@@ -36,6 +36,10 @@ class Gemma3:
             x = layer(x, everywhere if window is None else nearby, attend)
         return x
 
+    def output(self, hidden: Tensor) -> Tensor:
+        """[m, hidden] -> the same, normed."""
+        return self.norm(hidden)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, hidden] -> [m, vocab]."""
         logits = self.head(self.norm(hidden))

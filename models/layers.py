@@ -73,6 +73,10 @@ class Model(Protocol):
         """tokens, positions int32 or int64 [n] -> the last layer's output [n, hidden]."""
         ...
 
+    def output(self, hidden: Tensor) -> Tensor:
+        """[m, hidden], any rows of ``hidden``'s result, as they are pooled: after the last norm."""
+        ...
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, hidden], any rows of ``hidden``'s result -> [m, vocab]."""
         ...

@@ -34,6 +34,10 @@ class Llama:
             x = layer(x, angles, attend)
         return x
 
+    def output(self, hidden: Tensor) -> Tensor:
+        """[m, hidden] -> the same, normed."""
+        return self.norm(hidden)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, hidden] -> [m, vocab]."""
         return self.head(self.norm(hidden))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from muxd.models.bert import Bert
 from muxd.models.gemma3 import Gemma3
 from muxd.models.layers import Model, Weights
 from muxd.models.llama import Llama
@@ -14,6 +15,7 @@ ARCHITECTURES: dict[str, Callable[[ModelSpec, Weights], Model]] = {
     "Qwen2ForCausalLM": Llama,
     "Qwen3ForCausalLM": Qwen3,
     "Gemma3ForCausalLM": Gemma3,
+    "BertModel": Bert,
 }
 
 

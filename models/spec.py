@@ -20,11 +20,18 @@ _WRAPPERS = {
     "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM", "gemma3_text"),
     "Mistral3ForConditionalGeneration": ("MistralForCausalLM", "mistral"),
 }
+# Saved without a head, to be pooled.
+_HEADLESS = {
+    "LlamaModel": "LlamaForCausalLM",
+    "MistralModel": "MistralForCausalLM",
+    "Qwen2Model": "Qwen2ForCausalLM",
+    "Qwen3Model": "Qwen3ForCausalLM",
+}
 _SLIDING, _FULL = "sliding_attention", "full_attention"  # of ``layer_types``
 
 
 class ModelSpec(Struct, frozen=True):
-    """The shape of a decoder-only transformer and the constants its formulas need."""
+    """The shape of a transformer, a decoder but for ``encoder``, and the constants its formulas need."""
 
     architecture: str  # the name in config.json, key of muxd.models.registry
     vocab_size: int
@@ -48,6 +55,9 @@ class ModelSpec(Struct, frozen=True):
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: bool = False  # of each head, before it is turned
+    kinds: int = 0  # of an encoder's tokens
+    encoder: bool = False  # every token sees its whole text; it has no head
+    headless: bool = False  # saved without a head: it can only be pooled
     wrapped: bool = False  # the text part of a model that also sees: its tensors' names carry a prefix
 
     @property
@@ -90,9 +100,12 @@ def read_spec(folder: Path) -> ModelSpec:
         "Qwen2ForCausalLM": _qwen2,
         "Qwen3ForCausalLM": _qwen3,
         "Gemma3ForCausalLM": _gemma3,
+        "BertModel": _bert,
     }
     architecture = named = _architecture(outer)
     fields = outer
+    if named in _HEADLESS:
+        architecture = _HEADLESS[named]
     if named in _WRAPPERS:
         architecture, text_type = _WRAPPERS[named]
         fields = _text(outer, text_type)
@@ -103,6 +116,8 @@ def read_spec(folder: Path) -> ModelSpec:
     ends = {*outer.ids("eos_token_id"), *fields.ids("eos_token_id")}
     spec = readers[architecture](fields, tuple(sorted(ends)))
     spec = structs.replace(spec, wrapped=named in _WRAPPERS, dtype=_dtype(fields) or _dtype(outer))
+    if named in _HEADLESS:
+        spec = structs.replace(spec, headless=True, tied_embeddings=True)
     if spec.heads % spec.kv_heads:
         raise ModelFolderError(
             f"{path}: num_attention_heads {spec.heads} is not a multiple of "
@@ -131,6 +146,7 @@ def _architecture(fields: Fields) -> str:
         "mistral": "MistralForCausalLM",
         "qwen2": "Qwen2ForCausalLM",
         "qwen3": "Qwen3ForCausalLM",
+        "bert": "BertModel",
         "gemma3_text": "Gemma3ForCausalLM",
         "gemma3": "Gemma3ForConditionalGeneration",
         "mistral3": "Mistral3ForConditionalGeneration",
@@ -288,6 +304,36 @@ def _gemma3(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
         windows=_windows(fields, layers),
         logit_softcap=fields.optional_number("final_logit_softcapping"),
         qk_norm=True,
+    )
+
+
+def _bert(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
+    fields.must_be("hidden_act", "gelu", default="gelu")
+    fields.must_be("position_embedding_type", "absolute", default="absolute")
+    fields.must_be("is_decoder", False, default=False)
+    heads, layers = fields.integer("num_attention_heads"), fields.integer("num_hidden_layers")
+    head_dim, rope = _head_dim(fields, heads), Rope(10_000.0)
+    return ModelSpec(
+        architecture="BertModel",
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=fields.integer("hidden_size"),
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=head_dim,
+        intermediate_size=fields.integer("intermediate_size"),
+        max_positions=fields.integer("max_position_embeddings", 512),
+        eos_ids=eos_ids,
+        bos_id=None,
+        tied_embeddings=True,
+        norm_eps=fields.number("layer_norm_eps", 1e-12),
+        attention_scale=head_dim**-0.5,
+        rope=rope,  # none is used: positions are learned
+        local_rope=rope,
+        windows=(None,) * layers,
+        kinds=fields.integer("type_vocab_size", 2),
+        encoder=True,
+        headless=True,
     )
 
 

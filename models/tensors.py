@@ -23,6 +23,17 @@ _PREFIXES = {
 }
 
 
+def headed(name: str) -> str:
+    """The name that a decoder's tensor has where it is saved with its head around it."""
+    bare = name.startswith(("layers.", "embed_tokens.", "norm."))
+    return f"model.{name}" if bare else name
+
+
+def unbert(name: str) -> str:
+    """Without the prefix that it has inside a model for a task."""
+    return name.removeprefix("bert.")
+
+
 def unwrapped(name: str) -> str:
     """The name of a text model's tensor without the prefix it has inside a model that also sees."""
     for prefix, plain in _PREFIXES.items():
@@ -46,6 +57,8 @@ class Wanted(NamedTuple):
 
 def wanted(spec: ModelSpec) -> list[Wanted]:
     """Every tensor of the model, in the order of the weights region."""
+    if spec.encoder:
+        return _encoder(spec)
     embed = (spec.vocab_size, spec.hidden_size)
     found = [Wanted("embed", ((EMBED, embed),))]
     for layer in range(spec.layers):
@@ -54,6 +67,34 @@ def wanted(spec: ModelSpec) -> list[Wanted]:
     if not spec.tied_embeddings:
         found.append(Wanted("head", ((HEAD, embed),)))
     return found
+
+
+def _encoder(spec: ModelSpec) -> list[Wanted]:
+    hidden, inner, stored = spec.hidden_size, spec.intermediate_size, "embeddings."
+    found = [
+        Wanted("embed", ((f"{stored}word_embeddings.weight", (spec.vocab_size, hidden)),)),
+        Wanted("positions", ((f"{stored}position_embeddings.weight", (spec.max_positions, hidden)),)),
+        Wanted("kinds", ((f"{stored}token_type_embeddings.weight", (spec.kinds, hidden)),)),
+        *_with_bias("embed_norm", (f"{stored}LayerNorm",), (hidden,)),
+    ]
+    for layer in range(spec.layers):
+        name, stored = f"layers.{layer}", f"encoder.layer.{layer}"
+        attention = f"{stored}.attention"
+        qkv = tuple(f"{attention}.self.{part}" for part in ("query", "key", "value"))
+        found += _with_bias(f"{name}.qkv", qkv, (hidden, hidden))
+        found += _with_bias(f"{name}.o", (f"{attention}.output.dense",), (hidden, hidden))
+        found += _with_bias(f"{name}.attention_norm", (f"{attention}.output.LayerNorm",), (hidden,))
+        found += _with_bias(f"{name}.up", (f"{stored}.intermediate.dense",), (inner, hidden))
+        found += _with_bias(f"{name}.down", (f"{stored}.output.dense",), (hidden, inner))
+        found += _with_bias(f"{name}.mlp_norm", (f"{stored}.output.LayerNorm",), (hidden,))
+    return found
+
+
+def _with_bias(name: str, stored: tuple[str, ...], shape: tuple[int, ...]) -> list[Wanted]:
+    """A matrix or a norm, and what is added; each of the ``stored`` has that shape."""
+    weights = tuple((f"{part}.weight", shape) for part in stored)
+    biases = tuple((f"{part}.bias", shape[:1]) for part in stored)
+    return [Wanted(name, weights), Wanted(f"{name}.bias", biases)]
 
 
 def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
@@ -97,4 +138,6 @@ def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
 
 def harmless(name: str, spec: ModelSpec) -> bool:
     """Stored tensors that change nothing when left out: derived buffers, and the copy of a tied head."""
+    if spec.encoder:  # what is made of it for other tasks
+        return name.startswith(("pooler.", "cls.")) or name == "embeddings.position_ids"
     return name.endswith(".rotary_emb.inv_freq") or (spec.tied_embeddings and name == HEAD)

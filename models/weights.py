@@ -21,7 +21,7 @@ from muxd.messages import ITEM_BYTES, Dtype, TensorEntry
 from muxd.models.convert import convert
 from muxd.models.safetensors_index import Stored, index
 from muxd.models.spec import ModelSpec, read_spec
-from muxd.models.tensors import EMBED, HEAD, SIGHT, Wanted, harmless, unwrapped, wanted
+from muxd.models.tensors import EMBED, HEAD, SIGHT, Wanted, harmless, headed, unbert, unwrapped, wanted
 
 _log = logging.getLogger("muxd.models")
 
@@ -112,7 +112,12 @@ def _held(spec: ModelSpec, stored: Iterable[Stored], *, gpu: bool) -> Dtype:
 
 
 def _index(folder: Path, spec: ModelSpec) -> dict[str, Stored]:
-    return _text_part(folder) if spec.wrapped else index(folder)
+    if spec.wrapped:
+        return _text_part(folder)
+    if spec.encoder:  # some save what is no number of the model, in types of its own
+        found = index(folder, lambda name: harmless(unbert(name), spec))
+        return {unbert(name): stored for name, stored in found.items()}
+    return {headed(name): stored for name, stored in index(folder).items()}
 
 
 def _text_part(folder: Path) -> dict[str, Stored]:

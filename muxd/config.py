@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from muxd.errors import ConfigError
-from muxd.messages import DtypeName, KvDtype
+from muxd.messages import DtypeName, KvDtype, PoolingName
 from muxd.sizes import pool_bytes, size
 
 Policy = Literal["mux", "temporal", "spatial", "servers", "fcfs", "round_robin"]
@@ -150,6 +150,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ttft_slo: float = 0.0  # seconds from arrival to the first token; 0: no target
     tpot_slo: float = 0.0  # seconds a token after the first, mean of a request; 0: no target
     prefix_cache: bool = True  # keep computed rows for later prompts that begin with the same tokens
+    pooling: PoolingName = "auto"  # how it embeds texts; "auto": as its folder says, "none": not at all
     chat_template: str = ""  # file with a jinja template, overrides the model folder's
     aliases: list[str] = msgspec.field(default_factory=list)  # further names that clients may use
     sampling: SamplingConfig = msgspec.field(default_factory=SamplingConfig)

@@ -211,6 +211,12 @@ class NoFiniteLogits(MuxdError):
     code = "no_finite_logits"
 
 
+class ConstraintFailed(BadRequest):
+    """What the client holds an answer to leaves no token to go on with; found out while it is generated."""
+
+    code = "constraint_failed"
+
+
 class RequestKillsWorker(MuxdError):
     """Its worker ended with it twice, the second time with nobody beside it. Trying again will not help."""
 

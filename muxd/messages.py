@@ -21,6 +21,8 @@ _NAMED: dict[DtypeName, Dtype] = {
     "fp16": "float16", "half": "float16", "float16": "float16",
     "fp32": "float32", "float": "float32", "float32": "float32",
 }  # fmt: skip
+Pooling = Literal["", "last", "mean", "cls"]  # how hidden states become one vector: "" not at all
+PoolingName = Literal["auto", "none", "last", "mean", "cls"]  # what people write for it
 ITEM_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 KvDtype = Literal["auto", "fp8"]  # of K and V in the pool: the model's own, or float8_e4m3fn
 
@@ -72,6 +74,19 @@ class Setup(Struct, frozen=True, tag="setup"):
     scratch: dict[Phases, int] = {}
 
 
+ConstraintKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+
+
+class Constraint(Struct, frozen=True, array_like=True):
+    """What the text of an answer must be: ``text`` is a JSON schema, a pattern, a JSON list of choices, or a
+    grammar (Lark or GBNF). The answer ends with one of ``ends``, where that text is complete and only there.
+    """
+
+    kind: ConstraintKind
+    text: str = ""
+    ends: tuple[int, ...] = ()
+
+
 class Sampling(Struct, frozen=True, array_like=True):
     """How to pick the next token. ``temperature`` 0 is greedy and exact. The filters leave the best token at
     least.
@@ -91,6 +106,21 @@ class Sampling(Struct, frozen=True, array_like=True):
     min_tokens: int = 0  # while fewer are generated, ``banned_first`` cannot be sampled
     banned_first: tuple[int, ...] = ()
     logprobs: int = -1  # -1: none; k >= 0: the chosen token's and the k best
+    bias: tuple[tuple[int, float], ...] = ()  # added to the logits of these tokens, before anything else
+    allowed: tuple[int, ...] = ()  # only these tokens; none: all
+    bad_words: tuple[tuple[int, ...], ...] = ()  # what no answer may contain, in tokens
+    constraint: Constraint | None = None
+    prompt_logprobs: int = -1  # as ``logprobs``, of the prompt's own tokens
+
+    @property
+    def bounded(self) -> bool:
+        """Tokens are ruled out or preferred, beyond ``banned_first``."""
+        return bool(self.bias or self.allowed or self.bad_words or self.constraint)
+
+    @property
+    def reads_back(self) -> bool:
+        """Which tokens may come depends on the last one: a step is asked for when that is known."""
+        return self.constraint is not None or any(len(word) > 1 for word in self.bad_words)
 
     @property
     def greedy(self) -> bool:
@@ -122,6 +152,7 @@ class Chunk(Struct, frozen=True, array_like=True):
     prompt_tokens: int  # tokens at and after this position were generated (recomputed after preemption)
     first: bool = False  # the sequence begins (again) with this chunk; a chunk at 0 always begins one
     known: bytes = b""  # int32[start], on the first chunk: the tokens before it, for penalties
+    pooling: Pooling = ""  # with ``last`` a vector is made instead of a token
 
 
 class Prefill(Struct, frozen=True, tag="prefill"):
@@ -203,8 +234,18 @@ class TokenLogprob(Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]
 
 
+class PromptScores(Struct, frozen=True, array_like=True):
+    """Of the command's chunk of that index, the prompt's tokens at positions ``first`` and after: what each
+    had for a log-probability where it stands, and how many tokens had more, plus one."""
+
+    chunk: int
+    first: int
+    scores: list[TokenLogprob]
+    ranks: list[int]
+
+
 class BatchDone(Struct, frozen=True, tag="done"):
-    """One token per decoded sequence, or per chunk with ``last``, in the command's order.
+    """One token per decoded sequence, or per chunk with ``last`` that is not pooled, in the command's order.
 
     NO_TOKEN where there was none: that sequence cannot go on, the others of the batch can.
     """
@@ -213,6 +254,8 @@ class BatchDone(Struct, frozen=True, tag="done"):
     tokens: list[int]
     seconds: float
     logprobs: dict[int, TokenLogprob] | None = None  # index in ``tokens`` -> logprob, where asked for
+    prompt_scores: list[PromptScores] = []
+    vectors: list[tuple[int, bytes]] = []  # index of the command's chunk -> float32[hidden]
 
 
 class BatchFailed(Struct, frozen=True, tag="failed"):

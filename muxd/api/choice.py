@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from muxd.api.logprobs import Scored
+from muxd.api.logprobs import PromptScored, Scored
 from muxd.engine.request import Delta, Request
 from muxd.engine.stream import TokenStream
 from muxd.text.detokenize import Detokenizer
@@ -49,6 +49,12 @@ class Choice:
         self._min_tokens = request.sampling.min_tokens
         self._eos = request.eos
         self._count = 0
+        self._prompt = request.prompt
+
+    def prompt_scores(self) -> list[PromptScored]:
+        """Once there is a delta."""
+        known = self.stream.prompt_scores
+        return [(token, *known.get(at, (None, 0))) for at, token in enumerate(self._prompt)]
 
     def take(self, delta: Delta) -> Piece:
         """The delta's tokens as text."""

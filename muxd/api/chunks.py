@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from muxd.api.face import Tally, Whole
-from muxd.api.logprobs import Scored, chat_logprobs, text_logprobs
-from muxd.api.shapes import Answer, usage_object, whole_answer
+from muxd.api.logprobs import PromptScored, Scored, chat_logprobs, echoed_logprobs, text_logprobs
+from muxd.api.shapes import UNSCORED, Answer, Shown, usage_object, whole_answer
 from muxd.api.sse import SSE
 from muxd.text.sayings import Arguments, Call, Content, Saying, Thought
 from muxd.text.tokenizer import Tokenizer
@@ -30,13 +30,14 @@ class Chunks:
     echoes: Sequence[str] = ()
     include_usage: bool = False
     token_ids: bool = False  # show them beside the text
+    shown: Shown = UNSCORED
 
     content_type = SSE
     comments = True
 
     def whole(self, choices: Sequence[Whole], tally: Tally) -> dict[str, Any]:
         return whole_answer(
-            self.answer, choices, tally, self.tokenizer, self.echoes, token_ids=self.token_ids
+            self.answer, choices, tally, self.tokenizer, self.echoes, self.shown, token_ids=self.token_ids
         )
 
     def frames(self, index: int) -> "ChunkFrames":
@@ -60,6 +61,7 @@ class ChunkFrames:
 
     def __init__(self, face: Chunks, index: int, echo: str = ""):
         self._tokenizer, self._ids = face.tokenizer, face.token_ids
+        self._scores_echo = face.shown.echo
         self._chat = face.answer.kind == "chat"
         self._echo, self._offset = echo, len(echo)
         self._head = envelope(face.answer) + b'"choices":[{"index":%d,' % index
@@ -68,10 +70,14 @@ class ChunkFrames:
         self._after = b"}" if self._chat else b""
         self._plain = self._after + b',"logprobs":null,"finish_reason":null' + self._tail
 
-    def opening(self, cached: int) -> bytes:
-        """The role chunk of a chat, the echo of a completion."""
+    def opening(self, cached: int, prompt: Sequence[PromptScored]) -> bytes:
+        """The role chunk of a chat, the echo of a completion, with its scores where they are wanted."""
         if self._chat:
             return self._delta({"role": "assistant", "content": ""})
+        if self._scores_echo:
+            scores = _encode(echoed_logprobs(prompt, self._tokenizer))
+            after = b',"logprobs":' + scores + b',"finish_reason":null' + self._tail
+            return self._before + _encode(self._echo) + after
         return self._before + _encode(self._echo) + self._plain if self._echo else b""
 
     def piece(self, sayings: Sequence[Saying], scored: Sequence[Scored], token_ids: Sequence[int]) -> bytes:

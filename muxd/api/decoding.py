@@ -72,7 +72,7 @@ def convert(value: Any, kind: type[T], where: str = "") -> T:
 def _explain(text: str, body: type | None) -> tuple[str, str | None, str | None]:
     """msgspec's sentence as (message, field, code): its path ``$.stop[...]`` goes first, as a field name."""
     match = _AT.fullmatch(text)
-    what, where = (match["what"], match["where"]) if match else (text, "")
+    what, where = (match["what"], match["where"].removesuffix("[...]")) if match else (text, "")
     if missing := _MISSING.search(what):
         field = f"{where}.{missing[1]}" if where else missing[1]
         return f"{field} is required", field, "missing_required_parameter"

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from muxd.api.logprobs import Scored
+from muxd.api.logprobs import PromptScored, Scored
 from muxd.text.sayings import Arguments, Call, Content, Saying, Thought
 
 
@@ -43,6 +43,7 @@ class Whole(Struct):
     token_ids: list[int]
     finish: str
     stopped_by: str | None  # the stop string
+    prompt: list[PromptScored]  # where any of it is shown
 
 
 def called(sayings: Sequence[Saying]) -> list[Called]:
@@ -62,8 +63,9 @@ def joined(sayings: Sequence[Saying], kind: type[Content] | type[Thought]) -> st
 class Frames(Protocol):
     """How one choice is streamed. Each call returns what is to be sent, possibly nothing."""
 
-    def opening(self, cached: int) -> bytes:
-        """Before anything else; ``cached`` tokens of its prompt were found computed."""
+    def opening(self, cached: int, prompt: Sequence[PromptScored]) -> bytes:
+        """Before anything else; ``cached`` tokens of its prompt were found computed. ``prompt``: its scores,
+        where they were asked for."""
 
     def piece(self, sayings: Sequence[Saying], scored: Sequence[Scored], token_ids: Sequence[int]) -> bytes:
         """What one wake-up adds."""

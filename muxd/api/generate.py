@@ -43,6 +43,7 @@ class Job:
     prompt_tokens: int
     stream: bool
     manner: Manner
+    prompt_scores: bool = False  # the log-probabilities of prompts are shown
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ async def _collect(reader: _Reader, choice: Choice, wholes: dict[int, Whole]) ->
         token_ids += piece.tokens
         if piece.finish:
             finish, stopped_by = piece.finish, piece.stopped_by
-            wholes[choice.index] = Whole(choice.index, sayings, scored, token_ids, finish, stopped_by)
+            prompt = choice.prompt_scores() if reader.job.prompt_scores else []
+            wholes[choice.index] = Whole(choice.index, sayings, scored, token_ids, finish, stopped_by, prompt)
             return
     raise _unfinished(reader.trace)
 
@@ -187,8 +189,10 @@ async def _pump(reader: _Reader, choice: Choice, out: EventStream) -> None:
     async for delta in choice.stream:
         piece = choice.take(delta)
         reader.take(piece)
-        data = b"" if opened else frames.opening(choice.stream.cached_tokens)
-        opened = True
+        data = b""
+        if not opened:
+            prompt = choice.prompt_scores() if reader.job.prompt_scores else []
+            data, opened = frames.opening(choice.stream.cached_tokens, prompt), True
         data += frames.piece(piece.sayings, piece.scored, piece.tokens)
         if piece.finish:
             data += frames.ending(piece.finish, piece.stopped_by)

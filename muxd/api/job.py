@@ -11,7 +11,7 @@ from muxd.api.prompts import check_count
 from muxd.api.sampling import ending_ids, for_choice, sampling_of, stop_strings
 from muxd.api.schemas import Asked
 from muxd.api.serving import ServedModel
-from muxd.api.shapes import Answer, Kind
+from muxd.api.shapes import Answer, Kind, Shown
 from muxd.engine.request import Request
 from muxd.errors import BadRequest, NeverFits
 
@@ -48,13 +48,15 @@ def make_job(
         prompt_tokens=sum(len(ids) for ids, _ in prompts),
         stream=bool(body.stream),
         manner=body.manner,
+        prompt_scores=body.prompt_scores >= 0,
     )
 
 
 def chunks(answer: Answer, body: Asked, model: ServedModel, echoes: Sequence[str] = ()) -> Chunks:
     """The face of OpenAI's two older endpoints; ``echoes``: one per choice."""
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-    return Chunks(answer, tokenizer_of(model), echoes, usage, bool(body.return_token_ids))
+    shown = Shown(body.echo_scores, -1 if body.prompt_logprobs is None else body.prompt_logprobs)
+    return Chunks(answer, tokenizer_of(model), echoes, usage, bool(body.return_token_ids), shown)
 
 
 def _requests(

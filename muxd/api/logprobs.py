@@ -7,6 +7,8 @@ from muxd.messages import TokenLogprob
 from muxd.text.tokenizer import Tokenizer
 
 Scored = tuple[int, TokenLogprob]  # a token and its log-probability
+# A token of a prompt, its log-probability, and how many had more, plus one; the first has none.
+PromptScored = tuple[int, TokenLogprob | None, int]
 
 
 def chat_logprobs(scored: Sequence[Scored], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -26,18 +28,50 @@ def text_logprobs(scored: Sequence[Scored], tokenizer: Tokenizer, offset: int) -
 
     As in OpenAI's and vLLM's answers, the sampled token is always among ``top_logprobs``.
     """
+    return _lists([(token, score) for token, score in scored], tokenizer, offset)
+
+
+def echoed_logprobs(prompt: Sequence[PromptScored], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The same of a prompt, with which the answer begins: nothing is known of its first token."""
+    return _lists([(token, score) for token, score, _ in prompt], tokenizer, 0)
+
+
+def both(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
+    """Both lists of each kind, one after the other."""
+    return {name: first[name] + then[name] for name in first}
+
+
+def prompt_logprobs(prompt: Sequence[PromptScored], tokenizer: Tokenizer, count: int) -> list[Any]:
+    """vLLM's: for each token of the prompt its own and the ``count`` best by id, null for the first."""
+    return [score and _by_id(token, score, rank, tokenizer, count) for token, score, rank in prompt]
+
+
+def _by_id(
+    token: int, score: TokenLogprob, rank: int, tokenizer: Tokenizer, count: int
+) -> dict[str, dict[str, Any]]:
+    own = (token, score.logprob, rank)
+    best = [(other, value, place) for place, (other, value) in enumerate(score.top[:count], 1)]
+    return {
+        str(one): {"logprob": value, "rank": place, "decoded_token": _text(one, tokenizer)}
+        for one, value, place in [own, *best]
+    }
+
+
+def _lists(
+    scored: list[tuple[int, TokenLogprob | None]], tokenizer: Tokenizer, offset: int
+) -> dict[str, Any]:
     tokens = [_text(token, tokenizer) for token, _ in scored]
     offsets = []
     for token in tokens:
         offsets.append(offset)
         offset += len(token)
     tops = [
-        {_text(other, tokenizer): value for other, value in [*score.top, (token, score.logprob)]}
+        score and {_text(other, tokenizer): value for other, value in [*score.top, (token, score.logprob)]}
         for token, score in scored
     ]
     return {
         "tokens": tokens,
-        "token_logprobs": [score.logprob for _, score in scored],
+        "token_logprobs": [score and score.logprob for _, score in scored],
         "top_logprobs": tops,
         "text_offset": offsets,
     }

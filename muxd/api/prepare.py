@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from muxd.api.anthropic import conversation as anthropic
 from muxd.api.anthropic.schemas import CountRequest, MessagesRequest
+from muxd.api.constraint import banned_words, constraint_of
 from muxd.api.decoding import decode, unpack
 from muxd.api.ignored import ignored
 from muxd.api.ollama import conversation as ollama
@@ -23,7 +24,7 @@ from muxd.api.ollama.schemas import (
     OllamaOptions,
     OllamaRequest,
 )
-from muxd.api.prompts import At, chat_prompt, completion_prompts, encode, render_chat, until_last
+from muxd.api.prompts import At, Prompts, chat_prompt, encode, prompts_of, render_chat, until_last
 from muxd.api.refusals import refuse_unserved
 from muxd.api.responses import conversation as responses
 from muxd.api.responses.schemas import ResponsesRequest
@@ -32,10 +33,16 @@ from muxd.api.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingAsked,
+    EmbeddingRequest,
+    RerankAsked,
+    RerankRequest,
+    ScoreAsked,
+    ScoreRequest,
     TokenizeRequest,
     Unserved,
 )
-from muxd.api.tools import checked_tools, offered
+from muxd.api.tools import checked_tools, demanded, offered
 from muxd.api.translated import Translated, rename
 from muxd.errors import BadRequest
 from muxd.text.library import Shelf, TextModel
@@ -53,6 +60,9 @@ _BODIES: dict[Kind, type[Struct]] = {
     "count": CountRequest,
     "ollama_chat": OllamaChatRequest,
     "ollama_generate": OllamaGenerateRequest,
+    "embed": EmbeddingRequest,
+    "rerank": RerankRequest,
+    "score": ScoreRequest,
 }
 _DECODERS = {kind: msgspec.json.Decoder[Any](body) for kind, body in _BODIES.items()}
 _INNER = (("options", OllamaOptions),)
@@ -74,6 +84,8 @@ def prepare(work: Prepare, shelf: Shelf, at: At) -> Result:
     if isinstance(body, DetokenizeRequest):
         at("tokens")
         return Answer(model.name, msgspec.json.encode({"prompt": model.tokenizer.decode(body.tokens)}))
+    if isinstance(body, EmbeddingRequest | RerankRequest | ScoreRequest):
+        return _embedded(model, body, at)
     if isinstance(body, OllamaRequest) and body.silent:
         return Answer(model.name, msgspec.json.encode(loaded(body)))
     asked = translated(body, chat=model.template is not None)
@@ -107,6 +119,7 @@ def _prepared(model: TextModel, asked: Translated, at: At, *, counts: bool) -> R
     if isinstance(body, CompletionRequest):
         return _completion(model, body, asked, at)
     tools = offered(body)
+    form = demanded(body, tools)
     text = _conversation(model, body, tools, at)
     ids = chat_prompt(model, text, at)
     if counts:
@@ -115,7 +128,11 @@ def _prepared(model: TextModel, asked: Translated, at: At, *, counts: bool) -> R
         raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     scores = (body.top_logprobs or 0) if body.logprobs else -1
     manner = manner_of(model, text, tools, parallel=body.parallel_tool_calls is not False)
-    return Prepared(_asked(asked, model, scores, manner), [packed(ids)], [""])
+    if form is not None:
+        body.structured_outputs = {"json": form}
+        asked.params = asked.params | {"structured_outputs.json": "tools"}
+        manner = msgspec.structs.replace(manner, dialect="json")
+    return Prepared(_asked(asked, model, scores, at, manner), [packed(ids)], [""])
 
 
 def _conversation(model: TextModel, body: ChatRequest, tools: Sequence[dict[str, Any]], at: At) -> str:
@@ -135,16 +152,25 @@ def _conversation(model: TextModel, body: ChatRequest, tools: Sequence[dict[str,
 
 
 def _completion(model: TextModel, body: CompletionRequest, asked: Translated, at: At) -> Prepared:
-    if body.echo and body.logprobs is not None:
-        raise BadRequest(
-            "echo together with logprobs needs the prompt's log-probabilities, which are not served",
-            param="logprobs",
-        )
-    prompts = completion_prompts(model, body, at)
+    prompts = prompts_of(model, body.prompt, body.n or 1, "prompt", at)
     decode_ids = model.tokenizer.decode
     echoes = [(decode_ids(ids) if text is None else text) if body.echo else "" for ids, text in prompts]
     scores = -1 if body.logprobs is None else body.logprobs
-    return Prepared(_asked(asked, model, scores), [packed(ids) for ids, _ in prompts], echoes)
+    packed_asked = _asked(asked, model, scores, at, echo=bool(body.echo))
+    return Prepared(packed_asked, [packed(ids) for ids, _ in prompts], echoes)
+
+
+def _embedded(model: TextModel, body: EmbeddingRequest | RerankRequest | ScoreRequest, at: At) -> Prepared:
+    refuse_unserved(body, served=("documents",))
+    match body:
+        case EmbeddingRequest():
+            asked = EmbeddingAsked(
+                model=model.name, encoding_format=body.encoding_format, dimensions=body.dimensions
+            )
+            return _texts(model, asked, body.input, "input", at)
+        case RerankRequest():
+            return _rerank(model, body, at)
+    return _score(model, body, at)
 
 
 def manner_of(model: TextModel, prompt: str, tools: Sequence[dict[str, Any]], *, parallel: bool) -> Manner:
@@ -157,12 +183,65 @@ def manner_of(model: TextModel, prompt: str, tools: Sequence[dict[str, Any]], *,
     return Manner(thinking, inside(thinking, prompt), dialect if tools else "", names, parallel)
 
 
-def _asked(asked: Translated, model: TextModel, scores: int, manner: Manner | None = None) -> msgspec.Raw:
+def _texts(model: TextModel, asked: Struct, given: Prompts, param: str, at: At) -> Prepared:
+    prompts = [packed(ids) for ids, _ in prompts_of(model, given, 1, param, at)]
+    return Prepared(msgspec.Raw(_pack(asked)), prompts, [""] * len(prompts))
+
+
+def _rerank(model: TextModel, body: RerankRequest, at: At) -> Prepared:
+    texts = [one if isinstance(one, str) else one.text for one in body.documents]
+    shown = body.return_documents is not False
+    query = prompts_of(model, [body.query], 1, "query", at)
+    documents = prompts_of(model, [*texts], 1, "documents", at)
+    asked = RerankAsked(model=model.name, top_n=body.top_n, return_documents=shown)
+    ids = [packed(ids) for ids, _ in [*query, *documents]]
+    return Prepared(msgspec.Raw(_pack(asked)), ids, ["", *(texts if shown else [""] * len(texts))])
+
+
+def _score(model: TextModel, body: ScoreRequest, at: At) -> Prepared:
+    first, then = ([side] if isinstance(side, str) else side for side in (body.text_1, body.text_2))
+    if len(first) not in (1, len(then)):
+        raise BadRequest(
+            f"text_1 has {len(first)} texts and text_2 {len(then)}: one against each, or pair by pair",
+            param="text_1",
+        )
+    prompts = [*prompts_of(model, [*first], 1, "text_1", at), *prompts_of(model, [*then], 1, "text_2", at)]
+    asked = ScoreAsked(model=model.name, first=len(first))
+    return Prepared(msgspec.Raw(_pack(asked)), [packed(ids) for ids, _ in prompts], [""] * len(prompts))
+
+
+def _asked(
+    asked: Translated,
+    model: TextModel,
+    scores: int,
+    at: At,
+    manner: Manner | None = None,
+    *,
+    echo: bool = False,
+) -> msgspec.Raw:
+    """Raises BadRequest naming the field for what a streamed answer has no place for."""
     body = asked.body
-    own = {"model": model.name, "scores": scores, "manner": manner or Manner()}
-    told = {"told": asked.told, "params": asked.params, "ignored": asked.ignored}
+    if body.prompt_logprobs is not None and body.stream:
+        raise BadRequest("prompt_logprobs: no streamed answer has a place for them", param="prompt_logprobs")
+    constraint = constraint_of(body, model, at)
+    if constraint is not None and manner is not None:
+        manner = msgspec.structs.replace(manner, thinking="", inside=False)  # it leaves no room for thoughts
+    echo_scores = echo and scores >= 0
+    prompt = max(scores if echo_scores else -1, -1 if body.prompt_logprobs is None else body.prompt_logprobs)
+    own = {
+        "model": model.name,
+        "scores": scores,
+        "manner": manner or Manner(),
+        "prompt_scores": prompt,
+        "echo_scores": echo_scores,
+        "constraint": constraint,
+        "banned": banned_words(body, model),
+        "told": asked.told,
+        "params": asked.params,
+        "ignored": asked.ignored,
+    }
     kept = {name: getattr(body, name) for name in _KEPT if hasattr(body, name)}
-    return msgspec.Raw(_pack(Asked(**kept | own | told)))
+    return msgspec.Raw(_pack(Asked(**kept | own)))
 
 
 def _tokens(model: TextModel, body: TokenizeRequest, at: At) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from muxd.api.decoding import convert
-from muxd.api.schemas import CompletionRequest, Message, Part
+from muxd.api.schemas import Message, Part
 from muxd.engine.values import first_outside
 from muxd.errors import BadRequest, ContextTooLong
 from muxd.text.dialects import in_words
@@ -20,6 +20,7 @@ _MAX_FIELDS = 64  # of a message
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _OWN_KWARGS = frozenset({"messages", "self", "add_generation_prompt"})
 
+Prompts = str | list[str | int | list[int]]
 At = Callable[[Stage], None]
 
 
@@ -159,34 +160,32 @@ def _texts(content: str | list[dict[str, str]] | None) -> list[str]:
     return [part["text"] for part in content] if isinstance(content, list) else [content or ""]
 
 
-def completion_prompts(
-    model: TextModel, body: CompletionRequest, at: At
+def prompts_of(
+    model: TextModel, asked: Prompts, n: int, param: str, at: At
 ) -> list[tuple[list[int], str | None]]:
-    """Ids and, where it was given as text, the text of each prompt.
+    """Ids and, where it was given as text, the text of each prompt, of ``n`` choices.
 
     Raises BadRequest for empty, mixed or too many prompts and for ids the model does not have.
     """
-    given = _split(body.prompt)
-    check_count(len(given), body.n or 1)
-    check_bytes(model, [prompt for prompt in given if isinstance(prompt, str)], "prompt")
+    given = _split(asked, param)
+    check_count(len(given), n, param)
+    check_bytes(model, [prompt for prompt in given if isinstance(prompt, str)], param)
     prompts: list[tuple[list[int], str | None]] = []
     for prompt in given:
         text = prompt if isinstance(prompt, str) else None
-        ids = (
-            encode(model, prompt, at, add_special=True, param="prompt") if isinstance(prompt, str) else prompt
-        )
-        prompts.append((check_ids(model, ids, "prompt"), text))
+        ids = encode(model, prompt, at, add_special=True, param=param) if isinstance(prompt, str) else prompt
+        prompts.append((check_ids(model, ids, param), text))
     return prompts
 
 
-def check_count(prompts: int, n: int) -> None:
+def check_count(prompts: int, n: int, param: str = "prompt") -> None:
     """Raises BadRequest for more choices than one request may have."""
     if prompts * n > MAX_SEQUENCES:
-        param = "n" if n > 1 else "prompt"
+        param = "n" if n > 1 else param
         raise BadRequest(f"{prompts} prompts times n = {n} is more than {MAX_SEQUENCES}", param=param)
 
 
-def _split(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
+def _split(prompt: Prompts, param: str) -> list[str | list[int]]:
     """The four forms of ``prompt`` as a list of texts or of id lists."""
     if isinstance(prompt, str):
         return [prompt]
@@ -195,8 +194,9 @@ def _split(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
         return [ids]
     if ids or not prompt or len({type(item) for item in prompt}) > 1:
         raise BadRequest(
-            "prompt must be a text, a list of texts, a list of token ids, or a list of such lists; not empty",
-            param="prompt",
+            f"{param} must be a text, a list of texts, a list of token ids, or a list of such lists; "
+            "not empty",
+            param=param,
         )
     return [item for item in prompt if not isinstance(item, int)]
 

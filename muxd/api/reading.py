@@ -5,8 +5,10 @@ stream to notice. They go to a text process as they came, and so does everything
 render.
 """
 
+import contextlib
 import logging
 import re
+from typing import TypeVar
 
 import msgspec
 from aiohttp import web
@@ -21,12 +23,15 @@ from muxd.api.serving import ServedModel
 from muxd.api.turns import in_turns
 from muxd.errors import BadRequest, ModelNotReady, MuxdError
 from muxd.text.library import Here
-from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, unpacked
+from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, Stage, unpacked
+
+T = TypeVar("T")
 
 log = logging.getLogger("muxd.api")
 
 _INLINE = 640  # bytes of a body whose text is tokenised here: at worst 2 ms
 _PEEK = 64 << 10  # bytes of a body that is skimmed here for the model's name: at worst 1 ms
+_PLAIN = ("text", "tokenize", "detokenize", "embed", "rerank", "score")  # no template has a part in them
 _SEEN = 256  # names of fields
 _HINT = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"')
 
@@ -35,8 +40,16 @@ class _Named(msgspec.Struct):
     model: str | None = None
 
 
+class _Slow(Exception):
+    """A short body asks for what may take long all the same."""
+
+
+def _here(stage: Stage) -> None:
+    if stage == "constraint":
+        raise _Slow
+
+
 _named = msgspec.json.Decoder(_Named)
-_asked = msgspec.msgpack.Decoder(Asked)
 
 
 async def read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
@@ -52,28 +65,44 @@ async def read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
     trace(request).model = model.name
     tokenizer = tokenizer_of(model)
     work = Prepare(kind, data, "", context(request).max_body, {name or model.name: model.view}, model.name)
-    if kind in ("text", "tokenize", "detokenize") and len(data) <= _INLINE and b'"messages"' not in data:
-        return model, prepare(work, Here(tokenizer), lambda stage: None)
+    if kind in _PLAIN and len(data) <= _INLINE and b'"messages"' not in data:
+        with contextlib.suppress(_Slow):
+            return model, prepare(work, Here(tokenizer), _here)
     return model, await context(request).texts.run(work, model.name, len(data))
 
 
-Prompts = list[tuple[list[int], str]]  # ids, and the text to echo
+Texts = list[tuple[list[int], str]]  # ids, and the text to echo
 
 
-async def asked(request: web.Request, kind: Kind) -> tuple[ServedModel, Asked, Prompts]:
-    """The model, what is asked of it, and its prompts."""
+async def asked(request: web.Request, kind: Kind) -> tuple[ServedModel, Asked, Texts]:
+    """As ``texts_of``, of a model that generates."""
     model, result = await read(request, kind)
-    return model, *await unpack_asked(request, result)
+    return model, *await unpack_asked(request, model, result)
 
 
-async def unpack_asked(request: web.Request, result: Result) -> tuple[Asked, Prompts]:
+async def unpack_asked(request: web.Request, model: ServedModel, result: Result) -> tuple[Asked, Texts]:
+    body, prompts = await _unpack(result, Asked)
+    trace(request).params = body.params
+    _note_ignored(request, body.ignored)
+    if not model.generates:
+        raise BadRequest(
+            f"The model {model.name!r} only embeds texts: use /v1/embeddings, /v1/rerank or /v1/score",
+            param="model",
+        )
+    return body, prompts
+
+
+async def texts_of(request: web.Request, kind: Kind, body: type[T]) -> tuple[ServedModel, T, Texts]:
+    """The model, what is asked of it, and the ids of each prompt with the text to show for it."""
+    model, result = await read(request, kind)
+    return model, *await _unpack(result, body)
+
+
+async def _unpack(result: Result, body: type[T]) -> tuple[T, Texts]:
     assert isinstance(result, Prepared)
     packed = in_turns(zip(result.prompts, result.echoes, strict=True))
     prompts = [(unpacked(ids), echo) async for ids, echo in packed]
-    body = _asked.decode(result.asked)
-    trace(request).params = body.params
-    _note_ignored(request, body.ignored)
-    return body, prompts
+    return msgspec.msgpack.decode(result.asked, type=body), prompts
 
 
 async def _read_long(

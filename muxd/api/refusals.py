@@ -1,11 +1,10 @@
 """Fields that would change the answer and that muxd does not serve: refused by name, never ignored.
 
-Each has a test of the values at which it changes nothing (``bad_words: []``, ``response_format: {"type":
-"text"}``). The structs of ``muxd.api.schemas`` declare the fields; the generating endpoints call
-``refuse_unserved`` after decoding.
+Each has a test of the values at which it changes nothing (``functions: []``, ``best_of: 1``). The structs of
+``muxd.api.schemas`` declare the fields; the generating endpoints call ``refuse_unserved`` after decoding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from msgspec import Struct
@@ -19,8 +18,6 @@ def _empty(value: Any) -> bool:
 
 HARMLESS: dict[str, Callable[[Any], bool]] = {
     # OpenAI's
-    "logit_bias": _empty,
-    "response_format": lambda value: value == {"type": "text"},
     "functions": _empty,
     "function_call": lambda value: value in ("none", "auto"),
     "modalities": lambda value: value == ["text"],
@@ -31,17 +28,9 @@ HARMLESS: dict[str, Callable[[Any], bool]] = {
     # vLLM's
     "use_beam_search": _empty,
     "length_penalty": lambda value: value == 1,
-    "bad_words": _empty,
-    "allowed_token_ids": _empty,
-    "prompt_logprobs": lambda value: False,
     "truncate_prompt_tokens": lambda value: False,
     "include_stop_str_in_output": _empty,
     "skip_special_tokens": lambda value: value is True,
-    "structured_outputs": _empty,
-    "guided_json": lambda value: False,
-    "guided_regex": lambda value: False,
-    "guided_choice": lambda value: False,
-    "guided_grammar": lambda value: False,
     "documents": _empty,
     "chat_template": lambda value: False,
     "prompt_embeds": lambda value: False,
@@ -49,7 +38,6 @@ HARMLESS: dict[str, Callable[[Any], bool]] = {
 _HINTS = {
     "functions": "they have become tools: send tools and tool_choice",
     "function_call": "it has become tool_choice, beside tools",
-    "response_format": 'only {"type": "text"} is served',
     "modalities": 'only ["text"] is served',
     "skip_special_tokens": "special tokens are always left out of the text",
     "chat_template": "the operator sets the template, with chat_template in the model's [[model]] table",
@@ -57,9 +45,12 @@ _HINTS = {
 }
 
 
-def refuse_unserved(body: Struct) -> None:
-    """Raises BadRequest naming the first field of ``body`` that muxd would have to ignore."""
+def refuse_unserved(body: Struct, *, served: Collection[str] = ()) -> None:
+    """Raises BadRequest naming the first field of ``body`` that muxd would have to ignore. ``served``: names
+    that mean something else at its endpoint."""
     for name in body.__struct_fields__:
+        if name in served:
+            continue
         harmless = HARMLESS.get(name)
         value = getattr(body, name) if harmless else None
         if harmless is None or value is None or harmless(value) or _switched_off(body, name, value):

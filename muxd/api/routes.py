@@ -11,6 +11,7 @@ from muxd.api.anthropic import endpoint as anthropic
 from muxd.api.anthropic.schemas import CountRequest, MessagesRequest
 from muxd.api.chat import chat
 from muxd.api.completions import completions
+from muxd.api.embeddings import embeddings, rerank, score
 from muxd.api.ollama import endpoints as ollama
 from muxd.api.ollama.schemas import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
 from muxd.api.openapi import openapi
@@ -51,6 +52,9 @@ ROUTES = [
     Route("GET", "/v1/models/{id:.+}", models.get_model, "One model"),
     Route("POST", "/v1/chat/completions", chat, "Answer a conversation", schemas.ChatRequest),
     Route("POST", "/v1/completions", completions, "Go on from a text", schemas.CompletionRequest),
+    Route("POST", "/v1/embeddings", embeddings, "Texts as vectors", schemas.EmbeddingRequest),
+    Route("POST", "/v1/rerank", rerank, "Documents by how near they are to a query", schemas.RerankRequest),
+    Route("POST", "/v1/score", score, "How near texts are to each other", schemas.ScoreRequest),
     Route("POST", "/v1/responses", responses, "Answer a conversation, item by item", ResponsesRequest),
     Route("POST", "/v1/messages", anthropic.messages, "Answer a conversation, as Anthropic", MessagesRequest),
     Route(

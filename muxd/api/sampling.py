@@ -9,19 +9,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from muxd.api.schemas import Asked, Generation
 from muxd.api.serving import ServedModel
 from muxd.engine.values import first_outside
 from muxd.errors import BadRequest, ContextTooLong
-from muxd.messages import Sampling
+from muxd.messages import Constraint, Sampling
 from muxd.text.stop import StopStrings
 
 _SEED_MASK = 2**63 - 1  # seeds travel as int64
 _NO_SEED = -1
+UNLIMITED = -1  # tokens
+_COMPLETE = "an answer held to a form (response_format, structured_outputs) ends when that is complete"
 
 
-def sampling_of(body: Generation, model: ServedModel, logprobs: int) -> Sampling:
+def sampling_of(body: Asked, model: ServedModel, logprobs: int) -> Sampling:
     """One sequence's sampling; ``logprobs`` as in ``Sampling``. Without a seed, or with -1, a random one.
 
     Raises BadRequest for a token id that the model does not have, and for ``min_tokens`` without any token
@@ -46,7 +49,50 @@ def sampling_of(body: Generation, model: ServedModel, logprobs: int) -> Sampling
         min_tokens=body.min_tokens or 0,
         banned_first=_banned_first(body, model) if body.min_tokens else (),
         logprobs=logprobs,
+        bias=_bias(body, model),
+        allowed=_allowed(body, model),
+        bad_words=tuple(body.banned),
+        constraint=_held_to(body, model),
+        prompt_logprobs=body.prompt_scores,
     )
+
+
+def _bias(body: Asked, model: ServedModel) -> tuple[tuple[int, float], ...]:
+    """Raises BadRequest for a key that is no token of the model."""
+    found: dict[int, float] = {}
+    for key, value in (body.logit_bias or {}).items():
+        token = int(key) if key.isascii() and key.isdecimal() and len(key) < 11 else -1
+        if not 0 <= token < model.vocab_size:
+            raise BadRequest(
+                f"logit_bias: {key[:20]!r} is no token id of {model.name!r}, whose ids are 0 to "
+                f"{model.vocab_size - 1}; POST /tokenize tells them",
+                param="logit_bias",
+            )
+        found[token] = value
+    return tuple(sorted(found.items()))
+
+
+def _allowed(body: Asked, model: ServedModel) -> tuple[int, ...]:
+    ids = body.allowed_token_ids or []
+    known_ids(model, ids, "allowed_token_ids")
+    return tuple(sorted(set(ids)))
+
+
+def _held_to(body: Asked, model: ServedModel) -> Constraint | None:
+    """Raises BadRequest where the answer could not end when it is complete."""
+    if body.constraint is None:
+        return None
+    if body.min_tokens:
+        raise BadRequest(f"min_tokens: {_COMPLETE}; leave it out", param="min_tokens")
+    ends = tuple(sorted(token for token in ending_ids(body, model) if token < model.vocab_size))
+    if not ends and body.ignore_eos:
+        raise BadRequest(f"ignore_eos: {_COMPLETE}; leave it out", param="ignore_eos")
+    if not ends:
+        raise BadRequest(
+            f"stop_token_ids: {_COMPLETE}, and {model.name!r} has no end token; give one",
+            param="stop_token_ids",
+        )
+    return structs.replace(body.constraint, ends=ends)
 
 
 def _banned_first(body: Generation, model: ServedModel) -> tuple[int, ...]:
@@ -107,18 +153,20 @@ def stop_strings(body: Generation) -> list[str]:
 def chat_budget(model: ServedModel, body: Asked, prompts: Sequence[tuple[list[int], str]]) -> int:
     """Tokens to generate after the one prompt of a conversation."""
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    if getattr(body, name) == 0:
+        raise BadRequest(f"{name}: an answer has one token at least; -1 is as many as fit", param=name)
     return token_budget(model, len(prompts[0][0]), getattr(body, name), None, name)
 
 
 def token_budget(model: ServedModel, prompt: int, asked: int | None, default: int | None, param: str) -> int:
-    """How many tokens may be generated after ``prompt`` tokens.
+    """How many tokens may be generated after ``prompt`` tokens; all that fit for ``UNLIMITED``.
 
     ``default`` (None: all that fits) is clamped to the context; what was ``asked`` for is not: raises
     ContextTooLong naming ``param`` when it cannot fit.
     """
     room = model.max_context - prompt
-    if asked is None:
-        return min(room, default or room)
+    if asked is None or asked == UNLIMITED:
+        return room if asked == UNLIMITED else min(room, default or room)
     if asked > room:
         raise ContextTooLong(
             f"This model's maximum context length is {model.max_context} tokens. The prompt has {prompt} and "

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from muxd.engine.values import RANGES
+from muxd.messages import Constraint
 from muxd.text.speech import Manner
 
 
@@ -22,9 +23,11 @@ def _within(name: str) -> Meta:
 
 
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Budget = Annotated[int, Meta(ge=-1, le=2**31 - 1)]  # -1, as llama.cpp has it: all that fits
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
 Stops = Annotated[list[str], Meta(max_length=64)]  # OpenAI takes 4; agents and front ends send more
 
 
@@ -92,22 +95,12 @@ Tools = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
 class Unserved(Struct, kw_only=True):
     """Declared on both endpoints to be refused; most of these are vLLM's extensions."""
 
-    logit_bias: Any = None
-    response_format: Any = None
     best_of: Any = None
     use_beam_search: Any = None
     length_penalty: Any = None
-    bad_words: Any = None
-    allowed_token_ids: Any = None
-    prompt_logprobs: Any = None
     truncate_prompt_tokens: Any = None
     include_stop_str_in_output: Any = None
     skip_special_tokens: Any = None
-    structured_outputs: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
 
 
 class Generation(Unserved, kw_only=True):
@@ -121,7 +114,7 @@ class Generation(Unserved, kw_only=True):
     seed: Seed | None = None  # -1, as vLLM and llama.cpp have it: none
     stop: str | Stops | None = None
     stop_token_ids: list[TokenId] | None = None
-    max_tokens: Count | None = None
+    max_tokens: Budget | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     ignore_eos: bool | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
@@ -131,13 +124,30 @@ class Generation(Unserved, kw_only=True):
     presence_penalty: Annotated[float, _within("presence_penalty")] | None = None
     frequency_penalty: Annotated[float, _within("frequency_penalty")] | None = None
     repetition_penalty: Annotated[float, _within("repetition_penalty")] | None = None
+    logit_bias: Annotated[dict[str, Bias], Meta(max_length=1024)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # vLLM's
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
 
 
-class ChatRequest(Generation, kw_only=True):
+class Held(Generation, kw_only=True):
+    """What an answer is held to, as it was asked: ``muxd.api.constraint`` makes one thing of it."""
+
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    bad_words: (
+        Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=512)] | None
+    ) = None
+
+
+class ChatRequest(Held, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: Messages
-    max_completion_tokens: Count | None = None  # wins over max_tokens
+    max_completion_tokens: Budget | None = None  # wins over max_tokens
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -160,15 +170,19 @@ class ChatRequest(Generation, kw_only=True):
 class Asked(Generation, kw_only=True):
     """What is left of either once its text has become ids: the part that the daemon sees."""
 
-    max_completion_tokens: Count | None = None
+    max_completion_tokens: Budget | None = None
+    constraint: Constraint | None = None
+    banned: list[tuple[int, ...]] = []  # ``bad_words`` in tokens
     scores: int = -1  # as ``Sampling.logprobs``: -1 for none
     manner: Manner = Manner()
     told: dict[str, Any] = {}  # what the answer has to say again
     ignored: list[str] = []  # fields that nobody reads
     params: dict[str, str] = {}  # fields by what the client calls them
+    prompt_scores: int = -1  # as ``Sampling.prompt_logprobs``
+    echo_scores: bool = False  # they stand before the answer's
 
 
-class CompletionRequest(Generation, kw_only=True):
+class CompletionRequest(Held, kw_only=True):
     """POST /v1/completions. ``prompt``: text, texts, token ids, or lists of token ids."""
 
     prompt: str | list[str | TokenId | list[TokenId]]
@@ -197,3 +211,59 @@ class DetokenizeRequest(Struct, kw_only=True):
 
     model: str | None = None
     tokens: list[TokenId]
+
+
+Texts = Annotated[list[str], Meta(min_length=1)]
+
+
+class EmbeddingRequest(Struct, kw_only=True):
+    """POST /v1/embeddings. ``input``: text, texts, token ids, or lists of token ids."""
+
+    model: str
+    input: str | list[str | TokenId | list[TokenId]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    truncate_prompt_tokens: Any = None  # refused
+
+
+class Document(Struct):
+    text: str
+
+
+class RerankRequest(Struct, kw_only=True):
+    """POST /v1/rerank, as Cohere and Jina have it."""
+
+    model: str
+    query: str
+    documents: Annotated[list[str | Document], Meta(min_length=1)]
+    top_n: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    return_documents: bool | None = None
+    truncate_prompt_tokens: Any = None  # refused
+
+
+class ScoreRequest(Struct, kw_only=True):
+    """POST /v1/score, as vLLM has it."""
+
+    model: str
+    text_1: str | Texts
+    text_2: str | Texts
+    truncate_prompt_tokens: Any = None  # refused
+
+
+class EmbeddingAsked(Struct, kw_only=True):
+    """What is left of each of them once its texts have become ids."""
+
+    model: str
+    encoding_format: str | None = None
+    dimensions: int | None = None
+
+
+class RerankAsked(Struct, kw_only=True):
+    model: str
+    top_n: int | None = None
+    return_documents: bool = True
+
+
+class ScoreAsked(Struct, kw_only=True):
+    model: str
+    first: int  # texts of the first side

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
+from muxd.messages import Pooling
 from muxd.text.tokenizer import Tokenizer
 from muxd.text.work import Result, View, Work
 
@@ -70,6 +71,14 @@ class ServedModel(Protocol):
 
     @property
     def eos(self) -> frozenset[int]: ...
+
+    @property
+    def generates(self) -> bool:
+        """It has a head to sample from."""
+
+    @property
+    def pooling(self) -> Pooling:
+        """How it embeds texts; "" if it does not."""
 
     @property
     def state(self) -> str:

@@ -1,16 +1,26 @@
 """What is the same in every answer of OpenAI's two older endpoints, and the answers that are not streamed."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
 
 from muxd.api.face import Called, Tally, Whole, called, joined
-from muxd.api.logprobs import chat_logprobs, text_logprobs
+from muxd.api.logprobs import both, chat_logprobs, echoed_logprobs, prompt_logprobs, text_logprobs
 from muxd.text.sayings import Content, Thought
 from muxd.text.tokenizer import Tokenizer
 
 Kind = Literal["chat", "text"]
+
+
+class Shown(NamedTuple):
+    """What of a prompt's log-probabilities: before the answer's, and so many of each token (-1: none)."""
+
+    echo: bool
+    prompt: int
+
+
+UNSCORED = Shown(False, -1)
 
 
 class Answer(Struct, frozen=True):
@@ -27,25 +37,27 @@ def whole_answer(
     choices: Sequence[Whole],
     tally: Tally,
     tokenizer: Tokenizer,
-    echoes: Sequence[str] = (),
+    echoes: Sequence[str],
+    shown: Shown,
     *,
     token_ids: bool,
 ) -> dict[str, Any]:
     """``chat.completion`` or ``text_completion``, every required key present. ``echoes``: the text to put
     before each choice's."""
-    shown = []
+    made = []
     for choice, echo in zip(choices, echoes or [""] * len(choices), strict=True):
         ids = {"token_ids": choice.token_ids} if token_ids else {}
-        chat = answer.kind == "chat"
-        shown.append(
-            ids | (_chat_choice(choice, tokenizer) if chat else _text_choice(choice, tokenizer, echo))
-        )
-    return {
+        if answer.kind == "chat":
+            made.append(ids | _chat_choice(choice, tokenizer))
+        else:
+            made.append(ids | _text_choice(choice, tokenizer, echo, shown))
+    more = _prompt(choices[0], tokenizer, shown) if answer.kind == "chat" else {}
+    return more | {
         "id": answer.id,
         "object": "chat.completion" if answer.kind == "chat" else "text_completion",
         "created": answer.created,
         "model": answer.model,
-        "choices": shown,
+        "choices": made,
         "usage": usage_object(tally),
     }
 
@@ -84,10 +96,21 @@ def _chat_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _text_choice(choice: Whole, tokenizer: Tokenizer, echo: str) -> dict[str, Any]:
-    return {
+def _text_choice(choice: Whole, tokenizer: Tokenizer, echo: str, shown: Shown) -> dict[str, Any]:
+    logprobs = text_logprobs(choice.scored, tokenizer, len(echo)) if choice.scored else None
+    if shown.echo:
+        before = echoed_logprobs(choice.prompt, tokenizer)
+        logprobs = before if logprobs is None else both(before, logprobs)
+    return _prompt(choice, tokenizer, shown) | {
         "index": choice.index,
         "text": echo + joined(choice.sayings, Content),
-        "logprobs": text_logprobs(choice.scored, tokenizer, len(echo)) if choice.scored else None,
+        "logprobs": logprobs,
         "finish_reason": choice.finish,
     }
+
+
+def _prompt(choice: Whole, tokenizer: Tokenizer, shown: Shown) -> dict[str, Any]:
+    """Beside the choice of a completion, and beside a chat's choices, which have one prompt."""
+    if shown.prompt < 0:
+        return {}
+    return {"prompt_logprobs": prompt_logprobs(choice.prompt, tokenizer, shown.prompt)}

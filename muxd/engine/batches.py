@@ -37,6 +37,10 @@ class Batches:
                 break  # alone
             if lane.retiring and not sequence.rows:
                 break
+            if lane.spec.whole and sequence.remaining > budget:
+                if chunks:
+                    break
+                budget = sequence.remaining
             if budget == 0 or (grant := self._rows.admit(lane, sequence)) is None:
                 break
             if grant.rows.ids.size:

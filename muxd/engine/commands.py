@@ -3,9 +3,10 @@
 import numpy as np
 
 from muxd.engine.sequence import Sequence, pack
-from muxd.messages import Chunk, NewRows
+from muxd.messages import Chunk, NewRows, Sampling
 from muxd.pool.ledger import Rows
 
+_TOLD = Sampling()  # a sequence's own travels with its first chunk
 NO_ROWS = Rows(ids=np.empty(0, np.int32), blocks=np.empty((0, 0), np.int32))
 
 
@@ -18,9 +19,10 @@ def chunk_of(sequence: Sequence, budget: int, *, first: bool) -> Chunk:
         tokens=pack(tokens),
         rows=pack(sequence.rows) if first else b"",
         last=len(tokens) == sequence.remaining,
-        sampling=sequence.request.sampling,
+        sampling=sequence.request.sampling if first or not sequence.computed else _TOLD,
         prompt_tokens=sequence.prompt_tokens,
         first=first,
+        pooling=sequence.request.pooling,
         known=pack(sequence.tokens[: sequence.computed]) if first and sequence.computed else b"",
     )
 

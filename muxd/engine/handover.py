@@ -57,7 +57,7 @@ class Handover:
         """It is done: what a prefill has sampled is the decode worker's first token."""
         if isinstance(command, Decode):
             return
-        sequences = [chunk.seq for chunk in command.chunks if chunk.last]
+        sequences = [chunk.seq for chunk in command.chunks if chunk.last and not chunk.pooling]
         for seq, token in zip(sequences, tokens, strict=True):
             if (begun := self._begun.get(seq)) is not None:
                 # Without a token it is not decoded: the scheduler is about to fail it.

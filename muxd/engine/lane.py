@@ -32,6 +32,7 @@ class LaneSpec(Struct, frozen=True):
     capacity_rows: int  # the most rows one sequence could ever hold here
     split: bool = False  # prefill and decode in processes of their own: a batch of each at once
     cap: int = 100  # percent its worker can use at most: under a fixed cap, more would be booked for nothing
+    whole: bool = False  # every token sees the whole text: no prompt is cut into chunks
 
     @property
     def model(self) -> str:

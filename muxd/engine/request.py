@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from muxd.messages import Sampling, TokenLogprob
+from muxd.messages import Pooling, Sampling, TokenLogprob
 
 Finish = Literal["stop", "length"]
 
@@ -15,10 +15,11 @@ class Request(Struct, frozen=True):
     id: str  # unique, shown to people ("chatcmpl-..." plus choice index)
     model: str
     prompt: list[int]
-    max_tokens: int
+    max_tokens: int  # 0: only what the prompt says of itself (``Sampling.prompt_logprobs``)
     sampling: Sampling
     eos: frozenset[int]  # token ids that end the sequence; empty with ignore_eos
     http_id: str = ""  # x-request-id of the HTTP request, by which `muxctl why` finds it too
+    pooling: Pooling = ""  # the prompt is to be embedded, and that is all
 
 
 class Delta(Struct, frozen=True):

@@ -112,7 +112,9 @@ class RowKeeper:
 
     def _keys(self, lane: Lane, sequence: Sequence) -> list[bytes]:
         """Names of the rows its prompt may find computed."""
-        if not lane.spec.config.prefix_cache:
+        request = sequence.request
+        anew = request.sampling.prompt_logprobs >= 0 or request.pooling in ("mean", "cls")
+        if anew or lane.spec.whole or not lane.spec.config.prefix_cache:
             return []
         if sequence.chain is None:
             sequence.chain = Chain(lane.spec.model, lane.spec.row_tokens)
@@ -165,11 +167,12 @@ class RowKeeper:
     ) -> tuple[list[Sequence], list[tuple[int, int]], Rows] | None:
         """Rows for the token after the one that ``stepping`` sample now, as ``grow`` returns them.
 
-        Who is known to end, or to be preempted, stays out. None when nobody is left or rows are short.
+        Who is known to end, or to be preempted, stays out, and whose next tokens depend on that one. None
+        when nobody is left or rows are short.
         """
         limit = lane.spec.max_context
         size, evicting = lane.spec.row_tokens, self._evicting
-        going = [s for s in stepping if not s.closing and s.id not in evicting and not s.ends(limit)]
+        going = [s for s in stepping if not (s.closing or s.reads_back or s.id in evicting or s.ends(limit))]
         need = [s for s in going if s.computed + 1 >= len(s.rows) * size]
         granted = self.ledger.take(lane.spec.model, len(need)) if need else NO_ROWS
         if not going or granted is None:

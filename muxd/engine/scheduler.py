@@ -44,7 +44,15 @@ from muxd.engine.rows import RowKeeper
 from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
-from muxd.errors import Busy, ConfigError, ContextTooLong, MuxdError, NoFiniteLogits, QueueFull
+from muxd.errors import (
+    Busy,
+    ConfigError,
+    ConstraintFailed,
+    ContextTooLong,
+    MuxdError,
+    NoFiniteLogits,
+    QueueFull,
+)
 from muxd.messages import NO_TOKEN
 from muxd.pool.ledger import Ledger
 
@@ -277,7 +285,8 @@ class Scheduler:
             # What is computed behind a sequence's end is nobody's.
             known = len(sequence.tokens)
             sequence.computed = min(sequence.computed + computed, known)
-            sampled = sequence.computed == known
+            pooled = bool(sequence.request.pooling)
+            sampled = sequence.computed == known and not pooled
             if sequence.chain is not None:
                 self._rows.computed(lane, sequence)
             if sequence.closing:
@@ -287,6 +296,9 @@ class Scheduler:
                 self._recovery.fail(sequence, _no_logits(sequence))
             elif sampled:
                 self._accept(lane, sequence, tokens[index], index, emit, ended, now)
+            elif pooled and sequence.computed == known:
+                self._recovery.end(sequence)
+                ended.append(Ended(sequence, "stop"))
             index += sampled
         if emit.sequences:
             self._board.actions.append(emit)
@@ -389,6 +401,12 @@ class Scheduler:
 
 
 def _no_logits(sequence: Sequence) -> MuxdError:
+    if sequence.request.sampling.bounded:
+        return ConstraintFailed(
+            f"no token may follow the first {sequence.generated} of {sequence.request.id}: what its answer "
+            "is held to (response_format, structured_outputs, allowed_token_ids, bad_words) leaves none, or "
+            "costs too much; make it simpler or wider"
+        )
     return NoFiniteLogits(
         f"the model produced no finite logits for token {len(sequence.tokens)} of {sequence.request.id}: an "
         "overflow, damaged weights, or penalties and bans that leave no token; the request ends here"

@@ -42,6 +42,7 @@ class Sequence:
         "phase",
         "preemptions",
         "prompt_tokens",
+        "reads_back",
         "registered",
         "request",
         "reruns",
@@ -57,6 +58,7 @@ class Sequence:
         self.arrived = arrived
         self.tokens = list(request.prompt)
         self.prompt_tokens = len(request.prompt)
+        self.reads_back = request.sampling.reads_back
         self.computed = 0
         self.rows: list[int] = []
         self.charge = 0  # rows it was admitted with: known tokens and look-ahead
@@ -109,6 +111,8 @@ class Sequence:
         The stopping token itself is not appended: it is not part of the answer.
         """
         request, tokens = self.request, self.tokens
+        if not request.max_tokens:
+            return "length"  # its prompt was all that was asked about
         if token in request.eos and self.generated >= request.sampling.min_tokens:
             return "stop"
         tokens.append(token)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from muxd.engine.request import Delta, Finish
 from muxd.errors import MuxdError
-from muxd.messages import TokenLogprob
+from muxd.messages import PromptScores, TokenLogprob
 
 
 class TokenStream:
@@ -23,6 +23,9 @@ class TokenStream:
 
     def __init__(self, on_close: Callable[[bool], None]):
         self.cached_tokens = 0  # of the prompt, found computed when the sequence was admitted
+        # By position of the prompt, where asked for: all of them are there before the first token is.
+        self.prompt_scores: dict[int, tuple[TokenLogprob, int]] = {}
+        self.vector = b""  # float32, of a prompt that is embedded: there with the end
         self._on_close = on_close
         self._wake = asyncio.Event()
         self._tokens: list[int] = []
@@ -68,6 +71,11 @@ class TokenStream:
         if logprob is not None:
             self._logprobs.append(logprob)
         self._wake.set()
+
+    def score(self, scored: PromptScores) -> None:
+        """Engine side: more of the prompt. What is computed again is told again."""
+        pairs = zip(scored.scores, scored.ranks, strict=True)
+        self.prompt_scores.update(enumerate(pairs, scored.first))
 
     def end(self, finish: Finish) -> None:
         """Engine side: the sequence is complete."""

@@ -33,6 +33,7 @@ from muxd.engine.actions import (
     WorkerLost,
     WorkerReady,
 )
+from muxd.engine.flight import Flight
 from muxd.engine.journal import Journal, Tell
 from muxd.engine.lane import Lane, LaneSpec
 from muxd.engine.memory import Terms
@@ -153,7 +154,19 @@ class Unit:
         self.journal.mark("device fault", self._clock.now(), model, device)
 
     def batch_done(self, model: str, reply: BatchReply) -> None:
+        flight = self._scheduler.lanes[model].flight(reply.batch)
+        if flight is not None:
+            self._told(flight, reply)
         self._handle(BatchDone(model, reply.batch, reply.tokens, reply.seconds), reply.logprobs)
+
+    def _told(self, flight: Flight, reply: BatchReply) -> None:
+        """What a batch says of prompts; before their readers hear of a token or an end."""
+        for scored in reply.prompt_scores:
+            if stream := self._streams.get(flight.sequences[scored.chunk].id):
+                stream.score(scored)
+        for chunk, vector in reply.vectors:
+            if stream := self._streams.get(flight.sequences[chunk].id):
+                stream.vector = vector
 
     @property
     def idle(self) -> bool:

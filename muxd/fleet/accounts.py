@@ -28,7 +28,8 @@ def opening_of(entry: Entry, where: Place, models: int) -> tuple[LaneSpec, Terms
     ``assembly.opening``."""
     assert entry.opened is not None
     own = structs.replace(entry.config, quota=entry.quota)
-    return opening(own, shape(entry).on(1, entry.opened.plan.dtype), where, models)
+    lane, terms = opening(own, shape(entry).on(1, entry.opened.plan.dtype), where, models)
+    return structs.replace(lane, whole=entry.opened.spec.encoder), terms
 
 
 def setup(

@@ -17,13 +17,15 @@ from msgspec import structs
 from muxd.config import ModelConfig, context
 from muxd.engine.lane import Lane
 from muxd.engine.values import problem
-from muxd.errors import MuxdError
+from muxd.errors import ModelFolderError, MuxdError
 from muxd.fleet.state import Life, State
-from muxd.messages import dtype_of
+from muxd.messages import Pooling, dtype_of
 from muxd.models.generation import read_generation
+from muxd.models.pooling import read_pooling
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import WeightPlan, plan
 from muxd.text.library import stamp
+from muxd.text.pieces import Kind
 from muxd.text.pool import TextPool
 from muxd.text.tokenizer import Tokenizer
 from muxd.text.work import Source, View
@@ -57,10 +59,15 @@ class Opened:
         self.plan: WeightPlan = plan(folder, spec, dtype_of(config.dtype), gpu=gpu)
         self.spec: ModelSpec = structs.replace(spec, tied_embeddings=self.plan.tied)
         self.tokenizer = Tokenizer.load(folder)
+        if self.tokenizer.pieces.kind is Kind.WORDS and not self.spec.headless:
+            raise ModelFolderError(
+                f"{folder / 'tokenizer.json'}: decoder WordPiece is not supported for a model that generates"
+            )
         override = str(Path(config.chat_template).expanduser()) if config.chat_template else ""
         self.source = Source(config.name, str(folder), override, stamp(folder))
         self.chat = False  # has a chat template, as far as it has been looked for
         self.longest = 0  # bytes of its longest token; 0: not known
+        self.pooling = _pooling(config, folder, encoder=self.spec.encoder)
         generation = read_generation(folder)
         self.eos = self._ends({*self.spec.eos_ids, *generation.eos_ids, *self.tokenizer.eos})
         self.default_sampling = _sampling_of(folder, generation.sampling)
@@ -195,6 +202,14 @@ class Entry:
         return self.opened.eos if self.opened else frozenset()
 
     @property
+    def generates(self) -> bool:
+        return self.opened is None or not self.opened.spec.headless
+
+    @property
+    def pooling(self) -> Pooling:
+        return self.opened.pooling if self.opened else ""
+
+    @property
     def default_sampling(self) -> Mapping[str, Any]:
         """By the folder, and before that by ``[model.sampling]``."""
         given = {
@@ -230,6 +245,13 @@ class Entry:
         if self.changing == "unloaded":
             return f"muxctl load {self.name} brings it back"
         return self.error or self.note or self.life.detail
+
+
+def _pooling(config: ModelConfig, folder: Path, *, encoder: bool) -> Pooling:
+    """As configured, else what the folder says; an encoder that says nothing gives the mean."""
+    if config.pooling != "auto":
+        return "" if config.pooling == "none" else config.pooling
+    return read_pooling(folder) or ("mean" if encoder else "")
 
 
 def _sampling_of(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:

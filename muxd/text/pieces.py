@@ -26,6 +26,7 @@ class Kind(Enum):
     BYTES = "bytes"  # all pieces are bytes of one UTF-8 text
     FALLBACK = "fallback"  # text, with runs of single bytes for what the vocabulary lacks
     SPACED = "spaced"  # no decoder: tokens with spaces between
+    WORDS = "words"  # WordPiece, of models that only read: spaces between but where a word goes on
 
 
 class Pieces:
@@ -38,6 +39,7 @@ class Pieces:
         self.special = {token.content for token in added.values() if token.special}
         decoder = tokenizer.decoder
         self._replacements: list[tuple[str, str]] = []
+        self.joined = ""  # with which the tokens of ``WORDS`` begin that go on with a word
         self.strip_left = 0  # leading spaces taken off the whole text
         self.kind = self._take_apart(json.loads(decoder.__getstate__())) if decoder else Kind.SPACED
         self._known: dict[int, str | bytes | None] = {}
@@ -65,6 +67,9 @@ class Pieces:
     def _take_apart(self, decoder: dict[str, Any]) -> Kind:
         if decoder["type"] == "ByteLevel":
             return Kind.BYTES
+        if decoder["type"] == "WordPiece":
+            self.joined = decoder["prefix"]
+            return Kind.WORDS
         steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
         order = [step["type"] for step in steps]
         known = ["Replace", "ByteFallback", "Fuse", "Strip"]
@@ -92,6 +97,8 @@ class Pieces:
                 return bytes(_BYTE_OF[character] for character in text)
             except KeyError:  # an added token, written as it is
                 return text.encode()
+        if self.kind is Kind.WORDS:
+            return text.removeprefix(self.joined) if text.startswith(self.joined) else f" {text}"
         for old, new in self._replacements:
             text = text.replace(old, new)
         if self.kind is Kind.FALLBACK and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):

@@ -242,6 +242,9 @@ class TextPool:
         if stage == "template":
             sentence = f"the model's chat template {what} with these messages"
             return BadRequest(sentence, param="messages", code="chat_template_failed")
+        if stage == "constraint":
+            sentence = f"response_format (or structured_outputs) {what}; make the form of the answer simpler"
+            return BadRequest(sentence, param="response_format")
         return TextBusy(f"reading this text {what}; a shorter one may do", retry_after=self._wait())
 
 

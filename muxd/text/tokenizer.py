@@ -42,6 +42,8 @@ class Tokenizer:
         self._first = self.bos if add_bos else None
         self.vocab_size = inner.get_vocab_size(with_added_tokens=True)
         self.pieces = Pieces(inner)
+        added = inner.get_added_tokens_decoder()
+        self.special_ids = sorted(token for token, one in added.items() if one.special)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":

@@ -24,8 +24,12 @@ Kind = Literal[
     "count",
     "ollama_chat",
     "ollama_generate",
+    "embed",
+    "rerank",
+    "score",
 ]
-Stage = Literal["read", "template", "tokens"]  # the body, the chat template, the tokenizer
+# The body, the chat template, the tokenizer, the form that an answer is held to.
+Stage = Literal["read", "template", "tokens", "constraint"]
 
 
 class Source(Struct, frozen=True):

@@ -25,6 +25,7 @@ from muxd.worker.sequence import Sequence, Span
 MOST = 4096  # sequences of a batch
 _SLOTS = 16  # lines of counts at first: 4 bytes for each token of the vocabulary
 _ENDLESS = 2**31 - 1  # tokens: no sequence has as many, and an int32 holds no more
+_MASKED = 16  # lines that are masked at once: 4 bytes for each token of the vocabulary while it is done
 BANNED = 8  # tokens of a line that cannot be sampled yet, in a recorded step
 
 Logprobs = Callable[[], dict[int, TokenLogprob]]
@@ -51,6 +52,7 @@ class CudaSampler:
         # counts[slot, token] = 2 · times generated + seen at all, see muxd.kernels.sampling
         self.counts = torch.zeros((_SLOTS, vocab), dtype=torch.int32, device=device)
         self._free = list(range(_SLOTS - 1, -1, -1))
+        self._bits = torch.arange(32, dtype=torch.int32, device=device)
         self._plain = SamplingLines(*upload(device, *columns([], [], MOST)))
 
     def note(self, spans: Items[Span]) -> None:
@@ -91,6 +93,30 @@ class CudaSampler:
         lines, filtered = SamplingLines(*tensors), mode is SamplingMode.FILTERED
         return ops.sample(logits, lines, self.counts, filtered=filtered, out=out, room=self._room)
 
+    def bounded(self, logits: Tensor, sequences: Items[Sequence]) -> Tensor:
+        """A copy of ``logits`` with what ``Bound`` says of each line, as ``sampler.bounded``. The masks are
+        made while the device computes the logits."""
+        held = [(line, s, s.bound) for line, s in enumerate(sequences) if s.bound is not None]
+        biased = [(line, *bound.bias) for line, _, bound in held if bound.bias is not None]
+        masks = [(line, mask) for line, s, bound in held if (mask := bound.mask(s.generated)) is not None]
+        logits = logits.float() if biased and logits.dtype != torch.float32 else logits.clone()
+        if biased:
+            lines = np.concatenate([np.full(len(ids), line, dtype=np.int64) for line, ids, _ in biased])
+            ids = np.concatenate([ids for _, ids, _ in biased])
+            places, values = upload(
+                self._device, lines * logits.shape[1] + ids, np.concatenate([values for *_, values in biased])
+            )
+            logits.view(-1).index_add_(0, places, values)
+        for first in range(0, len(masks), _MASKED):
+            part = masks[first : first + _MASKED]
+            at, packed = upload(
+                self._device, int32([line for line, _ in part]), np.stack([m for _, m in part])
+            )
+            bits = (packed[:, :, None] >> self._bits) & 1
+            out = bits.view(len(part), -1)[:, : logits.shape[1]] == 0
+            logits.index_copy_(0, at.long(), logits.index_select(0, at).masked_fill_(out, float("-inf")))
+        return logits
+
     def logprobs(self, logits: Tensor, picked: Tensor, sequences: Items[Sequence]) -> Logprobs:
         """Of the model's own distribution, for those who asked; what is returned waits for the device."""
         asked = [i for i, sequence in enumerate(sequences) if asks(sequence)]
@@ -125,6 +151,11 @@ class CudaSampler:
 def asks(sequence: Sequence) -> bool:
     """For log-probabilities."""
     return sequence.sampling.logprobs >= 0
+
+
+def bound(sequence: Sequence) -> bool:
+    """To what a recorded step does not know of."""
+    return sequence.bound is not None
 
 
 def mode_of(sequences: Items[Sequence], known: Items[int]) -> SamplingMode:

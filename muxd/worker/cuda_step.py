@@ -8,6 +8,7 @@ The same code runs over tensors of the CPU, by the references of ``muxd.kernels.
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,20 +21,40 @@ from muxd.kernels.paged_decode import plan_splits
 from muxd.messages import NewRows, Sampling, Setup
 from muxd.models.registry import build
 from muxd.models.spec import ModelSpec
+from muxd.worker import pooling, scoring
 from muxd.worker.cuda_attend import PagedDecode, PagedPrefill
 from muxd.worker.cuda_flight import CudaFlight
 from muxd.worker.cuda_graphs import Again, Arrays, CudaRecorder, DecodeGraphs, buckets_for, lines_of
 from muxd.worker.cuda_memory import Scratch
 from muxd.worker.cuda_parts import CudaWeights
-from muxd.worker.cuda_sampling import BANNED, MOST, CudaSampler, SamplingMode, asks, columns, mode_of, widest
+from muxd.worker.cuda_sampling import (
+    BANNED,
+    MOST,
+    CudaSampler,
+    SamplingMode,
+    asks,
+    bound,
+    columns,
+    mode_of,
+    widest,
+)
 from muxd.worker.cuda_state import PagedState
 from muxd.worker.cuda_streams import Streams
-from muxd.worker.cuda_upload import int32, upload
+from muxd.worker.cuda_upload import int32, to_host, upload
 from muxd.worker.kept import kv_type
+from muxd.worker.pooling import Pooler
+from muxd.worker.scoring import Scorer
 from muxd.worker.sequence import Sequence, Span
 
 _MANY = 300  # tokens of a prompt: kernels are chosen by size at 256
 _AHEAD = 64  # tokens for which rows may be granted beyond the longest context
+
+
+class _Read(NamedTuple):
+    """What comes to the host with a prefill's tokens."""
+
+    scored: list[scoring.Read]
+    pooled: list[pooling.Read]
 
 
 class CudaStep:
@@ -56,6 +77,8 @@ class CudaStep:
         self._streams = Streams(pool.device)
         self._scratch = Scratch(setup.model, pool.device, setup.scratch.get(setup.phases, 0))
         self.model = build(spec, CudaWeights(setup.tensors, weights, setup.max_context))
+        self._scorer = Scorer(self.model.logits, spec.vocab_size, to_host)
+        self._pooler = Pooler(self.model.output, to_host)
         row_tokens = spec.tokens_per_row(setup.block_bytes, self._kept.itemsize)
         width = min(setup.max_rows, -(-(setup.max_context + _AHEAD) // row_tokens) + 1)
         self._state = PagedState(spec, pool, setup.block_bytes, setup.max_rows, width, self._kept)
@@ -137,11 +160,14 @@ class CudaStep:
         )
         rows = lists.rows.index_select(0, lines)
         attend = PagedPrefill(self._spec, pool, rows, places, owners, begins, cached)
-        hidden = self.model.hidden(ids, places, attend).index_select(0, lasts)
+        every = self.model.hidden(ids, places, attend)
+        hidden = every.index_select(0, lasts)
+        read = _Read(self._scorer.score(spans, every), self._pooler.pool(spans, every))
         self._sampler.note(spans)
         if not ends:
-            return self._flown(CudaFlight(hidden, self._picked[:0]))
-        return self._sampled(hidden, [spans[i].sequence for i in ends], [spans[i].stop for i in ends])
+            return self._flown(CudaFlight(hidden, self._picked[:0], None, *read))
+        sampling, known = [spans[i].sequence for i in ends], [spans[i].stop for i in ends]
+        return self._sampled(hidden, sampling, known, read=read)
 
     def decode(self, sequences: Items[Sequence]) -> CudaFlight:
         """Raises ValueError for more than ``MOST`` sequences, or a token that neither host nor device has."""
@@ -150,9 +176,11 @@ class CudaStep:
         self._state.lists.place(sequences)
         known = [s.cached + 1 for s in sequences]
         mode = mode_of(sequences, known)
-        # Neither log-probabilities nor long lists of banned tokens are recorded.
-        apart = any(map(asks, sequences)) or (
-            mode > SamplingMode.GREEDY and widest(sequences, known) > BANNED
+        # Neither log-probabilities nor masks nor long lists of banned tokens are recorded.
+        apart = (
+            any(map(asks, sequences))
+            or any(map(bound, sequences))
+            or (mode > SamplingMode.GREEDY and widest(sequences, known) > BANNED)
         )
         hidden = self._step(sequences, known, SamplingMode.GREEDY if apart else mode)
         if apart:
@@ -192,15 +220,21 @@ class CudaStep:
         return -1 - place
 
     def _sampled(
-        self, hidden: Tensor, sequences: Items[Sequence], known: list[int], out: Tensor | None = None
+        self,
+        hidden: Tensor,
+        sequences: Items[Sequence],
+        known: list[int],
+        out: Tensor | None = None,
+        read: "_Read | tuple[()]" = (),
     ) -> CudaFlight:
         """Logits only for the tokens that sample, each operation launched by itself."""
         logits, mode = self.model.logits(hidden), mode_of(sequences, known)
         told = [] if mode is SamplingMode.GREEDY else columns(sequences, known, len(sequences))
-        picked = self._sampler.pick(mode, logits, upload(self.device, *told) if told else [], out)
+        kept = self._sampler.bounded(logits, sequences) if any(map(bound, sequences)) else logits
+        picked = self._sampler.pick(mode, kept, upload(self.device, *told) if told else [], out)
         asked = any(map(asks, sequences))
         logprobs = self._sampler.logprobs(logits, picked, sequences) if asked else None
-        return self._flown(CudaFlight(hidden, picked, logprobs))
+        return self._flown(CudaFlight(hidden, picked, logprobs, *read))
 
     def _decode(self, mode: int, tensors: list[Tensor], splits: int = 0) -> Tensor:
         """What is recorded: from a step's inputs to its tokens in ``_picked``; hidden [b, hidden]. ``splits``

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from muxd.device.cpu import threads
-from muxd.messages import NewRows, Sampling, Setup
+from muxd.messages import NewRows, PromptScores, Sampling, Setup
 from muxd.models.registry import build
 from muxd.models.spec import ModelSpec
-from muxd.worker import sampler
+from muxd.worker import pooling, sampler, scoring
 from muxd.worker.attend import DecodeAttend, PrefillAttend
 from muxd.worker.kept import kv_type
 from muxd.worker.kv import PagedKv
 from muxd.worker.mapped import DTYPES, MappedWeights
+from muxd.worker.pooling import Pooler
+from muxd.worker.scoring import Scorer
 from muxd.worker.sequence import Sequence, Span
 from muxd.worker.step import Sampled
 
@@ -27,12 +29,20 @@ class Done(NamedTuple):
 
     hidden: Tensor
     sampled: Sampled
+    scored: tuple[scoring.Read, ...] = ()
+    pooled: tuple[pooling.Read, ...] = ()
 
     def ready(self) -> bool:
         return True
 
     def result(self) -> Sampled:
         return self.sampled
+
+    def prompt_scores(self) -> list[PromptScores]:
+        return [read() for read in self.scored]
+
+    def vectors(self) -> list[tuple[int, bytes]]:
+        return [read() for read in self.pooled]
 
 
 class HostStep:
@@ -46,6 +56,8 @@ class HostStep:
         self._threads = 0
         self._use(100)  # OpenMP has read the zygote's environment, not this device's number of cores
         self.model = build(spec, MappedWeights(setup.tensors, weights))
+        self._scorer = Scorer(self.model.logits, spec.vocab_size)
+        self._pooler = Pooler(self.model.output)
         self._types = DTYPES[setup.dtype], kv_type(setup, pool.device)
         self._kv = PagedKv(spec, pool, setup.block_bytes, setup.max_rows, *self._types)
 
@@ -88,7 +100,9 @@ class HostStep:
         parts = [np.array(span.sequence.history[span.start : span.stop], dtype=np.int64) for span in spans]
         hidden = self.model.hidden(torch.from_numpy(np.concatenate(parts)), attend.positions, attend)
         lasts = np.cumsum([span.stop - span.start for span in spans]) - 1
-        return self._sampled(hidden[torch.from_numpy(lasts[list(ends)])], [spans[i].sequence for i in ends])
+        done = self._sampled(hidden[torch.from_numpy(lasts[list(ends)])], [spans[i].sequence for i in ends])
+        scored, pooled = self._scorer.score(spans, hidden), self._pooler.pool(spans, hidden)
+        return done._replace(scored=tuple(scored), pooled=tuple(pooled))
 
     def decode(self, sequences: Items[Sequence]) -> Done:
         ordered = sorted(sequences, key=lambda sequence: -sequence.cached)

@@ -15,8 +15,20 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from muxd.messages import NO_TOKEN, BatchDone, Chunk, Decode, Joined, NewRows, Prefill, Sampling, Setup
+from muxd.messages import (
+    NO_TOKEN,
+    BatchDone,
+    Chunk,
+    Decode,
+    Joined,
+    NewRows,
+    Pooling,
+    Prefill,
+    Sampling,
+    Setup,
+)
 from muxd.models.spec import ModelSpec, read_spec
+from muxd.worker.bounds import Bounds
 from muxd.worker.cuda_step import CudaStep
 from muxd.worker.host_step import HostStep
 from muxd.worker.sequence import Sequence, Span
@@ -46,7 +58,8 @@ class Batch:
             lost = tokens.count(NO_TOKEN)
             _log.warning("batch %d: %d of %d rows have no finite logits", self.number, lost, len(tokens))
         seconds = time.perf_counter() - max(self._begun, after)
-        return BatchDone(self.number, tokens, seconds, logprobs)
+        scores, vectors = self._flight.prompt_scores(), self._flight.vectors()
+        return BatchDone(self.number, tokens, seconds, logprobs, scores, vectors)
 
 
 class Runner:
@@ -61,13 +74,14 @@ class Runner:
         tied = all(tensor.name != "head" for tensor in setup.tensors)  # the daemon has compared
         self._spec: ModelSpec = structs.replace(read_spec(Path(setup.folder)), tied_embeddings=tied)
         self._max_context = setup.max_context
-        self._decodes = setup.phases != "prefill"
+        self._decodes = setup.phases != "prefill" and not self._spec.headless
         make = CudaStep if (setup.device != "cpu" if paged is None else paged) else HostStep
         self._step: Step = make(self._spec, setup, pool, weights)
         self._model = self._step.model
         self._tokens = self._step.tokens  # of a row; asked for with every token
         self.ahead = self._step.ahead
         self._sequences: dict[int, Sequence] = {}
+        self._bounds = Bounds(Path(setup.folder), self._spec.vocab_size)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -104,7 +118,7 @@ class Runner:
 
     def _prefill(self, cmd: Prefill) -> tuple[Flight, list[Sequence]]:
         spans = [self._take_chunk(chunk) for chunk in cmd.chunks]
-        last = [i for i, chunk in enumerate(cmd.chunks) if chunk.last]
+        last = [i for i, chunk in enumerate(cmd.chunks) if chunk.last and not chunk.pooling]
         return self._step.prefill(spans, last), [spans[i].sequence for i in last]
 
     def _decode(self, cmd: Decode) -> tuple[Flight, list[Sequence]]:
@@ -124,9 +138,12 @@ class Runner:
         count = -(-(tokens + 1) // self._tokens)
         ids = np.arange(count, dtype="<i4").tobytes()
         blocks = np.arange(count * self._spec.blocks_per_row, dtype="<i4").tobytes()
-        chunk = Chunk(0, 0, np.zeros(tokens, dtype="<i4").tobytes(), ids, True, sampling, tokens)
+        pooling: Pooling = "mean" if self._spec.headless else ""
+        zeros = np.zeros(tokens, dtype="<i4").tobytes()
+        chunk = Chunk(0, 0, zeros, ids, True, sampling, tokens, pooling=pooling)
         self.prefill(Prefill(0, 100, NewRows(ids, blocks), [chunk], []))
-        self.decode(Decode(0, 100, NewRows(), [0], [], []))
+        if not pooling:
+            self.decode(Decode(0, 100, NewRows(), [0], [], []))
 
     def _forget(self, seqs: list[int]) -> None:
         for seq in seqs:
@@ -161,14 +178,23 @@ class Runner:
                 f"sequence {chunk.seq}: begins at {chunk.start} with {len(known)} known tokens; "
                 f"both must be the same multiple of {self._tokens}"
             )
-        return Sequence(chunk.sampling, chunk.prompt_tokens, history=known, cached=chunk.start)
+        bound = self._bounds.of(chunk.sampling)
+        return Sequence(
+            chunk.sampling,
+            chunk.prompt_tokens,
+            history=known,
+            cached=chunk.start,
+            bound=bound,
+            pooling=chunk.pooling,
+        )
 
     def _join(self, one: Joined) -> None:
         """Another worker has prefilled it. Raises ValueError for rows that were never named here."""
         rows: list[int] = np.frombuffer(one.rows, dtype="<i4").tolist()
         tokens: list[int] = np.frombuffer(one.tokens, dtype="<i4").tolist()
         self._step.take(rows, len(rows))
-        sequence = Sequence(one.sampling, one.prompt_tokens, rows, tokens, len(tokens) - 1)
+        bound = self._bounds.of(one.sampling)
+        sequence = Sequence(one.sampling, one.prompt_tokens, rows, tokens, len(tokens) - 1, bound=bound)
         self._sequences[one.seq] = sequence
         self._step.join(sequence)
 

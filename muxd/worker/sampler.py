@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from muxd.messages import NO_TOKEN, Sampling, TokenLogprob
+from muxd.worker.bounds import Bound, ruled_out
 from muxd.worker.sequence import Sequence
 
 _SHORTLIST = 512  # candidates tried before a whole vocabulary is sorted
@@ -33,7 +34,7 @@ def sample(logits: Tensor, sequences: Items[Sequence]) -> tuple[list[int], dict[
         sampling = sequence.sampling
         if not finite:
             tokens[row] = NO_TOKEN
-        elif not plain(sampling, sequence):
+        elif sequence.bound is not None or not plain(sampling, sequence):
             tokens[row] = _pick(logits[row].float(), sequence)
         if sampling.logprobs >= 0 and tokens[row] != NO_TOKEN:
             found[row] = _logprob(logits[row].float(), tokens[row], sampling.logprobs)
@@ -62,9 +63,23 @@ def banned(sequence: Sequence) -> list[int]:
     return list(sampling.banned_first) if generated < sampling.min_tokens else []
 
 
+def bounded(logits: Tensor, sequence: Sequence, bound: Bound) -> Tensor:
+    """A copy of ``logits``, float32 [vocab]: biases added, -inf for what may not be sampled. Before
+    penalties, which leave -inf as it is."""
+    logits = logits.clone()
+    if bound.bias is not None:
+        ids, values = bound.bias
+        logits.index_add_(0, torch.from_numpy(ids), torch.from_numpy(values))
+    if (mask := bound.mask(sequence.generated)) is not None:
+        logits.masked_fill_(torch.from_numpy(ruled_out(mask, len(logits))), float("-inf"))
+    return logits
+
+
 def _pick(logits: Tensor, sequence: Sequence) -> int:
     """logits: float32 [vocab] of one row."""
     sampling = sequence.sampling
+    if sequence.bound is not None:
+        logits = bounded(logits, sequence, sequence.bound)
     if adjusted(sampling):
         logits = penalise(logits, sequence)
     if held_back := [token for token in banned(sequence) if 0 <= token < len(logits)]:

@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from muxd.messages import Sampling
+from torch import Tensor
+
+from muxd.messages import Pooling, Sampling
+from muxd.worker.bounds import Bound
 
 
 @dataclass(slots=True)
@@ -15,6 +18,10 @@ class Sequence:
     rows: list[int] = field(default_factory=list)  # block table: row i holds tokens [i · T, (i + 1) · T)
     history: list[int] = field(default_factory=list)  # prompt, then generated tokens
     cached: int = 0  # tokens whose K and V lie in the pool; history is one longer while decoding
+    pooling: Pooling = ""
+    pooled: Tensor | None = None  # float32 [hidden], so far (``pooling``)
+    tail: Tensor | None = None  # [1, hidden] of its last token, while its prompt is scored (``scoring``)
+    bound: Bound | None = None  # what it may not sample, where there is anything
     # Where a device keeps what it knows; -1: nowhere. Written by ``cuda_state`` and ``cuda_sampling``.
     line: int = -1  # of the row lists
     told: int = 0  # rows that the list has already

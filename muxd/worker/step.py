@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from muxd.messages import NewRows, Sampling, TokenLogprob
+from muxd.messages import NewRows, PromptScores, Sampling, TokenLogprob
 from muxd.models.layers import Model
 from muxd.worker.sequence import Sequence, Span
 
@@ -32,6 +32,14 @@ class Flight(Protocol):
 
     def result(self) -> Sampled:
         """Waits for the device."""
+        ...
+
+    def prompt_scores(self) -> list[PromptScores]:
+        """Of a prefill's chunks that ask for them; after ``result``."""
+        ...
+
+    def vectors(self) -> list[tuple[int, bytes]]:
+        """Of a prefill's chunks that are pooled and their texts' last; after ``result``."""
         ...
 
 

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.anyio
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
+LIMITS = {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
 
 
@@ -46,6 +47,8 @@ def error_of(answer: Any) -> dict[str, Any]:
         ({"seed": 2**64}, "seed"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -5}, "max_tokens"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ({"max_tokens": 5, "max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
@@ -73,18 +76,49 @@ def error_of(answer: Any) -> dict[str, Any]:
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "custom", "function": {"name": "f"}}]}, "tools[0].type"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
+        (
+            {"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}},
+            "tool_choice",
+        ),
+        ({"tools": [LIMITS], "tool_choice": "required"}, "tools"),
         ({"tools": [TOOL], "tool_choice": "f"}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"functions": [{"name": "f"}]}, "functions"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logit_bias": {"5": 100}}, "logit_bias"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": {"type": "json_object", "schema": [1]}}, "response_format.schema"),
+        ({"response_format": {"type": "json_object"}, "min_tokens": 3}, "min_tokens"),
+        ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": ["a", 1]}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": ["a"] * 5000}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"grammar": "nonsense ("}}, "structured_outputs.grammar"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": ["regex"]}, "structured_outputs"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"400": 1}}, "logit_bias"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"allowed_token_ids": [1, 400]}, "allowed_token_ids[1]"),
+        ({"bad_words": [""]}, "bad_words[0]"),
+        ({"bad_words": "no"}, "bad_words"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x"}}, "audio"),
-        ({"guided_json": {}}, "guided_json"),
         ({"chat_template": ""}, "chat_template"),
         ({"continue_final_message": True}, "continue_final_message"),
         ({"skip_special_tokens": False}, "skip_special_tokens"),
@@ -116,7 +150,7 @@ async def test_chat_field(
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"best_of": 1, "n": 2}, None),
-        ({"echo": True, "logprobs": 1}, "logprobs"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"logprobs": True}, "logprobs"),
     ],
 )
@@ -138,7 +172,8 @@ async def test_completion_field(
         {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
         {"tool_choice": "auto"},
         {"response_format": {"type": "text"}},
-        {"logit_bias": {}},
+        {"logit_bias": {}, "bad_words": [], "allowed_token_ids": None, "structured_outputs": {}},
+        {"structured_outputs": {"regex": None, "json_object": False}, "guided_json": None},
         {"modalities": ["text"]},
         {"best_of": 2, "n": 2},
         {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "unheard_of": [1]},
@@ -196,7 +231,7 @@ async def chunks(chunk: bytes, times: int) -> AsyncIterator[bytes]:
 
 
 async def test_routes_and_methods(door: Door) -> None:
-    for method, path in (("GET", "/v1/nothing"), ("POST", "/"), ("POST", "/v1/embeddings")):
+    for method, path in (("GET", "/v1/nothing"), ("POST", "/"), ("POST", "/v1/moderations")):
         async with door.http.request(method, path) as answer:
             assert answer.status == (405 if path == "/" else 404)
             message = error_of(await answer.json())["message"]

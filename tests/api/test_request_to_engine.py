@@ -168,3 +168,60 @@ async def test_a_very_long_body_is_decoded_there_too_and_finds_its_model(
     assert serving.texts[0][0] == ("base")
     status, answer, _ = await door.post(TEXT, {"prompt": prompt, "model": "nobody's"})
     assert (status, answer["error"]["code"]) == (404, "model_not_found")
+
+
+HELD = [
+    ({"response_format": {"type": "json_object"}}, "json_object", ""),
+    (
+        {"response_format": {"type": "json_object", "schema": {"type": "null"}}},
+        "json_schema",
+        '{"type":"null"}',
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": [1]}}}},
+        "json_schema",
+        '{"enum":[1]}',
+    ),
+    ({"structured_outputs": {"json": '{"enum": ["\u00e9"]}'}}, "json_schema", '{"enum":["é"]}'),
+    ({"structured_outputs": {"regex": "a/b"}}, "regex", "a/b"),
+    ({"structured_outputs": {"json_object": True, "disable_any_whitespace": True}}, "json_object", ""),
+    ({"guided_choice": ["a", "b"]}, "choice", '["a","b"]'),
+    ({"guided_regex": "[ab]"}, "regex", "[ab]"),
+    ({"guided_json": {"type": "null"}}, "json_schema", '{"type":"null"}'),
+    ({"guided_grammar": 'start: "a"'}, "grammar", 'start: "a"'),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "text"), HELD)
+async def test_what_an_answer_is_held_to(
+    door: Door, serving: Scripted, chat_body: dict[str, Any], change: dict[str, Any], kind: str, text: str
+) -> None:
+    """Through the processes for long texts, however short the body: it takes long to look at."""
+    ends = tuple(sorted(serving.tokenizer.eos))
+    for path, body in ((CHAT, chat_body), (TEXT, {"model": "base", "prompt": "x"})):
+        serving.texts.clear()
+        constraint = (await asked(door, serving, path, body | change)).sampling.constraint
+        assert constraint is not None
+        assert (constraint.kind, constraint.text, constraint.ends) == (kind, text, ends)
+        assert len(serving.texts) == 1
+    body = chat_body | change | {"ignore_eos": True, "stop_token_ids": [7]}
+    constraint = (await asked(door, serving, CHAT, body)).sampling.constraint
+    assert constraint is not None
+    assert constraint.ends == (7,)
+
+
+async def test_tokens_that_are_wanted_or_not(
+    door: Door, serving: Scripted, chat_body: dict[str, Any]
+) -> None:
+    body = chat_body | {
+        "logit_bias": {"9": -100, "007": 2.5}, "allowed_token_ids": [9, 3, 9],
+        "bad_words": ["hello", " world"],
+    }  # fmt: skip
+    sampling = (await asked(door, serving, CHAT, body)).sampling
+    assert sampling.bias == ((7, 2.5), (9, -100.0))
+    assert sampling.allowed == (3, 9)
+    assert sampling.reads_back
+    wanted = {tuple(serving.ids(text)) for text in ("hello", " hello", " world")}
+    assert set(sampling.bad_words) == wanted
+    plain = (await asked(door, serving, CHAT, chat_body | {"response_format": {"type": "text"}})).sampling
+    assert not plain.bounded

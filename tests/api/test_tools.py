@@ -166,3 +166,70 @@ async def test_scores_beside_a_call(door: Door, serving: Scripted) -> None:
     choices = [json.loads(line)["choices"][0] for line in lines]
     assert sum(len(choice["logprobs"]["content"]) for choice in choices if choice["logprobs"]) == tokens
     assert "".join(choice["delta"].get("content") or "" for choice in choices) == "Well."
+
+
+async def test_a_call_that_must_be(door: Door, serving: Scripted) -> None:
+    """The answer is held to the form of a call, whatever dialect the model was taught."""
+    teach(serving, HERMES)
+    call = {"name": "weather", "arguments": {"city": "Rome"}}
+    other = {"type": "function", "function": {"name": "time"}}
+    one, time = _form("weather", PARAMETERS), _form("time", {"type": "object"})
+    several = {"type": "array", "items": {"anyOf": [one, time]}, "minItems": 1, "maxItems": 16}
+    named = {"type": "function", "function": {"name": "weather"}}
+    for choice, parallel, form, text in (
+        ("required", True, several, json.dumps([call])),
+        ("required", False, {"anyOf": [one, time]}, json.dumps(call)),
+        (named, True, one, json.dumps(call)),
+    ):
+        serving.play = serving.say(text)
+        answer = await door.openai.chat.completions.create(
+            **body(tools=[TOOL, other], tool_choice=choice, parallel_tool_calls=parallel)
+        )
+        (found,) = answer.choices[0].message.tool_calls
+        assert (found.function.name, found.function.arguments) == ("weather", json.dumps(call["arguments"]))
+        assert answer.choices[0].finish_reason == "tool_calls"
+        constraint = serving.requests[-1].sampling.constraint
+        assert constraint is not None
+        assert (constraint.kind, json.loads(constraint.text)) == ("json_schema", form)
+    told = serving.tokenizer.decode(serving.requests[-1].prompt)
+    assert "time" not in told
+
+
+def _form(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"name": {"const": name}, "arguments": parameters},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+async def test_definitions_of_several_tools(door: Door, serving: Scripted) -> None:
+    teach(serving, HERMES)
+    parameters = {
+        "type": "object",
+        "properties": {"at": {"$ref": "#/$defs/Place"}},
+        "$defs": {"Place": {"type": "object", "properties": {"in": {"$ref": "#/$defs/Place"}}}},
+    }
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": parameters}} for name in ("a", "b")
+    ]
+    serving.play = serving.say('[{"name": "a", "arguments": {}}]')
+    await door.openai.chat.completions.create(**body(tools=tools, tool_choice="required"))
+    constraint = serving.requests[-1].sampling.constraint
+    assert constraint is not None
+    form = json.loads(constraint.text)
+    assert set(form["$defs"]) == {"0-Place", "1-Place"}
+    assert form["$defs"]["1-Place"]["properties"]["in"] == {"$ref": "#/$defs/1-Place"}
+    assert form["items"]["anyOf"][0]["properties"]["arguments"]["properties"]["at"] == {
+        "$ref": "#/$defs/0-Place"
+    }
+
+
+async def test_what_is_held_to_a_form_has_no_thoughts(door: Door, serving: Scripted) -> None:
+    teach(serving, "{{ messages[0].content }}<think>\\n{# </think> #}")
+    serving.play = serving.say("{}")
+    answer = await door.openai.chat.completions.create(
+        **body(tools=None, response_format={"type": "json_object"})
+    )
+    assert answer.choices[0].message.content == "{}"

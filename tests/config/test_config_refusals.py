@@ -60,6 +60,7 @@ def refusal(tmp_path: Path, text: str, env: dict[str, str] | None = None) -> str
         (MODEL + "share = 101", ("model.share", "101", "(a)")),
         (MODEL + "dtype = 'int8'", ("model", "dtype", "int8", '"auto", "bf16", "bfloat16"')),
         (MODEL + "kv_dtype = 'int8'", ("model[0].kv_dtype", "'int8'", 'write one of "auto", "fp8"')),
+        (MODEL + "pooling = 'max'", ("model[0].pooling", "'max'", '"last", "mean"')),
         (MODEL + "kv_dtype = 8", ("model[0].kv_dtype", "`int`")),
         ("[scheduler]\npolicy = 'best'", ("scheduler.policy", "'best'", '"mux"', '"temporal"')),
         (MODEL + "max_running = -1", ("model.max_running (a)", "not be negative")),

@@ -26,6 +26,10 @@ REQUESTS: dict[str, dict[str, Any]] = {
         "prompt": "Again and again", **WARM, "repetition_penalty": 1.2, "frequency_penalty": 0.3,
         "presence_penalty": 0.2,
     },
+    "held to a form": {
+        "prompt": "x", **WARM, "ignore_eos": False, "bad_words": ["ab", "x"], "logit_bias": {"70": 3},
+        "structured_outputs": {"regex": "([a-z]{3} [0-9]{2},){400}"},
+    },
     "bans until many tokens": {
         "prompt": "x", **WARM, "ignore_eos": False, "min_tokens": TOKENS, "stop_token_ids": [40, 41, 42, 43],
     },

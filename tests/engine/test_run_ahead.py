@@ -10,7 +10,7 @@ from muxd.engine.actions import Ahead, BatchDone, Launch, Withdraw, Withdrawn
 from muxd.engine.policies import POLICIES
 from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.settings import Settings
-from muxd.messages import Decode
+from muxd.messages import Constraint, Decode, Sampling
 
 AHEAD = Settings(drain_timeout=0.5, prefill_tokens=16, look_ahead=4, run_ahead=True)
 
@@ -289,3 +289,31 @@ def test_who_waits_goes_to_another_unit_while_two_steps_run() -> None:
         unit.finish("a")
     assert unit.outcome == {one.id: "served"}
     assert lane.ahead is None
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(constraint=Constraint("json_object")), Sampling(bad_words=((5, 6),))]
+)
+def test_who_is_held_to_what_was_said_last_steps_in_turn_with_those_who_run_ahead(sampling: Sampling) -> None:
+    """Its mask needs the token that the step in front picks; the others' steps do not wait for it."""
+    unit = make()
+    held = unit.arrive("a", 5, 20, sampling=sampling)
+    one, other = running(unit, 5, 5)
+    counts = []
+    for _ in range(12):
+        assert held.id not in behind(unit)
+        unit.finish("a")
+        counts.append([len(unit.emitted[each.id]) for each in (held, one, other)])
+    first, last = counts[0], counts[-1]
+    steps = [end - begin for begin, end in zip(first, last, strict=True)]
+    assert steps[1] == steps[2] == 11
+    assert steps[0] >= 5
+    unit.run()
+    assert unit.ledger.unheld_blocks == unit.ledger.total_blocks
+
+
+def test_single_tokens_that_are_not_wanted_hold_nobody_back() -> None:
+    unit = make()
+    one = unit.arrive("a", 5, 20, sampling=Sampling(bias=((3, 1.0),), allowed=(3, 4), bad_words=((5,),)))
+    unit.finish("a")
+    assert behind(unit) == [one.id]

@@ -16,6 +16,7 @@ from muxd.engine.actions import Lent, Recalled, Tick
 from muxd.engine.policies import POLICIES
 from muxd.engine.settings import Settings
 from muxd.errors import Busy, ConfigError
+from muxd.messages import Constraint, Pooling, Sampling
 from muxd.pool.ledger import LedgerError
 
 # Models that differ in blocks per row, tokens per row, share and guarantee.
@@ -24,13 +25,22 @@ SPECS = [
     Spec("b.model", blocks=2, row_tokens=2, share=30, max_running=3),
     Spec("c", blocks=1, row_tokens=8, share=100, min_blocks=4, max_running=8),
 ]
+ENCODING = [SPECS[0], SPECS[1], replace(SPECS[2], whole=True)]
 PAIRS = [replace(SPECS[0], split=True), replace(SPECS[1], split=True), SPECS[2]]
-either = st.sampled_from([SPECS, PAIRS])  # one worker a model, or two for some
+either = st.sampled_from([SPECS, PAIRS, ENCODING])  # one worker a model, or two for some
 
 models = st.integers(0, 2)
 same = st.sampled_from([0, 0, 8, 17])  # tokens that prompts have in common
 policies = st.sampled_from(sorted(POLICIES))
-arrive = st.tuples(st.just("arrive"), models, st.integers(1, 40), st.integers(1, 30), st.booleans(), same)
+SAMPLINGS = {
+    "held": Sampling(constraint=Constraint("json_object")),
+    "scored": Sampling(prompt_logprobs=1),
+}
+# Most are answered; others are held to a form, scored, or embedded.
+hows = st.sampled_from(["", "", "", "", *SAMPLINGS, "mean", "last"])
+arrive = st.tuples(
+    st.just("arrive"), models, st.integers(1, 40), st.integers(1, 30), st.booleans(), same, hows
+)
 finish = st.tuples(st.just("finish"), models, st.sampled_from([0.001, 0.05, 0.7]), st.booleans())
 cancel = st.tuples(st.just("cancel"), st.integers(0, 200))
 lose = st.tuples(st.just("lose"), models)
@@ -50,9 +60,14 @@ def play(unit: BenchUnit, script: list[tuple[Any, ...]]) -> None:
     """Apply a drawn script; steps that cannot happen now are skipped."""
     for kind, *args in script:
         if kind == "arrive":
-            model, prompt, max_tokens, with_eos, common = args
+            model, prompt, max_tokens, with_eos, common, how = args
             eos = frozenset([EOS]) if with_eos else frozenset()
-            unit.arrive(SPECS[model].name, prompt, max_tokens, eos, same=common)
+            if unit.specs[SPECS[model].name].whole:
+                how = "mean"
+            pooling: Pooling = how if how in ("mean", "last") else ""
+            asked = SAMPLINGS.get(how, Sampling(temperature=0.0))
+            tokens = 0 if pooling or how == "scored" else max_tokens
+            unit.arrive(SPECS[model].name, prompt, tokens, eos, same=common, sampling=asked, pooling=pooling)
         elif kind == "finish" and unit.busy():
             model, seconds, stop = args
             busy = unit.busy()

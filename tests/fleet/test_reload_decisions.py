@@ -24,6 +24,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "ttft_slo": (0.0, 1.0),
     "tpot_slo": (0.0, 1.0),
     "prefix_cache": (True, False),
+    "pooling": ("auto", "last"),
     "chat_template": ("", "/t"),
     "aliases": ([], ["b"]),
     "sampling": (SamplingConfig(), SamplingConfig(temperature=0.2)),

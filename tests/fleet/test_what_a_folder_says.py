@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.tiny import CONFIG, byte_tokenizer, tiny_llama, tiny_served
+from support.tiny_models import bert
 
 from muxd.config import ModelConfig, SchedulerConfig
 from muxd.device.cpu import Cpu
@@ -150,3 +151,38 @@ def test_the_words_that_people_write_for_a_type(tmp_path: Path, name: DtypeName,
     with closing(Cpu()) as device, closing(Arena(device, 1 << 20, 8192)) as arena:
         spec, _ = opening_of(entry, place_of(device, arena, SchedulerConfig()), 1)
     assert spec.row_tokens == 8192 // (2 * 16 * (4 if dtype == "float32" else 2))
+
+
+def test_how_a_model_embeds(tmp_path: Path) -> None:
+    """The folder says, an operator knows better; an encoder that says nothing gives the mean."""
+    folder = tiny_served(tmp_path / "m")
+    assert opened(folder).pooling == ""
+    assert opened(folder, pooling="mean").pooling == "mean"
+    (folder / "1_Pooling").mkdir()
+    said = folder / "1_Pooling" / "config.json"
+    said.write_text('{"pooling_mode_lasttoken": true, "pooling_mode_mean_tokens": false}')
+    assert opened(folder).pooling == "last"
+    assert opened(folder, pooling="none").pooling == ""
+    assert opened(folder).generates
+    for wrong in (
+        {"pooling_mode_max_tokens": True},
+        {"pooling_mode_lasttoken": True, "pooling_mode_cls_token": True},
+    ):
+        said.write_text(json.dumps(wrong))
+        assert f"{said}: {next(iter(wrong))}" in opened(folder).error
+    bert(tmp_path / "encoder")
+    encoder = opened(byte_tokenizer(tmp_path / "encoder"))
+    assert (encoder.pooling, encoder.generates, encoder.error) == ("mean", False, "")
+
+
+def test_words_in_pieces_are_for_models_that_only_embed(tmp_path: Path) -> None:
+    folder, encoder = tiny_served(tmp_path / "m"), tmp_path / "encoder"
+    bert(encoder)
+    byte_tokenizer(encoder)
+    for one in (folder, encoder):
+        path = one / "tokenizer.json"
+        settings = json.loads(path.read_text())
+        settings["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+        path.write_text(json.dumps(settings))
+    assert "decoder WordPiece is not supported for a model that generates" in opened(folder).error
+    assert not opened(encoder).error

@@ -257,7 +257,7 @@ def test_architecture_may_come_from_model_type(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "unknown": (LLAMA, {"architectures": ["MambaForCausalLM"]}, "known: Gemma3ForCausalLM, Gemma3ForC"),
+    "unknown": (LLAMA, {"architectures": ["MambaForCausalLM"]}, "known: BertModel, Gemma3ForCausalLM, Gem"),
     "type": (LLAMA, {"hidden_size": "576"}, "hidden_size must be a whole number of at least 1, not '576'"),
     "bool": (LLAMA, {"num_hidden_layers": True}, "num_hidden_layers must be a whole number"),
     "missing": (LLAMA, {"intermediate_size": None}, "intermediate_size is missing"),

@@ -32,12 +32,13 @@ from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
 from muxd.errors import WorkerLost as WorkerLostError
-from muxd.messages import NO_TOKEN, Decode, Phases, Prefill, Sampling
+from muxd.messages import NO_TOKEN, Decode, Phases, Pooling, Prefill, Sampling
 from muxd.pool.ledger import Ledger
 from support.bench_worker import Spec, Worker
 from support.lanes import lane_spec
 
 EOS = 1
+_GREEDY = Sampling(temperature=0.0)
 
 MOST_PREFILLS = {"mux": 2, "spatial": 1000}  # at once; of other policies one
 
@@ -86,6 +87,7 @@ class BenchUnit:
                     cap=spec.cap,
                     split=spec.split,
                     ttft_slo=spec.ttft_slo,
+                    whole=spec.whole,
                 )
             )
         self.shares = Shares(rungs, overbook)
@@ -176,11 +178,12 @@ class BenchUnit:
         eos: frozenset[int] = frozenset(),
         *,
         same: int = 0,
+        sampling: Sampling = _GREEDY,
+        pooling: Pooling = "",
     ) -> Sequence:
         """The first ``same`` tokens are those of every such prompt, the rest is its own."""
-        greedy = Sampling(temperature=0.0)
         tokens = [7] * min(same, prompt) + [1000 + len(self.all)] * (prompt - min(same, prompt))
-        request = Request(f"r{len(self.all)}", model, tokens, max_tokens, greedy, eos)
+        request = Request(f"r{len(self.all)}", model, tokens, max_tokens, sampling, eos, pooling)
         sequence = Sequence(len(self.all), request, self.now)
         self.all.append(sequence)
         self.handle(Arrived(sequence))

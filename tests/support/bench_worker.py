@@ -27,6 +27,7 @@ class Spec:
     cap: int = 100
     split: bool = False  # two workers, one for each phase
     ttft_slo: float = 0.0
+    whole: bool = False  # an encoder: no prompt is cut
 
 
 @dataclass
@@ -79,6 +80,7 @@ class Worker:
                 assert not given
                 assert not chunk.known
             assert self.position[chunk.seq] == chunk.start
+            assert not self.spec.whole or (chunk.last and not chunk.start), "a text that was cut"
             self.history[chunk.seq] += np.frombuffer(chunk.tokens, "<i4").tolist()
             self._advance(chunk.seq, len(chunk.tokens) // 4)
 
@@ -139,7 +141,7 @@ class Worker:
         """Sequences that get a token in the reply to the running command."""
         assert self.busy is not None
         if isinstance(self.busy, Prefill):
-            return [chunk.seq for chunk in self.busy.chunks if chunk.last]
+            return [chunk.seq for chunk in self.busy.chunks if chunk.last and not chunk.pooling]
         return self.busy.seqs
 
     def blocks_of_batch(self) -> set[int]:

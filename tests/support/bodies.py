@@ -56,7 +56,15 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "options": ({}, {"num_predict": -1, "stop": "a"}, {"temperature": 9}, {"top_k": 1}),
     "thinking": ({"type": "enabled"}, {"type": "disabled"}, {}), "instructions": ("", "x"),
     "reasoning": ({}, {"effort": "low"}, {"effort": None}), "text": ({}, {"format": {"type": "text"}}),
-    "logit_bias": ({}, {"5": 100}, {str(2**70): -100}),
+    "logit_bias": ({}, {"5": 100}, {"6": -100, "2": 3.5}, {str(2**70): -100}),
+    "allowed_token_ids": ([5, 6, 7], [], [2**31]), "bad_words": (["a", "bc"], [], [""]),
+    "response_format": (
+        {"type": "text"}, {"type": "json_object"}, {"type": "json_object", "schema": {"enum": ["a", 1]}},
+        {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}, {"type": "xml"},
+    ),
+    "structured_outputs": ({}, {"regex": "a+"}, {"regex": "("}, {"choice": ["a", "é"]}, {"grammar": "x"}),
+    "guided_json": ({}, "{", {"type": "null"}), "guided_grammar": ('start: "a"', "?"),
+    "guided_choice": (["a"], []), "guided_regex": ("[ab]{3}", "a{3,2}"),
     "add_generation_prompt": (True, False), "add_special_tokens": (True, False),
     "return_token_strs": (True, False), "chat_template_kwargs": ({}, {"shout": 1}, {"messages": []}),
 }  # fmt: skip

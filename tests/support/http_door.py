@@ -10,7 +10,7 @@ import aiohttp
 from muxd.api.prepare import prepare
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
-from muxd.messages import TokenLogprob
+from muxd.messages import Pooling, TokenLogprob
 from muxd.text.library import TextModel
 from muxd.text.template import ChatTemplate
 from muxd.text.tokenizer import Tokenizer
@@ -39,6 +39,8 @@ class Model:
     vocab_size: int = 0
     default_sampling: dict[str, Any] = field(default_factory=dict)
     eos: frozenset[int] = frozenset()
+    generates: bool = True
+    pooling: Pooling = ""
     state: str = "ready"
     detail: str = ""
     retry_after: float | None = None

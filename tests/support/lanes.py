@@ -20,6 +20,7 @@ def lane_spec(  # noqa: PLR0913 - the facts of a model, in a row
     *,
     split: bool = False,
     cap: int = 100,
+    whole: bool = False,
     weight: float = 1.0,
     **settings: Any,
 ) -> LaneSpec:
@@ -35,4 +36,5 @@ def lane_spec(  # noqa: PLR0913 - the facts of a model, in a row
         capacity_rows,
         split,
         cap,
+        whole,
     )

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    BertConfig,
+    BertModel,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -105,6 +107,16 @@ def gemma3(folder: Path, **changes: Any) -> PreTrainedModel:
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
     }  # fmt: skip
     return save(Gemma3ForCausalLM(Gemma3TextConfig(**COMMON | shape | changes)), folder)
+
+
+def bert(folder: Path, **changes: Any) -> PreTrainedModel:
+    """all-MiniLM-L6's proportions in small: head_dim 32, an encoder without a head."""
+    torch.manual_seed(6)
+    shape = {
+        "vocab_size": 323, "hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 3,
+        "num_attention_heads": 3, "max_position_embeddings": 512, "pad_token_id": 0,
+    }  # fmt: skip
+    return save(BertModel(BertConfig(**shape | changes)), folder)
 
 
 @torch.inference_mode()

@@ -105,9 +105,16 @@ def test_tokens_without_a_decoder_are_joined_with_spaces() -> None:
 
 def test_a_decoder_that_cannot_be_streamed_is_refused() -> None:
     inner = tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
-    inner.decoder = decoders.WordPiece()
-    with pytest.raises(ValueError, match="decoder WordPiece is not supported"):
+    inner.decoder = decoders.CTC()
+    with pytest.raises(ValueError, match="decoder CTC is not supported"):
         Tokenizer(inner, {}, frozenset())
+
+
+def test_words_in_pieces_are_read_token_by_token() -> None:
+    inner = tokenizers.Tokenizer(models.WordPiece({"un": 0, "##able": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    inner.decoder = decoders.WordPiece()
+    tokenizer = Tokenizer(inner, {}, frozenset())
+    assert [tokenizer.token_bytes(token) for token in (0, 1)] == [b" un", b"able"]
 
 
 def _bytes_only() -> Tokenizer:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from muxd.api.face import Tally, Whole
-from muxd.api.logprobs import Scored
+from muxd.api.logprobs import PromptScored, Scored
 from muxd.api.shapes import Answer
 from muxd.api.sse import SSE
 from muxd.text.sayings import Arguments, Call, Content, Saying, Thought
@@ -56,7 +56,7 @@ class AnthropicAnswer:
     def frames(self, index: int) -> "AnthropicAnswer":
         return self
 
-    def opening(self, cached: int) -> bytes:
+    def opening(self, cached: int, prompt: Sequence[PromptScored]) -> bytes:
         usage = _usage(Tally(self._prompt, cached, 0))
         return _event("message_start", message=self._message([], usage)) + _event("ping")
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from muxd.api.face import Called, Tally, Whole, called, joined
-from muxd.api.logprobs import Scored, chat_logprobs
+from muxd.api.logprobs import PromptScored, Scored, chat_logprobs
 from muxd.text.sayings import Content, Saying, Thought
 from muxd.text.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ class OllamaAnswer:
     def frames(self, index: int) -> "OllamaAnswer":
         return self
 
-    def opening(self, cached: int) -> bytes:
+    def opening(self, cached: int, prompt: Sequence[PromptScored]) -> bytes:
         return b""
 
     def piece(self, sayings: Sequence[Saying], scored: Sequence[Scored], token_ids: Sequence[int]) -> bytes:

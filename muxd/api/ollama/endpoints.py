@@ -39,7 +39,7 @@ async def _generated(request: web.Request, kind: Kind, *, chat: bool) -> web.Str
     model, result = await read(request, kind)
     if isinstance(result, Answer):  # nothing was to be generated: it asked for the model to be there
         return web.Response(body=result.body, content_type="application/json")
-    body, prompts = await unpack_asked(request, result)
+    body, prompts = await unpack_asked(request, model, result)
     budget = chat_budget(model, body, prompts)
     job = make_job(new_answer("ollama-", model).id, body, model, prompts, [budget])
     return await run(request, job, OllamaAnswer(model.name, tokenizer_of(model), chat=chat))

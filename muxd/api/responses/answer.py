@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from muxd.api.face import Tally, Whole
-from muxd.api.logprobs import Scored
+from muxd.api.logprobs import PromptScored, Scored
 from muxd.api.responses.items import Output
 from muxd.api.shapes import Answer
 from muxd.api.sse import SSE
@@ -39,7 +39,7 @@ class Response:
     def frames(self, index: int) -> "Response":
         return self
 
-    def opening(self, cached: int) -> bytes:
+    def opening(self, cached: int, prompt: Sequence[PromptScored]) -> bytes:
         self._tell("response.created", response=self._object("in_progress", None))
         self._tell("response.in_progress", response=self._object("in_progress", None))
         return self._taken()

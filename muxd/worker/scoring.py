@@ -1,0 +1,74 @@
+"""Log-probabilities of a prompt's own tokens, for who asks (``Sampling.prompt_logprobs``); by every step.
+
+The token at p is told by the hidden state at p - 1. A chunk ends before it is known what follows, so that its
+last state stays with the sequence (``tail``) until the next one comes.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+
+import torch
+from torch import Tensor
+
+from muxd.messages import PromptScores, TokenLogprob
+from muxd.worker.sequence import Span
+
+_AT_ONCE = 32 << 20  # bytes of float32 logits
+
+Read = Callable[[], PromptScores]
+_Part = tuple[Tensor, Tensor, Tensor, Tensor]  # own log-probability and rank; ids and values of the best
+
+
+class Scorer:
+    """``logits``: of hidden states, [n, vocab]; ``to_host``: begins a copy to the host."""
+
+    def __init__(
+        self,
+        logits: Callable[[Tensor], Tensor],
+        vocab: int,
+        to_host: Callable[[Tensor], Tensor] = torch.clone,
+    ):
+        self._logits, self._to_host = logits, to_host
+        self._step = max(1, _AT_ONCE // (4 * vocab))
+
+    def score(self, spans: Items[Span], hidden: Tensor) -> list[Read]:
+        """Of the spans that ask. ``hidden``: [n, hidden] of all their tokens, one span after another. What is
+        returned is called when all copies are there."""
+        found, end = [], 0
+        for chunk, span in enumerate(spans):
+            states = hidden[end : (end := end + span.stop - span.start)]
+            sequence, prompt = span.sequence, span.sequence.prompt_tokens
+            if sequence.sampling.prompt_logprobs < 0 or span.start >= prompt:
+                continue
+            first = span.start + 1
+            if sequence.tail is not None:
+                first, states = span.start, torch.cat((sequence.tail, states))
+            sequence.tail = states[-1:].clone() if span.stop < prompt else None
+            if tokens := sequence.history[first : min(span.stop, prompt)]:
+                parts = self._parts(states[: len(tokens)], tokens, sequence.sampling.prompt_logprobs)
+                found.append(_reader(chunk, first, parts))
+        return found
+
+    def _parts(self, states: Tensor, tokens: list[int], count: int) -> list[_Part]:
+        """A few tokens at a time: a vocabulary of logits for each is more than all of the model's states."""
+        parts = []
+        for at in range(0, len(tokens), self._step):
+            logprobs = torch.log_softmax(self._logits(states[at : at + self._step]).float(), -1)
+            ids = torch.tensor(tokens[at : at + self._step], device=logprobs.device)[:, None]
+            own = logprobs.gather(1, ids)
+            values, best = torch.topk(logprobs, min(count, logprobs.shape[1]))
+            rank = (logprobs > own).sum(1) + 1
+            parts.append(tuple(self._to_host(one) for one in (own[:, 0], rank, best, values)))
+        return parts  # type: ignore[return-value]
+
+
+def _reader(chunk: int, first: int, parts: list[_Part]) -> Read:
+    def read() -> PromptScores:
+        scores, ranks = [], []
+        for own, rank, best, values in parts:
+            ranks += rank.tolist()
+            for logprob, ids, tops in zip(own.tolist(), best.tolist(), values.tolist(), strict=True):
+                scores.append(TokenLogprob(logprob, list(zip(ids, tops, strict=True))))
+        return PromptScores(chunk, first, scores, ranks)
+
+    return read
