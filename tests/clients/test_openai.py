@@ -1,5 +1,6 @@
 """The official OpenAI client: chat, completions, responses, tools, errors."""
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -87,6 +88,25 @@ def test_a_call_and_what_comes_of_it(client: Any) -> None:
     (choice,) = answer.choices
     assert choice.finish_reason in ("stop", "length", "tool_calls")
     assert choice.message.content or choice.message.tool_calls
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_call_that_must_be(client: Any, choice: Any) -> None:
+    """A small model that would not call by itself is held to the form of a call."""
+    turns: Any = [{"role": "user", "content": "What is the weather in Rome?"}]
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=turns,
+        tools=[TOOL],
+        tool_choice=choice,
+        parallel_tool_calls=False,
+        max_tokens=60,
+    )
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "weather"
+    assert answer.choices[0].finish_reason in ("tool_calls", "length")
+    if answer.choices[0].finish_reason == "tool_calls":
+        assert isinstance(json.loads(call.function.arguments)["city"], str)
 
 
 def test_errors(client: Any, url: str) -> None:
