@@ -63,12 +63,12 @@ class WorkerLost(Struct, frozen=True):
 
 
 class Retiring(Struct, frozen=True):
-    """The model's worker is to go: it gets no prompt more, streams go on. ``WorkerReady`` takes it back."""
+    """The model's worker is to go: it gets no prompt more, streams go on. ``Asleep`` follows."""
 
     model: str
 
 
-class Slept(Struct, frozen=True):
+class Asleep(Struct, frozen=True):
     """The model's worker has gone on purpose: its requests wait, also those that had begun, until the next is
     ready."""
 
@@ -112,7 +112,7 @@ Event = (
     | WorkerReady
     | WorkerLost
     | Retiring
-    | Slept
+    | Asleep
     | Withdraw
     | Joined
     | Lent

@@ -11,6 +11,7 @@ from math import inf
 from muxd.engine.actions import (
     Action,
     Arrived,
+    Asleep,
     BatchDone,
     Cancelled,
     Emit,
@@ -22,7 +23,6 @@ from muxd.engine.actions import (
     Recalled,
     Rejected,
     Retiring,
-    Slept,
     Stepped,
     Tick,
     Withdraw,
@@ -110,7 +110,7 @@ class Scheduler:
                 self._recovery.lose(event, now)
             case Retiring():
                 self._retire(self.lanes[event.model], now)
-            case Slept():
+            case Asleep():
                 self._recovery.sleep(self.lanes[event.model], now)
             case Withdraw():
                 self._on_withdraw(event)

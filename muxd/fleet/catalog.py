@@ -189,7 +189,7 @@ class Entry:
         )
 
     @property
-    def weights(self) -> int:
+    def weight_bytes(self) -> int:
         """Bytes of its weights on a device."""
         return self.opened.plan.bytes if self.opened else 0
 

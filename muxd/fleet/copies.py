@@ -49,7 +49,7 @@ class Copies:
         new = await self._copy(name, target, serves=serves)
         room = Room(abort)
         try:
-            await room.make(new.weights, self._lenders(target))
+            await room.make(new.weight_bytes, self._lenders(target))
             await target.bring_up(new, progress, abort, keep_queue=parked, patient=operation.patient)
         except BaseException:
             await target.halt(new)
@@ -58,7 +58,7 @@ class Copies:
                 self.entries[name].note = ""
                 await target.leave(new, self._elsewhere(name))
             raise
-        room.settle(new.weights)
+        room.settle(new.weight_bytes)
         if serves:
             self._go_over(self.entries[name], new)
 

@@ -168,7 +168,7 @@ class Reconciler:
         except Exception as error:
             await self._not_loaded(step, _explained(error))
         else:
-            self._free[step.site] -= self.copies.entries[name].weights
+            self._free[step.site] -= self.copies.entries[name].weight_bytes
             self._do(self.residency.loaded(name))
 
     async def _not_loaded(self, step: Load[str], error: MuxdError) -> None:

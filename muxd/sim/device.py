@@ -5,7 +5,7 @@ the daemon's part of a batch follows its work, and the device computes meanwhile
 work.
 """
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import NamedTuple
 
@@ -134,6 +134,17 @@ class VirtualDevice:
         if self.queues:
             when = self._heard[worker] = max(now + batch.after, self._heard.get(worker, 0.0))
             heappush(self._answers, (when, batch.task.number, batch))
+
+    def drop(self, model: str, now: float) -> None:
+        """The model's workers are gone, with all they had."""
+        for worker in [(model, True), (model, False)]:
+            self._behind.pop(worker, None)
+            self._heard.pop(worker, None)
+            if (batch := self._running.pop(worker, None)) is not None:
+                self._demand -= batch.demand
+        self._answers = [answer for answer in self._answers if answer[2].model != model]
+        heapify(self._answers)
+        self._settle(now)
 
     def _finish(self, worker: Worker, batch: Batch, now: float) -> None:
         del self._running[worker]

@@ -12,6 +12,7 @@ from muxd.engine.actions import (
     Action,
     Ahead,
     Arrived,
+    Asleep,
     BatchDone,
     Emit,
     Ended,
@@ -21,6 +22,7 @@ from muxd.engine.actions import (
     Launch,
     Preempted,
     Rejected,
+    Retiring,
     Stepped,
     Tick,
     Withdraw,
@@ -70,6 +72,15 @@ class VirtualUnit:
     def ready(self, model: str) -> None:
         """Its worker is."""
         self._handle(WorkerReady(model))
+
+    def retire(self, model: str) -> None:
+        """It gets no prompt more, and will sleep."""
+        self._handle(Retiring(model))
+
+    def sleep(self, model: str) -> None:
+        """Its worker is gone; whoever asks waits. What it computes just now comes to nothing."""
+        self.device.drop(model, self._clock.now())
+        self._handle(Asleep(model))
 
     # ---- time ----------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ class Shown:
     """What the catalog has of a model."""
 
     def __init__(self, device: str):
-        self.device, self.weights = device, 1
+        self.device, self.weight_bytes = device, 1
         self.error = self.changing = ""
 
 

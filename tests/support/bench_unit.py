@@ -9,6 +9,7 @@ from muxd.engine.actions import (
     Action,
     Ahead,
     Arrived,
+    Asleep,
     BatchDone,
     Cancelled,
     Emit,
@@ -21,7 +22,6 @@ from muxd.engine.actions import (
     Rejected,
     Resumed,
     Retiring,
-    Slept,
     Tick,
     WorkerLost,
     WorkerReady,
@@ -230,11 +230,13 @@ class BenchUnit:
             self.handle(Retiring(model))
         elif not asleep:
             self._spawn(model)
-            self.handle(Slept(model))
+            self.handle(Asleep(model))
 
     def wake_all(self) -> None:
         for model, lane in self.scheduler.lanes.items():
-            if lane.asleep or lane.retiring:
+            if lane.retiring:
+                self.nap(model, "sleep")
+            if lane.asleep:
                 self.revive(model)
 
     def revive(self, model: str) -> None:

@@ -1,0 +1,197 @@
+"""More models than memory: who wakes when it is asked for, and who sleeps to make room. Pure.
+
+A model is *resident* (its weights are on a device), *asleep* (they are in host memory, it has no worker)
+or *cold* (they are on disk). Requests for one that is not resident wait in its queue. The oldest of them
+says who is next; room is made by those whose absence costs least: the seconds that their next request would
+wait, times how soon it is to be expected. Who has something to do keeps its place until somebody has waited
+``patience``, and nobody leaves before it has been there for ``least``, nor before four times what its waking
+took: so the device spends its time on answers, not on loads.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from math import inf
+from typing import Literal
+
+from msgspec import Struct
+
+Kind = Literal["worth", "lru", "one"]  # "one": one model at a time, as llama-swap does by default
+
+_PAYS = 4.0  # a model is there at least so many times as long as it took to wake
+
+
+class Standing(Struct, frozen=True):
+    """A model as it stands. Times are seconds of the caller's clock."""
+
+    name: str
+    size: int  # bytes of a device that it takes: weights and workers
+    weights: int  # bytes of host memory that it takes while it sleeps
+    sites: tuple[str, ...]  # where it may be
+    site: str = ""  # where it is, or is on its way to; "": nowhere
+    asleep: bool = False  # nowhere, and its weights are in host memory
+    settled: bool = True  # it neither comes nor goes just now
+    leaving: bool = False  # it goes: its place is somebody's already, or free soon
+    waiting: int = 0  # requests that are not begun
+    oldest: float = inf  # when the oldest of these came, or was cut off
+    running: int = 0
+    rate: float = 0.0  # requests a second, as measured
+    used: float = -inf  # when it last had something to do
+    since: float = -inf  # when it came to its site
+    keep: bool = False  # it never leaves
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.running)
+
+
+class Rules(Struct, frozen=True):
+    """``memory``: bytes for ``Standing.size``, by site; ``host``: for the weights of those who sleep.
+
+    ``start``: seconds of a wake beside its bytes, at ``host_rate`` or ``disk_rate`` bytes a second. ``idle``:
+    seconds without work after which a model sleeps though nobody needs its place; 0: it stays.
+    """
+
+    memory: Mapping[str, int]
+    host: int
+    start: float = 0.2
+    host_rate: float = 10e9
+    disk_rate: float = 2e9
+    least: float = 2.0
+    patience: float = 5.0
+    idle: float = 0.0
+    kind: Kind = "worth"
+
+
+class Shift(Struct, frozen=True):
+    """``wake``: model -> site. ``sleep``: who gives up its site. ``drop``: whose weights leave host memory,
+    or do not stay in it."""
+
+    wake: dict[str, str] = {}
+    sleep: list[str] = []
+    drop: list[str] = []
+
+
+def decide(models: Iterable[Standing], rules: Rules, now: float) -> Shift:
+    """What is to be begun now. What is under way is neither repeated nor taken back."""
+    return _Look(models, rules, now).decide()
+
+
+def next_look(models: Iterable[Standing], rules: Rules, now: float) -> float:
+    """When the decision may be another although nothing happens; ``inf``: never."""
+    dates = [inf]
+    for model in models:
+        if not model.site and model.waiting:
+            dates.append(model.oldest + rules.patience)
+        if model.site:
+            dates.append(model.since + _stay(model, rules))
+            if rules.idle and not model.busy and not model.keep:
+                dates.append(model.used + rules.idle)
+    return min([date for date in dates if date > now], default=inf)
+
+
+def wake_seconds(model: Standing, rules: Rules, *, asleep: bool) -> float:
+    """Until its first request is begun."""
+    return rules.start + model.weights / (rules.host_rate if asleep else rules.disk_rate)
+
+
+def _stay(model: Standing, rules: Rules) -> float:
+    return max(rules.least, _PAYS * wake_seconds(model, rules, asleep=True))
+
+
+class _Look:
+    def __init__(self, models: Iterable[Standing], rules: Rules, now: float):
+        self._models, self._rules, self._now = list(models), rules, now
+        self._free = dict(rules.memory)
+        self._host = rules.host - sum(model.weights for model in self._models if model.asleep)
+        for model in self._models:
+            if model.site and not model.leaving:
+                self._free[model.site] -= model.size
+        self._wake: dict[str, str] = {}
+        self._sleep: dict[str, Standing] = {}
+
+    def decide(self) -> Shift:
+        asked = [one for one in self._models if not one.site and one.waiting and one.settled]
+        for model in sorted(asked, key=lambda one: (one.oldest, one.name)):
+            self._bring(model)
+        self._send_idle()
+        return Shift(self._wake, list(self._sleep), self._drops())
+
+    def _bring(self, model: Standing) -> None:
+        """To the site where that costs least; who finds no room waits."""
+        best: tuple[float, str, list[Standing]] | None = None
+        for site in model.sites:
+            victims = self._victims(model, site)
+            if victims is not None:
+                cost = sum(self._loss(victim) for victim in victims)
+                if best is None or (cost, -self._free[site]) < (best[0], -self._free[best[1]]):
+                    best = cost, site, victims
+        if best is None:
+            return
+        _, site, victims = best
+        for victim in victims:
+            self._sleep[victim.name] = victim
+            self._free[site] += victim.size
+        self._wake[model.name] = site
+        self._free[site] -= model.size
+
+    def _victims(self, model: Standing, site: str) -> list[Standing] | None:
+        """Who leaves the site for it; None: nobody whose place it could have makes room enough."""
+        here = [one for one in self._models if one.site == site and one.name not in self._sleep]
+        may = [one for one in here if self._may_go(one, model)]
+        if self._rules.kind == "one":
+            alone = len(may) == len(here) and site not in self._wake.values()
+            return may if alone and model.size <= self._free[site] + sum(one.size for one in may) else None
+        found: list[Standing] = []
+        missing = model.size - self._free[site]
+        for victim in sorted(may, key=lambda one: (one.busy, self._loss(one) / one.size, one.used)):
+            if missing <= 0:
+                break
+            found.append(victim)
+            missing -= victim.size
+        return None if missing > 0 else _needed(found, -missing)
+
+    def _may_go(self, victim: Standing, model: Standing) -> bool:
+        if victim.keep or not victim.settled or self._now < victim.since + _stay(victim, self._rules):
+            return False
+        if not victim.busy:
+            return True
+        return self._now >= model.oldest + self._rules.patience and not victim.oldest < model.oldest
+
+    def _loss(self, victim: Standing) -> float:
+        """Seconds that requests will wait for it, a second: by what was measured, and by how long it has had
+        nothing to do."""
+        if self._rules.kind == "lru":
+            return victim.used - self._now
+        idle = self._now - victim.used
+        rate = min(victim.rate, 1.0 / idle) if idle > 0 else victim.rate
+        return rate * wake_seconds(victim, self._rules, asleep=True)
+
+    def _send_idle(self) -> None:
+        if not self._rules.idle:
+            return
+        for model in self._models:
+            idle = self._now >= model.used + self._rules.idle and not model.busy
+            there = model.site and model.settled and self._now >= model.since + _stay(model, self._rules)
+            if idle and there and not model.keep:
+                self._sleep.setdefault(model.name, model)
+
+    def _drops(self) -> list[str]:
+        """Host memory is for those whose absence would cost most; what a waking model leaves is free."""
+        stay = [one for one in self._models if one.asleep and one.name not in self._wake]
+        wanted = [*stay, *self._sleep.values()]
+        left, drops = self._rules.host, []
+        for model in sorted(wanted, key=lambda one: (-self._loss(one) / one.weights, -one.used)):
+            if model.weights <= left:
+                left -= model.weights
+            else:
+                drops.append(model.name)
+        return drops
+
+
+def _needed(found: Collection[Standing], spare: int) -> list[Standing]:
+    """Without those that could as well stay, the dearest first."""
+    needed = list(found)
+    for victim in reversed(list(found)):
+        if victim.size <= spare:
+            needed.remove(victim)
+            spare -= victim.size
+    return needed
