@@ -25,11 +25,12 @@ from rich.table import Table
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from muxd.api.app import make_app, make_runner
+from muxd.api.chunks import DONE, Chunks
 from muxd.api.metrics import HttpMetrics
 from muxd.api.shapes import Answer
-from muxd.api.sse import DONE, Frames
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
+from muxd.text.sayings import Content
 from muxd.text.tokenizer import Tokenizer
 from muxd.text.work import Result, Source, View, Work
 
@@ -125,7 +126,7 @@ class Bare(asyncio.Protocol):
 
     def _play(self, transport: asyncio.WriteTransport) -> Iterator[bool | None]:
         answer = Answer("text", "cmpl-" + "0" * 24, 1700000000, "m")
-        frame = Frames(answer, 0, include_usage=False).piece(" brown", None)
+        frame = Chunks(answer, make_tokenizer()).frames(0).piece([Content(" brown")], [], [])
         chunk = b"%x\r\n%b\r\n" % (len(frame), frame)
         transport.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(TOKENS):

@@ -8,23 +8,13 @@ from muxd.api.context import context, find_model
 from muxd.api.models import json_response
 
 VERSION = installed_version("muxd")
-_ENDPOINTS = (
-    "POST /v1/chat/completions",
-    "POST /v1/completions",
-    "GET /v1/models",
-    "POST /tokenize",
-    "POST /detokenize",
-    "GET /health",
-    "GET /health/{model}",
-    "GET /version",
-    "GET /metrics",
-)
 
 
 async def index(request: web.Request) -> web.Response:
     """What is here, for a person with curl."""
     models = {name: model.state for name, model in context(request).serving.models().items()}
-    return json_response({"name": "muxd", "version": VERSION, "models": models, "endpoints": _ENDPOINTS})
+    endpoints = context(request).endpoints
+    return json_response({"name": "muxd", "version": VERSION, "models": models, "endpoints": endpoints})
 
 
 async def health(request: web.Request) -> web.Response:

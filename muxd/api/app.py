@@ -4,17 +4,14 @@ import logging
 
 from aiohttp import web
 
-from muxd.api import about, models
 from muxd.api.arriving import Arriving
-from muxd.api.chat import chat
-from muxd.api.completions import completions
 from muxd.api.context import CONTEXT, Context
 from muxd.api.door import door, sign
 from muxd.api.errors import Discreet
 from muxd.api.guests import GuestRunner, HttpLimits
 from muxd.api.metrics import HttpMetrics
+from muxd.api.routes import ROUTES, all_routes
 from muxd.api.serving import Serving, Texts
-from muxd.api.tokenize import detokenize, tokenize
 from muxd.clock import Clock, MonotonicClock
 
 
@@ -31,25 +28,11 @@ def make_app(
     app = web.Application(middlewares=[door], client_max_size=max_body)
     limits = limits or HttpLimits()
     arriving = Arriving(limits.body_memory)
-    app[CONTEXT] = Context(serving, metrics, clock or MonotonicClock(), max_body, texts, limits, arriving)
+    shown = tuple(f"{route.method} {route.path}" for route in ROUTES)
+    clock = clock or MonotonicClock()
+    app[CONTEXT] = Context(serving, metrics, clock, max_body, texts, limits, arriving, shown)
     app.on_response_prepare.append(sign)
-    app.add_routes(
-        [
-            web.get("/", about.index),
-            web.get("/health", about.health),
-            web.get("/health/{id:.+}", about.ready),
-            web.get("/ping", about.health),
-            web.post("/ping", about.health),
-            web.get("/version", about.version),
-            web.get("/metrics", about.metrics),
-            web.get("/v1/models", models.list_models),
-            web.get("/v1/models/{id:.+}", models.get_model),
-            web.post("/v1/chat/completions", chat),
-            web.post("/v1/completions", completions),
-            web.post("/tokenize", tokenize),
-            web.post("/detokenize", detokenize),
-        ]
-    )
+    app.add_routes(all_routes())
     return app
 
 

@@ -1,26 +1,29 @@
-"""One sequence on its way from tokens to text: detokenising, stop strings, the tokens' log-probabilities.
+"""One sequence on its way from tokens to text: detokenising, stop strings, what the text says, the tokens'
+log-probabilities.
 
 Pure apart from closing its stream when a stop string is complete. One per choice, used by one task.
 """
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
-from muxd.engine.request import Delta, Finish, Request
+from muxd.api.logprobs import Scored
+from muxd.engine.request import Delta, Request
 from muxd.engine.stream import TokenStream
-from muxd.messages import TokenLogprob
 from muxd.text.detokenize import Detokenizer
+from muxd.text.sayings import Content, Saying
 from muxd.text.stop import StopStrings
-
-Scored = tuple[int, TokenLogprob]  # a token and its log-probability
 
 
 class Piece(Struct):
     """What one wake-up adds to the answer: safe to show, never part of a stop string."""
 
-    text: str
+    sayings: Sequence[Saying]
     tokens: list[int]
-    scored: list[Scored] | None
-    finish: Finish | None
+    scored: list[Scored]
+    finish: str | None  # "stop" or "length"
+    stopped_by: str | None = None
 
 
 class Choice:
@@ -44,7 +47,13 @@ class Choice:
         text = self._detokenizer.push(self._shown(delta))
         if delta.finish:
             text += self._detokenizer.finish()
-        return Piece(text, delta.tokens, _scored(delta, len(delta.tokens)), delta.finish)
+        return self._piece(text, delta, len(delta.tokens), delta.finish)
+
+    def _piece(
+        self, text: str, delta: Delta, taken: int, finish: str | None, stopped_by: str | None = None
+    ) -> Piece:
+        said = [Content(text)] if text else []
+        return Piece(said, delta.tokens[:taken], _scored(delta, taken), finish, stopped_by)
 
     def _shown(self, delta: Delta) -> list[int]:
         """Without the token that ended the sequence, should the engine hand it over."""
@@ -60,13 +69,14 @@ class Choice:
             text += more
             if hit:
                 self.stream.close(served=True)
-                return Piece(text, delta.tokens[:taken], _scored(delta, taken), "stop")
-        finish = delta.finish
+                return self._piece(text, delta, taken, "stop", stops.found)
+        finish: str | None = delta.finish
+        hit = False
         if finish:
             more, hit = self._guard(self._detokenizer.finish(), stops)
             text += more if hit else more + stops.flush()
             finish = "stop" if hit else finish
-        return Piece(text, delta.tokens, _scored(delta, len(delta.tokens)), finish)
+        return self._piece(text, delta, len(delta.tokens), finish, stops.found if hit else None)
 
     def _guard(self, text: str, stops: StopStrings) -> tuple[str, bool]:
         """Stop strings count only once ``min_tokens`` are there."""
@@ -75,7 +85,7 @@ class Choice:
         return stops.push(text)
 
 
-def _scored(delta: Delta, count: int) -> list[Scored] | None:
+def _scored(delta: Delta, count: int) -> list[Scored]:
     if delta.logprobs is None:
-        return None
+        return []
     return list(zip(delta.tokens[:count], delta.logprobs[:count], strict=True))

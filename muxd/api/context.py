@@ -25,9 +25,10 @@ class Context:
     texts: Texts
     limits: HttpLimits
     arriving: Arriving
+    endpoints: tuple[str, ...] = ()  # to show
 
 
-_SHOWN = 128  # characters of a name that nobody knows
+_SHOWN = 100  # characters of a name that nobody knows
 
 CONTEXT = web.AppKey("context", Context)
 TRACE = web.RequestKey("trace", Trace)

@@ -2,11 +2,14 @@
 
 import secrets
 import time
+from collections.abc import Sequence
 
+from muxd.api.chunks import Chunks
+from muxd.api.context import tokenizer_of
 from muxd.api.generate import Job
 from muxd.api.prompts import check_count
 from muxd.api.sampling import ending_ids, for_choice, sampling_of, stop_strings
-from muxd.api.schemas import Generation
+from muxd.api.schemas import Asked
 from muxd.api.serving import ServedModel
 from muxd.api.shapes import Answer, Kind
 from muxd.engine.request import Request
@@ -14,14 +17,14 @@ from muxd.errors import BadRequest
 
 
 def make_job(
-    kind: Kind,
-    body: Generation,
+    id: str,
+    body: Asked,
     model: ServedModel,
     prompts: list[tuple[list[int], str]],
     budgets: list[int],
-    logprobs: int,
 ) -> Job:
-    """``prompts``: ids and the text to echo; ``budgets``: tokens to generate, one per prompt.
+    """``id``: of the answer. ``prompts``: ids and the text to echo; ``budgets``: tokens to generate, one per
+    prompt.
 
     Choices are numbered prompt by prompt, ``n`` for each. Raises BadRequest naming the field.
     """
@@ -29,35 +32,35 @@ def make_job(
     check_count(len(prompts), n)
     if body.stream_options is not None and not body.stream:
         raise BadRequest("stream_options is only allowed when stream is true", param="stream_options")
-    answer = Answer(kind, _new_id(kind), int(time.time()), model.name)
     return Job(
-        answer=answer,
         model=model,
-        requests=_requests(answer, body, model, prompts, budgets, logprobs),
-        echoes=[echo for _, echo in prompts for _ in range(n)],
+        requests=_requests(id, body, model, prompts, budgets),
         stops=stop_strings(body),
         choices=n,
         prompt_tokens=sum(len(ids) for ids, _ in prompts),
         stream=bool(body.stream),
-        token_ids=bool(body.return_token_ids),
-        include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
     )
 
 
+def chunks(answer: Answer, body: Asked, model: ServedModel, echoes: Sequence[str] = ()) -> Chunks:
+    """The face of OpenAI's two older endpoints; ``echoes``: one per choice."""
+    usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    return Chunks(answer, tokenizer_of(model), echoes, usage, bool(body.return_token_ids))
+
+
 def _requests(
-    answer: Answer,
-    body: Generation,
+    id: str,
+    body: Asked,
     model: ServedModel,
     prompts: list[tuple[list[int], str]],
     budgets: list[int],
-    logprobs: int,
 ) -> list[Request]:
     n = body.n or 1
-    sampling = sampling_of(body, model, logprobs)
+    sampling = sampling_of(body, model, body.scores)
     ends = ending_ids(body, model)
     return [
         Request(
-            id=f"{answer.id}-{index * n + choice}",
+            id=f"{id}-{index * n + choice}",
             model=model.name,
             prompt=ids,
             max_tokens=budget,
@@ -69,5 +72,6 @@ def _requests(
     ]
 
 
-def _new_id(kind: Kind) -> str:
-    return ("chatcmpl-" if kind == "chat" else "cmpl-") + secrets.token_hex(12)
+def new_answer(kind: Kind, model: ServedModel) -> Answer:
+    prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
+    return Answer(kind, prefix + secrets.token_hex(12), int(time.time()), model.name)

@@ -1,12 +1,15 @@
 """Log-probabilities in OpenAI's two shapes."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from muxd.api.choice import Scored
+from muxd.messages import TokenLogprob
 from muxd.text.tokenizer import Tokenizer
 
+Scored = tuple[int, TokenLogprob]  # a token and its log-probability
 
-def chat_logprobs(scored: list[Scored], tokenizer: Tokenizer) -> dict[str, Any]:
+
+def chat_logprobs(scored: Sequence[Scored], tokenizer: Tokenizer) -> dict[str, Any]:
     """``{"content": [{token, logprob, bytes, top_logprobs}], "refusal": null}``."""
     content = [
         {
@@ -18,7 +21,7 @@ def chat_logprobs(scored: list[Scored], tokenizer: Tokenizer) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(scored: list[Scored], tokenizer: Tokenizer, offset: int) -> dict[str, Any]:
+def text_logprobs(scored: Sequence[Scored], tokenizer: Tokenizer, offset: int) -> dict[str, Any]:
     """Parallel lists; ``offset`` is where the first token's text begins, in characters of the answer.
 
     As in OpenAI's and vLLM's answers, the sampled token is always among ``top_logprobs``.

@@ -4,11 +4,12 @@ What a request leaves out comes from the model's generation_config.json, then fr
 """
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from muxd.api.schemas import Generation
+from muxd.api.schemas import Asked, Generation
 from muxd.api.serving import ServedModel
 from muxd.engine.values import first_outside
 from muxd.errors import BadRequest, ContextTooLong
@@ -94,6 +95,12 @@ def stop_strings(body: Generation) -> list[str]:
     stops = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
     StopStrings(stops)
     return stops
+
+
+def chat_budget(model: ServedModel, body: Asked, prompts: Sequence[tuple[list[int], str]]) -> int:
+    """Tokens to generate after the one prompt of a conversation."""
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    return token_budget(model, len(prompts[0][0]), getattr(body, name), None, name)
 
 
 def token_budget(model: ServedModel, prompt: int, asked: int | None, default: int | None, param: str) -> int:

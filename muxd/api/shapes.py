@@ -1,15 +1,15 @@
-"""What is the same in every answer to one request, and the two whole (not streamed) answers."""
+"""What is the same in every answer of OpenAI's two older endpoints, and the answers that are not streamed."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
 
-from muxd.api.choice import Scored
+from muxd.api.face import Called, Tally, Whole
 from muxd.api.logprobs import chat_logprobs, text_logprobs
 from muxd.text.tokenizer import Tokenizer
 
 Kind = Literal["chat", "text"]
-Usage = dict[str, int | dict[str, int]]
 
 
 class Answer(Struct, frozen=True):
@@ -21,18 +21,9 @@ class Answer(Struct, frozen=True):
     model: str
 
 
-class Whole(Struct):
-    """One finished choice."""
-
-    index: int
-    text: str
-    scored: list[Scored]
-    finish: str
-    echoed: int  # characters of ``text`` that are the prompt
-    token_ids: list[int] | None  # of the answer, where asked for
-
-
-def whole_answer(answer: Answer, choices: list[Whole], usage: Usage, tokenizer: Tokenizer) -> dict[str, Any]:
+def whole_answer(
+    answer: Answer, choices: Sequence[Whole], tally: Tally, tokenizer: Tokenizer, *, token_ids: bool
+) -> dict[str, Any]:
     """``chat.completion`` or ``text_completion``, every required key present."""
     chat = answer.kind == "chat"
     make = _chat_choice if chat else _text_choice
@@ -41,25 +32,45 @@ def whole_answer(answer: Answer, choices: list[Whole], usage: Usage, tokenizer: 
         "object": "chat.completion" if chat else "text_completion",
         "created": answer.created,
         "model": answer.model,
-        "choices": [make(choice, tokenizer) for choice in choices],
-        "usage": usage,
+        "choices": [
+            ({"token_ids": choice.token_ids} if token_ids else {}) | make(choice, tokenizer)
+            for choice in choices
+        ],
+        "usage": usage_object(tally),
     }
 
 
-def usage_object(prompt: int, cached: int, completion: int) -> Usage:
-    """Tokens: every prompt once, ``cached`` of them found computed, all choices together."""
+def usage_object(tally: Tally) -> dict[str, Any]:
     return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens": tally.prompt,
+        "completion_tokens": tally.completion,
+        "total_tokens": tally.prompt + tally.completion,
+        "prompt_tokens_details": {"cached_tokens": tally.cached},
+    }
+
+
+def call_object(call: Called) -> dict[str, Any]:
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
     }
 
 
 def _chat_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
-    return _token_ids(choice) | {
+    silent = not choice.text and bool(choice.calls)
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": None if silent else choice.text,
+        "refusal": None,
+    }
+    if choice.thought:  # DeepSeek's name and OpenRouter's: clients look for either
+        message |= {"reasoning_content": choice.thought, "reasoning": choice.thought}
+    if choice.calls:
+        message["tool_calls"] = [call_object(call) for call in choice.calls]
+    return {
         "index": choice.index,
-        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "message": message,
         "logprobs": chat_logprobs(choice.scored, tokenizer) if choice.scored else None,
         "finish_reason": choice.finish,
     }
@@ -67,13 +78,9 @@ def _chat_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _text_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
     logprobs = text_logprobs(choice.scored, tokenizer, choice.echoed) if choice.scored else None
-    return _token_ids(choice) | {
+    return {
         "index": choice.index,
         "text": choice.text,
         "logprobs": logprobs,
         "finish_reason": choice.finish,
     }
-
-
-def _token_ids(choice: Whole) -> dict[str, Any]:
-    return {} if choice.token_ids is None else {"token_ids": choice.token_ids}

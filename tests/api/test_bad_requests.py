@@ -184,10 +184,13 @@ async def chunks(chunk: bytes, times: int) -> AsyncIterator[bytes]:
 
 
 async def test_routes_and_methods(door: Door) -> None:
-    for method, path in (("GET", "/v1/nothing"), ("POST", "/"), ("GET", "/v1/models/")):
+    for method, path in (("GET", "/v1/nothing"), ("POST", "/"), ("POST", "/v1/embeddings")):
         async with door.http.request(method, path) as answer:
             assert answer.status == (405 if path == "/" else 404)
-            error_of(await answer.json())
+            message = error_of(await answer.json())["message"]
+            assert ("use GET" if path == "/" else CHAT) in message
+    async with door.http.get(f"/v1/{'x' * 1000}") as answer:
+        assert len(await answer.read()) < 1000
     for method, path, allow in (
         ("GET", CHAT, "POST"),
         ("DELETE", "/v1/models", "GET,HEAD"),

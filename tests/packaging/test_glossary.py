@@ -24,9 +24,9 @@ ORDINARY = frozenset(
         discreet divide driver folder fork gauge gguf gpu graph grid grow health host kernel kill kv link
         logits logprob measure metrics monotonic mps norm nvml outcome peak peer placement planning
         prefill prober profile progress prop publish quantile queue rate ready reap refusal replay report
-        robin roofline rotary scheduler serve setup shape shutting slo slow sm spawn status task template
-        tensor tokenize traffic unload unmap unmapped unserved unsplittable unusable upload vocabulary
-        wheel wire workload
+        robin roofline rotary route scheduler serve setup shape shutting slo slow sm spawn status task
+        template tensor tokenize traffic unload unmap unmapped unserved unsplittable unusable upload
+        vocabulary wheel wire workload
         """,
     )
 )

@@ -1,0 +1,61 @@
+"""What the door serves, in one table: each path with its handler, what it is for, and the body it takes."""
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+from aiohttp import web
+from msgspec import Struct
+
+from muxd.api import about, models, schemas
+from muxd.api.chat import chat
+from muxd.api.completions import completions
+from muxd.api.tokenize import detokenize, tokenize
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """Paths under /v1 are served without it, too, and all with a slash at their end."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    body: type[Struct] | None = None
+
+    def paths(self) -> Iterator[str]:
+        for path in dict.fromkeys((self.path, self.path.removeprefix("/v1"))):
+            yield path
+            if not path.endswith(("/", "+}")):
+                yield f"{path}/"
+
+
+ROUTES = [
+    Route("GET", "/", about.index, "What is here"),
+    Route("GET", "/health", about.health, "Whether muxd serves, and each model's state"),
+    Route("GET", "/health/{id:.+}", about.ready, "Whether one model is served"),
+    Route("GET", "/ping", about.health, "As /health"),
+    Route("POST", "/ping", about.health, "As /health"),
+    Route("GET", "/version", about.version, "muxd's version"),
+    Route("GET", "/metrics", about.metrics, "Series for Prometheus"),
+    Route("GET", "/v1/models", models.list_models, "The models that are served"),
+    Route("GET", "/v1/models/{id:.+}", models.get_model, "One model"),
+    Route("POST", "/v1/chat/completions", chat, "Answer a conversation", schemas.ChatRequest),
+    Route("POST", "/v1/completions", completions, "Go on from a text", schemas.CompletionRequest),
+    Route("POST", "/tokenize", tokenize, "Token ids of a text or conversation", schemas.TokenizeRequest),
+    Route("POST", "/detokenize", detokenize, "The text of token ids", schemas.DetokenizeRequest),
+]
+
+
+NAMES = {path: route.path for route in ROUTES for path in route.paths()}  # by every path that it has
+
+
+def all_routes() -> list[web.RouteDef]:
+    return [
+        web.get(path, route.handler)  # and HEAD
+        if route.method == "GET"
+        else web.route(route.method, path, route.handler)
+        for route in ROUTES
+        for path in route.paths()
+    ]
