@@ -19,6 +19,9 @@ from muxd.sizes import pool_bytes, size
 Policy = Literal["mux", "temporal", "spatial", "servers", "fcfs", "round_robin"]
 Admission = Literal["queue", "slo"]
 
+ToolParser = Literal["auto", "none", "hermes", "mistral", "gemma", "functiongemma", "llama3", "json"]
+Reasoning = Literal["auto", "none", "think", "mistral", "gemma"]
+
 Split = Literal["auto", "yes", "no"]
 
 
@@ -126,6 +129,8 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     tpot_slo: float = 0.0  # seconds a token after the first, mean of a request; 0: no target
     prefix_cache: bool = True  # keep computed rows for later prompts that begin with the same tokens
     chat_template: str = ""  # file with a jinja template, overrides the model folder's
+    tool_parser: ToolParser = "auto"  # how its calls of tools are written; "none": they stay text
+    reasoning: Reasoning = "auto"  # what it reasons between; "none": that stays in the content
     device: str = ""  # the [[device]] it runs on; empty: where the plan puts it
     rate: float = 0.0  # requests a second expected of it, for the plan at the start; 0: as the others
 

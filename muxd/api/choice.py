@@ -13,6 +13,7 @@ from muxd.engine.request import Delta, Request
 from muxd.engine.stream import TokenStream
 from muxd.text.detokenize import Detokenizer
 from muxd.text.sayings import Content, Saying
+from muxd.text.speech import Speech
 from muxd.text.stop import StopStrings
 
 
@@ -22,7 +23,7 @@ class Piece(Struct):
     sayings: Sequence[Saying]
     tokens: list[int]
     scored: list[Scored]
-    finish: str | None  # "stop" or "length"
+    finish: str | None  # "stop", "length" or "tool_calls"
     stopped_by: str | None = None
 
 
@@ -30,11 +31,19 @@ class Choice:
     """``take`` every delta of ``stream`` in order; after a piece with ``finish`` there are no more."""
 
     def __init__(
-        self, index: int, request: Request, stream: TokenStream, detokenizer: Detokenizer, stops: list[str]
+        self,
+        index: int,
+        request: Request,
+        stream: TokenStream,
+        detokenizer: Detokenizer,
+        stops: list[str],
+        speech: Speech | None = None,
     ):
+        """``speech``: where the text is more than content."""
         self.index = index
         self.stream = stream
         self._detokenizer = detokenizer
+        self._speech = speech
         self._stops = StopStrings(stops) if stops else None
         self._min_tokens = request.sampling.min_tokens
         self._eos = request.eos
@@ -52,7 +61,11 @@ class Choice:
     def _piece(
         self, text: str, delta: Delta, taken: int, finish: str | None, stopped_by: str | None = None
     ) -> Piece:
-        said = [Content(text)] if text else []
+        speech = self._speech
+        said: list[Saying] = [Content(text)] if text else []
+        if speech is not None:
+            said = [*speech.push(text), *(speech.finish() if finish else ())]
+            finish = "tool_calls" if speech.called and finish == "stop" else finish
         return Piece(said, delta.tokens[:taken], _scored(delta, taken), finish, stopped_by)
 
     def _shown(self, delta: Delta) -> list[int]:

@@ -25,6 +25,7 @@ from muxd.engine.request import Request
 from muxd.errors import MuxdError
 from muxd.text.detokenize import Detokenizer
 from muxd.text.sayings import Content, Saying, Thought
+from muxd.text.speech import Manner, Speech
 from muxd.text.tokenizer import Tokenizer
 
 
@@ -38,6 +39,7 @@ class Job:
     choices: int  # of each prompt
     prompt_tokens: int
     stream: bool
+    manner: Manner
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,10 @@ async def _submit(request: web.Request, job: Job, tokenizer: Tokenizer, choices:
     serving, http_id = context(request).serving, trace(request).id
     async for checked in in_turns(job.requests):
         one = msgspec.structs.replace(checked, http_id=http_id)
-        detokenizer = Detokenizer(tokenizer, start=tokenizer.pieces.start_after(one.prompt))
-        choices.append(Choice(len(choices), one, serving.submit(one), detokenizer, job.stops))
+        start = tokenizer.pieces.start_after(one.prompt)
+        detokenizer = Detokenizer(tokenizer, start=start, shown=job.manner.markers)
+        speech = Speech(job.manner) if job.manner.markers or job.manner.dialect else None
+        choices.append(Choice(len(choices), one, serving.submit(one), detokenizer, job.stops, speech))
 
 
 async def _close(choices: Iterable[Choice]) -> None:

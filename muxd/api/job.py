@@ -39,6 +39,7 @@ def make_job(
         choices=n,
         prompt_tokens=sum(len(ids) for ids, _ in prompts),
         stream=bool(body.stream),
+        manner=body.manner,
     )
 
 

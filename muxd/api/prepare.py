@@ -4,6 +4,7 @@ Runs in a text process (``muxd.api.texts``); tiny bodies without a template, who
 where they are (``muxd.api.reading``).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -20,8 +21,11 @@ from muxd.api.schemas import (
     TokenizeRequest,
     Unserved,
 )
+from muxd.api.tools import checked_tools, offered
 from muxd.errors import BadRequest
 from muxd.text.library import Shelf, TextModel
+from muxd.text.speech import Manner
+from muxd.text.thinking import inside
 from muxd.text.work import Answer, Elsewhere, Prepare, Prepared, Result, packed
 
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
@@ -58,15 +62,22 @@ def prepare(work: Prepare, shelf: Shelf, at: At) -> Result:
 def _chat(model: TextModel, body: ChatRequest, at: At) -> Prepared:
     if body.top_logprobs and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-    ids = chat_prompt(
+    tools = offered(body)
+    kwargs = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        kwargs.setdefault("reasoning_effort", body.reasoning_effort)
+    text = render_chat(
         model,
         body.messages,
-        body.chat_template_kwargs,
+        kwargs,
         at,
         add_generation_prompt=body.add_generation_prompt is not False,
+        tools=tools,
     )
+    ids = chat_prompt(model, text, at)
     scores = (body.top_logprobs or 0) if body.logprobs else -1
-    return Prepared(_asked(body, model, scores), [packed(ids)], [""])
+    manner = manner_of(model, text, tools, parallel=body.parallel_tool_calls is not False)
+    return Prepared(_asked(body, model, scores, manner), [packed(ids)], [""])
 
 
 def _completion(model: TextModel, body: CompletionRequest, at: At) -> Prepared:
@@ -82,9 +93,20 @@ def _completion(model: TextModel, body: CompletionRequest, at: At) -> Prepared:
     return Prepared(_asked(body, model, scores), [packed(ids) for ids, _ in prompts], echoes)
 
 
-def _asked(body: Generation, model: TextModel, scores: int) -> msgspec.Raw:
+def manner_of(model: TextModel, prompt: str, tools: Sequence[dict[str, Any]], *, parallel: bool) -> Manner:
+    """How the answer to ``prompt`` is to be read, by the model's template or as the operator says."""
+    assert model.template is not None
+    thinking, dialect = model.view.reasoning, model.view.tool_parser
+    thinking = model.template.thinking if thinking == "auto" else thinking.replace("none", "")
+    dialect = model.template.dialect if dialect == "auto" else dialect.replace("none", "")
+    names = tuple(tool["function"]["name"] for tool in tools)
+    return Manner(thinking, inside(thinking, prompt), dialect if tools else "", names, parallel)
+
+
+def _asked(body: Generation, model: TextModel, scores: int, manner: Manner | None = None) -> msgspec.Raw:
     kept = {name: getattr(body, name) for name in _KEPT if hasattr(body, name)}
-    return msgspec.Raw(_pack(Asked(**kept | {"model": model.name, "scores": scores})))
+    own = {"model": model.name, "scores": scores, "manner": manner or Manner()}
+    return msgspec.Raw(_pack(Asked(**kept | own)))
 
 
 def _tokens(model: TextModel, body: TokenizeRequest, at: At) -> dict[str, Any]:
@@ -104,6 +126,11 @@ def _ids(model: TextModel, body: TokenizeRequest, at: At) -> list[int]:
         special = body.add_special_tokens is not False
         return encode(model, body.prompt or "", at, add_special=special, param="prompt")
     text = render_chat(
-        model, body.messages, body.chat_template_kwargs, at, add_generation_prompt=body.add_generation_prompt
+        model,
+        body.messages,
+        body.chat_template_kwargs,
+        at,
+        add_generation_prompt=body.add_generation_prompt,
+        tools=checked_tools(body.tools),
     )
     return encode(model, text, at, add_special=bool(body.add_special_tokens), param="messages")

@@ -9,6 +9,7 @@ from muxd.api.decoding import convert
 from muxd.api.schemas import CompletionRequest, Message, Part
 from muxd.engine.values import first_outside
 from muxd.errors import BadRequest, ContextTooLong
+from muxd.text.dialects import in_words
 from muxd.text.library import TextModel
 from muxd.text.work import Stage
 
@@ -48,14 +49,10 @@ def check_bytes(model: TextModel, texts: Sequence[str], param: str) -> None:
 
 def chat_prompt(
     model: TextModel,
-    messages: list[dict[str, Any]],
-    kwargs: Mapping[str, Any] | None,
+    text: str,
     at: At,
-    *,
-    add_generation_prompt: bool,
 ) -> list[int]:
-    """Ids of the rendered conversation; the template writes its own BOS. Raises as ``render_chat``."""
-    text = render_chat(model, messages, kwargs, at, add_generation_prompt=add_generation_prompt)
+    """Ids of the rendered conversation; the template writes its own BOS."""
     ids = encode(model, text, at, add_special=False, param="messages")
     return check_ids(model, ids, "messages")
 
@@ -67,6 +64,7 @@ def render_chat(
     at: At,
     *,
     add_generation_prompt: bool,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> str:
     """The conversation as text.
 
@@ -92,7 +90,12 @@ def render_chat(
     turns = [_turn(_message(raw, index), index, raw) for index, raw in enumerate(messages)]
     check_bytes(model, [text for turn in turns for text in _texts(turn["content"])], "messages")
     at("template")
-    return model.template.render(turns, add_generation_prompt=add_generation_prompt, **(kwargs or {}))
+    more = dict(kwargs or {})
+    if tools and model.template.knows_tools:
+        more["tools"] = tools
+    elif tools:
+        turns = in_words(turns, tools)
+    return model.template.render(turns, add_generation_prompt=add_generation_prompt, **more)
 
 
 def _message(raw: dict[str, Any], index: int) -> Message:

@@ -1,6 +1,6 @@
 """Fields that would change the answer and that muxd does not serve: refused by name, never ignored.
 
-Each has a test of the values at which it changes nothing (``tools: []``, ``response_format: {"type":
+Each has a test of the values at which it changes nothing (``bad_words: []``, ``response_format: {"type":
 "text"}``). The structs of ``muxd.api.schemas`` declare the fields; the generating endpoints call
 ``refuse_unserved`` after decoding.
 """
@@ -17,18 +17,12 @@ def _empty(value: Any) -> bool:
     return not value
 
 
-def _no_choice(value: Any) -> bool:
-    return value in ("none", "auto")
-
-
 HARMLESS: dict[str, Callable[[Any], bool]] = {
     # OpenAI's
     "logit_bias": _empty,
     "response_format": lambda value: value == {"type": "text"},
-    "tools": _empty,
-    "tool_choice": _no_choice,
     "functions": _empty,
-    "function_call": _no_choice,
+    "function_call": lambda value: value in ("none", "auto"),
     "modalities": lambda value: value == ["text"],
     "audio": _empty,
     "web_search_options": lambda value: False,
@@ -54,15 +48,14 @@ HARMLESS: dict[str, Callable[[Any], bool]] = {
     "prompt_embeds": lambda value: False,
 }
 _HINTS = {
-    "tools": 'send tool_choice "none" to have the tools left out',
-    "functions": 'send function_call "none" to have the functions left out',
+    "functions": "they have become tools: send tools and tool_choice",
+    "function_call": "it has become tool_choice, beside tools",
     "response_format": 'only {"type": "text"} is served',
     "modalities": 'only ["text"] is served',
     "skip_special_tokens": "special tokens are always left out of the text",
     "chat_template": "the operator sets the template, with chat_template in the model's [[model]] table",
     "best_of": "it must equal n",
 }
-_SWITCHED_OFF_BY = {"tools": "tool_choice", "functions": "function_call"}
 
 
 def refuse_unserved(body: Struct) -> None:
@@ -79,5 +72,4 @@ def refuse_unserved(body: Struct) -> None:
 def _switched_off(body: Struct, name: str, value: Any) -> bool:
     if name == "best_of":
         return bool(value == (getattr(body, "n", None) or 1))
-    switch = _SWITCHED_OFF_BY.get(name)
-    return switch is not None and getattr(body, switch) == "none"
+    return name == "functions" and getattr(body, "function_call", None) == "none"

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from muxd.engine.values import RANGES
+from muxd.text.speech import Manner
 
 
 def _within(name: str) -> Meta:
@@ -56,6 +57,36 @@ class Message(Struct):
 
 # ``Message`` would lose the fields that it does not name, so ``muxd.api.prompts`` checks each against it.
 Messages = Annotated[list[dict[str, Any]], Meta(min_length=1)]
+
+
+class ToolFunction(Struct):
+    """What a tool is called with; more fields go to the template as they are."""
+
+    name: Annotated[str, Meta(pattern=r"^[^\s]{1,256}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Struct):
+    """One of ``tools``: functions only."""
+
+    type: str
+    function: ToolFunction
+
+
+class ToolName(Struct):
+    name: str
+
+
+class NamedTool(Struct):
+    """``tool_choice`` that names the one to call."""
+
+    type: str
+    function: ToolName | None = None
+
+
+# Each is checked against ``Tool`` in ``muxd.api.tools`` and goes to the template whole.
+Tools = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
 
 
 class Unserved(Struct, kw_only=True):
@@ -111,9 +142,11 @@ class ChatRequest(Generation, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
+    tools: Tools | None = None
+    tool_choice: str | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None  # told to the template
     # refused
-    tools: Any = None
-    tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
@@ -129,6 +162,7 @@ class Asked(Generation, kw_only=True):
 
     max_completion_tokens: Count | None = None
     scores: int = -1  # as ``Sampling.logprobs``: -1 for none
+    manner: Manner = Manner()
 
 
 class CompletionRequest(Generation, kw_only=True):
@@ -152,6 +186,7 @@ class TokenizeRequest(Struct, kw_only=True):
     return_token_strs: bool = False
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Tools | None = None
 
 
 class DetokenizeRequest(Struct, kw_only=True):

@@ -144,7 +144,15 @@ class Entry:
     def view(self) -> View:
         if self.opened is None:
             return View(Source(self.name, ""), self.max_context, 0)
-        return View(self.opened.source, self.max_context, self.vocab_size, self.opened.longest)
+        config = self.config
+        return View(
+            self.opened.source,
+            self.max_context,
+            self.vocab_size,
+            self.opened.longest,
+            config.tool_parser,
+            config.reasoning,
+        )
 
     @property
     def weight_bytes(self) -> int:

@@ -26,6 +26,8 @@ _ROADS: dict[str, What] = {
     "rate": "note",
     "ttft_slo": "note",
     "tpot_slo": "note",
+    "tool_parser": "note",
+    "reasoning": "note",
 }
 
 

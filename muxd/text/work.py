@@ -34,6 +34,8 @@ class View(Struct, frozen=True):
     max_context: int
     vocab_size: int
     longest: int = 0  # bytes of the longest token; 0: not known
+    tool_parser: str = "auto"  # as configured
+    reasoning: str = "auto"
 
     @property
     def most_bytes(self) -> int:

@@ -25,11 +25,13 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "tpot_slo": (0.0, 1.0),
     "prefix_cache": (True, False),
     "chat_template": ("", "/t"),
+    "tool_parser": ("auto", "json"),
+    "reasoning": ("auto", "none"),
     "device": ("", "cpu:0"),
     "rate": (0.0, 2.0),
 }
 IN_PLACE = {"quota": "quota", "share": "share", "device": "move", "rate": "note", "ttft_slo": "note",
-            "tpot_slo": "note"}  # fmt: skip
+            "tpot_slo": "note", "tool_parser": "note", "reasoning": "note"}  # fmt: skip
 OTHER_WORDS = {"scheduler.policy": "fcfs", "server.log_level": "error"}
 
 

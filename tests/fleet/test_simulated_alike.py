@@ -132,7 +132,8 @@ OTHER: dict[str, Any] = {  # what the simulator would have read, of each setting
 }  # fmt: skip
 # Where a model is and what it reads there, or for plans and doors alone.
 AS_IT_STANDS = {"max_queue", "ttft_slo", "tpot_slo", "prefix_cache"}
-NO_MATTER = {"name", "path", "dtype", "chat_template", "device", "rate"}
+TEXT = {"chat_template", "tool_parser", "reasoning"}  # the door's
+NO_MATTER = {"name", "path", "dtype", "device", "rate", *TEXT}
 
 
 @pytest.mark.parametrize(

@@ -42,10 +42,19 @@ class Model:
     state: str = "ready"
     detail: str = ""
     retry_after: float | None = None
+    tool_parser: str = "auto"
+    reasoning: str = "auto"
 
     @property
     def view(self) -> View:
-        return View(Source(self.name, ""), self.max_context, self.vocab_size, longest=20)
+        return View(
+            Source(self.name, ""),
+            self.max_context,
+            self.vocab_size,
+            longest=20,
+            tool_parser=self.tool_parser,
+            reasoning=self.reasoning,
+        )
 
 
 Play = Callable[[Request, TokenStream], Any]
