@@ -65,6 +65,9 @@ class ScriptedServing:
 
     healthy = True
 
+    async def unload(self, name: str) -> None:
+        """Nothing to unload."""
+
     def __init__(self, paced: Paced):
         tokenizer = make_tokenizer()
         words = tokenizer.encode(WORDS)

@@ -328,6 +328,10 @@ class Daemon:
     def submit(self, request: Request) -> TokenStream:
         return self.roster.submit(request)
 
+    async def unload(self, name: str) -> None:
+        async for _ in self.roster.unload(name, now=False).watch():
+            pass
+
     def stop(self) -> None:
         """Begin the orderly end. May be called twice."""
         self.stopping.set()

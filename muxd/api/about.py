@@ -13,7 +13,7 @@ VERSION = installed_version("muxd")
 async def index(request: web.Request) -> web.Response:
     """What is here, for a person with curl."""
     models = {name: model.state for name, model in context(request).serving.models().items()}
-    endpoints = context(request).endpoints
+    endpoints = [f"{route.method} {route.path}" for route in context(request).routes]
     return json_response({"name": "muxd", "version": VERSION, "models": models, "endpoints": endpoints})
 
 
@@ -30,7 +30,7 @@ async def health(request: web.Request) -> web.Response:
 async def ready(request: web.Request) -> web.Response:
     """200 when this model is served, else 503: for load balancers that look after one model."""
     serving = context(request).serving
-    model = find_model(serving, request.match_info["id"])
+    model = find_model(request, request.match_info["id"])
     serves = serving.healthy and model.state == "ready"
     return json_response({"status": model.state}, 200 if serves else 503)
 

@@ -28,9 +28,8 @@ def make_app(
     app = web.Application(middlewares=[door], client_max_size=max_body)
     limits = limits or HttpLimits()
     arriving = Arriving(limits.body_memory)
-    shown = tuple(f"{route.method} {route.path}" for route in ROUTES)
     clock = clock or MonotonicClock()
-    app[CONTEXT] = Context(serving, metrics, clock, max_body, texts, limits, arriving, shown)
+    app[CONTEXT] = Context(serving, metrics, clock, max_body, texts, limits, arriving, tuple(ROUTES))
     app.on_response_prepare.append(sign)
     app.add_routes(all_routes())
     return app

@@ -11,6 +11,6 @@ from muxd.api.sampling import chat_budget
 async def chat(request: web.Request) -> web.StreamResponse:
     """Raises MuxdError for everything the client has to hear about."""
     model, body, prompts = await asked(request, "chat")
-    answer = new_answer("chat", model)
+    answer = new_answer("chatcmpl-", model)
     job = make_job(answer.id, body, model, prompts, [chat_budget(model, body, prompts)])
     return await run(request, job, chunks(answer, body, model))

@@ -25,6 +25,7 @@ class Piece(Struct):
     scored: list[Scored]
     finish: str | None  # "stop", "length" or "tool_calls"
     stopped_by: str | None = None
+    thinking: int = 0  # tokens of it that are reasoning
 
 
 class Choice:
@@ -63,10 +64,12 @@ class Choice:
     ) -> Piece:
         speech = self._speech
         said: list[Saying] = [Content(text)] if text else []
+        thinking = 0
         if speech is not None:
+            thinking = taken if speech.thinking else 0
             said = [*speech.push(text), *(speech.finish() if finish else ())]
             finish = "tool_calls" if speech.called and finish == "stop" else finish
-        return Piece(said, delta.tokens[:taken], _scored(delta, taken), finish, stopped_by)
+        return Piece(said, delta.tokens[:taken], _scored(delta, taken), finish, stopped_by, thinking)
 
     def _shown(self, delta: Delta) -> list[int]:
         """Without the token that ended the sequence, should the engine hand it over."""

@@ -35,10 +35,9 @@ class Chunks:
     comments = True
 
     def whole(self, choices: Sequence[Whole], tally: Tally) -> dict[str, Any]:
-        for choice in choices:
-            if echo := self._echo(choice.index):
-                choice.text, choice.echoed = echo + choice.text, len(echo)
-        return whole_answer(self.answer, choices, tally, self.tokenizer, token_ids=self.token_ids)
+        return whole_answer(
+            self.answer, choices, tally, self.tokenizer, self.echoes, token_ids=self.token_ids
+        )
 
     def frames(self, index: int) -> "ChunkFrames":
         return ChunkFrames(self, index, self._echo(index))

@@ -16,7 +16,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     budgets = [
         token_budget(model, len(ids), body.max_tokens, _DEFAULT_TOKENS, "max_tokens") for ids, _ in prompts
     ]
-    answer = new_answer("text", model)
+    answer = new_answer("cmpl-", model, "text")
     job = make_job(answer.id, body, model, prompts, budgets)
     echoes = [echo for _, echo in prompts for _ in range(job.choices)]
     return await run(request, job, chunks(answer, body, model, echoes))

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from muxd.api.arriving import Arriving
+from muxd.api.described import Described
 from muxd.api.guests import HttpLimits
 from muxd.api.metrics import HttpMetrics
+from muxd.api.ollama.schemas import OLLAMA_TAG
 from muxd.api.serving import ServedModel, Serving, Texts
 from muxd.api.trace import Trace
 from muxd.clock import Clock
@@ -25,7 +27,7 @@ class Context:
     texts: Texts
     limits: HttpLimits
     arriving: Arriving
-    endpoints: tuple[str, ...] = ()  # to show
+    routes: tuple[Described, ...]
 
 
 _SHOWN = 100  # characters of a name that nobody knows
@@ -43,11 +45,13 @@ def trace(request: web.Request) -> Trace:
     return request[TRACE]
 
 
-def find_model(serving: Serving, name: str) -> ServedModel:
-    """Raises NotFound (404, ``model_not_found``) naming what is served."""
-    model = serving.models().get(name)
+def find_model(request: web.Request, name: str) -> ServedModel:
+    """By its name, with Ollama's tag or without. Raises NotFound (404, ``model_not_found``) naming what is
+    served."""
+    served_models = context(request).serving.models()
+    model = served_models.get(name) or served_models.get(name.removesuffix(OLLAMA_TAG))
     if model is None:
-        served = ", ".join(serving.models()) or "none"
+        served = ", ".join(served_models) or "none"
         shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
         raise NotFound(f"The model {shown!r} does not exist. Served models: {served}", param="model")
     return model

@@ -52,13 +52,18 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raise BadRequest("the request body is nested too deeply") from None
 
 
-def convert(value: Any, kind: type[T], where: str) -> T:
+def convert(value: Any, kind: type[T], where: str = "") -> T:
     """``value``, found at ``where`` in a body, as ``kind``; raises as ``decode``."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         message, param = _explain(str(error))
-        raise BadRequest(f"{where}.{message}", param=f"{where}.{param}") from None
+        if not where:
+            raise BadRequest(message, param=param) from None
+        param = where if param is None else f"{where}.{param}"
+        raise BadRequest(
+            f"{where}.{message}" if param != where else f"{where}: {message}", param=param
+        ) from None
 
 
 def _explain(text: str) -> tuple[str, str | None]:

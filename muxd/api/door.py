@@ -10,7 +10,8 @@ from muxd.api.about import VERSION
 from muxd.api.context import TRACE, context
 from muxd.api.routes import NAMES, ROUTES
 from muxd.api.trace import Trace, log_access, outcome_of, request_id
-from muxd.errors import NotFound
+from muxd.api.translated import rename
+from muxd.errors import BadRequest, NotFound
 
 _PROBES = ("/health", "/ping", "/metrics")
 _SHOWN = 100  # characters of a path that is not served
@@ -42,6 +43,8 @@ async def _answer(request: web.Request, handler: Handler, record: Trace) -> web.
         return errors.reply(_unknown_route(error, request), request.path, record.id)
     except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
         raise
+    except BadRequest as error:
+        return errors.reply(rename(error, record.params), request.path, record.id)
     except BaseException as error:  # a panic of the tokenizers library is no Exception
         return errors.reply(error, request.path, record.id)
 

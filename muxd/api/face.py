@@ -15,11 +15,13 @@ from muxd.text.sayings import Arguments, Call, Content, Saying, Thought
 
 class Tally(Struct, frozen=True):
     """What one request came to. Tokens: every prompt once, ``cached`` of them found computed, all choices
-    together. Seconds: until the first token, and from there to the end."""
+    together, ``thinking`` of theirs being reasoning. Seconds: until the first token, and from there to the
+    end."""
 
     prompt: int
     cached: int
     completion: int
+    thinking: int = 0
     waited: float = 0.0
     spoke: float = 0.0
 
@@ -36,14 +38,11 @@ class Whole(Struct):
     """One finished choice."""
 
     index: int
-    text: str
-    thought: str
-    calls: list[Called]
+    sayings: list[Saying]
     scored: list[Scored]
     token_ids: list[int]
     finish: str
-    stopped_by: str | None = None  # the stop string
-    echoed: int = 0  # characters of ``text`` that are the prompt
+    stopped_by: str | None  # the stop string
 
 
 def called(sayings: Sequence[Saying]) -> list[Called]:

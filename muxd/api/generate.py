@@ -14,7 +14,7 @@ from aiohttp import web
 from muxd.api import errors
 from muxd.api.choice import Choice, Piece
 from muxd.api.context import context, tokenizer_of, trace
-from muxd.api.face import Face, Tally, Whole, called, joined
+from muxd.api.face import Face, Tally, Whole
 from muxd.api.logprobs import Scored
 from muxd.api.serving import ServedModel
 from muxd.api.sse import EventStream
@@ -24,7 +24,7 @@ from muxd.clock import Clock
 from muxd.engine.request import Request
 from muxd.errors import MuxdError
 from muxd.text.detokenize import Detokenizer
-from muxd.text.sayings import Content, Saying, Thought
+from muxd.text.sayings import Saying
 from muxd.text.speech import Manner, Speech
 from muxd.text.tokenizer import Tokenizer
 
@@ -54,6 +54,7 @@ class _Reader:
     def take(self, piece: Piece) -> None:
         """Book the piece's tokens."""
         self.trace.tokens(len(piece.tokens), self.clock.now())
+        self.trace.thinking_tokens += piece.thinking
         if piece.finish:
             self.trace.finish = piece.finish
 
@@ -62,8 +63,10 @@ class _Reader:
         cached = sum(choice.stream.cached_tokens for choice in choices[:: self.job.choices])
         now = self.clock.now()
         first = now if self.trace.first_token is None else self.trace.first_token
-        tokens = self.trace.completion_tokens
-        return Tally(self.job.prompt_tokens, cached, tokens, first - self.trace.started, now - first)
+        tokens, thinking = self.trace.completion_tokens, self.trace.thinking_tokens
+        return Tally(
+            self.job.prompt_tokens, cached, tokens, thinking, first - self.trace.started, now - first
+        )
 
 
 async def run(request: web.Request, job: Job, face: Face) -> web.StreamResponse:
@@ -125,17 +128,8 @@ async def _collect(reader: _Reader, choice: Choice, wholes: dict[int, Whole]) ->
         scored += piece.scored
         token_ids += piece.tokens
         if piece.finish:
-            text, thought = joined(sayings, Content), joined(sayings, Thought)
-            wholes[choice.index] = Whole(
-                choice.index,
-                text,
-                thought,
-                called(sayings),
-                scored,
-                token_ids,
-                piece.finish,
-                piece.stopped_by,
-            )
+            finish, stopped_by = piece.finish, piece.stopped_by
+            wholes[choice.index] = Whole(choice.index, sayings, scored, token_ids, finish, stopped_by)
             return
     raise _unfinished()
 

@@ -73,6 +73,6 @@ def _requests(
     ]
 
 
-def new_answer(kind: Kind, model: ServedModel) -> Answer:
-    prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
+def new_answer(prefix: str, model: ServedModel, kind: Kind = "chat") -> Answer:
+    """``prefix``: of its id."""
     return Answer(kind, prefix + secrets.token_hex(12), int(time.time()), model.name)

@@ -8,32 +8,46 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
+from muxd.api.anthropic import conversation as anthropic
+from muxd.api.anthropic.schemas import CountRequest, MessagesRequest
 from muxd.api.decoding import decode, unpack
-from muxd.api.prompts import At, chat_prompt, completion_prompts, encode, render_chat
+from muxd.api.ollama import conversation as ollama
+from muxd.api.ollama.conversation import loaded
+from muxd.api.ollama.schemas import OLLAMA_TAG, OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
+from muxd.api.prompts import At, chat_prompt, completion_prompts, encode, render_chat, until_last
 from muxd.api.refusals import refuse_unserved
+from muxd.api.responses import conversation as responses
+from muxd.api.responses.schemas import ResponsesRequest
 from muxd.api.schemas import (
     Asked,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    Generation,
     TokenizeRequest,
     Unserved,
 )
 from muxd.api.tools import checked_tools, offered
+from muxd.api.translated import Translated, rename
 from muxd.errors import BadRequest
 from muxd.text.library import Shelf, TextModel
 from muxd.text.speech import Manner
 from muxd.text.thinking import inside
-from muxd.text.work import Answer, Elsewhere, Prepare, Prepared, Result, packed
+from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, packed
 
-_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
-    "chat": msgspec.json.Decoder(ChatRequest),
-    "text": msgspec.json.Decoder(CompletionRequest),
-    "tokenize": msgspec.json.Decoder(TokenizeRequest),
-    "detokenize": msgspec.json.Decoder(DetokenizeRequest),
+_BODIES: dict[Kind, type[Struct]] = {
+    "chat": ChatRequest,
+    "text": CompletionRequest,
+    "tokenize": TokenizeRequest,
+    "detokenize": DetokenizeRequest,
+    "responses": ResponsesRequest,
+    "messages": MessagesRequest,
+    "count": CountRequest,
+    "ollama_chat": OllamaChatRequest,
+    "ollama_generate": OllamaGenerateRequest,
 }
+_DECODERS = {kind: msgspec.json.Decoder[Any](body) for kind, body in _BODIES.items()}
 _KEPT = [name for name in Asked.__struct_fields__ if name not in Unserved.__struct_fields__]
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -41,46 +55,76 @@ _pack = msgspec.msgpack.Encoder().encode
 def prepare(work: Prepare, shelf: Shelf, at: At) -> Result:
     """Raises MuxdError for everything the client has to hear about."""
     body = decode(unpack(work.data, work.coding, work.most), _DECODERS[work.kind])
-    if isinstance(body, Generation):
-        refuse_unserved(body)
     name = body.model or work.default
-    view = work.views.get(name)
+    view = work.views.get(name) or work.views.get(name.removesuffix(OLLAMA_TAG))
     if view is None:
         return Elsewhere(body.model)
     model = shelf.open(view)
+    if isinstance(body, TokenizeRequest):
+        return Answer(model.name, msgspec.json.encode(_tokens(model, body, at)))
+    if isinstance(body, DetokenizeRequest):
+        at("tokens")
+        return Answer(model.name, msgspec.json.encode({"prompt": model.tokenizer.decode(body.tokens)}))
+    if isinstance(body, OllamaRequest) and body.silent:
+        return Answer(model.name, msgspec.json.encode(loaded(body)))
+    asked = translated(body, chat=model.template is not None)
+    try:
+        return _prepared(model, asked, at, counts=work.kind == "count")
+    except BadRequest as error:
+        raise rename(error, asked.params) from None
+
+
+def translated(body: Struct, *, chat: bool) -> Translated:
+    """As the core has it. ``chat``: the model has a template. Raises BadRequest."""
     match body:
-        case ChatRequest():
-            return _chat(model, body, at)
-        case CompletionRequest():
-            return _completion(model, body, at)
-        case TokenizeRequest():
-            return Answer(name, msgspec.json.encode(_tokens(model, body, at)))
-    at("tokens")
-    return Answer(name, msgspec.json.encode({"prompt": model.tokenizer.decode(body.tokens)}))
+        case ChatRequest() | CompletionRequest():
+            return Translated(body)
+        case ResponsesRequest():
+            return responses.translate(body)
+        case CountRequest():
+            return anthropic.translate(body)
+        case OllamaChatRequest():
+            return ollama.translate_chat(body)
+        case OllamaGenerateRequest():
+            return ollama.translate_generate(body, chat=chat)
+    raise TypeError(type(body).__name__)
 
 
-def _chat(model: TextModel, body: ChatRequest, at: At) -> Prepared:
+def _prepared(model: TextModel, asked: Translated, at: At, *, counts: bool) -> Result:
+    """``counts``: only how many tokens there are is wanted."""
+    body = asked.body
+    refuse_unserved(body)
+    if isinstance(body, CompletionRequest):
+        return _completion(model, body, asked, at)
+    tools = offered(body)
+    text = _conversation(model, body, tools, at)
+    ids = chat_prompt(model, text, at)
+    if counts:
+        return Answer(model.name, msgspec.json.encode({"input_tokens": len(ids)}))
     if body.top_logprobs and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-    tools = offered(body)
+    scores = (body.top_logprobs or 0) if body.logprobs else -1
+    manner = manner_of(model, text, tools, parallel=body.parallel_tool_calls is not False)
+    return Prepared(_asked(asked, model, scores, manner), [packed(ids)], [""])
+
+
+def _conversation(model: TextModel, body: ChatRequest, tools: Sequence[dict[str, Any]], at: At) -> str:
     kwargs = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         kwargs.setdefault("reasoning_effort", body.reasoning_effort)
-    text = render_chat(
-        model,
-        body.messages,
-        kwargs,
-        at,
-        add_generation_prompt=body.add_generation_prompt is not False,
-        tools=tools,
-    )
-    ids = chat_prompt(model, text, at)
-    scores = (body.top_logprobs or 0) if body.logprobs else -1
-    manner = manner_of(model, text, tools, parallel=body.parallel_tool_calls is not False)
-    return Prepared(_asked(body, model, scores, manner), [packed(ids)], [""])
+    goes_on = bool(body.continue_final_message)
+    if goes_on and body.add_generation_prompt:
+        raise BadRequest(
+            "continue_final_message goes on with the last message, add_generation_prompt begins another: "
+            "send one of them",
+            param="continue_final_message",
+        )
+    opens = body.add_generation_prompt is not False and not goes_on
+    text = render_chat(model, body.messages, kwargs, at, add_generation_prompt=opens, tools=tools)
+    return text if not goes_on else until_last(text, body.messages)
 
 
-def _completion(model: TextModel, body: CompletionRequest, at: At) -> Prepared:
+def _completion(model: TextModel, body: CompletionRequest, asked: Translated, at: At) -> Prepared:
     if body.echo and body.logprobs is not None:
         raise BadRequest(
             "echo together with logprobs needs the prompt's log-probabilities, which are not served",
@@ -90,7 +134,7 @@ def _completion(model: TextModel, body: CompletionRequest, at: At) -> Prepared:
     decode_ids = model.tokenizer.decode
     echoes = [(decode_ids(ids) if text is None else text) if body.echo else "" for ids, text in prompts]
     scores = -1 if body.logprobs is None else body.logprobs
-    return Prepared(_asked(body, model, scores), [packed(ids) for ids, _ in prompts], echoes)
+    return Prepared(_asked(asked, model, scores), [packed(ids) for ids, _ in prompts], echoes)
 
 
 def manner_of(model: TextModel, prompt: str, tools: Sequence[dict[str, Any]], *, parallel: bool) -> Manner:
@@ -103,10 +147,12 @@ def manner_of(model: TextModel, prompt: str, tools: Sequence[dict[str, Any]], *,
     return Manner(thinking, inside(thinking, prompt), dialect if tools else "", names, parallel)
 
 
-def _asked(body: Generation, model: TextModel, scores: int, manner: Manner | None = None) -> msgspec.Raw:
-    kept = {name: getattr(body, name) for name in _KEPT if hasattr(body, name)}
+def _asked(asked: Translated, model: TextModel, scores: int, manner: Manner | None = None) -> msgspec.Raw:
+    body = asked.body
     own = {"model": model.name, "scores": scores, "manner": manner or Manner()}
-    return msgspec.Raw(_pack(Asked(**kept | own)))
+    told = {"told": asked.told, "params": asked.params}
+    kept = {name: getattr(body, name) for name in _KEPT if hasattr(body, name)}
+    return msgspec.Raw(_pack(Asked(**kept | own | told)))
 
 
 def _tokens(model: TextModel, body: TokenizeRequest, at: At) -> dict[str, Any]:

@@ -98,6 +98,28 @@ def render_chat(
     return model.template.render(turns, add_generation_prompt=add_generation_prompt, **more)
 
 
+def until_last(text: str, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The rendered conversation up to the end of what its last message says, so that the answer goes on with
+    it. Raises BadRequest where that is nothing of the assistant's."""
+    content = messages[-1].get("content")
+    if isinstance(content, list) and content:
+        content = content[-1].get("text")
+    if messages[-1].get("role") != "assistant" or not isinstance(content, str) or not content.strip():
+        raise BadRequest(
+            "continue_final_message needs a last message of the assistant's with some text",
+            param="continue_final_message",
+        )
+    # As transformers has it: templates may take off the white space around a message.
+    at = text.rfind(content.strip())
+    if at < 0:
+        raise BadRequest(
+            "the model's chat template changes the last message, so nothing can go on with it",
+            param="continue_final_message",
+        )
+    whole = content.lstrip()
+    return text[: at + len(whole if text.startswith(whole, at) else content.strip())]
+
+
 def _message(raw: dict[str, Any], index: int) -> Message:
     where = f"messages[{index}]"
     if len(raw) > _MAX_FIELDS:

@@ -6,7 +6,6 @@ render.
 """
 
 import re
-from typing import Literal
 
 import msgspec
 from aiohttp import web
@@ -43,26 +42,33 @@ async def read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
     if packing or len(data) > _PEEK:
         return await _read_long(request, kind, data, packing)
     name = decode(data, _named).model
-    if name is None and kind in ("chat", "text"):
+    if name is None and kind not in ("tokenize", "detokenize"):
         raise BadRequest("model is required", param="model")
-    model = find_model(serving, name or _only(serving))
+    model = find_model(request, name or _only(serving))
     trace(request).model = model.name
     tokenizer = tokenizer_of(model)
-    work = Prepare(kind, data, "", context(request).max_body, {model.name: model.view}, model.name)
-    if kind != "chat" and len(data) <= _INLINE and b'"messages"' not in data:
+    work = Prepare(kind, data, "", context(request).max_body, {name or model.name: model.view}, model.name)
+    if kind in ("text", "tokenize", "detokenize") and len(data) <= _INLINE and b'"messages"' not in data:
         return model, prepare(work, Here(tokenizer), lambda stage: None)
     return model, await context(request).texts.run(work, model.name, len(data))
 
 
-async def asked(
-    request: web.Request, kind: Literal["chat", "text"]
-) -> tuple[ServedModel, Asked, list[tuple[list[int], str]]]:
-    """The model, what is asked of it, and the ids of each prompt with the text to echo."""
+Prompts = list[tuple[list[int], str]]  # ids, and the text to echo
+
+
+async def asked(request: web.Request, kind: Kind) -> tuple[ServedModel, Asked, Prompts]:
+    """The model, what is asked of it, and its prompts."""
     model, result = await read(request, kind)
+    return model, *await unpack_asked(request, result)
+
+
+async def unpack_asked(request: web.Request, result: Result) -> tuple[Asked, Prompts]:
     assert isinstance(result, Prepared)
     packed = in_turns(zip(result.prompts, result.echoes, strict=True))
     prompts = [(unpacked(ids), echo) async for ids, echo in packed]
-    return model, _asked.decode(result.asked), prompts
+    body = _asked.decode(result.asked)
+    trace(request).params = body.params
+    return body, prompts
 
 
 async def _read_long(
@@ -77,9 +83,9 @@ async def _read_long(
     work = Prepare(kind, data, packing, most, views, only)
     result = await context(request).texts.run(work, guess if guess in served else "", len(data))
     if isinstance(result, Elsewhere):
-        tokenizer_of(find_model(serving, result.model or _only(serving)))
+        tokenizer_of(find_model(request, result.model or _only(serving)))
         raise ModelNotReady(f"The model {result.model!r} was loaded this moment; try again", param="model")
-    model = find_model(serving, _name(result))
+    model = find_model(request, _name(result))
     trace(request).model = model.name
     tokenizer_of(model)
     return model, result

@@ -44,7 +44,6 @@ HARMLESS: dict[str, Callable[[Any], bool]] = {
     "guided_grammar": lambda value: False,
     "documents": _empty,
     "chat_template": lambda value: False,
-    "continue_final_message": _empty,
     "prompt_embeds": lambda value: False,
 }
 _HINTS = {

@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from aiohttp import web
 from msgspec import Struct
 
-from muxd.api import about, models, schemas
+from muxd.api import about, actions, models, schemas
+from muxd.api.anthropic import endpoint as anthropic
+from muxd.api.anthropic.schemas import CountRequest, MessagesRequest
 from muxd.api.chat import chat
 from muxd.api.completions import completions
+from muxd.api.ollama import endpoints as ollama
+from muxd.api.ollama.schemas import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
+from muxd.api.openapi import openapi
+from muxd.api.responses.endpoint import responses
+from muxd.api.responses.schemas import ResponsesRequest
 from muxd.api.tokenize import detokenize, tokenize
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -43,6 +50,22 @@ ROUTES = [
     Route("GET", "/v1/models/{id:.+}", models.get_model, "One model"),
     Route("POST", "/v1/chat/completions", chat, "Answer a conversation", schemas.ChatRequest),
     Route("POST", "/v1/completions", completions, "Go on from a text", schemas.CompletionRequest),
+    Route("POST", "/v1/responses", responses, "Answer a conversation, item by item", ResponsesRequest),
+    Route("POST", "/v1/messages", anthropic.messages, "Answer a conversation, as Anthropic", MessagesRequest),
+    Route(
+        "POST", "/v1/messages/count_tokens", anthropic.count_tokens, "Tokens of a conversation", CountRequest
+    ),
+    Route("POST", "/api/chat", ollama.chat, "Answer a conversation, as Ollama", OllamaChatRequest),
+    Route("POST", "/api/generate", ollama.generate, "Answer or complete, as Ollama", OllamaGenerateRequest),
+    Route("GET", "/api/tags", ollama.tags, "The models that are served, as Ollama"),
+    Route("GET", "/api/ps", ollama.ps, "Those that are loaded, as Ollama"),
+    Route("POST", "/api/show", ollama.show, "One model, as Ollama", ShowRequest),
+    Route("GET", "/api/version", ollama.version, "The version of Ollama's API"),
+    Route("GET", "/running", actions.running, "The models that are loaded, as llama-swap"),
+    Route("GET", "/unload", actions.unload, "Unload all models, as llama-swap"),
+    Route("POST", "/api/models/unload", actions.unload, "Unload all models, as llama-swap"),
+    Route("POST", "/api/models/unload/{id:.+}", actions.unload, "Unload one model, as llama-swap"),
+    Route("GET", "/openapi.json", openapi, "This API as an OpenAPI document"),
     Route("POST", "/tokenize", tokenize, "Token ids of a text or conversation", schemas.TokenizeRequest),
     Route("POST", "/detokenize", detokenize, "The text of token ids", schemas.DetokenizeRequest),
 ]

@@ -146,6 +146,7 @@ class ChatRequest(Generation, kw_only=True):
     tool_choice: str | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None  # told to the template
+    continue_final_message: bool | None = None
     # refused
     functions: Any = None
     function_call: Any = None
@@ -154,7 +155,6 @@ class ChatRequest(Generation, kw_only=True):
     web_search_options: Any = None
     documents: Any = None
     chat_template: Any = None
-    continue_final_message: Any = None
 
 
 class Asked(Generation, kw_only=True):
@@ -163,6 +163,8 @@ class Asked(Generation, kw_only=True):
     max_completion_tokens: Count | None = None
     scores: int = -1  # as ``Sampling.logprobs``: -1 for none
     manner: Manner = Manner()
+    told: dict[str, Any] = {}  # what the answer has to say again
+    params: dict[str, str] = {}  # fields by what the client calls them
 
 
 class CompletionRequest(Generation, kw_only=True):

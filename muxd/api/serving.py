@@ -40,6 +40,23 @@ class ServedModel(Protocol):
         """What a text process needs; of use once there is a tokenizer."""
 
     @property
+    def chat(self) -> bool:
+        """It has a chat template."""
+
+    @property
+    def family(self) -> str:
+        """Its architecture's name; "" while it is not known."""
+
+    @property
+    def parameters(self) -> int: ...
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
     def default_sampling(self) -> Mapping[str, Any]:
         """``generation_config.json``: temperature, top_p, top_k, min_p, repetition_penalty; may be empty."""
 
@@ -73,6 +90,9 @@ class Serving(Protocol):
 
         Raises QueueFull, ModelNotReady, ModelUnloaded, ShuttingDown or ContextTooLong.
         """
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more; returns when it is gone. Raises MuxdError where it cannot be."""
 
 
 class Texts(Protocol):

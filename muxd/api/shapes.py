@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from muxd.api.face import Called, Tally, Whole
+from muxd.api.face import Called, Tally, Whole, called, joined
 from muxd.api.logprobs import chat_logprobs, text_logprobs
+from muxd.text.sayings import Content, Thought
 from muxd.text.tokenizer import Tokenizer
 
 Kind = Literal["chat", "text"]
@@ -22,52 +23,59 @@ class Answer(Struct, frozen=True):
 
 
 def whole_answer(
-    answer: Answer, choices: Sequence[Whole], tally: Tally, tokenizer: Tokenizer, *, token_ids: bool
+    answer: Answer,
+    choices: Sequence[Whole],
+    tally: Tally,
+    tokenizer: Tokenizer,
+    echoes: Sequence[str] = (),
+    *,
+    token_ids: bool,
 ) -> dict[str, Any]:
-    """``chat.completion`` or ``text_completion``, every required key present."""
-    chat = answer.kind == "chat"
-    make = _chat_choice if chat else _text_choice
+    """``chat.completion`` or ``text_completion``, every required key present. ``echoes``: the text to put
+    before each choice's."""
+    shown = []
+    for choice, echo in zip(choices, echoes or [""] * len(choices), strict=True):
+        ids = {"token_ids": choice.token_ids} if token_ids else {}
+        chat = answer.kind == "chat"
+        shown.append(
+            ids | (_chat_choice(choice, tokenizer) if chat else _text_choice(choice, tokenizer, echo))
+        )
     return {
         "id": answer.id,
-        "object": "chat.completion" if chat else "text_completion",
+        "object": "chat.completion" if answer.kind == "chat" else "text_completion",
         "created": answer.created,
         "model": answer.model,
-        "choices": [
-            ({"token_ids": choice.token_ids} if token_ids else {}) | make(choice, tokenizer)
-            for choice in choices
-        ],
+        "choices": shown,
         "usage": usage_object(tally),
     }
 
 
 def usage_object(tally: Tally) -> dict[str, Any]:
-    return {
+    usage: dict[str, Any] = {
         "prompt_tokens": tally.prompt,
         "completion_tokens": tally.completion,
         "total_tokens": tally.prompt + tally.completion,
         "prompt_tokens_details": {"cached_tokens": tally.cached},
     }
+    if tally.thinking:
+        usage["completion_tokens_details"] = {"reasoning_tokens": tally.thinking}
+    return usage
 
 
 def call_object(call: Called) -> dict[str, Any]:
-    return {
-        "id": call.id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
-    }
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _chat_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
-    silent = not choice.text and bool(choice.calls)
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": None if silent else choice.text,
-        "refusal": None,
-    }
-    if choice.thought:  # DeepSeek's name and OpenRouter's: clients look for either
-        message |= {"reasoning_content": choice.thought, "reasoning": choice.thought}
-    if choice.calls:
-        message["tool_calls"] = [call_object(call) for call in choice.calls]
+    text, thought = joined(choice.sayings, Content), joined(choice.sayings, Thought)
+    calls = called(choice.sayings)
+    silent = not text and bool(calls)
+    message: dict[str, Any] = {"role": "assistant", "content": None if silent else text, "refusal": None}
+    if thought:  # DeepSeek's name and OpenRouter's: clients look for either
+        message |= {"reasoning_content": thought, "reasoning": thought}
+    if calls:
+        message["tool_calls"] = [call_object(call) for call in calls]
     return {
         "index": choice.index,
         "message": message,
@@ -76,11 +84,10 @@ def _chat_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _text_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
-    logprobs = text_logprobs(choice.scored, tokenizer, choice.echoed) if choice.scored else None
+def _text_choice(choice: Whole, tokenizer: Tokenizer, echo: str) -> dict[str, Any]:
     return {
         "index": choice.index,
-        "text": choice.text,
-        "logprobs": logprobs,
+        "text": echo + joined(choice.sayings, Content),
+        "logprobs": text_logprobs(choice.scored, tokenizer, len(echo)) if choice.scored else None,
         "finish_reason": choice.finish,
     }

@@ -4,7 +4,8 @@ import json
 import logging
 import re
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 access = logging.getLogger("muxd.access")
@@ -23,8 +24,10 @@ class Trace:
     model: str = ""  # served names only: what a client made up stays out
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    thinking_tokens: int = 0  # of these
     first_token: float | None = None
     finish: str = ""
+    params: Mapping[str, str] = field(default_factory=dict)  # the core's fields by what the client calls them
     outcome: Outcome | None = None  # set by a handler that knows better than the status
 
     def tokens(self, count: int, now: float) -> None:

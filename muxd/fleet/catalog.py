@@ -6,6 +6,7 @@ explains and the other models serve on.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -139,6 +140,22 @@ class Entry:
     @property
     def chat(self) -> bool:
         return self.opened is not None and self.opened.chat
+
+    @property
+    def family(self) -> str:
+        return self.opened.spec.architecture if self.opened else ""
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(tensor.shape) for tensor in self.opened.plan.tensors) if self.opened else 0
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.opened.plan.bytes if self.opened else 0
+
+    @property
+    def dtype(self) -> str:
+        return self.opened.plan.dtype if self.opened else self.config.dtype
 
     @property
     def view(self) -> View:

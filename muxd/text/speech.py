@@ -55,6 +55,11 @@ class Speech:
         """It has called a tool."""
         return self._calls is not None and self._calls.called
 
+    @property
+    def thinking(self) -> bool:
+        """It is within its reasoning."""
+        return self._thoughts is not None and self._thoughts.thinking
+
     def _cut(self, sayings: Collection[Saying]) -> list[Saying]:
         if self._calls is None:
             return list(sayings)

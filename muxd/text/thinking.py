@@ -70,6 +70,10 @@ class ThoughtCutter:
             self._think(self._seeker.flush(), sayings)
         return sayings
 
+    @property
+    def thinking(self) -> bool:
+        return self._state == "inside"
+
     def _start(self, text: str) -> str:
         """Until it is known how the answer begins; what it begins with then."""
         self._held += text

@@ -14,7 +14,17 @@ from msgspec import Raw, Struct
 
 LENGTH = struct.Struct("<I")
 READY = b"r"  # a process's first byte
-Kind = Literal["chat", "text", "tokenize", "detokenize"]
+Kind = Literal[
+    "chat",
+    "text",
+    "tokenize",
+    "detokenize",
+    "responses",
+    "messages",
+    "count",
+    "ollama_chat",
+    "ollama_generate",
+]
 Stage = Literal["read", "template", "tokens"]  # the body, the chat template, the tokenizer
 
 

@@ -44,6 +44,14 @@ class Model:
     retry_after: float | None = None
     tool_parser: str = "auto"
     reasoning: str = "auto"
+    family: str = "llama"
+    parameters: int = 135_000_000
+    weight_bytes: int = 270_000_000
+    dtype: str = "bfloat16"
+
+    @property
+    def chat(self) -> bool:
+        return self.template is not None
 
     @property
     def view(self) -> View:
@@ -85,6 +93,9 @@ class Scripted:
 
     def models(self) -> dict[str, Model]:
         return self.by_name
+
+    async def unload(self, name: str) -> None:
+        self.by_name[name].state = "unloaded"
 
     def open(self, view: View) -> TextModel:
         model = self.by_name[view.source.model]
