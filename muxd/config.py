@@ -28,8 +28,13 @@ Split = Literal["auto", "yes", "no"]
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[server]``: doors and manners."""
 
-    host: str | list[str] = "127.0.0.1"
+    host: str | list[str] = "localhost"
     port: int = 8000
+    keys: str = ""  # file of API keys; empty: whoever reaches the door may come in
+    cors_origins: list[str] = msgspec.field(default_factory=list)  # of pages that may ask from a browser
+    allowed_hosts: list[str] = msgspec.field(default_factory=list)  # further names of a loopback address
+    tls_cert: str = ""  # files in PEM; both or none
+    tls_key: str = ""
     socket: str = ""  # admin Unix socket; empty: $XDG_RUNTIME_DIR/muxd.sock, else MUXD_HOME/muxd.sock
     max_body: str = "8M"
     shutdown_grace: float = 10.0  # seconds that running streams get to end after SIGTERM
@@ -291,12 +296,24 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         raise ConfigError(f'{where}: scheduler.admission: "slo" needs a ttft_slo in at least one [[model]]')
     if not 0 <= config.scheduler.overbook <= 100:
         raise ConfigError(f"{where}: scheduler.overbook: must lie between 0 and 100")
-    if not all(config.server.hosts) or not config.server.hosts:
+    _check_server(config.server, where)
+
+
+def _check_server(server: ServerConfig, where: Path | str) -> None:
+    if not all(server.hosts) or not server.hosts:
         raise ConfigError(
             f'{where}: server.host: "" is no address; write "127.0.0.1", or "::" for every address there is'
         )
-    if not 0 <= config.server.port <= 65535:
-        raise ConfigError(f"{where}: server.port: {config.server.port} is not a port")
+    if not 0 <= server.port <= 65535:
+        raise ConfigError(f"{where}: server.port: {server.port} is not a port")
+    if bool(server.tls_cert) != bool(server.tls_key):
+        raise ConfigError(f"{where}: server.tls_cert and server.tls_key: give both or none")
+    for origin in server.cors_origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+            raise ConfigError(
+                f"{where}: server.cors_origins: {origin!r} is no origin; write "
+                '"https://chat.example", without a slash at its end, or "*" for every page'
+            )
 
 
 _LEAST_TEXT_MEMORY = 512 << 20  # an interpreter, its libraries and a small tokenizer

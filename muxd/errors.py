@@ -74,6 +74,36 @@ class ContextTooLong(BadRequest):
     code = "context_length_exceeded"
 
 
+class NeverFits(BadRequest):
+    """So many answers at once are more than the model may ever have."""
+
+    code = "too_many_sequences"
+
+
+class Unauthorized(MuxdError):
+    """The client must send a key that is known here."""
+
+    status = 401
+    kind = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(MuxdError):
+    """The client is not let in here, or its key may not do this."""
+
+    status = 403
+    kind = "invalid_request_error"
+    code = "forbidden"
+
+
+class RequestCancelled(MuxdError):
+    """Somebody has ended the request by its id."""
+
+    status = 499
+    kind = "invalid_request_error"
+    code = "request_cancelled"
+
+
 class NotFound(MuxdError):
     """No such model, route or request."""
 
@@ -96,6 +126,15 @@ class QueueFull(MuxdError):
     status = 429
     kind = "rate_limit_error"
     code = "rate_limit_exceeded"
+    retry_after = 1.0
+
+
+class TooManyAtOnce(MuxdError):
+    """Try again when one of the key's requests has ended."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "concurrency_limit"
     retry_after = 1.0
 
 

@@ -4,7 +4,7 @@ from importlib.metadata import version as installed_version
 
 from aiohttp import web
 
-from muxd.api.context import context, find_model
+from muxd.api.context import context, find_model, shown_models
 from muxd.api.models import json_response
 
 VERSION = installed_version("muxd")
@@ -12,7 +12,7 @@ VERSION = installed_version("muxd")
 
 async def index(request: web.Request) -> web.Response:
     """What is here, for a person with curl."""
-    models = {name: model.state for name, model in context(request).serving.models().items()}
+    models = {model.name: model.state for model in shown_models(request)}
     endpoints = [f"{route.method} {route.path}" for route in context(request).routes]
     return json_response({"name": "muxd", "version": VERSION, "models": models, "endpoints": endpoints})
 

@@ -2,8 +2,9 @@
 
 from aiohttp import web
 
-from muxd.api.context import context, find_model
-from muxd.api.models import json_response, shown_models
+from muxd.api.context import context, find_model, shown_models
+from muxd.api.guard import check_actions
+from muxd.api.models import json_response
 
 
 async def running(request: web.Request) -> web.Response:
@@ -19,6 +20,7 @@ async def running(request: web.Request) -> web.Response:
 
 async def unload(request: web.Request) -> web.Response:
     """One model, or without a name all: new requests are refused, those that are here are answered."""
+    check_actions(request)
     name = request.match_info.get("id", "")
     serving = context(request).serving
     models = [find_model(request, name)] if name else [m for m in shown_models(request) if m.state == "ready"]

@@ -1,6 +1,8 @@
 """The aiohttp application: routes and wiring. ``muxd.daemon`` makes one and runs it with ``make_runner``."""
 
 import logging
+from collections.abc import Iterable
+from pathlib import Path
 
 from aiohttp import web
 
@@ -9,10 +11,14 @@ from muxd.api.context import CONTEXT, Context
 from muxd.api.door import door, sign
 from muxd.api.errors import Discreet
 from muxd.api.guests import GuestRunner, HttpLimits
+from muxd.api.keys import Keys
 from muxd.api.metrics import HttpMetrics
 from muxd.api.routes import ROUTES, all_routes
+from muxd.api.running import Running
 from muxd.api.serving import Serving, Texts
 from muxd.clock import Clock, MonotonicClock
+
+_LINE = 32 << 10  # bytes of a request's first line and of each header: some tokens and cookies are long
 
 
 def make_app(
@@ -23,13 +29,30 @@ def make_app(
     texts: Texts,
     clock: Clock | None = None,
     limits: HttpLimits | None = None,
+    keys: Path | None = None,
+    cors_origins: Iterable[str] = (),
+    allowed_hosts: Iterable[str] = (),
 ) -> web.Application:
-    """``max_body`` in bytes. Run it with ``make_runner``, or clients that go away are noticed too late."""
+    """``max_body`` in bytes; ``keys``: the file of those who may come in. Raises ConfigError where that
+    cannot be used. Run it with ``make_runner``, or clients that go away are noticed too late."""
     app = web.Application(middlewares=[door], client_max_size=max_body)
     limits = limits or HttpLimits()
     arriving = Arriving(limits.body_memory)
     clock = clock or MonotonicClock()
-    app[CONTEXT] = Context(serving, metrics, clock, max_body, texts, limits, arriving, tuple(ROUTES))
+    app[CONTEXT] = Context(
+        serving,
+        metrics,
+        clock,
+        max_body,
+        texts,
+        limits,
+        arriving,
+        tuple(ROUTES),
+        Running(),
+        Keys(keys, clock) if keys is not None else None,
+        frozenset(cors_origins),
+        frozenset(name.lower() for name in allowed_hosts),
+    )
     app.on_response_prepare.append(sign)
     app.add_routes(all_routes())
     return app
@@ -45,4 +68,6 @@ def make_runner(app: web.Application, *, shutdown_timeout: float = 60.0) -> web.
         access_log=None,
         logger=Discreet(logging.getLogger("muxd.api")),
         shutdown_timeout=shutdown_timeout,
+        max_line_size=_LINE,
+        max_field_size=_LINE,
     )

@@ -1,12 +1,14 @@
 """What every handler of the application shares, and how it finds it."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from muxd.api.arriving import Arriving
 from muxd.api.described import Described
 from muxd.api.guests import HttpLimits
+from muxd.api.keys import Keys
 from muxd.api.metrics import HttpMetrics
 from muxd.api.ollama.schemas import OLLAMA_TAG
 from muxd.api.serving import ServedModel, Serving, Texts
@@ -14,6 +16,9 @@ from muxd.api.trace import Trace
 from muxd.clock import Clock
 from muxd.errors import ModelFolderError, ModelNotReady, ModelUnloaded, NotFound, ShuttingDown
 from muxd.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from muxd.api.running import Running
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,10 @@ class Context:
     limits: HttpLimits
     arriving: Arriving
     routes: tuple[Described, ...]
+    running: "Running"
+    keys: Keys | None  # None: whoever reaches the door may come in
+    cors_origins: frozenset[str]
+    allowed_hosts: frozenset[str]  # names beside those of every loopback address
 
 
 _SHOWN = 100  # characters of a name that nobody knows
@@ -48,13 +57,19 @@ def trace(request: web.Request) -> Trace:
 def find_model(request: web.Request, name: str) -> ServedModel:
     """By its name, with Ollama's tag or without. Raises NotFound (404, ``model_not_found``) naming what is
     served."""
-    served_models = context(request).serving.models()
+    served_models = {model.name: model for model in shown_models(request)}
     model = served_models.get(name) or served_models.get(name.removesuffix(OLLAMA_TAG))
     if model is None:
         served = ", ".join(served_models) or "none"
         shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
         raise NotFound(f"The model {shown!r} does not exist. Served models: {served}", param="model")
     return model
+
+
+def shown_models(request: web.Request) -> list[ServedModel]:
+    """In the order to show them; with a key those that it may use."""
+    models, key = context(request).serving.models().values(), trace(request).key
+    return [model for model in models if key is None or key.may_use(model.name)]
 
 
 def tokenizer_of(model: ServedModel) -> Tokenizer:

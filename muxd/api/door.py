@@ -8,6 +8,7 @@ from aiohttp.typedefs import Handler
 from muxd.api import errors
 from muxd.api.about import VERSION
 from muxd.api.context import TRACE, context
+from muxd.api.guard import admitted, preflight, sign_origin
 from muxd.api.routes import NAMES, ROUTES
 from muxd.api.trace import Trace, log_access, outcome_of, request_id
 from muxd.api.translated import rename
@@ -38,7 +39,10 @@ async def door(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def _answer(request: web.Request, handler: Handler, record: Trace) -> web.StreamResponse:
     try:
-        return await handler(request)
+        if (early := preflight(request)) is not None:
+            return early
+        with admitted(request):
+            return await handler(request)
     except web.HTTPException as error:
         return errors.reply(_unknown_route(error, request), request.path, record.id)
     except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
@@ -75,6 +79,8 @@ def _book(request: web.Request, record: Trace, status: int, now: float) -> None:
     resource = request.match_info.route.resource
     route = NAMES.get(resource.canonical, "unknown") if resource is not None else "unknown"
     metrics.answered(route, request.method, status)
+    if record.key is not None:
+        metrics.used(record.key.name, status, record.prompt_tokens, record.completion_tokens)
     path = request.rel_url.raw_path
     log_access(
         record, method=request.method, path=path, status=status, now=now, quiet=path.startswith(_PROBES)
@@ -87,3 +93,4 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
     record = request.get(TRACE)
     if record is not None:
         response.headers["x-request-id"] = record.id
+        sign_origin(request, response)

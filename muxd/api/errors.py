@@ -13,7 +13,16 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from muxd.errors import ContextTooLong, ModelFolderError, MuxdError, NoFiniteLogits, RequestKillsWorker
+from muxd.errors import (
+    ContextTooLong,
+    ModelFolderError,
+    MuxdError,
+    NeverFits,
+    NoFiniteLogits,
+    RequestCancelled,
+    RequestKillsWorker,
+    Unauthorized,
+)
 
 log = logging.getLogger("muxd.api")
 
@@ -26,6 +35,9 @@ _ANTHROPIC_TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+_FINAL = (
+    *(ContextTooLong, ModelFolderError, NeverFits, NoFiniteLogits, RequestCancelled, RequestKillsWorker),
+)
 _CODES = {405: "method_not_allowed", 415: "unsupported_media_type"}
 
 
@@ -90,6 +102,8 @@ def _retry_headers(error: MuxdError) -> dict[str, str]:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = f"{error.retry_after:.0f}"
-    if isinstance(error, ContextTooLong | ModelFolderError | NoFiniteLogits | RequestKillsWorker):
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, _FINAL):
         headers["x-should-retry"] = "false"
     return headers

@@ -16,13 +16,14 @@ from muxd.api.choice import Choice, Piece
 from muxd.api.context import context, tokenizer_of, trace
 from muxd.api.face import Face, Tally, Whole
 from muxd.api.logprobs import Scored
+from muxd.api.running import Handle
 from muxd.api.serving import ServedModel
 from muxd.api.sse import EventStream
 from muxd.api.trace import Trace
 from muxd.api.turns import in_turns
 from muxd.clock import Clock
 from muxd.engine.request import Request
-from muxd.errors import MuxdError
+from muxd.errors import MuxdError, RequestCancelled
 from muxd.text.detokenize import Detokenizer
 from muxd.text.sayings import Saying
 from muxd.text.speech import Manner, Speech
@@ -33,6 +34,7 @@ from muxd.text.tokenizer import Tokenizer
 class Job:
     """One HTTP request, checked: ``requests[i]`` becomes choice ``i``."""
 
+    id: str  # of the answer
     model: ServedModel
     requests: list[Request]
     stops: list[str]
@@ -75,11 +77,19 @@ async def run(request: web.Request, job: Job, face: Face) -> web.StreamResponse:
     record.prompt_tokens = job.prompt_tokens
     reader = _Reader(job, face, record, context(request).clock)
     choices: list[Choice] = []
+
+    def end() -> None:
+        record.revoked = True
+        for choice in choices:
+            choice.stream.close()
+
+    handle = Handle(record.key.name if record.key is not None else "", end)
     try:
-        await _submit(request, job, tokenizer_of(job.model), choices)
-        if job.stream:
-            return await _stream(request, reader, choices)
-        return await _whole(reader, choices)
+        with context(request).running.hold({job.id, record.id}, handle):
+            await _submit(request, job, tokenizer_of(job.model), choices)
+            if job.stream:
+                return await _stream(request, reader, choices)
+            return await _whole(reader, choices)
     finally:
         await _close(choices)
 
@@ -89,6 +99,8 @@ async def _submit(request: web.Request, job: Job, tokenizer: Tokenizer, choices:
     those there are."""
     serving, http_id = context(request).serving, trace(request).id
     async for checked in in_turns(job.requests):
+        if trace(request).revoked:
+            raise _cancelled()
         one = msgspec.structs.replace(checked, http_id=http_id)
         start = tokenizer.pieces.start_after(one.prompt)
         detokenizer = Detokenizer(tokenizer, start=start, shown=job.manner.markers)
@@ -131,7 +143,7 @@ async def _collect(reader: _Reader, choice: Choice, wholes: dict[int, Whole]) ->
             finish, stopped_by = piece.finish, piece.stopped_by
             wholes[choice.index] = Whole(choice.index, sayings, scored, token_ids, finish, stopped_by)
             return
-    raise _unfinished()
+    raise _unfinished(reader.trace)
 
 
 # ---- many frames ----------------------------------------------------------------------------------
@@ -149,7 +161,7 @@ async def _stream(request: web.Request, reader: _Reader, choices: list[Choice]) 
     except Exception as error:
         if out.response is None:
             raise
-        reader.trace.outcome = "failed"
+        reader.trace.outcome = reader.trace.outcome or "failed"
         metrics.stream_broken(model)
         await _send_last(out, reader.face.failure(errors.told(error, request.path, reader.trace.id)))
     finally:
@@ -180,13 +192,20 @@ async def _pump(reader: _Reader, choice: Choice, out: EventStream) -> None:
             await out.send(data)
         if piece.finish:
             return
-    raise _unfinished()
+    raise _unfinished(reader.trace)
 
 
 # ---- shared ---------------------------------------------------------------------------------------
 
 
-def _unfinished() -> MuxdError:
+def _cancelled() -> MuxdError:
+    return RequestCancelled("this request was cancelled by its id")
+
+
+def _unfinished(record: Trace) -> MuxdError:
+    if record.revoked:
+        record.outcome = "cancelled"
+        return _cancelled()
     return MuxdError("the answer ended without a reason", code="stream_ended")
 
 

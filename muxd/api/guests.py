@@ -201,6 +201,8 @@ class Guest(RequestHandler):
         something is sent to it: an interim response is, which clients skip."""
         if self._waits() or self._body is None or not self._body.is_eof():
             return False
+        if self.transport is not None and self.transport.get_extra_info("sslcontext") is not None:
+            return False  # TLS has no half of a connection
         self._close = True
         self._look(0)
         return True

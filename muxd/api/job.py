@@ -13,7 +13,7 @@ from muxd.api.schemas import Asked
 from muxd.api.serving import ServedModel
 from muxd.api.shapes import Answer, Kind
 from muxd.engine.request import Request
-from muxd.errors import BadRequest
+from muxd.errors import BadRequest, NeverFits
 
 
 def make_job(
@@ -32,7 +32,15 @@ def make_job(
     check_count(len(prompts), n)
     if body.stream_options is not None and not body.stream:
         raise BadRequest("stream_options is only allowed when stream is true", param="stream_options")
+    if len(prompts) * n > model.max_queue:
+        param = "n" if n > 1 else "prompt"
+        raise NeverFits(
+            f"{param}: {len(prompts)} prompts times n = {n} are more than {model.name!r} takes at once; at "
+            f"most {model.max_queue} (max_queue)",
+            param=param,
+        )
     return Job(
+        id=id,
         model=model,
         requests=_requests(id, body, model, prompts, budgets),
         stops=stop_strings(body),

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from muxd.api.context import context, find_model
+from muxd.api.context import find_model, shown_models
 from muxd.api.serving import ServedModel
 
 
@@ -37,11 +37,6 @@ async def get_model(request: web.Request) -> web.Response:
     model = find_model(request, request.match_info["id"])
     shown = _anthropic_object if "anthropic-version" in request.headers else model_object
     return json_response(shown(model))
-
-
-def shown_models(request: web.Request) -> list[ServedModel]:
-    """In the order to show them."""
-    return list(context(request).serving.models().values())
 
 
 def _anthropic_page(models: Sequence[ServedModel]) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import msgspec
 from aiohttp import web
 
 from muxd.api.body import coding, read_body
-from muxd.api.context import context, find_model, tokenizer_of, trace
+from muxd.api.context import context, find_model, shown_models, tokenizer_of, trace
 from muxd.api.decoding import decode
 from muxd.api.prepare import prepare
 from muxd.api.schemas import Asked
-from muxd.api.serving import ServedModel, Serving
+from muxd.api.serving import ServedModel
 from muxd.api.turns import in_turns
 from muxd.errors import BadRequest, ModelNotReady, MuxdError
 from muxd.text.library import Here
@@ -38,13 +38,12 @@ async def read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
     """Raises MuxdError for everything the client has to hear about."""
     packing = coding(request)
     data = await read_body(request)
-    serving = context(request).serving
     if packing or len(data) > _PEEK:
         return await _read_long(request, kind, data, packing)
     name = decode(data, _named).model
     if name is None and kind not in ("tokenize", "detokenize"):
         raise BadRequest("model is required", param="model")
-    model = find_model(request, name or _only(serving))
+    model = find_model(request, name or _only(request))
     trace(request).model = model.name
     tokenizer = tokenizer_of(model)
     work = Prepare(kind, data, "", context(request).max_body, {name or model.name: model.view}, model.name)
@@ -75,15 +74,15 @@ async def _read_long(
     request: web.Request, kind: Kind, data: bytes, packing: str
 ) -> tuple[ServedModel, Result]:
     """Which model it is for is known afterwards; a guess takes it to the process that knows it."""
-    serving, most = context(request).serving, context(request).max_body
-    served = serving.models()
+    most = context(request).max_body
+    served = {model.name: model for model in shown_models(request)}
     views = {name: model.view for name, model in served.items() if model.tokenizer is not None}
     only = next(iter(served)) if len(served) == 1 else ""
     guess = _guess(data)
     work = Prepare(kind, data, packing, most, views, only)
     result = await context(request).texts.run(work, guess if guess in served else "", len(data))
     if isinstance(result, Elsewhere):
-        tokenizer_of(find_model(request, result.model or _only(serving)))
+        tokenizer_of(find_model(request, result.model or _only(request)))
         raise ModelNotReady(f"The model {result.model!r} was loaded this moment; try again", param="model")
     model = find_model(request, _name(result))
     trace(request).model = model.name
@@ -107,9 +106,9 @@ def _name(result: Result) -> str:
     raise MuxdError("a text process answered another question", code="internal_error")
 
 
-def _only(serving: Serving) -> str:
+def _only(request: web.Request) -> str:
     """The model there is. Raises BadRequest where there are several."""
-    if len(serving.models()) != 1:
-        served = ", ".join(serving.models()) or "none"
-        raise BadRequest(f"model is required: served models are {served}", param="model")
-    return next(iter(serving.models()))
+    names = [model.name for model in shown_models(request)]
+    if len(names) != 1:
+        raise BadRequest(f"model is required: served models are {', '.join(names) or 'none'}", param="model")
+    return names[0]

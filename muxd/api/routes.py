@@ -16,6 +16,7 @@ from muxd.api.ollama.schemas import OllamaChatRequest, OllamaGenerateRequest, Sh
 from muxd.api.openapi import openapi
 from muxd.api.responses.endpoint import responses
 from muxd.api.responses.schemas import ResponsesRequest
+from muxd.api.running import cancel
 from muxd.api.tokenize import detokenize, tokenize
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -61,6 +62,7 @@ ROUTES = [
     Route("GET", "/api/ps", ollama.ps, "Those that are loaded, as Ollama"),
     Route("POST", "/api/show", ollama.show, "One model, as Ollama", ShowRequest),
     Route("GET", "/api/version", ollama.version, "The version of Ollama's API"),
+    Route("DELETE", "/v1/requests/{id}", cancel, "End a request by its id or x-request-id"),
     Route("GET", "/running", actions.running, "The models that are loaded, as llama-swap"),
     Route("GET", "/unload", actions.unload, "Unload all models, as llama-swap"),
     Route("POST", "/api/models/unload", actions.unload, "Unload all models, as llama-swap"),

@@ -40,6 +40,10 @@ class ServedModel(Protocol):
         """What a text process needs; of use once there is a tokenizer."""
 
     @property
+    def max_queue(self) -> int:
+        """The most sequences that may wait; no request may have more."""
+
+    @property
     def chat(self) -> bool:
         """It has a chat template."""
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from muxd.api.keys import Key
+
 access = logging.getLogger("muxd.access")
 
 Outcome = Literal["served", "refused", "cancelled", "failed"]
@@ -21,6 +23,8 @@ class Trace:
 
     id: str
     started: float
+    key: Key | None = None  # with which the client came
+    revoked: bool = False  # ended by its id
     model: str = ""  # served names only: what a client made up stays out
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -63,6 +67,8 @@ def log_access(trace: Trace, *, method: str, path: str, status: int, now: float,
         "outcome": trace.outcome or outcome_of(status),
         "ms": f"{(now - trace.started) * 1000:.1f}",
     }
+    if trace.key is not None:
+        fields["key"] = trace.key.name
     if trace.model:
         fields |= {
             "model": trace.model,

@@ -142,6 +142,10 @@ class Entry:
         return self.opened is not None and self.opened.chat
 
     @property
+    def max_queue(self) -> int:
+        return self.config.max_queue
+
+    @property
     def family(self) -> str:
         return self.opened.spec.architecture if self.opened else ""
 

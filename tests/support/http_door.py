@@ -44,6 +44,7 @@ class Model:
     retry_after: float | None = None
     tool_parser: str = "auto"
     reasoning: str = "auto"
+    max_queue: int = 4096
     family: str = "llama"
     parameters: int = 135_000_000
     weight_bytes: int = 270_000_000

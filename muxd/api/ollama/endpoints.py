@@ -8,11 +8,11 @@ import msgspec
 from aiohttp import web
 
 from muxd.api.body import coding, read_body
-from muxd.api.context import context, find_model, tokenizer_of
+from muxd.api.context import context, find_model, shown_models, tokenizer_of
 from muxd.api.decoding import decode, unpack
 from muxd.api.generate import run
 from muxd.api.job import make_job, new_answer
-from muxd.api.models import json_response, shown_models
+from muxd.api.models import json_response
 from muxd.api.ollama.answer import OllamaAnswer
 from muxd.api.ollama.schemas import ShowRequest
 from muxd.api.reading import read, unpack_asked
