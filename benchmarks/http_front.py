@@ -65,6 +65,9 @@ class ScriptedServing:
 
     healthy = True
 
+    def ahead(self, request: Request) -> int | None:
+        return None
+
     async def unload(self, name: str) -> None:
         """Nothing to unload."""
 

@@ -334,6 +334,9 @@ class Daemon:
     def submit(self, request: Request) -> TokenStream:
         return self.roster.submit(request)
 
+    def ahead(self, request: Request) -> int | None:
+        return self.roster.ahead(request)
+
     async def unload(self, name: str) -> None:
         async for _ in self.roster.unload(name, now=False).watch():
             pass

@@ -121,12 +121,16 @@ class TooLarge(MuxdError):
 
 
 class QueueFull(MuxdError):
-    """Try again later: the model's queue is at its bound."""
+    """Try again later: the model's queue is at its bound. ``position``: the place it would have got there."""
 
     status = 429
     kind = "rate_limit_error"
     code = "rate_limit_exceeded"
     retry_after = 1.0
+
+    def __init__(self, message: str, *, position: int | None = None, retry_after: float | None = None):
+        super().__init__(message, retry_after=retry_after)
+        self.position = position
 
 
 class TooManyAtOnce(MuxdError):

@@ -19,6 +19,7 @@ from muxd.errors import (
     MuxdError,
     NeverFits,
     NoFiniteLogits,
+    QueueFull,
     RequestCancelled,
     RequestKillsWorker,
     Unauthorized,
@@ -102,6 +103,8 @@ def _retry_headers(error: MuxdError) -> dict[str, str]:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = f"{error.retry_after:.0f}"
+    if isinstance(error, QueueFull) and error.position is not None:
+        headers["x-queue-position"] = str(error.position)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, _FINAL):

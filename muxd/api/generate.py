@@ -21,6 +21,7 @@ from muxd.api.serving import ServedModel
 from muxd.api.sse import EventStream
 from muxd.api.trace import Trace
 from muxd.api.turns import in_turns
+from muxd.api.waiting import give_signs
 from muxd.clock import Clock
 from muxd.engine.request import Request
 from muxd.errors import MuxdError, RequestCancelled
@@ -150,7 +151,9 @@ async def _collect(reader: _Reader, choice: Choice, wholes: dict[int, Whole]) ->
 
 
 async def _stream(request: web.Request, reader: _Reader, choices: list[Choice]) -> web.StreamResponse:
-    out = EventStream(request, reader.face.content_type)
+    out = EventStream(request, reader.face.content_type, reader.clock)
+    waiting = give_signs(request, out, reader.job.requests, comments=reader.face.comments)
+    signs = asyncio.create_task(waiting)
     model, metrics = reader.job.model.name, context(request).metrics
     metrics.stream_opened(model)
     try:
@@ -165,6 +168,7 @@ async def _stream(request: web.Request, reader: _Reader, choices: list[Choice]) 
         metrics.stream_broken(model)
         await _send_last(out, reader.face.failure(errors.told(error, request.path, reader.trace.id)))
     finally:
+        signs.cancel()
         metrics.stream_closed(model)
     return out.response or web.StreamResponse()
 

@@ -28,7 +28,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 @dataclass(frozen=True)
 class HttpLimits:
-    """``[limits]`` of muxd.toml in bytes and seconds."""
+    """``[limits]`` of muxd.toml in bytes and seconds; and when a stream that waits says so."""
 
     connections: int = 4096
     header_timeout: float = 10.0
@@ -36,6 +36,8 @@ class HttpLimits:
     idle_timeout: float = 75.0
     write_timeout: float = 30.0
     body_memory: int = 64 << 20
+    first_sign: float = 10.0  # until then a stream that fails can still have a true status
+    next_sign: float = 15.0  # proxies and browsers cut off what is silent for a minute
 
 
 class GuestRunner(web.AppRunner):

@@ -95,6 +95,9 @@ class Serving(Protocol):
         Raises QueueFull, ModelNotReady, ModelUnloaded, ShuttingDown or ContextTooLong.
         """
 
+    def ahead(self, request: Request) -> int | None:
+        """How many requests for its model go first, 0 also while its prompt is computed; None after that."""
+
     async def unload(self, name: str) -> None:
         """Serve a model no more; returns when it is gone. Raises MuxdError where it cannot be."""
 

@@ -2,6 +2,8 @@
 
 from aiohttp import web
 
+from muxd.clock import Clock
+
 _HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",  # nginx would hold tokens back
@@ -16,17 +18,20 @@ class EventStream:
     in their ``TokenStream`` as ints. A reader that went away raises ConnectionError.
     """
 
-    def __init__(self, request: web.Request, content_type: str):
-        self._request = request
+    def __init__(self, request: web.Request, content_type: str, clock: Clock):
+        self._request, self._clock = request, clock
+        self.spoke = clock.now()  # when something was sent last
         self._headers = _HEADERS | {"Content-Type": content_type}
         self.response: web.StreamResponse | None = None
 
     async def send(self, data: bytes) -> None:
-        """Frames, in one write."""
+        """Frames, in one write; without any the headers go out."""
         response = self.response
         if response is None:
             # Nothing between here and the first write yields to the loop, so the choices of one answer,
             # which share this stream, cannot start it twice.
             response = self.response = web.StreamResponse(headers=self._headers)
             await response.prepare(self._request)
-        await response.write(data)
+        self.spoke = self._clock.now()
+        if data:
+            await response.write(data)

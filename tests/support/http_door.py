@@ -79,6 +79,7 @@ class Scripted:
         self.requests: list[Request] = []
         self.texts: list[tuple[str, int]] = []
         self.streams: list[TokenStream] = []
+        self.places: list[int | None] = []  # what ``ahead`` says, one after the other
         self.closed: list[bool] = []  # ``served`` of each close that reached the engine
         self.closing = asyncio.Event()
         self.submitted = asyncio.Event()
@@ -94,6 +95,9 @@ class Scripted:
 
     def models(self) -> dict[str, Model]:
         return self.by_name
+
+    def ahead(self, request: Request) -> int | None:
+        return self.places.pop(0) if self.places else None
 
     async def unload(self, name: str) -> None:
         self.by_name[name].state = "unloaded"
