@@ -77,7 +77,8 @@ class ScriptedServing:
         self._script = (words * (TOKENS // len(words) + 1))[:TOKENS]
         self._paced = paced
         self._models = {"m": SimpleNamespace(
-            name="m", created=0, max_context=1 << 20, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer,
+            name="m", created=0, aliases=(), max_queue=1 << 20, max_context=1 << 20,
+            vocab_size=tokenizer.vocab_size, tokenizer=tokenizer,
             view=View(Source("m", ""), 1 << 20, tokenizer.vocab_size),
             default_sampling={}, eos=frozenset(), state="ready", detail="",
         )}  # fmt: skip

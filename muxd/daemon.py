@@ -200,6 +200,7 @@ class Daemon:
             self, max_body=max_body, metrics=HttpMetrics(self.registry), texts=self.texts, clock=self.clock,
             limits=self._http_limits(), keys=Path(server.keys) if server.keys else None,
             cors_origins=server.cors_origins, allowed_hosts=[*server.hosts, *server.allowed_hosts],
+            strict=server.strict,
         )  # fmt: skip
         return make_runner(app, shutdown_timeout=_HTTP_GRACE)
 

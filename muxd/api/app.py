@@ -32,6 +32,7 @@ def make_app(
     keys: Path | None = None,
     cors_origins: Iterable[str] = (),
     allowed_hosts: Iterable[str] = (),
+    strict: bool = False,
 ) -> web.Application:
     """``max_body`` in bytes; ``keys``: the file of those who may come in. Raises ConfigError where that
     cannot be used. Run it with ``make_runner``, or clients that go away are noticed too late."""
@@ -52,6 +53,7 @@ def make_app(
         Keys(keys, clock) if keys is not None else None,
         frozenset(cors_origins),
         frozenset(name.lower() for name in allowed_hosts),
+        strict,
     )
     app.on_response_prepare.append(sign)
     app.add_routes(all_routes())

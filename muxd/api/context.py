@@ -1,6 +1,7 @@
 """What every handler of the application shares, and how it finds it."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -37,6 +38,8 @@ class Context:
     keys: Keys | None  # None: whoever reaches the door may come in
     cors_origins: frozenset[str]
     allowed_hosts: frozenset[str]  # names beside those of every loopback address
+    strict: bool  # refuse fields that are not known
+    seen: set[str] = field(default_factory=set)  # such fields, that the log has named
 
 
 _SHOWN = 100  # characters of a name that nobody knows
@@ -55,15 +58,20 @@ def trace(request: web.Request) -> Trace:
 
 
 def find_model(request: web.Request, name: str) -> ServedModel:
-    """By its name, with Ollama's tag or without. Raises NotFound (404, ``model_not_found``) naming what is
-    served."""
-    served_models = {model.name: model for model in shown_models(request)}
+    """By its name or an alias, with Ollama's tag or without. Raises NotFound (404, ``model_not_found``)
+    naming what is served."""
+    served_models = names_of(shown_models(request))
     model = served_models.get(name) or served_models.get(name.removesuffix(OLLAMA_TAG))
     if model is None:
         served = ", ".join(served_models) or "none"
         shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
         raise NotFound(f"The model {shown!r} does not exist. Served models: {served}", param="model")
     return model
+
+
+def names_of(models: Iterable[ServedModel]) -> dict[str, ServedModel]:
+    """By every name that clients may use."""
+    return {name: model for model in models for name in (model.name, *model.aliases)}
 
 
 def shown_models(request: web.Request) -> list[ServedModel]:

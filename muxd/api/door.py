@@ -93,4 +93,6 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
     record = request.get(TRACE)
     if record is not None:
         response.headers["x-request-id"] = record.id
+        if record.ignored:
+            response.headers["x-muxd-ignored"] = ", ".join(record.ignored)
         sign_origin(request, response)

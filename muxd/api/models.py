@@ -1,6 +1,6 @@
 """GET /v1/models and /v1/models/{id}."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,7 +29,7 @@ async def list_models(request: web.Request) -> web.Response:
     models = shown_models(request)
     if "anthropic-version" in request.headers:
         return json_response(_anthropic_page(models))
-    return json_response({"object": "list", "data": [model_object(model) for model in models]})
+    return json_response({"object": "list", "data": [one for model in models for one in _objects(model)]})
 
 
 async def get_model(request: web.Request) -> web.Response:
@@ -37,6 +37,14 @@ async def get_model(request: web.Request) -> web.Response:
     model = find_model(request, request.match_info["id"])
     shown = _anthropic_object if "anthropic-version" in request.headers else model_object
     return json_response(shown(model))
+
+
+def _objects(model: ServedModel) -> Iterator[dict[str, Any]]:
+    """The model, and one for each alias: clients offer what is in the list."""
+    shown = model_object(model)
+    yield shown
+    for alias in model.aliases:
+        yield shown | {"id": alias}
 
 
 def _anthropic_page(models: Sequence[ServedModel]) -> dict[str, Any]:

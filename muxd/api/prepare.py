@@ -13,9 +13,16 @@ from msgspec import Struct
 from muxd.api.anthropic import conversation as anthropic
 from muxd.api.anthropic.schemas import CountRequest, MessagesRequest
 from muxd.api.decoding import decode, unpack
+from muxd.api.ignored import ignored
 from muxd.api.ollama import conversation as ollama
 from muxd.api.ollama.conversation import loaded
-from muxd.api.ollama.schemas import OLLAMA_TAG, OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
+from muxd.api.ollama.schemas import (
+    OLLAMA_TAG,
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaOptions,
+    OllamaRequest,
+)
 from muxd.api.prompts import At, chat_prompt, completion_prompts, encode, render_chat, until_last
 from muxd.api.refusals import refuse_unserved
 from muxd.api.responses import conversation as responses
@@ -48,13 +55,15 @@ _BODIES: dict[Kind, type[Struct]] = {
     "ollama_generate": OllamaGenerateRequest,
 }
 _DECODERS = {kind: msgspec.json.Decoder[Any](body) for kind, body in _BODIES.items()}
+_INNER = (("options", OllamaOptions),)
 _KEPT = [name for name in Asked.__struct_fields__ if name not in Unserved.__struct_fields__]
 _pack = msgspec.msgpack.Encoder().encode
 
 
 def prepare(work: Prepare, shelf: Shelf, at: At) -> Result:
     """Raises MuxdError for everything the client has to hear about."""
-    body = decode(unpack(work.data, work.coding, work.most), _DECODERS[work.kind])
+    data = unpack(work.data, work.coding, work.most)
+    body = decode(data, _DECODERS[work.kind])
     name = body.model or work.default
     view = work.views.get(name) or work.views.get(name.removesuffix(OLLAMA_TAG))
     if view is None:
@@ -68,6 +77,7 @@ def prepare(work: Prepare, shelf: Shelf, at: At) -> Result:
     if isinstance(body, OllamaRequest) and body.silent:
         return Answer(model.name, msgspec.json.encode(loaded(body)))
     asked = translated(body, chat=model.template is not None)
+    asked.ignored = ignored(data, type(body), _INNER if isinstance(body, OllamaRequest) else ())
     try:
         return _prepared(model, asked, at, counts=work.kind == "count")
     except BadRequest as error:
@@ -150,7 +160,7 @@ def manner_of(model: TextModel, prompt: str, tools: Sequence[dict[str, Any]], *,
 def _asked(asked: Translated, model: TextModel, scores: int, manner: Manner | None = None) -> msgspec.Raw:
     body = asked.body
     own = {"model": model.name, "scores": scores, "manner": manner or Manner()}
-    told = {"told": asked.told, "params": asked.params}
+    told = {"told": asked.told, "params": asked.params, "ignored": asked.ignored}
     kept = {name: getattr(body, name) for name in _KEPT if hasattr(body, name)}
     return msgspec.Raw(_pack(Asked(**kept | own | told)))
 

@@ -90,7 +90,9 @@ def render_chat(
     turns = [_turn(_message(raw, index), index, raw) for index, raw in enumerate(messages)]
     check_bytes(model, [text for turn in turns for text in _texts(turn["content"])], "messages")
     at("template")
-    more = dict(kwargs or {})
+    more = {**model.view.template_kwargs, **(kwargs or {})}
+    if model.view.system_prompt and not any(turn["role"] in ("system", "developer") for turn in turns):
+        turns.insert(0, {"role": "system", "content": model.view.system_prompt})
     if tools and model.template.knows_tools:
         more["tools"] = tools
     elif tools:

@@ -5,14 +5,16 @@ stream to notice. They go to a text process as they came, and so does everything
 render.
 """
 
+import logging
 import re
 
 import msgspec
 from aiohttp import web
 
 from muxd.api.body import coding, read_body
-from muxd.api.context import context, find_model, shown_models, tokenizer_of, trace
+from muxd.api.context import context, find_model, names_of, shown_models, tokenizer_of, trace
 from muxd.api.decoding import decode
+from muxd.api.ignored import refuse_ignored
 from muxd.api.prepare import prepare
 from muxd.api.schemas import Asked
 from muxd.api.serving import ServedModel
@@ -21,8 +23,11 @@ from muxd.errors import BadRequest, ModelNotReady, MuxdError
 from muxd.text.library import Here
 from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, unpacked
 
+log = logging.getLogger("muxd.api")
+
 _INLINE = 640  # bytes of a body whose text is tokenised here: at worst 2 ms
 _PEEK = 64 << 10  # bytes of a body that is skimmed here for the model's name: at worst 1 ms
+_SEEN = 256  # names of fields
 _HINT = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"')
 
 
@@ -67,6 +72,7 @@ async def unpack_asked(request: web.Request, result: Result) -> tuple[Asked, Pro
     prompts = [(unpacked(ids), echo) async for ids, echo in packed]
     body = _asked.decode(result.asked)
     trace(request).params = body.params
+    _note_ignored(request, body.ignored)
     return body, prompts
 
 
@@ -75,9 +81,9 @@ async def _read_long(
 ) -> tuple[ServedModel, Result]:
     """Which model it is for is known afterwards; a guess takes it to the process that knows it."""
     most = context(request).max_body
-    served = {model.name: model for model in shown_models(request)}
+    served = names_of(shown_models(request))
     views = {name: model.view for name, model in served.items() if model.tokenizer is not None}
-    only = next(iter(served)) if len(served) == 1 else ""
+    only = next(iter(served)) if len({model.name for model in served.values()}) == 1 else ""
     guess = _guess(data)
     work = Prepare(kind, data, packing, most, views, only)
     result = await context(request).texts.run(work, guess if guess in served else "", len(data))
@@ -88,6 +94,18 @@ async def _read_long(
     trace(request).model = model.name
     tokenizer_of(model)
     return model, result
+
+
+def _note_ignored(request: web.Request, names: list[str]) -> None:
+    """To the client, and once in the log. Raises BadRequest where the operator is strict."""
+    here = context(request)
+    if here.strict:
+        refuse_ignored(names, Asked.__struct_fields__)
+    trace(request).ignored = names
+    new = [name for name in names if name not in here.seen]
+    if new and len(here.seen) < _SEEN:
+        here.seen.update(new)
+        log.info("a client of %s sends what is ignored: %s", request.path, ", ".join(new))
 
 
 def _guess(data: bytes) -> str:

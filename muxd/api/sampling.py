@@ -1,6 +1,7 @@
 """From the parameters of a request to what the engine and the stop-string matcher take.
 
-What a request leaves out comes from the model's generation_config.json, then from OpenAI's defaults.
+What a request leaves out comes from the model's ``[model.sampling]``, then from its generation_config.json,
+then from OpenAI's defaults.
 """
 
 import secrets
@@ -39,8 +40,8 @@ def sampling_of(body: Generation, model: ServedModel, logprobs: int) -> Sampling
         top_k=max(0, int(pick("top_k", 0))),
         min_p=float(pick("min_p", 0.0)),
         seed=seed & _SEED_MASK,
-        presence_penalty=float(body.presence_penalty or 0.0),
-        frequency_penalty=float(body.frequency_penalty or 0.0),
+        presence_penalty=float(pick("presence_penalty", 0.0)),
+        frequency_penalty=float(pick("frequency_penalty", 0.0)),
         repetition_penalty=float(pick("repetition_penalty", 1.0)),
         min_tokens=body.min_tokens or 0,
         banned_first=_banned_first(body, model) if body.min_tokens else (),
@@ -92,9 +93,15 @@ def known_ids(model: ServedModel, ids: list[int], param: str) -> None:
 
 def stop_strings(body: Generation) -> list[str]:
     """Raises BadRequest for a stop string that the matcher does not take (an empty one, say)."""
-    stops = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
-    StopStrings(stops)
-    return stops
+    if isinstance(body.stop, str):
+        StopStrings([body.stop])
+        return [body.stop]
+    for index, stop in enumerate(body.stop or ()):
+        try:
+            StopStrings([stop])
+        except BadRequest as error:
+            raise BadRequest(f"stop[{index}]: {error.message}", param=f"stop[{index}]") from None
+    return list(body.stop or ())
 
 
 def chat_budget(model: ServedModel, body: Asked, prompts: Sequence[tuple[list[int], str]]) -> int:

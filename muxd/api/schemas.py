@@ -164,6 +164,7 @@ class Asked(Generation, kw_only=True):
     scores: int = -1  # as ``Sampling.logprobs``: -1 for none
     manner: Manner = Manner()
     told: dict[str, Any] = {}  # what the answer has to say again
+    ignored: list[str] = []  # fields that nobody reads
     params: dict[str, str] = {}  # fields by what the client calls them
 
 

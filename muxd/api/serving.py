@@ -3,7 +3,7 @@
 Read by every file of this room; implemented by the engine's unit and, in tests, by a scripted double.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from muxd.engine.request import Request
@@ -40,6 +40,10 @@ class ServedModel(Protocol):
         """What a text process needs; of use once there is a tokenizer."""
 
     @property
+    def aliases(self) -> Sequence[str]:
+        """Further names that it answers to."""
+
+    @property
     def max_queue(self) -> int:
         """The most sequences that may wait; no request may have more."""
 
@@ -62,7 +66,7 @@ class ServedModel(Protocol):
 
     @property
     def default_sampling(self) -> Mapping[str, Any]:
-        """``generation_config.json``: temperature, top_p, top_k, min_p, repetition_penalty; may be empty."""
+        """For requests that do not say: temperature, top_p, top_k, min_p and the penalties; may be empty."""
 
     @property
     def eos(self) -> frozenset[int]: ...

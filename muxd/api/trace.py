@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,6 +24,7 @@ class Trace:
     id: str
     started: float
     key: Key | None = None  # with which the client came
+    ignored: Sequence[str] = ()  # fields that nobody reads
     revoked: bool = False  # ended by its id
     model: str = ""  # served names only: what a client made up stays out
     prompt_tokens: int = 0

@@ -16,6 +16,7 @@ class Translated(Struct):
     body: ChatRequest | CompletionRequest
     told: dict[str, Any] = {}
     params: dict[str, str] = {}
+    ignored: list[str] = []  # fields that nobody reads
 
 
 def translate(

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,6 +142,10 @@ class Entry:
         return self.opened is not None and self.opened.chat
 
     @property
+    def aliases(self) -> Sequence[str]:
+        return self.config.aliases
+
+    @property
     def max_queue(self) -> int:
         return self.config.max_queue
 
@@ -173,6 +177,8 @@ class Entry:
             self.opened.longest,
             config.tool_parser,
             config.reasoning,
+            config.system_prompt,
+            config.chat_template_kwargs,
         )
 
     @property
@@ -190,7 +196,11 @@ class Entry:
 
     @property
     def default_sampling(self) -> Mapping[str, Any]:
-        return self.opened.default_sampling if self.opened else {}
+        """By the folder, and before that by ``[model.sampling]``."""
+        given = {
+            key: value for key, value in structs.asdict(self.config.sampling).items() if value is not None
+        }
+        return {**(self.opened.default_sampling if self.opened else {}), **given}
 
     @property
     def own_context(self) -> int:

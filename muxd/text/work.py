@@ -7,7 +7,7 @@ no number. Token ids travel as little-endian int32 bytes.
 import struct
 from array import array
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Raw, Struct
@@ -46,6 +46,8 @@ class View(Struct, frozen=True):
     longest: int = 0  # bytes of the longest token; 0: not known
     tool_parser: str = "auto"  # as configured
     reasoning: str = "auto"
+    system_prompt: str = ""
+    template_kwargs: dict[str, Any] = {}
 
     @property
     def most_bytes(self) -> int:

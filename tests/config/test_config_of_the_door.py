@@ -25,6 +25,11 @@ def test_files_lie_beside_the_one_that_names_them(tmp_path: Path) -> None:
         ('cors_origins = ["chat.example"]', "server.cors_origins"),
         ('cors_origins = ["https://chat.example/"]', "server.cors_origins"),
         ('cors_origins = "*"', "server.cors_origins"),
+        ('[[model]]\nname = "b"\npath = "m"\naliases = ["a"]', "model.aliases"),
+        ('[[model]]\nname = "b"\npath = "m"\naliases = ["c", "c"]', "model.aliases"),
+        ('[[model]]\nname = "b"\npath = "m"\naliases = [""]', "model.aliases"),
+        ('[[model]]\nname = "b"\npath = "m"\nsampling = { temperature = 3 }', "sampling.temperature"),
+        ('[[model]]\nname = "b"\npath = "m"\nsampling = { temp = 1 }', "sampling"),
     ],
 )
 def test_what_cannot_be(tmp_path: Path, setting: str, key: str) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import fields, replace
 
-from muxd.config import Config, DeviceConfig, ModelConfig, QuotaConfig
+from muxd.config import Config, DeviceConfig, ModelConfig, QuotaConfig, SamplingConfig
 from muxd.errors import ConfigError
 from muxd.fleet.reload import LIVE, Edit, edits, outcome, settings
 
@@ -25,13 +25,18 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "tpot_slo": (0.0, 1.0),
     "prefix_cache": (True, False),
     "chat_template": ("", "/t"),
+    "aliases": ([], ["b"]),
+    "sampling": (SamplingConfig(), SamplingConfig(temperature=0.2)),
+    "system_prompt": ("", "Be brief."),
+    "chat_template_kwargs": ({}, {"enable_thinking": False}),
     "tool_parser": ("auto", "json"),
     "reasoning": ("auto", "none"),
     "device": ("", "cpu:0"),
     "rate": (0.0, 2.0),
 }
 IN_PLACE = {"quota": "quota", "share": "share", "device": "move", "rate": "note", "ttft_slo": "note",
-            "tpot_slo": "note", "tool_parser": "note", "reasoning": "note"}  # fmt: skip
+            "tpot_slo": "note", "tool_parser": "note", "reasoning": "note", "aliases": "note",
+            "sampling": "note", "system_prompt": "note", "chat_template_kwargs": "note"}  # fmt: skip
 OTHER_WORDS = {"scheduler.policy": "fcfs", "server.log_level": "error"}
 
 

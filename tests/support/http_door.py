@@ -44,6 +44,9 @@ class Model:
     retry_after: float | None = None
     tool_parser: str = "auto"
     reasoning: str = "auto"
+    aliases: list[str] = field(default_factory=list)
+    system_prompt: str = ""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
     max_queue: int = 4096
     family: str = "llama"
     parameters: int = 135_000_000
@@ -63,6 +66,8 @@ class Model:
             longest=20,
             tool_parser=self.tool_parser,
             reasoning=self.reasoning,
+            system_prompt=self.system_prompt,
+            template_kwargs=self.template_kwargs,
         )
 
 
