@@ -64,7 +64,7 @@ def test_errors(client: Any, url: str) -> None:
     with pytest.raises(anthropic.NotFoundError):
         client.messages.create(model="unknown", messages=USER, max_tokens=1)
     with pytest.raises(anthropic.BadRequestError) as wrong:
-        client.messages.create(model=MODEL, messages=USER, max_tokens=1, temperature=9)
+        client.messages.create(model=MODEL, messages=USER, max_tokens=1, extra_body={"temperature": 9})
     assert wrong.value.body["error"]["type"] == "invalid_request_error"
     with (
         anthropic.Anthropic(base_url=url, api_key="sk-wrong", max_retries=0) as stranger,
