@@ -48,7 +48,7 @@ class Model:
     system_prompt: str = ""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     max_queue: int = 4096
-    family: str = "llama"
+    family: str = "LlamaForCausalLM"
     parameters: int = 135_000_000
     weight_bytes: int = 270_000_000
     dtype: str = "bfloat16"

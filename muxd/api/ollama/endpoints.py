@@ -1,6 +1,7 @@
 """Ollama's paths: /api/chat, /api/generate, and what is known of the models."""
 
 import hashlib
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -66,7 +67,7 @@ async def show(request: web.Request) -> web.Response:
     if not name:
         raise BadRequest("model is required", param="model")
     model = find_model(request, name)
-    family = model.family or "unknown"
+    family = _family(model)
     able = ["completion", *(["tools", "thinking"] if model.chat else [])]
     return json_response(
         {
@@ -105,11 +106,16 @@ def _details(model: ServedModel) -> dict[str, Any]:
     return {
         "parent_model": "",
         "format": "safetensors",
-        "family": model.family,
-        "families": [model.family],
+        "family": _family(model),
+        "families": [_family(model)],
         "parameter_size": f"{billions:.1f}B" if billions >= 1 else f"{billions * 1000:.0f}M",
         "quantization_level": model.dtype,
     }
+
+
+def _family(model: ServedModel) -> str:
+    """``LlamaForCausalLM`` is a llama."""
+    return re.sub(r"(For[A-Z]\w*|Model)$", "", model.family).lower() or "unknown"
 
 
 def _made(model: ServedModel) -> str:
