@@ -158,10 +158,6 @@ class Entry:
         return sum(math.prod(tensor.shape) for tensor in self.opened.plan.tensors) if self.opened else 0
 
     @property
-    def weight_bytes(self) -> int:
-        return self.opened.plan.bytes if self.opened else 0
-
-    @property
     def dtype(self) -> str:
         return self.opened.plan.dtype if self.opened else self.config.dtype
 
