@@ -194,6 +194,8 @@ def measure(
     ModelFolderError."""
     plan = plan or plan_for(device)
     spec = read_spec(folder)  # what is wrong with it is said here, in one sentence
+    if spec.headless:
+        raise ModelFolderError(f"{folder} only embeds texts: a profile is of models that generate")
     pool = _pool_bytes(device, spec, kv_item_bytes(dtype, kv_dtype), plan)
 
     def make(cap: int, nbytes: int = pool) -> Prober:

@@ -64,11 +64,15 @@ def asked_for(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, "strict": True}}
 
 
-@pytest.fixture(scope="module")
-def daemon(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
+@pytest.fixture(scope="module", params=["no", "yes"])
+def daemon(
+    request: pytest.FixtureRequest, where: Where, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveDaemon]:
+    """Both phases in one process, or each in its own."""
     folder = tmp_path_factory.mktemp("held")
     path = tiny_served(folder / "a")
-    text = f'[pool]\nbytes = "32M"\n[[model]]\nname = "a"\npath = "{path}"\ndtype = "float32"\n'
+    text = f'[pool]\nbytes = "32M"\n[scheduler]\nsplit_phases = "{request.param}"\n'
+    text += f'[[model]]\nname = "a"\npath = "{path}"\ndtype = "float32"\n'
     with where.live(text, folder) as daemon:
         yield daemon
 

@@ -38,18 +38,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return made
 
 
-def config(models: Models) -> str:
+def config(models: Models, split: str) -> str:
     """A decoder's prompts are cut into chunks, an encoder's never."""
     pooling = {"decoder": 'pooling = "last"\n'}
-    return '[pool]\nbytes = "64M"\n[scheduler]\nprefill_tokens = 64\n' + "".join(
+    head = f'[pool]\nbytes = "64M"\n[scheduler]\nprefill_tokens = 64\nsplit_phases = "{split}"\n'
+    return head + "".join(
         f'[[model]]\nname = "{name}"\npath = "{folder}"\ndtype = "float32"\n{pooling.get(name, "")}'
         for name, (folder, _) in models.items()
     )
 
 
-@pytest.fixture
-def daemon(where: Where, models: Models, tmp_path: Path) -> Iterator[LiveDaemon]:
-    with where.live(config(models), tmp_path) as daemon:
+@pytest.fixture(params=["no", "yes"])
+def daemon(
+    request: pytest.FixtureRequest, where: Where, models: Models, tmp_path: Path
+) -> Iterator[LiveDaemon]:
+    with where.live(config(models, request.param), tmp_path) as daemon:
         yield daemon
 
 
@@ -104,6 +107,7 @@ def test_vectors_beside_answers(daemon: LiveDaemon, models: Models) -> None:
         assert client.post("/v1/embeddings", json={"model": "chat", "input": "a"}).status_code == 400
 
 
+@pytest.mark.parametrize("daemon", ["no"], indirect=True)
 @on("cpu", "stand-in")
 def test_texts_of_a_worker_that_dies_are_embedded_by_the_next(daemon: LiveDaemon, models: Models) -> None:
     async def scene() -> None:

@@ -14,7 +14,7 @@ from support.live import demo_config, demo_folder, live
 
 LM_EVAL = os.environ.get("MUXD_LM_EVAL", "")
 
-pytestmark = [pytest.mark.clients, pytest.mark.demo, pytest.mark.slow]
+pytestmark = [pytest.mark.clients, pytest.mark.demo, pytest.mark.slow, pytest.mark.timeout(1200)]
 QUESTIONS = [
     ("The capital of France is", ["Paris", "Berlin", "a river", "seven"], 0),
     ("Two plus two is", ["five", "four", "blue", "Rome"], 1),
@@ -63,7 +63,7 @@ def scores(folder: Path, out: str, model: str, arguments: str) -> tuple[dict[str
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "OPENAI_API_KEY": "none"}
     env.pop("PYTHONPATH", None)
     done = subprocess.run(
-        list(map(str, command)), cwd=folder, env=env, capture_output=True, text=True, timeout=280
+        list(map(str, command)), cwd=folder, env=env, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (results,) = (folder / out).rglob("results_*.json")

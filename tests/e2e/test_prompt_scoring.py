@@ -26,13 +26,17 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTraine
     return byte_tokenizer(folder), model
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["no", "yes"])
 def daemon(
-    where: Where, reference: tuple[Path, PreTrainedModel], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    where: Where,
+    reference: tuple[Path, PreTrainedModel],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[LiveDaemon]:
-    """Prompts are cut into several chunks."""
+    """Prompts are cut into several chunks; both phases in one process, or each in its own."""
     text = (
         '[pool]\nbytes = "32M"\n[scheduler]\nprefill_tokens = 64\n'
+        f'split_phases = "{request.param}"\n'
         f'[[model]]\nname = "a"\npath = "{reference[0]}"\ndtype = "float32"\n'
     )
     with where.live(text, tmp_path_factory.mktemp("scoring")) as daemon:

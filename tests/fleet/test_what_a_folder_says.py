@@ -62,7 +62,7 @@ def test_the_models_own_files_are_opened_once(tmp_path: Path, monkeypatch: pytes
     seen: Counter[str] = Counter()
 
     def counted(path: Path) -> Any:
-        seen[path.name] += 1
+        seen[str(path.relative_to(folder))] += 1
         return open_regular(path)
 
     monkeypatch.setattr("muxd.models.files.open_regular", counted)
