@@ -2,6 +2,7 @@
 
 PYTHON :=
 VENV := .venv
+CLIENTS := .venv-clients
 BIN := $(VENV)/bin
 
 # Of benchmarks/gpu_all.py, which a host that can install nothing runs by itself (docs/measurements.md).
@@ -15,13 +16,14 @@ LONG := stand_in or interpreter or compile or slow
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help serve quick test test-all gpu roofline check format lock coverage demo bench churn fuzz clean
+.PHONY: help test-clients serve quick test test-all gpu roofline check format lock coverage demo bench churn fuzz clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
 	@echo "make quick   checks, and the tests of what has changed since main: two minutes"
 	@echo "make test    environment, demo models, every check, and every test on the CPU: minutes"
 	@echo "make test-all  the tests that make test leaves out: stand-in, interpreter, compiler, churn"
+	@echo "make test-clients  the openai, anthropic, ollama and langchain clients against a live daemon"
 	@echo "make gpu     on a GPU host: doctor, GPU tests, probes, roofline, policies; PART=1 SECONDS=555 OUT=DIR QUICK=1"
 	@echo "make roofline  on a GPU host: kernels, steps and answers against what the GPU allows, and transformers"
 	@echo "make check   ruff, mypy, import contracts"
@@ -48,11 +50,16 @@ quick: $(VENV)/.dev check
 	@$(BIN)/python tests/quick.py
 
 test: $(VENV)/.dev demo check
-	$(PYTEST) -m "not gpu and (smoke or not ($(LONG)))"
+	$(PYTEST) -m "not gpu and not clients and (smoke or not ($(LONG)))"
 
 test-all: $(VENV)/.dev demo
 	$(PYTEST) -m "not gpu and not smoke and not interpreter and ($(LONG))"
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) -m interpreter tests/kernels/interpreted tests/bench/interpreted
+
+# Other people's clients, in an environment of their own, against a live daemon.
+test-clients: $(VENV)/.muxd demo $(CLIENTS)/.made
+	MUXD=$(abspath $(BIN)/muxd) $(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini \
+	  --rootdir tests/clients --confcutdir tests/clients tests/clients
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -93,7 +100,7 @@ fuzz: $(VENV)/.dev
 	  tests/worker/test_sampler.py tests/e2e/test_bodies_at_a_daemon.py tests/fleet/test_damaged_folders.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps make the second start a matter of seconds; a changed pyproject.toml installs anew.
@@ -101,6 +108,11 @@ $(VENV)/.muxd: pyproject.toml
 	@$(FIND_PYTHON)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --editable .
+	@touch $@
+
+$(CLIENTS)/.made: tests/clients/requirements.txt $(VENV)/.muxd
+	$(BIN)/python -m venv --clear $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
 	@touch $@
 
 # pip reads the dev group from pyproject.toml since 25.1; the venv's own pip may be older, hence the upgrade.

@@ -25,11 +25,12 @@ from rich.table import Table
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from muxd.api.app import make_app, make_runner
+from muxd.api.chunks import DONE, Chunks
 from muxd.api.metrics import HttpMetrics
 from muxd.api.shapes import Answer
-from muxd.api.sse import DONE, Frames
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
+from muxd.text.sayings import Content
 from muxd.text.tokenizer import Tokenizer
 from muxd.text.work import Result, Source, View, Work
 
@@ -64,13 +65,20 @@ class ScriptedServing:
 
     healthy = True
 
+    def ahead(self, request: Request) -> int | None:
+        return None
+
+    async def unload(self, name: str) -> None:
+        """Nothing to unload."""
+
     def __init__(self, paced: Paced):
         tokenizer = make_tokenizer()
         words = tokenizer.encode(WORDS)
         self._script = (words * (TOKENS // len(words) + 1))[:TOKENS]
         self._paced = paced
         self._models = {"m": SimpleNamespace(
-            name="m", created=0, max_context=1 << 20, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer,
+            name="m", created=0, aliases=(), max_queue=1 << 20, max_context=1 << 20,
+            vocab_size=tokenizer.vocab_size, tokenizer=tokenizer,
             view=View(Source("m", ""), 1 << 20, tokenizer.vocab_size),
             default_sampling={}, eos=frozenset(), state="ready", detail="",
         )}  # fmt: skip
@@ -125,7 +133,7 @@ class Bare(asyncio.Protocol):
 
     def _play(self, transport: asyncio.WriteTransport) -> Iterator[bool | None]:
         answer = Answer("text", "cmpl-" + "0" * 24, 1700000000, "m")
-        frame = Frames(answer, 0, include_usage=False).piece(" brown", None)
+        frame = Chunks(answer, make_tokenizer()).frames(0).piece([Content(" brown")], [], [])
         chunk = b"%x\r\n%b\r\n" % (len(frame), frame)
         transport.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(TOKENS):

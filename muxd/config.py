@@ -7,10 +7,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from muxd.errors import ConfigError
 from muxd.messages import DtypeName, KvDtype, PoolingName, StepName, WeightsName
@@ -19,6 +19,9 @@ from muxd.sizes import pool_bytes, size
 Policy = Literal["mux", "temporal", "spatial", "servers", "fcfs", "round_robin"]
 Admission = Literal["queue", "slo"]
 
+ToolParser = Literal["auto", "none", "hermes", "mistral", "gemma", "functiongemma", "llama3", "json"]
+Reasoning = Literal["auto", "none", "think", "mistral", "gemma"]
+
 Split = Literal["auto", "yes", "no"]
 Residents = Literal["worth", "lru", "one"]
 
@@ -26,8 +29,14 @@ Residents = Literal["worth", "lru", "one"]
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[server]``: doors and manners."""
 
-    host: str | list[str] = "127.0.0.1"
+    host: str | list[str] = "localhost"
     port: int = 8000
+    keys: str = ""  # file of API keys; empty: whoever reaches the door may come in
+    cors_origins: list[str] = msgspec.field(default_factory=list)  # of pages that may ask from a browser
+    allowed_hosts: list[str] = msgspec.field(default_factory=list)  # further names of a loopback address
+    strict: bool = False  # refuse fields of requests that are not known
+    tls_cert: str = ""  # files in PEM; both or none
+    tls_key: str = ""
     socket: str = ""  # admin Unix socket; empty: $XDG_RUNTIME_DIR/muxd.sock, else MUXD_HOME/muxd.sock
     max_body: str = "8M"
     shutdown_grace: float = 10.0  # seconds that running streams get to end after SIGTERM
@@ -123,6 +132,22 @@ class QuotaConfig(Struct, frozen=True, forbid_unknown_fields=True):
     weight: float = 1.0  # its part of what nobody is guaranteed, against the other models' weights
 
 
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+
+class SamplingConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[model.sampling]``: for requests that do not say. Ranges are those of requests."""
+
+    temperature: Temperature | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
+
+
 class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[[model]]``: one served model."""
 
@@ -144,6 +169,12 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     prefix_cache: bool = True  # keep computed rows for later prompts that begin with the same tokens
     pooling: PoolingName = "auto"  # how it embeds texts; "auto": as its folder says, "none": not at all
     chat_template: str = ""  # file with a jinja template, overrides the model folder's
+    aliases: list[str] = msgspec.field(default_factory=list)  # further names that clients may use
+    sampling: SamplingConfig = msgspec.field(default_factory=SamplingConfig)
+    system_prompt: str = ""  # where a conversation has none
+    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)  # where a request says nothing
+    tool_parser: ToolParser = "auto"  # how its calls of tools are written; "none": they stay text
+    reasoning: Reasoning = "auto"  # what it reasons between; "none": that stays in the content
     device: str = ""  # the [[device]] it runs on; empty: where the plan puts it
     rate: float = 0.0  # requests a second expected of it, for the plan at the start; 0: as the others
     resident: Literal["demand", "always"] = "demand"  # "always": it never sleeps
@@ -198,13 +229,16 @@ def context(model: ModelConfig, positions: int) -> int:
 def check(config: Config, path: Path | None) -> None:
     """What types cannot say. Raises ConfigError naming file, key and value."""
     where = path or "configuration"
-    names = [model.name for model in config.model]
+    names = [name for model in config.model for name in (model.name, *model.aliases)]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"{where}: model.name: two models are called {name!r}; names must differ")
+            key = "model.name" if [model.name for model in config.model].count(name) > 1 else "model.aliases"
+            raise ConfigError(f"{where}: {key}: two models are called {name!r}; names must differ")
     for model in config.model:
         if not model.name:
             raise ConfigError(f"{where}: model.name: must not be empty")
+        if not all(model.aliases):
+            raise ConfigError(f"{where}: model.aliases: must not be empty texts ({model.name})")
         if not model.path:
             raise ConfigError(f"{where}: model.path: must name a model folder ({model.name})")
         if not 0 <= model.share <= 100:
@@ -307,12 +341,24 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         raise ConfigError(f'{where}: scheduler.admission: "slo" needs a ttft_slo in at least one [[model]]')
     if not 0 <= config.scheduler.overbook <= 100:
         raise ConfigError(f"{where}: scheduler.overbook: must lie between 0 and 100")
-    if not all(config.server.hosts) or not config.server.hosts:
+    _check_server(config.server, where)
+
+
+def _check_server(server: ServerConfig, where: Path | str) -> None:
+    if not all(server.hosts) or not server.hosts:
         raise ConfigError(
             f'{where}: server.host: "" is no address; write "127.0.0.1", or "::" for every address there is'
         )
-    if not 0 <= config.server.port <= 65535:
-        raise ConfigError(f"{where}: server.port: {config.server.port} is not a port")
+    if not 0 <= server.port <= 65535:
+        raise ConfigError(f"{where}: server.port: {server.port} is not a port")
+    if bool(server.tls_cert) != bool(server.tls_key):
+        raise ConfigError(f"{where}: server.tls_cert and server.tls_key: give both or none")
+    for origin in server.cors_origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+            raise ConfigError(
+                f"{where}: server.cors_origins: {origin!r} is no origin; write "
+                '"https://chat.example", without a slash at its end, or "*" for every page'
+            )
 
 
 _LEAST_TEXT_MEMORY = 512 << 20  # an interpreter, its libraries and a small tokenizer

@@ -115,7 +115,7 @@ def _choices(key: str) -> str:
 
 
 def _anchored(config: Config, folder: Path) -> Config:
-    """Relative paths of a model are meant from the file that names them, wherever muxd is started."""
+    """Relative paths are meant from the file that names them, wherever muxd is started."""
 
     def anchor(text: str) -> str:
         return str(folder.absolute() / Path(text).expanduser()) if text else ""
@@ -126,4 +126,7 @@ def _anchored(config: Config, folder: Path) -> Config:
     ]
     profile = anchor(config.placement.profile)
     placement = msgspec.structs.replace(config.placement, profile=profile)
-    return msgspec.structs.replace(config, model=models, placement=placement)
+    server = config.server
+    files = {name: anchor(getattr(server, name)) for name in ("keys", "tls_cert", "tls_key")}
+    server = msgspec.structs.replace(server, **files)
+    return msgspec.structs.replace(config, server=server, model=models, placement=placement)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from itertools import count
+from pathlib import Path
 
 import uvloop
 from aiohttp import web
@@ -27,6 +28,7 @@ from muxd.api.guests import HttpLimits
 from muxd.api.listen import BACKLOG, is_local, listeners
 from muxd.api.metrics import HttpMetrics
 from muxd.api.texts import text_pool
+from muxd.api.tls import Certificate
 from muxd.clock import MonotonicClock
 from muxd.config import Config, DeviceConfig, ModelConfig
 from muxd.device.base import Device, is_gpu
@@ -195,9 +197,12 @@ class Daemon:
 
     def _make_http(self) -> web.AppRunner:
         max_body = size(self.config.server.max_body, key="server.max_body")
+        server = self.config.server
         app = make_app(
             self, max_body=max_body, metrics=HttpMetrics(self.registry), texts=self.texts, clock=self.clock,
-            limits=self._http_limits(),
+            limits=self._http_limits(), keys=Path(server.keys) if server.keys else None,
+            cors_origins=server.cors_origins, allowed_hosts=[*server.hosts, *server.allowed_hosts],
+            strict=server.strict,
         )  # fmt: skip
         return make_runner(app, shutdown_timeout=_HTTP_GRACE)
 
@@ -217,6 +222,7 @@ class Daemon:
 
     async def _open_http(self, runner: web.AppRunner) -> None:
         server = self.config.server
+        tls = Certificate(server.tls_cert, server.tls_key, self.clock).context if server.tls_cert else None
         await runner.setup()
         try:
             sockets = await asyncio.to_thread(listeners, server.hosts, server.port)
@@ -226,14 +232,15 @@ class Daemon:
                 f"{error.strerror or error}; choose another --port or --host"
             ) from None
         for listener in sockets:
-            if not is_local(listener):
+            if not is_local(listener) and not server.keys:
                 _log.warning(
-                    "listening on %s: whoever reaches this address can use every model, there are no keys",
+                    "listening on %s: whoever reaches this address can use every model; see server.keys",
                     listener.getsockname()[0],
                 )
-            await web.SockSite(runner, listener, backlog=BACKLOG).start()
+            await web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=tls).start()
         host, port = runner.addresses[0][:2]
-        self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if tls is None else "https"
+        self.address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     async def _announce(
         self, report: DaemonSteward, on_ready: Callable[[Steward], None], reloader: Reloader
@@ -331,6 +338,13 @@ class Daemon:
 
     def submit(self, request: Request) -> TokenStream:
         return self.roster.submit(request)
+
+    def ahead(self, request: Request) -> int | None:
+        return self.roster.ahead(request)
+
+    async def unload(self, name: str) -> None:
+        async for _ in self.roster.unload(name, now=False).watch():
+            pass
 
     def stop(self) -> None:
         """Begin the orderly end. May be called twice."""

@@ -74,6 +74,36 @@ class ContextTooLong(BadRequest):
     code = "context_length_exceeded"
 
 
+class NeverFits(BadRequest):
+    """So many answers at once are more than the model may ever have."""
+
+    code = "too_many_sequences"
+
+
+class Unauthorized(MuxdError):
+    """The client must send a key that is known here."""
+
+    status = 401
+    kind = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(MuxdError):
+    """The client is not let in here, or its key may not do this."""
+
+    status = 403
+    kind = "invalid_request_error"
+    code = "forbidden"
+
+
+class RequestCancelled(MuxdError):
+    """Somebody has ended the request by its id."""
+
+    status = 499
+    kind = "invalid_request_error"
+    code = "request_cancelled"
+
+
 class NotFound(MuxdError):
     """No such model, route or request."""
 
@@ -91,11 +121,24 @@ class TooLarge(MuxdError):
 
 
 class QueueFull(MuxdError):
-    """Try again later: the model's queue is at its bound."""
+    """Try again later: the model's queue is at its bound. ``position``: the place it would have got there."""
 
     status = 429
     kind = "rate_limit_error"
     code = "rate_limit_exceeded"
+    retry_after = 1.0
+
+    def __init__(self, message: str, *, position: int | None = None, retry_after: float | None = None):
+        super().__init__(message, retry_after=retry_after)
+        self.position = position
+
+
+class TooManyAtOnce(MuxdError):
+    """Try again when one of the key's requests has ended."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "concurrency_limit"
     retry_after = 1.0
 
 

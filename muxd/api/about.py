@@ -4,27 +4,17 @@ from importlib.metadata import version as installed_version
 
 from aiohttp import web
 
-from muxd.api.context import context, find_model
+from muxd.api.context import context, find_model, shown_models
 from muxd.api.models import json_response
 
 VERSION = installed_version("muxd")
-_ENDPOINTS = (
-    "POST /v1/chat/completions",
-    "POST /v1/completions",
-    "GET /v1/models",
-    "POST /tokenize",
-    "POST /detokenize",
-    "GET /health",
-    "GET /health/{model}",
-    "GET /version",
-    "GET /metrics",
-)
 
 
 async def index(request: web.Request) -> web.Response:
     """What is here, for a person with curl."""
-    models = {name: model.state for name, model in context(request).serving.models().items()}
-    return json_response({"name": "muxd", "version": VERSION, "models": models, "endpoints": _ENDPOINTS})
+    models = {model.name: model.state for model in shown_models(request)}
+    endpoints = [f"{route.method} {route.path}" for route in context(request).routes]
+    return json_response({"name": "muxd", "version": VERSION, "models": models, "endpoints": endpoints})
 
 
 async def health(request: web.Request) -> web.Response:
@@ -40,7 +30,7 @@ async def health(request: web.Request) -> web.Response:
 async def ready(request: web.Request) -> web.Response:
     """200 when this model is served, else 503: for load balancers that look after one model."""
     serving = context(request).serving
-    model = find_model(serving, request.match_info["id"])
+    model = find_model(request, request.match_info["id"])
     serves = serving.healthy and model.state == "ready"
     return json_response({"status": model.state}, 200 if serves else 503)
 

@@ -1,22 +1,24 @@
 """The aiohttp application: routes and wiring. ``muxd.daemon`` makes one and runs it with ``make_runner``."""
 
 import logging
+from collections.abc import Iterable
+from pathlib import Path
 
 from aiohttp import web
 
-from muxd.api import about, models
 from muxd.api.arriving import Arriving
-from muxd.api.chat import chat
-from muxd.api.completions import completions
 from muxd.api.context import CONTEXT, Context
 from muxd.api.door import door, sign
-from muxd.api.embeddings import embeddings, rerank, score
 from muxd.api.errors import Discreet
 from muxd.api.guests import GuestRunner, HttpLimits
+from muxd.api.keys import Keys
 from muxd.api.metrics import HttpMetrics
+from muxd.api.routes import ROUTES, all_routes
+from muxd.api.running import Running
 from muxd.api.serving import Serving, Texts
-from muxd.api.tokenize import detokenize, tokenize
 from muxd.clock import Clock, MonotonicClock
+
+_LINE = 32 << 10  # bytes of a request's first line and of each header: some tokens and cookies are long
 
 
 def make_app(
@@ -27,33 +29,34 @@ def make_app(
     texts: Texts,
     clock: Clock | None = None,
     limits: HttpLimits | None = None,
+    keys: Path | None = None,
+    cors_origins: Iterable[str] = (),
+    allowed_hosts: Iterable[str] = (),
+    strict: bool = False,
 ) -> web.Application:
-    """``max_body`` in bytes. Run it with ``make_runner``, or clients that go away are noticed too late."""
+    """``max_body`` in bytes; ``keys``: the file of those who may come in. Raises ConfigError where that
+    cannot be used. Run it with ``make_runner``, or clients that go away are noticed too late."""
     app = web.Application(middlewares=[door], client_max_size=max_body)
     limits = limits or HttpLimits()
     arriving = Arriving(limits.body_memory)
-    app[CONTEXT] = Context(serving, metrics, clock or MonotonicClock(), max_body, texts, limits, arriving)
-    app.on_response_prepare.append(sign)
-    app.add_routes(
-        [
-            web.get("/", about.index),
-            web.get("/health", about.health),
-            web.get("/health/{id:.+}", about.ready),
-            web.get("/ping", about.health),
-            web.post("/ping", about.health),
-            web.get("/version", about.version),
-            web.get("/metrics", about.metrics),
-            web.get("/v1/models", models.list_models),
-            web.get("/v1/models/{id:.+}", models.get_model),
-            web.post("/v1/chat/completions", chat),
-            web.post("/v1/completions", completions),
-            web.post("/v1/embeddings", embeddings),
-            web.post("/v1/rerank", rerank),
-            web.post("/v1/score", score),
-            web.post("/tokenize", tokenize),
-            web.post("/detokenize", detokenize),
-        ]
+    clock = clock or MonotonicClock()
+    app[CONTEXT] = Context(
+        serving,
+        metrics,
+        clock,
+        max_body,
+        texts,
+        limits,
+        arriving,
+        tuple(ROUTES),
+        Running(),
+        Keys(keys, clock) if keys is not None else None,
+        frozenset(cors_origins),
+        frozenset(name.lower() for name in allowed_hosts),
+        strict,
     )
+    app.on_response_prepare.append(sign)
+    app.add_routes(all_routes())
     return app
 
 
@@ -67,4 +70,6 @@ def make_runner(app: web.Application, *, shutdown_timeout: float = 60.0) -> web.
         access_log=None,
         logger=Discreet(logging.getLogger("muxd.api")),
         shutdown_timeout=shutdown_timeout,
+        max_line_size=_LINE,
+        max_field_size=_LINE,
     )

@@ -1,39 +1,50 @@
-"""One sequence on its way from tokens to text: detokenising, stop strings, the tokens' log-probabilities.
+"""One sequence on its way from tokens to text: detokenising, stop strings, what the text says, the tokens'
+log-probabilities.
 
 Pure apart from closing its stream when a stop string is complete. One per choice, used by one task.
 """
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
-from muxd.engine.request import Delta, Finish, Request
+from muxd.api.logprobs import PromptScored, Scored
+from muxd.engine.request import Delta, Request
 from muxd.engine.stream import TokenStream
-from muxd.messages import TokenLogprob
 from muxd.text.detokenize import Detokenizer
+from muxd.text.sayings import Content, Saying
+from muxd.text.speech import Speech
 from muxd.text.stop import StopStrings
-
-Scored = tuple[int, TokenLogprob]  # a token and its log-probability
-# A token of a prompt, its log-probability, and how many had more, plus one; the first has none.
-PromptScored = tuple[int, TokenLogprob | None, int]
 
 
 class Piece(Struct):
     """What one wake-up adds to the answer: safe to show, never part of a stop string."""
 
-    text: str
+    sayings: Sequence[Saying]
     tokens: list[int]
-    scored: list[Scored] | None
-    finish: Finish | None
+    scored: list[Scored]
+    finish: str | None  # "stop", "length" or "tool_calls"
+    stopped_by: str | None = None
+    thinking: int = 0  # tokens of it that are reasoning
 
 
 class Choice:
     """``take`` every delta of ``stream`` in order; after a piece with ``finish`` there are no more."""
 
     def __init__(
-        self, index: int, request: Request, stream: TokenStream, detokenizer: Detokenizer, stops: list[str]
+        self,
+        index: int,
+        request: Request,
+        stream: TokenStream,
+        detokenizer: Detokenizer,
+        stops: list[str],
+        speech: Speech | None = None,
     ):
+        """``speech``: where the text is more than content."""
         self.index = index
         self.stream = stream
         self._detokenizer = detokenizer
+        self._speech = speech
         self._stops = StopStrings(stops) if stops else None
         self._min_tokens = request.sampling.min_tokens
         self._eos = request.eos
@@ -52,7 +63,19 @@ class Choice:
         text = self._detokenizer.push(self._shown(delta))
         if delta.finish:
             text += self._detokenizer.finish()
-        return Piece(text, delta.tokens, _scored(delta, len(delta.tokens)), delta.finish)
+        return self._piece(text, delta, len(delta.tokens), delta.finish)
+
+    def _piece(
+        self, text: str, delta: Delta, taken: int, finish: str | None, stopped_by: str | None = None
+    ) -> Piece:
+        speech = self._speech
+        said: list[Saying] = [Content(text)] if text else []
+        thinking = 0
+        if speech is not None:
+            thinking = taken if speech.thinking else 0
+            said = [*speech.push(text), *(speech.finish() if finish else ())]
+            finish = "tool_calls" if speech.called and finish == "stop" else finish
+        return Piece(said, delta.tokens[:taken], _scored(delta, taken), finish, stopped_by, thinking)
 
     def _shown(self, delta: Delta) -> list[int]:
         """Without the token that ended the sequence, should the engine hand it over."""
@@ -68,13 +91,14 @@ class Choice:
             text += more
             if hit:
                 self.stream.close(served=True)
-                return Piece(text, delta.tokens[:taken], _scored(delta, taken), "stop")
-        finish = delta.finish
+                return self._piece(text, delta, taken, "stop", stops.found)
+        finish: str | None = delta.finish
+        hit = False
         if finish:
             more, hit = self._guard(self._detokenizer.finish(), stops)
             text += more if hit else more + stops.flush()
             finish = "stop" if hit else finish
-        return Piece(text, delta.tokens, _scored(delta, len(delta.tokens)), finish)
+        return self._piece(text, delta, len(delta.tokens), finish, stops.found if hit else None)
 
     def _guard(self, text: str, stops: StopStrings) -> tuple[str, bool]:
         """Stop strings count only once ``min_tokens`` are there."""
@@ -83,7 +107,7 @@ class Choice:
         return stops.push(text)
 
 
-def _scored(delta: Delta, count: int) -> list[Scored] | None:
+def _scored(delta: Delta, count: int) -> list[Scored]:
     if delta.logprobs is None:
-        return None
+        return []
     return list(zip(delta.tokens[:count], delta.logprobs[:count], strict=True))

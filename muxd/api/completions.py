@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from muxd.api.generate import run
-from muxd.api.job import make_job
+from muxd.api.job import chunks, make_job, new_answer
 from muxd.api.reading import asked
 from muxd.api.sampling import token_budget
 
@@ -16,4 +16,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     budgets = [
         token_budget(model, len(ids), body.max_tokens, _DEFAULT_TOKENS, "max_tokens") for ids, _ in prompts
     ]
-    return await run(request, make_job("text", body, model, prompts, budgets, body.scores))
+    answer = new_answer("cmpl-", model, "text")
+    job = make_job(answer.id, body, model, prompts, budgets)
+    echoes = [echo for _, echo in prompts for _ in range(job.choices)]
+    return await run(request, job, chunks(answer, body, model, echoes))

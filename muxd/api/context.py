@@ -1,17 +1,25 @@
 """What every handler of the application shares, and how it finds it."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from muxd.api.arriving import Arriving
+from muxd.api.described import Described
 from muxd.api.guests import HttpLimits
+from muxd.api.keys import Keys
 from muxd.api.metrics import HttpMetrics
+from muxd.api.ollama.schemas import OLLAMA_TAG
 from muxd.api.serving import ServedModel, Serving, Texts
 from muxd.api.trace import Trace
 from muxd.clock import Clock
 from muxd.errors import ModelFolderError, ModelNotReady, ModelUnloaded, NotFound, ShuttingDown
 from muxd.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from muxd.api.running import Running
 
 
 @dataclass(frozen=True)
@@ -25,9 +33,16 @@ class Context:
     texts: Texts
     limits: HttpLimits
     arriving: Arriving
+    routes: tuple[Described, ...]
+    running: "Running"
+    keys: Keys | None  # None: whoever reaches the door may come in
+    cors_origins: frozenset[str]
+    allowed_hosts: frozenset[str]  # names beside those of every loopback address
+    strict: bool  # refuse fields that are not known
+    seen: set[str] = field(default_factory=set)  # such fields, that the log has named
 
 
-_SHOWN = 128  # characters of a name that nobody knows
+_SHOWN = 100  # characters of a name that nobody knows
 
 CONTEXT = web.AppKey("context", Context)
 TRACE = web.RequestKey("trace", Trace)
@@ -42,14 +57,27 @@ def trace(request: web.Request) -> Trace:
     return request[TRACE]
 
 
-def find_model(serving: Serving, name: str) -> ServedModel:
-    """Raises NotFound (404, ``model_not_found``) naming what is served."""
-    model = serving.models().get(name)
+def find_model(request: web.Request, name: str) -> ServedModel:
+    """By its name or an alias, with Ollama's tag or without. Raises NotFound (404, ``model_not_found``)
+    naming what is served."""
+    served_models = names_of(shown_models(request))
+    model = served_models.get(name) or served_models.get(name.removesuffix(OLLAMA_TAG))
     if model is None:
-        served = ", ".join(serving.models()) or "none"
+        served = ", ".join(served_models) or "none"
         shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
         raise NotFound(f"The model {shown!r} does not exist. Served models: {served}", param="model")
     return model
+
+
+def names_of(models: Iterable[ServedModel]) -> dict[str, ServedModel]:
+    """By every name that clients may use."""
+    return {name: model for model in models for name in (model.name, *model.aliases)}
+
+
+def shown_models(request: web.Request) -> list[ServedModel]:
+    """In the order to show them; with a key those that it may use."""
+    models, key = context(request).serving.models().values(), trace(request).key
+    return [model for model in models if key is None or key.may_use(model.name)]
 
 
 def tokenizer_of(model: ServedModel) -> Tokenizer:

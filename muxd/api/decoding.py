@@ -6,12 +6,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from muxd.api.wording import in_words
 from muxd.errors import BadRequest, TooLarge
 
 T = TypeVar("T")
 
 _AT = re.compile(r"(?P<what>.*?) - at `(?:key in )?\$\.?(?P<where>.*)`", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(\w+)`")
+_BODY = "the request body "
+_BOM = b"\xef\xbb\xbf"
 _GZIP, _DEFLATE = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
 
 
@@ -42,30 +45,36 @@ def unpack(data: bytes, coding: str, most: int) -> bytes:
 def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """Raises BadRequest whose ``param`` is the path of the wrong field, e.g. ``messages[0].content``."""
     try:
-        return decoder.decode(data)
+        return decoder.decode(data.removeprefix(_BOM))
     except msgspec.ValidationError as error:
-        message, param = _explain(str(error))
-        raise BadRequest(message, param=param) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        message, param, code = _explain(str(error), getattr(decoder, "type", None))
+        raise BadRequest(message, param=param, code=code) from None
+    except UnicodeDecodeError:
+        raise BadRequest("the request body is not valid JSON: it is not UTF-8") from None
+    except msgspec.DecodeError as error:
         raise BadRequest(f"the request body is not valid JSON in UTF-8: {error}") from None
     except RecursionError:
         raise BadRequest("the request body is nested too deeply") from None
 
 
-def convert(value: Any, kind: type[T], where: str) -> T:
+def convert(value: Any, kind: type[T], where: str = "") -> T:
     """``value``, found at ``where`` in a body, as ``kind``; raises as ``decode``."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        message, param = _explain(str(error))
-        raise BadRequest(f"{where}.{message}", param=f"{where}.{param}") from None
+        message, param, code = _explain(str(error), kind)
+        if where:
+            message = f"{where}.{message}" if param else f"{where} {message.removeprefix(_BODY)}"
+            param = f"{where}.{param}" if param else where
+        raise BadRequest(message, param=param, code=code) from None
 
 
-def _explain(text: str) -> tuple[str, str | None]:
-    """msgspec's sentence as (message, field): its path ``$.stop[...]`` goes first, as a field name."""
+def _explain(text: str, body: type | None) -> tuple[str, str | None, str | None]:
+    """msgspec's sentence as (message, field, code): its path ``$.stop[...]`` goes first, as a field name."""
     match = _AT.fullmatch(text)
     what, where = (match["what"], match["where"].removesuffix("[...]")) if match else (text, "")
     if missing := _MISSING.search(what):
         field = f"{where}.{missing[1]}" if where else missing[1]
-        return f"{field} is required", field
-    return (f"{where}: {what}", where) if where else (what, None)
+        return f"{field} is required", field, "missing_required_parameter"
+    words, code = in_words(what, where, body)
+    return (f"{where} {words}", where, code) if where else (f"{_BODY}{words}", None, code)

@@ -8,10 +8,14 @@ from aiohttp.typedefs import Handler
 from muxd.api import errors
 from muxd.api.about import VERSION
 from muxd.api.context import TRACE, context
+from muxd.api.guard import admitted, preflight, sign_origin
+from muxd.api.routes import NAMES, ROUTES
 from muxd.api.trace import Trace, log_access, outcome_of, request_id
-from muxd.errors import NotFound
+from muxd.api.translated import rename
+from muxd.errors import BadRequest, NotFound
 
 _PROBES = ("/health", "/ping", "/metrics")
+_SHOWN = 100  # characters of a path that is not served
 _CLIENT_GONE = 499  # nginx's number for it; only ever logged and counted
 
 
@@ -35,21 +39,34 @@ async def door(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def _answer(request: web.Request, handler: Handler, record: Trace) -> web.StreamResponse:
     try:
-        return await handler(request)
+        if (early := preflight(request)) is not None:
+            return early
+        with admitted(request):
+            return await handler(request)
     except web.HTTPException as error:
-        return errors.reply(_unknown_route(error, request), record.id)
+        return errors.reply(_unknown_route(error, request), request.path, record.id)
     except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
         raise
+    except BadRequest as error:
+        return errors.reply(rename(error, record.params), request.path, record.id)
     except BaseException as error:  # a panic of the tokenizers library is no Exception
-        return errors.reply(error, record.id)
+        return errors.reply(error, request.path, record.id)
 
 
 def _unknown_route(error: web.HTTPException, request: web.Request) -> Exception:
     """404 and 405 of the router, with a sentence; its own instances are shared and stay as they are."""
-    sentence = f"Unknown request URL: {request.method} {request.path}"
+    path = request.path[:_SHOWN]
     if isinstance(error, web.HTTPMethodNotAllowed):
-        return web.HTTPMethodNotAllowed(request.method, sorted(error.allowed_methods), text=sentence)
-    return NotFound(sentence, code="unknown_url") if error.status == 404 else error
+        allowed = sorted(error.allowed_methods)
+        ways = " or ".join(method for method in allowed if method != "HEAD")
+        return web.HTTPMethodNotAllowed(
+            request.method, allowed, text=f"{path} does not take {request.method}: use {ways}"
+        )
+    if error.status != 404:
+        return error
+    served = ", ".join(route.path for route in ROUTES if route.body is not None)
+    sentence = f"Unknown request URL: {request.method} {path}. What is served: {served}; all of it at GET /"
+    return NotFound(sentence, code="unknown_url")
 
 
 def _book(request: web.Request, record: Trace, status: int, now: float) -> None:
@@ -60,8 +77,10 @@ def _book(request: web.Request, record: Trace, status: int, now: float) -> None:
         status = _CLIENT_GONE
         metrics.client_gone(record.model)
     resource = request.match_info.route.resource
-    route = resource.canonical if resource is not None else "unknown"
+    route = NAMES.get(resource.canonical, "unknown") if resource is not None else "unknown"
     metrics.answered(route, request.method, status)
+    if record.key is not None:
+        metrics.used(record.key.name, status, record.prompt_tokens, record.completion_tokens)
     path = request.rel_url.raw_path
     log_access(
         record, method=request.method, path=path, status=status, now=now, quiet=path.startswith(_PROBES)
@@ -74,3 +93,6 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
     record = request.get(TRACE)
     if record is not None:
         response.headers["x-request-id"] = record.id
+        if record.ignored:
+            response.headers["x-muxd-ignored"] = ", ".join(record.ignored)
+        sign_origin(request, response)

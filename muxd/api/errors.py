@@ -1,20 +1,44 @@
-"""Every failure as OpenAI's error object, all four keys, with the right status and retry headers.
+"""Every failure as an error object, with the right status and retry headers: OpenAI's with all four keys, and
+under the paths of other APIs theirs.
 
-``reply`` turns an exception into a response, ``frame`` into the last event of a stream. What nobody
+``reply`` turns an exception into a response, ``told`` into what the last frame of a stream says. What nobody
 expected is logged once, with its type and stack and without its message: a message may quote a prompt.
 """
 
 import logging
+import re
 import traceback
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from muxd.errors import ContextTooLong, ModelFolderError, MuxdError, NoFiniteLogits, RequestKillsWorker
+from muxd.errors import (
+    ContextTooLong,
+    ModelFolderError,
+    MuxdError,
+    NeverFits,
+    NoFiniteLogits,
+    QueueFull,
+    RequestCancelled,
+    RequestKillsWorker,
+    Unauthorized,
+)
 
 log = logging.getLogger("muxd.api")
 
+_ANTHROPIC = re.compile(r"(/v1)?/messages(/|$)")
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+_FINAL = (
+    *(ContextTooLong, ModelFolderError, NeverFits, NoFiniteLogits, RequestCancelled, RequestKillsWorker),
+)
 _CODES = {405: "method_not_allowed", 415: "unsupported_media_type"}
 
 
@@ -32,26 +56,29 @@ def error_object(error: BaseException) -> dict[str, Any]:
     return {"error": body}
 
 
-def reply(error: BaseException, request_id: str) -> web.Response:
+def reply(error: BaseException, path: str, request_id: str) -> web.Response:
     """The response for ``error``. Logs what is neither a MuxdError nor an HTTP exception."""
     status = error.status if isinstance(error, MuxdError | web.HTTPException) else 500
     headers: dict[str, str] = {}
     if isinstance(error, MuxdError):
         headers = _retry_headers(error)
-    elif isinstance(error, web.HTTPException):
-        if "Allow" in error.headers:
-            headers["Allow"] = error.headers["Allow"]
-    else:
-        report(error, request_id)
-    body = msgspec.json.encode(error_object(error))
+    elif isinstance(error, web.HTTPException) and "Allow" in error.headers:
+        headers["Allow"] = error.headers["Allow"]
+    body = msgspec.json.encode(told(error, path, request_id))
     return web.Response(body=body, status=status, headers=headers, content_type="application/json")
 
 
-def frame(error: Exception, request_id: str) -> bytes:
-    """The error event that ends a stream whose status is already sent."""
-    if not isinstance(error, MuxdError):
+def told(error: BaseException, path: str, request_id: str) -> dict[str, Any]:
+    """The error body in the shape of the API that ``path`` belongs to. Logs what nobody expected."""
+    if not isinstance(error, MuxdError | web.HTTPException):
         report(error, request_id)
-    return b"data: " + msgspec.json.encode(error_object(error)) + b"\n\n"
+    said = error_object(error)
+    status = error.status if isinstance(error, MuxdError | web.HTTPException) else 500
+    if _ANTHROPIC.match(path):
+        kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+        about = {"type": kind, "message": said["error"]["message"]}
+        return {"type": "error", "error": about, "request_id": request_id}
+    return {"error": said["error"]["message"]} if path.startswith("/api/") else said
 
 
 def report(error: BaseException, request_id: str) -> None:
@@ -76,6 +103,10 @@ def _retry_headers(error: MuxdError) -> dict[str, str]:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = f"{error.retry_after:.0f}"
-    if isinstance(error, ContextTooLong | ModelFolderError | NoFiniteLogits | RequestKillsWorker):
+    if isinstance(error, QueueFull) and error.position is not None:
+        headers["x-queue-position"] = str(error.position)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, _FINAL):
         headers["x-should-retry"] = "false"
     return headers

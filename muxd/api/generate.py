@@ -1,6 +1,7 @@
-"""From checked requests to an answer: submit, read the streams, write one answer or many events.
+"""From checked requests to an answer: submit, read the streams, write one answer or many frames.
 
-Whatever ends a handler (the answer, an error, a client that went away) closes every stream it opened.
+Whatever ends a handler (the answer, an error, a client that went away) closes every stream it opened. What an
+answer looks like is the face's business.
 """
 
 import asyncio
@@ -13,16 +14,20 @@ from aiohttp import web
 from muxd.api import errors
 from muxd.api.choice import Choice, Piece
 from muxd.api.context import context, tokenizer_of, trace
-from muxd.api.logprobs import chat_logprobs, echoed_logprobs, text_logprobs
+from muxd.api.face import Face, Tally, Whole
+from muxd.api.logprobs import Scored
+from muxd.api.running import Handle
 from muxd.api.serving import ServedModel
-from muxd.api.shapes import Answer, Shown, Usage, Whole, usage_object, whole_answer
-from muxd.api.sse import DONE, EventStream, Frames, usage_frame
+from muxd.api.sse import EventStream
 from muxd.api.trace import Trace
 from muxd.api.turns import in_turns
+from muxd.api.waiting import give_signs
 from muxd.clock import Clock
 from muxd.engine.request import Request
-from muxd.errors import MuxdError
+from muxd.errors import MuxdError, RequestCancelled
 from muxd.text.detokenize import Detokenizer
+from muxd.text.sayings import Saying
+from muxd.text.speech import Manner, Speech
 from muxd.text.tokenizer import Tokenizer
 
 
@@ -30,18 +35,15 @@ from muxd.text.tokenizer import Tokenizer
 class Job:
     """One HTTP request, checked: ``requests[i]`` becomes choice ``i``."""
 
-    answer: Answer
+    id: str  # of the answer
     model: ServedModel
     requests: list[Request]
-    echoes: list[str]  # per choice: text to put before the answer
     stops: list[str]
     choices: int  # of each prompt
     prompt_tokens: int
     stream: bool
-    include_usage: bool
-    token_ids: bool  # show them beside the text
-    echo_scores: bool = False  # the prompt's log-probabilities before the answer's
-    prompt_scores: int = -1  # show so many of them for each of the prompt's tokens; -1: none
+    manner: Manner
+    prompt_scores: bool = False  # the log-probabilities of prompts are shown
 
 
 @dataclass(frozen=True)
@@ -49,33 +51,47 @@ class _Reader:
     """What reading a choice needs besides the choice."""
 
     job: Job
-    tokenizer: Tokenizer
+    face: Face
     trace: Trace
     clock: Clock
 
-    def take(self, choice: Choice, piece: Piece) -> None:
+    def take(self, piece: Piece) -> None:
         """Book the piece's tokens."""
         self.trace.tokens(len(piece.tokens), self.clock.now())
+        self.trace.thinking_tokens += piece.thinking
         if piece.finish:
             self.trace.finish = piece.finish
 
-    def usage(self, choices: list[Choice]) -> Usage:
+    def tally(self, choices: list[Choice]) -> Tally:
         """Every prompt counts once, with what its first choice found computed."""
         cached = sum(choice.stream.cached_tokens for choice in choices[:: self.job.choices])
-        return usage_object(self.job.prompt_tokens, cached, self.trace.completion_tokens)
+        now = self.clock.now()
+        first = now if self.trace.first_token is None else self.trace.first_token
+        tokens, thinking = self.trace.completion_tokens, self.trace.thinking_tokens
+        return Tally(
+            self.job.prompt_tokens, cached, tokens, thinking, first - self.trace.started, now - first
+        )
 
 
-async def run(request: web.Request, job: Job) -> web.StreamResponse:
+async def run(request: web.Request, job: Job, face: Face) -> web.StreamResponse:
     """Answer ``request``. Raises MuxdError while a status can still be sent."""
     record = trace(request)
     record.prompt_tokens = job.prompt_tokens
-    reader = _Reader(job, tokenizer_of(job.model), record, context(request).clock)
+    reader = _Reader(job, face, record, context(request).clock)
     choices: list[Choice] = []
+
+    def end() -> None:
+        record.revoked = True
+        for choice in choices:
+            choice.stream.close()
+
+    handle = Handle(record.key.name if record.key is not None else "", end)
     try:
-        await _submit(request, job, reader.tokenizer, choices)
-        if job.stream:
-            return await _stream(request, reader, choices)
-        return await _whole(reader, choices)
+        with context(request).running.hold({job.id, record.id}, handle):
+            await _submit(request, job, tokenizer_of(job.model), choices)
+            if job.stream:
+                return await _stream(request, reader, choices)
+            return await _whole(reader, choices)
     finally:
         await _close(choices)
 
@@ -85,9 +101,13 @@ async def _submit(request: web.Request, job: Job, tokenizer: Tokenizer, choices:
     those there are."""
     serving, http_id = context(request).serving, trace(request).id
     async for checked in in_turns(job.requests):
+        if trace(request).revoked:
+            raise _cancelled()
         one = msgspec.structs.replace(checked, http_id=http_id)
-        detokenizer = Detokenizer(tokenizer, start=tokenizer.pieces.start_after(one.prompt))
-        choices.append(Choice(len(choices), one, serving.submit(one), detokenizer, job.stops))
+        start = tokenizer.pieces.start_after(one.prompt)
+        detokenizer = Detokenizer(tokenizer, start=start, shown=job.manner.markers)
+        speech = Speech(job.manner) if job.manner.markers or job.manner.dialect else None
+        choices.append(Choice(len(choices), one, serving.submit(one), detokenizer, job.stops, speech))
 
 
 async def _close(choices: Iterable[Choice]) -> None:
@@ -105,53 +125,53 @@ async def _close(choices: Iterable[Choice]) -> None:
 
 
 async def _whole(reader: _Reader, choices: list[Choice]) -> web.Response:
-    wholes = [
-        Whole(choice.index, echo, [], "", len(echo), [] if reader.job.token_ids else None)
-        for choice, echo in _with_echo(reader, choices)
-    ]
-    await _together([_collect(reader, choice, wholes[choice.index]) for choice in choices])
-    shown = Shown(reader.job.echo_scores, reader.job.prompt_scores)
-    body = whole_answer(reader.job.answer, wholes, reader.usage(choices), reader.tokenizer, shown)
+    wholes: dict[int, Whole] = {}
+    await _together([_collect(reader, choice, wholes) for choice in choices])
+    body = reader.face.whole([wholes[choice.index] for choice in choices], reader.tally(choices))
     return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
 
-async def _collect(reader: _Reader, choice: Choice, whole: Whole) -> None:
-    texts = [whole.text]
+async def _collect(reader: _Reader, choice: Choice, wholes: dict[int, Whole]) -> None:
+    sayings: list[Saying] = []
+    scored: list[Scored] = []
+    token_ids: list[int] = []
     async for delta in choice.stream:
         piece = choice.take(delta)
-        reader.take(choice, piece)
-        texts.append(piece.text)
-        whole.scored += piece.scored or ()
-        if whole.token_ids is not None:
-            whole.token_ids += piece.tokens
+        reader.take(piece)
+        sayings += piece.sayings
+        scored += piece.scored
+        token_ids += piece.tokens
         if piece.finish:
-            whole.text, whole.finish = "".join(texts), piece.finish
-            if reader.job.echo_scores or reader.job.prompt_scores >= 0:
-                whole.prompt = choice.prompt_scores()
+            finish, stopped_by = piece.finish, piece.stopped_by
+            prompt = choice.prompt_scores() if reader.job.prompt_scores else []
+            wholes[choice.index] = Whole(choice.index, sayings, scored, token_ids, finish, stopped_by, prompt)
             return
-    raise _unfinished()
+    raise _unfinished(reader.trace)
 
 
-# ---- many events ----------------------------------------------------------------------------------
+# ---- many frames ----------------------------------------------------------------------------------
 
 
 async def _stream(request: web.Request, reader: _Reader, choices: list[Choice]) -> web.StreamResponse:
-    out = EventStream(request)
-    job, metrics = reader.job, context(request).metrics
-    metrics.stream_opened(job.model.name)
+    out = EventStream(request, reader.face.content_type, reader.clock)
+    waiting = give_signs(request, out, reader.job.requests, comments=reader.face.comments)
+    signs = asyncio.create_task(waiting)
+    model, metrics = reader.job.model.name, context(request).metrics
+    metrics.stream_opened(model)
     try:
-        await _together([_pump(reader, c, echo, out) for c, echo in _with_echo(reader, choices)])
-        await out.send((usage_frame(job.answer, reader.usage(choices)) if job.include_usage else b"") + DONE)
+        await _together([_pump(reader, choice, out) for choice in choices])
+        await out.send(reader.face.closing(reader.tally(choices)))
     except ConnectionError:
         reader.trace.outcome = "cancelled"
     except Exception as error:
         if out.response is None:
             raise
-        reader.trace.outcome = "failed"
-        metrics.stream_broken(job.model.name)
-        await _send_last(out, errors.frame(error, reader.trace.id) + DONE)
+        reader.trace.outcome = reader.trace.outcome or "failed"
+        metrics.stream_broken(model)
+        await _send_last(out, reader.face.failure(errors.told(error, request.path, reader.trace.id)))
     finally:
-        metrics.stream_closed(job.model.name)
+        signs.cancel()
+        metrics.stream_closed(model)
     return out.response or web.StreamResponse()
 
 
@@ -162,48 +182,38 @@ async def _send_last(out: EventStream, data: bytes) -> None:
         return  # nobody left to tell
 
 
-async def _pump(reader: _Reader, choice: Choice, echo: str, out: EventStream) -> None:
-    """Each wake-up's tokens as one frame, in one write."""
-    frames = Frames(reader.job.answer, choice.index, include_usage=reader.job.include_usage)
-    scored_echo = reader.job.echo_scores
-    data = frames.opening() + (frames.piece(echo, None) if echo and not scored_echo else b"")
-    offset = len(echo)
+async def _pump(reader: _Reader, choice: Choice, out: EventStream) -> None:
+    """Each wake-up's tokens in one write."""
+    frames = reader.face.frames(choice.index)
+    opened = False
     async for delta in choice.stream:
-        if scored_echo:  # they are there with the first token
-            scored_echo, scored = False, choice.prompt_scores()
-            data += frames.piece(echo, echoed_logprobs(scored, reader.tokenizer))
         piece = choice.take(delta)
-        reader.take(choice, piece)
-        shown = piece.tokens if reader.job.token_ids else None
-        if piece.text or piece.scored or shown:
-            scores = _logprobs(reader, piece, offset) if piece.scored else None
-            data += frames.piece(piece.text, scores, shown)
-            offset += len(piece.text)
+        reader.take(piece)
+        data = b""
+        if not opened:
+            prompt = choice.prompt_scores() if reader.job.prompt_scores else []
+            data, opened = frames.opening(choice.stream.cached_tokens, prompt), True
+        data += frames.piece(piece.sayings, piece.scored, piece.tokens)
         if piece.finish:
-            data += frames.ending(piece.finish)
+            data += frames.ending(piece.finish, piece.stopped_by)
         if data:
             await out.send(data)
-            data = b""
         if piece.finish:
             return
-    raise _unfinished()
-
-
-def _logprobs(reader: _Reader, piece: Piece, offset: int) -> dict[str, object]:
-    scored = piece.scored or []
-    if reader.job.answer.kind == "chat":
-        return chat_logprobs(scored, reader.tokenizer)
-    return text_logprobs(scored, reader.tokenizer, offset)
+    raise _unfinished(reader.trace)
 
 
 # ---- shared ---------------------------------------------------------------------------------------
 
 
-def _with_echo(reader: _Reader, choices: list[Choice]) -> list[tuple[Choice, str]]:
-    return list(zip(choices, reader.job.echoes, strict=True))
+def _cancelled() -> MuxdError:
+    return RequestCancelled("this request was cancelled by its id")
 
 
-def _unfinished() -> MuxdError:
+def _unfinished(record: Trace) -> MuxdError:
+    if record.revoked:
+        record.outcome = "cancelled"
+        return _cancelled()
     return MuxdError("the answer ended without a reason", code="stream_ended")
 
 

@@ -28,7 +28,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 @dataclass(frozen=True)
 class HttpLimits:
-    """``[limits]`` of muxd.toml in bytes and seconds."""
+    """``[limits]`` of muxd.toml in bytes and seconds; and when a stream that waits says so."""
 
     connections: int = 4096
     header_timeout: float = 10.0
@@ -36,6 +36,8 @@ class HttpLimits:
     idle_timeout: float = 75.0
     write_timeout: float = 30.0
     body_memory: int = 64 << 20
+    first_sign: float = 10.0  # until then a stream that fails can still have a true status
+    next_sign: float = 15.0  # proxies and browsers cut off what is silent for a minute
 
 
 class GuestRunner(web.AppRunner):
@@ -201,6 +203,8 @@ class Guest(RequestHandler):
         something is sent to it: an interim response is, which clients skip."""
         if self._waits() or self._body is None or not self._body.is_eof():
             return False
+        if self.transport is not None and self.transport.get_extra_info("sslcontext") is not None:
+            return False  # TLS has no half of a connection
         self._close = True
         self._look(0)
         return True

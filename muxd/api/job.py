@@ -2,26 +2,29 @@
 
 import secrets
 import time
+from collections.abc import Sequence
 
+from muxd.api.chunks import Chunks
+from muxd.api.context import tokenizer_of
 from muxd.api.generate import Job
 from muxd.api.prompts import check_count
 from muxd.api.sampling import ending_ids, for_choice, sampling_of, stop_strings
 from muxd.api.schemas import Asked
 from muxd.api.serving import ServedModel
-from muxd.api.shapes import Answer, Kind
+from muxd.api.shapes import Answer, Kind, Shown
 from muxd.engine.request import Request
-from muxd.errors import BadRequest
+from muxd.errors import BadRequest, NeverFits
 
 
 def make_job(
-    kind: Kind,
+    id: str,
     body: Asked,
     model: ServedModel,
     prompts: list[tuple[list[int], str]],
     budgets: list[int],
-    logprobs: int,
 ) -> Job:
-    """``prompts``: ids and the text to echo; ``budgets``: tokens to generate, one per prompt.
+    """``id``: of the answer. ``prompts``: ids and the text to echo; ``budgets``: tokens to generate, one per
+    prompt.
 
     Choices are numbered prompt by prompt, ``n`` for each. Raises BadRequest naming the field.
     """
@@ -29,37 +32,46 @@ def make_job(
     check_count(len(prompts), n)
     if body.stream_options is not None and not body.stream:
         raise BadRequest("stream_options is only allowed when stream is true", param="stream_options")
-    answer = Answer(kind, _new_id(kind), int(time.time()), model.name)
+    if len(prompts) * n > model.max_queue:
+        param = "n" if n > 1 else "prompt"
+        raise NeverFits(
+            f"{param}: {len(prompts)} prompts times n = {n} are more than {model.name!r} takes at once; at "
+            f"most {model.max_queue} (max_queue)",
+            param=param,
+        )
     return Job(
-        answer=answer,
+        id=id,
         model=model,
-        requests=_requests(answer, body, model, prompts, budgets, logprobs),
-        echoes=[echo for _, echo in prompts for _ in range(n)],
+        requests=_requests(id, body, model, prompts, budgets),
         stops=stop_strings(body),
         choices=n,
         prompt_tokens=sum(len(ids) for ids, _ in prompts),
         stream=bool(body.stream),
-        token_ids=bool(body.return_token_ids),
-        echo_scores=body.echo_scores,
-        prompt_scores=-1 if body.prompt_logprobs is None else body.prompt_logprobs,
-        include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
+        manner=body.manner,
+        prompt_scores=body.prompt_scores >= 0,
     )
 
 
+def chunks(answer: Answer, body: Asked, model: ServedModel, echoes: Sequence[str] = ()) -> Chunks:
+    """The face of OpenAI's two older endpoints; ``echoes``: one per choice."""
+    usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    shown = Shown(body.echo_scores, -1 if body.prompt_logprobs is None else body.prompt_logprobs)
+    return Chunks(answer, tokenizer_of(model), echoes, usage, bool(body.return_token_ids), shown)
+
+
 def _requests(
-    answer: Answer,
+    id: str,
     body: Asked,
     model: ServedModel,
     prompts: list[tuple[list[int], str]],
     budgets: list[int],
-    logprobs: int,
 ) -> list[Request]:
     n = body.n or 1
-    sampling = sampling_of(body, model, logprobs)
+    sampling = sampling_of(body, model, body.scores)
     ends = ending_ids(body, model)
     return [
         Request(
-            id=f"{answer.id}-{index * n + choice}",
+            id=f"{id}-{index * n + choice}",
             model=model.name,
             prompt=ids,
             max_tokens=budget,
@@ -71,5 +83,6 @@ def _requests(
     ]
 
 
-def _new_id(kind: Kind) -> str:
-    return ("chatcmpl-" if kind == "chat" else "cmpl-") + secrets.token_hex(12)
+def new_answer(prefix: str, model: ServedModel, kind: Kind = "chat") -> Answer:
+    """``prefix``: of its id."""
+    return Answer(kind, prefix + secrets.token_hex(12), int(time.time()), model.name)

@@ -1,25 +1,38 @@
 """The sockets that the HTTP door listens on."""
 
 import contextlib
+import errno
 import ipaddress
 import socket
 from collections.abc import Sequence
 
+_LOCAL = "localhost"
 BACKLOG = 4096  # connects that wait to be accepted; the kernel's net.core.somaxconn may be less
 
 
 def listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """One for each address that the ``hosts`` stand for; "::" is every address of both families. Port 0
-    takes one that is free, the same for all. Raises OSError, with nothing left open."""
+    """One for each address that the ``hosts`` stand for; "::" is every address of both families, "localhost"
+    both loopback addresses, where there are both. Port 0 takes one that is free, the same for all. Raises
+    OSError, with nothing left open."""
     found: list[socket.socket] = []
     with contextlib.ExitStack() as undo:
         for host in hosts:
             for family, address in _addresses(host, port):
-                listener = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                try:
+                    listener = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                except OSError:
+                    if host == _LOCAL and found:
+                        continue  # a machine without IPv6
+                    raise
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
                     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
-                listener.bind((address, port))
+                try:
+                    listener.bind((address, port))
+                except OSError as error:
+                    if host == _LOCAL and found and error.errno == errno.EADDRNOTAVAIL:
+                        continue
+                    raise
                 listener.listen(BACKLOG)
                 listener.setblocking(False)
                 port = port or listener.getsockname()[1]
@@ -34,5 +47,7 @@ def is_local(listener: socket.socket) -> bool:
 
 
 def _addresses(host: str, port: int) -> list[tuple[int, str]]:
+    if host == _LOCAL:  # both, whatever /etc/hosts says: clients may try either first
+        return [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
     rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in rows))

@@ -1,13 +1,17 @@
 """Log-probabilities in OpenAI's two shapes."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from muxd.api.choice import PromptScored, Scored
 from muxd.messages import TokenLogprob
 from muxd.text.tokenizer import Tokenizer
 
+Scored = tuple[int, TokenLogprob]  # a token and its log-probability
+# A token of a prompt, its log-probability, and how many had more, plus one; the first has none.
+PromptScored = tuple[int, TokenLogprob | None, int]
 
-def chat_logprobs(scored: list[Scored], tokenizer: Tokenizer) -> dict[str, Any]:
+
+def chat_logprobs(scored: Sequence[Scored], tokenizer: Tokenizer) -> dict[str, Any]:
     """``{"content": [{token, logprob, bytes, top_logprobs}], "refusal": null}``."""
     content = [
         {
@@ -19,7 +23,7 @@ def chat_logprobs(scored: list[Scored], tokenizer: Tokenizer) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(scored: list[Scored], tokenizer: Tokenizer, offset: int) -> dict[str, Any]:
+def text_logprobs(scored: Sequence[Scored], tokenizer: Tokenizer, offset: int) -> dict[str, Any]:
     """Parallel lists; ``offset`` is where the first token's text begins, in characters of the answer.
 
     As in OpenAI's and vLLM's answers, the sampled token is always among ``top_logprobs``.
@@ -27,17 +31,17 @@ def text_logprobs(scored: list[Scored], tokenizer: Tokenizer, offset: int) -> di
     return _lists([(token, score) for token, score in scored], tokenizer, offset)
 
 
-def echoed_logprobs(prompt: list[PromptScored], tokenizer: Tokenizer) -> dict[str, Any]:
+def echoed_logprobs(prompt: Sequence[PromptScored], tokenizer: Tokenizer) -> dict[str, Any]:
     """The same of a prompt, with which the answer begins: nothing is known of its first token."""
     return _lists([(token, score) for token, score, _ in prompt], tokenizer, 0)
 
 
-def joined(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
+def both(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
     """Both lists of each kind, one after the other."""
     return {name: first[name] + then[name] for name in first}
 
 
-def prompt_logprobs(prompt: list[PromptScored], tokenizer: Tokenizer, count: int) -> list[Any]:
+def prompt_logprobs(prompt: Sequence[PromptScored], tokenizer: Tokenizer, count: int) -> list[Any]:
     """vLLM's: for each token of the prompt its own and the ``count`` best by id, null for the first."""
     return [score and _by_id(token, score, rank, tokenizer, count) for token, score, rank in prompt]
 

@@ -33,11 +33,26 @@ class HttpMetrics:
             ("model",),
             registry=registry,
         )
+        self._keys = Counter(
+            "muxd_http_key_requests", "HTTP requests by API key", ("key", "status"), registry=registry
+        )
+        self._tokens = Counter(
+            "muxd_http_key_tokens",
+            "Tokens of prompts and answers by API key",
+            ("key", "kind"),
+            registry=registry,
+        )
         ProcessCollector(registry=registry)
 
     def answered(self, route: str, method: str, status: int) -> None:
         """One request is over. A method nobody knows counts as "other": clients choose the word."""
         self._requests.labels(route, method if method in _METHODS else "other", str(status)).inc()
+
+    def used(self, key: str, status: int, prompt: int, completion: int) -> None:
+        """By an API key's name."""
+        self._keys.labels(key, str(status)).inc()
+        self._tokens.labels(key, "prompt").inc(prompt)
+        self._tokens.labels(key, "completion").inc(completion)
 
     def stream_opened(self, model: str) -> None:
         self._streams.labels(model).inc()

@@ -1,11 +1,13 @@
 """GET /v1/models and /v1/models/{id}."""
 
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from muxd.api.context import context, find_model
+from muxd.api.context import find_model, shown_models
 from muxd.api.serving import ServedModel
 
 
@@ -24,13 +26,39 @@ def model_object(model: ServedModel) -> dict[str, Any]:
 
 
 async def list_models(request: web.Request) -> web.Response:
-    models = [model_object(model) for model in context(request).serving.models().values()]
-    return json_response({"object": "list", "data": models})
+    models = shown_models(request)
+    if "anthropic-version" in request.headers:
+        return json_response(_anthropic_page(models))
+    return json_response({"object": "list", "data": [one for model in models for one in _objects(model)]})
 
 
 async def get_model(request: web.Request) -> web.Response:
     """The id is the rest of the path: it may contain slashes."""
-    return json_response(model_object(find_model(context(request).serving, request.match_info["id"])))
+    model = find_model(request, request.match_info["id"])
+    shown = _anthropic_object if "anthropic-version" in request.headers else model_object
+    return json_response(shown(model))
+
+
+def _objects(model: ServedModel) -> Iterator[dict[str, Any]]:
+    """The model, and one for each alias: clients offer what is in the list."""
+    shown = model_object(model)
+    yield shown
+    for alias in model.aliases:
+        yield shown | {"id": alias}
+
+
+def _anthropic_page(models: Sequence[ServedModel]) -> dict[str, Any]:
+    return {
+        "data": [_anthropic_object(model) for model in models],
+        "has_more": False,
+        "first_id": models[0].name if models else None,
+        "last_id": models[-1].name if models else None,
+    }
+
+
+def _anthropic_object(model: ServedModel) -> dict[str, Any]:
+    made = datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")
+    return {"type": "model", "id": model.name, "display_name": model.name, "created_at": made}
 
 
 def json_response(value: Any, status: int = 200) -> web.Response:

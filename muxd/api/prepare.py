@@ -4,15 +4,30 @@ Runs in a text process (``muxd.api.texts``); tiny bodies without a template, who
 where they are (``muxd.api.reading``).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from muxd.api.anthropic import conversation as anthropic
+from muxd.api.anthropic.schemas import CountRequest, MessagesRequest
 from muxd.api.constraint import banned_words, constraint_of
 from muxd.api.decoding import decode, unpack
-from muxd.api.prompts import At, Prompts, chat_prompt, encode, prompts_of, render_chat
+from muxd.api.ignored import ignored
+from muxd.api.ollama import conversation as ollama
+from muxd.api.ollama.conversation import loaded
+from muxd.api.ollama.schemas import (
+    OLLAMA_TAG,
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaOptions,
+    OllamaRequest,
+)
+from muxd.api.prompts import At, Prompts, chat_prompt, encode, prompts_of, render_chat, until_last
 from muxd.api.refusals import refuse_unserved
+from muxd.api.responses import conversation as responses
+from muxd.api.responses.schemas import ResponsesRequest
 from muxd.api.schemas import (
     Asked,
     ChatRequest,
@@ -20,7 +35,6 @@ from muxd.api.schemas import (
     DetokenizeRequest,
     EmbeddingAsked,
     EmbeddingRequest,
-    Held,
     RerankAsked,
     RerankRequest,
     ScoreAsked,
@@ -28,75 +42,145 @@ from muxd.api.schemas import (
     TokenizeRequest,
     Unserved,
 )
+from muxd.api.tools import checked_tools, demanded, offered
+from muxd.api.translated import Translated, rename
 from muxd.errors import BadRequest
 from muxd.text.library import Shelf, TextModel
-from muxd.text.work import Answer, Elsewhere, Prepare, Prepared, Result, packed
+from muxd.text.speech import Manner
+from muxd.text.thinking import inside
+from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, packed
 
-_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
-    "chat": msgspec.json.Decoder(ChatRequest),
-    "text": msgspec.json.Decoder(CompletionRequest),
-    "tokenize": msgspec.json.Decoder(TokenizeRequest),
-    "detokenize": msgspec.json.Decoder(DetokenizeRequest),
-    "embed": msgspec.json.Decoder(EmbeddingRequest),
-    "rerank": msgspec.json.Decoder(RerankRequest),
-    "score": msgspec.json.Decoder(ScoreRequest),
+_BODIES: dict[Kind, type[Struct]] = {
+    "chat": ChatRequest,
+    "text": CompletionRequest,
+    "tokenize": TokenizeRequest,
+    "detokenize": DetokenizeRequest,
+    "responses": ResponsesRequest,
+    "messages": MessagesRequest,
+    "count": CountRequest,
+    "ollama_chat": OllamaChatRequest,
+    "ollama_generate": OllamaGenerateRequest,
+    "embed": EmbeddingRequest,
+    "rerank": RerankRequest,
+    "score": ScoreRequest,
 }
+_DECODERS = {kind: msgspec.json.Decoder[Any](body) for kind, body in _BODIES.items()}
+_INNER = (("options", OllamaOptions),)
 _KEPT = [name for name in Asked.__struct_fields__ if name not in Unserved.__struct_fields__]
 _pack = msgspec.msgpack.Encoder().encode
 
 
 def prepare(work: Prepare, shelf: Shelf, at: At) -> Result:
     """Raises MuxdError for everything the client has to hear about."""
-    body = decode(unpack(work.data, work.coding, work.most), _DECODERS[work.kind])
-    if not isinstance(body, TokenizeRequest | DetokenizeRequest):
-        refuse_unserved(body, served=("documents",) if isinstance(body, RerankRequest) else ())
+    data = unpack(work.data, work.coding, work.most)
+    body = decode(data, _DECODERS[work.kind])
     name = body.model or work.default
-    view = work.views.get(name)
+    view = work.views.get(name) or work.views.get(name.removesuffix(OLLAMA_TAG))
     if view is None:
         return Elsewhere(body.model)
     model = shelf.open(view)
+    if isinstance(body, TokenizeRequest):
+        return Answer(model.name, msgspec.json.encode(_tokens(model, body, at)))
+    if isinstance(body, DetokenizeRequest):
+        at("tokens")
+        return Answer(model.name, msgspec.json.encode({"prompt": model.tokenizer.decode(body.tokens)}))
+    if isinstance(body, EmbeddingRequest | RerankRequest | ScoreRequest):
+        return _embedded(model, body, at)
+    if isinstance(body, OllamaRequest) and body.silent:
+        return Answer(model.name, msgspec.json.encode(loaded(body)))
+    asked = translated(body, chat=model.template is not None)
+    asked.ignored = ignored(data, type(body), _INNER if isinstance(body, OllamaRequest) else ())
+    try:
+        return _prepared(model, asked, at, counts=work.kind == "count")
+    except BadRequest as error:
+        raise rename(error, asked.params) from None
+
+
+def translated(body: Struct, *, chat: bool) -> Translated:
+    """As the core has it. ``chat``: the model has a template. Raises BadRequest."""
     match body:
-        case ChatRequest():
-            return _chat(model, body, at)
-        case CompletionRequest():
-            return _completion(model, body, at)
-        case EmbeddingRequest():
-            asked = EmbeddingAsked(
-                model=name, encoding_format=body.encoding_format, dimensions=body.dimensions
-            )
-            return _texts(model, asked, body.input, "input", at)
-        case RerankRequest():
-            return _rerank(model, body, at)
-        case ScoreRequest():
-            return _score(model, body, at)
-        case TokenizeRequest():
-            return Answer(name, msgspec.json.encode(_tokens(model, body, at)))
-    at("tokens")
-    return Answer(name, msgspec.json.encode({"prompt": model.tokenizer.decode(body.tokens)}))
+        case ChatRequest() | CompletionRequest():
+            return Translated(body)
+        case ResponsesRequest():
+            return responses.translate(body)
+        case CountRequest():
+            return anthropic.translate(body)
+        case OllamaChatRequest():
+            return ollama.translate_chat(body)
+        case OllamaGenerateRequest():
+            return ollama.translate_generate(body, chat=chat)
+    raise TypeError(type(body).__name__)
 
 
-def _chat(model: TextModel, body: ChatRequest, at: At) -> Prepared:
+def _prepared(model: TextModel, asked: Translated, at: At, *, counts: bool) -> Result:
+    """``counts``: only how many tokens there are is wanted."""
+    body = asked.body
+    refuse_unserved(body)
+    if isinstance(body, CompletionRequest):
+        return _completion(model, body, asked, at)
+    tools = offered(body)
+    form = demanded(body, tools)
+    text = _conversation(model, body, tools, at)
+    ids = chat_prompt(model, text, at)
+    if counts:
+        return Answer(model.name, msgspec.json.encode({"input_tokens": len(ids)}))
     if body.top_logprobs and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-    ids = chat_prompt(
-        model,
-        body.messages,
-        body.chat_template_kwargs,
-        at,
-        add_generation_prompt=body.add_generation_prompt is not False,
-    )
     scores = (body.top_logprobs or 0) if body.logprobs else -1
-    return Prepared(_asked(body, model, scores, at), [packed(ids)], [""])
+    manner = manner_of(model, text, tools, parallel=body.parallel_tool_calls is not False)
+    if form is not None:
+        body.structured_outputs = {"json": form}
+        asked.params = asked.params | {"structured_outputs.json": "tools"}
+        manner = msgspec.structs.replace(manner, dialect="json")
+    return Prepared(_asked(asked, model, scores, at, manner), [packed(ids)], [""])
 
 
-def _completion(model: TextModel, body: CompletionRequest, at: At) -> Prepared:
+def _conversation(model: TextModel, body: ChatRequest, tools: Sequence[dict[str, Any]], at: At) -> str:
+    kwargs = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        kwargs.setdefault("reasoning_effort", body.reasoning_effort)
+    goes_on = bool(body.continue_final_message)
+    if goes_on and body.add_generation_prompt:
+        raise BadRequest(
+            "continue_final_message goes on with the last message, add_generation_prompt begins another: "
+            "send one of them",
+            param="continue_final_message",
+        )
+    opens = body.add_generation_prompt is not False and not goes_on
+    text = render_chat(model, body.messages, kwargs, at, add_generation_prompt=opens, tools=tools)
+    return text if not goes_on else until_last(text, body.messages)
+
+
+def _completion(model: TextModel, body: CompletionRequest, asked: Translated, at: At) -> Prepared:
     prompts = prompts_of(model, body.prompt, body.n or 1, "prompt", at)
     decode_ids = model.tokenizer.decode
     echoes = [(decode_ids(ids) if text is None else text) if body.echo else "" for ids, text in prompts]
     scores = -1 if body.logprobs is None else body.logprobs
-    return Prepared(
-        _asked(body, model, scores, at, echo=bool(body.echo)), [packed(ids) for ids, _ in prompts], echoes
-    )
+    packed_asked = _asked(asked, model, scores, at, echo=bool(body.echo))
+    return Prepared(packed_asked, [packed(ids) for ids, _ in prompts], echoes)
+
+
+def _embedded(model: TextModel, body: EmbeddingRequest | RerankRequest | ScoreRequest, at: At) -> Prepared:
+    refuse_unserved(body, served=("documents",))
+    match body:
+        case EmbeddingRequest():
+            asked = EmbeddingAsked(
+                model=model.name, encoding_format=body.encoding_format, dimensions=body.dimensions
+            )
+            return _texts(model, asked, body.input, "input", at)
+        case RerankRequest():
+            return _rerank(model, body, at)
+    return _score(model, body, at)
+
+
+def manner_of(model: TextModel, prompt: str, tools: Sequence[dict[str, Any]], *, parallel: bool) -> Manner:
+    """How the answer to ``prompt`` is to be read, by the model's template or as the operator says."""
+    assert model.template is not None
+    thinking, dialect = model.view.reasoning, model.view.tool_parser
+    thinking = model.template.thinking if thinking == "auto" else thinking.replace("none", "")
+    dialect = model.template.dialect if dialect == "auto" else dialect.replace("none", "")
+    names = tuple(tool["function"]["name"] for tool in tools)
+    return Manner(thinking, inside(thinking, prompt), dialect if tools else "", names, parallel)
 
 
 def _texts(model: TextModel, asked: Struct, given: Prompts, param: str, at: At) -> Prepared:
@@ -126,16 +210,38 @@ def _score(model: TextModel, body: ScoreRequest, at: At) -> Prepared:
     return Prepared(msgspec.Raw(_pack(asked)), [packed(ids) for ids, _ in prompts], [""] * len(prompts))
 
 
-def _asked(body: Held, model: TextModel, scores: int, at: At, *, echo: bool = False) -> msgspec.Raw:
+def _asked(
+    asked: Translated,
+    model: TextModel,
+    scores: int,
+    at: At,
+    manner: Manner | None = None,
+    *,
+    echo: bool = False,
+) -> msgspec.Raw:
     """Raises BadRequest naming the field for what a streamed answer has no place for."""
+    body = asked.body
     if body.prompt_logprobs is not None and body.stream:
         raise BadRequest("prompt_logprobs: no streamed answer has a place for them", param="prompt_logprobs")
-    kept = {name: getattr(body, name) for name in _KEPT if hasattr(body, name)}
+    constraint = constraint_of(body, model, at)
+    if constraint is not None and manner is not None:
+        manner = msgspec.structs.replace(manner, thinking="", inside=False)  # it leaves no room for thoughts
     echo_scores = echo and scores >= 0
     prompt = max(scores if echo_scores else -1, -1 if body.prompt_logprobs is None else body.prompt_logprobs)
-    kept |= {"prompt_scores": prompt, "echo_scores": echo_scores}
-    held = {"constraint": constraint_of(body, model, at), "banned": banned_words(body, model)}
-    return msgspec.Raw(_pack(Asked(**kept | held | {"model": model.name, "scores": scores})))
+    own = {
+        "model": model.name,
+        "scores": scores,
+        "manner": manner or Manner(),
+        "prompt_scores": prompt,
+        "echo_scores": echo_scores,
+        "constraint": constraint,
+        "banned": banned_words(body, model),
+        "told": asked.told,
+        "params": asked.params,
+        "ignored": asked.ignored,
+    }
+    kept = {name: getattr(body, name) for name in _KEPT if hasattr(body, name)}
+    return msgspec.Raw(_pack(Asked(**kept | own)))
 
 
 def _tokens(model: TextModel, body: TokenizeRequest, at: At) -> dict[str, Any]:
@@ -155,6 +261,11 @@ def _ids(model: TextModel, body: TokenizeRequest, at: At) -> list[int]:
         special = body.add_special_tokens is not False
         return encode(model, body.prompt or "", at, add_special=special, param="prompt")
     text = render_chat(
-        model, body.messages, body.chat_template_kwargs, at, add_generation_prompt=body.add_generation_prompt
+        model,
+        body.messages,
+        body.chat_template_kwargs,
+        at,
+        add_generation_prompt=body.add_generation_prompt,
+        tools=checked_tools(body.tools),
     )
     return encode(model, text, at, add_special=bool(body.add_special_tokens), param="messages")

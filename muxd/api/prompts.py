@@ -9,6 +9,7 @@ from muxd.api.decoding import convert
 from muxd.api.schemas import Message, Part
 from muxd.engine.values import first_outside
 from muxd.errors import BadRequest, ContextTooLong
+from muxd.text.dialects import in_words
 from muxd.text.library import TextModel
 from muxd.text.work import Stage
 
@@ -49,14 +50,10 @@ def check_bytes(model: TextModel, texts: Sequence[str], param: str) -> None:
 
 def chat_prompt(
     model: TextModel,
-    messages: list[dict[str, Any]],
-    kwargs: Mapping[str, Any] | None,
+    text: str,
     at: At,
-    *,
-    add_generation_prompt: bool,
 ) -> list[int]:
-    """Ids of the rendered conversation; the template writes its own BOS. Raises as ``render_chat``."""
-    text = render_chat(model, messages, kwargs, at, add_generation_prompt=add_generation_prompt)
+    """Ids of the rendered conversation; the template writes its own BOS."""
     ids = encode(model, text, at, add_special=False, param="messages")
     return check_ids(model, ids, "messages")
 
@@ -68,6 +65,7 @@ def render_chat(
     at: At,
     *,
     add_generation_prompt: bool,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> str:
     """The conversation as text.
 
@@ -93,7 +91,36 @@ def render_chat(
     turns = [_turn(_message(raw, index), index, raw) for index, raw in enumerate(messages)]
     check_bytes(model, [text for turn in turns for text in _texts(turn["content"])], "messages")
     at("template")
-    return model.template.render(turns, add_generation_prompt=add_generation_prompt, **(kwargs or {}))
+    more = {**model.view.template_kwargs, **(kwargs or {})}
+    if model.view.system_prompt and not any(turn["role"] in ("system", "developer") for turn in turns):
+        turns.insert(0, {"role": "system", "content": model.view.system_prompt})
+    if tools and model.template.knows_tools:
+        more["tools"] = tools
+    elif tools:
+        turns = in_words(turns, tools)
+    return model.template.render(turns, add_generation_prompt=add_generation_prompt, **more)
+
+
+def until_last(text: str, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The rendered conversation up to the end of what its last message says, so that the answer goes on with
+    it. Raises BadRequest where that is nothing of the assistant's."""
+    content = messages[-1].get("content")
+    if isinstance(content, list) and content:
+        content = content[-1].get("text")
+    if messages[-1].get("role") != "assistant" or not isinstance(content, str) or not content.strip():
+        raise BadRequest(
+            "continue_final_message needs a last message of the assistant's with some text",
+            param="continue_final_message",
+        )
+    # As transformers has it: templates may take off the white space around a message.
+    at = text.rfind(content.strip())
+    if at < 0:
+        raise BadRequest(
+            "the model's chat template changes the last message, so nothing can go on with it",
+            param="continue_final_message",
+        )
+    whole = content.lstrip()
+    return text[: at + len(whole if text.startswith(whole, at) else content.strip())]
 
 
 def _message(raw: dict[str, Any], index: int) -> Message:

@@ -6,18 +6,20 @@ render.
 """
 
 import contextlib
+import logging
 import re
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 from aiohttp import web
 
 from muxd.api.body import coding, read_body
-from muxd.api.context import context, find_model, tokenizer_of, trace
+from muxd.api.context import context, find_model, names_of, shown_models, tokenizer_of, trace
 from muxd.api.decoding import decode
+from muxd.api.ignored import refuse_ignored
 from muxd.api.prepare import prepare
 from muxd.api.schemas import Asked
-from muxd.api.serving import ServedModel, Serving
+from muxd.api.serving import ServedModel
 from muxd.api.turns import in_turns
 from muxd.errors import BadRequest, ModelNotReady, MuxdError
 from muxd.text.library import Here
@@ -25,8 +27,12 @@ from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, S
 
 T = TypeVar("T")
 
+log = logging.getLogger("muxd.api")
+
 _INLINE = 640  # bytes of a body whose text is tokenised here: at worst 2 ms
 _PEEK = 64 << 10  # bytes of a body that is skimmed here for the model's name: at worst 1 ms
+_PLAIN = ("text", "tokenize", "detokenize", "embed", "rerank", "score")  # no template has a part in them
+_SEEN = 256  # names of fields
 _HINT = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"')
 
 
@@ -50,64 +56,85 @@ async def read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
     """Raises MuxdError for everything the client has to hear about."""
     packing = coding(request)
     data = await read_body(request)
-    serving = context(request).serving
     if packing or len(data) > _PEEK:
         return await _read_long(request, kind, data, packing)
     name = decode(data, _named).model
     if name is None and kind not in ("tokenize", "detokenize"):
         raise BadRequest("model is required", param="model")
-    model = find_model(serving, name or _only(serving))
+    model = find_model(request, name or _only(request))
     trace(request).model = model.name
     tokenizer = tokenizer_of(model)
-    work = Prepare(kind, data, "", context(request).max_body, {model.name: model.view}, model.name)
-    if kind != "chat" and len(data) <= _INLINE and b'"messages"' not in data:
+    work = Prepare(kind, data, "", context(request).max_body, {name or model.name: model.view}, model.name)
+    if kind in _PLAIN and len(data) <= _INLINE and b'"messages"' not in data:
         with contextlib.suppress(_Slow):
             return model, prepare(work, Here(tokenizer), _here)
     return model, await context(request).texts.run(work, model.name, len(data))
 
 
-async def asked(
-    request: web.Request, kind: Literal["chat", "text"]
-) -> tuple[ServedModel, Asked, list[tuple[list[int], str]]]:
+Texts = list[tuple[list[int], str]]  # ids, and the text to echo
+
+
+async def asked(request: web.Request, kind: Kind) -> tuple[ServedModel, Asked, Texts]:
     """As ``texts_of``, of a model that generates."""
-    model, body, prompts = await texts_of(request, kind, Asked)
+    model, result = await read(request, kind)
+    return model, *await unpack_asked(request, model, result)
+
+
+async def unpack_asked(request: web.Request, model: ServedModel, result: Result) -> tuple[Asked, Texts]:
+    body, prompts = await _unpack(result, Asked)
+    trace(request).params = body.params
+    _note_ignored(request, body.ignored)
     if not model.generates:
         raise BadRequest(
             f"The model {model.name!r} only embeds texts: use /v1/embeddings, /v1/rerank or /v1/score",
             param="model",
         )
-    return model, body, prompts
+    return body, prompts
 
 
-async def texts_of(
-    request: web.Request, kind: Kind, body: type[T]
-) -> tuple[ServedModel, T, list[tuple[list[int], str]]]:
+async def texts_of(request: web.Request, kind: Kind, body: type[T]) -> tuple[ServedModel, T, Texts]:
     """The model, what is asked of it, and the ids of each prompt with the text to show for it."""
     model, result = await read(request, kind)
+    return model, *await _unpack(result, body)
+
+
+async def _unpack(result: Result, body: type[T]) -> tuple[T, Texts]:
     assert isinstance(result, Prepared)
     packed = in_turns(zip(result.prompts, result.echoes, strict=True))
     prompts = [(unpacked(ids), echo) async for ids, echo in packed]
-    return model, msgspec.msgpack.decode(result.asked, type=body), prompts
+    return msgspec.msgpack.decode(result.asked, type=body), prompts
 
 
 async def _read_long(
     request: web.Request, kind: Kind, data: bytes, packing: str
 ) -> tuple[ServedModel, Result]:
     """Which model it is for is known afterwards; a guess takes it to the process that knows it."""
-    serving, most = context(request).serving, context(request).max_body
-    served = serving.models()
+    most = context(request).max_body
+    served = names_of(shown_models(request))
     views = {name: model.view for name, model in served.items() if model.tokenizer is not None}
-    only = next(iter(served)) if len(served) == 1 else ""
+    only = next(iter(served)) if len({model.name for model in served.values()}) == 1 else ""
     guess = _guess(data)
     work = Prepare(kind, data, packing, most, views, only)
     result = await context(request).texts.run(work, guess if guess in served else "", len(data))
     if isinstance(result, Elsewhere):
-        tokenizer_of(find_model(serving, result.model or _only(serving)))
+        tokenizer_of(find_model(request, result.model or _only(request)))
         raise ModelNotReady(f"The model {result.model!r} was loaded this moment; try again", param="model")
-    model = find_model(serving, _name(result))
+    model = find_model(request, _name(result))
     trace(request).model = model.name
     tokenizer_of(model)
     return model, result
+
+
+def _note_ignored(request: web.Request, names: list[str]) -> None:
+    """To the client, and once in the log. Raises BadRequest where the operator is strict."""
+    here = context(request)
+    if here.strict:
+        refuse_ignored(names, Asked.__struct_fields__)
+    trace(request).ignored = names
+    new = [name for name in names if name not in here.seen]
+    if new and len(here.seen) < _SEEN:
+        here.seen.update(new)
+        log.info("a client of %s sends what is ignored: %s", request.path, ", ".join(new))
 
 
 def _guess(data: bytes) -> str:
@@ -126,9 +153,9 @@ def _name(result: Result) -> str:
     raise MuxdError("a text process answered another question", code="internal_error")
 
 
-def _only(serving: Serving) -> str:
+def _only(request: web.Request) -> str:
     """The model there is. Raises BadRequest where there are several."""
-    if len(serving.models()) != 1:
-        served = ", ".join(serving.models()) or "none"
-        raise BadRequest(f"model is required: served models are {served}", param="model")
-    return next(iter(serving.models()))
+    names = [model.name for model in shown_models(request)]
+    if len(names) != 1:
+        raise BadRequest(f"model is required: served models are {', '.join(names) or 'none'}", param="model")
+    return names[0]

@@ -1,6 +1,6 @@
 """Fields that would change the answer and that muxd does not serve: refused by name, never ignored.
 
-Each has a test of the values at which it changes nothing (``tools: []``, ``best_of: 1``). The structs of
+Each has a test of the values at which it changes nothing (``functions: []``, ``best_of: 1``). The structs of
 ``muxd.api.schemas`` declare the fields; the generating endpoints call ``refuse_unserved`` after decoding.
 """
 
@@ -16,16 +16,10 @@ def _empty(value: Any) -> bool:
     return not value
 
 
-def _no_choice(value: Any) -> bool:
-    return value in ("none", "auto")
-
-
 HARMLESS: dict[str, Callable[[Any], bool]] = {
     # OpenAI's
-    "tools": _empty,
-    "tool_choice": _no_choice,
     "functions": _empty,
-    "function_call": _no_choice,
+    "function_call": lambda value: value in ("none", "auto"),
     "modalities": lambda value: value == ["text"],
     "audio": _empty,
     "web_search_options": lambda value: False,
@@ -39,18 +33,16 @@ HARMLESS: dict[str, Callable[[Any], bool]] = {
     "skip_special_tokens": lambda value: value is True,
     "documents": _empty,
     "chat_template": lambda value: False,
-    "continue_final_message": _empty,
     "prompt_embeds": lambda value: False,
 }
 _HINTS = {
-    "tools": 'send tool_choice "none" to have the tools left out',
-    "functions": 'send function_call "none" to have the functions left out',
+    "functions": "they have become tools: send tools and tool_choice",
+    "function_call": "it has become tool_choice, beside tools",
     "modalities": 'only ["text"] is served',
     "skip_special_tokens": "special tokens are always left out of the text",
     "chat_template": "the operator sets the template, with chat_template in the model's [[model]] table",
     "best_of": "it must equal n",
 }
-_SWITCHED_OFF_BY = {"tools": "tool_choice", "functions": "function_call"}
 
 
 def refuse_unserved(body: Struct, *, served: Collection[str] = ()) -> None:
@@ -70,5 +62,4 @@ def refuse_unserved(body: Struct, *, served: Collection[str] = ()) -> None:
 def _switched_off(body: Struct, name: str, value: Any) -> bool:
     if name == "best_of":
         return bool(value == (getattr(body, "n", None) or 1))
-    switch = _SWITCHED_OFF_BY.get(name)
-    return switch is not None and getattr(body, switch) == "none"
+    return name == "functions" and getattr(body, "function_call", None) == "none"

@@ -1,9 +1,11 @@
 """From the parameters of a request to what the engine and the stop-string matcher take.
 
-What a request leaves out comes from the model's generation_config.json, then from OpenAI's defaults.
+What a request leaves out comes from the model's ``[model.sampling]``, then from its generation_config.json,
+then from OpenAI's defaults.
 """
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -41,8 +43,8 @@ def sampling_of(body: Asked, model: ServedModel, logprobs: int) -> Sampling:
         top_k=max(0, int(pick("top_k", 0))),
         min_p=float(pick("min_p", 0.0)),
         seed=seed & _SEED_MASK,
-        presence_penalty=float(body.presence_penalty or 0.0),
-        frequency_penalty=float(body.frequency_penalty or 0.0),
+        presence_penalty=float(pick("presence_penalty", 0.0)),
+        frequency_penalty=float(pick("frequency_penalty", 0.0)),
         repetition_penalty=float(pick("repetition_penalty", 1.0)),
         min_tokens=body.min_tokens or 0,
         banned_first=_banned_first(body, model) if body.min_tokens else (),
@@ -137,9 +139,23 @@ def known_ids(model: ServedModel, ids: list[int], param: str) -> None:
 
 def stop_strings(body: Generation) -> list[str]:
     """Raises BadRequest for a stop string that the matcher does not take (an empty one, say)."""
-    stops = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
-    StopStrings(stops)
-    return stops
+    if isinstance(body.stop, str):
+        StopStrings([body.stop])
+        return [body.stop]
+    for index, stop in enumerate(body.stop or ()):
+        try:
+            StopStrings([stop])
+        except BadRequest as error:
+            raise BadRequest(f"stop[{index}]: {error.message}", param=f"stop[{index}]") from None
+    return list(body.stop or ())
+
+
+def chat_budget(model: ServedModel, body: Asked, prompts: Sequence[tuple[list[int], str]]) -> int:
+    """Tokens to generate after the one prompt of a conversation."""
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    if getattr(body, name) == 0:
+        raise BadRequest(f"{name}: an answer has one token at least; -1 is as many as fit", param=name)
+    return token_budget(model, len(prompts[0][0]), getattr(body, name), None, name)
 
 
 def token_budget(model: ServedModel, prompt: int, asked: int | None, default: int | None, param: str) -> int:

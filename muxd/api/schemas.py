@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 from muxd.engine.values import RANGES
 from muxd.messages import Constraint
+from muxd.text.speech import Manner
 
 
 def _within(name: str) -> Meta:
@@ -21,6 +22,7 @@ def _within(name: str) -> Meta:
     return Meta(gt=least, le=most) if above else Meta(ge=least, le=most)
 
 
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Budget = Annotated[int, Meta(ge=-1, le=2**31 - 1)]  # -1, as llama.cpp has it: all that fits
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -58,6 +60,36 @@ class Message(Struct):
 
 # ``Message`` would lose the fields that it does not name, so ``muxd.api.prompts`` checks each against it.
 Messages = Annotated[list[dict[str, Any]], Meta(min_length=1)]
+
+
+class ToolFunction(Struct):
+    """What a tool is called with; more fields go to the template as they are."""
+
+    name: Annotated[str, Meta(pattern=r"^[^\s]{1,256}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Struct):
+    """One of ``tools``: functions only."""
+
+    type: str
+    function: ToolFunction
+
+
+class ToolName(Struct):
+    name: str
+
+
+class NamedTool(Struct):
+    """``tool_choice`` that names the one to call."""
+
+    type: str
+    function: ToolName | None = None
+
+
+# Each is checked against ``Tool`` in ``muxd.api.tools`` and goes to the template whole.
+Tools = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
 
 
 class Unserved(Struct, kw_only=True):
@@ -120,9 +152,12 @@ class ChatRequest(Held, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
+    tools: Tools | None = None
+    tool_choice: str | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None  # told to the template
+    continue_final_message: bool | None = None
     # refused
-    tools: Any = None
-    tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
@@ -130,7 +165,6 @@ class ChatRequest(Held, kw_only=True):
     web_search_options: Any = None
     documents: Any = None
     chat_template: Any = None
-    continue_final_message: Any = None
 
 
 class Asked(Generation, kw_only=True):
@@ -140,6 +174,10 @@ class Asked(Generation, kw_only=True):
     constraint: Constraint | None = None
     banned: list[tuple[int, ...]] = []  # ``bad_words`` in tokens
     scores: int = -1  # as ``Sampling.logprobs``: -1 for none
+    manner: Manner = Manner()
+    told: dict[str, Any] = {}  # what the answer has to say again
+    ignored: list[str] = []  # fields that nobody reads
+    params: dict[str, str] = {}  # fields by what the client calls them
     prompt_scores: int = -1  # as ``Sampling.prompt_logprobs``
     echo_scores: bool = False  # they stand before the answer's
 
@@ -165,6 +203,7 @@ class TokenizeRequest(Struct, kw_only=True):
     return_token_strs: bool = False
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Tools | None = None
 
 
 class DetokenizeRequest(Struct, kw_only=True):

@@ -3,7 +3,7 @@
 Read by every file of this room; implemented by the engine's unit and, in tests, by a scripted double.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from muxd.engine.request import Request
@@ -12,7 +12,9 @@ from muxd.messages import Pooling
 from muxd.text.tokenizer import Tokenizer
 from muxd.text.work import Result, View, Work
 
-State = Literal["loading", "ready", "restarting", "failed", "draining", "unloading", "unloaded"]
+State = Literal[
+    "loading", "ready", "restarting", "failed", "draining", "unloading", "unloaded", "asleep", "waking"
+]
 
 
 class ServedModel(Protocol):
@@ -41,8 +43,33 @@ class ServedModel(Protocol):
         """What a text process needs; of use once there is a tokenizer."""
 
     @property
+    def aliases(self) -> Sequence[str]:
+        """Further names that it answers to."""
+
+    @property
+    def max_queue(self) -> int:
+        """The most sequences that may wait; no request may have more."""
+
+    @property
+    def chat(self) -> bool:
+        """It has a chat template."""
+
+    @property
+    def family(self) -> str:
+        """Its architecture's name; "" while it is not known."""
+
+    @property
+    def parameters(self) -> int: ...
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
     def default_sampling(self) -> Mapping[str, Any]:
-        """``generation_config.json``: temperature, top_p, top_k, min_p, repetition_penalty; may be empty."""
+        """For requests that do not say: temperature, top_p, top_k, min_p and the penalties; may be empty."""
 
     @property
     def eos(self) -> frozenset[int]: ...
@@ -82,6 +109,12 @@ class Serving(Protocol):
 
         Raises QueueFull, ModelNotReady, ModelUnloaded, ShuttingDown or ContextTooLong.
         """
+
+    def ahead(self, request: Request) -> int | None:
+        """How many requests for its model go first, 0 also while its prompt is computed; None after that."""
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more; returns when it is gone. Raises MuxdError where it cannot be."""
 
 
 class Texts(Protocol):

@@ -1,15 +1,26 @@
-"""What is the same in every answer to one request, and the two whole (not streamed) answers."""
+"""What is the same in every answer of OpenAI's two older endpoints, and the answers that are not streamed."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
 
-from muxd.api.choice import PromptScored, Scored
-from muxd.api.logprobs import chat_logprobs, echoed_logprobs, joined, prompt_logprobs, text_logprobs
+from muxd.api.face import Called, Tally, Whole, called, joined
+from muxd.api.logprobs import both, chat_logprobs, echoed_logprobs, prompt_logprobs, text_logprobs
+from muxd.text.sayings import Content, Thought
 from muxd.text.tokenizer import Tokenizer
 
 Kind = Literal["chat", "text"]
-Usage = dict[str, int | dict[str, int]]
+
+
+class Shown(NamedTuple):
+    """What of a prompt's log-probabilities: before the answer's, and so many of each token (-1: none)."""
+
+    echo: bool
+    prompt: int
+
+
+UNSCORED = Shown(False, -1)
 
 
 class Answer(Struct, frozen=True):
@@ -21,87 +32,85 @@ class Answer(Struct, frozen=True):
     model: str
 
 
-class Whole(Struct):
-    """One finished choice."""
-
-    index: int
-    text: str
-    scored: list[Scored]
-    finish: str
-    echoed: int  # characters of ``text`` that are the prompt
-    token_ids: list[int] | None  # of the answer, where asked for
-    prompt: list[PromptScored] | None = None  # where any of it is shown
-
-
-class Shown(NamedTuple):
-    """What of a prompt's log-probabilities: before the answer's, and so many of each token (-1: none)."""
-
-    echo: bool
-    prompt: int
-
-
 def whole_answer(
-    answer: Answer, choices: list[Whole], usage: Usage, tokenizer: Tokenizer, shown: Shown
+    answer: Answer,
+    choices: Sequence[Whole],
+    tally: Tally,
+    tokenizer: Tokenizer,
+    echoes: Sequence[str],
+    shown: Shown,
+    *,
+    token_ids: bool,
 ) -> dict[str, Any]:
-    """``chat.completion`` or ``text_completion``, every required key present."""
-    chat = answer.kind == "chat"
-    made = [
-        _chat_choice(choice, tokenizer) if chat else _text_choice(choice, tokenizer, shown)
-        for choice in choices
-    ]
-    more = _prompt(choices[0], tokenizer, shown) if chat else {}
+    """``chat.completion`` or ``text_completion``, every required key present. ``echoes``: the text to put
+    before each choice's."""
+    made = []
+    for choice, echo in zip(choices, echoes or [""] * len(choices), strict=True):
+        ids = {"token_ids": choice.token_ids} if token_ids else {}
+        if answer.kind == "chat":
+            made.append(ids | _chat_choice(choice, tokenizer))
+        else:
+            made.append(ids | _text_choice(choice, tokenizer, echo, shown))
+    more = _prompt(choices[0], tokenizer, shown) if answer.kind == "chat" else {}
     return more | {
         "id": answer.id,
-        "object": "chat.completion" if chat else "text_completion",
+        "object": "chat.completion" if answer.kind == "chat" else "text_completion",
         "created": answer.created,
         "model": answer.model,
         "choices": made,
-        "usage": usage,
+        "usage": usage_object(tally),
     }
 
 
-def usage_object(prompt: int, cached: int, completion: int) -> Usage:
-    """Tokens: every prompt once, ``cached`` of them found computed, all choices together."""
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
+def usage_object(tally: Tally) -> dict[str, Any]:
+    usage: dict[str, Any] = {
+        "prompt_tokens": tally.prompt,
+        "completion_tokens": tally.completion,
+        "total_tokens": tally.prompt + tally.completion,
+        "prompt_tokens_details": {"cached_tokens": tally.cached},
     }
+    if tally.thinking:
+        usage["completion_tokens_details"] = {"reasoning_tokens": tally.thinking}
+    return usage
+
+
+def call_object(call: Called) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _chat_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
-    return _token_ids(choice) | {
+    text, thought = joined(choice.sayings, Content), joined(choice.sayings, Thought)
+    calls = called(choice.sayings)
+    silent = not text and bool(calls)
+    message: dict[str, Any] = {"role": "assistant", "content": None if silent else text, "refusal": None}
+    if thought:  # DeepSeek's name and OpenRouter's: clients look for either
+        message |= {"reasoning_content": thought, "reasoning": thought}
+    if calls:
+        message["tool_calls"] = [call_object(call) for call in calls]
+    return {
         "index": choice.index,
-        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "message": message,
         "logprobs": chat_logprobs(choice.scored, tokenizer) if choice.scored else None,
         "finish_reason": choice.finish,
     }
 
 
-def _text_choice(choice: Whole, tokenizer: Tokenizer, shown: Shown) -> dict[str, Any]:
-    logprobs = text_logprobs(choice.scored, tokenizer, choice.echoed) if choice.scored else None
+def _text_choice(choice: Whole, tokenizer: Tokenizer, echo: str, shown: Shown) -> dict[str, Any]:
+    logprobs = text_logprobs(choice.scored, tokenizer, len(echo)) if choice.scored else None
     if shown.echo:
-        before = echoed_logprobs(choice.prompt or [], tokenizer)
-        logprobs = before if logprobs is None else joined(before, logprobs)
-    return (
-        _token_ids(choice)
-        | _prompt(choice, tokenizer, shown)
-        | {
-            "index": choice.index,
-            "text": choice.text,
-            "logprobs": logprobs,
-            "finish_reason": choice.finish,
-        }
-    )
+        before = echoed_logprobs(choice.prompt, tokenizer)
+        logprobs = before if logprobs is None else both(before, logprobs)
+    return _prompt(choice, tokenizer, shown) | {
+        "index": choice.index,
+        "text": echo + joined(choice.sayings, Content),
+        "logprobs": logprobs,
+        "finish_reason": choice.finish,
+    }
 
 
 def _prompt(choice: Whole, tokenizer: Tokenizer, shown: Shown) -> dict[str, Any]:
     """Beside the choice of a completion, and beside a chat's choices, which have one prompt."""
     if shown.prompt < 0:
         return {}
-    return {"prompt_logprobs": prompt_logprobs(choice.prompt or [], tokenizer, shown.prompt)}
-
-
-def _token_ids(choice: Whole) -> dict[str, Any]:
-    return {} if choice.token_ids is None else {"token_ids": choice.token_ids}
+    return {"prompt_logprobs": prompt_logprobs(choice.prompt, tokenizer, shown.prompt)}

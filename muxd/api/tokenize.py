@@ -8,14 +8,15 @@ from muxd.text.work import Answer, Kind
 
 
 async def tokenize(request: web.Request) -> web.Response:
-    return await _answer(request, "tokenize")
+    return await answer_of(request, "tokenize")
 
 
 async def detokenize(request: web.Request) -> web.Response:
-    return await _answer(request, "detokenize")
+    return await answer_of(request, "detokenize")
 
 
-async def _answer(request: web.Request, kind: Kind) -> web.Response:
+async def answer_of(request: web.Request, kind: Kind) -> web.Response:
+    """What the text process has written."""
     _, result = await read(request, kind)
     assert isinstance(result, Answer)
     return web.Response(body=result.body, content_type="application/json")

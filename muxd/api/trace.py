@@ -4,8 +4,11 @@ import json
 import logging
 import re
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
+
+from muxd.api.keys import Key
 
 access = logging.getLogger("muxd.access")
 
@@ -20,11 +23,16 @@ class Trace:
 
     id: str
     started: float
+    key: Key | None = None  # with which the client came
+    ignored: Sequence[str] = ()  # fields that nobody reads
+    revoked: bool = False  # ended by its id
     model: str = ""  # served names only: what a client made up stays out
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    thinking_tokens: int = 0  # of these
     first_token: float | None = None
     finish: str = ""
+    params: Mapping[str, str] = field(default_factory=dict)  # the core's fields by what the client calls them
     outcome: Outcome | None = None  # set by a handler that knows better than the status
 
     def tokens(self, count: int, now: float) -> None:
@@ -60,6 +68,8 @@ def log_access(trace: Trace, *, method: str, path: str, status: int, now: float,
         "outcome": trace.outcome or outcome_of(status),
         "ms": f"{(now - trace.started) * 1000:.1f}",
     }
+    if trace.key is not None:
+        fields["key"] = trace.key.name
     if trace.model:
         fields |= {
             "model": trace.model,

@@ -65,6 +65,20 @@ def fetch_demo() -> None:
         typer.echo(f"muxd serve --config {_demo_file()}")
 
 
+@app.command(name="new-key")
+def new_key(
+    name: Annotated[str, typer.Argument(help="What logs and metrics call it.", metavar="NAME")],
+) -> None:
+    """Make an API key. Its table for the file of server.keys goes to standard output, the key itself, which
+    nobody can find out later, to standard error."""
+    from muxd.api.keys import new_key, table
+
+    with sentences(_PROGRAM, config_code=EX_CONFIG):
+        key = new_key()
+        typer.echo(table(name, key), nl=False)
+    typer.echo(f"the key, shown this once: {key}", err=True)
+
+
 @app.command(name="check-config")
 def check_config(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
     """Check a configuration and the model folders it names; exit 78 if something is wrong."""

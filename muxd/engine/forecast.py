@@ -159,6 +159,7 @@ class Forecast:
         return CannotMeetSlo(
             f"{model} could send the first token in about {ttft:.1f} s, later than its ttft_slo of "
             f"{target:g} s; try again in {seconds:.0f} s",
+            position=len(lane.waiting) + 1,
             retry_after=seconds,
         )
 

@@ -233,7 +233,10 @@ class Scheduler:
             )
         if len(lane.waiting) >= lane.spec.config.max_queue:
             waiting = len(lane.waiting)
-            return QueueFull(f"{lane.spec.model} already has {waiting} requests waiting; try again later")
+            return QueueFull(
+                f"{lane.spec.model} already has {waiting} requests waiting; try again later",
+                position=waiting + 1,
+            )
         return None
 
     def _why_waiting(self, lane: Lane) -> str:

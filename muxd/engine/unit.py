@@ -114,6 +114,12 @@ class Unit:
             self.wanted()
         return stream
 
+    def ahead(self, request: Request) -> int | None:
+        """How many requests for its model go first, 0 also while its prompt is computed; None after that."""
+        lane = self.lanes.get(request.model)
+        waiting = lane.waiting if lane is not None else ()
+        return next((place for place, one in enumerate(waiting) if one.request.id == request.id), None)
+
     def _refusal(self, request: Request) -> MuxdError | None:
         if self._draining:
             return ShuttingDown("muxd is shutting down and takes no new requests")

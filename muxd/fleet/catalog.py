@@ -6,8 +6,9 @@ explains and the other models serve on.
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,10 +173,40 @@ class Entry:
         return self.opened.step if self.opened else ""
 
     @property
+    def aliases(self) -> Sequence[str]:
+        return self.config.aliases
+
+    @property
+    def max_queue(self) -> int:
+        return self.config.max_queue
+
+    @property
+    def family(self) -> str:
+        return self.opened.spec.architecture if self.opened else ""
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(tensor.shape) for tensor in self.opened.plan.tensors) if self.opened else 0
+
+    @property
+    def dtype(self) -> str:
+        return self.opened.plan.dtype if self.opened else self.config.dtype
+
+    @property
     def view(self) -> View:
         if self.opened is None:
             return View(Source(self.name, ""), self.max_context, 0)
-        return View(self.opened.source, self.max_context, self.vocab_size, self.opened.longest)
+        config = self.config
+        return View(
+            self.opened.source,
+            self.max_context,
+            self.vocab_size,
+            self.opened.longest,
+            config.tool_parser,
+            config.reasoning,
+            config.system_prompt,
+            config.chat_template_kwargs,
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -200,7 +231,11 @@ class Entry:
 
     @property
     def default_sampling(self) -> Mapping[str, Any]:
-        return self.opened.default_sampling if self.opened else {}
+        """By the folder, and before that by ``[model.sampling]``."""
+        given = {
+            key: value for key, value in structs.asdict(self.config.sampling).items() if value is not None
+        }
+        return {**(self.opened.default_sampling if self.opened else {}), **given}
 
     @property
     def own_context(self) -> int:

@@ -27,6 +27,12 @@ _ROADS: dict[str, What] = {
     "resident": "note",
     "ttft_slo": "note",
     "tpot_slo": "note",
+    "aliases": "note",
+    "sampling": "note",
+    "system_prompt": "note",
+    "chat_template_kwargs": "note",
+    "tool_parser": "note",
+    "reasoning": "note",
 }
 
 

@@ -131,6 +131,11 @@ class Roster:
             raise ModelNotReady(f"{entry.name} is not loaded yet: {entry.detail or entry.state}")
         return self.site(entry).unit.submit(request)
 
+    def ahead(self, request: Request) -> int | None:
+        """As ``Unit.ahead``, wherever it waits."""
+        places = (site.unit.ahead(request) for site in self.sites.values())
+        return next((place for place in places if place is not None), None)
+
     def site(self, entry: Entry) -> Site:
         """Where the model is, or was last."""
         return self.sites[entry.device]

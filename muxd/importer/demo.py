@@ -127,11 +127,15 @@ def fetch_demo(
     return models
 
 
+# Models as small as these talk nonsense where chance has its way.
+_SAMPLING = "sampling = { temperature = 0.2, top_p = 0.9, repetition_penalty = 1.1 }\n"
+
+
 def demo_config(home: Path) -> str:
     """The text of a muxd.toml that serves the demo models from ``home``."""
     head = "# Made by muxd for its demo models; muxd.example.toml lists every setting.\n"
     tables = [
-        f'\n[[model]]\nname = "{source.name}"\npath = {_toml(home / "models" / source.name)}\n'
+        f'\n[[model]]\nname = "{source.name}"\npath = {_toml(home / "models" / source.name)}\n{_SAMPLING}'
         for source in DEMO_MODELS
     ]
     return head + "".join(tables)

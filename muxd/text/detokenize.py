@@ -6,7 +6,7 @@ them.
 """
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from muxd.text.pieces import Kind, Pieces
@@ -22,14 +22,15 @@ class _Joiner(Protocol):
 
 
 class Detokenizer:
-    """Incremental decoding of one stream; special tokens are left out.
+    """Incremental decoding of one stream; special tokens are left out but for those to be ``shown``.
 
     ``start``: no text comes before these tokens. Decoders that put a space before every word take it off the
     first word of a text, and the answer to a prompt is not the first.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, start: bool = False):
+    def __init__(self, tokenizer: Tokenizer, *, start: bool = False, shown: Collection[str] = ()):
         pieces = tokenizer.pieces
+        self._shown = pieces.specials(shown)
         self._joiner: _Joiner
         if pieces.kind is Kind.BYTES:
             self._joiner = _Bytes(pieces)
@@ -40,7 +41,14 @@ class Detokenizer:
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that becomes final with these tokens, possibly empty."""
-        return self._joiner.push(ids)
+        if not self._shown:
+            return self._joiner.push(ids)
+        return "".join(
+            self._joiner.finish() + self._shown[token]
+            if token in self._shown
+            else self._joiner.push((token,))
+            for token in ids
+        )
 
     def finish(self) -> str:
         """What was held back; after this, push must not be called."""

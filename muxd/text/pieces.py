@@ -50,6 +50,11 @@ class Pieces:
         except KeyError:
             return self._known.setdefault(token, self._resolve(token, skip_special=True))
 
+    def specials(self, texts: Iterable[str]) -> dict[int, str]:
+        """Those of the ``texts`` that are special tokens, by id."""
+        found = {self._tokenizer.token_to_id(text): text for text in texts if text in self.special}
+        return {token: text for token, text in found.items() if token is not None}
+
     def start_after(self, ids: Iterable[int]) -> bool:
         """Whether a text that goes on from ``ids`` is still at its start: they add nothing to it."""
         return all(not self[token] for token in ids)

@@ -24,11 +24,11 @@ class StopStrings:
         self._failures = [_failure(stop) for stop in stops]
         self._matched = [0] * len(stops)  # how much of each stop string the text so far ends with
         self._held = ""
-        self._hit = False
+        self.found: str | None = None  # the stop string that was reached
 
     def push(self, text: str) -> tuple[str, bool]:
         """Text that can be shown now, and whether a stop string was reached. After a hit, nothing more."""
-        if self._hit:
+        if self.found is not None:
             return "", True
         if not self._held and self._firsts.isdisjoint(text):  # the usual case, at the speed of C
             return text, False
@@ -36,7 +36,7 @@ class StopStrings:
         for position, character in enumerate(text, len(self._held) + 1):
             done = self._step(character)
             if done:
-                self._hit, self._held = True, ""
+                self.found, self._held = buffer[position - done : position], ""
                 return buffer[: position - done], True
         keep = len(buffer) - max(self._matched, default=0)
         self._held = buffer[keep:]

@@ -16,7 +16,9 @@ from muxd.errors import BadRequest, ConfigError, ModelFolderError
 from muxd.models.files import optional_json, read_bytes
 from muxd.text.budget import MAX_CHARS, start_budget
 from muxd.text.conversation import turn_of
+from muxd.text.dialects import dialect_of
 from muxd.text.sandbox import TemplateEnvironment, TemplateRefusal
+from muxd.text.thinking import thinking_of
 from muxd.text.traits import Traits, traits_of
 
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -27,7 +29,8 @@ _ENVIRONMENT = TemplateEnvironment()
 class ChatTemplate:
     """One compiled template with the special tokens it may name. Shared by all requests of a model.
 
-    Where the folder has another for conversations with tools, these are rendered by it.
+    Where the folder has another for conversations with tools, these are rendered by it. ``dialect`` and
+    ``thinking`` are names of what its model was taught (``muxd.text.dialects``, ``muxd.text.thinking``).
     """
 
     def __init__(self, source: str, specials: Mapping[str, str], origin: str, *, tool_use: str | None = None):
@@ -35,6 +38,10 @@ class ChatTemplate:
         self._specials = dict(specials)
         self._template = _compile(source, origin)
         self._tool_use = self._template if tool_use is None else _compile(tool_use, origin)
+        whole = source if tool_use is None else source + tool_use
+        self.knows_tools = tool_use is not None or self._template.traits.tools
+        self.dialect = dialect_of(whole) if self.knows_tools else "json"
+        self.thinking = thinking_of(whole)
 
     @classmethod
     def load(
@@ -66,16 +73,20 @@ class ChatTemplate:
         return cls(source, specials, origin, tool_use=tool_use[0] if tool_use else None)
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **extra: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Any] | None = None,
+        **extra: Any,
     ) -> str:
         """The prompt text of ``messages`` as ``muxd.text.conversation`` takes them. ``extra`` are further
-        template variables (tools, documents, a client's own).
+        template variables (documents, a client's own).
 
         Raises BadRequest with the template's own sentence if it refuses the messages, or with the reason if
         it cannot render them.
         """
         context = {
-            "tools": None,
             "documents": None,
             **self._specials,
             **extra,
@@ -83,8 +94,8 @@ class ChatTemplate:
         }
         start_budget()
         try:
-            template = self._template if extra.get("tools") is None else self._tool_use
-            return _render(template, messages, context)
+            template = self._template if tools is None else self._tool_use
+            return _render(template, messages, context | {"tools": tools})
         except TemplateRefusal as error:
             raise BadRequest(str(error), param="messages") from None
         except Exception as error:  # a template can fail in any way Python can

@@ -13,13 +13,14 @@ from jinja2 import nodes
 class Traits:
     """``parts``: it walks over lists of parts. ``texts``: it takes a content that is text. ``null``: it asks
     whether content is none, and takes no parts: some of those write calls only where it is. ``developer``: it
-    knows that role.
+    knows that role. ``tools``: it tells the model what tools there are.
     """
 
     parts: bool = False
     texts: bool = True
     null: bool = False
     developer: bool = False
+    tools: bool = False
 
 
 def traits_of(template: nodes.Template) -> Traits:
@@ -33,6 +34,7 @@ def traits_of(template: nodes.Template) -> Traits:
         texts=not parts or any(test.name == "string" for test in tests),
         null=not parts and any(test.name == "none" and id(test) not in negated for test in tests),
         developer=any(constant.value == "developer" for constant in template.find_all(nodes.Const)),
+        tools=any(name.name == "tools" for name in template.find_all(nodes.Name)),
     )
 
 

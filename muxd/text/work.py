@@ -7,14 +7,27 @@ no number. Token ids travel as little-endian int32 bytes.
 import struct
 from array import array
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Raw, Struct
 
 LENGTH = struct.Struct("<I")
 READY = b"r"  # a process's first byte
-Kind = Literal["chat", "text", "tokenize", "detokenize", "embed", "rerank", "score"]
+Kind = Literal[
+    "chat",
+    "text",
+    "tokenize",
+    "detokenize",
+    "responses",
+    "messages",
+    "count",
+    "ollama_chat",
+    "ollama_generate",
+    "embed",
+    "rerank",
+    "score",
+]
 # The body, the chat template, the tokenizer, the form that an answer is held to.
 Stage = Literal["read", "template", "tokens", "constraint"]
 
@@ -35,6 +48,10 @@ class View(Struct, frozen=True):
     max_context: int
     vocab_size: int
     longest: int = 0  # bytes of the longest token; 0: not known
+    tool_parser: str = "auto"  # as configured
+    reasoning: str = "auto"
+    system_prompt: str = ""
+    template_kwargs: dict[str, Any] = {}
 
     @property
     def most_bytes(self) -> int:

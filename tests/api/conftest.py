@@ -103,7 +103,7 @@ def post_raw(connect: Connect) -> PostRaw:
 
     async def post(body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         data = json.dumps(body).encode()
-        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         return await connect(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
 
     return post

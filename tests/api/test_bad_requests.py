@@ -11,6 +11,8 @@ from support.http_door import Door, Scripted
 pytestmark = pytest.mark.anyio
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "f"}}
+LIMITS = {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
 
 
@@ -54,7 +56,8 @@ def error_of(answer: Any) -> dict[str, Any]:
         ({"stop": ["a"] * 65}, "stop"),
         ({"stop": [1]}, "stop[0]"),
         ({"stop": ""}, "stop"),
-        ({"stop": ["x" * 5000]}, "stop"),
+        ({"stop": ["x" * 5000]}, "stop[0]"),
+        ({"stop": ["a", ""]}, "stop[1]"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"presence_penalty": 3}, "presence_penalty"),
@@ -67,8 +70,21 @@ def error_of(answer: Any) -> dict[str, Any]:
         ({"stop_token_ids": [2, 100_000]}, "stop_token_ids[1]"),
         ({"min_tokens": 1, "stop_token_ids": [2**31 - 1]}, "stop_token_ids[0]"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": "x"}, "tools"),
+        ({"tools": [TOOL, {"type": "function"}]}, "tools[1].function"),
+        ({"tools": [TOOL, TOOL]}, "tools[1].function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "custom", "function": {"name": "f"}}]}, "tools[0].type"),
         ({"tool_choice": "required"}, "tool_choice"),
+        (
+            {"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}},
+            "tool_choice",
+        ),
+        ({"tools": [LIMITS], "tool_choice": "required"}, "tools"),
+        ({"tools": [TOOL], "tool_choice": "f"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": "json"}, "response_format"),
@@ -215,10 +231,13 @@ async def chunks(chunk: bytes, times: int) -> AsyncIterator[bytes]:
 
 
 async def test_routes_and_methods(door: Door) -> None:
-    for method, path in (("GET", "/v1/nothing"), ("POST", "/"), ("GET", "/v1/models/")):
+    for method, path in (("GET", "/v1/nothing"), ("POST", "/"), ("POST", "/v1/moderations")):
         async with door.http.request(method, path) as answer:
             assert answer.status == (405 if path == "/" else 404)
-            error_of(await answer.json())
+            message = error_of(await answer.json())["message"]
+            assert ("use GET" if path == "/" else CHAT) in message
+    async with door.http.get(f"/v1/{'x' * 1000}") as answer:
+        assert len(await answer.read()) < 1000
     for method, path, allow in (
         ("GET", CHAT, "POST"),
         ("DELETE", "/v1/models", "GET,HEAD"),

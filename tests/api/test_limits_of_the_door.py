@@ -22,7 +22,8 @@ from muxd.text.work import Result, Work
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
 HEAD = (
-    "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+    "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    "Content-Length: {}\r\n\r\n"
 )
 
 
@@ -49,7 +50,7 @@ async def closed(reader: asyncio.StreamReader) -> None:
 
 
 @pytest.mark.parametrize(
-    "sent", [b"POST / HTTP/1.1\r\nHost: x", b"G", b"POST / HTTP/1.1\r\nHost: x\r\nA: b\r\n"]
+    "sent", [b"POST / HTTP/1.1\r\nHost: x", b"G", b"POST / HTTP/1.1\r\nHost: localhost\r\nA: b\r\n"]
 )
 async def test_headers_that_never_end(connect: Connect, sent: bytes) -> None:
     reader, _ = await connect(sent)

@@ -60,18 +60,35 @@ def processes(daemon: LiveDaemon) -> set[tuple[str, int]]:
     return {(row.role, row.pid) for row in daemon.admin.ps()}
 
 
-def fault(status: int, kind: str, raw: bytes) -> str:
+def fault(path: str, status: int, kind: str, raw: bytes) -> str:
     """What is wrong with an answer, empty if nothing is."""
     if status not in ALLOWED:
         return f"status {status}"
     if kind.startswith("text/event-stream"):
-        frames = [frame.removeprefix(b"data: ") for frame in raw.split(b"\n\n") if frame]
-        ended = frames[-1] == b"[DONE]" and all("choices" in json.loads(frame) for frame in frames[:-1])
-        return "" if ended else "a stream without its end"
+        return (
+            ""
+            if ended(path, [frame for frame in raw.split(b"\n\n") if frame])
+            else "a stream without its end"
+        )
+    if kind.startswith("application/x-ndjson"):
+        return "" if json.loads(raw.splitlines()[-1]).get("done") else "lines without their end"
     content = json.loads(raw)
+    error = content.get("error")
     if status == 200:
-        return "an error with status 200" if "error" in content else ""
-    return "" if set(content["error"]) == {"message", "type", "param", "code"} else "another error object"
+        return "an error with status 200" if error else ""
+    if path.startswith("/api/"):
+        return "" if isinstance(error, str) else "another error than Ollama's"
+    more = set() if path.startswith("/v1/messages") else {"param", "code"}
+    return "" if set(error) == {"message", "type", *more} else "another error object"
+
+
+def ended(path: str, frames: list[bytes]) -> bool:
+    if path in ("/v1/responses", "/v1/messages"):
+        return frames[-1].split(b"\n")[0].removeprefix(b"event: ") in (
+            *(b"message_stop", b"response.completed", b"response.incomplete"),
+        )
+    frames = [frame.removeprefix(b"data: ") for frame in frames]
+    return frames[-1] == b"[DONE]" and all("choices" in json.loads(frame) for frame in frames[:-1])
 
 
 async def throw(url: str) -> tuple[Counter[int], list[str]]:
@@ -85,7 +102,7 @@ async def throw(url: str) -> tuple[Counter[int], list[str]]:
         async with http.post(body.path, data=body.data, headers=headers) as answer:
             raw = await answer.read()
         statuses[answer.status] += 1
-        if what := fault(answer.status, answer.content_type, raw):
+        if what := fault(body.path, answer.status, answer.content_type, raw):
             wrong.append(f"MUXD_FUZZ_SEED={seed} MUXD_FUZZ=1, {what}: {raw[-300:]!r} to {body}")
 
     async def client(http: aiohttp.ClientSession) -> None:

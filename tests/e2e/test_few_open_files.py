@@ -12,7 +12,8 @@ from support.tiny import tiny_served
 
 LIMIT = 256
 UNFINISHED = (
-    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 9\r\n\r\n"
 )
 FEW = ("sh", "-c", f'ulimit -n {LIMIT}; exec "$@"', "sh")
 

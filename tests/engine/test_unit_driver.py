@@ -78,6 +78,23 @@ async def test_a_reader_gets_every_token_once_and_the_finish_last() -> None:
 
 
 @in_loop
+async def test_how_many_go_first() -> None:
+    bench = Bench().ready()
+    requests = [
+        Request(f"r{i}", "m", [1] * 4, 3, Sampling(temperature=0.0), frozenset([9])) for i in range(12)
+    ]
+    streams = [bench.unit.submit(one) for one in requests]
+    assert [bench.unit.ahead(one) for one in requests] == list(range(12))
+    streams[-2].close()
+    assert bench.unit.ahead(requests[-1]) == 10
+    bench.step()
+    assert bench.unit.ahead(requests[0]) is None
+    assert bench.unit.ahead(Request("r", "unknown", [1], 1, Sampling(), frozenset())) is None
+    for stream in streams:
+        stream.close()
+
+
+@in_loop
 async def test_a_slow_reader_gets_what_has_gathered_in_one_piece() -> None:
     bench = Bench().ready()
     stream = bench.submit()

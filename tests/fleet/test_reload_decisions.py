@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import fields, replace
 
-from muxd.config import Config, DeviceConfig, ModelConfig, QuotaConfig
+from muxd.config import Config, DeviceConfig, ModelConfig, QuotaConfig, SamplingConfig
 from muxd.errors import ConfigError
 from muxd.fleet.reload import LIVE, Edit, edits, outcome, settings
 
@@ -28,12 +28,19 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "prefix_cache": (True, False),
     "pooling": ("auto", "last"),
     "chat_template": ("", "/t"),
+    "aliases": ([], ["b"]),
+    "sampling": (SamplingConfig(), SamplingConfig(temperature=0.2)),
+    "system_prompt": ("", "Be brief."),
+    "chat_template_kwargs": ({}, {"enable_thinking": False}),
+    "tool_parser": ("auto", "json"),
+    "reasoning": ("auto", "none"),
     "device": ("", "cpu:0"),
     "rate": (0.0, 2.0),
     "resident": ("demand", "always"),
 }
 IN_PLACE = {"quota": "quota", "share": "share", "device": "move", "rate": "note", "resident": "note",
-            "ttft_slo": "note", "tpot_slo": "note"}  # fmt: skip
+            "ttft_slo": "note", "tpot_slo": "note", "tool_parser": "note", "reasoning": "note",
+            "aliases": "note", "sampling": "note", "system_prompt": "note", "chat_template_kwargs": "note"}  # fmt: skip
 OTHER_WORDS = {"scheduler.policy": "fcfs", "server.log_level": "error"}
 
 

@@ -5,12 +5,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.tiny import tiny_served
 
-from muxd.config import ModelConfig
+from muxd.config import ModelConfig, SamplingConfig
 from muxd.engine.values import RANGES, first_outside, problem
 from muxd.errors import ModelFolderError
 from muxd.fleet.catalog import Entry
@@ -54,6 +55,32 @@ def test_a_default_that_no_request_may_have_is_ignored_and_told(
     assert key not in entry.default_sampling
     assert f"generation_config.json: {key} " in caplog.text
     assert entry.default_sampling.get("top_k", 5) == 5
+
+
+def test_what_the_operator_says_goes_before_the_folder(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"top_p": 0.9, "temperature": 0.6}')
+    entry = Entry(
+        ModelConfig("m", str(folder), sampling=SamplingConfig(temperature=0.0, presence_penalty=1.0))
+    )
+    assert entry.default_sampling == {"temperature": 0.0, "presence_penalty": 1.0}
+    entry.open()
+    assert entry.default_sampling == {"temperature": 0.0, "presence_penalty": 1.0, "top_p": 0.9}
+
+
+@given(
+    name=st.sampled_from(sorted(RANGES)),
+    value=st.floats(-3, 200, allow_nan=False)
+    | st.integers(-3, 2**31)
+    | st.sampled_from([0, 1, 2, 0.01, 100]),
+)
+def test_settings_have_the_ranges_of_requests(name: str, value: float) -> None:
+    value = int(value) if RANGES[name].whole else value
+    try:
+        msgspec.convert({name: value}, SamplingConfig)
+    except msgspec.ValidationError:
+        assert problem(name, value)
+    else:
+        assert not problem(name, value)
 
 
 def test_defaults_in_range_are_taken(folder: Path) -> None:

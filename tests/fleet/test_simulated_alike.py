@@ -132,18 +132,9 @@ OTHER: dict[str, Any] = {  # what the simulator would have read, of each setting
 }  # fmt: skip
 # Where a model is and what it reads there, or for plans and doors alone.
 AS_IT_STANDS = {"max_queue", "ttft_slo", "tpot_slo", "prefix_cache"}
-NO_MATTER = {
-    "name",
-    "path",
-    "dtype",
-    "weights",
-    "cpu_step",
-    "pooling",
-    "chat_template",
-    "device",
-    "rate",
-    "resident",
-}
+TEXT = {"chat_template", "tool_parser", "reasoning", "aliases", "sampling", "system_prompt"}  # the door's
+TEXT |= {"chat_template_kwargs"}
+NO_MATTER = {"name", "path", "dtype", "device", "rate", "pooling", "weights", "cpu_step", "resident", *TEXT}
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,15 @@ ORDINARY = frozenset(
     re.findall(
         r"\w+",
         """
-        admin allocation announce answer arrive attend average became bench budget busy cancelled chat
-        client clock cluster config cpu cuda curve daemon day defect demo desc detokenize dev device died
-        discreet divide driver folder fork gauge gguf gpu graph grid grow health host kernel kill kv link
-        logits logprob measure metrics monotonic mps norm nvml outcome peak peer placement planning
+        admin allocation announce answer anthropic arrive attend average became bench budget busy
+        cancelled certificate chat client clock cluster config cpu cuda curve daemon day defect demo desc
+        detokenize dev device died discreet divide driver embedding fits flat folder forbidden fork gauge
+        gemma gguf gpu graph grid grow health host json kernel kill kv link logits logprob measure
+        metrics mistral monotonic mps norm nvml ollama openapi outcome peak peer placement planning
         prefill prober profile progress prop publish quantile queue rate ready reap refusal replay report
-        robin roofline rotary scheduler serve setup shape shutting slo slow sm spawn status task template
-        tensor tokenize traffic unload unmap unmapped unserved unsplittable unusable upload vocabulary
-        wheel wire workload embedding rerank
+        rerank response responses robin roofline rotary route scheduler schema serve setup shape shutting
+        slo slow sm spawn status task template tensor tokenize tool traffic unauthorized unload unmap
+        unmapped unserved unsplittable unusable upload vocabulary wheel wire workload
         """,
     )
 )

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from muxd.api.anthropic.schemas import CountRequest, MessagesRequest
+from muxd.api.ollama.schemas import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
+from muxd.api.responses.schemas import ResponsesRequest
 from muxd.api.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from muxd.engine.values import RANGES
 from support.mutation import NASTY, damaged_bytes, damaged_json
@@ -22,6 +25,12 @@ SCHEMAS: dict[str, type[msgspec.Struct]] = {
     "/v1/completions": CompletionRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
+    "/v1/responses": ResponsesRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": CountRequest,
+    "/api/chat": OllamaChatRequest,
+    "/api/generate": OllamaGenerateRequest,
+    "/api/show": ShowRequest,
 }
 ROLES = ("user", "system", "assistant", "tool", "developer", "wizard")
 # Among them some that float32 has no number for, or few digits.
@@ -29,6 +38,7 @@ NUMBERS = (
     0, -0.0, 1, -1, 2, 3, 0.5, 5e-324, 1e-46, 1e-39, 1e39, 1e308, 2**31 - 1, 2**31, 2**63, -(2**63), 2**70,
 )  # fmt: skip
 COUNTS = (0, 1, 2, 3, 20, 63, 64, 2**31 - 1, 2**31, -1)
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 # Further values of fields, most of them such that the request is answered.
 FIELDS: dict[str, tuple[Any, ...]] = {
     "seed": (-1, 0, 7, 2**63 - 1, -(2**63), 2**63),
@@ -38,6 +48,14 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "ignore_eos": (True, False), "stream": (True, True, False), "echo": (True, False),
     "return_token_ids": (True, False), "stream_options": ({"include_usage": True}, {}),
     "logprobs": (True, False, 0, 1, 20, 21), "top_logprobs": (0, 1, 20, 21),
+    "max_output_tokens": COUNTS, "stop_sequences": ([], ["a"], [""], ["x"] * 65), "raw": (True, False),
+    "tools": ([], [TOOL], [TOOL, TOOL], [TOOL["function"]], [{"type": "function"}], [{"name": "g"}]),
+    "tool_choice": ("auto", "none", "required", "x", {"type": "none"}, {"type": "function", "name": "f"}),
+    "parallel_tool_calls": (True, False), "reasoning_effort": ("low", ""), "think": (True, False, "high"),
+    "continue_final_message": (True, False), "system": ("", "x", [{"type": "text", "text": "x"}], [{}]),
+    "options": ({}, {"num_predict": -1, "stop": "a"}, {"temperature": 9}, {"top_k": 1}),
+    "thinking": ({"type": "enabled"}, {"type": "disabled"}, {}), "instructions": ("", "x"),
+    "reasoning": ({}, {"effort": "low"}, {"effort": None}), "text": ({}, {"format": {"type": "text"}}),
     "logit_bias": ({}, {"5": 100}, {"6": -100, "2": 3.5}, {str(2**70): -100}),
     "allowed_token_ids": ([5, 6, 7], [], [2**31]), "bad_words": (["a", "bc"], [], [""]),
     "response_format": (
@@ -68,6 +86,12 @@ class Bodies:
             "/v1/completions": {"model": text, "prompt": "one two", "max_tokens": 2},
             "/tokenize": {"model": text, "prompt": "one two"},
             "/detokenize": {"model": text, "tokens": [1, 2, 3]},
+            "/v1/responses": {"model": chat, "input": "hi", "max_output_tokens": 2},
+            "/v1/messages": {"model": chat, "messages": turns, "max_tokens": 2},
+            "/v1/messages/count_tokens": {"model": chat, "messages": turns},
+            "/api/chat": {"model": chat, "messages": turns, "options": {"num_predict": 2}},
+            "/api/generate": {"model": text, "prompt": "one two", "options": {"num_predict": 2}},
+            "/api/show": {"model": text},
         }
 
     def at_the_ends(self, draw: random.Random) -> Body:
@@ -75,7 +99,7 @@ class Bodies:
         path, right = self._pick(draw)
         fields = self._fields(draw)
         names = [name for name in SCHEMAS[path].__struct_fields__ if name in fields]
-        for name in draw.sample(names, draw.randint(1, min(5, len(names)))):
+        for name in draw.sample(names, draw.randint(min(1, len(names)), min(5, len(names)))):
             right[name] = draw.choice(fields[name])
         return Body(path, json.dumps(right).encode())
 
@@ -111,6 +135,7 @@ class Bodies:
             "tokens": (ids, ids * 50, [], every, *beyond),
             "prompt": (ids, [ids, ids], ["a", "b"], text, [text] * 3, [ids, "a"], ids * 50, [], "", *beyond),
             "messages": (_messages(draw), _messages(draw), []),
+            "input": ("x", _messages(draw), [], [{"type": "function_call_output", "output": text}], *beyond),
         }  # fmt: skip
 
 

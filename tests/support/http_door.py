@@ -44,10 +44,33 @@ class Model:
     state: str = "ready"
     detail: str = ""
     retry_after: float | None = None
+    tool_parser: str = "auto"
+    reasoning: str = "auto"
+    aliases: list[str] = field(default_factory=list)
+    system_prompt: str = ""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    max_queue: int = 4096
+    family: str = "LlamaForCausalLM"
+    parameters: int = 135_000_000
+    weight_bytes: int = 270_000_000
+    dtype: str = "bfloat16"
+
+    @property
+    def chat(self) -> bool:
+        return self.template is not None
 
     @property
     def view(self) -> View:
-        return View(Source(self.name, ""), self.max_context, self.vocab_size, longest=20)
+        return View(
+            Source(self.name, ""),
+            self.max_context,
+            self.vocab_size,
+            longest=20,
+            tool_parser=self.tool_parser,
+            reasoning=self.reasoning,
+            system_prompt=self.system_prompt,
+            template_kwargs=self.template_kwargs,
+        )
 
 
 Play = Callable[[Request, TokenStream], Any]
@@ -63,6 +86,7 @@ class Scripted:
         self.requests: list[Request] = []
         self.texts: list[tuple[str, int]] = []
         self.streams: list[TokenStream] = []
+        self.places: list[int | None] = []  # what ``ahead`` says, one after the other
         self.closed: list[bool] = []  # ``served`` of each close that reached the engine
         self.closing = asyncio.Event()
         self.submitted = asyncio.Event()
@@ -78,6 +102,12 @@ class Scripted:
 
     def models(self) -> dict[str, Model]:
         return self.by_name
+
+    def ahead(self, request: Request) -> int | None:
+        return self.places.pop(0) if self.places else None
+
+    async def unload(self, name: str) -> None:
+        self.by_name[name].state = "unloaded"
 
     def open(self, view: View) -> TextModel:
         model = self.by_name[view.source.model]

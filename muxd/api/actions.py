@@ -1,0 +1,29 @@
+"""What changes something for everybody, where and as llama-swap has it: /running and /unload."""
+
+from aiohttp import web
+
+from muxd.api.context import context, find_model, shown_models
+from muxd.api.guard import check_actions
+from muxd.api.models import json_response
+
+
+async def running(request: web.Request) -> web.Response:
+    """The models that are loaded, or on their way."""
+    gone = ("unloaded", "failed")
+    shown = [
+        {"model": model.name, "state": model.state, "cmd": "", "proxy": "", "ttl": 0}
+        for model in shown_models(request)
+        if model.state not in gone
+    ]
+    return json_response({"running": shown})
+
+
+async def unload(request: web.Request) -> web.Response:
+    """One model, or without a name all: new requests are refused, those that are here are answered."""
+    check_actions(request)
+    name = request.match_info.get("id", "")
+    serving = context(request).serving
+    models = [find_model(request, name)] if name else [m for m in shown_models(request) if m.state == "ready"]
+    for model in models:
+        await serving.unload(model.name)
+    return json_response({"msg": "ok", "unloaded": [model.name for model in models]})

@@ -1,0 +1,122 @@
+"""Ollama's paths: /api/chat, /api/generate, and what is known of the models."""
+
+import hashlib
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from muxd.api.body import coding, read_body
+from muxd.api.context import context, find_model, shown_models, tokenizer_of
+from muxd.api.decoding import decode, unpack
+from muxd.api.generate import run
+from muxd.api.job import make_job, new_answer
+from muxd.api.models import json_response
+from muxd.api.ollama.answer import OllamaAnswer
+from muxd.api.ollama.schemas import ShowRequest
+from muxd.api.reading import read, unpack_asked
+from muxd.api.sampling import chat_budget
+from muxd.api.serving import ServedModel
+from muxd.errors import BadRequest
+from muxd.text.work import Answer, Kind
+
+LEVEL = "0.12.6"  # of Ollama's API that is followed here: clients look whether it is new enough
+_show = msgspec.json.Decoder(ShowRequest)
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    """Raises MuxdError for everything the client has to hear about."""
+    return await _generated(request, "ollama_chat", chat=True)
+
+
+async def generate(request: web.Request) -> web.StreamResponse:
+    """Raises MuxdError for everything the client has to hear about."""
+    return await _generated(request, "ollama_generate", chat=False)
+
+
+async def _generated(request: web.Request, kind: Kind, *, chat: bool) -> web.StreamResponse:
+    model, result = await read(request, kind)
+    if isinstance(result, Answer):  # nothing was to be generated: it asked for the model to be there
+        return web.Response(body=result.body, content_type="application/json")
+    body, prompts = await unpack_asked(request, model, result)
+    budget = chat_budget(model, body, prompts)
+    job = make_job(new_answer("ollama-", model).id, body, model, prompts, [budget])
+    return await run(request, job, OllamaAnswer(model.name, tokenizer_of(model), chat=chat))
+
+
+async def tags(request: web.Request) -> web.Response:
+    """The models there are."""
+    return json_response({"models": [_listed(model) for model in shown_models(request)]})
+
+
+async def ps(request: web.Request) -> web.Response:
+    """Those that are loaded; they stay."""
+    far = (datetime.now(UTC) + timedelta(days=36500)).isoformat().replace("+00:00", "Z")
+    loaded = [model for model in shown_models(request) if model.state == "ready"]
+    return json_response(
+        {"models": [_listed(one) | {"expires_at": far, "size_vram": one.weight_bytes} for one in loaded]}
+    )
+
+
+async def show(request: web.Request) -> web.Response:
+    packing = coding(request)
+    asked = decode(unpack(await read_body(request), packing, context(request).max_body), _show)
+    name = asked.model or asked.name
+    if not name:
+        raise BadRequest("model is required", param="model")
+    model = find_model(request, name)
+    family = _family(model)
+    able = ["completion", *(["tools", "thinking"] if model.chat else [])]
+    return json_response(
+        {
+            "modelfile": "",
+            "parameters": "",
+            "template": "",
+            "details": _details(model),
+            "model_info": {
+                "general.architecture": family,
+                "general.parameter_count": model.parameters,
+                f"{family}.context_length": model.max_context,
+            },
+            "capabilities": able,
+            "modified_at": _made(model),
+        }
+    )
+
+
+async def version(_: web.Request) -> web.Response:
+    return json_response({"version": LEVEL})
+
+
+def _listed(model: ServedModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "model": model.name,
+        "modified_at": _made(model),
+        "size": model.weight_bytes,
+        "digest": hashlib.sha256(model.name.encode()).hexdigest(),
+        "details": _details(model),
+    }
+
+
+def _details(model: ServedModel) -> dict[str, Any]:
+    billions = model.parameters / 1e9
+    return {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": _family(model),
+        "families": [_family(model)],
+        "parameter_size": f"{billions:.1f}B" if billions >= 1 else f"{billions * 1000:.0f}M",
+        "quantization_level": model.dtype,
+    }
+
+
+def _family(model: ServedModel) -> str:
+    """``LlamaForCausalLM`` is a llama."""
+    return re.sub(r"(For[A-Z]\w*|Model)$", "", model.family).lower() or "unknown"
+
+
+def _made(model: ServedModel) -> str:
+    return datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,1 @@
+"""OpenAI's Responses, without state: /v1/responses."""
