@@ -40,7 +40,8 @@ VALUES: dict[str, tuple[Any, Any]] = {
 }
 IN_PLACE = {"quota": "quota", "share": "share", "device": "move", "rate": "note", "resident": "note",
             "ttft_slo": "note", "tpot_slo": "note", "tool_parser": "note", "reasoning": "note",
-            "aliases": "note", "sampling": "note", "system_prompt": "note", "chat_template_kwargs": "note"}  # fmt: skip
+            "aliases": "note", "sampling": "note", "system_prompt": "note",
+            "chat_template_kwargs": "note"}  # fmt: skip
 OTHER_WORDS = {"scheduler.policy": "fcfs", "server.log_level": "error"}
 
 
