@@ -28,10 +28,11 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """200 when this model is served, else 503: for load balancers that look after one model."""
+    """200 when this model is served, though it may have to wake first, else 503: for load balancers that look
+    after one model."""
     serving = context(request).serving
     model = find_model(request, request.match_info["id"])
-    serves = serving.healthy and model.state == "ready"
+    serves = serving.healthy and model.state in ("ready", "asleep", "waking")
     return json_response({"status": model.state}, 200 if serves else 503)
 
 

@@ -154,22 +154,22 @@ class Reloader:
                 except MuxdError as error:
                     failed[str(edit)] = error.message
         # A guarantee may have needed what those had who are gone now.
-        return failed | {str(edit): why for edit, why in self._quotas(list(late)).items()}
+        return failed | {str(edit): why for edit, why in self._quotas([edit for edit, _ in late])}
 
-    def _quotas(self, todo: list[Edit]) -> dict[Edit, str]:
+    def _quotas(self, todo: list[Edit]) -> list[tuple[Edit, str]]:
         """As long as some take: a guarantee may need what another gives up. Those that do not, and why."""
         while True:
-            failed: dict[Edit, str] = {}
+            failed: list[tuple[Edit, str]] = []
             for edit in todo:
                 entry = self._adopt(edit.model)
                 try:
                     if entry.lane is not None:
                         self.set_quota(edit.model)
                 except MuxdError as error:
-                    failed[edit] = error.message
+                    failed.append((edit, error.message))
             if not failed or len(failed) == len(todo):
                 return failed
-            todo = list(failed)
+            todo = [edit for edit, _ in failed]
 
     async def _do(self, edit: Edit) -> None:
         """Raises MuxdError."""

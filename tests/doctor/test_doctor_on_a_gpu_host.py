@@ -36,7 +36,8 @@ def test_a_sound_host_is_ok_but_for_what_torch_lacks_here() -> None:
     findings = list(examine(gpu=True))
     got = states([finding for finding in findings if finding.check not in ("cores", "memory", "cpu weights")])
     assert got == {
-        "shared memory": "ok", "torch": "ok", "driver": "ok", "gpu 0": "ok", "gpu 0 health": "ok",
+        "shared memory": "ok", "native step": "ok", "torch": "ok", "driver": "ok", "gpu 0": "ok",
+        "gpu 0 health": "ok",
         "gpu 1 health": "degraded", "gpu 2 health": "degraded", "memory export": "ok",
         "exporter's death": "ok", "mps": "ok", "memory under mps": "ok", "green contexts": "ok",
         "gpu memory speed": "ok", "memory speed by SMs": "ok", "matrix rate": "missing",

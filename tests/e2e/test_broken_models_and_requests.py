@@ -116,7 +116,7 @@ def test_a_folder_that_is_not_there_says_so(daemon: LiveDaemon) -> None:
 NONSENSE = {
     "malformed JSON": (400, b'{"model": "good", '),
     "wrong type": (400, json.dumps(body(max_tokens="many")).encode()),
-    "no tokens": (400, json.dumps(body(max_tokens=0)).encode()),
+    "fewer than no tokens": (400, json.dumps(body(max_tokens=-2)).encode()),
     "unknown model": (404, json.dumps(body(model="gpt-9")).encode()),
     "prompt over the context": (400, json.dumps(body(prompt=[5] * 600)).encode()),
     "ids beyond the vocabulary": (400, json.dumps(body(prompt=[5, 100_000])).encode()),

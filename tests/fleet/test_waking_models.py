@@ -2,7 +2,6 @@
 the same as alone, and nothing is held twice. Real workers."""
 
 import asyncio
-import os
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,13 @@ from muxd.messages import Sampling
 
 POOL = 8 << 20
 NAMES = ["a", "b", "c", "d"]
-CORES = sorted(os.sched_getaffinity(0))[:2]
 
 
 def made(root: Path, **residency: object) -> Daemon:
     folders = {name: tiny_served(root / name, seed) for seed, name in enumerate(NAMES)}
     weights = max((folder / "model.safetensors").stat().st_size for folder in folders.values())
     models = [ModelConfig(name, str(folder), dtype="float32") for name, folder in folders.items()]
-    device = DeviceConfig("cpu:0", cores=CORES, pool=str(POOL), memory=str(POOL + weights * 5 // 2))
+    device = DeviceConfig("cpu:0", pool=str(POOL), memory=str(POOL + weights * 5 // 2))
     kept = {"host_memory": str(weights * 3 // 2), "least": 0.0, "patience": 0.3, **residency}
     return Daemon(
         Config(

@@ -61,7 +61,7 @@ def test_they_are_transformers(
     made: dict[str, tuple[Path, PreTrainedModel]], name: str, pooling: Pooling, step: str, few_graphs: None
 ) -> None:
     folder, reference = made[name]
-    direct = DirectRunner(folder, paged=step == "paged", capture=False)
+    direct = DirectRunner(folder, paged=step == "paged", capture=False, native=False)
     direct.runner.warm_up()
     found = vectors(prefill(direct, [(i, 0, text, len(text)) for i, text in enumerate(TEXTS)], pooling))
     for i, text in enumerate(TEXTS):
@@ -76,14 +76,14 @@ def test_a_decoders_text_may_be_cut_and_lie_beside_answers(
     made: dict[str, tuple[Path, PreTrainedModel]], name: str, pooling: Pooling, step: str, few_graphs: None
 ) -> None:
     folder, reference = made[name]
-    direct, text = DirectRunner(folder, paged=step == "paged", capture=False), TEXTS[3]
+    direct, text = DirectRunner(folder, paged=step == "paged", capture=False, native=False), TEXTS[3]
     answer = direct.prefill([(50, 0, words(9), True)]).tokens
     assert prefill(direct, [(0, 0, text[:50], 120)], pooling).vectors == []
     beside = direct.decode([50])
     found = vectors(prefill(direct, [(0, 50, text[50:], 120), (1, 0, TEXTS[1], 7)], pooling))
     for chunk, tokens in ((0, text), (1, TEXTS[1])):
         np.testing.assert_allclose(found[chunk], wanted(reference, tokens, pooling), atol=1e-4, rtol=1e-3)
-    again = DirectRunner(folder, paged=step == "paged", capture=False)
+    again = DirectRunner(folder, paged=step == "paged", capture=False, native=False)
     assert [*again.prefill([(50, 0, words(9), True)]).tokens, *again.decode([50])] == answer + beside
 
 
@@ -95,7 +95,7 @@ def test_a_decoder_that_was_saved_without_its_head(tmp_path: Path) -> None:
     assert config["architectures"] == ["Qwen3Model"]
     for architecture in ("Qwen3Model", "Qwen3ForCausalLM"):
         (tmp_path / "bare" / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
-        direct = DirectRunner(tmp_path / "bare", capture=False)
+        direct = DirectRunner(tmp_path / "bare", capture=False, native=False)
         direct.runner.warm_up()
         found = vectors(prefill(direct, [(0, 0, TEXTS[2], 40)], "last"))[0]
         np.testing.assert_allclose(found, wanted(model, TEXTS[2], "last"), atol=1e-4, rtol=1e-3)

@@ -23,11 +23,13 @@ def model(
     return folder, request.param(folder)
 
 
-@pytest.fixture(params=["host", "paged"])
+@pytest.fixture(params=["native", "host", "paged"])
 def direct(
     request: pytest.FixtureRequest, model: tuple[Path, PreTrainedModel], few_graphs: None
 ) -> DirectRunner:
-    return DirectRunner(model[0], paged=request.param == "paged", capture=False)
+    return DirectRunner(
+        model[0], paged=request.param == "paged", capture=False, native=request.param == "native"
+    )
 
 
 def check(found: list[PromptScores], reference: PreTrainedModel, prompt: list[int], count: int) -> None:
