@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from muxd.device.driver import OFF_MPS, Driver
-from muxd.device.green import PARTS, Ladder
+from muxd.device.green import PARTS, GreenContexts
 from muxd.device.mps import Mps, MpsUnavailable
 from muxd.errors import MuxdError
 
@@ -87,10 +87,10 @@ def client() -> None:
         if not sys.stdin.readline():
             return
         step = "split"
-        ladder = Ladder(driver)
+        contexts = GreenContexts(driver)
         for mask in _MASKS:
             step = f"green context {mask}"
-            ladder.green(mask)
+            contexts.green(mask)
         print("greens", flush=True)
         sys.stdin.readline()
     except MuxdError as error:

@@ -75,9 +75,8 @@ def main() -> None:
     parser.add_argument("--policies", nargs="+", default=["worth", "lru", "one"])
     asked = parser.parse_args()
     work = workload(asked.seconds, asked.rate)
-    print(
-        "| policy | answered | TTFT within 2 / 5 / 10 s, % | median s | wakes | audit |\n|---|---|---|---|---|---|"
-    )
+    print("| policy | answered | TTFT within 2 / 5 / 10 s, % | median s | wakes | audit |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for policy in asked.policies:
             with local_daemon(config(Path(folder), policy)) as admin:

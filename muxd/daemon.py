@@ -21,8 +21,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from muxd.admin.client import socket_path
-from muxd.admin.schemas import QuotaChange, Steward
+from muxd.admin.schemas import AdminService, QuotaChange
 from muxd.admin.server import AdminServer
+from muxd.admin_service import AdminService as DaemonService
 from muxd.api.app import make_app, make_runner
 from muxd.api.guests import HttpLimits
 from muxd.api.listen import BACKLOG, is_local, listeners
@@ -59,7 +60,6 @@ from muxd.link.daemon_end import DaemonEnd, private_directory
 from muxd.link.exits import STACKS
 from muxd.pool.arena import Arena
 from muxd.sizes import size
-from muxd.steward import Steward as DaemonSteward
 
 _log = logging.getLogger("muxd")
 
@@ -69,7 +69,7 @@ _HTTP_GRACE = 2.0  # seconds that handlers get to write their last words
 
 def run(
     config: Config,
-    on_ready: Callable[[Steward], None] = lambda steward: None,
+    on_ready: Callable[[AdminService], None] = lambda service: None,
     on_progress: Progress = lambda model, done, total: None,
     source: Source | None = None,
 ) -> int:
@@ -104,7 +104,7 @@ class Daemon:
 
     # ---- the life ---------------------------------------------------------------------------------
 
-    async def live(self, on_ready: Callable[[Steward], None], on_progress: Progress) -> int:
+    async def live(self, on_ready: Callable[[AdminService], None], on_progress: Progress) -> int:
         self._on_signals()
         self.files = raise_limit()
         self.devices: dict[str, Device] = {}
@@ -128,7 +128,7 @@ class Daemon:
         opened = open_device(config.name, key=key, cpus=config.cores, limit=limit)
         self.devices[config.name if self.config.device else opened.name] = opened
 
-    async def _live(self, on_ready: Callable[[Steward], None], on_progress: Progress) -> None:
+    async def _live(self, on_ready: Callable[[AdminService], None], on_progress: Progress) -> None:
         self.readings: Callable[[], list[Reading]] = list  # no GPU, nothing to read
         with suppress(NvmlMissing):
             self.readings = Nvml().read
@@ -156,7 +156,7 @@ class Daemon:
             for arena in arenas.values():
                 arena.close()
 
-    async def _serve(self, on_ready: Callable[[Steward], None]) -> None:
+    async def _serve(self, on_ready: Callable[[AdminService], None]) -> None:
         """Doors open, supervisors running, until ``stop``; then everything down, in the reverse order."""
         report = self._make_report()
         reloader = self._make_reloader(report)
@@ -243,7 +243,7 @@ class Daemon:
         self.address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     async def _announce(
-        self, report: DaemonSteward, on_ready: Callable[[Steward], None], reloader: Reloader
+        self, report: DaemonService, on_ready: Callable[[AdminService], None], reloader: Reloader
     ) -> None:
         """Once; after that, and not before, the configuration may change."""
         await self.roster.settled()
@@ -309,14 +309,14 @@ class Daemon:
             self.config.placement, self.planning, self.roster, self.popularity, self.events, self.clock
         )
 
-    def _make_report(self) -> DaemonSteward:
-        return DaemonSteward(roster=self.roster, config=self.config, entries=self.entries, sites=self.sites,
+    def _make_report(self) -> DaemonService:
+        return DaemonService(roster=self.roster, config=self.config, entries=self.entries, sites=self.sites,
             observer=self.observer, clock=self.clock, address=lambda: self.address, stop=self.stop,
             readings=self.readings, events=self.events, stopping=self.stopping, replanner=self.replanner,
             texts=self.texts,
         )  # fmt: skip
 
-    def _make_reloader(self, report: DaemonSteward) -> Reloader:
+    def _make_reloader(self, report: DaemonService) -> Reloader:
         def set_quota(model: ModelConfig) -> None:
             report.set_quota(QuotaChange(model.name, model.quota.min, model.quota.max, model.quota.weight))
 

@@ -24,7 +24,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass(kw_only=True)
 class Report:
-    """What the local door's Steward tells without changing anything."""
+    """What the local door's AdminService tells without changing anything."""
 
     entries: Mapping[str, Entry]
     sites: Mapping[str, Site]

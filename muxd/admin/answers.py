@@ -1,4 +1,4 @@
-"""What every route of the local door shares: finding the Steward, reading a body, answering, explaining."""
+"""What every route of the local door shares: finding the service, reading a body, answering, explaining."""
 
 import contextlib
 import logging
@@ -9,12 +9,12 @@ import msgspec
 from aiohttp import web
 
 from muxd import __version__
-from muxd.admin.schemas import VERSION_HEADER, Steward
+from muxd.admin.schemas import VERSION_HEADER, AdminService
 from muxd.errors import BadRequest, MuxdError
 
 _LOG = logging.getLogger(__name__)
 _DEFECT = "internal error; the daemon's log says more"
-STEWARD = web.AppKey("steward", Steward)
+SERVICE = web.AppKey("service", AdminService)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")

@@ -1,10 +1,10 @@
-"""The routes of the local door: each asks the Steward one thing."""
+"""The routes of the local door: each asks the AdminService one thing."""
 
 import asyncio
 
 from aiohttp import web
 
-from muxd.admin.answers import STEWARD, answer, read, tell
+from muxd.admin.answers import SERVICE, answer, read, tell
 from muxd.admin.schemas import (
     LoadModel,
     MoveModel,
@@ -45,84 +45,84 @@ def routes() -> list[web.RouteDef]:
 
 
 async def _status(request: web.Request) -> web.Response:
-    return answer(request.app[STEWARD].status())
+    return answer(request.app[SERVICE].status())
 
 
 async def _ps(request: web.Request) -> web.Response:
-    return answer(request.app[STEWARD].ps())
+    return answer(request.app[SERVICE].ps())
 
 
 async def _models(request: web.Request) -> web.Response:
-    return answer(request.app[STEWARD].models())
+    return answer(request.app[SERVICE].models())
 
 
 async def _devices(request: web.Request) -> web.Response:
     # A driver in trouble takes its time to say so.
-    return answer(await asyncio.to_thread(request.app[STEWARD].devices))
+    return answer(await asyncio.to_thread(request.app[SERVICE].devices))
 
 
 async def _quota(request: web.Request) -> web.Response:
-    return answer(request.app[STEWARD].quota())
+    return answer(request.app[SERVICE].quota())
 
 
 async def _set_quota(request: web.Request) -> web.Response:
-    return answer(request.app[STEWARD].set_quota(await read(request, QuotaChange)))
+    return answer(request.app[SERVICE].set_quota(await read(request, QuotaChange)))
 
 
 async def _policy(request: web.Request) -> web.Response:
-    return answer(request.app[STEWARD].policy())
+    return answer(request.app[SERVICE].policy())
 
 
 async def _set_policy(request: web.Request) -> web.Response:
-    return answer(request.app[STEWARD].set_policy((await read(request, PolicyChange)).policy))
+    return answer(request.app[SERVICE].set_policy((await read(request, PolicyChange)).policy))
 
 
 async def _load(request: web.Request) -> web.StreamResponse:
-    return await tell(request, request.app[STEWARD].load(await read(request, LoadModel)))
+    return await tell(request, request.app[SERVICE].load(await read(request, LoadModel)))
 
 
 async def _unload(request: web.Request) -> web.StreamResponse:
-    return await tell(request, request.app[STEWARD].unload(await read(request, UnloadModel)))
+    return await tell(request, request.app[SERVICE].unload(await read(request, UnloadModel)))
 
 
 async def _sleep(request: web.Request) -> web.StreamResponse:
-    return await tell(request, request.app[STEWARD].sleep(await read(request, SleepModel)))
+    return await tell(request, request.app[SERVICE].sleep(await read(request, SleepModel)))
 
 
 async def _wake(request: web.Request) -> web.StreamResponse:
-    return await tell(request, request.app[STEWARD].wake(await read(request, WakeModel)))
+    return await tell(request, request.app[SERVICE].wake(await read(request, WakeModel)))
 
 
 async def _move(request: web.Request) -> web.StreamResponse:
-    return await tell(request, request.app[STEWARD].move(await read(request, MoveModel)))
+    return await tell(request, request.app[SERVICE].move(await read(request, MoveModel)))
 
 
 async def _replan(request: web.Request) -> web.StreamResponse:
-    return await tell(request, request.app[STEWARD].replan(await read(request, Replan)))
+    return await tell(request, request.app[SERVICE].replan(await read(request, Replan)))
 
 
 async def _audit(request: web.Request) -> web.Response:
-    return answer(request.app[STEWARD].audit())
+    return answer(request.app[SERVICE].audit())
 
 
 async def _why(request: web.Request) -> web.Response:
-    return answer(request.app[STEWARD].why(request.match_info["id"]))
+    return answer(request.app[SERVICE].why(request.match_info["id"]))
 
 
 async def _trace(request: web.Request) -> web.Response:
-    return answer(request.app[STEWARD].trace())
+    return answer(request.app[SERVICE].trace())
 
 
 async def _events(request: web.Request) -> web.Response:
-    return answer(request.app[STEWARD].happened(request.query.get("model", "")))
+    return answer(request.app[SERVICE].happened(request.query.get("model", "")))
 
 
 async def _follow(request: web.Request) -> web.StreamResponse:
-    return await tell(request, request.app[STEWARD].follow(request.query.get("model", "")))
+    return await tell(request, request.app[SERVICE].follow(request.query.get("model", "")))
 
 
 async def _stop(request: web.Request) -> web.Response:
-    steward = request.app[STEWARD]
-    accepted = answer(Stopping(pid=steward.status().pid), status=202)
-    steward.stop()
+    service = request.app[SERVICE]
+    accepted = answer(Stopping(pid=service.status().pid), status=202)
+    service.stop()
     return accepted

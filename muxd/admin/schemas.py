@@ -204,7 +204,7 @@ class Stopping(Struct, frozen=True):
     pid: int
 
 
-class Steward(Protocol):
+class AdminService(Protocol):
     """What the daemon lets the local door see and do. Every method returns at once, ``devices`` when the
     driver has answered; what ``load``, ``unload`` and ``move`` return tells how far they are, and goes on
     without a reader.

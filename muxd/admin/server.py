@@ -1,4 +1,4 @@
-"""The local door: HTTP on a Unix socket, for muxctl. Started by the daemon, which it sees only as a Steward.
+"""The local door: HTTP on a Unix socket, for muxctl. Started by the daemon, seen only as an AdminService.
 
 Routes begin with /v0/ because they may change with any release; every answer carries the daemon's version,
 so that muxctl can tell when the two differ.
@@ -8,18 +8,18 @@ from pathlib import Path
 
 from aiohttp import web
 
-from muxd.admin.answers import STEWARD, explain, stamp
+from muxd.admin.answers import SERVICE, explain, stamp
 from muxd.admin.claim import claim, release
 from muxd.admin.routes import routes
-from muxd.admin.schemas import Steward
+from muxd.admin.schemas import AdminService
 
 
 class AdminServer:
     """Listens from ``start`` to ``close``; the socket file exists exactly that long."""
 
-    def __init__(self, steward: Steward, path: Path):
+    def __init__(self, service: AdminService, path: Path):
         self._path = path
-        self._runner = web.AppRunner(_app(steward), access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(_app(service), access_log=None, shutdown_timeout=1.0)
         self._inode = -1
 
     async def start(self) -> None:
@@ -35,9 +35,9 @@ class AdminServer:
         await self._runner.cleanup()
 
 
-def _app(steward: Steward) -> web.Application:
+def _app(service: AdminService) -> web.Application:
     app = web.Application(middlewares=[explain])
-    app[STEWARD] = steward
+    app[SERVICE] = service
     app.on_response_prepare.append(stamp)
     app.router.add_routes(routes())
     return app

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from muxd import __version__
-from muxd.admin.schemas import Steward
+from muxd.admin.schemas import AdminService
 from muxd.cli import doctor, logs, profile, ready
 from muxd.cli.failing import EX_CONFIG, fail, sentences
 from muxd.cli.program import Program
@@ -150,9 +150,9 @@ def _run(settings: Config, file: Path, flags: dict[str, Any]) -> int:
 
     with Loading() as loading:
 
-        def announce(steward: Steward) -> None:
+        def announce(service: AdminService) -> None:
             loading.stop()
-            typer.echo(ready.banner(steward.status().address, steward.models()))
+            typer.echo(ready.banner(service.status().address, service.models()))
 
         return run(settings, announce, loading.report, Source(file, flags))
 

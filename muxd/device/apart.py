@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 
 from muxd.device.driver import SM_COUNT, CudaError, Driver
-from muxd.device.green import Ladder, Unsplittable, disjoint
+from muxd.device.green import GreenContexts, Unsplittable, disjoint
 from muxd.device.kernels import Kernels
 
 _PATIENCE = 60.0  # seconds for both
@@ -23,11 +23,11 @@ def measure(driver: Driver, device: int = 0) -> tuple[list[frozenset[int]], list
     Makes a context and leaves it. Raises CudaError, Unsplittable.
     """
     driver.retain(device)
-    ladder, kernels = Ladder(driver, device), Kernels(driver)
+    contexts, kernels = GreenContexts(driver, device), Kernels(driver)
     handle, space = driver.create(_PAGE, device), driver.reserve(_PAGE)
     driver.map(space, _PAGE, handle, device)
     sms = driver.attribute(SM_COUNT, device)
-    greens = [ladder.green(1 << part) for part in range(len(ladder.parts.sms))]
+    greens = [contexts.green(1 << part) for part in range(len(contexts.parts.sms))]
     return [kernels.sms_of(green.stream, space, sms) for green in greens], [green.sms for green in greens]
 
 

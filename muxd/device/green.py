@@ -6,7 +6,7 @@ split of its own, so that two of them overlap; here all contexts of a process co
 means the same SMs in every process, if the driver splits alike everywhere: nobody promises that, so
 ``disjoint`` checks what each process measured (``apart.measure``).
 
-``quarters`` needs no context and serves the daemon; ``Ladder`` is the worker's.
+``quarters`` needs no context and serves the daemon; ``GreenContexts`` is the worker's.
 """
 
 import ctypes as c
@@ -101,7 +101,7 @@ class Green:
     stream: int  # CUstream; torch.cuda.ExternalStream(stream) in a worker
 
 
-class Ladder:
+class GreenContexts:
     """The green contexts of this process on one device, made when first asked for and kept.
 
     Needs the primary context (``Driver.retain``) and shares its memory and modules. Not thread-safe. Raises

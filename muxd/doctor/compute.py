@@ -57,7 +57,7 @@ def decode() -> list[Finding]:
     import torch
 
     from muxd.device.driver import CudaError, Driver
-    from muxd.device.green import Ladder, Unsplittable
+    from muxd.device.green import GreenContexts, Unsplittable
 
     if _no_cuda("decode kernel") is not None:
         return []  # told by the check before
@@ -69,10 +69,10 @@ def decode() -> list[Finding]:
     try:
         step = decode_case("cuda", _BATCH, _CONTEXT)
         torch.cuda.synchronize()  # the parts' streams do not wait for the one that its inputs are made on
-        ladder = Ladder(driver)
+        contexts = GreenContexts(driver)
         times = {}
         for count in _PARTS:
-            green = ladder.green((1 << count) - 1)
+            green = contexts.green((1 << count) - 1)
             with torch.cuda.stream(torch.cuda.ExternalStream(green.stream)):
                 times[green.sms] = _seconds(partial(step, green.sms), 50)
     except (ImportError, Unsplittable, CudaError):

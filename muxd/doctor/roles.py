@@ -75,7 +75,7 @@ def client() -> Serve:
 
 
 def parts() -> Serve:
-    """Makes the ladder and tells the SMs that kernels were seen on, part by part."""
+    """Makes the contexts and tells the SMs that kernels were seen on, part by part."""
     seen, granted = apart.measure(Driver())
     sizes = {f"part{part}": float(count) for part, count in enumerate(granted)}
     answer = Answer(sizes, [sorted(part) for part in seen])

@@ -98,11 +98,11 @@ def _running_mps() -> list[Finding]:
 
 
 def green() -> list[Finding]:
-    """The ladder, and whether two processes mean the same SMs by a part."""
+    """The contexts, and whether two processes mean the same SMs by a part."""
     name = "green contexts"
     env = _green_env()
     try:
-        ladder = quarters(Driver())
+        contexts = quarters(Driver())
         with Peer("parts", env) as one, Peer("parts", env) as other:
             (first, _), (second, _) = one.ask(Ask()), other.ask(Ask())
     except (Unsplittable, CudaError, PeerFailed) as error:
@@ -118,8 +118,8 @@ def green() -> list[Finding]:
         meaning = "parts of different workers would overlap; " + _FIXED
         return [Finding(name, "degraded", problem, meaning, numbers=numbers)]
     granted = [int(first.numbers[f"part{i}"]) for i in range(len(first.sets))]
-    if granted != [len(part) for part in first.sets] or granted != list(ladder.sms):
-        found = f"planned {list(ladder.sms)} SMs, granted {granted}, kernels ran on {sizes}"
+    if granted != [len(part) for part in first.sets] or granted != list(contexts.sms):
+        found = f"planned {list(contexts.sms)} SMs, granted {granted}, kernels ran on {sizes}"
         return [
             Finding(name, "degraded", found, "parts are not the size they claim; " + _FIXED, numbers=numbers)
         ]

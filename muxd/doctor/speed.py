@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from muxd.device.driver import SM_COUNT, CudaError, Driver
-from muxd.device.green import Ladder, Unsplittable
+from muxd.device.green import GreenContexts, Unsplittable
 from muxd.device.kernels import Kernels
 from muxd.doctor.finding import Finding
 
@@ -73,10 +73,10 @@ def memory() -> list[Finding]:
 
 def _by_parts(driver: Driver, bench: Bench) -> list[Finding]:
     try:
-        ladder = Ladder(driver)
+        contexts = GreenContexts(driver)
         rates = {}
-        for count in range(1, len(ladder.parts.sms) + 1):
-            green = ladder.green((1 << count) - 1)
+        for count in range(1, len(contexts.parts.sms) + 1):
+            green = contexts.green((1 << count) - 1)
             rates[green.sms] = bench.read(green.sms, green.stream)
     except (CudaError, Unsplittable):
         return []  # the check of green contexts tells why

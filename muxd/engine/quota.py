@@ -10,7 +10,7 @@ from math import isfinite
 
 from msgspec import Struct
 
-from muxd.engine.claims import Claimant, Demand, divide, divide_fairly, pour
+from muxd.engine.fair_share import Claimant, Demand, divide, divide_fairly, pour
 from muxd.errors import ConfigError
 
 __all__ = ["Demand", "Move", "Quotas"]

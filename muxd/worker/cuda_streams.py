@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from muxd.device.driver import Driver
-from muxd.device.green import Green, Ladder
+from muxd.device.green import Green, GreenContexts
 
 
 class Streams:
@@ -18,7 +18,7 @@ class Streams:
         if device.type == "cuda":
             self._whole = torch.cuda.get_device_properties(device).multi_processor_count
         self.mask, self.sms = 0, self._whole  # of the batch that runs now
-        self._ladder: Ladder | None = None
+        self._contexts: GreenContexts | None = None
 
     @contextmanager
     def use(self, mask: int) -> Iterator[None]:
@@ -45,8 +45,8 @@ class Streams:
             torch.cuda.current_stream(self._device).synchronize()
 
     def _green(self, mask: int) -> Green:
-        if self._ladder is None:
+        if self._contexts is None:
             driver = Driver()
             driver.retain(self._device.index or 0)
-            self._ladder = Ladder(driver, self._device.index or 0)
-        return self._ladder.green(mask)
+            self._contexts = GreenContexts(driver, self._device.index or 0)
+        return self._contexts.green(mask)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 import pytest
-from support.scripted_daemon import MODELS, PROCESSES, ScriptedSteward, scripted
+from support.scripted_daemon import MODELS, PROCESSES, ScriptedService, scripted
 
 from muxd import __version__
 from muxd.admin.client import AdminClient, socket_path
@@ -22,11 +22,11 @@ from muxd.errors import DaemonUnreachable, MuxdError, ShuttingDown
 T = TypeVar("T")
 
 
-def served(path: Path, ask: Callable[[], T], steward: ScriptedSteward | None = None) -> T:
+def served(path: Path, ask: Callable[[], T], service: ScriptedService | None = None) -> T:
     """The result of ``ask``, called in a thread while the door is open."""
 
     async def main() -> T:
-        server = AdminServer(steward or ScriptedSteward(), path)
+        server = AdminServer(service or ScriptedService(), path)
         await server.start()
         try:
             return await asyncio.to_thread(ask)
@@ -110,17 +110,17 @@ def test_every_answer_is_json_and_carries_the_version(
     assert ("Allow" in headers) == (status == 405)
 
 
-def test_stop_reaches_the_steward_once_per_call_and_names_the_pid(path: Path) -> None:
-    steward = ScriptedSteward()
-    status, _, body = served(path, lambda: raw(path, "POST", "/v0/stop"), steward)
+def test_stop_reaches_the_service_once_per_call_and_names_the_pid(path: Path) -> None:
+    service = ScriptedService()
+    status, _, body = served(path, lambda: raw(path, "POST", "/v0/stop"), service)
     assert (status, msgspec.json.decode(body)) == (202, {"pid": os.getpid()})
-    assert steward.stopped.is_set()
+    assert service.stopped.is_set()
 
 
 def test_a_refusal_keeps_its_sentence_and_a_defect_keeps_its_secret(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Refusing(ScriptedSteward):
+    class Refusing(ScriptedService):
         def status(self) -> Status:
             raise ShuttingDown("muxd is stopping")
 

@@ -1,4 +1,4 @@
-"""The real Steward behind a real Unix socket: quotas, policy, why and trace of a unit that works."""
+"""The real AdminService behind a real Unix socket: quotas, policy, why and trace of a unit that works."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,6 +13,7 @@ from support.lanes import lane_spec
 from muxd.admin.client import AdminClient
 from muxd.admin.schemas import LoadModel, PolicyState, QuotaChange, UnloadModel
 from muxd.admin.server import AdminServer
+from muxd.admin_service import AdminService
 from muxd.clock import VirtualClock
 from muxd.config import Config, ModelConfig, QuotaConfig, SchedulerConfig
 from muxd.device.cpu import Cpu
@@ -35,7 +36,6 @@ from muxd.fleet.roster import Roster
 from muxd.fleet.site import Site
 from muxd.messages import BatchDone, Decode, Prefill, Sampling
 from muxd.pool.arena import Arena
-from muxd.steward import Steward
 
 T = TypeVar("T")
 POOL, BLOCK = 1 << 20, 8192  # 128 blocks
@@ -73,7 +73,7 @@ class Bench:
             entries=entries, sites=sites, clock=self.clock, progress=nothing, place=nothing, texts=nothing,
             gauges=Gauges(CollectorRegistry(), metrics, sites, entries),
         )  # fmt: skip
-        self.steward = Steward(
+        self.service = AdminService(
             entries=entries, sites=sites, observer=observer, clock=self.clock, address=lambda: "http://x",
             stop=lambda: None, roster=roster, config=Config(), events=Events(lambda: 0.0),
             stopping=asyncio.Event(), replanner=nothing,
@@ -107,7 +107,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 def with_door(bench: Bench, test: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
-        server = AdminServer(bench.steward, bench.path)
+        server = AdminServer(bench.service, bench.path)
         await server.start()
         try:
             await test()
@@ -180,7 +180,7 @@ def test_a_quota_that_cannot_be_is_refused_with_its_field_and_limits(
 
     with_door(bench, test)
     assert bench.arena.ledger.usage() == before
-    assert bench.steward.quota()[1].weight == 1.0
+    assert bench.service.quota()[1].weight == 1.0
 
 
 def test_a_body_that_is_none_names_its_field(bench: Bench) -> None:
@@ -311,7 +311,7 @@ def test_trace_and_goodput_come_from_the_unit(bench: Bench) -> None:
 
 
 def test_targets_that_the_file_has_now_reach_the_scheduler(bench: Bench, tmp_path: Path) -> None:
-    roster, steward = bench.steward.roster, bench.steward
+    roster, service = bench.service.roster, bench.service
     old = Config(model=[entry.config for entry in roster.entries.values()])
     file = tmp_path / "muxd.toml"
     file.write_text(
@@ -319,8 +319,8 @@ def test_targets_that_the_file_has_now_reach_the_scheduler(bench: Bench, tmp_pat
         '[[model]]\nname = "b_2"\npath = "/nowhere"\nttft_slo = 0.25\ntpot_slo = 0.05\n'
     )
     reloader = Reloader(
-        config=old, source=Source(file, {}), roster=roster, observer=steward.observer, told={},
-        events=steward.events, set_policy=steward.set_policy, set_quota=lambda model: None,
+        config=old, source=Source(file, {}), roster=roster, observer=service.observer, told={},
+        events=service.events, set_policy=service.set_policy, set_quota=lambda model: None,
     )  # fmt: skip
     assert asyncio.run(reloader.reload()) == "configuration reloaded: note a.1, note b_2"
     configs = {name: lane.spec.config for name, lane in bench.unit.lanes.items()}

@@ -8,25 +8,25 @@ from hypothesis import given
 from support.stand_ins import python
 
 from muxd.device.driver import CudaError, Driver
-from muxd.device.green import CAP, PARTS, Ladder, Unsplittable, disjoint, place, quarters
+from muxd.device.green import CAP, PARTS, GreenContexts, Unsplittable, disjoint, place, quarters
 
 pytestmark = pytest.mark.usefixtures("cuda_here")
 
 MEASURE = """
 import json
 from muxd.device.driver import Driver
-from muxd.device.green import Ladder
+from muxd.device.green import GreenContexts
 from muxd.device.kernels import Kernels
 from muxd.device.reservation import CudaReservation
 driver = Driver()
 driver.retain()
-ladder, kernels = Ladder(driver), Kernels(driver)
+contexts, kernels = GreenContexts(driver), Kernels(driver)
 handle, space = driver.create(1 << 21), driver.reserve(1 << 21)
 driver.map(space, 1 << 21, handle)
-seen = [kernels.sms_of(ladder.green(1 << i).stream, space, 132) for i in range(4)]
-both = kernels.sms_of(ladder.green(0b1001).stream, space, 132)
-assert both == seen[0] | seen[3] and ladder.green(0b1001).sms == len(both)
-ladder.close()
+seen = [kernels.sms_of(contexts.green(1 << i).stream, space, 132) for i in range(4)]
+both = kernels.sms_of(contexts.green(0b1001).stream, space, 132)
+assert both == seen[0] | seen[3] and contexts.green(0b1001).sms == len(both)
+contexts.close()
 print(json.dumps([sorted(part) for part in seen]))
 """
 
@@ -63,22 +63,22 @@ def test_never_with_a_percentage() -> None:
     driver = Driver()
     for text in ("40", "0=40", "nonsense"):
         with pytest.raises(Unsplittable, match="one or the other"):
-            Ladder(driver, environ={CAP: text})
-    Ladder(driver, environ={CAP: "100"})
+            GreenContexts(driver, environ={CAP: text})
+    GreenContexts(driver, environ={CAP: "100"})
 
 
 def test_masks_that_name_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver()
     with driver.context():
-        ladder = Ladder(driver)
+        contexts = GreenContexts(driver)
         for mask in (0, 16, -1):
             with pytest.raises(ValueError, match="names no part"):
-                ladder.green(mask)
-        assert ladder.green(3) is ladder.green(3)
-        ladder.close()
+                contexts.green(mask)
+        assert contexts.green(3) is contexts.green(3)
+        contexts.close()
     monkeypatch.setenv("FAKE_CUDA_NO_GREEN", "1")
     with pytest.raises(CudaError, match="NOT_SUPPORTED"):
-        Ladder(driver)
+        GreenContexts(driver)
 
 
 @given(taken=st.integers(0, 2**PARTS - 1), parts=st.integers(1, PARTS))

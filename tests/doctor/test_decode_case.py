@@ -29,7 +29,7 @@ def test_parts_are_timed_when_the_inputs_are_there(monkeypatch: pytest.MonkeyPat
         order.append("inputs")
         return lambda sms: order.append(f"step on {sms}")
 
-    ladder = SimpleNamespace(green=lambda mask: SimpleNamespace(sms=8 * mask, stream=1))
+    contexts = SimpleNamespace(green=lambda mask: SimpleNamespace(sms=8 * mask, stream=1))
     fake = SimpleNamespace(
         init=lambda: None, is_available=lambda: True, stream=lambda stream: nullcontext(),
         ExternalStream=lambda stream: stream, synchronize=lambda: order.append("wait"),
@@ -38,7 +38,7 @@ def test_parts_are_timed_when_the_inputs_are_there(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(compute, "decode_case", made)
     monkeypatch.setattr(compute, "no_compiler", lambda: None)
     monkeypatch.setattr("muxd.device.driver.Driver", lambda: SimpleNamespace(retain=lambda: None))
-    monkeypatch.setattr("muxd.device.green.Ladder", lambda driver: ladder)
+    monkeypatch.setattr("muxd.device.green.GreenContexts", lambda driver: contexts)
     (finding,) = compute.decode()
     assert order[:3] == ["inputs", "wait", "step on 8"]
     assert set(finding.numbers) == {

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from muxd.engine.claims import pour
+from muxd.engine.fair_share import pour
 from muxd.engine.quota import Demand, Move, Quotas
 from muxd.errors import ConfigError
 

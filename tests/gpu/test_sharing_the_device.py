@@ -19,18 +19,19 @@ MIB = 1 << 20
 MEASURE = """
 import json
 from muxd.device.driver import Driver, SM_COUNT
-from muxd.device.green import Ladder
+from muxd.device.green import GreenContexts
 from muxd.device.kernels import Kernels
 driver = Driver()
 driver.retain()
-ladder, kernels, sms = Ladder(driver), Kernels(driver), driver.attribute(SM_COUNT)
+contexts, kernels, sms = GreenContexts(driver), Kernels(driver), driver.attribute(SM_COUNT)
 handle, space = driver.create(1 << 21), driver.reserve(1 << 21)
 driver.map(space, 1 << 21, handle)
-seen = [sorted(kernels.sms_of(ladder.green(1 << i).stream, space, sms)) for i in range(len(ladder.parts.sms))]
-whole = kernels.sms_of(ladder.green((1 << len(seen)) - 1).stream, space, sms)
-granted = [ladder.green(1 << i).sms for i in range(len(seen))]
-pair = kernels.sms_of(ladder.green(0b101).stream, space, sms)
-ladder.close()
+streams = [contexts.green(1 << i).stream for i in range(len(contexts.parts.sms))]
+seen = [sorted(kernels.sms_of(stream, space, sms)) for stream in streams]
+whole = kernels.sms_of(contexts.green((1 << len(seen)) - 1).stream, space, sms)
+granted = [contexts.green(1 << i).sms for i in range(len(seen))]
+pair = kernels.sms_of(contexts.green(0b101).stream, space, sms)
+contexts.close()
 print(json.dumps([seen, granted, len(whole), sorted(pair)]))
 """
 

@@ -45,7 +45,7 @@ async def _all_of_it(daemon: Daemon, scene: Scene, machine: list[int]) -> bool:
     loop, ready, signalled = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     add = loop.add_signal_handler
     loop.add_signal_handler = lambda number, _: add(number, signalled.set)  # type: ignore[assignment,misc]
-    life = asyncio.create_task(daemon.live(lambda steward: ready.set(), lambda *_: None))
+    life = asyncio.create_task(daemon.live(lambda service: ready.set(), lambda *_: None))
 
     async def play() -> None:
         await asyncio.wait_for(ready.wait(), 60)

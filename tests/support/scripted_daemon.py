@@ -1,4 +1,4 @@
-"""A real process with a real admin door and a scripted Steward: ``python scripted_daemon.py SOCKET [deaf]``.
+"""A real process with a real admin door and a scripted service: ``python scripted_daemon.py SOCKET [deaf]``.
 
 Prints "ready" when it listens; ends when told to stop, unless it is deaf.
 """
@@ -136,7 +136,7 @@ PROPOSAL = Proposal(
 )  # fmt: skip
 
 
-class ScriptedSteward:
+class ScriptedService:
     """Answers with the rows above; ``stopped`` tells that it was asked to stop."""
 
     def __init__(self) -> None:
@@ -254,11 +254,11 @@ def scripted(path: Path, *, deaf: bool = False) -> Iterator["subprocess.Popen[st
 
 
 async def main(path: Path, deaf: bool) -> None:
-    steward = ScriptedSteward()
-    server = AdminServer(steward, path)
+    service = ScriptedService()
+    server = AdminServer(service, path)
     await server.start()
     print("ready", flush=True)
-    await (asyncio.Event() if deaf else steward.stopped).wait()
+    await (asyncio.Event() if deaf else service.stopped).wait()
     await server.close()
 
 

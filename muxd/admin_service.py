@@ -45,8 +45,8 @@ POLICIES = list(get_args(Policy))
 
 
 @dataclass(kw_only=True)
-class Steward(Report):
-    """Implements ``admin.schemas.Steward``."""
+class AdminService(Report):
+    """Implements ``admin.schemas.AdminService``."""
 
     roster: Roster
     config: Config
