@@ -37,7 +37,7 @@ def post(host: str, port: int, path: str, body: bytes, *headers: str, timeout: f
     """Send, read the answer to its end, and return the status."""
     lines = [
         f"POST {path} HTTP/1.1",
-        "Host: x",
+        "Host: 127.0.0.1",
         "Content-Type: application/json",
         "Connection: close",
         f"Content-Length: {len(body)}",
@@ -112,7 +112,7 @@ def head(length: int) -> bytes:
     """Of a completion whose body has ``length`` bytes."""
     lines = (
         "POST /v1/completions HTTP/1.1",
-        "Host: x",
+        "Host: 127.0.0.1",
         "Content-Type: application/json",
         f"Content-Length: {length}",
     )
@@ -231,7 +231,7 @@ CASES = [
     Case(
         "200 unfinished headers",
         frozenset({408, 503}),
-        lambda k: _unfinished(int(200 * k), lambda number: b"POST / HTTP/1.1\r\nHost: x\r\n", 0.5),
+        lambda k: _unfinished(int(200 * k), lambda number: b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n", 0.5),
     ),
     Case(
         "5,000 idle connections",

@@ -14,15 +14,13 @@ from math import inf
 
 from muxd.clock import Clock
 from muxd.config import ResidencyConfig
-from muxd.device.base import is_gpu
 from muxd.device.cpu import available_memory
 from muxd.fleet.catalog import Entry
-from muxd.fleet.demand import Demand, load_of
+from muxd.fleet.demand import Demand
 from muxd.fleet.operation import Operation
 from muxd.fleet.reconciler import Reconciler
 from muxd.fleet.site import Site, unshelve
 from muxd.fleet.supervisor import beside
-from muxd.placement import memory
 from muxd.placement.waking import Rules, Shift, Standing, decide, next_look
 from muxd.sizes import AUTO, size
 
@@ -71,11 +69,10 @@ class Waker:
         return found
 
     def footprint(self, entry: Entry) -> int:
-        """Bytes of its device that it takes while it is there."""
+        """Bytes of its device that it takes while it is there, as the device counts them: its weights and
+        what workers copy of them. What else workers of a GPU take the pool's size has to leave."""
         assert entry.opened is not None
         site = self.sites[entry.device]
-        if is_gpu(site.device):
-            return memory.fixed(load_of(entry), 1, site.budget) if site.budget else entry.weight_bytes
         phases = 2 if site.place.split else 1
         return entry.weight_bytes + beside(entry.opened.plan, site.device, phases)
 
