@@ -284,7 +284,7 @@ def test_all_models_may_go(daemon: LiveDaemon) -> None:
     ["draining", *(pytest.param(one, marks=pytest.mark.slow) for one in ("reading", "weights")), "starting"],
 )
 def test_sigterm_in_the_midst_of_it_leaves_nothing(where: Where, tmp_path: Path, what: str) -> None:
-    with where.live(config(tmp_path, extra="[server]\nshutdown_grace = 0.5\n"), tmp_path) as daemon:
+    with where.live(config(tmp_path, extra="[server]\nshutdown_grace = 0.01\n"), tmp_path) as daemon:
         with daemon.client() as client:
             if what == "draining":
                 running: Any = stream(client, "a")
