@@ -6,6 +6,8 @@ suspects: with the next worker each is prefilled and stepped once with nobody be
 a batch when a worker is lost again has killed it, and is told so; the others were not in its company.
 """
 
+from collections.abc import Collection, Mapping
+
 from muxd.engine.actions import Failed, Resumed, WorkerLost
 from muxd.engine.batches import Batches
 from muxd.engine.board import Board
@@ -43,26 +45,22 @@ class Recovery:
         culprit = None if innocent else self.culprit(lane)
         fatal = set() if innocent else {s.id for flight in lane.all_flights for s in flight.sequences}
         lane.lose(event.error if event.final else None)
-        self._board.even_out()
-        self._batches.lose(lane, now)
-        self._rows.lose(lane)
-        for sequence in list(lane.sequences()):
-            sequence.batch = None
-            if sequence.closing:
-                self.end(sequence)
-            elif event.final:
-                self.fail(sequence, event.error)
-            elif sequence is culprit:
-                self.fail(sequence, _verdict(sequence, event.error))
-            elif sequence.rows:
-                self._resume(lane, sequence, suspect=sequence.id in fatal)
-        lane.forget.clear()
-        self._board.refresh(lane)
+        ends: dict[int, MuxdError] = {}
+        if event.final:
+            ends = {sequence.id: event.error for sequence in lane.sequences()}
+        elif culprit is not None:
+            ends = {culprit.id: _verdict(culprit, event.error)}
+        self._stop(lane, now, ends, fatal)
 
     def sleep(self, lane: Lane, now: float) -> None:
         """Its worker has gone on purpose. Nobody is to blame; who had begun is computed anew."""
         lane.lose(None)
         lane.retiring, lane.asleep = False, True
+        self._stop(lane, now, {}, ())
+
+    def _stop(self, lane: Lane, now: float, ends: Mapping[int, MuxdError], fatal: Collection[int]) -> None:
+        """No worker is there: some requests end so, the others wait; those of a ``fatal`` batch are
+        suspects."""
         self._board.even_out()
         self._batches.lose(lane, now)
         self._rows.lose(lane)
@@ -70,8 +68,10 @@ class Recovery:
             sequence.batch = None
             if sequence.closing:
                 self.end(sequence)
+            elif (error := ends.get(sequence.id)) is not None:
+                self.fail(sequence, error)
             elif sequence.rows:
-                self._resume(lane, sequence, suspect=False)
+                self._resume(lane, sequence, suspect=sequence.id in fatal)
         lane.forget.clear()
         self._board.refresh(lane)
 

@@ -17,7 +17,6 @@ from muxd.engine.actions import (
     Emit,
     Ended,
     Event,
-    Failed,
     Joined,
     Lent,
     Recalled,
@@ -26,7 +25,6 @@ from muxd.engine.actions import (
     Stepped,
     Tick,
     Withdraw,
-    Withdrawn,
     WorkerLost,
     WorkerReady,
 )
@@ -44,6 +42,7 @@ from muxd.engine.rows import RowKeeper
 from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
+from muxd.engine.transfer import Transfer
 from muxd.errors import (
     Busy,
     ConfigError,
@@ -81,6 +80,7 @@ class Scheduler:
         self._batches = Batches(self._board, self._rows, self._patience)
         self._memory = Memory(self._board, self._rows)
         self._recovery = Recovery(self._board, self._rows, self._batches)
+        self._transfer = Transfer(self._board, self._rows)
         self._repeats = Repeats(self._board, self._rows, self._batches, self._patience)
         self._policy = self._follow(policy)
 
@@ -111,9 +111,9 @@ class Scheduler:
             case Asleep():
                 self._recovery.sleep(self.lanes[event.model], now)
             case Withdraw():
-                self._on_withdraw(event)
+                self._transfer.withdraw(event)
             case Joined():
-                self._on_joined(event.sequence, now)
+                self._transfer.join(event.sequence, now)
             case Lent():
                 self.ledger.lend(event.first, event.count)
                 self._rows.look_again()
@@ -369,32 +369,6 @@ class Scheduler:
         lane.retiring = True
         lane.block("weights", now)
         self._rows.note_gone(lane)
-        self._board.refresh(lane)
-
-    # ---- between units ----------------------------------------------------------------------------
-
-    def _on_withdraw(self, event: Withdraw) -> None:
-        """What is in a batch stays: its rows are being written, and a token may come of it."""
-        lane = self.lanes[event.model]
-        for sequence in list(lane.waiting):
-            if sequence.batch is None and not sequence.generated and len(sequence.tokens) < event.room:
-                lane.remove(sequence)
-                self._rows.release(sequence)
-                sequence.reset()
-                sequence.chain = None  # its rows have other names there
-                sequence.estimate = None
-                self._board.actions.append(Withdrawn(sequence))
-        self._rows.note_gone(lane)
-        self._board.refresh(lane)
-
-    def _on_joined(self, sequence: Sequence, now: float) -> None:
-        lane = self.lanes[sequence.model]
-        if lane.failed is not None:
-            sequence.phase = Phase.ENDED
-            self._board.actions.append(Failed(sequence, lane.failed))
-            return
-        lane.requeue(sequence)
-        self._rows.arrived(lane, sequence, now)
         self._board.refresh(lane)
 
 

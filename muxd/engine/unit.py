@@ -41,6 +41,7 @@ from muxd.engine.lane import Lane, LaneSpec
 from muxd.engine.memory import Terms
 from muxd.engine.observer import Observer
 from muxd.engine.request import Request
+from muxd.engine.rests import Rests
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Sequence
 from muxd.engine.shares import Shares
@@ -90,9 +91,7 @@ class Unit:
         self._due = 0.0  # when it goes off
         self._draining = False
         self._refusals: dict[str, MuxdError] = {}  # models that take no new requests, and why
-        self._leaving: dict[str, asyncio.Event] = {}  # models whose last request somebody waits for
-        self._retired: dict[str, asyncio.Event] = {}  # models that shall sleep, until nothing of them runs
-        self._vacating: list[asyncio.Event] = []  # lent memory that somebody waits to have back
+        self._rests = Rests(scheduler.lanes, scheduler.ledger)
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -154,13 +153,10 @@ class Unit:
     def retire(self, model: str) -> asyncio.Event:
         """It starts no prompt more; the event is set when nothing of it runs."""
         self._handle(Retiring(model))
-        event = self._retired.setdefault(model, asyncio.Event())
-        self._note_left()
-        return event
+        return self._rests.quieted(model)
 
     def sleep(self, model: str) -> None:
         """Its worker has gone on purpose: its requests wait for the next, also those that had begun."""
-        self._retired.pop(model, None)
         self._handle(Asleep(model))
 
     def runs_beside(self, model: str) -> bool:
@@ -249,7 +245,7 @@ class Unit:
             stream, book = self._streams.pop(sequence.id), self.journal.withdraw(sequence, now)
             to._take_over(sequence, stream, book, now)
         self._note_empty()
-        self._note_left()
+        self._rests.note()
         return len(moved)
 
     def _take_over(
@@ -268,9 +264,7 @@ class Unit:
 
     def emptied(self, model: str) -> asyncio.Event:
         """Set as soon as no request of ``model`` is left and its last batch is done."""
-        event = self._leaving.setdefault(model, asyncio.Event())
-        self._note_left()
-        return event
+        return self._rests.emptied(model)
 
     def close_model(self, model: str) -> None:
         """Serve ``model`` no more; to be refused before. Raises Busy while it has requests."""
@@ -286,16 +280,7 @@ class Unit:
     def recall(self, first: int, count: int) -> asyncio.Event:
         """Set as soon as no sequence holds any of them and no batch writes there."""
         self._handle(Recalled(first, count))
-        event = asyncio.Event()
-        self._vacating.append(event)
-        self._note_vacated()
-        return event
-
-    def _note_vacated(self) -> None:
-        if not self._scheduler.ledger.leaving_blocks:
-            for event in self._vacating:
-                event.set()
-            self._vacating.clear()
+        return self._rests.vacated()
 
     # ---- shutdown ---------------------------------------------------------------------------------
 
@@ -327,10 +312,7 @@ class Unit:
         self._observer.observe(event, actions, now)
         self.journal.observe(event, actions, now)
         self._note_empty()
-        if self._leaving or self._retired:
-            self._note_left()
-        if self._vacating:
-            self._note_vacated()
+        self._rests.note()
         self._set_timer()
         return actions
 
@@ -375,16 +357,6 @@ class Unit:
     def _note_empty(self) -> None:
         if not self._streams:
             self._empty.set()
-
-    def _note_left(self) -> None:
-        for model in list(self._leaving):
-            lane = self._scheduler.lanes.get(model)
-            if lane is None or lane.empty:
-                self._leaving.pop(model).set()
-        for model, event in self._retired.items():
-            lane = self._scheduler.lanes.get(model)
-            if lane is None or lane.quiet:
-                event.set()
 
     def _set_timer(self) -> None:
         """One that goes off too early only looks again; moving it with every step would cost more."""
