@@ -221,7 +221,9 @@ class Reconciler:
             freed = await leave(name, site, way.operation)
         except Exception as error:
             way.errors.append(_explained(error))
-            return
+            if self.copies.closing.is_set():
+                return
+            freed = 0  # a defect; nothing more can be done for it here, and others wait
         self._free[step.site] += freed
         self._do(self.residency.left(name))
 

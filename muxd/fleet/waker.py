@@ -21,7 +21,7 @@ from muxd.fleet.operation import Operation
 from muxd.fleet.reconciler import Reconciler
 from muxd.fleet.site import Site, unshelve
 from muxd.fleet.supervisor import beside
-from muxd.placement.waking import Rules, Shift, Standing, decide, next_look
+from muxd.placement.waking import Model, Rules, Shift, Standing, decide, next_look, residents, standing
 from muxd.sizes import AUTO, size
 
 _log = logging.getLogger("muxd.fleet")
@@ -45,7 +45,6 @@ class Waker:
     rooms: dict[str, int] = field(init=False)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     _host: int = field(init=False)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.rooms = {name: site.device.room for name, site in self.sites.items()}
@@ -56,17 +55,10 @@ class Waker:
     # ---- the start --------------------------------------------------------------------------------
 
     def residents(self) -> set[str]:
-        """Who is there from the start: as many as fit, those first that never sleep and that most is expected
-        of; the others sleep."""
+        """Who is there from the start: those first that never sleep and that most is expected of."""
         served = [entry for entry in self.entries.values() if entry.lane is not None]
         order = sorted(served, key=lambda one: (one.config.resident != "always", -one.config.rate))
-        free, found = dict(self.rooms), set[str]()
-        for entry in order:
-            needs = self.footprint(entry)
-            if needs <= free[entry.device] or entry.config.resident == "always":
-                free[entry.device] -= needs
-                found.add(entry.name)
-        return found
+        return set(residents(map(self._model, order), self._rules()))
 
     def footprint(self, entry: Entry) -> int:
         """Bytes of its device that it takes while it is there, as the device counts them: its weights and
@@ -85,7 +77,11 @@ class Waker:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.asked.wait(), None if until == inf else until - self.clock.now())
             self.asked.clear()
-            until = self._look()
+            try:
+                until = self._look()
+            except Exception:  # what is there serves on
+                _log.exception("a defect while it was decided who wakes")
+                until = self.clock.now() + _AGAIN
 
     def _look(self) -> float:
         """Begins what is to be begun; returns when to look again though nobody asks."""
@@ -109,30 +105,18 @@ class Waker:
         return [self._standing(one, demands.get(one.name), now) for one in served]
 
     def _standing(self, entry: Entry, demand: Demand | None, now: float) -> Standing:
-        lane, residency = entry.lane, self.reconciler.residency
-        assert lane is not None
-        there = bool(entry.device) and entry.name in residency.aimed(entry.device)
-        leaving = entry.name in residency.leaving and not there
-        busy = bool(lane.waiting or lane.running)
-        retry = not entry.error or now >= entry.slept + _AGAIN
-        waiting = len(lane.waiting) if retry else 0
-        return Standing(
-            name=entry.name,
-            size=self.footprint(entry),
-            weights=entry.weight_bytes,
-            sites=(entry.device,),
-            site=entry.device if there or leaving else "",
-            asleep=entry.shelved is not None,
-            settled=residency.settled(entry.name),
-            leaving=leaving,
-            waiting=waiting,
-            oldest=max(lane.waiting[0].arrived, entry.slept) if waiting else inf,
-            running=len(lane.running),
-            rate=demand.rate if demand else 0.0,
-            used=now if busy else lane.decode_ended,
-            since=entry.woken,
-            keep=entry.config.resident == "always" or (there and entry.state != "ready"),
-        )
+        assert entry.lane is not None
+        return standing(
+            self._model(entry), entry.lane, self.reconciler.residency, now, asleep=entry.shelved is not None,
+            slept=entry.slept, since=entry.woken, rate=demand.rate if demand else 0.0,
+            asked=not entry.error or now >= entry.slept + _AGAIN,
+        )  # fmt: skip
+
+    def _model(self, entry: Entry) -> Model:
+        """One whose worker is being replaced stays: it is to be served before it may sleep."""
+        busy = self.reconciler.residency.at(entry.name) is not None and entry.state != "ready"
+        keep = entry.config.resident == "always" or busy
+        return Model(entry.name, self.footprint(entry), entry.weight_bytes, (entry.device,), keep)
 
     def _begin(self, shift: Shift, rules: Rules) -> None:
         for name in shift.sleep:

@@ -166,6 +166,9 @@ class Residency(Generic[S]):
         there is none, it is nowhere."""
         model = self._models[name]
         tried, model.loading = model.loading, None
+        if model.target != tried:  # it is wanted elsewhere by now, or nowhere
+            model.home = None
+            return self._go_on()
         back = model.home if model.home != tried else None
         self._stop(name)
         if model.at is not None or back is None:

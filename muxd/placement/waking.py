@@ -14,6 +14,9 @@ from typing import Literal
 
 from msgspec import Struct
 
+from muxd.engine.lane import Lane
+from muxd.placement.residency import Residency
+
 Kind = Literal["worth", "lru", "one"]  # "one": one model at a time, as llama-swap does by default
 
 _PAYS = 4.0  # a model is there at least so many times as long as it took to wake
@@ -68,6 +71,67 @@ class Shift(Struct, frozen=True):
     wake: dict[str, str] = {}
     sleep: list[str] = []
     drop: list[str] = []
+
+
+class Model(Struct, frozen=True):
+    """What stays of a model between two looks: ``Standing`` has the words."""
+
+    name: str
+    size: int
+    weights: int
+    sites: tuple[str, ...]
+    keep: bool = False
+
+
+def standing(
+    model: Model,
+    lane: Lane,
+    residency: Residency[str],
+    now: float,
+    *,
+    asleep: bool,
+    slept: float,
+    since: float,
+    rate: float,
+    asked: bool = True,
+) -> Standing:
+    """How a model stands. ``asleep``: its weights are in host memory, unless they are on their way out of it;
+    ``slept``: when it last left its site: who was cut waits from then on, so that those who have had nothing
+    go first. Without ``asked`` those who wait for it do not count now."""
+    leaving = residency.leaving.get(model.name)
+    there = next((site for site in model.sites if model.name in residency.aimed(site)), "")
+    waiting = len(lane.waiting) if asked else 0
+    return Standing(
+        name=model.name,
+        size=model.size,
+        weights=model.weights,
+        sites=model.sites,
+        site=there or leaving or "",
+        asleep=asleep and not there and leaving is None,
+        settled=residency.settled(model.name),
+        leaving=leaving is not None and not there,
+        waiting=waiting,
+        oldest=max(lane.waiting[0].arrived, slept) if waiting else inf,
+        running=len(lane.running),
+        rate=rate,
+        used=now if lane.waiting or lane.running else lane.decode_ended,
+        since=since,
+        keep=model.keep,
+    )
+
+
+def residents(models: Iterable[Model], rules: Rules) -> dict[str, str]:
+    """Who is where from the start: in this order, at the first of its sites that has room; who is to be kept
+    there always is."""
+    free, found = dict(rules.memory), dict[str, str]()
+    for model in models:
+        for site in model.sites:
+            alone = rules.kind != "one" or site not in found.values()
+            if model.keep or (alone and model.size <= free[site]):
+                free[site] -= model.size
+                found[model.name] = site
+                break
+    return found
 
 
 def decide(models: Iterable[Standing], rules: Rules, now: float) -> Shift:

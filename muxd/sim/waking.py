@@ -17,7 +17,17 @@ from muxd.engine.scheduler import Scheduler
 from muxd.errors import ConfigError
 from muxd.placement.rates import Rates
 from muxd.placement.residency import Leave, Load, Residency, Step
-from muxd.placement.waking import Rules, Shift, Standing, decide, next_look, wake_seconds
+from muxd.placement.waking import (
+    Model,
+    Rules,
+    Shift,
+    Standing,
+    decide,
+    next_look,
+    residents,
+    standing,
+    wake_seconds,
+)
 from muxd.sim.records import Outcome, Records
 from muxd.sim.virtual_unit import VirtualUnit, request_of
 from muxd.sim.workload import Workload, prompts
@@ -61,7 +71,8 @@ class Waking:
         self._rates = Rates(dict.fromkeys(sizes, 0.0), _MEMORY)
         self._known, self._looked = dict.fromkeys(sizes, 0.0), 0.0
         self._asleep: set[str] = set()
-        self._used, self._since = dict.fromkeys(sizes, -inf), dict.fromkeys(sizes, -inf)
+        self._models = {name: Model(name, size.device, size.weights, (SITE,)) for name, size in sizes.items()}
+        self._since = dict.fromkeys(sizes, -inf)
         self._slept = dict.fromkeys(sizes, -inf)
         self._loads: list[tuple[float, str]] = []
         self._leaving: dict[str, float] = {}  # who retires, and when its streams are cut
@@ -104,10 +115,9 @@ class Waking:
     # ---- events --------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        free, host = self._rules.memory[SITE], self._rules.host
+        there, host = residents(self._models.values(), self._rules), self._rules.host
         for name, size in self._sizes.items():
-            if size.device <= free and (self._rules.kind != "one" or not self._residency.aimed(SITE)):
-                free -= size.device
+            if name in there:
                 self._residency.served(name, SITE)
                 self._unit.ready(name)
                 continue
@@ -119,16 +129,11 @@ class Waking:
     def _arrive(self, index: int, request: Request) -> None:
         model = request.model
         self._rates.arrived(model)
-        self._used[model] = self.clock.now()
         self._unit.submit(index, request)
         if self._residency.at(model) is None:
             self._look()
 
     def _after_a_batch(self) -> None:
-        now = self.clock.now()
-        for name, lane in self._lanes.items():
-            if lane.running or lane.waiting:
-                self._used[name] = now
         gone = [name for name in self._leaving if self._lanes[name].quiet]
         for name in gone:
             self._left(name)
@@ -196,25 +201,11 @@ class Waking:
                     self._leaving[step.model] = now if quiet else now + self._rules.patience
 
     def _standing(self, name: str) -> Standing:
-        lane, size = self._lanes[name], self._sizes[name]
-        there = name in self._residency.aimed(SITE)
-        return Standing(
-            name=name,
-            size=size.device,
-            weights=size.weights,
-            sites=(SITE,),
-            site=SITE if there or name in self._leaving else "",
-            asleep=name in self._asleep and not there and name not in self._leaving,
-            settled=self._residency.settled(name),
-            leaving=name in self._leaving,
-            waiting=len(lane.waiting),
-            # Who was cut waits from then on: those who have had nothing go first.
-            oldest=max(lane.waiting[0].arrived, self._slept[name]) if lane.waiting else inf,
-            running=len(lane.running),
+        return standing(
+            self._models[name], self._lanes[name], self._residency, self.clock.now(),
+            asleep=name in self._asleep, slept=self._slept[name], since=self._since[name],
             rate=self._known[name],
-            used=self._used[name],
-            since=self._since[name],
-        )
+        )  # fmt: skip
 
     def _fits(self, site: str, models: Set[str]) -> bool:
         return sum(self._sizes[name].device for name in models) <= self._rules.memory[site]
