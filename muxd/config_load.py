@@ -23,8 +23,8 @@ from muxd.config import (
     SchedulerConfig,
     ServerConfig,
     TextConfig,
-    check,
 )
+from muxd.config_checks import check
 from muxd.errors import ConfigError
 
 

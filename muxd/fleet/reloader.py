@@ -13,7 +13,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from muxd.config import Config, ModelConfig, check_quotas
+from muxd.config import Config, ModelConfig
+from muxd.config_checks import check_quotas
 from muxd.config_load import load
 from muxd.engine.observer import Observer
 from muxd.engine.slo import Slo
