@@ -14,6 +14,7 @@ T = TypeVar("T")
 _AT = re.compile(r"(?P<what>.*?) - at `(?:key in )?\$\.?(?P<where>.*)`", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(\w+)`")
 _BODY = "the request body "
+_MOST_MEMBERS = 64  # each costs a copy of what comes after it
 _BOM = b"\xef\xbb\xbf"
 _GZIP, _DEFLATE = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
 
@@ -22,13 +23,17 @@ def too_large(most: int) -> TooLarge:
     return TooLarge(f"the request body is larger than {most} bytes (server.max_body)")
 
 
+def too_deep() -> BadRequest:
+    return BadRequest("the request body is nested too deeply")
+
+
 def unpack(data: bytes, coding: str, most: int) -> bytes:
     """``data`` as it was before ``coding`` ("", "gzip", "deflate"). Raises TooLarge, and BadRequest where it
     is broken."""
-    if not coding:
+    if not coding or not data:
         return data
     out, left = b"", data
-    while left:
+    for _ in range(_MOST_MEMBERS):
         unpacker = zlib.decompressobj(_GZIP if coding == "gzip" else _DEFLATE)
         try:
             out += unpacker.decompress(left, most - len(out) + 1)
@@ -39,7 +44,9 @@ def unpack(data: bytes, coding: str, most: int) -> bytes:
         if not unpacker.eof:
             raise BadRequest("the request body could not be read: its content encoding ends too early")
         left = unpacker.unused_data if coding == "gzip" else b""  # a gzip file may be several
-    return out
+        if not left:
+            return out
+    raise BadRequest(f"the request body could not be read: more than {_MOST_MEMBERS} gzip members")
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
@@ -54,7 +61,7 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     except msgspec.DecodeError as error:
         raise BadRequest(f"the request body is not valid JSON in UTF-8: {error}") from None
     except RecursionError:
-        raise BadRequest("the request body is nested too deeply") from None
+        raise too_deep() from None
 
 
 def convert(value: Any, kind: type[T], where: str = "") -> T:

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 import msgspec
 from msgspec import Raw, Struct
 
+from muxd.api.decoding import decode
 from muxd.errors import BadRequest
 
 MOST = 16  # that are named
@@ -23,12 +24,12 @@ _top = msgspec.json.Decoder(dict[str, Raw])
 
 def ignored(data: bytes, body: type[Struct], inner: Iterable[tuple[str, type[Struct]]] = ()) -> list[str]:
     """Names of the fields of ``data`` that ``body`` does not have. ``inner``: of objects in it, too."""
-    given = _top.decode(data)
+    given = decode(data, _top)
     found = _unknown(given, body, "")
     for name, kind in inner:
         raw = given.get(name)
         if raw is not None and bytes(raw).lstrip().startswith(b"{"):
-            found += _unknown(_top.decode(raw), kind, f"{name}.")
+            found += _unknown(decode(bytes(raw), _top), kind, f"{name}.")
     return found[:MOST]
 
 

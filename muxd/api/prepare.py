@@ -13,7 +13,7 @@ from msgspec import Struct
 from muxd.api.anthropic import conversation as anthropic
 from muxd.api.anthropic.schemas import CountRequest, MessagesRequest
 from muxd.api.constraint import banned_words, constraint_of
-from muxd.api.decoding import decode, unpack
+from muxd.api.decoding import decode, too_deep, unpack
 from muxd.api.ignored import ignored
 from muxd.api.ollama import conversation as ollama
 from muxd.api.ollama.conversation import loaded
@@ -94,6 +94,8 @@ def prepare(work: Prepare, shelf: Shelf, at: At) -> Result:
         return _prepared(model, asked, at, counts=work.kind == "count")
     except BadRequest as error:
         raise rename(error, asked.params) from None
+    except RecursionError:  # what is nested less deep than JSON may be can still be too deep to work on
+        raise too_deep() from None
 
 
 def translated(body: Struct, *, chat: bool) -> Translated:

@@ -1,5 +1,6 @@
 """Every refusal: status, the four keys, the field. After each of them the door serves on."""
 
+import gzip
 import io
 import json
 from collections.abc import AsyncIterator
@@ -9,6 +10,7 @@ import pytest
 from support.http_door import Door, Scripted
 
 pytestmark = pytest.mark.anyio
+JSON = {"Content-Type": "application/json"}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -333,3 +335,40 @@ async def test_model_states(door: Door, serving: Scripted, chat_body: dict[str, 
     status, answer, headers = await door.post(CHAT, chat_body)
     assert (status, error_of(answer)["code"]) == (503, "shutting_down")
     assert (await door.post(TEXT, {"model": "base", "prompt": "x"}))[0] == 200
+
+
+async def test_a_byte_order_mark_before_a_body_is_skipped(door: Door, chat_body: dict[str, Any]) -> None:
+    data = b"\xef\xbb\xbf" + json.dumps(chat_body | {"temprature": 1}).encode()
+    async with door.http.post(CHAT, data=data, headers=JSON) as answer:
+        assert (answer.status, answer.headers["x-muxd-ignored"]) == (200, "temprature")
+
+
+async def test_a_body_of_many_gzip_members(door: Door, chat_body: dict[str, Any]) -> None:
+    data, headers = json.dumps(chat_body).encode(), JSON | {"Content-Encoding": "gzip"}
+    for members, status in ((63, 200), (64, 400), (4096, 400)):
+        packed = gzip.compress(b"") * members + gzip.compress(data)
+        async with door.http.post(CHAT, data=packed, headers=headers) as answer:
+            assert (answer.status, members) == (status, members)
+            if status == 400:
+                assert "gzip members" in error_of(await answer.json())["message"]
+
+
+async def test_a_tool_that_is_nested_as_deep_as_json_may_be(door: Door, chat_body: dict[str, Any]) -> None:
+    deep = '{"a":' * 600 + "1" + "}" * 600
+    tool = f'{{"type": "function", "function": {{"name": "f", "parameters": {deep}}}}}'
+    whole = json.dumps(chat_body | {"tool_choice": "required"})
+    data = f'{whole[:-1]}, "tools": [{tool}]}}'.encode()
+    async with door.http.post(CHAT, data=data, headers=JSON) as answer:
+        assert answer.status == 400
+        assert error_of(await answer.json())["message"] == "the request body is nested too deeply"
+
+
+async def test_a_body_that_only_names_a_model_is_short_and_plain(door: Door) -> None:
+    long = json.dumps({"model": "base", "x": " " * (64 << 10)}).encode()
+    for data, more, status in (
+        (long, {}, 413),
+        (gzip.compress(b'{"model": "base"}'), {"Content-Encoding": "gzip"}, 415),
+        (b"\xef\xbb\xbf" + b'{"model": "base"}', {}, 200),
+    ):
+        async with door.http.post("/api/show", data=data, headers=JSON | more) as answer:
+            assert answer.status == status

@@ -9,8 +9,8 @@ import msgspec
 from aiohttp import web
 
 from muxd.api.body import coding, read_body
-from muxd.api.context import context, find_model, shown_models, tokenizer_of
-from muxd.api.decoding import decode, unpack
+from muxd.api.context import find_model, shown_models, tokenizer_of
+from muxd.api.decoding import decode
 from muxd.api.generate import run
 from muxd.api.job import make_job, new_answer
 from muxd.api.models import json_response
@@ -19,10 +19,11 @@ from muxd.api.ollama.schemas import ShowRequest
 from muxd.api.reading import read, unpack_asked
 from muxd.api.sampling import chat_budget
 from muxd.api.serving import ServedModel
-from muxd.errors import BadRequest
+from muxd.errors import BadRequest, TooLarge
 from muxd.text.work import Answer, Kind
 
 LEVEL = "0.12.6"  # of Ollama's API that is followed here: clients look whether it is new enough
+_SHORT = 64 << 10  # bytes of a body that is read here, between the tokens of streams
 _show = msgspec.json.Decoder(ShowRequest)
 
 
@@ -61,8 +62,12 @@ async def ps(request: web.Request) -> web.Response:
 
 
 async def show(request: web.Request) -> web.Response:
-    packing = coding(request)
-    asked = decode(unpack(await read_body(request), packing, context(request).max_body), _show)
+    if coding(request):
+        raise web.HTTPUnsupportedMediaType(text="send this body plain: it names a model")
+    data = await read_body(request)
+    if len(data) > _SHORT:
+        raise TooLarge(f"the request body is larger than {_SHORT} bytes: it names a model")
+    asked = decode(data, _show)
     name = asked.model or asked.name
     if not name:
         raise BadRequest("model is required", param="model")
