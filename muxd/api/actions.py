@@ -2,18 +2,17 @@
 
 from aiohttp import web
 
-from muxd.api.context import context, find_model, shown_models
+from muxd.api.context import context, find_model, on_device, shown_models
 from muxd.api.guard import check_actions
 from muxd.api.models import json_response
 
 
 async def running(request: web.Request) -> web.Response:
-    """The models that are loaded, or on their way."""
-    gone = ("unloaded", "failed")
+    """The models that are on a device, or on their way."""
     shown = [
         {"model": model.name, "state": model.state, "cmd": "", "proxy": "", "ttl": 0}
         for model in shown_models(request)
-        if model.state not in gone
+        if on_device(model)
     ]
     return json_response({"running": shown})
 
@@ -23,7 +22,8 @@ async def unload(request: web.Request) -> web.Response:
     check_actions(request)
     name = request.match_info.get("id", "")
     serving = context(request).serving
-    models = [find_model(request, name)] if name else [m for m in shown_models(request) if m.state == "ready"]
+    served = [model for model in shown_models(request) if model.state in ("ready", "restarting", "asleep")]
+    models = [find_model(request, name)] if name else served
     for model in models:
         await serving.unload(model.name)
     return json_response({"msg": "ok", "unloaded": [model.name for model in models]})

@@ -80,6 +80,11 @@ def shown_models(request: web.Request) -> list[ServedModel]:
     return [model for model in models if key is None or key.may_use(model.name)]
 
 
+def on_device(model: ServedModel) -> bool:
+    """It is there, or on its way."""
+    return model.state not in ("unloaded", "failed", "asleep")
+
+
 def tokenizer_of(model: ServedModel) -> Tokenizer:
     """The model's tokenizer, once it may be used.
 

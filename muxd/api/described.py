@@ -1,5 +1,6 @@
 """A route as those see it that cannot import the table of them: it imports them."""
 
+import re
 from typing import Protocol
 
 from msgspec import Struct
@@ -19,3 +20,8 @@ class Described(Protocol):
 
     @property
     def body(self) -> type[Struct] | None: ...
+
+
+def plain(path: str) -> str:
+    """Without what its parts have to look like: ``/health/{id:.+}`` is ``/health/{id}``."""
+    return re.sub(r":[^}]*}", "}", path)

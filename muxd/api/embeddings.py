@@ -107,7 +107,7 @@ async def _embed(request: web.Request, model: ServedModel, prompts: list[list[in
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(_AT_ONCE, len(prompts))):
+            for _ in range(min(_AT_ONCE, model.max_queue, len(prompts))):
                 group.create_task(work())
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None

@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from muxd.api.errors import error_object
+from muxd.api.sse import SKIPPED
 from muxd.errors import MuxdError, Overloaded, TooSlow
 
 _PROBES = (
@@ -22,7 +23,6 @@ _PROBES = (
     0.5,
     5.0,
 )  # seconds between looks whether a half-closed client is there; the last repeats
-_COMMENT = b"3\r\n:\n\n\r\n"  # of an event stream, as one chunk: what is chunked here is one
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -221,7 +221,7 @@ class Guest(RequestHandler):
         if request is None or request.writer.output_size == 0:
             old = request is not None and request.version < (1, 1)
             return b"" if old else _CONTINUE
-        return _COMMENT if getattr(request.writer, "chunked", False) else b""
+        return request.get(SKIPPED, b"") if getattr(request.writer, "chunked", False) else b""
 
     # ---- readers that do not read -------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from muxd.api.about import VERSION
 from muxd.api.context import context
-from muxd.api.described import Described
+from muxd.api.described import Described, plain
 from muxd.api.models import json_response
 
 _REF = "#/components/schemas/{name}"
@@ -30,7 +30,7 @@ def document(routes: tuple[Described, ...]) -> dict[str, Any]:
     known = dict(zip(bodies, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        path = re.sub(r":[^}]*}", "}", route.path)
+        path = plain(route.path)
         paths.setdefault(path, {})[route.method.lower()] = _operation(route, path, known)
     about = {"title": "muxd", "version": VERSION, "description": "Many LLMs on one host's GPUs"}
     return {

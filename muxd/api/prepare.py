@@ -78,7 +78,18 @@ def prepare(work: Prepare, shelf: Shelf, at: At) -> Result:
     view = work.views.get(name) or work.views.get(name.removesuffix(OLLAMA_TAG))
     if view is None:
         return Elsewhere(body.model)
-    model = shelf.open(view)
+    result = _worked_on(shelf.open(view), body, at, counts=work.kind == "count")
+    found = ignored(data, type(body), _INNER if isinstance(body, OllamaRequest) else ())
+    return msgspec.structs.replace(result, ignored=found)
+
+
+def fields_of(kind: Kind) -> list[str]:
+    """Names of what a body may have."""
+    return [field.encode_name for field in msgspec.structs.fields(_BODIES[kind])]
+
+
+def _worked_on(model: TextModel, body: Any, at: At, *, counts: bool) -> Prepared | Answer:
+    """``counts``: only how many tokens there are is wanted."""
     if isinstance(body, TokenizeRequest):
         return Answer(model.name, msgspec.json.encode(_tokens(model, body, at)))
     if isinstance(body, DetokenizeRequest):
@@ -89,9 +100,8 @@ def prepare(work: Prepare, shelf: Shelf, at: At) -> Result:
     if isinstance(body, OllamaRequest) and body.silent:
         return Answer(model.name, msgspec.json.encode(loaded(body)))
     asked = translated(body, chat=model.template is not None)
-    asked.ignored = ignored(data, type(body), _INNER if isinstance(body, OllamaRequest) else ())
     try:
-        return _prepared(model, asked, at, counts=work.kind == "count")
+        return _prepared(model, asked, at, counts=counts)
     except BadRequest as error:
         raise rename(error, asked.params) from None
     except RecursionError:  # what is nested less deep than JSON may be can still be too deep to work on
@@ -114,8 +124,7 @@ def translated(body: Struct, *, chat: bool) -> Translated:
     raise TypeError(type(body).__name__)
 
 
-def _prepared(model: TextModel, asked: Translated, at: At, *, counts: bool) -> Result:
-    """``counts``: only how many tokens there are is wanted."""
+def _prepared(model: TextModel, asked: Translated, at: At, *, counts: bool) -> Prepared | Answer:
     body = asked.body
     refuse_unserved(body)
     if isinstance(body, CompletionRequest):
@@ -240,7 +249,6 @@ def _asked(
         "banned": banned_words(body, model),
         "told": asked.told,
         "params": asked.params,
-        "ignored": asked.ignored,
     }
     kept = {name: getattr(body, name) for name in _KEPT if hasattr(body, name)}
     return msgspec.Raw(_pack(Asked(**kept | own)))

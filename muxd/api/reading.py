@@ -8,6 +8,7 @@ render.
 import contextlib
 import logging
 import re
+from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
@@ -17,7 +18,7 @@ from muxd.api.body import coding, read_body
 from muxd.api.context import context, find_model, names_of, shown_models, tokenizer_of, trace
 from muxd.api.decoding import decode
 from muxd.api.ignored import refuse_ignored
-from muxd.api.prepare import prepare
+from muxd.api.prepare import fields_of, prepare
 from muxd.api.schemas import Asked
 from muxd.api.serving import ServedModel
 from muxd.api.turns import in_turns
@@ -54,6 +55,13 @@ _named = msgspec.json.Decoder(_Named)
 
 async def read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
     """Raises MuxdError for everything the client has to hear about."""
+    model, result = await _read(request, kind)
+    if isinstance(result, Prepared | Answer):
+        note_ignored(request, result.ignored, fields_of(kind))
+    return model, result
+
+
+async def _read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
     packing = coding(request)
     data = await read_body(request)
     if packing or len(data) > _PEEK:
@@ -83,7 +91,6 @@ async def asked(request: web.Request, kind: Kind) -> tuple[ServedModel, Asked, T
 async def unpack_asked(request: web.Request, model: ServedModel, result: Result) -> tuple[Asked, Texts]:
     body, prompts = await _unpack(result, Asked)
     trace(request).params = body.params
-    _note_ignored(request, body.ignored)
     if not model.generates:
         raise BadRequest(
             f"The model {model.name!r} only embeds texts: use /v1/embeddings, /v1/rerank or /v1/score",
@@ -125,11 +132,11 @@ async def _read_long(
     return model, result
 
 
-def _note_ignored(request: web.Request, names: list[str]) -> None:
+def note_ignored(request: web.Request, names: list[str], known: Iterable[str]) -> None:
     """To the client, and once in the log. Raises BadRequest where the operator is strict."""
     here = context(request)
     if here.strict:
-        refuse_ignored(names, Asked.__struct_fields__)
+        refuse_ignored(names, known)
     trace(request).ignored = names
     new = [name for name in names if name not in here.seen]
     if new and len(here.seen) < _SEEN:

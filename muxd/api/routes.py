@@ -11,6 +11,7 @@ from muxd.api.anthropic import endpoint as anthropic
 from muxd.api.anthropic.schemas import CountRequest, MessagesRequest
 from muxd.api.chat import chat
 from muxd.api.completions import completions
+from muxd.api.described import plain
 from muxd.api.embeddings import embeddings, rerank, score
 from muxd.api.ollama import endpoints as ollama
 from muxd.api.ollama.schemas import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
@@ -77,7 +78,8 @@ ROUTES = [
 ]
 
 
-NAMES = {path: route.path for route in ROUTES for path in route.paths()}  # by every path that it has
+# By every path that it has.
+NAMES = {plain(path): plain(route.path) for route in ROUTES for path in route.paths()}
 
 
 def all_routes() -> list[web.RouteDef]:

@@ -1,8 +1,8 @@
 """Request bodies as msgspec structs: types and ranges in one place, so that an error names its field.
 
-Unknown fields are ignored, but for those of a message. Fields that would change the answer and are not served
-are typed ``Any`` and refused by name in ``muxd.api.refusals``. ``None`` always means "not given", as clients
-send ``null``.
+Unknown fields, but for those of a message, are named to the client (``muxd.api.ignored``). Fields that would
+change the answer and are not served are typed ``Any`` and refused by name in ``muxd.api.refusals``. ``None``
+always means "not given", as clients send ``null``.
 """
 
 from typing import Annotated, Any, Literal
@@ -176,7 +176,6 @@ class Asked(Generation, kw_only=True):
     scores: int = -1  # as ``Sampling.logprobs``: -1 for none
     manner: Manner = Manner()
     told: dict[str, Any] = {}  # what the answer has to say again
-    ignored: list[str] = []  # fields that nobody reads
     params: dict[str, str] = {}  # fields by what the client calls them
     prompt_scores: int = -1  # as ``Sampling.prompt_logprobs``
     echo_scores: bool = False  # they stand before the answer's

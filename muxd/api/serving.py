@@ -55,6 +55,10 @@ class ServedModel(Protocol):
         """It has a chat template."""
 
     @property
+    def thinks(self) -> bool:
+        """Its answers have a part before them that is told apart."""
+
+    @property
     def family(self) -> str:
         """Its architecture's name; "" while it is not known."""
 

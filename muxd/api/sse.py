@@ -9,6 +9,9 @@ _HEADERS = {
     "X-Accel-Buffering": "no",  # nginx would hold tokens back
 }
 SSE = "text/event-stream; charset=utf-8"
+# What readers of a stream skip between two frames, as one chunk: a comment, or a space before JSON.
+SKIPPED = web.RequestKey("skipped", bytes)
+_COMMENT, _SPACE = b"3\r\n:\n\n\r\n", b"1\r\n \r\n"
 
 
 class EventStream:
@@ -21,6 +24,7 @@ class EventStream:
     def __init__(self, request: web.Request, content_type: str, clock: Clock):
         self._request, self._clock = request, clock
         self.spoke = clock.now()  # when something was sent last
+        request[SKIPPED] = _COMMENT if content_type == SSE else _SPACE
         self._headers = _HEADERS | {"Content-Type": content_type}
         self.response: web.StreamResponse | None = None
 

@@ -26,7 +26,8 @@ def handle(library: Library, work: Work, at: At) -> Result:
     """Raises MuxdError for what is wrong with the model's folder or the client's request."""
     if isinstance(work, Check):
         tokenizer, template = library.read(work.source, at)
-        return Checked(template is not None, longest_token(tokenizer))
+        thinking = template.thinking if template is not None else ""
+        return Checked(template is not None, longest_token(tokenizer), thinking)
     return prepare(work, library, at)
 
 

@@ -16,7 +16,6 @@ class Translated(Struct):
     body: ChatRequest | CompletionRequest
     told: dict[str, Any] = {}
     params: dict[str, str] = {}
-    ignored: list[str] = []  # fields that nobody reads
 
 
 def translate(

@@ -78,6 +78,7 @@ class Opened:
         override = str(Path(config.chat_template).expanduser()) if config.chat_template else ""
         self.source = Source(config.name, str(folder), override, stamp(folder))
         self.chat = False  # has a chat template, as far as it has been looked for
+        self.thinking = ""  # how its template has answers think
         self.longest = 0  # bytes of its longest token; 0: not known
         generation = read_generation(folder)
         self.eos = self._ends({*self.spec.eos_ids, *generation.eos_ids, *self.tokenizer.eos})
@@ -144,6 +145,7 @@ class Entry:
             self.opened, self.error = None, error.message
             return
         self.opened.chat, self.opened.longest = checked.chat, checked.longest
+        self.opened.thinking = checked.thinking
 
     def renew(self, now: float) -> None:
         """Its worker's life is over; the next one begins."""
@@ -166,6 +168,12 @@ class Entry:
     @property
     def chat(self) -> bool:
         return self.opened is not None and self.opened.chat
+
+    @property
+    def thinks(self) -> bool:
+        thinking = self.config.reasoning
+        found = self.opened.thinking if thinking == "auto" and self.opened is not None else thinking
+        return self.chat and found not in ("", "auto", "none")
 
     @property
     def step(self) -> str:

@@ -88,21 +88,25 @@ class Doing(Struct, frozen=True, tag="doing"):
 class Checked(Struct, frozen=True, tag="checked"):
     chat: bool
     longest: int
+    thinking: str = ""  # of the chat template, by ``muxd.text.thinking``
 
 
 class Prepared(Struct, frozen=True, tag="prepared"):
-    """``asked``: ``api.schemas.Asked``. ``prompts``: ids; ``echoes``: the text of each, where asked for."""
+    """``asked``: ``api.schemas.Asked``. ``prompts``: ids; ``echoes``: the text of each, where asked for.
+    ``ignored``: fields that nobody reads."""
 
     asked: Raw
     prompts: list[bytes]
     echoes: list[str]
+    ignored: list[str] = []
 
 
 class Answer(Struct, frozen=True, tag="answer"):
-    """The JSON to send."""
+    """The JSON to send. ``ignored``: as in ``Prepared``."""
 
     model: str
     body: bytes
+    ignored: list[str] = []
 
 
 class Elsewhere(Struct, frozen=True, tag="elsewhere"):

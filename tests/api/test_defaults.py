@@ -104,6 +104,13 @@ async def test_fields_that_nobody_knows(
     options = {"options": {"num_ctx": 9, "temperature": 0}, "stream": False, "keep_alive": -1}
     _, _, headers = await door.post("/api/chat", chat_body | options)
     assert headers["x-muxd-ignored"] == "options.num_ctx"
+    for path, name, value in (
+        ("/tokenize", "prompt", "x"),
+        ("/detokenize", "tokens", [1]),
+        ("/api/show", "name", "x"),
+    ):
+        status, _, headers = await door.post(path, {"model": "base", "dimension": 8, name: value})
+        assert (status, headers["x-muxd-ignored"]) == (200, "dimension")
 
 
 async def test_a_strict_door(serving: Scripted, chat_body: dict[str, Any]) -> None:
@@ -118,6 +125,9 @@ async def test_a_strict_door(serving: Scripted, chat_body: dict[str, Any]) -> No
             error = (await answer.json())["error"]
             assert (answer.status, error["param"]) == (400, "temprature")
             assert "did you mean 'temperature'" in error["message"]
+        for field, near in (("tool", "tools"), ("response_fromat", "response_format")):
+            async with http.post(url, json=chat_body | {field: 1}) as answer:
+                assert f"did you mean {near!r}" in (await answer.json())["error"]["message"]
         async with http.post(url, json=chat_body | {"user": "me", "store": True}) as answer:
             assert answer.status == 200
     await runner.cleanup()

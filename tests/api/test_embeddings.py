@@ -52,6 +52,24 @@ async def test_openais_client(door: Door, serving: Scripted) -> None:
     assert len(serving.requests) == 70
 
 
+async def test_one_request_waits_for_itself_where_the_queue_is_short(door: Door, serving: Scripted) -> None:
+    serving.by_name["base"].max_queue = 2
+    open_ones, most = 0, 0
+
+    async def counted(request: Request, stream: TokenStream) -> None:
+        nonlocal open_ones, most
+        open_ones += 1
+        most = max(most, open_ones)
+        await asyncio.sleep(0)
+        open_ones -= 1
+        await embed(request, stream)
+
+    serving.play = counted
+    status, answer, _ = await door.post(EMBED, {"model": "base", "input": [f"text {i}" for i in range(9)]})
+    assert (status, len(answer["data"])) == (200, 9)
+    assert most == 2
+
+
 @pytest.mark.parametrize("given", ["one two", ["one two"], [5, 6, 7], [[5, 6, 7], [8]]])
 async def test_forms_of_input_and_of_the_answer(door: Door, serving: Scripted, given: Any) -> None:
     body = {"model": "base", "input": given, "dimensions": 3}

@@ -272,3 +272,12 @@ async def test_access_line(
     assert lines[2].levelname == "DEBUG"
     assert "secret" not in caplog.text
     assert "sesame" not in caplog.text
+
+
+async def test_every_path_is_counted_by_its_name(door: Door) -> None:
+    for path, name in (("/health/base", "/health/{id}"), ("/models/base", "/v1/models/{id}")):
+        async with door.http.get(path) as answer:
+            assert answer.status == 200
+        series = await (await door.http.get("/metrics")).text()
+        assert f'route="{name}"' in series
+    assert 'route="unknown"' not in series

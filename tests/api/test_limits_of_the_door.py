@@ -156,6 +156,30 @@ async def test_a_half_closed_client_gets_its_answer(
     await closed(reader)
 
 
+async def test_a_half_closed_client_of_ollamas_stream_reads_lines_of_json(
+    serving: Scripted, connect: Connect
+) -> None:
+    go = asyncio.Event()
+
+    async def play(request: Request, stream: TokenStream) -> None:
+        stream.put(serving.ids("hello")[0])
+        await go.wait()
+        stream.end("stop")
+
+    serving.play = play
+    body = json.dumps({"model": "base", "prompt": "x"}).encode()
+    head = HEAD.replace("/v1/completions", "/api/generate").format(len(body))
+    reader, writer = await connect(head.encode() + body)
+    await asyncio.wait_for(reader.readuntil(b"}\n\r\n"), 20)
+    writer.write_eof()
+    assert await asyncio.wait_for(reader.readexactly(6), 20) == b"1\r\n \r\n"
+    go.set()
+    rest = await asyncio.wait_for(reader.read(), 20)
+    parts = [part for part in rest.split(b"\r\n") if part.lstrip().startswith(b"{")]
+    (last,) = [json.loads(line) for line in b"".join(parts).splitlines()]
+    assert last["done"]
+
+
 async def test_a_body_that_is_cut_off_by_a_half_close_is_no_request(
     serving: Scripted, connect: Connect
 ) -> None:

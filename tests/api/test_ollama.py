@@ -9,7 +9,7 @@ from support.http_door import Door, Scripted
 
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
-from muxd.errors import WorkerLost
+from muxd.errors import ModelNotReady, WorkerLost
 from muxd.text.template import ChatTemplate
 
 pytestmark = pytest.mark.anyio
@@ -96,7 +96,16 @@ async def test_asking_for_the_model_to_be_there(door: Door, serving: Scripted) -
     for path in (CHAT, GENERATE):
         status, answer, _ = await door.post(path, {"model": "qwen", "keep_alive": "5m"})
         assert (status, answer["done_reason"], answer["done"]) == (200, "load", True)
+    serving.by_name["qwen"].state = "asleep"
+    assert [one["name"] for one in (await (await door.http.get("/api/ps")).json())["models"]] == [
+        "org/chat-model", "base",
+    ]  # fmt: skip
     assert serving.requests == []
+    status, answer, _ = await door.post(CHAT, {"model": "qwen"})
+    assert (status, answer["done_reason"], len(serving.streams)) == (200, "load", 1)  # who waits wakes it
+    serving.play = lambda request, stream: stream.fail(ModelNotReady("qwen could not be woken"))
+    status, answer, _ = await door.post(CHAT, {"model": "qwen"})
+    assert (status, answer["error"]) == (503, "qwen could not be woken")
 
 
 async def test_what_is_known_of_the_models(door: Door, serving: Scripted) -> None:
@@ -111,6 +120,11 @@ async def test_what_is_known_of_the_models(door: Door, serving: Scripted) -> Non
     assert shown["model_info"]["llama.context_length"] == 4096
     _, shown, _ = await door.post("/api/show", {"name": "base"})
     assert shown["capabilities"] == ["completion"]
+    _, shown, _ = await door.post("/api/show", {"name": "org/chat-model"})
+    assert shown["capabilities"] == ["completion", "tools"]  # its template knows no thoughts
+    serving.by_name["base"].pooling, serving.by_name["base"].generates = "mean", False
+    _, shown, _ = await door.post("/api/show", {"name": "base"})
+    assert shown["capabilities"] == ["embedding"]
     assert (await (await door.http.get("/api/version")).json())["version"].count(".") == 2
 
 

@@ -60,6 +60,10 @@ class Model:
         return self.template is not None
 
     @property
+    def thinks(self) -> bool:
+        return self.template is not None and self.template.thinking != ""
+
+    @property
     def view(self) -> View:
         return View(
             Source(self.name, ""),

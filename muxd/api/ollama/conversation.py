@@ -51,7 +51,7 @@ def translate_generate(body: OllamaGenerateRequest, *, chat: bool) -> Translated
 
 
 def loaded(body: OllamaRequest) -> dict[str, Any]:
-    """The answer where nothing was said: models are loaded, and stay until an operator unloads them."""
+    """The answer where nothing was said: the model is there."""
     said: dict[str, Any] = {"message": {"role": "assistant", "content": ""}}
     said = said if isinstance(body, OllamaChatRequest) else {"response": ""}
     made = datetime.now(UTC).isoformat().replace("+00:00", "Z")

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,17 +10,20 @@ import msgspec
 from aiohttp import web
 
 from muxd.api.body import coding, read_body
-from muxd.api.context import find_model, shown_models, tokenizer_of
+from muxd.api.context import context, find_model, on_device, shown_models, tokenizer_of, trace
 from muxd.api.decoding import decode
 from muxd.api.generate import run
+from muxd.api.ignored import ignored
 from muxd.api.job import make_job, new_answer
 from muxd.api.models import json_response
 from muxd.api.ollama.answer import OllamaAnswer
 from muxd.api.ollama.schemas import ShowRequest
-from muxd.api.reading import read, unpack_asked
+from muxd.api.reading import note_ignored, read, unpack_asked
 from muxd.api.sampling import chat_budget
 from muxd.api.serving import ServedModel
+from muxd.engine.request import Request
 from muxd.errors import BadRequest, TooLarge
+from muxd.messages import Sampling
 from muxd.text.work import Answer, Kind
 
 LEVEL = "0.12.6"  # of Ollama's API that is followed here: clients look whether it is new enough
@@ -40,11 +44,27 @@ async def generate(request: web.Request) -> web.StreamResponse:
 async def _generated(request: web.Request, kind: Kind, *, chat: bool) -> web.StreamResponse:
     model, result = await read(request, kind)
     if isinstance(result, Answer):  # nothing was to be generated: it asked for the model to be there
+        if model.state == "asleep":
+            await _wake(request, model)
         return web.Response(body=result.body, content_type="application/json")
     body, prompts = await unpack_asked(request, model, result)
     budget = chat_budget(model, body, prompts)
     job = make_job(new_answer("ollama-", model).id, body, model, prompts, [budget])
     return await run(request, job, OllamaAnswer(model.name, tokenizer_of(model), chat=chat))
+
+
+async def _wake(request: web.Request, model: ServedModel) -> None:
+    """By what wakes every model: a request that waits for it, of one token. Raises MuxdError as others do."""
+    name, greedy = f"ollama-{secrets.token_hex(12)}", Sampling(temperature=0.0)
+    pooling = "" if model.generates else model.pooling
+    one = Request(name, model.name, [0], int(model.generates), greedy, model.eos, trace(request).id, pooling)
+    stream = context(request).serving.submit(one)
+    try:
+        async for delta in stream:
+            if delta.finish:
+                return
+    finally:
+        stream.close()
 
 
 async def tags(request: web.Request) -> web.Response:
@@ -53,9 +73,9 @@ async def tags(request: web.Request) -> web.Response:
 
 
 async def ps(request: web.Request) -> web.Response:
-    """Those that are loaded; they stay."""
+    """Those that are loaded. None leaves by the clock: one sleeps when another needs its place."""
     far = (datetime.now(UTC) + timedelta(days=36500)).isoformat().replace("+00:00", "Z")
-    loaded = [model for model in shown_models(request) if model.state == "ready"]
+    loaded = [model for model in shown_models(request) if on_device(model)]
     return json_response(
         {"models": [_listed(one) | {"expires_at": far, "size_vram": one.weight_bytes} for one in loaded]}
     )
@@ -68,12 +88,12 @@ async def show(request: web.Request) -> web.Response:
     if len(data) > _SHORT:
         raise TooLarge(f"the request body is larger than {_SHORT} bytes: it names a model")
     asked = decode(data, _show)
+    note_ignored(request, ignored(data, ShowRequest), ShowRequest.__struct_fields__)
     name = asked.model or asked.name
     if not name:
         raise BadRequest("model is required", param="model")
     model = find_model(request, name)
     family = _family(model)
-    able = ["completion", *(["tools", "thinking"] if model.chat else [])]
     return json_response(
         {
             "modelfile": "",
@@ -85,7 +105,7 @@ async def show(request: web.Request) -> web.Response:
                 "general.parameter_count": model.parameters,
                 f"{family}.context_length": model.max_context,
             },
-            "capabilities": able,
+            "capabilities": _able(model),
             "modified_at": _made(model),
         }
     )
@@ -104,6 +124,17 @@ def _listed(model: ServedModel) -> dict[str, Any]:
         "digest": hashlib.sha256(model.name.encode()).hexdigest(),
         "details": _details(model),
     }
+
+
+def _able(model: ServedModel) -> list[str]:
+    """What clients ask before they offer it; every model with a chat template is told of tools."""
+    able = {
+        "completion": model.generates,
+        "embedding": bool(model.pooling),
+        "tools": model.generates and model.chat,
+        "thinking": model.generates and model.thinks,
+    }
+    return [name for name, is_so in able.items() if is_so]
 
 
 def _details(model: ServedModel) -> dict[str, Any]:
