@@ -110,6 +110,7 @@ class DirectRunner:
         *,
         prompt_tokens: int | None = None,
         forget: Sequence[int] = (),
+        share: int = 100,
     ) -> BatchDone:
         """One batch of (sequence, start, tokens, last)."""
         made, fresh = [], []
@@ -121,7 +122,7 @@ class DirectRunner:
             generated_from = start + len(tokens) if prompt_tokens is None else prompt_tokens
             made.append(Chunk(seq, start, int32(tokens), int32(grown), last, sampling, generated_from))
             self._lengths[seq] = start + len(tokens)
-        return self.runner.prefill(Prefill(next(self._batch), 100, self._new(fresh), made, list(forget)))
+        return self.runner.prefill(Prefill(next(self._batch), share, self._new(fresh), made, list(forget)))
 
     def decode(self, seqs: list[int], share: int = 100) -> list[int]:
         """One step; the tokens in the order of ``seqs``."""

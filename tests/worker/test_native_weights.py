@@ -69,6 +69,18 @@ def test_a_long_context_is_cut_between_threads(tmp_path: Path, kv_dtype: KvDtype
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
+def test_more_threads_than_at_first(tmp_path: Path) -> None:
+    """What a thread has for itself stays sound when others join it."""
+    llama(tmp_path / "m")
+    grown, whole = (DirectRunner(tmp_path / "m", "float32", cores=2, native=True) for _ in range(2))
+    found = []
+    for direct, shares in ((grown, (50, 100, 100)), (whole, (100, 100, 100))):
+        tokens = direct.prefill([(0, 0, PROMPTS[2], True)], share=shares[0]).tokens
+        tokens += direct.prefill([(1, 0, PROMPTS[3], True)], share=shares[1]).tokens
+        found.append(tokens + direct.decode([0, 1], shares[2]))
+    assert found[0] == found[1]
+
+
 def test_what_is_not_finite_gives_no_token_and_harms_no_other_row(tmp_path: Path) -> None:
     """A token whose embedding is NaN: its row has no token, the rows beside it have theirs."""
     model = llama(tmp_path / "m", tie_word_embeddings=False)

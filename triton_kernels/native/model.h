@@ -1,6 +1,7 @@
 // A model and a batch, as Python hands them over (``native.py`` has the same fields), and a step's memory.
 #pragma once
 #include <cstdlib>
+#include <utility>
 
 #include "attention.h"
 #include "products.h"
@@ -44,6 +45,9 @@ constexpr int FEW = 4;  // tokens that one thread prepares alone: quicker than t
 // Zeroed floats at a cache line's border, with room behind for reads beyond the end.
 template <class T> class Buffer {
  public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;  // the memory has one owner; a vector that grows moves it
+  Buffer(Buffer&& other) noexcept : at_(std::exchange(other.at_, nullptr)), size_(std::exchange(other.size_, 0)) {}
   ~Buffer() { free(at_); }
   void need(int64_t count) {
     if (count <= size_) return;
