@@ -11,7 +11,7 @@ from support.direct_runner import DirectRunner
 from support.tiny_models import gemma3, llama
 
 from muxd.kernels import native as kernels
-from muxd.messages import KvDtype, WeightsName
+from muxd.messages import NO_TOKEN, KvDtype, WeightsName
 from muxd.models import blocks
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -92,8 +92,25 @@ def test_what_is_not_finite_gives_no_token_and_harms_no_other_row(tmp_path: Path
         sound = DirectRunner(tmp_path / "m", "float32", native=True, weights=weights)
         done = direct.prefill([(0, 0, [5, 6], True), (1, 0, [5, 7], True), (2, 0, [8, 9, 10], True)])
         beside = sound.prefill([(0, 0, [5, 6], True), (2, 0, [8, 9, 10], True)])
-        assert done.tokens[1] == -1
+        assert done.tokens[1] == NO_TOKEN
         assert [done.tokens[0], done.tokens[2]] == beside.tokens
+
+
+@pytest.mark.parametrize("context", [1, 40, 1500])
+def test_keys_beyond_float16_give_no_token(tmp_path: Path, native: bool, context: int) -> None:
+    """After so many tokens comes one whose keys the pool cannot hold; alone, in a tile, in a cut context."""
+    model = llama(tmp_path / "m", max_position_embeddings=4096)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 0
+        model.model.embed_tokens.weight[7] = 0
+        model.model.embed_tokens.weight[7, 0] = 1
+        model.model.layers[0].self_attn.k_proj.weight[:, 0] = 3e4
+    model.save_pretrained(tmp_path / "m")
+    direct = DirectRunner(tmp_path / "m", "float16", cores=2, native=native)
+    done = direct.prefill([(0, 0, [5] * context + [7], True), (1, 0, [8, 9], True)])
+    assert done.tokens[0] == NO_TOKEN
+    assert done.tokens[1] != NO_TOKEN
+    assert [token == NO_TOKEN for token in direct.decode([0, 1])] == [True, False]
 
 
 @pytest.mark.parametrize("make", [llama, gemma3])

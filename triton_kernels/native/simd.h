@@ -21,6 +21,7 @@ inline Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 inline Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 inline Floats div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+// Where one of the two is NaN: the second, as the CPU's instructions have it.
 inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 inline Floats magnitude(Floats a) { return _mm512_abs_ps(a); }
@@ -88,6 +89,7 @@ inline Floats div(Floats x, Floats y) { return {_mm256_div_ps(x.a, y.a), _mm256_
 inline Floats fma(Floats x, Floats y, Floats z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
+// Where one of the two is NaN: the second.
 inline Floats larger(Floats x, Floats y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 inline Floats smaller(Floats x, Floats y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 inline Floats magnitude(Floats x) {
@@ -209,9 +211,10 @@ inline Floats pairs(Floats acc, Ints, Ints) { return acc; }
 inline void round_pairs(const float*, uint16_t*, int64_t) {}
 #endif
 
-// e^x to two units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes, expf).
+// e^x to two units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes, expf). NaN stays
+// NaN, or what the pool could not hold would look like a number.
 inline Floats exponential(Floats x) {
-  x = smaller(larger(x, all(-87.33f)), all(88.f));
+  x = smaller(all(88.f), larger(all(-87.33f), x));
   Ints n = nearest(mul(x, all(1.44269504f)));
   Floats whole = floats(n);
   Floats r = fma(whole, all(-0.693359375f), x);
