@@ -43,6 +43,7 @@ from muxd.worker.cuda_streams import Streams
 from muxd.worker.cuda_upload import int32, to_host, upload
 from muxd.worker.kept import kv_type
 from muxd.worker.pooling import Pooler
+from muxd.worker.rows import check_tokens
 from muxd.worker.scoring import Scorer
 from muxd.worker.sequence import Sequence, Span
 
@@ -137,6 +138,7 @@ class CudaStep:
         self._state.known.check(rows)
 
     def join(self, sequence: Sequence) -> None:
+        check_tokens(int32(sequence.history), self._spec.vocab_size)  # a negative one would mean a place
         self._sampler.note([Span(sequence, 0, len(sequence.history))])
 
     def forget(self, sequence: Sequence) -> None:
@@ -281,11 +283,8 @@ class CudaStep:
 
     def _check(self, tokens: NDArray[np.int32], positions: NDArray[np.int32]) -> None:
         """Raises ValueError. On a device an index out of range is a fault of every worker that shares it."""
-        if len(tokens) == 0:
-            return
-        if tokens.min() < 0 or tokens.max() >= self._spec.vocab_size:
-            raise ValueError(f"token ids must lie in [0, {self._spec.vocab_size})")
-        if positions.max() >= self._setup.max_context:
+        check_tokens(tokens, self._spec.vocab_size)
+        if len(positions) and positions.max() >= self._setup.max_context:
             raise ValueError(f"positions must lie below {self._setup.max_context}")
 
 

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from muxd.device.cpu import threads
 from muxd.messages import NewRows, PromptScores, Sampling, Setup
+from muxd.models.layers import Attend
 from muxd.models.registry import build
 from muxd.models.spec import ModelSpec
 from muxd.worker import pooling, sampler, scoring
@@ -19,6 +21,7 @@ from muxd.worker.kept import kv_type
 from muxd.worker.kv import PagedKv
 from muxd.worker.mapped import DTYPES, MappedWeights
 from muxd.worker.pooling import Pooler
+from muxd.worker.rows import check_tokens
 from muxd.worker.scoring import Scorer
 from muxd.worker.sequence import Sequence, Span
 from muxd.worker.step import Sampled
@@ -98,7 +101,7 @@ class HostStep:
     def prefill(self, spans: Items[Span], ends: Items[int]) -> Done:
         attend = PrefillAttend(self._kv, spans)
         parts = [np.array(span.sequence.history[span.start : span.stop], dtype=np.int64) for span in spans]
-        hidden = self.model.hidden(torch.from_numpy(np.concatenate(parts)), attend.positions, attend)
+        hidden = self._hidden(np.concatenate(parts), attend.positions, attend)
         lasts = np.cumsum([span.stop - span.start for span in spans]) - 1
         done = self._sampled(hidden[torch.from_numpy(lasts[list(ends)])], [spans[i].sequence for i in ends])
         scored, pooled = self._scorer.score(spans, hidden), self._pooler.pool(spans, hidden)
@@ -107,11 +110,15 @@ class HostStep:
     def decode(self, sequences: Items[Sequence]) -> Done:
         ordered = sorted(sequences, key=lambda sequence: -sequence.cached)
         attend = DecodeAttend(self._kv, ordered)
-        tokens = torch.tensor([sequence.history[-1] for sequence in ordered])
+        tokens = np.array([sequence.history[-1] for sequence in ordered], dtype=np.int64)
         positions = torch.tensor([sequence.cached for sequence in ordered])
-        hidden = self.model.hidden(tokens, positions, attend)
+        hidden = self._hidden(tokens, positions, attend)
         place = {id(sequence): i for i, sequence in enumerate(ordered)}
         return self._sampled(hidden[torch.tensor([place[id(sequence)] for sequence in sequences])], sequences)
+
+    def _hidden(self, tokens: NDArray[np.int64], positions: Tensor, attend: Attend) -> Tensor:
+        check_tokens(tokens, self._spec.vocab_size)
+        return self.model.hidden(torch.from_numpy(tokens), positions, attend)
 
     def _sampled(self, hidden: Tensor, sequences: Items[Sequence]) -> Done:
         """Logits only for the tokens that sample: hidden [m, hidden]."""

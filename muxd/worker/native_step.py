@@ -21,6 +21,7 @@ from muxd.worker import sampler, scoring
 from muxd.worker.host_step import Done
 from muxd.worker.native_model import NativeModel
 from muxd.worker.native_pool import NativePool
+from muxd.worker.rows import check_tokens
 from muxd.worker.sequence import Sequence, Span
 
 Ids = NDArray[np.int32]
@@ -118,7 +119,11 @@ class NativeStep:
         picks: Ids,
         wanted: Items[Sequence],
     ) -> Done:
-        """Spans of the sequences ``rows``; sample after the tokens ``picks`` for ``wanted``."""
+        """Spans of the sequences ``rows``; sample after the tokens ``picks`` for ``wanted``.
+
+        Raises ValueError for a token that the model has not.
+        """
+        check_tokens(tokens, self._spec.vocab_size)
         lengths = np.array([len(sequence.rows) for sequence in rows], dtype=np.int32)
         first = np.cumsum(lengths, dtype=np.int32) - lengths
         listed = np.concatenate([np.array(sequence.rows, dtype=np.int32) for sequence in rows])

@@ -1,6 +1,7 @@
-"""Which rows this worker may use: those whose head blocks the daemon has sent. Checked on the host, always.
+"""Which rows this worker may use: those whose head blocks the daemon has sent; and which token ids there are.
+Checked on the host, always.
 
-A row or block outside its table is another model's memory on a CPU and the end of every worker on a GPU.
+A row, block or token outside its table is another's memory on a CPU and the end of every worker on a GPU.
 """
 
 from collections.abc import Sequence
@@ -36,6 +37,14 @@ class KnownRows:
     def check(self, rows: Sequence[int]) -> NDArray[np.int64]:
         """The same ids. Raises ValueError for a row whose head blocks were never sent."""
         ids = np.asarray(rows, dtype=np.int64)
-        if len(ids) and not self._known[ids].all():
-            raise ValueError(f"rows {ids[~self._known[ids]].tolist()} were never named in NewRows")
+        inside = (ids >= 0) & (ids < len(self._known))  # a negative one would count from the end
+        known = inside & self._known[np.where(inside, ids, 0)]
+        if not known.all():
+            raise ValueError(f"rows {ids[~known].tolist()} were never named in NewRows")
         return ids
+
+
+def check_tokens(ids: NDArray[np.int32] | NDArray[np.int64], vocab: int) -> None:
+    """Raises ValueError for an id that has no row in the embedding: it would be read behind its end."""
+    if len(ids) and (ids.min() < 0 or ids.max() >= vocab):
+        raise ValueError(f"token ids must lie in [0, {vocab})")

@@ -1,13 +1,15 @@
 """What the Runner promises the daemon besides right tokens: isolation, threads, clear refusals."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.direct_runner import GREEDY, DirectRunner, int32
 from support.tiny_models import continuation_logits, gemma3, llama
 
-from muxd.messages import Chunk, Decode, NewRows, Prefill, Sampling
+from muxd.kernels import native as kernels
+from muxd.messages import Chunk, Decode, Joined, NewRows, Prefill, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +74,37 @@ def test_rows_granted_ahead_are_usable_later(folder: Path) -> None:
     assert first + rest == other.generate([[5, 6, 7]], 41)[0]
 
 
-def test_rows_nobody_named_are_refused(folder: Path) -> None:
-    direct = DirectRunner(folder)
-    chunk = Chunk(1, 0, int32([5]), int32([3]), True, GREEDY, 1)
-    with pytest.raises(ValueError, match=r"rows \[3\] were never named"):
+STEPS = {"paged": {"paged": True}, "torch": {"native": False}, "native": {"native": True}}
+
+
+@pytest.fixture(params=STEPS)
+def step(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Whatever computes, as options of a ``DirectRunner``."""
+    if request.param == "native" and (why := kernels.missing()):
+        pytest.skip(why)
+    return STEPS[request.param]
+
+
+@pytest.mark.parametrize("row", [3, -1, 10**6])
+def test_rows_nobody_named_are_refused(folder: Path, step: dict[str, Any], row: int) -> None:
+    direct = DirectRunner(folder, rows=64, **step)
+    direct.runner._step.learn(NewRows(int32([63]), int32(list(range(direct.spec.blocks_per_row)))))
+    chunk = Chunk(1, 0, int32([5]), int32([row]), True, GREEDY, 1)
+    with pytest.raises(ValueError, match=rf"rows \[{row}\] were never named"):
         direct.runner.prefill(Prefill(1, 100, NewRows(), [chunk], []))
+
+
+@pytest.mark.parametrize("past", [0, 10**6, None])
+def test_tokens_the_model_has_not_are_refused(folder: Path, step: dict[str, Any], past: int | None) -> None:
+    """In a prompt, and in a sequence that another worker has prefilled."""
+    direct = DirectRunner(folder, **step)
+    token = -1 if past is None else direct.spec.vocab_size + past
+    with pytest.raises(ValueError, match=f"token ids must lie in .0, {direct.spec.vocab_size}"):
+        direct.prefill([(1, 0, [5, token], True)])
+    direct.prefill([(2, 0, [5], True)])
+    joined = Joined(3, int32([5, token]), int32(direct._rows[2]), GREEDY, 2)
+    with pytest.raises(ValueError, match=f"token ids must lie in .0, {direct.spec.vocab_size}"):
+        direct.runner.decode(Decode(9, 100, NewRows(), [3], [], [], joined=[joined]))
 
 
 @pytest.mark.parametrize(("ids", "first"), [([64], 0), ([-1], 0), ([0], 10**6), ([0], -1)])
