@@ -33,7 +33,7 @@ def _from_float32(values: NDArray[np.float32], wanted: Dtype) -> Bytes:
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
     if np.any(np.isinf(half) & np.isfinite(values)):
-        raise OverflowError('values leave the range of float16; set dtype = "bfloat16"')
+        raise OverflowError('values leave the range of float16; set dtype, or weights, to "bfloat16"')
     return half.view(np.uint8)
 
 

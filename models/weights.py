@@ -289,12 +289,19 @@ def _read(
 
 def _pack(source: Source, writer: Writer) -> Iterator[int]:
     """A matrix for the native step, some rows at a time; yields the bytes of each."""
-    packed, (rows, columns), kind = native.library(), source.stored.shape, file_form(source.stored)
+    packed, (rows, columns) = native.library(), source.stored.shape
+    # Halves have a range, which only ``convert`` looks at; any other format takes what the file holds.
+    halves = source.form == "f16"
+    kind = source.form if halves else file_form(source.stored)
     step, size = max(16, _CHUNK // columns // 16 * 16), packed.row_bytes(kind, columns)
     block = packed.block_bytes(source.form, columns)
     for first in range(0, rows, step):
         count = min(step, rows - first)
-        raw = _read(source, first * size, count * size)
+        raw = np.empty(count * size, dtype=np.uint8)
+        if halves:
+            _copy(source, first * columns, raw, count * columns, "float16")
+        else:
+            _read(source, first * size, into=raw)
         window = writer.window(source.offset + first // 16 * block, -(-count // 16) * block)
         packed.pack(window, source.form, columns, raw, kind)
         yield len(window)

@@ -11,14 +11,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.block_folders import make_blocks
 from support.tiny_models import gemma3, llama, qwen2
 
 from muxd.device.base import HostWriter
 from muxd.errors import ModelFolderError
-from muxd.messages import Dtype
+from muxd.kernels import native
+from muxd.messages import Dtype, WeightsName
+from muxd.models.packing import Packing
+from muxd.models.safetensors_index import read_header
 from muxd.models.spec import read_spec
 from muxd.models.weights import fill, plan
 from muxd.worker.mapped import DTYPES, MappedWeights
+
+compiled = pytest.mark.skipif(bool(native.missing()), reason=native.missing())
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +308,35 @@ def test_values_beyond_float16_are_refused_not_made_infinite(folder: Path) -> No
     layout = plan(folder, read_spec(folder), "float16")
     with pytest.raises(ModelFolderError, match=r"model\.norm\.weight: values leave the range of float16"):
         fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)), lambda done: None)
+
+
+def packs(folder: Path, weights: WeightsName, dtype: Dtype) -> None:
+    layout = plan(folder, read_spec(folder), dtype, packing=Packing(weights))
+    fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)), lambda done: None)
+
+
+@compiled
+@pytest.mark.parametrize(("weights", "dtype"), [("file", "float16"), ("float16", "float32")])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_packed_values_beyond_float16_are_refused_alike(
+    folder: Path, weights: WeightsName, dtype: Dtype, stored: torch.dtype
+) -> None:
+    packs(folder, weights, dtype)
+    put("lm_head.weight", torch.full((331, 96), 1e5, dtype=stored))(folder)
+    with pytest.raises(ModelFolderError, match=r"lm_head\.weight: values leave the range of float16"):
+        packs(folder, weights, dtype)
+
+
+@compiled
+def test_blocks_beyond_float16_are_refused_alike(folder: Path) -> None:
+    make_blocks(folder, "q8_0")
+    packs(folder, "float16", "float32")
+    path = folder / "model.safetensors"
+    content, at = bytearray(path.read_bytes()), read_header(path)["lm_head.weight"].offset
+    content[at : at + 2] = np.float16(65504).tobytes()  # the scale of a block
+    path.write_bytes(content)
+    with pytest.raises(ModelFolderError, match=r"lm_head\.weight: values leave the range of float16"):
+        packs(folder, "float16", "float32")
 
 
 def test_a_file_that_shrinks_after_planning_is_noticed(folder: Path) -> None:
