@@ -56,8 +56,7 @@ def test_it_ends_and_leaves_nothing(
         assert all(leaks.gone(pid, 10) for pid in family | of_session(suite.pid))
         assert of_session(suite.pid) == set()
     finally:
-        for pid in of_session(suite.pid):
-            os.kill(pid, signal.SIGKILL)
+        leaks.kill(of_session(suite.pid))
         suite.wait()
 
 

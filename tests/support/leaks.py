@@ -45,9 +45,10 @@ def children() -> set[int]:
 
 
 def end_all() -> None:
-    """Kill whatever this session has started, and what that starts meanwhile."""
+    """Kill whatever this session has started, and what that starts meanwhile. Waits for nobody: a worker of
+    pytest-xdist has ten seconds to clean up in, and the zombies of a machine may be asked for by no one."""
     for _ in range(5):
-        if not (left := {pid for pid in _ours(running()) if not is_zombie(pid)}):
+        if not (left := {pid for pid in _ours(running()) if not is_zombie(pid, 0)}):
             return
         kill(left)
 
