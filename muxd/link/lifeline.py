@@ -100,7 +100,9 @@ def _watch(fd: int) -> None:
         return  # we have closed it ourselves before this thread began: the process ends with another word
     if _gentle.is_set():
         _orphaned.set()
-        os.kill(os.getpid(), signal.SIGTERM)
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGTERM)  # to another thread's care it would wake nobody
         _give_up()  # the main thread may never come to its handler
     os._exit(Exit.ORPHANED)
 
