@@ -4,6 +4,7 @@ A cap is a limit, not a reservation. What is booked never exceeds 100 % plus ``o
 (the released MuxServe applied its threshold per request, and booked 190 %).
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable
 
 from muxd.cost import shares
@@ -60,7 +61,7 @@ class Shares:
         spare, need = self.free + given_back, self.floor(share)
         if spare < need:
             return None
-        more = [rung for rung in self.rungs if need < rung <= min(spare, most)]
+        more = self.rungs[bisect_right(self.rungs, need) : bisect_right(self.rungs, min(spare, most))]
         if not more:
             return need
         beside = spare - need
@@ -69,7 +70,7 @@ class Shares:
                 spare -= self.floor(other)
             if spare < more[0]:
                 return need
-        return max(rung for rung in more if rung <= spare)
+        return more[bisect_right(more, spare) - 1]
 
     def most_beside(self, needs: Iterable[int]) -> int:
         """The most a batch can have that leaves the least of ``needs`` to somebody else, the smallest rung if
