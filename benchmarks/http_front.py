@@ -10,10 +10,11 @@ gives them. The bare server writes a ready frame per token straight to its trans
 import asyncio
 import multiprocessing
 import resource
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from types import SimpleNamespace
+from typing import Any, cast
 
 import tokenizers
 import uvloop
@@ -30,6 +31,7 @@ from muxd.api.metrics import HttpMetrics
 from muxd.api.shapes import Answer
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
+from muxd.messages import Pooling
 from muxd.text.sayings import Content
 from muxd.text.tokenizer import Tokenizer
 from muxd.text.work import Result, Source, View, Work
@@ -60,36 +62,64 @@ class Paced:
             self.writers = [writer for writer in self.writers if next(writer, None) is None]
 
 
+@dataclass
+class Model:
+    """Implements ``muxd.api.serving.ServedModel``."""
+
+    tokenizer: Tokenizer
+    name: str = "m"
+    created: int = 0
+    max_context: int = 1 << 20
+    max_queue: int = 1 << 20
+    aliases: Sequence[str] = ()
+    chat: bool = False
+    thinks: bool = False
+    family: str = ""
+    parameters: int = 0
+    weight_bytes: int = 0
+    dtype: str = "float32"
+    default_sampling: Mapping[str, Any] = field(default_factory=dict)
+    eos: frozenset[int] = frozenset()
+    generates: bool = True
+    pooling: Pooling = ""
+    state: str = "ready"
+    detail: str = ""
+    retry_after: float | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    @property
+    def view(self) -> View:
+        return View(Source(self.name, ""), self.max_context, self.vocab_size)
+
+
 class ScriptedServing:
-    """``muxd.api.serving.Serving`` that answers with ``TOKENS`` tokens of WORDS, one a step."""
+    """Implements ``muxd.api.serving.Serving``: ``TOKENS`` tokens of WORDS, one a step."""
 
     healthy = True
-
-    def ahead(self, request: Request) -> int | None:
-        return None
-
-    async def unload(self, name: str) -> None:
-        """Nothing to unload."""
 
     def __init__(self, paced: Paced):
         tokenizer = make_tokenizer()
         words = tokenizer.encode(WORDS)
         self._script = (words * (TOKENS // len(words) + 1))[:TOKENS]
         self._paced = paced
-        self._models = {"m": SimpleNamespace(
-            name="m", created=0, aliases=(), max_queue=1 << 20, max_context=1 << 20,
-            vocab_size=tokenizer.vocab_size, tokenizer=tokenizer,
-            view=View(Source("m", ""), 1 << 20, tokenizer.vocab_size),
-            default_sampling={}, eos=frozenset(), state="ready", detail="",
-        )}  # fmt: skip
+        self._models = {"m": Model(tokenizer)}
 
-    def models(self) -> dict[str, SimpleNamespace]:
+    def models(self) -> Mapping[str, Model]:
         return self._models
 
     def submit(self, request: Request) -> TokenStream:
         stream = TokenStream(lambda served: None)
         self._paced.writers.append(self._play(stream))
         return stream
+
+    def ahead(self, request: Request) -> int | None:
+        return None
+
+    async def unload(self, name: str) -> None:
+        """Nothing to unload."""
 
     def _play(self, stream: TokenStream) -> Iterator[bool | None]:
         for token in self._script:
@@ -125,8 +155,7 @@ class Bare(asyncio.Protocol):
         self._paced = paced
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is of no class of asyncio's
 
     def data_received(self, data: bytes) -> None:
         self._paced.writers.append(self._play(self._transport))
@@ -170,7 +199,7 @@ async def read_one(port: int) -> None:
     """One streamed completion, read to its last event."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = json.encode({"model": "m", "prompt": "the", "max_tokens": TOKENS, "stream": True})
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d"
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d"
     writer.write(head % len(body) + b"\r\n\r\n" + body)
     tail = b""
     while DONE not in tail:
@@ -189,7 +218,7 @@ def measure(kind: str, streams: int) -> float:
     """Server CPU microseconds per token, best of REPEATS (a shared machine only ever adds)."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=server_process, args=(kind, theirs))
+    process = spawn.Process(target=server_process, args=(kind, theirs), daemon=True)
     process.start()
     port = ours.recv()
     uvloop.run(read_all(port, streams))  # warm
