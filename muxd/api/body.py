@@ -2,20 +2,27 @@
 
 import asyncio
 
-from aiohttp import ClientPayloadError, web
+from aiohttp import ClientPayloadError, hdrs, web
 
 from muxd.api.context import context
 from muxd.api.decoding import too_large
 from muxd.errors import BadRequest, TooSlow
 
+# What curl says of a body by itself, and many a script.
+_UNSAID = ("application/x-www-form-urlencoded", "application/octet-stream", "text/plain")
 _CODINGS = {"": "", "identity": "", "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
 
 def coding(request: web.Request) -> str:
     """The body's encoding: "", "gzip" or "deflate". Raises HTTPUnsupportedMediaType for any other, and for a
-    content type that is no JSON."""
+    content type that is no JSON.
+
+    Programs need not say that it is JSON. Pages must: any page may send forms and plain text to any address
+    without being asked, and browsers name the page then.
+    """
     kind = request.content_type
-    if kind != "application/json" and not kind.endswith("+json"):
+    page = hdrs.ORIGIN in request.headers or "Sec-Fetch-Site" in request.headers
+    if kind != "application/json" and not kind.endswith("+json") and (page or kind not in _UNSAID):
         raise web.HTTPUnsupportedMediaType(text=f"send Content-Type: application/json, not {kind}")
     given = request.headers.get("Content-Encoding", "").strip().lower()
     if given not in _CODINGS:

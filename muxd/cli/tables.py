@@ -8,6 +8,7 @@ from muxd.admin.schemas import Audit, ModelInfo, PoolStatus, ProcessInfo, Status
 
 _GAP = "   "
 _MODEL_HEADERS = ("MODEL", "STATE", "SHARE", "WEIGHTS", "KV USED/MIN/MAX", "RUN", "WAIT", "TTFT99", "TOKENS")
+_AWAY = ("asleep", "unloaded", "failed")  # nothing of it is on a device
 _BINARY = ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
 
 
@@ -91,7 +92,7 @@ def _model(row: ModelInfo, measured: bool, several: bool, typed: bool) -> list[s
         row.name,
         row.state,
         *([row.device or "-"] if several else []),
-        f"{row.share}%",
+        f"{row.share}%" if row.state not in _AWAY else "-",
         size(row.weights_bytes),
         "/".join(map(size, (row.kv_used_bytes, row.kv_min_bytes, row.kv_max_bytes))),
         *([row.config.kv_dtype] if typed else []),

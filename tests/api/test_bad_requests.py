@@ -201,8 +201,29 @@ async def test_not_json(door: Door, raw: bytes) -> None:
             error_of(await answer.json())
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "nonsense"])
-async def test_content_type(door: Door, chat_body: dict[str, Any], kind: str) -> None:
+UNSAID = ["text/plain", "application/x-www-form-urlencoded", ""]  # what curl and scripts send
+
+
+@pytest.mark.parametrize("kind", UNSAID)
+async def test_programs_need_not_say_that_it_is_json(
+    door: Door, chat_body: dict[str, Any], kind: str
+) -> None:
+    headers = {"Content-Type": kind}
+    async with door.http.post(CHAT, data=json.dumps(chat_body).encode(), headers=headers) as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize("page", [{"Origin": "https://elsewhere.example"}, {"Sec-Fetch-Site": "cross-site"}])
+@pytest.mark.parametrize("kind", UNSAID)
+async def test_pages_must(door: Door, chat_body: dict[str, Any], kind: str, page: dict[str, str]) -> None:
+    headers = {"Content-Type": kind, **page}
+    async with door.http.post(CHAT, data=json.dumps(chat_body).encode(), headers=headers) as answer:
+        assert answer.status == 415
+        assert "application/json" in error_of(await answer.json())["message"]
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "application/xml"])
+async def test_what_is_something_else(door: Door, chat_body: dict[str, Any], kind: str) -> None:
     headers = {"Content-Type": kind}
     async with door.http.post(CHAT, data=json.dumps(chat_body).encode(), headers=headers) as answer:
         assert answer.status == 415

@@ -38,7 +38,7 @@ def test_tables_for_people(path: Path) -> None:
         "MODEL       STATE    SHARE   WEIGHTS   KV USED/MIN/MAX   RUN   WAIT   TTFT99   TOKENS   SINCE   "
         "DETAIL",
         "smol_lm.2   ready    50%     269M      12M/256M/1G       3     0      42ms     98765    1h",
-        "gemma       failed   50%     0         0/0/1G            0     0      -        0        5s      "
+        "gemma       failed   -       0         0/0/1G            0     0      -        0        5s      "
         "model.safetensors: missing",
     ]
     assert processes.stdout.splitlines() == [
