@@ -49,7 +49,7 @@ from muxd.fleet.descriptors import for_clients, raise_limit
 from muxd.fleet.events import Events
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.planning import Planning
-from muxd.fleet.pool_sizes import pool_sizes, workers_budget
+from muxd.fleet.pool_sizes import counts_workers, pool_sizes, workers_budget
 from muxd.fleet.popularity import Popularity
 from muxd.fleet.reloader import Reloader, Source
 from muxd.fleet.replanner import Replanner, watch
@@ -292,6 +292,7 @@ class Daemon:
                 name, device, arenas[name], self.config.scheduler, grow=self.config.pool.grow, link=self.link,
                 zygote=self.zygote, clock=self.clock, observer=self.observer, ids=ids, spawns=spawns,
                 tell=self.events.teller(name if several else ""), budget=workers_budget(self.config, device),
+                counts_workers=counts_workers(self.config, device),
             )
             for name, device in self.devices.items()
         }  # fmt: skip

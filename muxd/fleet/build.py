@@ -33,10 +33,11 @@ def open_site(  # noqa: PLR0913 - a site is wired from everything its daemon has
     spawns: Iterator[int],
     tell: Tell,
     budget: Budget | None = None,
+    counts_workers: bool = False,
 ) -> Site:
     """Without models yet. ``grow``: memory that models leave joins the pool. ``tell`` hears what the unit's
     journal marks. ``ids`` and ``spawns`` number the sequences and workers of all sites. ``budget``: what
-    workers on a GPU are held to.
+    workers on a GPU are held to; ``counts_workers``: it is of the device's memory.
     """
     where = place_of(device, arena, config)
     scheduler = assembly.scheduler(config, where, arena.ledger, observer.attainment.targets)
@@ -47,6 +48,6 @@ def open_site(  # noqa: PLR0913 - a site is wired from everything its daemon has
     unit = Unit(scheduler, link.send, clock, observer, ids, tell, name, hung)
     site = Site(
         name=name, device=device, arena=arena, unit=unit, link=link, zygote=zygote, clock=clock,
-        spawns=spawns, place=where, grow=grow, budget=budget,
+        spawns=spawns, place=where, grow=grow, budget=budget, counts_workers=counts_workers,
     )  # fmt: skip
     return site

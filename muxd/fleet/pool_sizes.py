@@ -1,4 +1,5 @@
-"""How large each device's pool is: what the configuration says, or what its models leave of a GPU."""
+"""How large each device's pool is: what the configuration says, or what its models leave of a GPU. Where they
+leave too little, they do not all have to be there at once."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from muxd.device.green import KEPT
 from muxd.errors import ConfigError
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import load_of
-from muxd.placement.memory import Budget, leftover
+from muxd.placement.memory import Budget, fixed, leftover
 from muxd.placement.problem import ModelLoad
 from muxd.sizes import AUTO, pool_bytes
 
@@ -20,6 +21,9 @@ NOTHING = Budget(
     1.0, context=0, graphs=0, streams=0, workspace=0, sets=0, tables=0, prefill_tokens=1, max_running=1
 )
 _ANGLES = 96 << 20  # bytes of rotary angles and row lists in a worker
+# Where all models leave less of a GPU than the first, some sleep, and the pool takes the second of what those
+# leave that never do.
+_LEAST, _PART = 0.1, 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -45,9 +49,12 @@ def pool_sizes(config: Config, devices: Mapping[str, Device], entries: Iterable[
 def budget(config: Config, device: Device) -> Budget:
     """What workers take beside pool and weights: on a GPU, of the memory it has. On the CPU it is not
     counted, and what ``device.memory`` limits is pool and weights alone."""
-    if not is_gpu(device) or all(one.memory for one in config.devices):
-        return NOTHING
-    return workers_budget(config, device)
+    return workers_budget(config, device) if counts_workers(config, device) else NOTHING
+
+
+def counts_workers(config: Config, device: Device) -> bool:
+    """Whether what workers take is of the device's memory: not of a limit that the configuration sets."""
+    return is_gpu(device) and not all(one.memory for one in config.devices)
 
 
 class Divided(Protocol):
@@ -78,9 +85,19 @@ def workers_budget(config: Config, device: Divided) -> Budget:
 
 
 def _left(config: Config, name: str, device: Device, devices: int, entries: Iterable[Entry]) -> int:
-    here: list[ModelLoad] = []
-    anywhere: list[ModelLoad] = []
-    for entry in entries:
-        if entry.config.device in ("", name):
+    own = [entry for entry in entries if entry.config.device in ("", name)]
+    held = budget(config, device)
+
+    def beside(chosen: Iterable[Entry]) -> int:
+        here: list[ModelLoad] = []
+        anywhere: list[ModelLoad] = []
+        for entry in chosen:
             (here if entry.config.device else anywhere).append(load_of(entry))
-    return leftover(device.memory, here, anywhere, devices, budget(config, device))
+        return leftover(device.memory, here, anywhere, devices, held)
+
+    together, sleepers = beside(own), [entry for entry in own if entry.config.resident != "always"]
+    if not sleepers or together >= _LEAST * device.memory:
+        return together
+    room = beside(entry for entry in own if entry.config.resident == "always")
+    largest = max(fixed(load_of(entry), 1, held) for entry in sleepers)
+    return max(together, min(int(_PART * room), room - largest))

@@ -46,6 +46,7 @@ class Site:
     spawns: Iterator[int]
     grow: bool = False  # memory that models leave is lent to the pool
     budget: Budget | None = None  # what its workers are held to beside pool and weights
+    counts_workers: bool = False  # what they take is of the device's memory, not beside it
     supervisors: dict[str, Supervisor] = field(default_factory=dict)
     loans: Loans = field(init=False)
     _doomed: list[asyncio.Event] = field(default_factory=list)

@@ -16,11 +16,12 @@ from muxd.clock import Clock
 from muxd.config import ResidencyConfig
 from muxd.device.cpu import available_memory
 from muxd.fleet.catalog import Entry
-from muxd.fleet.demand import Demand
+from muxd.fleet.demand import Demand, load_of
 from muxd.fleet.operation import Operation
 from muxd.fleet.reconciler import Reconciler
 from muxd.fleet.site import Site, unshelve
 from muxd.fleet.supervisor import beside
+from muxd.placement.memory import fixed
 from muxd.placement.waking import Model, Rules, Shift, Standing, decide, next_look, residents, standing
 from muxd.sizes import AUTO, size
 
@@ -47,7 +48,7 @@ class Waker:
     _host: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rooms = {name: site.device.room for name, site in self.sites.items()}
+        self.rooms = {name: self._room(site) for name, site in self.sites.items()}
         self._host = _host_memory(self.config.host_memory)
         for site in self.sites.values():
             site.unit.wanted = self.asked.set
@@ -61,12 +62,19 @@ class Waker:
         return set(residents(map(self._model, order), self._rules()))
 
     def footprint(self, entry: Entry) -> int:
-        """Bytes of its device that it takes while it is there, as the device counts them: its weights and
-        what workers copy of them. What else workers of a GPU take the pool's size has to leave."""
+        """Bytes of its device that it takes while it is there: its weights and what workers copy of them, and
+        on a GPU all else that they take."""
         assert entry.opened is not None
         site = self.sites[entry.device]
+        if site.counts_workers and site.budget is not None:
+            return fixed(load_of(entry), 1, site.budget)
         phases = 2 if site.place.split else 1
         return entry.weight_bytes + beside(entry.opened.plan, site.device, phases)
+
+    def _room(self, site: Site) -> int:
+        """Bytes for models; what the pool's size left to the driver is left to it here, too."""
+        spared = (1 - site.budget.usable) * site.device.memory if site.counts_workers and site.budget else 0
+        return max(0, site.device.room - int(spared))
 
     # ---- the loop ---------------------------------------------------------------------------------
 

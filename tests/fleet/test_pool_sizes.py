@@ -100,3 +100,29 @@ def test_where_nothing_is_left_the_setting_is_named(
         pool_sizes(config(), {"cuda:0": gpus["cuda:0"]}, entries(tmp_path, a=""))
     with pytest.raises(ConfigError, match=r"pool.bytes = 'plenty' is not a size; write .* \"25%\""):
         pool_sizes(config("plenty"), {"cuda:0": gpus["cuda:0"]}, [])
+
+
+def test_where_not_all_fit_some_sleep_and_the_pool_has_its_part(
+    cuda_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = entries(tmp_path, a="", b="", c="", d="")
+    each = max(fixed(load_of(entry), 1, WORKERS) for entry in found)
+
+    def pool(memory: int, *always: str) -> int:
+        monkeypatch.setenv("FAKE_CUDA_MEMORY", str(memory))
+        for entry in found:
+            resident = "always" if entry.name in always else "demand"
+            entry.config = msgspec.structs.replace(entry.config, resident=resident)
+        return pool_sizes(config(), {"cuda:0": Cuda(0)}, found)["cuda:0"]
+
+    def left(memory: int, models: int) -> int:
+        held = msgspec.structs.replace(WORKERS, tables=(96 << 20) + memory // 8192 * 4)
+        return int(0.95 * memory) - models * fixed(load_of(found[0]), 1, held)
+
+    three, barely, five = (int(part * each / 0.95) for part in (3.2, 1.2, 4.8))
+    assert pool(three) == int(0.25 * left(three, 0))
+    assert pool(three, "a") == int(0.25 * left(three, 1))
+    assert pool(barely) == left(barely, 1)  # the largest has to find a place beside it
+    assert pool(five) == left(five, 4)
+    with pytest.raises(ConfigError, match="nothing is left for K and V"):
+        pool(three, *"abcd")
