@@ -199,8 +199,8 @@ async def read_one(port: int) -> None:
     """One streamed completion, read to its last event."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = json.encode({"model": "m", "prompt": "the", "max_tokens": TOKENS, "stream": True})
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d"
-    writer.write(head % len(body) + b"\r\n\r\n" + body)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
     tail = b""
     while DONE not in tail:
         data = await reader.read(1 << 16)
