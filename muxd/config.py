@@ -19,6 +19,9 @@ Admission = Literal["queue", "slo"]
 ToolParser = Literal["auto", "none", "hermes", "mistral", "gemma", "functiongemma", "llama3", "json"]
 Reasoning = Literal["auto", "none", "think", "mistral", "gemma"]
 
+MPS_CLIENTS = 48  # processes that may use one GPU at once (NVIDIA, Multi-Process Service, "Limitations")
+_SPARED = 4  # of them, for the workers that replace others and for whoever looks at the GPU
+
 Split = Literal["auto", "yes", "no"]
 Residents = Literal["worth", "lru", "one"]
 
@@ -196,21 +199,26 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         named = self.device or [DeviceConfig(self.server.device)]
         return [msgspec.structs.replace(one, pool=one.pool or self.pool.bytes) for one in named]
 
+    @property
+    def models_a_device(self) -> int:
+        """The most that one has where they are spread evenly."""
+        return -(-len(self.model) // len(self.devices))
+
 
 def home(env: Mapping[str, str] = os.environ) -> Path:
     """Where models and sockets live: ``$MUXD_HOME``, else ``~/.cache/muxd``."""
     return Path(env.get("MUXD_HOME") or Path.home() / ".cache" / "muxd")
 
 
-def splits(scheduler: SchedulerConfig, rungs: Sequence[int], *, gpu: bool) -> bool:
+def splits(config: "Config", rungs: Sequence[int], *, gpu: bool) -> bool:
     """Whether each model has a process for each phase on a device with these shares.
 
-    By default on a GPU that can be shared. Where models take turns on the whole of it, two processes could
-    never compute at once; on the CPU each would hold packed weights of its own.
+    By default on a GPU that can be shared and takes so many processes. Where models take turns on the whole
+    of it, two processes could never compute at once; on the CPU each would hold packed weights of its own.
     """
-    if scheduler.split_phases == "auto":
-        return gpu and len(rungs) > 1
-    return scheduler.split_phases == "yes"
+    if config.scheduler.split_phases == "auto":
+        return gpu and len(rungs) > 1 and 2 * config.models_a_device <= MPS_CLIENTS - _SPARED
+    return config.scheduler.split_phases == "yes"
 
 
 def running(model: ModelConfig, *, gpu: bool) -> int:

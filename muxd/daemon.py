@@ -289,7 +289,7 @@ class Daemon:
         ids, spawns, several = count(1), count(1), len(self.devices) > 1
         self.sites = {
             name: open_site(
-                name, device, arenas[name], self.config.scheduler, grow=self.config.pool.grow, link=self.link,
+                name, device, arenas[name], self.config, grow=self.config.pool.grow, link=self.link,
                 zygote=self.zygote, clock=self.clock, observer=self.observer, ids=ids, spawns=spawns,
                 tell=self.events.teller(name if several else ""), budget=workers_budget(self.config, device),
                 counts_workers=counts_workers(self.config, device),

@@ -5,7 +5,7 @@ from functools import cached_property
 from msgspec import structs
 
 from muxd.cli.searching import Patience, say
-from muxd.config import Config, ModelConfig
+from muxd.config import Config, DeviceConfig, ModelConfig
 from muxd.cost.estimate import Costs
 from muxd.errors import ConfigError
 from muxd.fleet.pool_sizes import workers_budget
@@ -35,8 +35,10 @@ class Setting:
 
     @cached_property
     def budget(self) -> Budget:
-        """The daemon's own: a process for each phase of a model, on a GPU in parts."""
-        config = Config(model=[ModelConfig(model.name, model.name) for model in self.problem.models])
+        """The daemon's own."""
+        models = [ModelConfig(model.name, model.name) for model in self.problem.models]
+        devices = [DeviceConfig(f"cuda:{index}") for index in range(self.problem.gpus.count)]
+        config = Config(model=models, device=devices)
         return workers_budget(config, _Gpu(self.problem.gpus.memory, self.rungs))
 
     @cached_property

@@ -53,18 +53,27 @@ def _gpu(index: int, sharing: Sharing, limit: int) -> Cuda:
     if sharing == "turns":
         return Cuda(index, limit=limit)
     device = Cuda(index, limit=limit)  # before MPS: a daemon is not started for a GPU that cannot serve
-    mps = Mps()
+    mps, started = Mps(), False
     try:
-        mps.start()
+        started = mps.start()
+        caps = _caps(mps, device, sharing)
     except MpsUnavailable as error:
+        if started:
+            mps.stop()
         _log.warning(
             "no MPS: %s. Models take turns on the whole of %s, and a prefill holds up every stream; "
             "`muxd doctor --gpu` says what to do",
             error, device.name,
         )  # fmt: skip
         return device
-    caps = sharing == "caps"
-    if not caps and (problem := apart.problem(mps.client_env(), index)):
-        _log.warning("%s: workers get fixed caps instead of parts: %s", device.name, problem)
-        caps = True
     return Cuda(index, mps=mps, caps=caps, driver=device.driver, limit=limit)
+
+
+def _caps(mps: Mps, device: Cuda, sharing: Sharing) -> bool:
+    """Whether workers get fixed caps. Raises MpsUnavailable where none could be a client."""
+    if sharing == "caps":
+        apart.check_client(mps.client_env(), device.index)
+        return True
+    if problem := apart.problem(mps.client_env(), device.index):
+        _log.warning("%s: workers get fixed caps instead of parts: %s", device.name, problem)
+    return bool(problem)

@@ -35,6 +35,9 @@ OFF_MPS = {PIPE_DIRECTORY: "/nonexistent"}
 OUT_OF_MEMORY, NO_DEVICE, INVALID_CONTEXT, ILLEGAL_ADDRESS = 2, 100, 201, 700
 NOT_PERMITTED, NOT_SUPPORTED, MPS_NOT_READY, MPS_TERMINATED = 800, 801, 807, 810
 
+# How cuInit tells that there is a control daemon, and no server of it that takes this process.
+MPS_REFUSALS = frozenset({805, 806, MPS_NOT_READY, 808, 809})
+
 # After these the process's context answers every call with the same error; only a new process helps.
 _STICKY = frozenset({214, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 805, 806, MPS_TERMINATED})
 

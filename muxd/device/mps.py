@@ -30,8 +30,7 @@ _log = logging.getLogger("muxd.device")
 __all__ = ["ClientView", "Health", "Mps", "MpsUnavailable", "client_view", "default_home", "find_binary"]
 
 BINARY = "nvidia-cuda-mps-control"
-MAX_CLIENTS = 48  # contexts on one device
-_FOLDERS = ("/usr/bin", "/usr/local/bin", "/usr/local/nvidia/bin")
+_FOLDERS = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/nvidia/bin")
 _LOG_DIRECTORY = "CUDA_MPS_LOG_DIRECTORY"
 _PRIORITY = "CUDA_MPS_CLIENT_PRIORITY"
 _OURS = (CAP, _PRIORITY, "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT", "CUDA_VISIBLE_DEVICES")
@@ -95,7 +94,7 @@ class Mps:
     def stop(self) -> None:
         """End it, servers included, when all workers are gone, and wait for that. Silent when it is gone."""
         with contextlib.suppress(MpsUnavailable):
-            running = [*_numbers(self.ask("get_server_list")), *self._daemon()]
+            running = [*_lines(self.ask("get_server_list")), *self._daemon()]
             self.ask("quit")
             for pid in running:
                 _await_end(pid, _STOP)
@@ -140,7 +139,7 @@ class Mps:
     def clients(self) -> set[int]:
         """Process ids of all clients, as the control daemon's process namespace has them."""
         server = self._server()
-        return set(_numbers(self.ask(f"get_client_list {server}"))) if server else set()
+        return set(_lines(self.ask(f"get_client_list {server}"))) if server else set()
 
     def confirm(self, pid: int, view: ClientView, cap: int, whole: int) -> str:
         """Why process ``pid`` is not attached as asked, "" if it is.
@@ -213,14 +212,16 @@ class Mps:
     def _environment(self) -> dict[str, str]:
         """Ours, without what is meant for clients.
 
-        CUDA_VISIBLE_DEVICES would renumber the devices for clients that carry it themselves.
+        CUDA_VISIBLE_DEVICES would renumber the devices for clients that carry it themselves. The daemon looks
+        for its server on PATH: first beside itself, then where distributions that part the two have it.
         """
         env = {key: value for key, value in os.environ.items() if key not in _OURS}
-        return {**env, PIPE_DIRECTORY: str(self.pipe), _LOG_DIRECTORY: str(self.logs)}
+        path = os.pathsep.join([os.path.dirname(self._binary), env.get("PATH", os.defpath), *_FOLDERS])
+        return {**env, "PATH": path, PIPE_DIRECTORY: str(self.pipe), _LOG_DIRECTORY: str(self.logs)}
 
     def _server(self) -> int:
         """Process id of the running server, 0 without one."""
-        found = _numbers(self.ask("get_server_list"))
+        found = _lines(self.ask("get_server_list"))
         return found[-1] if found else 0
 
     def _reset_default(self) -> None:
@@ -314,6 +315,11 @@ def _await_end(pid: int, within: float) -> None:
             select.select([ended], [], [], within)
         finally:
             os.close(ended)
+
+
+def _lines(text: str) -> list[int]:
+    """Process ids, one a line. A server that has just ended is told of in a sentence, with its number."""
+    return [int(line) for line in text.splitlines() if line.strip().isdigit()]
 
 
 def _numbers(text: str) -> list[int]:

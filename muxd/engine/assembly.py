@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from muxd.config import ModelConfig, SchedulerConfig, context, running, splits
+from muxd.config import Config, ModelConfig, SchedulerConfig, context, running, splits
 from muxd.cost.profile import Shape
 from muxd.cost.shares import equal_part
 from muxd.engine.forecast import Forecast
@@ -44,7 +44,7 @@ class Place(Struct, frozen=True):
 
 
 def place(
-    config: SchedulerConfig,
+    config: Config,
     rungs: tuple[int, ...],
     ledger: Ledger,
     block_bytes: int,

@@ -2,7 +2,7 @@
 
 from msgspec import structs
 
-from muxd.config import SchedulerConfig
+from muxd.config import Config
 from muxd.device.base import Device, is_gpu
 from muxd.engine.assembly import Place, opening, place
 from muxd.engine.lane import LaneSpec
@@ -16,7 +16,7 @@ from muxd.pool.arena import Arena
 _PHASES: tuple[Phases, ...] = ("both", "prefill", "decode")
 
 
-def place_of(device: Device, arena: Arena, config: SchedulerConfig) -> Place:
+def place_of(device: Device, arena: Arena, config: Config) -> Place:
     """``device`` with its pool, as the scheduler sees them."""
     return place(
         config, device.rungs, arena.ledger, arena.block_bytes, gpu=is_gpu(device), caps=device.caps

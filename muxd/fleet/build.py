@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import count
 
 from muxd.clock import Clock
-from muxd.config import SchedulerConfig
+from muxd.config import Config
 from muxd.device.base import Device
 from muxd.engine import assembly
 from muxd.engine.journal import Tell
@@ -22,7 +22,7 @@ def open_site(  # noqa: PLR0913 - a site is wired from everything its daemon has
     name: str,
     device: Device,
     arena: Arena,
-    config: SchedulerConfig,
+    config: Config,
     *,
     grow: bool,
     link: DaemonEnd,
@@ -40,7 +40,7 @@ def open_site(  # noqa: PLR0913 - a site is wired from everything its daemon has
     workers on a GPU are held to; ``counts_workers``: it is of the device's memory.
     """
     where = place_of(device, arena, config)
-    scheduler = assembly.scheduler(config, where, arena.ledger, observer.attainment.targets)
+    scheduler = assembly.scheduler(config.scheduler, where, arena.ledger, observer.attainment.targets)
 
     def hung(model: str, reason: str, last: bool) -> None:
         site.hung(model, reason, last)

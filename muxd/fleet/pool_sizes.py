@@ -74,7 +74,7 @@ def workers_budget(config: Config, device: Divided) -> Budget:
     """What workers take on a GPU, whoever counts it: also for one that is only planned for."""
     masks = (1 << device.parts) - 2 if device.parts else 0
     return Budget(
-        workers=2 if splits(config.scheduler, device.rungs, gpu=True) else 1,
+        workers=2 if splits(config, device.rungs, gpu=True) else 1,
         streams=2 + masks,  # the device's own, that of its recordings, and one for each set of parts
         workspace=WORKSPACE_BYTES,
         sets=1 + min(KEPT, masks),

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from muxd.clock import Clock
+from muxd.config import MPS_CLIENTS
 from muxd.device.base import Device
 from muxd.engine.assembly import Place
 from muxd.engine.unit import Unit
-from muxd.errors import ModelFolderError, MuxdError, NoRow, ShuttingDown
+from muxd.errors import ModelFolderError, MuxdError, NoRow, OutOfMemory, ShuttingDown
 from muxd.fleet.accounts import opening_of, setup
 from muxd.fleet.catalog import Entry
 from muxd.fleet.loans import Loans
@@ -85,7 +86,8 @@ class Site:
 
     def start(self, entry: Entry, progress: Progress, *, keep_queue: bool = False) -> Supervisor:
         """Weights and worker of a model that has a lane; its supervisor goes on by itself. ``keep_queue``:
-        see there."""
+        see there. Raises OutOfMemory where the device takes no more processes."""
+        self._check_clients()
         told = setup(entry, self.arena, self.device, self.place, self.link.endpoint, self.budget)
         supervisor = self.supervisors[entry.name] = Supervisor(
             entry, told, device=self.device, pool_fd=self.arena.fd, unit=self.unit, clock=self.clock,
@@ -95,6 +97,15 @@ class Site:
         )  # fmt: skip
         supervisor.start()
         return supervisor
+
+    def _check_clients(self) -> None:
+        """As memory they are short of, one model's leaving helps."""
+        processes = (len(self.supervisors) + 1) * (2 if self.place.split else 1)
+        if self.place.gpu and len(self.place.rungs) > 1 and processes > MPS_CLIENTS:
+            raise OutOfMemory(
+                f"{self.name} takes {MPS_CLIENTS} processes (MPS), {processes} are wanted: serve fewer "
+                'models here, or set scheduler.split_phases = "no", one process a model'
+            )
 
     async def bring_up(
         self, entry: Entry, progress: Progress, hurry: asyncio.Event, *, keep_queue: bool = False,

@@ -55,7 +55,7 @@ def without_models(
     device, block_bytes = cost.device, config.pool.block_bytes
     ledger = Ledger(_pool_bytes(config, gpu=device.gpu) // block_bytes)
     where = place(
-        config.scheduler, tuple(device.rungs), ledger, block_bytes, gpu=device.gpu, caps=device.caps
+        config, tuple(device.rungs), ledger, block_bytes, gpu=device.gpu, caps=device.caps
     )  # fmt: skip
     targets = {model.name: Slo.of(model) for model in config.model}
     shapes = {model.name: cost.model(model.name).shape for model in config.model}

@@ -15,7 +15,7 @@ from muxd.admin.schemas import LoadModel, PolicyState, QuotaChange, UnloadModel
 from muxd.admin.server import AdminServer
 from muxd.admin_service import AdminService
 from muxd.clock import VirtualClock
-from muxd.config import Config, ModelConfig, QuotaConfig, SchedulerConfig
+from muxd.config import Config, ModelConfig, QuotaConfig
 from muxd.device.cpu import Cpu
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
@@ -64,7 +64,7 @@ class Bench:
         nothing = cast(Any, None)  # nothing is spawned here
         device = Cpu(2)
         site = Site(name="cpu", device=device, arena=self.arena, unit=self.unit, link=nothing,
-                    place=place_of(device, self.arena, SchedulerConfig()),
+                    place=place_of(device, self.arena, Config()),
                     clock=self.clock, spawns=nothing, zygote=nothing)  # fmt: skip
         for name, entry in entries.items():
             entry.device, entry.lane = "cpu", scheduler.lanes[name]

@@ -8,10 +8,10 @@ from support.stand_ins import mps_control
 
 from muxd.device import apart
 from muxd.device.base import ClientView, Device
-from muxd.device.choose import open_device
+from muxd.device.choose import Sharing, open_device
 from muxd.device.cpu import Cpu
 from muxd.device.cuda import CAPS, Cuda
-from muxd.device.mps import Mps
+from muxd.device.mps import Mps, MpsUnavailable
 from muxd.errors import ConfigError
 
 
@@ -58,6 +58,39 @@ def test_without_mps_it_serves_by_turns_and_says_so(
     assert not device.faulted()
     device.end_work(1)
     device.close()
+
+
+@pytest.mark.parametrize("sharing", ["parts", "caps"])
+def test_a_control_daemon_without_a_server_is_no_mps(
+    gpu_host: Path, sharing: Sharing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FAKE_CUDA_NO_SERVER", "1")
+    device = open_device("cuda:0", sharing)
+    assert (device.rungs, device.worker_env(30)["CUDA_MPS_PIPE_DIRECTORY"]) == ((100,), "/nonexistent")
+    assert "no MPS: its control daemon answers, but takes no client" in caplog.text
+    assert "unknown error (805)" in caplog.text
+    assert not Mps(gpu_host / "mps").answers(), "what nobody can use is ended"
+    device.close()
+
+
+def test_a_control_daemon_of_somebody_else_is_left(gpu_host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mps = Mps(gpu_host / "mps")
+    mps.start()
+    monkeypatch.setenv("FAKE_CUDA_NO_SERVER", "1")
+    assert open_device("cuda:0").rungs == (100,)
+    assert mps.answers()
+    mps.stop()
+
+
+@pytest.mark.usefixtures("gpu_host")
+def test_a_client_that_does_not_start_in_time_or_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_CUDA_HANG", "cuInit")
+    with pytest.raises(MpsUnavailable, match="not taken within 1 s"):
+        apart.check_client({}, patience=1)
+    monkeypatch.delenv("FAKE_CUDA_HANG")
+    monkeypatch.setenv("FAKE_CUDA_DEVICES", "0")
+    with pytest.raises(MpsUnavailable, match=r"a client did not start: .*NO_DEVICE"):
+        apart.check_client({})
 
 
 @pytest.mark.usefixtures("gpu_host")

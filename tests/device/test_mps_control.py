@@ -194,3 +194,25 @@ def test_the_environment_of_a_client(mps: Mps) -> None:
 )  # fmt: skip
 def test_what_a_cap_means(sms: int, cap: int, whole: int, fine: bool) -> None:
     assert (uncapped(sms, cap, whole) == "") == fine
+
+
+def test_a_server_that_has_just_ended_is_nobody(mps: Mps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told of in a sentence, and the shell's exit code is 0."""
+    answers = {"get_server_list": "4242", "get_client_list 4242": "Server 4242 not found"}
+    monkeypatch.setattr(mps, "ask", answers.__getitem__)
+    assert mps.clients() == set()
+
+
+def test_the_server_is_found_beside_the_daemon_though_path_is_bare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon executes its server by name."""
+    program = tmp_path / "driver" / "nvidia-cuda-mps-control"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nread command\nnvidia-cuda-mps-server\n")
+    server = program.with_name("nvidia-cuda-mps-server")
+    server.write_text("#!/bin/sh\necho 25.0\n")
+    for one in (program, server):
+        one.chmod(0o755)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert Mps(tmp_path / "mps", str(program)).ask("get_default_active_thread_percentage") == "25.0"

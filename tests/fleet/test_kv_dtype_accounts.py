@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.tiny import tiny_served
 
-from muxd.config import ModelConfig, QuotaConfig, SchedulerConfig
+from muxd.config import Config, ModelConfig, QuotaConfig
 from muxd.device.cpu import Cpu
 from muxd.engine.assembly import scheduler
 from muxd.errors import ConfigError
@@ -44,9 +44,9 @@ def test_rows_of_as_many_blocks_hold_more_tokens(
     folder: Path, arena: Arena, dtype: Dtype, times: int
 ) -> None:
     own, kept = (entry(folder, kind, dtype, kind) for kind in ("auto", "fp8"))
-    config = SchedulerConfig()
+    config = Config()
     where = place_of(Cpu(), arena, config)
-    unit = scheduler(config, where, arena.ledger, {})
+    unit = scheduler(config.scheduler, where, arena.ledger, {})
     openings = [opening_of(one, where, 2) for one in (own, kept)]
     assert openings[0][1] == openings[1][1], "blocks are blocks"
     lanes = [unit.open(*opening).spec for opening in openings]
@@ -68,7 +68,7 @@ def test_rows_of_as_many_blocks_hold_more_tokens(
 
 def test_the_same_model_elsewhere_keeps_its_type(folder: Path, arena: Arena) -> None:
     twin = entry(folder, "a", "bfloat16", "fp8").twin("cpu:1")
-    spec, _ = opening_of(twin, place_of(Cpu(), arena, SchedulerConfig()), 1)
+    spec, _ = opening_of(twin, place_of(Cpu(), arena, Config()), 1)
     assert spec.row_tokens == BLOCK // 32
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.tiny import tiny_served
 
-from muxd.config import ModelConfig, SchedulerConfig, running
+from muxd.config import Config, ModelConfig, running
 from muxd.device.base import Device
 from muxd.device.cpu import Cpu
 from muxd.device.cuda import Cuda
@@ -23,7 +23,7 @@ def spec_of(device: Device, folder: Path, asked: int) -> int:
     entry = Entry(ModelConfig("m", str(folder), max_running=asked))
     entry.open()
     with closing(device), closing(Arena(device, 4 << 20, 8192)) as arena:
-        where = place_of(device, arena, SchedulerConfig())
+        where = place_of(device, arena, Config())
         spec, terms = opening_of(entry, where, 50)
         told = setup(entry, arena, device, where, "")
         assert (told.max_running, told.max_context, told.max_rows) == (
@@ -48,7 +48,7 @@ def test_workers_on_a_gpu_are_held_to_what_is_set_aside_for_them(tmp_path: Path)
     budget = Budget(max_running=500)
     for device in (Cuda(), Cpu()):
         with closing(device), closing(Arena(device, 4 << 20, 8192)) as arena:
-            where = place_of(device, arena, SchedulerConfig())
+            where = place_of(device, arena, Config())
             told = setup(entry, arena, device, where, "", budget).scratch
         own = Budget(max_running=9)
         held = {kind: scratch(load_of(entry), 1, own, kind) for kind in ("both", "prefill", "decode")}

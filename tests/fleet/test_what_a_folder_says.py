@@ -10,7 +10,7 @@ import pytest
 from support.tiny import CONFIG, byte_tokenizer, tiny_llama, tiny_served
 from support.tiny_models import bert
 
-from muxd.config import ModelConfig, SchedulerConfig
+from muxd.config import Config, ModelConfig
 from muxd.device.cpu import Cpu
 from muxd.errors import NoRow
 from muxd.fleet.accounts import opening_of, place_of
@@ -80,7 +80,7 @@ def test_a_head_that_fits_no_block_fails_alone(tmp_path: Path) -> None:
     entry = opened(byte_tokenizer(tiny_llama(tmp_path / "m", head_dim=4096)))
     assert not entry.error
     with closing(Cpu()) as device, closing(Arena(device, 1 << 20, 8192)) as arena:
-        where = place_of(device, arena, SchedulerConfig())
+        where = place_of(device, arena, Config())
         with pytest.raises(NoRow, match=r"pool\.block_bytes: 8192 holds no token"):
             opening_of(entry, where, 1)
 
@@ -92,7 +92,7 @@ def test_a_row_that_fits_no_pool_fails_alone(tmp_path: Path) -> None:
         closing(Arena(device, 3 * 8192, 8192)) as arena,
         pytest.raises(NoRow, match=r"m: one row is 4 blocks, the pool has 3: raise pool\.bytes"),
     ):
-        opening_of(entry, place_of(device, arena, SchedulerConfig()), 1)
+        opening_of(entry, place_of(device, arena, Config()), 1)
 
 
 def test_a_defect_while_a_folder_is_read_is_the_models_alone(
@@ -149,7 +149,7 @@ def test_the_words_that_people_write_for_a_type(tmp_path: Path, name: DtypeName,
     assert entry.opened is not None
     assert entry.opened.plan.dtype == dtype
     with closing(Cpu()) as device, closing(Arena(device, 1 << 20, 8192)) as arena:
-        spec, _ = opening_of(entry, place_of(device, arena, SchedulerConfig()), 1)
+        spec, _ = opening_of(entry, place_of(device, arena, Config()), 1)
     assert spec.row_tokens == 8192 // (2 * 16 * (4 if dtype == "float32" else 2))
 
 

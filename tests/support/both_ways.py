@@ -124,7 +124,7 @@ def site_of(config: Config, device: Device, arena: Arena, entries: list[Entry]) 
     targets = {m.name: Slo(m.ttft_slo, m.tpot_slo) for m in config.model}
     nothing = cast(Any, None)  # nothing is spawned here
     site = open_site(
-        device.name, device, arena, config.scheduler, grow=False, link=cast(Any, Silent()),
+        device.name, device, arena, config, grow=False, link=cast(Any, Silent()),
         zygote=nothing,
         clock=VirtualClock(), observer=Observer(Metrics(CollectorRegistry()), targets), ids=count(),
         spawns=nothing, tell=lambda mark: None,

@@ -4,7 +4,8 @@
  *
  * FAKE_CUDA_*: VERSION, DEVICES, MEMORY (bytes), NO_FD, NO_VMM, NO_READ, NO_GREEN, NO_PIN, NO_EXPORT,
  * NEED_CONTEXT, NO_MPS_IMPORT, CAP_IGNORED, UNLISTED (the client is not in the daemon's list),
- * SCRAMBLE (groups in another order in every process), CRASH=<call>, HANG=<call>, EXCLUSIVE. */
+ * SCRAMBLE (groups in another order in every process), CRASH=<call>, HANG=<call>, EXCLUSIVE,
+ * NO_SERVER (MPS's control daemon is there, its server does not start). */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>
@@ -18,7 +19,7 @@
 #include <unistd.h>
 
 enum { INVALID = 1, NO_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, BAD_DEVICE = 101, NO_CONTEXT = 201,
-       NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, NOT_SUPPORTED = 801, BAD_RESOURCE = 914 };
+       NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, NOT_SUPPORTED = 801, NO_MPS_SERVER = 805, BAD_RESOURCE = 914 };
 enum { SMS = 132, UNIT = 8, PAGE = 2 << 20, MAPS = 4096 };
 
 typedef struct { int type, id; } location;
@@ -70,6 +71,7 @@ int cuInit(unsigned flags) {
     char title[16] = "";
     prctl(PR_GET_NAME, title, 0, 0, 0);
     if (!strcmp(title, "muxd:zygote")) abort(); /* what it forks could not use a GPU any more */
+    if (mps() && flag("FAKE_CUDA_NO_SERVER")) return NO_MPS_SERVER;
     inited = 1;
     ENTER;
     if (flags) return INVALID;
