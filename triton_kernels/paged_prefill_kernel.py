@@ -27,10 +27,12 @@ def _stretch(
     D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
     WINDOWED: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    for tile in range(first, stop):
-        token = tile * TILE + tl.arange(0, TILE)
-        valid = token < end
-        at = offsets_of(own_rows, table, token, valid, table_stride, column, T, BLOCK, D)
+    # Where the next tile lies is looked up while this one is computed, as in the decode kernel: its copies
+    # wait for no load of the same round, so that two tiles are on their way beside the products.
+    token = first * TILE + tl.arange(0, TILE)
+    valid = token < end
+    at = offsets_of(own_rows, table, token, valid, table_stride, column, T, BLOCK, D)
+    for _ in range(first, stop):
         k = load_half(pool, at, valid, D, D_PAD).to(query.dtype)
         s = scores_of(query, k, scale, softcap, CAPPED)
         if MASKED:
@@ -39,6 +41,9 @@ def _stretch(
                 seen = seen & (token[None, :] > position[:, None] - window)
             s = tl.where(seen, s, float("-inf"))
         v = load_half(pool + T * D, at, valid, D, D_PAD).to(query.dtype)
+        token += TILE
+        valid = token < end
+        at = offsets_of(own_rows, table, token, valid, table_stride, column, T, BLOCK, D)
         acc, total, best = fold(acc, total, best, s, v, MASKED)
     return acc, total, best
 
@@ -118,8 +123,8 @@ def _shape(d_pad: int, group: int, itemsize: int, kv_itemsize: int) -> dict[str,
     least = max(16, power_of_two(group))
     if itemsize == 4:  # full float32 products run outside the tensor cores: small tiles
         return {
-            "BLOCK_M": max(32, least),
-            "TILE": 32 if d_pad <= 128 else 16,
+            "BLOCK_M": max(32 if d_pad <= 128 else 16, least),
+            "TILE": 32 if d_pad <= 64 else 16,
             "num_warps": 8,
             "num_stages": 1,
         }

@@ -134,6 +134,23 @@ def test_attention(
     compile_all(calls, tmp_path)
 
 
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+@pytest.mark.parametrize("kv_dtype", [BF16, FP8])
+def test_two_tiles_are_on_their_way_while_one_is_computed(head_dim: int, kv_dtype: torch.dtype) -> None:
+    """Else copies and products take turns. A loop waits until that many groups of copies are left, and behind
+    it until none is. (More than 128 numbers a head leave no room for a third tile.)"""
+    own = pool(head_dim, 2, kv_dtype)
+    rows, lengths = torch.zeros(2, 16, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
+    q = torch.empty(300, 12, head_dim, dtype=BF16)[:, :8]
+    decode = paged_decode_kernel.decode_calls(q[:2], own, 1, rows, lengths, scale=0.1, splits=4)[1][0]
+    prefill = paged_prefill_kernel.prefill_calls(q, own, 1, rows, lengths, lengths[:2], scale=0.1)[1][0]
+    for call, loops in ((decode, 1), (prefill, 2)):
+        kernel = call.kernel.warmup(*call.arguments, grid=call.grid, **call.options)
+        call.kernel.device_caches.clear()
+        waits = re.findall(r"cp\.async\.wait_group\s+(\d+)", kernel.asm["ptx"])
+        assert waits == ["2", "0"] * loops, call.kernel.__name__
+
+
 @pytest.mark.parametrize("norms", ["none", "plain", "offset"])
 @pytest.mark.parametrize("n", [4, 300])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
