@@ -47,6 +47,16 @@ FORMS = {
     ),
     "any text": Constraint("regex", r"(.|\n)*"),
 }
+# As costly as the limits of ``muxd.text.constraint`` let one be.
+HOSTILE = {
+    "1,000 optional properties": Constraint(
+        "json_schema",
+        json.dumps({"properties": {f"p{i}": {} for i in range(1000)}, "additionalProperties": False}),
+    ),
+    "12,000 alternatives": Constraint("grammar", "root ::= " + " | ".join(f'"{i}"' for i in range(12_000))),
+    "one class of 240 KB": Constraint("grammar", f"root ::= [{'a' * 240_000}]"),
+    "one literal of 240 KB": Constraint("grammar", f'root ::= "{"a" * 240_000}"'),
+}
 
 
 def main() -> None:
@@ -68,7 +78,18 @@ def _measured(folder: Path) -> Table:
     table = Table("form", "compiled, ms", "mask, µs", "worst, µs", "ruled out, µs", title=title)
     for name, form in FORMS.items():
         table.add_row(name, *_times(bounds, Constraint(form.kind, form.text, ends), spec.vocab_size))
+    table.add_section()
+    for name, form in HOSTILE.items():
+        table.add_row(name, f"{1e3 * max(_compiled(bounds, form) for _ in range(3)):.0f}", *"---")
     return table
+
+
+def _compiled(bounds: Bounds, form: Constraint) -> float:
+    """CPU seconds of a grammar that was not asked for before."""
+    bounds._compiled.clear()
+    begun = time.process_time()
+    bounds.of(Sampling(constraint=form))
+    return time.process_time() - begun
 
 
 def _times(bounds: Bounds, form: Constraint, size: int) -> list[str]:

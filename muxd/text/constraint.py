@@ -15,7 +15,7 @@ from muxd.messages import Constraint
 
 MOST = 256 << 10  # bytes of a constraint's text
 _SHOWN = 300  # characters of what is wrong with it
-# Narrower than the library's own, which are for grammars that are trusted: at worst a quarter of a second to
+# Narrower than the library's own, which are for grammars that are trusted: at worst a third of a second to
 # compile, some milliseconds for a mask, some tens of megabytes for a sequence.
 LIMITS = LLParserLimits(
     max_items_in_row=5000,  # some four for each optional property of an object

@@ -107,9 +107,7 @@ class Bounds:
     def _open(self, constraint: Constraint) -> Grammar:
         words = self._words or self._read()
         key = (constraint.kind, constraint.text)
-        found = self._compiled.pop(key, None) or LLMatcher(
-            words, grammar_of(constraint), log_level=0, limits=LIMITS
-        )
+        found = self._compiled.pop(key, None) or _compile(words, constraint)
         self._compiled[key] = found
         if len(self._compiled) > _COMPILED:
             self._compiled.popitem(last=False)
@@ -122,6 +120,16 @@ class Bounds:
         self._own_ends = [words.eos_token_id]
         self._words = LLTokenizer(words, n_vocab=self._size, eos_token=self._own_ends)  # type: ignore[arg-type]
         return self._words
+
+
+def _compile(words: LLTokenizer, constraint: Constraint) -> LLMatcher:
+    """In error, so that its mask is empty, where it cannot be read: how deep brackets may nest depends on the
+    stack below, and the door's, which has read it, is not as deep as a worker's."""
+    try:
+        text = grammar_of(constraint)
+    except (ValueError, RecursionError):
+        text = ""
+    return LLMatcher(words, text, log_level=0, limits=LIMITS)
 
 
 class _Words:

@@ -2,23 +2,29 @@
 
 import asyncio
 import os
+import shutil
 import signal
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from support import leaks
 from support.direct_runner import DirectRunner
 from support.spawned_worker import NAME, Daemon, Forked, Worker
-from support.tiny import tiny_llama
+from support.tiny import byte_tokenizer, tiny_llama
 
 from muxd.fleet.zygote import Zygote
 from muxd.link.exits import STACKS, Exit
 from muxd.messages import (
+    NO_TOKEN,
     BatchDone,
     BatchFailed,
     Chunk,
+    Constraint,
     Decode,
     NewRows,
     Prefill,
@@ -27,6 +33,7 @@ from muxd.messages import (
     Sampling,
     Shutdown,
 )
+from muxd.text.constraint import problem
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 
@@ -164,6 +171,40 @@ def test_a_batch_that_raises_is_reported_and_ends_the_worker(folder: Path) -> No
         code, errors = worker.ended()
         assert code == Exit.FAILED
         assert "batch 9 failed" in errors
+
+    play(folder, scene)
+
+
+def deepest() -> Constraint:
+    """A grammar with as many brackets as the door can read, by the parser's recursion, on a thread's empty
+    stack."""
+
+    def nested(levels: int) -> Constraint:
+        return Constraint("grammar", f'root ::= {"(" * levels}"a"{")" * levels}', (2,))
+
+    with ThreadPoolExecutor(1) as door:
+        levels = bisect_left(range(1000), True, key=lambda n: bool(door.submit(problem, nested(n)).result()))
+        assert door.submit(problem, nested(levels - 1)).result() == ""
+    return nested(levels - 1)
+
+
+def test_a_grammar_that_only_the_door_could_read_ends_its_own_answer(folder: Path, tmp_path: Path) -> None:
+    worded = byte_tokenizer(Path(shutil.copytree(folder, tmp_path / "worded")))
+    expected = DirectRunner(folder, cores=1).generate([PROMPT], 2)[0]
+
+    async def scene(daemon: Daemon, worker: Worker | Forked) -> None:
+        worker.hand_over(daemon, folder=str(worded))
+        assert isinstance(await daemon.next(), Ready)
+        plain, other = first_prefill(daemon), first_prefill(daemon)
+        (chunk,) = other.chunks
+        held = structs.replace(chunk, seq=1, sampling=Sampling(temperature=0.0, constraint=deepest()))
+        rows = NewRows(plain.rows.ids + other.rows.ids, plain.rows.blocks + other.rows.blocks)
+        done = await daemon.call(structs.replace(plain, rows=rows, chunks=[*plain.chunks, held]))
+        assert isinstance(done, BatchDone), done
+        assert done.tokens == [expected[0], NO_TOKEN]
+        done = await daemon.call(step(2))
+        assert isinstance(done, BatchDone)
+        assert done.tokens == expected[1:]
 
     play(folder, scene)
 
