@@ -103,7 +103,7 @@ class Library:
             ("muxd_open", c_void_p, (ctypes.POINTER(ModelFields),)),
             ("muxd_close", None, (c_void_p,)),
             ("muxd_pool", None, (c_void_p, ctypes.POINTER(PoolFields))),
-            ("muxd_run", None, (c_void_p, ctypes.POINTER(BatchFields), c_int32)),
+            ("muxd_run", c_int32, (c_void_p, ctypes.POINTER(BatchFields), c_int32)),
             ("muxd_logits", None, (c_void_p, c_void_p, c_int32, c_void_p, c_int32)),
             ("muxd_block_bytes", c_int64, (c_int32, c_int64)),
             ("muxd_file_row_bytes", c_int64, (c_int32, c_int64)),

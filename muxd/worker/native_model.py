@@ -3,6 +3,7 @@ float32 of its own, which are a thousandth of them.
 """
 
 import ctypes
+import logging
 from collections.abc import Sequence as Items
 
 import numpy as np
@@ -20,12 +21,14 @@ from muxd.worker.native_pool import NativePool
 
 _LANES = 16
 
+_log = logging.getLogger("muxd.worker")
+
 
 class NativeModel:
     """All layers at once, and ``muxd.models.layers.Head``."""
 
     def __init__(self, spec: ModelSpec, setup: Setup, weights: Tensor):
-        self.threads = 0
+        self.threads, self._short = 0, False
         self._spec, self._kept = spec, list[object]()
         self._entries = {entry.name: entry for entry in setup.tensors}
         self._views, self._weights = Views(setup.tensors, weights), weights
@@ -55,8 +58,16 @@ class NativeModel:
         self._library.pool(self._step, pool.pointer)
 
     def run(self, batch: BatchFields) -> None:
-        """Raises nothing: what could go wrong has been checked."""
-        self._library.run(self._step, ctypes.byref(batch), self.threads)
+        """Raises nothing: what could go wrong has been checked. With fewer threads than wanted, and one
+        warning, where the system gives no more."""
+        had = self._library.run(self._step, ctypes.byref(batch), self.threads)
+        if had < self.threads and not self._short:
+            self._short = True
+            _log.warning(
+                "%d of %d threads: the user's or the control group's limit of threads allows no more",
+                had,
+                self.threads,
+            )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, hidden], any rows of what ``run`` left -> float32 [m, vocab]."""

@@ -34,6 +34,6 @@ class NativePool:
         if (told := self._known.learn(new)) is not None:
             self._table[told[0]] = told[1]
 
-    def take(self, rows: list[int]) -> None:
+    def take(self, rows: list[int], filled: int) -> None:
         """Raises ValueError for a row whose head blocks were never sent."""
         self._known.check(rows)

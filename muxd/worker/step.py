@@ -1,6 +1,6 @@
 """One batch on one kind of device: what ``muxd.worker.runner`` needs of it.
 
-``host_step`` gathers K and V and computes on the CPU; ``cuda_step`` leaves them where they lie.
+``cpu_step`` says what the CPU's two share (``native_step``, ``host_step``); ``cuda_step`` is a GPU's.
 """
 
 from collections.abc import Sequence as Items

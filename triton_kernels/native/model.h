@@ -36,7 +36,7 @@ struct BatchFields {
   const int32_t *pick;              // [picks]: tokens after which somebody samples, rising
   float* hidden;                    // [picks, hidden]
   float* logits;                    // [picks, vocab], or null
-  float* best;                      // [picks]: the largest logit, NaN where there is a NaN
+  float* best;                      // [picks]: the largest logit, NaN where there is a NaN; null: no head at all
   int64_t* choice;                  // [picks]: where it is
 };
 

@@ -42,11 +42,12 @@ class Step final : public Attending, public Job {
 
  private:
   void sample(int threads) {
-    const int64_t n = (int64_t)threads * b_.picks;
-    last_.need(b_.picks, x_), best_of_.need(n), choice_of_.need(n);
+    const int64_t n = b_.best ? (int64_t)threads * b_.picks : 0;
+    if (b_.best) last_.need(b_.picks, x_);
+    best_of_.need(n), choice_of_.need(n);
     for (int64_t i = 0; i < n; i++) best_of_.get()[i] = -INFINITY, choice_of_.get()[i] = -1;
     team().run(*this, threads);
-    for (int i = 0; i < b_.picks; i++) {
+    for (int i = 0; n && i < b_.picks; i++) {
       float best = -INFINITY;
       int64_t choice = -1;
       for (int t = 0; t < threads; t++) {
@@ -215,7 +216,7 @@ class Step final : public Attending, public Job {
 
   void head(int thread, Phases& phases) {
     const int n = b_.picks;
-    if (n == 0) return;
+    if (n == 0 || !b_.best) return;
     Activation* a = last_.of.get();
     phases.each(n, team().piece(n), [&](int i, int stop) {
       for (; i < stop; i++) normed(b_.hidden + (int64_t)i * m_.hidden, m_.norm, {m_.head.format}, a[i]);
@@ -265,7 +266,11 @@ extern "C" {
 Step* muxd_open(const ModelFields* model) { return new Step(*model, model->layer); }
 void muxd_close(Step* step) { delete step; }
 void muxd_pool(Step* step, const Pool* pool) { step->pool(*pool); }
-void muxd_run(Step* step, const BatchFields* batch, int threads) { step->run(*batch, threads); }
+// How many threads it had.
+int muxd_run(Step* step, const BatchFields* batch, int threads) {
+  step->run(*batch, threads);
+  return team().size();
+}
 void muxd_logits(Step* step, const float* hidden, int rows, float* out, int threads) {
   step->logits(hidden, rows, out, threads);
 }

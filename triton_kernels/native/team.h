@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -36,12 +37,9 @@ class Job {
 
 class Team {
  public:
-  // ``job`` with so many threads, this one among them.
+  // ``job`` with so many threads, this one among them, or with as many as the system gives.
   void run(Job& job, int threads) {
-    while ((int)threads_.size() < threads - 1) {
-      const int number = threads_.size() + 1;
-      threads_.emplace_back([this, number, seen = order_.load()] { serve(number, seen); });
-    }
+    threads = grown(threads);
     size_ = threads, job_ = &job, done_ = 0;
     number_ = (number_ + 1) & 0xffffff;
     ticket_ = ticket(number_, 0, 0);
@@ -77,6 +75,17 @@ class Team {
       _mm_pause();
     }
     for (T now = on.load(); !done(now); now = on.load()) on.wait(now);
+  }
+
+  int grown(int threads) {
+    try {
+      while ((int)threads_.size() < threads - 1) {
+        const int number = threads_.size() + 1;
+        threads_.emplace_back([this, number, seen = order_.load()] { serve(number, seen); });
+      }
+    } catch (const std::system_error&) {  // a limit of threads, a user's or a control group's
+    }
+    return std::min<int>(threads, threads_.size() + 1);
   }
 
   void serve(int number, int seen) {
