@@ -15,7 +15,7 @@ import uvloop
 from muxd.cli.local_daemon import local_daemon
 from muxd.cost.profile import Overhead
 from muxd.cost.table import CostTable
-from muxd.messages import Dtype, KvDtype
+from muxd.messages import Dtype
 from muxd.sim.records import Records
 from muxd.sim.replay import Replay
 from muxd.sim.workload import Item, Workload
@@ -33,15 +33,16 @@ def measure_overhead(
     dtype: Dtype,
     cost: CostTable,
     device: str = "cpu",
-    kv_dtype: KvDtype = "auto",
 ) -> Overhead:
-    """``cost`` must know ``name`` on ``device``, without overhead."""
+    """``cost`` must know ``name`` on ``device``, without overhead: it is served as it was measured."""
+    measured = cost.model(name)
     output, repeats = (_FIRST_STEP, 4 * _SINGLES) if cost.device.gpu else (_OUT, _SINGLES)
     with tempfile.TemporaryDirectory(prefix="muxd-overhead-") as scratch:
         config = Path(scratch, "muxd.toml")
         server = f'[server]\ndevice = "{device}"\n'
         model = f'[[model]]\nname = "{name}"\npath = "{folder.absolute()}"\n'
-        config.write_text(f'{server}{model}dtype = "{dtype}"\nkv_dtype = "{kv_dtype}"\n')
+        kinds = f'dtype = "{dtype}"\nkv_dtype = "{measured.shape.kv_dtype}"\nweights = "{measured.weights}"\n'
+        config.write_text(f'{server}{model}{kinds}cpu_step = "{measured.step}"\n')
         with local_daemon(config) as admin:
             url = admin.status().address
             for _ in range(2):  # a new worker is slow at first: pages and kernels it has not touched

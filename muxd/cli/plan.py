@@ -179,7 +179,8 @@ def _measured(load: "ModelLoad", profile: "Profile", source: Path) -> "ModelLoad
 
 def _form(model: "ModelProfile") -> str:
     folder = f"{model.folder}, " if model.folder else ""
-    return f"{folder}{model.shape.dtype}, {model.shape.kv_dtype} K and V"
+    weights = f", {model.weights} weights" if model.weights != "file" else ""
+    return f"{folder}{model.shape.dtype}, {model.shape.kv_dtype} K and V{weights}"
 
 
 def _own_cost(load: "ModelLoad") -> "ModelLoad":

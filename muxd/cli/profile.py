@@ -1,14 +1,14 @@
 """``muxd profile``: measure what a model's batches cost on this machine, for the simulator and for SLOs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import msgspec
 import typer
 
 from muxd.cli.failing import fail, sentences
 from muxd.cli.progress import counting
-from muxd.messages import Dtype, DtypeName, KvDtype, dtype_of
+from muxd.messages import Dtype, DtypeName, KvDtype, StepName, WeightsName, dtype_of
 
 if TYPE_CHECKING:
     from muxd.cost.profile import Profile
@@ -21,6 +21,10 @@ def profile(
     name: Annotated[str, typer.Option(help="The model's name in the file.", metavar="NAME")],
     dtype: Annotated[str, typer.Option(help="auto (as the folder), bfloat16, float16 or float32.")] = "auto",
     kv_dtype: Annotated[str, typer.Option(help="Of K and V: auto (as --dtype) or fp8.")] = "auto",
+    weights: Annotated[
+        str, typer.Option(help="As weights in muxd.toml: file, int8, int4, or a type of floats.")
+    ] = "file",
+    cpu_step: Annotated[str, typer.Option(help="As in muxd.toml: auto, native or torch.")] = "auto",
     out: Annotated[
         Path | None,
         typer.Option(help="The file; other models in it stay. Default: MUXD_HOME/cost.json.", metavar="FILE"),
@@ -40,19 +44,28 @@ def profile(
     from muxd.models.weights import stored_dtype
 
     with sentences(_PROGRAM):
-        if dtype not in (kinds := get_args(DtypeName)):
-            fail(_PROGRAM, f"--dtype {dtype!r}: must be one of {', '.join(kinds)}", code=2)
-        if kv_dtype not in (kinds := get_args(KvDtype)):
-            fail(_PROGRAM, f"--kv-dtype {kv_dtype!r}: must be one of {', '.join(kinds)}", code=2)
-        named: DtypeName = msgspec.convert(dtype, DtypeName)
+        named: DtypeName = _one_of("--dtype", dtype, DtypeName)
+        kv_kind: KvDtype = _one_of("--kv-dtype", kv_dtype, KvDtype)
+        form: WeightsName = _one_of("--weights", weights, WeightsName)
+        by: StepName = _one_of("--cpu-step", cpu_step, StepName)
+        if roofline and (form, by) != ("file", "auto"):
+            fail(_PROGRAM, "--roofline is of a GPU: --weights and --cpu-step are a CPU's", code=2)
         kind = dtype_of(named) or stored_dtype(folder, gpu=device != "cpu" or bool(roofline))
-        kv_kind: KvDtype = msgspec.convert(kv_dtype, KvDtype)
         file = out or home() / "cost.json"
         made = (
             _computed(folder, name, kind, kv_kind, roofline, file)
             if roofline
             else _measured(
-                folder, name, kind, kv_kind, file, device, daemon=daemon and not random, random=random
+                folder,
+                name,
+                kind,
+                kv_kind,
+                form,
+                by,
+                file,
+                device,
+                daemon=daemon and not random,
+                random=random,
             )
         )
         save(file, made)
@@ -60,11 +73,20 @@ def profile(
     typer.echo(_summary(made, name))
 
 
+def _one_of(option: str, value: str, kinds: Any) -> Any:
+    """``value``, which is one of the literal type ``kinds``; else the command ends."""
+    if value not in (names := get_args(kinds)):
+        fail(_PROGRAM, f"{option} {value!r}: must be one of {', '.join(names)}", code=2)
+    return value
+
+
 def _measured(
     folder: Path,
     name: str,
     dtype: Dtype,
     kv_dtype: KvDtype,
+    weights: WeightsName,
+    cpu_step: StepName,
     file: Path,
     where: str,
     *,
@@ -82,10 +104,13 @@ def _measured(
         closing(open_device(where, key="--device")) as device,
         counting(f"Measuring {name}", cells(device) + PARTS * daemon) as advance,
     ):
-        model = measure(folder, dtype, lambda: advance(1), kv_dtype=kv_dtype, device=device, random=random)
+        model = measure(
+            folder, dtype, lambda: advance(1), kv_dtype=kv_dtype, weights=weights, cpu_step=cpu_step,
+            device=device, random=random,
+        )  # fmt: skip
         made = merged(file, name, model, device)
         if daemon:
-            extra = measure_overhead(folder, name, dtype, CostTable(made), device.name, kv_dtype)
+            extra = measure_overhead(folder, name, dtype, CostTable(made), device.name)
             made.models[name] = msgspec.structs.replace(made.models[name], overhead=extra)
             advance(PARTS)
     return made

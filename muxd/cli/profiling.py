@@ -28,7 +28,7 @@ from muxd.cost.table import monotone
 from muxd.device.base import Device, is_gpu
 from muxd.device.cuda import Cuda
 from muxd.errors import ConfigError, ModelFolderError
-from muxd.messages import Dtype, KvDtype, kv_item_bytes
+from muxd.messages import Dtype, KvDtype, StepName, WeightsName, kv_item_bytes
 from muxd.models.spec import ModelSpec, read_spec
 
 _POOL_BYTES = 1 << 30  # on the CPU; a GPU takes what the largest probe needs, at most half its memory
@@ -90,10 +90,13 @@ class Prober:
         pool_bytes: int = _POOL_BYTES,
         *,
         kv_dtype: KvDtype = "auto",
+        weights: WeightsName = "file",
+        step: StepName = "auto",
         cap: int = 0,
         random: bool = False,
     ):
-        """``cap``: percent it may use for life, where the device caps; ``random``: no weight files."""
+        """``cap``: percent it may use for life, where the device caps; ``random``: no weight files;
+        ``weights``, ``step``: as a model's are configured."""
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "muxd.worker.profile"],
             env={**os.environ, **device.worker_env(cap)},
@@ -101,8 +104,9 @@ class Prober:
             stdout=subprocess.PIPE,
         )
         self._setup = probe.Setup(
-            str(folder.absolute()), dtype, 8192, pool_bytes, device.cores, device.name, random, kv_dtype
-        )
+            str(folder.absolute()), dtype, 8192, pool_bytes, device.cores, device.name, random, kv_dtype,
+            weights, step,
+        )  # fmt: skip
 
     def measure(self, asked: probe.Probe) -> float:
         """Median seconds of one batch."""
@@ -188,10 +192,12 @@ def measure(
     device: Device,
     plan: Plan | None = None,
     kv_dtype: KvDtype = "auto",
+    weights: WeightsName = "file",
+    cpu_step: StepName = "auto",
     random: bool = False,
 ) -> ModelProfile:
-    """Everything about one model on ``device``; ``step`` is called after every probe. Raises
-    ModelFolderError."""
+    """Everything about one model on ``device`` as it is configured; ``step`` is called after every probe.
+    Raises ModelFolderError, also for weights that ``device`` cannot have."""
     plan = plan or plan_for(device)
     spec = read_spec(folder)  # what is wrong with it is said here, in one sentence
     if spec.headless:
@@ -199,7 +205,17 @@ def measure(
     pool = _pool_bytes(device, spec, kv_item_bytes(dtype, kv_dtype), plan)
 
     def make(cap: int, nbytes: int = pool) -> Prober:
-        return Prober(folder, dtype, device, nbytes, kv_dtype=kv_dtype, cap=cap, random=random)
+        return Prober(
+            folder,
+            dtype,
+            device,
+            nbytes,
+            kv_dtype=kv_dtype,
+            weights=weights,
+            step=cpu_step,
+            cap=cap,
+            random=random,
+        )
 
     with Probers(device, make) as probers:
         opened, tokens, batches = probers.at(100).opened, plan.prefill_tokens, plan.decode_batches
@@ -213,13 +229,16 @@ def measure(
             share = shares(device)[0]
             with make(_cap(device, share), pool // 4) as other:
                 beside = _beside(probers.at(share), other, device, step, plan)
+    size = msgspec.structs.replace(of_spec(spec, kv_dtype), packed=opened.packed)
     shape = Shape(opened.layers, opened.kv_heads, opened.head_dim, opened.max_positions, dtype, kv_dtype)
     return ModelProfile(
         shape=shape,
         prefill=prefill,
         decode=decode,
         chunk_seconds=chunk_seconds,
-        weight_bytes=read_bytes(of_spec(spec), dtype),
+        weights=weights,
+        step="auto" if is_gpu(device) else "native" if opened.packed else "torch",
+        weight_bytes=read_bytes(size, dtype),
         beside=beside,
         folder=folder.absolute().name,
         measured=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -60,6 +60,7 @@ class Opened(Struct, frozen=True):
     row_tokens: int
     rows: int  # the pool's
     torch: str
+    packed: int = 0  # bytes of all weights where the native step computes; 0: torch does
 
 
 class Measured(Struct, frozen=True):

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from muxd.cost.law import Memory
 from muxd.errors import ConfigError
-from muxd.messages import Dtype, KvDtype, kv_item_bytes
+from muxd.messages import Dtype, KvDtype, StepName, WeightsName, kv_item_bytes
 
 FORMAT = 2
 ROOFLINE = "roofline"  # how ``ModelProfile.measured`` begins where nothing was measured
@@ -85,6 +85,7 @@ class Beside(Struct, frozen=True):
 
 class ModelProfile(Struct, frozen=True):
     """One model on one device. ``chunk_seconds``: for each prompt after the first in a prefill batch.
+    ``weights``: as they were configured, ``step``: what computed them on a CPU ("auto": nobody has said).
 
     For ``muxd.cost.law``: bytes of weights that every batch reads, and the seconds of a batch that neither
     share nor memory change.
@@ -94,6 +95,8 @@ class ModelProfile(Struct, frozen=True):
     prefill: Grid
     decode: Grid
     chunk_seconds: float = 0.0
+    weights: WeightsName = "file"
+    step: StepName = "auto"
     weight_bytes: int = 0
     fixed: float = 0.0
     beside: Beside | None = None  # from which the device's memory was fitted
@@ -111,18 +114,40 @@ class Profile(Struct, frozen=True):
     models: dict[str, ModelProfile]
 
 
-def known_as(profile: Profile, name: str, path: str, dtype: Dtype | None, kv_dtype: KvDtype) -> str | None:
+def known_as(
+    profile: Profile,
+    name: str,
+    path: str,
+    dtype: Dtype | None,
+    kv_dtype: KvDtype,
+    weights: WeightsName = "file",
+    step: StepName = "auto",
+) -> str | None:
     """Under which name the profile has the costs of model ``name``: its own, else that of a model measured
-    from a folder of the same name with the same types. ``dtype``: None where only the folder would say."""
-    if name in profile.models:
+    from a folder of the same name with the same types. ``dtype``: None where only the folder would say.
+
+    Raises ConfigError where it has the model by its name, but with other weights or by another step.
+    """
+
+    def computed_so(model: ModelProfile) -> bool:
+        return model.weights == weights and (model.step == step or "auto" in (model.step, step))
+
+    own = profile.models.get(name)
+    if own is not None and computed_so(own):
         return name
     wanted = (Path(path).name, kv_dtype)
     alike = [
         other
         for other, model in profile.models.items()
         if model.folder and (model.folder, model.shape.kv_dtype) == wanted
-        if dtype in (None, model.shape.dtype)
+        if dtype in (None, model.shape.dtype) and computed_so(model)
     ]
+    if own is not None and not alike:
+        raise ConfigError(
+            f'the cost profile has {name!r} with weights = "{own.weights}" and cpu_step = "{own.step}", and '
+            f'configured are "{weights}" and "{step}": measure it with `muxd profile {path or "FOLDER"} '
+            f"--name {name} --weights {weights} --cpu-step {step}`"
+        )
     return alike[-1] if alike else None
 
 

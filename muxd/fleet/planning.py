@@ -133,11 +133,19 @@ class Planning:
         return Roofline(self._peak, {load.cost: load.shape for load in loads}, self._reach, dtypes)
 
     def _measured(self, entry: Entry, load: ModelLoad) -> ModelLoad:
-        """By the name that the profile has for the model."""
+        """By the name that the profile has for the model. Raises ConfigError where it has it otherwise."""
         if self._profile is None:
             return load
         config = entry.config
-        known = profile.known_as(self._profile, entry.name, config.path, load.dtype, config.kv_dtype)
+        known = profile.known_as(
+            self._profile,
+            entry.name,
+            config.path,
+            load.dtype,
+            config.kv_dtype,
+            config.weights,
+            config.cpu_step,
+        )
         return msgspec.structs.replace(load, cost=known or load.cost)
 
     def _least(self, entry: Entry) -> int:

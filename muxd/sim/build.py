@@ -19,8 +19,12 @@ from muxd.sizes import pool_bytes
 
 
 def likenesses(config: Config, profile: Profile) -> dict[str, str]:
-    """Configured models that the profile knows by their folder and types, under another name."""
-    found = {m.name: known_as(profile, m.name, m.path, dtype_of(m.dtype), m.kv_dtype) for m in config.model}
+    """Configured models that the profile knows by their folder and types, under another name. Raises
+    ConfigError for one that it has with other weights."""
+    found = {
+        m.name: known_as(profile, m.name, m.path, dtype_of(m.dtype), m.kv_dtype, m.weights, m.cpu_step)
+        for m in config.model
+    }
     return {name: other for name, other in found.items() if other not in (None, name)}
 
 

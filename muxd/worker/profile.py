@@ -53,6 +53,7 @@ class Bench:
         item = kv_item_bytes(setup.dtype, setup.kv_dtype)
         self.row_tokens = self.spec.tokens_per_row(setup.block_bytes, item)
         region, weights = _weights(folder, self.spec, setup)
+        self.packed = region.bytes if region.packed else 0
         per_row = self.spec.blocks_per_row
         self.rows = setup.pool_bytes // setup.block_bytes // per_row
         nbytes = self.rows * per_row * setup.block_bytes
@@ -189,6 +190,7 @@ def main() -> int:
             bench.row_tokens,
             bench.rows,
             str(torch.__version__),
+            bench.packed,
         )
     )
     for line in lines:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from support.costs import model
 
-from muxd.cost.profile import FORMAT, Device, Grid, Profile, load, save
+from muxd.cost.profile import FORMAT, Device, Grid, Profile, known_as, load, save
 from muxd.errors import ConfigError
 
 
@@ -25,6 +25,20 @@ def test_a_profile_comes_back_as_it_was(profile: Profile, tmp_path: Path) -> Non
 def test_a_missing_file_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cost\.json: No such file.*muxd profile FOLDER"):
         load(tmp_path / "cost.json")
+
+
+def test_costs_of_other_weights_are_not_a_models_costs(profile: Profile) -> None:
+    small = msgspec.structs.replace(profile.models["a"], folder="x", weights="int8", step="native")
+    kinds = small.shape.dtype, small.shape.kv_dtype
+    both = msgspec.structs.replace(profile, models={**profile.models, "small": small})
+    assert known_as(both, "a", "m/x", *kinds) == "a", "a file from before there were weights"
+    assert known_as(both, "a", "m/x", *kinds, "int8") == "small", "the same folder, as configured"
+    assert known_as(both, "small", "m/x", *kinds, "int8", "native") == "small"
+    assert known_as(both, "b", "m/x", *kinds) is None
+    with pytest.raises(ConfigError, match=r"'small' with weights = \"int8\".*\"int4\".*--weights int4"):
+        known_as(both, "small", "m/x", *kinds, "int4")
+    with pytest.raises(ConfigError, match=r"cpu_step = \"native\".*\"torch\".*--cpu-step torch"):
+        known_as(both, "small", "m/x", *kinds, "int8", "torch")
 
 
 @pytest.mark.parametrize(

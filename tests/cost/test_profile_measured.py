@@ -19,7 +19,8 @@ from muxd.cost.profile import ModelProfile, check, load, save
 from muxd.cost.table import CostTable
 from muxd.device.cpu import Cpu
 from muxd.errors import ConfigError, ModelFolderError
-from muxd.messages import BatchDone, Decode, Prefill
+from muxd.kernels import native
+from muxd.messages import BatchDone, Decode, Prefill, StepName, WeightsName
 from muxd.sim.records import Records
 from muxd.sim.workload import Item, Workload
 from muxd.worker import profile
@@ -66,6 +67,23 @@ def test_a_model_is_measured_over_its_grid_and_joins_the_file(
     for seen, law in predicted(both.models["first"], both.device.memory).values():
         assert seen > 0
         assert law >= 1
+
+
+@pytest.mark.skipif(bool(native.missing()), reason=native.missing())
+def test_weights_are_measured_as_they_are_configured(folder: Path) -> None:
+    plan = Plan((8,), (0,), 0.0, (1,), (32,), 0.0, 0.01)
+
+    def of(weights: WeightsName, cpu_step: StepName) -> ModelProfile:
+        return measure(
+            folder, "float32", lambda: None, plan=plan, device=Cpu(1), weights=weights, cpu_step=cpu_step
+        )
+
+    floats, small = of("file", "torch"), of("int8", "auto")
+    assert (floats.weights, floats.step) == ("file", "torch")
+    assert (small.weights, small.step) == ("int8", "native")
+    assert small.weight_bytes < 0.5 * floats.weight_bytes, "a quarter of float32, and scales and padding"
+    with pytest.raises(ModelFolderError, match="exit code 1"):
+        of("int8", "torch")
 
 
 @pytest.mark.slow

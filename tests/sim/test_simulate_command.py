@@ -56,6 +56,12 @@ def test_a_configuration_decides_pool_and_queues(room: Path) -> None:
     assert msgspec.json.decode(shown, type=Report).total.refused > 100
 
 
+def test_costs_of_other_weights_than_configured_are_refused(room: Path) -> None:
+    (room / "muxd.toml").write_text('[[model]]\nname = "a"\npath = "x"\nweights = "int4"\n')
+    said = run("simulate", "--workload", "w.jsonl", "--config", "muxd.toml", code=1)
+    assert "has 'a' with weights = \"file\"" in " ".join(said.split())
+
+
 def test_a_workload_is_rescaled(room: Path) -> None:
     run("workload", "fast.jsonl", "--from", "w.jsonl", "--time-scale", "0.5", "--length-scale", "2")
     before, after = read(room / "w.jsonl"), read(room / "fast.jsonl")
