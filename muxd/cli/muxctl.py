@@ -18,6 +18,7 @@ from muxd.cli import (
     explain,
     loading,
     plan,
+    quality,
     replan,
     simulate,
     tables,
@@ -98,6 +99,7 @@ app.command()(loading.move)
 app.command()(replan.replan)
 app.command()(simulate.simulate)
 app.command()(plan.plan)
+app.command()(quality.quality)
 app.command()(bench.bench)
 app.command()(workload.workload)
 
@@ -115,9 +117,13 @@ def import_(
             metavar="KIND",
         ),
     ] = "file",
+    check: Annotated[
+        bool, typer.Option("--check", help="Then compare it with float32, as `muxctl quality` does.")
+    ] = False,
 ) -> None:
     """Turn a GGUF file into a model folder under MUXD_HOME."""
     from muxd.cli.importing import import_model  # gguf and numpy take half a second to load
+    from muxd.cli.quality import compare, table
     from muxd.importer.convert import Weights
 
     if weights not in (kinds := get_args(Weights)):
@@ -126,6 +132,8 @@ def import_(
         folder = import_model(source, name, force=force, weights=msgspec.convert(weights, Weights))
         typer.echo(f"Imported into {folder}. To serve it, add to muxd.toml:\n")
         typer.echo(f'[[model]]\nname = "{name}"\npath = {_toml_string(str(folder))}')
+        if check:
+            typer.echo(f"\n{table(compare(folder))}")
 
 
 @app.command()

@@ -1,6 +1,7 @@
-"""What `muxd profile` and the process that measures say to each other: JSON lines over stdin and stdout.
+"""What `muxd profile`, `muxctl quality` and the processes that measure say to each other: JSON lines over
+stdin and stdout.
 
-``muxd.worker.profile`` answers, ``muxd.cli.profiling`` asks.
+``muxd.cli.profiling`` asks ``muxd.worker.profile``, ``muxd.cli.quality`` asks ``muxd.worker.quality``.
 """
 
 import msgspec
@@ -69,8 +70,40 @@ class Measured(Struct, frozen=True):
     seconds: list[float]
 
 
+class Compare(Struct, frozen=True):
+    """Asks what each format of a model's weights costs in quality. ``text``: "" for muxd's own."""
+
+    folder: str
+    cores: int
+    text: str = ""
+
+
+class Counted(Struct, frozen=True, tag="counted"):
+    """``tokens`` more of ``of`` have been read; none when all models are open."""
+
+    tokens: int
+    of: int
+
+
+class Compared(Struct, frozen=True, tag="compared"):
+    """One format beside float32, which comes first. ``divergence``: Kullback-Leibler, of float32's
+    distributions from this one's, nats a token on the mean; ``worst``: what a token in a hundred exceeds;
+    ``same``: the part of the tokens at which both have the same most probable one."""
+
+    weights: str  # as ``weights`` of a model; "float32": the reference
+    forms: list[str]  # of its matrices, most numbers first
+    nbytes: int
+    tokens: int
+    perplexity: float
+    divergence: float
+    worst: float
+    same: float
+
+
 Probe = Decode | Prefill
 
 encode = msgspec.json.Encoder().encode
 decode_setup = msgspec.json.Decoder(Setup).decode
+decode_compare = msgspec.json.Decoder(Compare).decode
+decode_compared = msgspec.json.Decoder(Counted | Compared).decode
 decode_probe = msgspec.json.Decoder(Probe).decode

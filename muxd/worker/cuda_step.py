@@ -78,7 +78,9 @@ class CudaStep:
         self._streams = Streams(pool.device)
         self._scratch = Scratch(setup.model, pool.device, setup.scratch.get(setup.phases, 0))
         self.model = build(spec, CudaWeights(setup.tensors, weights, setup.max_context))
-        self._scorer = Scorer(self.model.logits, spec.vocab_size, to_host)
+        self.scorer = Scorer(
+            self.model.logits, spec.vocab_size, to_host, lambda ids: upload(pool.device, ids)[0]
+        )
         self._pooler = Pooler(self.model.output, to_host)
         row_tokens = spec.tokens_per_row(setup.block_bytes, self._kept.itemsize)
         width = min(setup.max_rows, -(-(setup.max_context + _AHEAD) // row_tokens) + 1)
@@ -164,7 +166,7 @@ class CudaStep:
         attend = PagedPrefill(self._spec, pool, rows, places, owners, begins, cached)
         every = self.model.hidden(ids, places, attend)
         hidden = every.index_select(0, lasts)
-        read = _Read(self._scorer.score(spans, every), self._pooler.pool(spans, every))
+        read = _Read(self.scorer.score(spans, every), self._pooler.pool(spans, every))
         self._sampler.note(spans)
         if not ends:
             return self._flown(CudaFlight(hidden, self._picked[:0], None, *read))

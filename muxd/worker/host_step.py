@@ -29,7 +29,7 @@ class HostStep(CpuStep[PagedKv]):
     def __init__(self, spec: ModelSpec, setup: Setup, pool: Tensor, weights: Tensor):
         super().__init__(spec, setup)
         self.model = build(spec, MappedWeights(setup.tensors, weights))
-        self._scorer = Scorer(self.model.logits, spec.vocab_size)
+        self.scorer = Scorer(self.model.logits, spec.vocab_size)
         self._pooler = Pooler(self.model.output)
         self._types = DTYPES[setup.dtype], kv_type(setup, pool.device)
         self._turn_to(self._over(pool, setup.max_rows))
@@ -42,7 +42,7 @@ class HostStep(CpuStep[PagedKv]):
         hidden = self._hidden(self._tokens_of(spans), attend.positions, attend)
         picked = hidden[torch.from_numpy(lasts(spans, ends))]
         done = self._sampled(picked, [spans[i].sequence for i in ends])
-        scored, pooled = self._scorer.score(spans, hidden), self._pooler.pool(spans, hidden)
+        scored, pooled = self.scorer.score(spans, hidden), self._pooler.pool(spans, hidden)
         return done._replace(scored=tuple(scored), pooled=tuple(pooled))
 
     def decode(self, sequences: Items[Sequence]) -> Done:

@@ -34,7 +34,7 @@ class NativeStep(CpuStep[NativePool]):
         super().__init__(spec, setup)
         self.model = NativeModel(spec, setup, weights)
         self.model.threads = self._threads
-        self._scorer = scoring.Scorer(self.model.logits, spec.vocab_size)
+        self.scorer = scoring.Scorer(self.model.logits, spec.vocab_size)
         self._turn_to(self._over(pool, setup.max_rows))
 
     def _over(self, memory: Tensor, rows: int) -> NativePool:
@@ -62,7 +62,7 @@ class NativeStep(CpuStep[NativePool]):
         every = np.arange(len(tokens), dtype=np.int32)
         states = self._run(rows, starts, counts, tokens, every, ()).hidden
         done = self._sampled(states[torch.from_numpy(picks)], wanted)
-        return done._replace(scored=tuple(self._scorer.score(spans, states)))
+        return done._replace(scored=tuple(self.scorer.score(spans, states)))
 
     def decode(self, sequences: Items[Sequence]) -> Done:
         count = len(sequences)

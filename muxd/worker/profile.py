@@ -10,35 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from muxd.cost import probe
-from muxd.device.base import HostWriter
 from muxd.errors import MuxdError
-from muxd.kernels import native
-from muxd.messages import (
-    ITEM_BYTES,
-    BatchDone,
-    Chunk,
-    Decode,
-    Dtype,
-    NewRows,
-    Prefill,
-    Sampling,
-    Setup,
-    kv_item_bytes,
-)
-from muxd.models.packing import packing_for
-from muxd.models.spec import ModelSpec, read_spec
-from muxd.models.weights import ALIGNMENT, WeightPlan, fill, layout, plan
-from muxd.worker.mapped import DTYPES
-from muxd.worker.runner import Batch, Runner
+from muxd.messages import BatchDone, Chunk, Decode, NewRows, Prefill, Sampling
+from muxd.worker.alone import Alone
+from muxd.worker.runner import Batch
 
 _GREEDY = Sampling(temperature=0.0)
-_PATTERN = 0x3C  # each byte of the pool: a small finite number in every type, and pages that are really there
 _MOST = 200  # batches of one probe
 
 
@@ -46,31 +28,11 @@ class Bench:
     """A Runner, and the rows it is told to use. ModelFolderError for a folder that cannot be served."""
 
     def __init__(self, setup: probe.Setup):
-        if setup.device != "cpu":
-            torch.cuda.set_device(setup.device)
-        folder = Path(setup.folder)
-        self.spec = read_spec(folder)
-        item = kv_item_bytes(setup.dtype, setup.kv_dtype)
-        self.row_tokens = self.spec.tokens_per_row(setup.block_bytes, item)
-        region, weights = _weights(folder, self.spec, setup)
-        self.packed = region.bytes if region.packed else 0
-        per_row = self.spec.blocks_per_row
-        self.rows = setup.pool_bytes // setup.block_bytes // per_row
-        nbytes = self.rows * per_row * setup.block_bytes
-        pool = torch.full((nbytes,), _PATTERN, dtype=torch.uint8, device=setup.device)
-        told = Setup(
-            worker="profile", model=folder.name, folder=setup.folder, dtype=setup.dtype, link="",
-            device=setup.device, pool_bytes=pool.numel(), block_bytes=setup.block_bytes, max_rows=self.rows,
-            weights_bytes=region.bytes, tensors=region.tensors, cores=setup.cores,
-            max_context=self.spec.max_positions, kv_dtype=setup.kv_dtype,
-        )  # fmt: skip
-        self._runner = Runner(told, pool, weights)
-        self._runner.warm_up()
+        own = Alone(setup)
+        self.spec, self.row_tokens, self.rows = own.spec, own.row_tokens, own.rows
+        self.packed = own.plan.bytes if own.plan.packed else 0
+        self._runner, self._unsaid = own.runner, own.new
         self._batch = itertools.count(1)
-        blocks = (
-            np.random.default_rng(0).permutation(self.rows * per_row).astype("<i4")
-        )  # as scattered as live
-        self._unsaid = NewRows(np.arange(self.rows, dtype="<i4").tobytes(), blocks.tobytes())
 
     def decode(self, asked: probe.Decode) -> list[float]:
         """Raises ValueError when the pool is too small."""
@@ -127,32 +89,6 @@ class Bench:
         yield
         chunk = self._chunk(0, 0, 1, 1, 0)
         self._prefill([chunk], asked, seqs[1:])
-
-
-def _weights(folder: Path, spec: ModelSpec, setup: probe.Setup) -> tuple[WeightPlan, torch.Tensor]:
-    """The weights region on the device: from the folder's files, or random. Raises ModelFolderError."""
-    packing = packing_for(setup.weights, setup.step, setup.dtype, gpu=setup.device != "cpu")
-    if setup.random:
-        made = layout(spec, setup.dtype, packing)
-        return made, _random(made, setup.dtype, setup.device)
-    made = plan(folder, spec, setup.dtype, packing=packing)
-    weights = np.empty(made.bytes + ALIGNMENT, np.uint8)
-    weights = weights[-weights.ctypes.data % ALIGNMENT :][: made.bytes]
-    fill(made, HostWriter(weights), lambda done: None)
-    return made, torch.from_numpy(weights).to(setup.device)
-
-
-def _random(made: WeightPlan, dtype: Dtype, device: str) -> torch.Tensor:
-    """A region of small numbers."""
-    count = -(-made.bytes // ITEM_BYTES[dtype])
-    region = torch.empty(count, dtype=DTYPES[dtype], device=device).normal_(0, 0.02).view(torch.uint8)
-    for entry in made.tensors:
-        if entry.form:
-            (rows, columns), library = entry.shape, native.library()
-            numbers = torch.empty(rows * columns).normal_(0, 0.02).numpy().view(np.uint8)
-            into = region.numpy()[entry.offset :][: library.matrix_bytes(entry.form, rows, columns)]
-            library.pack(into, entry.form, columns, numbers, "f32")
-    return region
 
 
 def _timed(

@@ -88,6 +88,10 @@ class Runner:
         self._sequences: dict[int, Sequence] = {}
         self._bounds = Bounds(Path(setup.folder), self._spec.vocab_size)
 
+    def watch_scores(self, seen: Callable[[Tensor], None]) -> None:
+        """``seen``: see ``muxd.worker.scoring.Scorer.watch``."""
+        self._step.scorer.watch = seen
+
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Run batches of every kind in a pool of their own: no block of the shared one is touched yet."""

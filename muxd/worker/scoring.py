@@ -7,7 +7,9 @@ last state stays with the sequence (``tail``) until the next one comes.
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from muxd.messages import PromptScores, TokenLogprob
@@ -26,15 +28,20 @@ def asks(span: Span) -> bool:
 
 
 class Scorer:
-    """``logits``: of hidden states, [n, vocab]; ``to_host``: begins a copy to the host."""
+    """``logits``: of hidden states, [n, vocab]; ``to_host`` and ``to_device`` begin copies of tensors from
+    and of int32 ids to where those are. ``watch``, where there is one, is shown the log-probabilities that
+    scores are read off, float32 [n, vocab], some tokens at a time."""
+
+    watch: Callable[[Tensor], None] | None = None
 
     def __init__(
         self,
         logits: Callable[[Tensor], Tensor],
         vocab: int,
         to_host: Callable[[Tensor], Tensor] = torch.clone,
+        to_device: Callable[[NDArray[np.int32]], Tensor] = torch.from_numpy,
     ):
-        self._logits, self._to_host = logits, to_host
+        self._logits, self._to_host, self._to_device = logits, to_host, to_device
         self._step = max(1, _AT_ONCE // (4 * vocab))
 
     def score(self, spans: Items[Span], hidden: Tensor) -> list[Read]:
@@ -60,8 +67,10 @@ class Scorer:
         parts = []
         for at in range(0, len(tokens), self._step):
             logprobs = torch.log_softmax(self._logits(states[at : at + self._step]).float(), -1)
-            ids = torch.tensor(tokens[at : at + self._step], device=logprobs.device)[:, None]
-            own = logprobs.gather(1, ids)
+            ids = self._to_device(np.array(tokens[at : at + self._step], dtype=np.int32))
+            own = logprobs.gather(1, ids.long()[:, None])
+            if self.watch is not None:
+                self.watch(logprobs)
             values, best = torch.topk(logprobs, min(count, logprobs.shape[1]))
             rank = (logprobs > own).sum(1) + 1
             parts.append(tuple(self._to_host(one) for one in (own[:, 0], rank, best, values)))

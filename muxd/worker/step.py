@@ -11,6 +11,7 @@ from torch import Tensor
 
 from muxd.messages import NewRows, PromptScores, Sampling, TokenLogprob
 from muxd.models.layers import Head
+from muxd.worker.scoring import Scorer
 from muxd.worker.sequence import Sequence, Span
 
 Sampled = tuple[
@@ -56,6 +57,9 @@ class Step(Protocol):
 
     @property
     def model(self) -> Head: ...
+
+    @property
+    def scorer(self) -> Scorer: ...
 
     @property
     def tokens(self) -> int:

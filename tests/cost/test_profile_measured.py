@@ -23,7 +23,7 @@ from muxd.kernels import native
 from muxd.messages import BatchDone, Decode, Prefill, StepName, WeightsName
 from muxd.sim.records import Records
 from muxd.sim.workload import Item, Workload
-from muxd.worker import profile
+from muxd.worker import alone, profile
 from muxd.worker.runner import Batch, Runner
 
 pytestmark = pytest.mark.xdist_group("cores")  # what others compute meanwhile would be measured, too
@@ -184,7 +184,7 @@ def test_where_the_worker_runs_ahead_so_do_the_steps_that_are_timed(
     folder: Path, paged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``paged`` is a GPU's step. None is counted that is not finished, and none is left over."""
-    monkeypatch.setattr(profile, "Runner", partial(Runner, paged=paged))
+    monkeypatch.setattr(alone, "Runner", partial(Runner, paged=paged))
     bench = profile.Bench(probe.Setup(str(folder), "float32", 8192, 4 << 20, 1, step="torch"))
     begin, under_way, most = bench._runner.begin, set[int](), 0
 

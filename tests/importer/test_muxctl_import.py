@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from muxd.cli.importing import model_folder
 from muxd.cli.muxctl import app
+from muxd.config import home as muxd_home
 from muxd.errors import ConfigError
 
 
@@ -71,3 +72,30 @@ def test_an_import_prints_what_to_paste_and_force_replaces(
     assert (folder / "model.safetensors").is_file()
     assert (folder / "config.json").read_text() != "old"
     assert os.listdir(home / "models") == ["mine"]
+
+
+@pytest.mark.slow
+def test_check_compares_what_was_imported(
+    write_tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = muxd_home() / "native"
+    monkeypatch.setenv("MUXD_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "native").symlink_to(compiled)  # half a minute
+    source = write_tiny("llama", "Q8_0").path
+    done = CliRunner().invoke(app, ["import", str(source), "--name", "mine", "--check"])
+    assert done.exit_code == 0, done.stderr
+    shown = [line.split() for line in done.stdout.splitlines()]
+    at = next(i for i, line in enumerate(shown) if line[:2] == ["WEIGHTS", "MATRICES"])
+    names = [line[0] for line in shown[at + 1 :]]
+    assert names == ["float32", "file"], "blocks stay what they are, whatever is made of floats"
+    assert shown[at + 2][-1].endswith("%")
+
+
+def test_quality_of_no_model_is_one_sentence(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["quality", str(tmp_path)])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("muxctl: reading ended with exit code 1")
+    done = CliRunner().invoke(app, ["quality", str(tmp_path), "--text", str(tmp_path / "none")])
+    assert done.exit_code == 1
+    assert "--text" in done.stderr

@@ -14,9 +14,14 @@ LINKS = {"models": "models", "kernels": "triton_kernels"}
 
 
 def tree() -> set[str]:
-    """Python files, and sources that are compiled where they are used, as they must lie in a wheel, each
-    folder listed under the name it is imported by."""
-    own = {p.relative_to(ROOT).as_posix() for p in (ROOT / "muxd").rglob("*.py") if not through_link(p)}
+    """Python files, texts, and sources that are compiled where they are used, as they must lie in a wheel,
+    each folder listed under the name it is imported by."""
+    own = {
+        p.relative_to(ROOT).as_posix()
+        for kind in ("*.py", "*.txt")
+        for p in (ROOT / "muxd").rglob(kind)
+        if not through_link(p)
+    }
     linked = {
         f"muxd/{name}/{p.relative_to(ROOT / real).as_posix()}"
         for name, real in LINKS.items()

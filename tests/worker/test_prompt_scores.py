@@ -57,7 +57,7 @@ def test_they_are_transformers(
     at_once: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(direct.runner._step._scorer, "_step", at_once // (4 * 331))  # type: ignore[attr-defined]
+    monkeypatch.setattr(direct.runner._step.scorer, "_step", at_once // (4 * 331))
     found, start = [], 0
     for stop in cuts:
         done = direct.prefill([(0, start, PROMPT[start:stop], stop == 150)], ASKED, prompt_tokens=150)
