@@ -22,6 +22,19 @@ SIZES = {
     "q4_k": (256, 144), "q5_k": (256, 176), "q6_k": (256, 210),
 }  # fmt: skip
 
+# Where a block's halves stand, whose scales and minima multiply all else in it.
+_HALVES = {
+    "q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0,),
+    "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,),
+}  # fmt: skip
+
+
+def finite(raw: NDArray[np.uint8], kind: str) -> bool:
+    """Whether all numbers of whole blocks are finite: where the halves are, so are their products."""
+    rows = raw.reshape(-1, SIZES[kind][1])
+    halves = (np.ascontiguousarray(rows[:, at : at + 2]).view("<f2") for at in _HALVES[kind])
+    return all(bool(np.isfinite(one).all()) for one in halves)
+
 
 def kinds(path: Path, metadata: Any) -> dict[str, str]:
     """By the tensors' names, of a header's ``__metadata__``. Raises ModelFolderError."""

@@ -19,12 +19,12 @@ class Gemma3:
     def __init__(self, spec: ModelSpec, weights: Weights):
         self.embed = weights.tensor("embed")
         # Rounded to the model's type before it multiplies, as the model was trained: √640 is 25.25 in bf16.
-        self.scale = torch.tensor(spec.hidden_size**0.5, dtype=self.embed.dtype)
+        self.scale = torch.tensor(spec.embed_scale, dtype=self.embed.dtype)
         self.windows = spec.windows
         self.rotary = weights.rotary(spec.rope, spec.head_dim)
         self.local_rotary = weights.rotary(spec.local_rope, spec.head_dim)
         self.layers = [Gemma3Layer(spec, weights, layer) for layer in range(spec.layers)]
-        self.norm = weights.norm("norm", spec.norm_eps, offset=True)
+        self.norm = weights.norm("norm", spec.norm_eps, offset=spec.norm_offset)
         self.head = weights.linear("embed" if spec.tied_embeddings else "head")
         self.softcap = spec.logit_softcap
 
@@ -51,7 +51,7 @@ class Gemma3Layer:
 
     def __init__(self, spec: ModelSpec, weights: Weights, layer: int):
         def norm(part: str) -> Norm:
-            return weights.norm(f"layers.{layer}.{part}", spec.norm_eps, offset=True)
+            return weights.norm(f"layers.{layer}.{part}", spec.norm_eps, offset=spec.norm_offset)
 
         self.layer, self.head_dim = layer, spec.head_dim
         self.input_norm, self.post_attention_norm = norm("input_norm"), norm("post_attention_norm")

@@ -55,6 +55,11 @@ class ModelSpec(Struct, frozen=True):
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: bool = False  # of each head, before it is turned
+    gelu: bool = False  # gates by GELU's tanh form and not by SiLU
+    norm_offset: bool = False  # norms' weights lie around zero, and 1 + w multiplies
+    norms_after: bool = False  # what attention and MLP give is normed, too, before it is added
+    beyond_float16: bool = False  # activations beyond 65,504: in float16 every logit becomes NaN
+    embed_scale: float = 1.0  # multiplies embeddings, rounded to the model's type
     kinds: int = 0  # of an encoder's tokens
     encoder: bool = False  # every token sees its whole text; it has no head
     headless: bool = False  # saved without a head: it can only be pooled
@@ -304,6 +309,11 @@ def _gemma3(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
         windows=_windows(fields, layers),
         logit_softcap=fields.optional_number("final_logit_softcapping"),
         qk_norm=True,
+        gelu=True,
+        norm_offset=True,
+        norms_after=True,
+        beyond_float16=True,
+        embed_scale=fields.integer("hidden_size", 2304) ** 0.5,
     )
 
 

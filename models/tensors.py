@@ -128,7 +128,7 @@ def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
     ]
     if spec.qk_norm:
         found += [norm(part, f"self_attn.{part}", spec.head_dim) for part in ("q_norm", "k_norm")]
-    if spec.architecture == "Gemma3ForCausalLM":
+    if spec.norms_after:
         found += [
             norm("pre_feedforward_norm", "pre_feedforward_layernorm"),
             norm("post_feedforward_norm", "post_feedforward_layernorm"),

@@ -29,8 +29,6 @@ from muxd.models.tensors import EMBED, HEAD, SIGHT, Wanted, harmless, headed, un
 _log = logging.getLogger("muxd.models")
 
 ALIGNMENT = 64  # a cache line, and what oneDNN and cuBLAS like
-# Trained in bfloat16 with activations beyond 65,504: in float16 every logit becomes NaN.
-_TOO_LARGE_FOR_FLOAT16 = frozenset({"Gemma3ForCausalLM"})
 _CHUNK = 4 << 20  # elements converted at a time: bounds the scratch, and a window, to some tens of MiB
 
 
@@ -88,7 +86,7 @@ def plan(
         _log.warning("%s: lm_head.weight differs from the embedding that config.json ties it to", folder)
         spec = structs.replace(spec, tied_embeddings=False)
     dtype = dtype or _held(spec, stored.values(), gpu=gpu)
-    if dtype == "float16" and spec.architecture in _TOO_LARGE_FOR_FLOAT16:
+    if dtype == "float16" and spec.beyond_float16:
         raise ModelFolderError(
             f'{folder}: {spec.architecture} cannot be served with dtype = "float16": its activations are too '
             'large for it; set dtype = "bfloat16" or "float32" in its [[model]] table'

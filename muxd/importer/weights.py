@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +44,7 @@ def write_safetensors(
     with path.open("wb") as out:
         out.write(_header(plans, keep))
         for plan in plans:
-            slabs = block_slabs(plan) if keep and kept(plan) else bfloat16_slabs(file, plan)
+            slabs = block_slabs(file, plan) if keep and kept(plan) else bfloat16_slabs(file, plan)
             for slab in slabs:
                 out.write(slab)
                 progress.advance(len(slab))
@@ -70,13 +71,16 @@ def _header(plans: list[TensorPlan], keep: bool) -> bytes:
     return len(header).to_bytes(8, "little") + header
 
 
-def block_slabs(plan: TensorPlan) -> Iterator[bytes]:
+def block_slabs(file: GgufFile, plan: TensorPlan) -> Iterator[bytes]:
     """The tensor's rows in order, as the file has them, in bounded pieces."""
     rows = plan.source.data
     step = max(1, _SLAB_VALUES // plan.shape[-1])
     for first in range(0, len(rows), step):
         order = slice(first, first + step) if plan.row_order is None else plan.row_order[first : first + step]
-        yield np.ascontiguousarray(rows[order]).tobytes()
+        slab = np.ascontiguousarray(rows[order])
+        if not blocks.finite(slab, kept(plan)):
+            _refuse_infinite(file, plan)
+        yield slab.tobytes()
 
 
 def bfloat16_slabs(file: GgufFile, plan: TensorPlan) -> Iterator[bytes]:
@@ -101,5 +105,9 @@ def _dequantize(file: GgufFile, plan: TensorPlan, rows: npt.NDArray[np.generic])
             f"tensor {plan.source.name!r} has quantisation {kind.name}, which cannot be undone: {error}"
         )
     if not np.isfinite(values).all():
-        file.fail(f"tensor {plan.source.name!r} holds values that are not finite (damaged file?)")
+        _refuse_infinite(file, plan)
     return values.astype(np.float32, copy=False)
+
+
+def _refuse_infinite(file: GgufFile, plan: TensorPlan) -> NoReturn:
+    file.fail(f"tensor {plan.source.name!r} holds values that are not finite (damaged file?)")

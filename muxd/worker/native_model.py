@@ -32,16 +32,15 @@ class NativeModel:
         self._spec, self._kept = spec, list[object]()
         self._entries = {entry.name: entry for entry in setup.tensors}
         self._views, self._weights = Views(setup.tensors, weights), weights
-        self._gemma = spec.architecture == "Gemma3ForCausalLM"
         ropes = [spec.rope] if spec.rope == spec.local_rope else [spec.rope, spec.local_rope]
         layers = (LayerFields * spec.layers)(*(self._layer(i, ropes) for i in range(spec.layers)))
-        scale = torch.tensor(spec.hidden_size**0.5 if self._gemma else 1.0, dtype=DTYPES[setup.dtype])
+        scale = torch.tensor(spec.embed_scale, dtype=DTYPES[setup.dtype])
         frequencies = [self._keep(rope.inverse_frequencies(spec.head_dim)) for rope in ropes]
         self._keep_alive(layers)
         self._library = native.library()
         model = ModelFields(
             spec.layers, spec.hidden_size, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate_size,
-            spec.vocab_size, int(self._gemma), spec.norm_eps, spec.attention_scale, float(scale),
+            spec.vocab_size, int(spec.gelu), spec.norm_eps, spec.attention_scale, float(scale),
             spec.logit_softcap or 0.0, (ctypes.c_void_p * 2)(*frequencies),
             (ctypes.c_float * 2)(*(rope.magnitude for rope in ropes)), self._matrix("embed"),
             self._matrix("embed" if spec.tied_embeddings else "head"), self._norm("norm"), layers,
@@ -89,9 +88,9 @@ class NativeModel:
         return LayerFields(
             q, k, v, o, gate, up, down,
             self._norm(name + "input_norm"),
-            self._norm(name + "post_attention_norm") if self._gemma else None,
-            self._norm(name + ("pre_feedforward_norm" if self._gemma else "post_attention_norm")),
-            self._norm(name + "post_feedforward_norm") if self._gemma else None,
+            self._norm(name + "post_attention_norm") if spec.norms_after else None,
+            self._norm(name + ("pre_feedforward_norm" if spec.norms_after else "post_attention_norm")),
+            self._norm(name + "post_feedforward_norm") if spec.norms_after else None,
             self._norm(name + "q_norm") if spec.qk_norm else None,
             self._norm(name + "k_norm") if spec.qk_norm else None,
             *biases,
@@ -105,8 +104,7 @@ class NativeModel:
         return MatrixFields(self._weights.data_ptr() + entry.offset, rows, columns, FORMATS.index(entry.form))
 
     def _norm(self, name: str) -> int:
-        """Gemma's lie around zero, and 1 + w multiplies."""
-        return self._keep(self._vector(name) + np.float32(self._gemma))
+        return self._keep(self._vector(name) + np.float32(self._spec.norm_offset))
 
     def _biases(self, name: str, parts: Items[int]) -> list[int]:
         """Each padded to whole registers."""

@@ -1,17 +1,20 @@
 """An import that keeps the file's blocks serves the same numbers as one that does not."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 from numpy.typing import NDArray
+from support.block_folders import random_blocks
 
 from muxd.device.base import HostWriter
 from muxd.errors import ModelFolderError
 from muxd.importer.convert import Weights, import_gguf
 from muxd.importer.progress import Silent
 from muxd.kernels import native
+from muxd.models import blocks
 from muxd.models.packing import Packing
 from muxd.models.safetensors_index import index
 from muxd.models.spec import read_spec
@@ -79,3 +82,30 @@ def test_a_damaged_header_is_refused(write_tiny: Any, damage: tuple[bytes, bytes
     file.write_bytes(content.replace(*damage, 1))
     with pytest.raises(ModelFolderError, match=reason):
         index(file.parent)
+
+
+def test_blocks_that_are_not_finite_are_refused_as_numbers_are(write_tiny: Any, tmp_path: Path) -> None:
+    source: Path = write_tiny("llama", "Q8_0").path
+    tensor = next(one for one in GGUFReader(source).tensors if one.name == "blk.1.ffn_down.weight")
+    content = bytearray(source.read_bytes())
+    at = tensor.data_offset + 34 * 5
+    content[at : at + 2] = np.float16(np.inf).tobytes()
+    source.write_bytes(content)
+    for weights in get_args(Weights):
+        with pytest.raises(ModelFolderError, match=r"ffn_down\.weight' holds values that are not finite"):
+            import_gguf(source, tmp_path / weights / "model", progress=Silent(), weights=weights)
+        assert list((tmp_path / weights).iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", blocks.SIZES)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_every_half_of_a_block_is_looked_at(kind: str) -> None:
+    """Any pair of bytes that can make a number infinite does so by itself."""
+    per, size = blocks.SIZES[kind]
+    whole = random_blocks(kind, 4 * per, 1 / 64)
+    assert blocks.finite(whole, kind)
+    for at in range(0, size, 2):
+        for value in (np.inf, -np.inf, np.nan):
+            raw = whole.copy()
+            raw[2 * size + at : 2 * size + at + 2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
+            assert blocks.finite(raw, kind) == bool(np.isfinite(blocks.dequantised(raw, kind)).all())

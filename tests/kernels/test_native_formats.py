@@ -32,6 +32,12 @@ def random_rows(kind: str, rows: int, columns: int, seed: int = 0) -> NDArray[np
     return random_blocks(kind, rows * columns, 1 / 64, seed)
 
 
+@pytest.mark.parametrize("kind", blocks.SIZES)
+def test_both_tables_of_block_sizes_agree(library: native.Library, kind: str) -> None:
+    for columns in (256, 768):
+        assert library.row_bytes(kind, columns) == blocks.bytes_of(kind, columns)
+
+
 def numbers(kind: str, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
     if kind in FLOATS:
         return convert(raw, FLOATS[kind], "float32").view(np.float32)
