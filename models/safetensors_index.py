@@ -4,6 +4,7 @@ Used by ``muxd.models.weights``. The format: 8 bytes little-endian header length
 (https://huggingface.co/docs/safetensors). Nothing here unpickles.
 """
 
+import hashlib
 import math
 import os
 import re
@@ -133,6 +134,13 @@ def read_header(path: Path, unread: Unread = lambda name: False) -> dict[str, St
         for name, entry in entries.items()
         if name != "__metadata__" and not unread(name)
     }
+
+
+def seal(path: Path) -> str:
+    """Of where its tensors lie: another one, and what was read of the file holds no more. Raises
+    ModelFolderError."""
+    length, text, _ = _header(path)
+    return hashlib.sha256(length.to_bytes(8, "little") + text).hexdigest()
 
 
 def _header(path: Path) -> tuple[int, bytes, int]:

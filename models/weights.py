@@ -22,7 +22,7 @@ from muxd.messages import ITEM_BYTES, Dtype, TensorEntry
 from muxd.models.blocks import bytes_of, dequantised
 from muxd.models.convert import convert
 from muxd.models.packing import Packing, file_form, part_names
-from muxd.models.safetensors_index import Stored, index
+from muxd.models.safetensors_index import Stored, index, seal
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.tensors import EMBED, HEAD, SIGHT, Wanted, harmless, headed, unbert, unwrapped, wanted
 
@@ -42,12 +42,14 @@ class Source(Struct, frozen=True):
 
 
 class WeightPlan(Struct, frozen=True):
-    """Layout of the region: ``tensors`` for the worker, ``sources`` for ``fill``, ``bytes`` in all."""
+    """Layout of the region: ``tensors`` for the worker, ``sources`` for ``fill``, ``bytes`` in all. ``seals``
+    of the files, which may be others by the time they are read."""
 
     tensors: list[TensorEntry]
     bytes: int
     dtype: Dtype
     sources: list[Source]
+    seals: dict[Path, str] = {}
 
     @property
     def tied(self) -> bool:
@@ -107,7 +109,8 @@ def plan(
         sources += found
         end = start + math.prod(tensor.shape) * ITEM_BYTES[dtype]
     _refuse_unknown(stored, {source.name for source in sources}, spec)
-    return WeightPlan(tensors, end, dtype, sources)
+    seals = {file: seal(file) for file in {source.stored.file for source in sources}}
+    return WeightPlan(tensors, end, dtype, sources, seals)
 
 
 def _aligned(end: int) -> int:
@@ -234,6 +237,12 @@ def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> N
 
     ``progress`` is called with the bytes of the region filled so far. Raises ModelFolderError.
     """
+    for file, sealed in plan.seals.items():
+        if seal(file) != sealed:
+            raise ModelFolderError(
+                f"{file} is another file than when the model's folder was read: its tensors lie elsewhere; "
+                "`muxctl unload` the model and `muxctl load` it"
+            )
     done, itemsize = 0, ITEM_BYTES[plan.dtype]
     for source in sorted(plan.sources, key=lambda s: (s.stored.file, s.stored.offset)):
         if source.form:

@@ -128,6 +128,12 @@ class Device(Protocol):
         """Bytes that are left for weights now."""
         ...
 
+    @property
+    def shared(self) -> int | None:
+        """Bytes that are left now for weights here and for those that sleep, where both are in the host's
+        memory; None: what sleeps takes none of the device's."""
+        ...
+
     def shelve(self, region: Region) -> bool:
         """Keep weights in the host's memory, where they take nothing of the device's; False: not here."""
         ...

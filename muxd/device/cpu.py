@@ -133,9 +133,14 @@ class Cpu:
     @property
     def room(self) -> int:
         """See ``device.base.Device.room``."""
+        left = self._budget.left
+        return self.shared if left is None else max(0, min(self.shared, left))
+
+    @property
+    def shared(self) -> int:
+        """See ``device.base.Device.shared``."""
         promised = sum(region.untouched for region in self._regions if not region.closed)
-        free, left = available_memory()[0] - promised, self._budget.left
-        return max(0, free if left is None else min(free, left))
+        return max(0, available_memory()[0] - promised)
 
     def shelve(self, region: Region) -> bool:
         """See ``device.base.Device.shelve``: the device's memory is the host's, only ``limit`` differs."""

@@ -199,6 +199,10 @@ class Cuda:
         """See ``device.base.Device.room``."""
         return max(0, self.memory - self._budget.held)
 
+    @property
+    def shared(self) -> None:
+        """What sleeps takes none of a GPU's memory."""
+
     def shelve(self, region: Region) -> bool:
         """Not here: the weights of a model that sleeps are read from its files again."""
         return False

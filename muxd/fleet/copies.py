@@ -122,10 +122,11 @@ class Copies:
         entry = self.entries[name]
         entry.changing = "asleep"
         await first(site.unit.retire(name), operation.hurry)
-        freed = await site.halt(entry, keep=operation.keeps)
-        entry.slept = self.clock.now()
-        site.unit.sleep(name)
-        return freed
+        try:
+            return await site.halt(entry, keep=operation.keeps)
+        finally:
+            entry.slept = self.clock.now()
+            site.unit.sleep(name)
 
     async def asleep_again(self, name: str, told: MuxdError, reason: str) -> None:
         """It could not wake: those who wait hear ``told``, and whoever comes next has it tried again."""

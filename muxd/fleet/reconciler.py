@@ -187,7 +187,10 @@ class Reconciler:
             return
         steps = self.residency.failed(name)
         if self.residency.settled(name) and self.residency.at(name) is None:
-            await self._nowhere(name, way, step.site)
+            try:
+                await self._nowhere(name, way, step.site)
+            except Exception as defect:  # the others go on
+                way.errors.append(_explained(defect))
         self._do(steps)
 
     async def _nowhere(self, name: str, way: _Way, site: str) -> None:

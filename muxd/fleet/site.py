@@ -128,14 +128,16 @@ class Site:
         if supervisor is None:
             return 0
         freed = supervisor.weights_bytes
-        await supervisor.stop(keep=keep)
-        if (weights := supervisor.take_weights()) is not None:
-            if self.device.shelve(weights):
-                entry.shelved = weights
-            else:
-                weights.close()
-        del self.supervisors[entry.name]
-        entry.renew(self.clock.now())
+        try:
+            await supervisor.stop(keep=keep)
+            if (weights := supervisor.take_weights()) is not None:
+                if self.device.shelve(weights):
+                    entry.shelved = weights
+                else:
+                    weights.close()
+        finally:  # nothing of it is left, whatever went wrong with its end
+            del self.supervisors[entry.name]
+            entry.renew(self.clock.now())
         return freed
 
     async def leave(self, entry: Entry, error: MuxdError) -> int:

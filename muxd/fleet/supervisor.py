@@ -217,6 +217,10 @@ class Supervisor:
             self.error = error if isinstance(error, MuxdError) else None
             _clear(error)
             self._handle(Died(_sentence(error), final=True))
+        except Exception as error:  # the others go on, and whoever waits hears of it
+            _log.exception("%s: a defect while it was being loaded or served", self.entry.name)
+            _clear(error)
+            self._handle(Died(f"of a defect ({type(error).__name__}); muxd's log says more", final=True))
         finally:
             if self._aside:
                 await asyncio.wait(self._aside)

@@ -15,6 +15,7 @@ from math import inf
 from muxd.clock import Clock
 from muxd.config import ResidencyConfig
 from muxd.device.cpu import available_memory
+from muxd.errors import OutOfMemory
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import Demand, load_of
 from muxd.fleet.operation import Operation
@@ -103,9 +104,23 @@ class Waker:
 
     def _rules(self) -> Rules:
         return Rules(
-            memory=self.rooms, host=self._host, least=self.config.least, patience=self.config.patience,
-            idle=self.config.idle_after, kind=self.config.policy,
+            memory=self.rooms, host=self._host, shared=self._shared(), least=self.config.least,
+            patience=self.config.patience, idle=self.config.idle_after, kind=self.config.policy,
         )  # fmt: skip
+
+    def _shared(self) -> int | None:
+        """What the machine has now for those who are there and those who sleep: others take of it, too."""
+        left = {site.device.shared for site in self.sites.values()} - {None}
+        if not left:
+            return None
+        held = sum(one.nbytes for entry in self.entries.values() if (one := entry.shelved) is not None)
+        for site in self.sites.values():
+            held += sum(self._taken(one.entry, one.weights_bytes) for one in site.supervisors.values())
+        return min(one for one in left if one is not None) + held
+
+    def _taken(self, entry: Entry, weights: int) -> int:
+        """Copies in workers are taken by the time it is ready."""
+        return self.footprint(entry) if entry.state == "ready" else weights
 
     def _standings(self, now: float) -> list[Standing]:
         served = [one for one in self.entries.values() if one.lane is not None and one.opened is not None]
@@ -117,13 +132,16 @@ class Waker:
         return standing(
             self._model(entry), entry.lane, self.reconciler.residency, now, asleep=entry.shelved is not None,
             slept=entry.slept, since=entry.woken, rate=demand.rate if demand else 0.0,
-            asked=not entry.error or now >= entry.slept + _AGAIN,
+            asked=not entry.error or now >= entry.slept + _AGAIN, steady=self._steady(entry),
         )  # fmt: skip
 
+    def _steady(self, entry: Entry) -> bool:
+        """One whose worker is being replaced is to be served before it may sleep; not so one that rests."""
+        there = self.reconciler.residency.at(entry.name) is not None
+        return not there or entry.state in ("ready", "failed")
+
     def _model(self, entry: Entry) -> Model:
-        """One whose worker is being replaced stays: it is to be served before it may sleep."""
-        busy = self.reconciler.residency.at(entry.name) is not None and entry.state != "ready"
-        keep = entry.config.resident == "always" or busy
+        keep = entry.config.resident == "always"
         return Model(entry.name, self.footprint(entry), entry.weight_bytes, (entry.device,), keep)
 
     def _begin(self, shift: Shift, rules: Rules) -> None:
@@ -133,6 +151,8 @@ class Waker:
             unshelve(self.entries[name])
         for name, site in shift.wake.items():
             self.wake(name, site)
+        for name in shift.hopeless:
+            self._refuse(name)
 
     # ---- what it does, and an operator may --------------------------------------------------------
 
@@ -144,6 +164,17 @@ class Waker:
 
     def wake(self, name: str, site: str) -> Operation:
         return self._start(Operation(name, "woken", "reading"), {name: site})
+
+    def _refuse(self, name: str) -> Operation:
+        """Those who wait for it hear that there is no room for it, and never will be."""
+        entry = self.entries[name]
+        why = OutOfMemory(
+            f"it takes {self.footprint(entry):,} bytes of {entry.device}, which has less, whoever sleeps: "
+            'free memory, lower the pool, or have fewer models with resident = "always"'
+        )
+        operation = Operation(name, "woken", "reading")
+        operation.start(self.reconciler.failed(name, operation, why))
+        return operation
 
     def _start(self, operation: Operation, targets: Mapping[str, str | None]) -> Operation:
         async def work() -> None:

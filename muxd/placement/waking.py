@@ -47,7 +47,8 @@ class Standing(Struct, frozen=True):
 
 
 class Rules(Struct, frozen=True):
-    """``memory``: bytes for ``Standing.size``, by site; ``host``: for the weights of those who sleep.
+    """``memory``: bytes for ``Standing.size``, by site; ``host``: for the weights of those who sleep;
+    ``shared``: for both together, where sites have no memory but the host's.
 
     ``start``: seconds of a wake beside its bytes, at ``host_rate`` or ``disk_rate`` bytes a second. ``idle``:
     seconds without work after which a model sleeps though nobody needs its place; 0: it stays.
@@ -55,6 +56,7 @@ class Rules(Struct, frozen=True):
 
     memory: Mapping[str, int]
     host: int
+    shared: int | None = None
     start: float = 0.2
     host_rate: float = 10e9
     disk_rate: float = 2e9
@@ -66,11 +68,12 @@ class Rules(Struct, frozen=True):
 
 class Shift(Struct, frozen=True):
     """``wake``: model -> site. ``sleep``: who gives up its site. ``drop``: whose weights leave host memory,
-    or do not stay in it."""
+    or do not stay in it. ``hopeless``: who is asked for and finds no room, whoever leaves."""
 
     wake: dict[str, str] = {}
     sleep: list[str] = []
     drop: list[str] = []
+    hopeless: list[str] = []
 
 
 class Model(Struct, frozen=True):
@@ -94,10 +97,12 @@ def standing(
     since: float,
     rate: float,
     asked: bool = True,
+    steady: bool = True,
 ) -> Standing:
     """How a model stands. ``asleep``: its weights are in host memory, unless they are on their way out of it;
     ``slept``: when it last left its site: who was cut waits from then on, so that those who have had nothing
-    go first. Without ``asked`` those who wait for it do not count now."""
+    go first. Without ``asked`` those who wait for it do not count now; one that is not ``steady`` is to be
+    served before it may leave."""
     leaving = residency.leaving.get(model.name)
     there = next((site for site in model.sites if model.name in residency.aimed(site)), "")
     waiting = len(lane.waiting) if asked else 0
@@ -108,7 +113,7 @@ def standing(
         sites=model.sites,
         site=there or leaving or "",
         asleep=asleep and not there and leaving is None,
-        settled=residency.settled(model.name),
+        settled=steady and residency.settled(model.name),
         leaving=leaving is not None and not there,
         waiting=waiting,
         oldest=max(lane.waiting[0].arrived, slept) if waiting else inf,
@@ -123,12 +128,13 @@ def standing(
 def residents(models: Iterable[Model], rules: Rules) -> dict[str, str]:
     """Who is where from the start: in this order, at the first of its sites that has room; who is to be kept
     there always is."""
-    free, found = dict(rules.memory), dict[str, str]()
+    free, shared, found = dict(rules.memory), _bytes(rules.shared), dict[str, str]()
     for model in models:
         for site in model.sites:
             alone = rules.kind != "one" or site not in found.values()
-            if model.keep or (alone and model.size <= free[site]):
+            if model.keep or (alone and model.size <= min(free[site], shared)):
                 free[site] -= model.size
+                shared -= model.size
                 found[model.name] = site
                 break
     return found
@@ -161,26 +167,39 @@ def _stay(model: Standing, rules: Rules) -> float:
     return max(rules.least, _PAYS * wake_seconds(model, rules, asleep=True))
 
 
+def _bytes(limit: int | None) -> float:
+    return inf if limit is None else limit
+
+
 class _Look:
     def __init__(self, models: Iterable[Standing], rules: Rules, now: float):
         self._models, self._rules, self._now = list(models), rules, now
         self._free = dict(rules.memory)
-        self._host = rules.host - sum(model.weights for model in self._models if model.asleep)
+        self._shared = _bytes(rules.shared)
         for model in self._models:
             if model.site and not model.leaving:
-                self._free[model.site] -= model.size
+                self._take(model.site, model.size)
         self._wake: dict[str, str] = {}
         self._sleep: dict[str, Standing] = {}
+        self._hopeless: list[str] = []
 
     def decide(self) -> Shift:
         asked = [one for one in self._models if not one.site and one.waiting and one.settled]
         for model in sorted(asked, key=lambda one: (one.oldest, one.name)):
             self._bring(model)
         self._send_idle()
-        return Shift(self._wake, list(self._sleep), self._drops())
+        return Shift(self._wake, list(self._sleep), self._drops(), self._hopeless)
+
+    def _take(self, site: str, nbytes: int) -> None:
+        self._free[site] -= nbytes
+        self._shared -= nbytes
+
+    def _room(self, site: str) -> float:
+        """What sleeps is in nobody's way: it can leave host memory at once."""
+        return min(self._free[site], self._shared)
 
     def _bring(self, model: Standing) -> None:
-        """To the site where that costs least; who finds no room waits."""
+        """To the site where that costs least; who finds no room waits, if there can be any."""
         best: tuple[float, str, list[Standing]] | None = None
         for site in model.sites:
             victims = self._victims(model, site)
@@ -189,13 +208,24 @@ class _Look:
                 if best is None or (cost, -self._free[site]) < (best[0], -self._free[best[1]]):
                     best = cost, site, victims
         if best is None:
+            if not any(self._could_be(model, site) for site in model.sites):
+                self._hopeless.append(model.name)
             return
         _, site, victims = best
         for victim in victims:
             self._sleep[victim.name] = victim
-            self._free[site] += victim.size
+            self._take(site, -victim.size)
         self._wake[model.name] = site
-        self._free[site] -= model.size
+        self._take(site, model.size)
+
+    def _could_be(self, model: Standing, site: str) -> bool:
+        """Were all gone that ever leave."""
+        stay = [one for one in self._models if one.keep and one.site]
+        here = [one.size for one in stay if one.site == site]
+        if self._rules.kind == "one" and here:
+            return False
+        shared = _bytes(self._rules.shared) - sum(one.size for one in stay)
+        return model.size <= min(self._rules.memory[site] - sum(here), shared)
 
     def _victims(self, model: Standing, site: str) -> list[Standing] | None:
         """Who leaves the site for it; None: nobody whose place it could have makes room enough."""
@@ -203,9 +233,9 @@ class _Look:
         may = [one for one in here if self._may_go(one, model)]
         if self._rules.kind == "one":
             alone = len(may) == len(here) and site not in self._wake.values()
-            return may if alone and model.size <= self._free[site] + sum(one.size for one in may) else None
+            return may if alone and model.size <= self._room(site) + sum(one.size for one in may) else None
         found: list[Standing] = []
-        missing = model.size - self._free[site]
+        missing = model.size - self._room(site)
         for victim in sorted(may, key=lambda one: (one.busy, self._loss(one) / one.size, one.used)):
             if missing <= 0:
                 break
@@ -235,14 +265,16 @@ class _Look:
         for model in self._models:
             idle = self._now >= model.used + self._rules.idle and not model.busy
             there = model.site and model.settled and self._now >= model.since + _stay(model, self._rules)
-            if idle and there and not model.keep:
-                self._sleep.setdefault(model.name, model)
+            if idle and there and not model.keep and model.name not in self._sleep:
+                self._sleep[model.name] = model
+                self._take(model.site, -model.size)
 
     def _drops(self) -> list[str]:
         """Host memory is for those whose absence would cost most; what a waking model leaves is free."""
         stay = [one for one in self._models if one.asleep and one.name not in self._wake]
         wanted = [*stay, *self._sleep.values()]
-        left, drops = self._rules.host, []
+        going = sum(one.weights for one in self._models if one.leaving)  # they may stay in it
+        left, drops = min(self._rules.host, self._shared) - going, []
         for model in sorted(wanted, key=lambda one: (-self._loss(one) / one.weights, -one.used)):
             if model.weights <= left:
                 left -= model.weights
@@ -251,7 +283,7 @@ class _Look:
         return drops
 
 
-def _needed(found: Collection[Standing], spare: int) -> list[Standing]:
+def _needed(found: Collection[Standing], spare: float) -> list[Standing]:
     """Without those that could as well stay, the dearest first."""
     needed = list(found)
     for victim in reversed(list(found)):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from muxd.placement.waking import Rules, Shift, Standing, decide, next_look
+from muxd.placement.waking import Model, Rules, Shift, Standing, decide, next_look, residents
 
 GPU = Rules({"gpu": 10}, host=100, start=0.1, host_rate=100.0, disk_rate=10.0, least=2.0, patience=5.0)
 
@@ -79,6 +79,27 @@ def test_host_memory_keeps_those_whose_waking_saves_most() -> None:
     assert decide(models, rules, 10.0) == Shift({"b": "gpu"}, ["a"], ["a"]), "a does not fit, quiet does"
     models = [there("a", 4, rate=9.0, used=9.0), there("c", 4, keep=True), sleeping, asked("b", 4)]
     assert decide(models, rules, 10.0) == Shift({"b": "gpu"}, ["a"], ["quiet"])
+
+
+def test_where_memory_is_shared_what_sleeps_makes_room_for_who_wakes() -> None:
+    rules = replace(GPU, host=100, shared=12)
+    models = [there("a", 8, rate=0.1, used=5.0), model("old", asleep=True, rate=9.0), asked("b", 8)]
+    assert decide(models, rules, 10.0) == Shift({"b": "gpu"}, ["a"], ["a"]), "four are left: old's"
+    crowded = replace(GPU, shared=7)
+    assert decide([there("a", 4, used=5.0), asked("b", 4)], crowded, 10.0) == Shift(
+        {"b": "gpu"}, ["a"], ["a"]
+    )
+    assert residents([Model("a", 4, 4, ("gpu",)), Model("b", 4, 4, ("gpu",))], crowded) == {"a": "gpu"}
+
+
+def test_who_finds_no_room_whoever_leaves_is_named() -> None:
+    assert decide([asked("large", 11)], GPU, 10.0) == Shift(hopeless=["large"])
+    models = [there("stays", 8, keep=True), there("a", 2, running=1), asked("b", 4)]
+    assert decide(models, GPU, 10.0) == Shift(hopeless=["b"])
+    assert decide([there("a", 8, running=1), asked("b", 4, since=9.0)], GPU, 10.0) == Shift(), "it waits"
+    assert decide([asked("b", 4)], replace(GPU, shared=3), 10.0) == Shift(hopeless=["b"])
+    models = [there("stays", 2, keep=True), asked("b", 2)]
+    assert decide(models, replace(GPU, kind="one"), 10.0) == Shift(hopeless=["b"])
 
 
 def test_one_at_a_time_and_least_recently_used() -> None:
