@@ -32,7 +32,7 @@ help:
 	@echo "make lock    newest versions of everything the tests run with, into requirements-dev.lock"
 	@echo "make demo    only fetch the demo models"
 	@echo "make bench   what the daemon costs beside a bare loop"
-	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads"
+	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads, fifteen of models that wake"
 	@echo "make fuzz    damaged messages, samplings, HTTP bodies, folders and GGUF files; MUXD_FUZZ=100000 says how many"
 	@echo "make clean   remove the environment and caches (models stay)"
 
@@ -91,6 +91,7 @@ bench: $(VENV)/.dev demo
 
 churn: $(VENV)/.dev
 	MUXD_CHURN_SECONDS=600 $(BIN)/python -m pytest tests/e2e/test_churn.py -s --timeout 2400
+	MUXD_CHURN_SECONDS=900 $(BIN)/python -m pytest tests/e2e/test_churn_of_waking.py -s --timeout 2400
 
 # Of messages ten times as many: they cost the least.
 MUXD_FUZZ ?= 100000

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import aiohttp
@@ -84,7 +85,7 @@ async def _read(one: Asked, answer: aiohttp.ClientResponse) -> None:
     chunks = 0
     async for line in answer.content:
         data = line.removeprefix(b"data: ").strip()
-        if not data:
+        if not data or data.startswith(b":"):  # a comment: it waits
             continue
         if data == b"[DONE]":
             one.outcome = one.outcome or "served"
@@ -117,3 +118,9 @@ async def clients(url: str) -> Any:
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(120)) as session:
         yield session
+
+
+def letters(folder: Path) -> dict[int, str]:
+    """Tokens that are one printable ASCII character."""
+    vocab = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    return {id: text for text, id in vocab.items() if len(text) == 1 and "!" <= text <= "~"}
