@@ -11,7 +11,7 @@ from muxd.sizes import size
 from muxd.text.library import Library, longest_token
 from muxd.text.pool import TextLimits, TextPool
 from muxd.text.serve import run
-from muxd.text.work import Check, Checked, Result, Work
+from muxd.text.work import Answered, Check, Checked, Result, Unloaded, Work
 
 MODULE = "muxd.api.texts"
 
@@ -24,6 +24,10 @@ def text_pool(config: TextConfig) -> TextPool:
 
 def handle(library: Library, work: Work, at: At) -> Result:
     """Raises MuxdError for what is wrong with the model's folder or the client's request."""
+    if isinstance(work, Unloaded):
+        for source in work.sources:
+            library.forget(source)
+        return Answered()
     if isinstance(work, Check):
         tokenizer, template = library.read(work.source, at)
         thinking = template.thinking if template is not None else ""

@@ -331,6 +331,8 @@ class Roster:
         await self._reconciler.reach({entry.name: None}, operation)
         if entry.lane is not None:  # it slept
             await self.site(entry).leave(entry, unloaded(entry.name))
+        if entry.opened is not None:
+            self.texts.forget(entry.opened.source)
 
     def _mark(self, kind: Happening, model: str, detail: str = "") -> None:
         device = self.entries[model].device if model in self.entries else ""

@@ -12,7 +12,7 @@ from muxd.text.template import ChatTemplate
 from muxd.text.tokenizer import Tokenizer
 from muxd.text.work import Source, Stage, View
 
-HELD = 4  # models in one process; a tokenizer of 256,000 entries takes some 100 MB
+HELD = 4  # tokenizers in one process; one of 256,000 entries takes some 100 MB
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Here:
 
 
 class Library:
-    """Of one process. The least recently used model goes when one too many is there."""
+    """Of one process. The least recently used models go when there is one tokenizer too many; models whose
+    files say the same have one."""
 
     def __init__(self, held: int = HELD):
         self._held = held
@@ -71,13 +72,20 @@ class Library:
                 f"`muxctl unload {source.model}` and `muxctl load {source.model}`"
             )
         tokenizer = Tokenizer.load(folder)
+        self._make_room(tokenizer)
         override = Path(source.template) if source.template else None
-        while len(self._known) >= self._held:
-            self._known.popitem(last=False)
         at("template")
         template = ChatTemplate.load(folder, tokenizer.specials, override)
         self._known[source] = tokenizer, template
         return self._known[source]
+
+    def forget(self, source: Source) -> None:
+        """Its model serves no more."""
+        self._known.pop(source, None)
+
+    def _make_room(self, tokenizer: Tokenizer) -> None:
+        while len({id(one) for one, _ in self._known.values()} | {id(tokenizer)}) > self._held:
+            self._known.popitem(last=False)
 
 
 def stamp(folder: Path) -> str:

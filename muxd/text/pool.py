@@ -8,7 +8,7 @@ the next job finds a new one. Used by the HTTP door and by whoever loads a model
 import asyncio
 import contextlib
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from muxd.errors import (
@@ -22,7 +22,7 @@ from muxd.errors import (
 )
 from muxd.text.process import TextProcess
 from muxd.text.turns import Turns
-from muxd.text.work import Check, Checked, Defect, Refusal, Result, Source, Stage, Work
+from muxd.text.work import Check, Checked, Defect, Refusal, Result, Source, Stage, Unloaded, Work
 
 _log = logging.getLogger("muxd.text")
 
@@ -69,6 +69,7 @@ class TextPool:
         self._waiting: deque[_Job] = deque()
         self._free: dict[int, asyncio.Future[_Job]] = {}
         self._processes: dict[int, TextProcess] = {}
+        self._gone: defaultdict[int, list[Source]] = defaultdict(list)  # what a process is to let go of
         self._held = 0  # bytes of all jobs here
         self._rate = _RATE
         self._tasks: list[asyncio.Task[None]] = []
@@ -97,6 +98,13 @@ class TextPool:
         checked = await self.run(Check(source), source.model, 0)
         assert isinstance(checked, Checked)
         return checked
+
+    def forget(self, source: Source) -> None:
+        """Its model serves no more: each process lets go of its tokenizer, one that is at work then later."""
+        for number in self._processes:
+            self._gone[number].append(source)
+        for number in list(self._free):
+            self._let_go(number)
 
     async def run(self, work: Work, model: str, size: int) -> Result:
         """``size``: bytes it is about. Raises what the process has refused it with, BadRequest where the
@@ -138,6 +146,14 @@ class TextPool:
                 )
             )
 
+    def _let_go(self, number: int) -> None:
+        """To a process that is free."""
+        if (sources := self._gone.pop(number, None)) is not None:
+            done = asyncio.get_running_loop().create_future()
+            done.cancel()  # nobody waits for it
+            self._turns.begin("", 0)
+            self._free.pop(number).set_result(_Job(Unloaded(sources), "", 0, done))
+
     def _match(self) -> None:
         """Give waiting jobs, in order, to processes that are free."""
         now = asyncio.get_running_loop().time()
@@ -161,6 +177,7 @@ class TextPool:
                     await asyncio.wait_for(self._closing.wait(), _RESPAWN)
                 continue
             self._processes[number] = process
+            self._gone.pop(number, None)
             try:
                 if not self._closing.is_set() and await process.ready():
                     await self._serve(number, process)
@@ -174,6 +191,7 @@ class TextPool:
         try:
             while not gone.done() and not self._closing.is_set():
                 free = self._free[number] = asyncio.get_running_loop().create_future()
+                self._let_go(number)
                 self._match()
                 await asyncio.wait([free, gone], return_when=asyncio.FIRST_COMPLETED)
                 self._free.pop(number, None)
@@ -194,7 +212,8 @@ class TextPool:
         except TimeoutError:
             outcome = self._blame(job, f"took longer than {self.limits.deadline:g} s")
         except EOFError:
-            again = job.stage is None  # it had ended before
+            # It had ended before; what is to be let go of has gone with it.
+            again = job.stage is None and not isinstance(job.work, Unloaded)
             outcome = self._blame(job, "ended its process, most likely for want of memory (text.memory)")
         finally:
             self._turns.end(job.model, job.size)

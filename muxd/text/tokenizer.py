@@ -3,10 +3,13 @@
 The ``tokenizers`` library does the work; nothing here imports torch or transformers.
 """
 
+import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
+from weakref import WeakValueDictionary
 
 import tokenizers
 
@@ -18,7 +21,9 @@ _LARGEST = 1 << 29  # bytes of a tokenizer.json; Gemma's has 33 MB
 
 
 class Tokenizer:
-    """Made by ``load``. Not changed afterwards, so all requests of a model share it.
+    """Made by ``load``. Not changed afterwards, so all requests of a model share it, and all models of a
+    process whose files say the same: one of 256,000 entries takes some 100 MB, and holds the interpreter's
+    lock for a second while it is made.
 
     ``specials`` are the special token strings by role as templates know them (``bos_token``, ...); ``eos``
     are the ids that end a text by the tokenizer's own files. The model's files may name others.
@@ -48,7 +53,7 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """Raises ModelFolderError naming the file that is missing or damaged."""
-        inner = _inner(folder)
+        file = _text(folder)
         settings = optional_json(folder / "tokenizer_config.json")
         older = optional_json(folder / "special_tokens_map.json")
         specials = {
@@ -56,10 +61,17 @@ class Tokenizer:
             for key in older | settings
             if key.endswith("_token") and (text := _content(settings.get(key, older.get(key))))
         }
-        ends = (_content(file.get("eos_token")) for file in (settings, older))
-        eos = frozenset(token for text in ends if text and (token := inner.token_to_id(text)) is not None)
-        with _refusals(folder / "tokenizer.json"):
-            return cls(inner, specials, eos, add_bos=settings.get("add_bos_token") is True)
+        ends = [end for said in (settings, older) if (end := _content(said.get("eos_token")))]
+        add_bos = settings.get("add_bos_token") is True
+        rest = repr((sorted(specials.items()), ends, add_bos)).encode("utf-8", "replace")
+        key = hashlib.sha256(file).digest() + hashlib.sha256(rest).digest()
+        with _loading:  # of several at once with one tokenizer the first makes it
+            if (found := _loaded.get(key)) is None:
+                with _refusals(folder / "tokenizer.json"):
+                    inner = tokenizers.Tokenizer.from_str(file.decode("utf-8", "replace"))
+                    eos = frozenset(id for end in ends if (id := inner.token_to_id(end)) is not None)
+                    found = _loaded[key] = cls(inner, specials, eos, add_bos=add_bos)
+        return found
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Ids of ``text``. Special tokens written in it become their ids; ``add_special`` adds bos and eos
@@ -78,10 +90,15 @@ class Tokenizer:
         return self.pieces.alone(token)
 
 
-def _inner(folder: Path) -> tokenizers.Tokenizer:
+# As long as anybody holds them, by what their files say.
+_loaded: WeakValueDictionary[bytes, Tokenizer] = WeakValueDictionary()
+_loading = threading.Lock()
+
+
+def _text(folder: Path) -> bytes:
     path = folder / "tokenizer.json"
     try:
-        text = read_bytes(path, _LARGEST).decode("utf-8", "replace")
+        return read_bytes(path, _LARGEST)
     except FileNotFoundError:
         more = ""
         if (folder / "tokenizer.model").exists():
@@ -90,8 +107,6 @@ def _inner(folder: Path) -> tokenizers.Tokenizer:
                 "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) makes it"
             )
         _fail(path, f"is missing; a model folder needs it{more}")
-    with _refusals(path):
-        return tokenizers.Tokenizer.from_str(text)
 
 
 @contextmanager

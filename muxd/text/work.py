@@ -65,6 +65,12 @@ class Check(Struct, frozen=True, tag="check"):
     source: Source
 
 
+class Unloaded(Struct, frozen=True, tag="unloaded"):
+    """These models serve no more: let go of their tokenizers and templates."""
+
+    sources: list[Source]
+
+
 class Prepare(Struct, frozen=True, tag="prepare"):
     """Decode the body of a request, check it, render and tokenise what it says."""
 
@@ -76,7 +82,7 @@ class Prepare(Struct, frozen=True, tag="prepare"):
     default: str = ""  # of these, where it names none
 
 
-Work = Check | Prepare
+Work = Check | Prepare | Unloaded
 
 
 class Doing(Struct, frozen=True, tag="doing"):
@@ -89,6 +95,10 @@ class Checked(Struct, frozen=True, tag="checked"):
     chat: bool
     longest: int
     thinking: str = ""  # of the chat template, by ``muxd.text.thinking``
+
+
+class Answered(Struct, frozen=True, tag="answered"):
+    pass
 
 
 class Prepared(Struct, frozen=True, tag="prepared"):
@@ -132,7 +142,7 @@ class Defect(Struct, frozen=True, tag="defect"):
     stack: str
 
 
-Result = Checked | Prepared | Answer | Elsewhere | Refusal | Defect
+Result = Checked | Answered | Prepared | Answer | Elsewhere | Refusal | Defect
 Reply = Doing | Result
 
 _encode = msgspec.msgpack.Encoder().encode

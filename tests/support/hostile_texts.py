@@ -10,14 +10,16 @@ from muxd.api.prompts import At
 from muxd.api.texts import handle
 from muxd.text.library import Library
 from muxd.text.serve import run
-from muxd.text.work import Check, Result, Work
+from muxd.text.work import Check, Prepare, Result, Work
 
 MODULE = "support.hostile_texts"
 _library = Library()
 
 
 def hostile(work: Work, at: At) -> Result:
-    model = work.source.model if isinstance(work, Check) else next(iter(work.views))
+    model = work.source.model if isinstance(work, Check) else ""
+    if isinstance(work, Prepare):
+        model = next(iter(work.views))
     at("tokens" if model.endswith("tokens") else "template")
     if model.startswith("endless"):
         while True:

@@ -286,9 +286,45 @@ async def test_a_panic_of_the_library_is_a_defect_and_not_the_end(
     assert "PanicException" in caplog.text
 
 
+def own(view: View, bos: str) -> View:
+    """Its tokenizer is no other's."""
+    (Path(view.source.folder) / "special_tokens_map.json").write_text(json.dumps({"pad_token": bos}))
+    return view
+
+
+def test_models_whose_files_say_the_same_share_a_tokenizer(folder: Make) -> None:
+    library = Library(held=1)
+    first, *others = (library.open(folder(name)).tokenizer for name in "abcd")
+    assert all(other is first for other in others)
+    assert len(library._known) == 4
+    assert library.open(own(folder("e"), "<e>")).tokenizer is not first
+    assert len(library._known) == 1
+
+
+@pytest.mark.parametrize("at_work", [False, True])
+async def test_a_text_process_lets_go_of_a_model_that_serves_no_more(folder: Make, at_work: bool) -> None:
+    """What it does not hold it reads again, and finds another file."""
+    view = folder("a")
+    asked = job("text", {"model": "a", "prompt": "b"}, view)
+    async with pool(processes=1) as texts:
+        await texts.run(asked, "a", 1)
+        (Path(view.source.folder) / "tokenizer.json").touch()
+        await texts.run(asked, "a", 1)  # it holds it
+        if at_work:
+            first = asyncio.create_task(texts.run(asked, "a", 1))
+            await asyncio.sleep(0)
+            texts.forget(view.source)
+            await first
+        else:
+            texts.forget(view.source)
+        with pytest.raises(ModelFolderError, match="is not the file"):
+            await texts.run(asked, "a", 1)
+        assert texts.restarts == 0
+
+
 def test_the_library_holds_a_few_models(folder: Make) -> None:
     library = Library(held=2)
-    views = [folder(name, PLAIN) for name in "abc"]
+    views = [own(folder(name, PLAIN), f"<{name}>") for name in "abc"]
     first = library.open(views[0]).tokenizer
     library.open(views[1])
     assert library.open(views[0]).tokenizer is first
