@@ -6,6 +6,7 @@ through the unit, on the daemon's own loop: it takes effect with the next decisi
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from math import inf
 from typing import get_args
@@ -30,6 +31,7 @@ from muxd.engine.journal import FINISHED, newest
 from muxd.engine.slo import Slo
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import BadRequest, ConfigError, MuxdError, NotFound
+from muxd.fleet.drop_ins import DropIns
 from muxd.fleet.events import Event, Events, until
 from muxd.fleet.proposal import Proposal
 from muxd.fleet.replanner import Replanner
@@ -53,6 +55,7 @@ class AdminService(Report):
     events: Events
     stopping: asyncio.Event
     replanner: Replanner
+    drop_ins: DropIns | None = None  # None: muxd was started without a file
 
     # ---- quotas -----------------------------------------------------------------------------------
 
@@ -117,15 +120,31 @@ class AdminService(Report):
     def load(self, wanted: LoadModel) -> AsyncIterator[Step]:
         """Raises as ``Roster.load`` and ``Roster.add`` do, and BadRequest for settings that cannot be."""
         if isinstance(wanted.model, str):
-            return self.roster.load(wanted.model, wanted.device).watch()
+            return self._load_again(wanted.model, wanted)
         model = replace(wanted.model, device=wanted.device or wanted.model.device)
         try:
             self._check(model)
-            operation = self.roster.add(model)
+            kept = self._files.kept(model) if wanted.keep else nullcontext()
+            operation = self.roster.add(model, around=kept)
         except ConfigError as error:
             raise BadRequest(error.message) from None
         self.observer.aim(model.name, Slo.of(model))
         return operation.watch()
+
+    def _load_again(self, name: str, wanted: LoadModel) -> AsyncIterator[Step]:
+        entry = self.entries.get(name)
+        if entry is None or not wanted.keep:
+            return self.roster.load(name, wanted.device).watch()
+        kept = self._files.kept(replace(entry.config, device=wanted.device or entry.config.device))
+        if entry.state == "ready":
+            return _only(kept, Step(name, "ready"))
+        return self.roster.load(name, wanted.device, around=kept).watch()
+
+    @property
+    def _files(self) -> DropIns:
+        if self.drop_ins is None:
+            raise BadRequest("keep: this muxd was started without a file beside which models could be kept")
+        return self.drop_ins
 
     def _check(self, model: ModelConfig) -> None:
         """Beside the models there are now. Raises ConfigError."""
@@ -134,7 +153,12 @@ class AdminService(Report):
 
     def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]:
         """Raises as ``Roster.unload`` does."""
-        return self.roster.unload(wanted.model, now=wanted.now).watch()
+        if not wanted.keep:
+            return self.roster.unload(wanted.model, now=wanted.now).watch()
+        dropped, entry = self._files.dropped(wanted.model), self.entries.get(wanted.model)
+        if entry is not None and entry.state == "unloaded":
+            return _only(dropped, Step(wanted.model, "unloaded"))
+        return self.roster.unload(wanted.model, now=wanted.now, around=dropped).watch()
 
     def sleep(self, wanted: SleepModel) -> AsyncIterator[Step]:
         """Raises as ``Roster.sleep`` does."""
@@ -231,6 +255,13 @@ class AdminService(Report):
             replace(site.unit.journal.timeline.snapshot(now), device=site.name if self.several else "")
             for site in self.sites.values()
         ]
+
+
+async def _only(around: AbstractAsyncContextManager[None], last: Step) -> AsyncIterator[Step]:
+    """What is done around nothing, for a model that stands already as it is wanted."""
+    async with around:
+        pass
+    yield last
 
 
 def _blocks(arena: Arena, field: str, text: str) -> int:

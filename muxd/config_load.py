@@ -1,15 +1,16 @@
 """From a file, the environment and flags to a ``Config``: unknown keys and wrong types refused by name.
 
-Precedence: command-line flags, then ``MUXD_*`` environment variables, then the file, then the default.
-Nothing is read at import.
+Precedence: command-line flags, then ``MUXD_*`` environment variables, then the file, then the default. After
+the file come the drop-ins beside it, ``[[model]]`` tables each. Nothing is read at import.
 """
 
+import logging
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -27,30 +28,87 @@ from muxd.config import (
 from muxd.config_checks import check
 from muxd.errors import ConfigError
 
+_log = logging.getLogger("muxd.config")
+
+T = TypeVar("T")
+
+
+class _DropIn(Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of ``drop_in_folder``: models more, and nothing else."""
+
+    model: list[ModelConfig] = []
+
 
 def load(
     path: Path | None, *, env: Mapping[str, str] = os.environ, flags: Mapping[str, Any] | None = None
 ) -> Config:
     """Read and check the configuration. ``flags`` maps dotted keys ("server.port") to given values.
 
-    Raises ConfigError naming file and key.
+    A drop-in's model of a name that the file has is left out, with a line in the log. Raises ConfigError
+    naming file and key.
     """
     raw = read_toml(path) if path else {}
     for key, value in {**_from_env(env), **(flags or {})}.items():
         _set(raw, key, value)
-    try:
-        config = msgspec.convert(raw, Config, strict=True)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{path or 'configuration'}: {explained(str(error))}") from None
+    config = _converted(raw, Config, path)
     check(config, path)
-    return _anchored(config, path.parent) if path else config
+    return _with_drop_ins(_anchored(config, path.parent), path) if path else config
 
 
-def with_model(config: Config, model: ModelConfig) -> Config:
+def with_model(config: Config, model: ModelConfig, where: Path | None = None) -> Config:
     """The configuration with one model more. Raises ConfigError, as ``load`` would, naming the key."""
     more = msgspec.structs.replace(config, model=[*config.model, model])
-    check(more, None)
+    check(more, where)
     return more
+
+
+def drop_in_folder(file: Path) -> Path:
+    """Where a configuration's drop-ins lie: ``muxd.d`` beside ``muxd.toml``."""
+    return file.with_suffix(".d")
+
+
+def _with_drop_ins(config: Config, file: Path) -> Config:
+    """By their names' order; each is checked beside those before it, so that the one at fault is named."""
+    taken = {name: file for model in config.model for name in (model.name, *model.aliases)}
+    for drop_in in _drop_ins(drop_in_folder(file)):
+        for model in _models(drop_in):
+            names = (model.name, *model.aliases)
+            if (other := next((taken[name] for name in names if name in taken), None)) is not None:
+                _log.error(
+                    "%s: model.name (%s): %s has a model of that name, which is the one that is served; "
+                    "take one of them out", drop_in, model.name, other,
+                )  # fmt: skip
+                continue
+            config = with_model(config, model, drop_in)
+            taken |= dict.fromkeys(names, drop_in)
+    return config
+
+
+def _drop_ins(folder: Path) -> list[Path]:
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ConfigError(f"cannot read {folder}: {error.strerror}") from None
+    return [folder / name for name in names if name.endswith(".toml") and not name.startswith(".")]
+
+
+def _models(drop_in: Path) -> list[ModelConfig]:
+    """Raises ConfigError naming the file, and the key where there is another than ``[[model]]``."""
+    raw = read_toml(drop_in)
+    if other := next((key for key in raw if key != "model"), None):
+        raise ConfigError(
+            f"{drop_in}: {other}: a drop-in has [[model]] tables only; put it into the file beside its folder"
+        )
+    return [_anchored_model(model, drop_in.parent) for model in _converted(raw, _DropIn, drop_in).model]
+
+
+def _converted(raw: dict[str, Any], kind: type[T], path: Path | None) -> T:
+    try:
+        return msgspec.convert(raw, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path or 'configuration'}: {explained(str(error))}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -116,17 +174,19 @@ def _choices(key: str) -> str:
 
 def _anchored(config: Config, folder: Path) -> Config:
     """Relative paths are meant from the file that names them, wherever muxd is started."""
-
-    def anchor(text: str) -> str:
-        return str(folder.absolute() / Path(text).expanduser()) if text else ""
-
-    models = [
-        msgspec.structs.replace(m, path=anchor(m.path), chat_template=anchor(m.chat_template))
-        for m in config.model
-    ]
-    profile = anchor(config.placement.profile)
+    models = [_anchored_model(model, folder) for model in config.model]
+    profile = _anchor(config.placement.profile, folder)
     placement = msgspec.structs.replace(config.placement, profile=profile)
     server = config.server
-    files = {name: anchor(getattr(server, name)) for name in ("keys", "tls_cert", "tls_key")}
+    files = {name: _anchor(getattr(server, name), folder) for name in ("keys", "tls_cert", "tls_key")}
     server = msgspec.structs.replace(server, **files)
     return msgspec.structs.replace(config, server=server, model=models, placement=placement)
+
+
+def _anchored_model(model: ModelConfig, folder: Path) -> ModelConfig:
+    path, template = (_anchor(text, folder) for text in (model.path, model.chat_template))
+    return msgspec.structs.replace(model, path=path, chat_template=template)
+
+
+def _anchor(text: str, folder: Path) -> str:
+    return str(folder.absolute() / Path(text).expanduser()) if text else ""

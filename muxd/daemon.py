@@ -46,6 +46,7 @@ from muxd.fleet import notify
 from muxd.fleet.build import open_site
 from muxd.fleet.catalog import Entry
 from muxd.fleet.descriptors import for_clients, raise_limit
+from muxd.fleet.drop_ins import DropIns
 from muxd.fleet.events import Events
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.planning import Planning
@@ -314,7 +315,7 @@ class Daemon:
         return DaemonService(roster=self.roster, config=self.config, entries=self.entries, sites=self.sites,
             observer=self.observer, clock=self.clock, address=lambda: self.address, stop=self.stop,
             readings=self.readings, events=self.events, stopping=self.stopping, replanner=self.replanner,
-            texts=self.texts,
+            texts=self.texts, drop_ins=DropIns(self.source.file) if self.source else None,
         )  # fmt: skip
 
     def _make_reloader(self, report: DaemonService) -> Reloader:

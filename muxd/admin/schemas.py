@@ -139,6 +139,7 @@ class LoadModel(Struct, frozen=True, forbid_unknown_fields=True):
 
     model: str | ModelConfig
     device: str = ""  # where to; "": where it was, or where the plan puts it
+    keep: bool = False  # it stays over a restart: a drop-in beside the configuration
 
     @property
     def name(self) -> str:
@@ -161,6 +162,7 @@ class WakeModel(Struct, frozen=True, forbid_unknown_fields=True):
 class UnloadModel(Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     now: bool = False  # do not wait for its requests: they fail
+    keep: bool = False  # also after a restart: its drop-in goes
 
 
 class MoveModel(Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
+from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 
@@ -48,27 +49,34 @@ def load(
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="Where to, of several. Default: as the plan says.")
     ] = "",
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Also after a restart: muxd writes muxd.d/NAME.toml.")
+    ] = False,
     socket: Socket = "",
     json: Json = False,
 ) -> None:
-    """Load a model and wait until it is ready. One from outside muxd.toml is forgotten when muxd ends."""
+    """Load a model and wait until it is ready. Without --keep one that muxd.toml does not name is forgotten
+    when muxd ends."""
     with sentences(PROGRAM):
         client = client_at(socket)
-        wanted = _wanted(model, name, path, dtype, kv_dtype, device)
+        wanted = replace(_wanted(model, name, path, dtype, kv_dtype, device), keep=keep)
         last = follow(client.load(wanted))
-        show(client, last, json, f"{wanted.name} is ready.")
+        show(client, last, json, f"{wanted.name} is ready{', and stays over a restart' if keep else ''}.")
 
 
 def unload(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model to serve no more.")],
     now: Annotated[bool, typer.Option("--now", help="Its running requests fail.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Also after a restart: the file of `load --keep` goes.")
+    ] = False,
     socket: Socket = "",
     json: Json = False,
 ) -> None:
     """Unload a model: refuse new requests, answer the running ones, give its memory back."""
     with sentences(PROGRAM):
         client = client_at(socket)
-        last = follow(client.unload(UnloadModel(model, now)))
+        last = follow(client.unload(UnloadModel(model, now, keep)))
         show(client, last, json, f"{model} is unloaded; `{PROGRAM} load {model}` brings it back.")
 
 

@@ -99,11 +99,18 @@ class Reloader:
             raise ConfigError(f"{self.source.file}: no [[model]] is left; to end muxd, `muxctl stop`")
         changed = settings(self.config, new, self.source.file)
         caps = any(site.device.caps for site in self.roster.sites.values())
-        todo = edits(self.config.model, new.model, caps=caps)
+        todo = edits(self._held(new), new.model, caps=caps)
         await self._check_folders(todo, self.source.file)
         self._check_guarantees(new, todo, self.source.file)
         self._set(changed, self.source.file)
         return new, todo
+
+    def _held(self, new: Config) -> list[ModelConfig]:
+        """What the files said, and models that were loaded by hand and have been kept just so since."""
+        known = {model.name for model in self.config.model}
+        entries = self.roster.entries
+        kept = [one for one in new.model if one.name in entries and entries[one.name].config == one]
+        return [*self.config.model, *(one for one in kept if one.name not in known)]
 
     async def _check_folders(self, todo: Sequence[Edit], where: Path) -> None:
         """What cannot be read is refused while what serves still does."""

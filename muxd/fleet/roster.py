@@ -8,7 +8,7 @@ either served or holds no worker, no weights, no account and no lane.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,9 @@ from muxd.text.pool import TextPool
 _log = logging.getLogger("muxd.fleet")
 
 Work = Callable[[], Coroutine[Any, Any, None]]
+Around = AbstractAsyncContextManager[None]  # what is done before and after, as ``fleet.drop_ins`` does
+
+_NOTHING: Around = nullcontext()
 
 
 @dataclass(kw_only=True)
@@ -151,9 +154,9 @@ class Roster:
 
     # ---- what an operator may ask -----------------------------------------------------------------
 
-    def load(self, name: str, device: str = "") -> Operation:
+    def load(self, name: str, device: str = "", *, around: Around = _NOTHING) -> Operation:
         """Serve a model that is unloaded or has failed; its folder is read again. ``device``: where; else
-        where it was.
+        where it was. ``around``: what is done around it; where that raises, the ``Operation`` ends so.
 
         Raises NotFound, Busy where it is served or another operation is under way, ShuttingDown. The
         ``Operation`` ends with MuxdError where it cannot be served: it is "failed" then, says why and holds
@@ -165,9 +168,14 @@ class Roster:
         if entry.state not in ("unloaded", "failed"):
             raise Busy(f"{name} is {entry.state}; `muxctl unload {name}` first to load it anew")
         operation = Operation(name, "loaded", "reading")
-        return self._begin(operation, lambda: self._load(entry, device or entry.device, operation))
 
-    def add(self, config: ModelConfig, *, keep: bool = False) -> Operation:
+        async def work() -> None:
+            async with around:
+                await self._load(entry, device or entry.device, operation)
+
+        return self._begin(operation, work)
+
+    def add(self, config: ModelConfig, *, keep: bool = False, around: Around = _NOTHING) -> Operation:
         """Load a new model; one that cannot be served is gone again, or with ``keep`` has failed.
 
         Raises as ``load`` does, and ConfigError where its name is taken.
@@ -180,7 +188,7 @@ class Roster:
         entry.changing = "loading"
         self.gauges.watch(config.name)
         operation = Operation(config.name, "loaded", "reading")
-        return self._begin(operation, lambda: self._add(entry, operation, keep))
+        return self._begin(operation, lambda: self._add(entry, operation, keep, around))
 
     def sleep(self, name: str, *, now: bool = False) -> Operation:
         """Give up a model's place on its device; who asks for it wakes it. Streams end first, or go on when
@@ -203,7 +211,7 @@ class Roster:
             raise Busy(f"{name} is {entry.state}; `muxctl load {name}` brings in a model that is unloaded")
         return self.waker.wake(name, entry.device)
 
-    def unload(self, name: str, *, now: bool) -> Operation:
+    def unload(self, name: str, *, now: bool, around: Around = _NOTHING) -> Operation:
         """Serve a model no more: new requests are refused at once, those that are here are answered or,
         with ``now``, fail. ``now`` may be said again while it waits for answers.
 
@@ -221,7 +229,12 @@ class Roster:
         operation = Operation(name, "unloaded", "draining")
         if now:
             operation.hurry.set()
-        return self._begin(operation, lambda: self._unload(entry, operation))
+
+        async def work() -> None:
+            async with around:
+                await self._unload(entry, operation)
+
+        return self._begin(operation, work)
 
     def move(self, name: str, device: str, why: str = "") -> Operation:
         """Bring a model to another device while it serves. ``why`` is for the record.
@@ -291,11 +304,12 @@ class Roster:
 
     # ---- in and out -------------------------------------------------------------------------------
 
-    async def _add(self, entry: Entry, operation: Operation, keep: bool) -> None:
+    async def _add(self, entry: Entry, operation: Operation, keep: bool, around: Around) -> None:
         try:
-            await self._load(entry, entry.device, operation)
+            async with around:
+                await self._load(entry, entry.device, operation)
         except BaseException:
-            if not keep:
+            if not keep and entry.lane is None:
                 del self.entries[entry.name]
             raise
 

@@ -129,6 +129,7 @@ def test_stop_gives_up_with_a_sentence(path: Path) -> None:
     [
         ("load good", 0, "good is ready.\n", ""),
         ("load --name new --path models/new", 0, "new is ready.\n", ""),
+        ("load good --keep", 0, "good is ready, and stays over a restart.\n", ""),
         ("load gone", 1, "", "muxctl: there is no model 'gone'\n"),
         ("load broken", 1, "", "muxctl: model.safetensors: missing\n"),
         ("unload good", 0, "good is unloaded; `muxctl load good` brings it back.\n", ""),

@@ -1,0 +1,137 @@
+"""Models that stay over a restart though the configuration does not name them: a drop-in file each.
+
+``muxctl load --keep`` writes one beside the configuration, ``muxctl unload --keep`` takes it away;
+``config_load`` reads them. A file is complete whenever it has its name.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from muxd.config import ModelConfig
+from muxd.config_load import drop_in_folder, read_toml
+from muxd.errors import BadRequest
+
+_HEAD = "# Written by `muxctl load --keep`; `muxctl unload --keep` takes it away.\n[[model]]\n"
+
+
+@dataclass(frozen=True)
+class DropIns:
+    """Of the configuration ``file``."""
+
+    file: Path
+
+    @property
+    def folder(self) -> Path:
+        return drop_in_folder(self.file)
+
+    def path(self, model: str) -> Path:
+        """Of the model's own drop-in: any name is one file that is not hidden."""
+        name = quote(model, safe=" ")
+        return self.folder / (f"{'%2E' + name[1:] if name.startswith('.') else name}.toml")
+
+    @asynccontextmanager
+    async def kept(self, model: ModelConfig) -> AsyncIterator[None]:
+        """The model's file is there once the body has ended well, and as it was if it has not.
+
+        Raises BadRequest, the body not begun, where it cannot be written.
+        """
+        draft = await asyncio.to_thread(self._draft, model)
+        try:
+            yield
+            await asyncio.to_thread(self._publish, draft, self.path(model.name))
+        finally:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def dropped(self, model: str) -> AsyncIterator[None]:
+        """The model's file is gone once the body has ended well. Raises BadRequest, the body not begun,
+        where it has none or it cannot be taken away."""
+        path = self.path(model)
+        if not await asyncio.to_thread(path.is_file):
+            raise BadRequest(
+                f"{model} is not kept: there is no {path}; where {self.file} names it, take it out there"
+            )
+        if not await asyncio.to_thread(os.access, self.folder, os.W_OK):
+            raise self._refusal("no permission")
+        yield
+        try:
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+        except OSError as error:
+            raise self._refusal(error.strerror) from None
+
+    def _draft(self, model: ModelConfig) -> Path:
+        """Written beside its place, under a name that nobody reads. One load runs at a time."""
+        if model.name in _names(self.file):
+            raise BadRequest(f"{model.name} is in {self.file}, so it stays over a restart by that")
+        text, path = _HEAD + _lines(model), self.path(model.name)
+        draft = path.with_name(f".{path.name}.new")
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with draft.open("w", encoding="utf-8") as out:
+                out.write(text)
+                out.flush()
+                os.fsync(out.fileno())
+        except OSError as error:
+            raise self._refusal(error.strerror) from None
+        return draft
+
+    def _publish(self, draft: Path, path: Path) -> None:
+        try:
+            draft.rename(path)
+            folder = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise self._refusal(error.strerror) from None
+
+    def _refusal(self, why: str | None) -> BadRequest:
+        return BadRequest(
+            f"{self.folder}: models cannot be kept there ({why or 'it cannot be written'}): make the folder "
+            f"and let muxd's user write into it; under systemd also ReadWritePaths={self.folder} in the "
+            "unit's [Service] (systemctl edit muxd)"
+        )
+
+
+def _names(file: Path) -> set[object]:
+    """Of the models in the file itself. Raises ConfigError."""
+    models = read_toml(file).get("model", [])
+    return {model.get("name") for model in models if isinstance(model, dict)}
+
+
+def _lines(model: ModelConfig) -> str:
+    """TOML of what differs from the defaults. Raises BadRequest for what TOML has no word for."""
+    plain: dict[str, Any] = msgspec.to_builtins(model)
+    defaults: dict[str, Any] = msgspec.to_builtins(ModelConfig("", ""))
+    given = {key: value for key, value in plain.items() if value != defaults[key]}
+    return "".join(f"{key} = {_value(value, key)}\n" for key, value in given.items())
+
+
+def _value(value: Any, key: str) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            # A JSON string is a TOML basic string, but for DEL.
+            return msgspec.json.encode(value).decode().replace("\x7f", "\\u007F")
+        case int() | float():
+            return repr(value)
+        case list():
+            return f"[{', '.join(_value(one, key) for one in value)}]"
+        case dict():
+            # None is what is not given: of [model.sampling] every field may be.
+            given = {name: one for name, one in value.items() if one is not None or key != "sampling"}
+            pairs = [f"{_value(name, key)} = {_value(one, key)}" for name, one in given.items()]
+            return f"{{ {', '.join(pairs)} }}"
+        case _:
+            raise BadRequest(f"{key}: {value!r} has no form in TOML, so the model cannot be kept", param=key)
