@@ -316,6 +316,7 @@ class Daemon:
             observer=self.observer, clock=self.clock, address=lambda: self.address, stop=self.stop,
             readings=self.readings, events=self.events, stopping=self.stopping, replanner=self.replanner,
             texts=self.texts, drop_ins=DropIns(self.source.file) if self.source else None,
+            file=str(self.source.file.absolute()) if self.source else "",
         )  # fmt: skip
 
     def _make_reloader(self, report: DaemonService) -> Reloader:

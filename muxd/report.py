@@ -34,6 +34,7 @@ class Report:
     stop: Callable[[], None]
     readings: Callable[[], list[Reading]] = list
     texts: TextPool | None = None
+    file: str = ""  # of the configuration, absolute
     _began: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +71,7 @@ class Report:
                 failed=outcomes["failed"],
             ),
             devices=pools if self.several else {},
+            config=self.file,
         )
 
     @property

@@ -53,6 +53,7 @@ class Status(Struct, frozen=True):
     models: dict[str, int]  # state -> how many models are in it
     requests: RequestStatus
     devices: dict[str, PoolStatus] = {}  # the pools one by one; empty with one device
+    config: str = ""  # the file it was started with; "": none
 
 
 class ModelInfo(Struct, frozen=True):

@@ -18,6 +18,7 @@ from muxd.cli import (
     explain,
     loading,
     plan,
+    pulling,
     quality,
     replan,
     simulate,
@@ -96,6 +97,8 @@ app.command()(loading.unload)
 app.command()(loading.sleep)
 app.command()(loading.wake)
 app.command()(loading.move)
+app.command()(pulling.pull)
+app.command()(pulling.rm)
 app.command()(replan.replan)
 app.command()(simulate.simulate)
 app.command()(plan.plan)

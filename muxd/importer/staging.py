@@ -17,6 +17,7 @@ from uuid import uuid4
 from muxd.errors import ConfigError
 
 _MARK = ".partial-"
+_KEY = ".key"  # in a folder that is gone on with: what it is filled with
 
 
 @contextmanager
@@ -43,10 +44,37 @@ def staged(target: Path) -> Iterator[Path]:
         raise ConfigError(f"{target} already exists; remove it or choose another name")
     with scratch(target.parent, target.name) as folder:
         yield folder
-        for path in sorted(folder.rglob("*")):
-            _fsync(path)
-        _fsync(folder)
+        _make_durable(folder)
         _publish(folder, target)
+
+
+@contextmanager
+def resumed(target: Path, key: str, *, publish: bool = True) -> Iterator[Path]:
+    """Yield a folder to fill, with what the last call of the same ``key`` left in it where that did not end
+    well; on a clean exit it becomes ``target``, or goes where not to ``publish``.
+
+    Raises ConfigError if ``target`` exists, and while another process fills the same folder.
+    """
+    if os.path.lexists(target):
+        raise ConfigError(f"{target} already exists; remove it or choose another name")
+    folder = unfinished(target)
+    lock = _claim(folder)
+    try:
+        _same(folder, key)
+        yield folder
+        (folder / _KEY).unlink()
+        if publish:
+            _make_durable(folder)
+            _publish(folder, target)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def unfinished(target: Path) -> Path:
+    """Where ``resumed`` fills what is to become ``target``."""
+    return target.with_name(f".{target.name}.unfinished")
 
 
 @contextmanager
@@ -78,6 +106,35 @@ def _make(parent: Path, name: str) -> tuple[Path, int]:
     return folder, lock
 
 
+def _claim(folder: Path) -> int:
+    """Made if missing, and locked as long as the descriptor is open."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise ConfigError(f"cannot write into {folder.parent}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.lexists(folder) and os.path.samestat(os.fstat(lock), os.stat(folder)):
+            return lock
+    except OSError:
+        pass
+    os.close(lock)
+    raise ConfigError(f"{folder} is being filled by another process; wait for its end")
+
+
+def _same(folder: Path, key: str) -> None:
+    """Empty it unless it was filled for ``key``."""
+    mark = folder / _KEY
+    try:
+        if not (mark.is_file() and mark.read_text() == key):
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            mark.write_text(key)
+    except OSError as error:
+        raise ConfigError(f"cannot write into {folder}: {error.strerror}") from None
+
+
 def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(f".*{_MARK}*"):
         with suppress(OSError):
@@ -87,6 +144,12 @@ def _remove_abandoned(parent: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(fd)
+
+
+def _make_durable(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        _fsync(path)
+    _fsync(folder)
 
 
 def _publish(folder: Path, target: Path) -> None:
