@@ -16,7 +16,9 @@ from msgspec.structs import replace
 from muxd.admin.schemas import (
     Audit,
     LoadModel,
+    ModelInfo,
     MoveModel,
+    PinModel,
     PolicyState,
     QuotaChange,
     QuotaInfo,
@@ -167,6 +169,12 @@ class AdminService(Report):
     def wake(self, wanted: WakeModel) -> AsyncIterator[Step]:
         """Raises as ``Roster.wake`` does."""
         return self.roster.wake(wanted.model).watch()
+
+    def pin(self, wanted: PinModel) -> ModelInfo:
+        """Raises as ``Roster.pin`` does. ``muxctl load`` goes back to the configuration's, and so does a
+        reload that changes it."""
+        self.roster.pin(wanted.model, wanted.pinned)
+        return self._model(self.entries[wanted.model])
 
     def move(self, wanted: MoveModel) -> AsyncIterator[Step]:
         """Raises as ``Roster.move`` does."""

@@ -72,6 +72,7 @@ class Report:
             ),
             devices=pools if self.several else {},
             config=self.file,
+            pinned=sum(entry.pinned for entry in self.entries.values()),
         )
 
     @property
@@ -116,6 +117,7 @@ class Report:
             goodput=self.observer.attainment.rolling(entry.name),
             device=entry.device if self.several else "",
             row_tokens=lane.spec.row_tokens if lane else 0,
+            pinned=entry.pinned,
         )
 
     def _process(

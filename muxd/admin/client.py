@@ -24,6 +24,7 @@ from muxd.admin.schemas import (
     LoadModel,
     ModelInfo,
     MoveModel,
+    PinModel,
     PolicyChange,
     PolicyState,
     ProcessInfo,
@@ -106,6 +107,9 @@ class AdminClient:
     def wake(self, wanted: WakeModel) -> Iterator[Step]:
         """Wake a model; yields how far it is, at last "ready"."""
         return self._steps("/v0/wake", wanted)
+
+    def pin(self, wanted: PinModel) -> ModelInfo:
+        return self._call("POST", "/v0/pin", ModelInfo, wanted)
 
     def move(self, wanted: MoveModel) -> Iterator[Step]:
         """Move a model to another device; yields how far it is, at last "moved"."""

@@ -8,6 +8,7 @@ from muxd.admin.answers import SERVICE, answer, read, tell
 from muxd.admin.schemas import (
     LoadModel,
     MoveModel,
+    PinModel,
     PolicyChange,
     QuotaChange,
     Replan,
@@ -33,6 +34,7 @@ def routes() -> list[web.RouteDef]:
         web.post("/v0/unload", _unload),
         web.post("/v0/sleep", _sleep),
         web.post("/v0/wake", _wake),
+        web.post("/v0/pin", _pin),
         web.post("/v0/move", _move),
         web.post("/v0/replan", _replan),
         web.get("/v0/audit", _audit),
@@ -91,6 +93,10 @@ async def _sleep(request: web.Request) -> web.StreamResponse:
 
 async def _wake(request: web.Request) -> web.StreamResponse:
     return await tell(request, request.app[SERVICE].wake(await read(request, WakeModel)))
+
+
+async def _pin(request: web.Request) -> web.Response:
+    return answer(request.app[SERVICE].pin(await read(request, PinModel)))
 
 
 async def _move(request: web.Request) -> web.StreamResponse:

@@ -54,6 +54,7 @@ class Status(Struct, frozen=True):
     requests: RequestStatus
     devices: dict[str, PoolStatus] = {}  # the pools one by one; empty with one device
     config: str = ""  # the file it was started with; "": none
+    pinned: int = 0  # of the models
 
 
 class ModelInfo(Struct, frozen=True):
@@ -79,6 +80,7 @@ class ModelInfo(Struct, frozen=True):
     goodput: float | None = None  # part of the last 1,000 requests within both; None: none measured yet
     device: str = ""  # where it is; "" with one device
     row_tokens: int = 0  # whose K and V are one row of head blocks; 0: it is not loaded
+    pinned: bool = False  # it never sleeps by the rules
 
 
 class ProcessInfo(Struct, frozen=True):
@@ -160,6 +162,13 @@ class WakeModel(Struct, frozen=True, forbid_unknown_fields=True):
     model: str
 
 
+class PinModel(Struct, frozen=True, forbid_unknown_fields=True):
+    """``pinned``: never to sleep by the rules, whatever ``resident`` of its configuration says."""
+
+    model: str
+    pinned: bool
+
+
 class UnloadModel(Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     now: bool = False  # do not wait for its requests: they fail
@@ -212,8 +221,8 @@ class AdminService(Protocol):
     driver has answered; what ``load``, ``unload`` and ``move`` return tells how far they are, and goes on
     without a reader.
 
-    ``set_quota`` and ``set_policy`` answer with how things are afterwards. They raise BadRequest or NotFound
-    for what cannot be, ``set_policy`` raises Busy while requests are served, ``why`` NotFound.
+    ``set_quota``, ``set_policy`` and ``pin`` answer with how things are afterwards. They raise BadRequest or
+    NotFound for what cannot be, ``set_policy`` raises Busy while requests are served, ``why`` NotFound.
     ``load``, ``unload`` and ``move`` raise BadRequest, NotFound, Busy or ShuttingDown; their iterator raises
     at the end where the model cannot be loaded or moved.
     ``stop`` asks for the same orderly end as SIGTERM and may be called twice.
@@ -242,6 +251,8 @@ class AdminService(Protocol):
     def sleep(self, wanted: SleepModel) -> AsyncIterator[Step]: ...
 
     def wake(self, wanted: WakeModel) -> AsyncIterator[Step]: ...
+
+    def pin(self, wanted: PinModel) -> ModelInfo: ...
 
     def move(self, wanted: MoveModel) -> AsyncIterator[Step]: ...
 

@@ -4,12 +4,13 @@ from typing import Annotated
 
 import typer
 
-from muxd.admin.schemas import PolicyState, QuotaChange, QuotaInfo
+from muxd.admin.schemas import PinModel, PolicyState, QuotaChange, QuotaInfo
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, show
 from muxd.cli.failing import fail, sentences
 from muxd.cli.tables import render, size
 
 _Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model. Without one: all.")]
+_Pinned = Annotated[str, typer.Argument(metavar="MODEL", help="The model.")]
 _Size = "A size or a part of the pool: 64M, 10%."
 
 
@@ -32,6 +33,26 @@ def quota(
         if not chosen and model:
             fail(PROGRAM, f"no model {model!r}; there are: {', '.join(row.model for row in rows) or 'none'}")
         show(client, chosen, json, quota_table(chosen))
+
+
+def pin(model: _Pinned, socket: Socket = "", json: Json = False) -> None:
+    """Have a model never sleep by the rules: `resident = "always"` until muxd ends or loads it anew."""
+    _pin(model, True, socket, json, "never sleeps by itself")
+
+
+def unpin(model: _Pinned, socket: Socket = "", json: Json = False) -> None:
+    """Let a model sleep again where its place is needed."""
+    _pin(model, False, socket, json, "may sleep where its place is needed")
+
+
+def _pin(model: str, pinned: bool, socket: str, json: bool, now: str) -> None:
+    with sentences(PROGRAM):
+        client = client_at(socket)
+        row = client.pin(PinModel(model, pinned))
+        later = (
+            f", once `{PROGRAM} wake` or a request has woken it" if row.state == "asleep" and pinned else ""
+        )
+        show(client, row, json, f"{model} {now}{later}.")
 
 
 def policy(

@@ -21,16 +21,18 @@ def render(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def models(rows: Sequence[ModelInfo]) -> str:
     """With a column SLO, the rolling goodput, where a model has a target; DEVICE where there are several;
-    KV TYPE where one has K and V of another type than its own."""
+    KV TYPE where one has K and V of another type than its own; PINNED where one is."""
     measured = any(row.config.ttft_slo or row.config.tpot_slo for row in rows)
     several = any(row.device for row in rows)
     typed = any(row.config.kv_dtype != "auto" for row in rows)
+    pinned = any(row.pinned for row in rows)
     headers = (
-        *_MODEL_HEADERS[:2], *(["DEVICE"] if several else []), *_MODEL_HEADERS[2:5],
+        *_MODEL_HEADERS[:2], *(["PINNED"] if pinned else []), *(["DEVICE"] if several else []),
+        *_MODEL_HEADERS[2:5],
         *(["KV TYPE"] if typed else []), *_MODEL_HEADERS[5:], *(["SLO"] if measured else []),
         "SINCE", "DETAIL",
     )  # fmt: skip
-    return render(headers, [_model(row, measured, several, typed) for row in rows])
+    return render(headers, [_model(row, measured, several, typed, pinned) for row in rows])
 
 
 def processes(rows: Sequence[ProcessInfo]) -> str:
@@ -49,7 +51,8 @@ def status(now: Status) -> str:
         "policy": f"{now.policy}, {_count(now.cores, 'core')}",
         "pool": _pool(now.pool),
         **{f"  {name}": _pool(pool) for name, pool in now.devices.items()},
-        "models": ", ".join(f"{count} {state}" for state, count in sorted(now.models.items())) or "none",
+        "models": (", ".join(f"{count} {state}" for state, count in sorted(now.models.items())) or "none")
+        + (f"; {now.pinned} pinned" if now.pinned else ""),
         "requests": f"{requests.running} running, {requests.waiting} waiting; {requests.served} served, "
         f"{requests.refused} refused, {requests.cancelled} cancelled, {requests.failed} failed",
     }
@@ -87,10 +90,11 @@ def duration(seconds: float) -> str:
     return f"{int(seconds)}s"
 
 
-def _model(row: ModelInfo, measured: bool, several: bool, typed: bool) -> list[str]:
+def _model(row: ModelInfo, measured: bool, several: bool, typed: bool, pinned: bool) -> list[str]:
     return [
         row.name,
         row.state,
+        *(["yes" if row.pinned else "-"] if pinned else []),
         *([row.device or "-"] if several else []),
         f"{row.share}%" if row.state not in _AWAY else "-",
         size(row.weights_bytes),

@@ -26,6 +26,8 @@ Happening = Literal[
     "unloaded",
     "asleep",
     "woken",
+    "pinned",
+    "unpinned",
     "moving",
     "moved",
     "move failed",

@@ -106,6 +106,7 @@ class Entry:
         self.created = int(time.time())
         self.device = config.device  # where it is or was last; "" before it has been placed
         self.quota = config.quota  # as an operator has left it
+        self.pinned = config.resident == "always"  # so, too: the rules never have it sleep
         self.life = Life()
         # What was read stays after an unload: a request that was being checked meanwhile must hear that the
         # model is gone, not that its tokens are wrong.
@@ -156,6 +157,7 @@ class Entry:
         """The same model for another device, nothing of it there yet."""
         twin = Entry(self.config)
         twin.created, twin.quota, twin.opened, twin.device = self.created, self.quota, self.opened, device
+        twin.pinned = self.pinned
         twin.shelved, self.shelved = self.shelved, None
         twin.woken, twin.slept = self.woken, self.slept
         twin.changing = self.changing if self.changing == "asleep" else ""

@@ -217,6 +217,8 @@ class Reloader:
     def _adopt(self, model: ModelConfig) -> Entry:
         self.observer.aim(model.name, Slo.of(model))
         entry = self.roster.entries[model.name]
+        if entry.config.resident != model.resident:
+            self.roster.pin(model.name, model.resident == "always")
         entry.config = model
         if entry.lane is not None:
             entry.lane.adopt(model)

@@ -211,6 +211,15 @@ class Roster:
             raise Busy(f"{name} is {entry.state}; `muxctl load {name}` brings in a model that is unloaded")
         return self.waker.wake(name, entry.device)
 
+    def pin(self, name: str, pinned: bool) -> None:
+        """Whether the rules may have it sleep, from now on. One that sleeps is not woken by that. Raises
+        NotFound."""
+        entry = self._known(name)
+        if entry.pinned != pinned:
+            entry.pinned = pinned
+            self._mark("pinned" if pinned else "unpinned", name)
+            self.waker.asked.set()
+
     def unload(self, name: str, *, now: bool, around: Around = _NOTHING) -> Operation:
         """Serve a model no more: new requests are refused at once, those that are here are answered or,
         with ``now``, fail. ``now`` may be said again while it waits for answers.
@@ -317,6 +326,7 @@ class Roster:
         self._mark("loading", entry.name, device if len(self.sites) > 1 else "")
         entry.changing = "loading"
         entry.quota = entry.config.quota
+        entry.pinned = entry.config.resident == "always"
         try:
             await self._reconciler.forget(entry.name)  # a model that rests still has its lane
             try:

@@ -59,7 +59,7 @@ class Waker:
     def residents(self) -> set[str]:
         """Who is there from the start: those first that never sleep and that most is expected of."""
         served = [entry for entry in self.entries.values() if entry.lane is not None]
-        order = sorted(served, key=lambda one: (one.config.resident != "always", -one.config.rate))
+        order = sorted(served, key=lambda one: (not one.pinned, -one.config.rate))
         return set(residents(map(self._model, order), self._rules()))
 
     def footprint(self, entry: Entry) -> int:
@@ -141,8 +141,9 @@ class Waker:
         return not there or entry.state in ("ready", "failed")
 
     def _model(self, entry: Entry) -> Model:
-        keep = entry.config.resident == "always"
-        return Model(entry.name, self.footprint(entry), entry.weight_bytes, (entry.device,), keep)
+        return Model(
+            entry.name, self.footprint(entry), entry.weight_bytes, (entry.device,), entry.pinned
+        )  # fmt: skip
 
     def _begin(self, shift: Shift, rules: Rules) -> None:
         for name in shift.sleep:

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from support.lanes import lane_spec
 
 from muxd.admin.client import AdminClient
-from muxd.admin.schemas import LoadModel, PolicyState, QuotaChange, UnloadModel
+from muxd.admin.schemas import LoadModel, PinModel, PolicyState, QuotaChange, UnloadModel
 from muxd.admin.server import AdminServer
 from muxd.admin_service import AdminService
 from muxd.clock import VirtualClock
@@ -129,6 +129,20 @@ def test_quota_shows_what_is_held_and_what_is_borrowed(bench: Bench) -> None:
         assert 16 * BLOCK < a.quota_bytes < POOL  # the guarantee, and two thirds of the rest by weight
         assert a.borrowed_bytes == max(0, held - a.quota_bytes)
         assert (b.used_bytes, b.borrowed_bytes, b.cached_bytes, b.weight) == (0, 0, 0, 1.0)
+
+    with_door(bench, test)
+
+
+def test_a_pin_is_shown_and_told(bench: Bench) -> None:
+    async def test() -> None:
+        row = await bench.ask(lambda client: client.pin(PinModel("b_2", True)))
+        assert (row.name, row.pinned) == ("b_2", True)
+        rows, status = await bench.ask(lambda client: (client.models(), client.status()))
+        assert ([one.pinned for one in rows], status.pinned) == ([False, True], 1)
+        row = await bench.ask(lambda client: client.pin(PinModel("b_2", False)))
+        assert not row.pinned
+        with pytest.raises(MuxdError, match=r"no model 'c'; there are: a\.1, b_2"):
+            await bench.ask(lambda client: client.pin(PinModel("c", True)))
 
     with_door(bench, test)
 

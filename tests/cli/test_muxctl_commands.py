@@ -145,6 +145,13 @@ def test_stop_gives_up_with_a_sentence(path: Path) -> None:
         ("sleep good", 0, "good is asleep; a request or `muxctl wake good` wakes it.\n", ""),
         ("wake good", 0, "good is ready.\n", ""),
         ("wake full", 1, "", "muxctl: there is no room for full\n"),
+        (
+            "pin good",
+            0,
+            "good never sleeps by itself, once `muxctl wake` or a request has woken it.\n",
+            "",
+        ),
+        ("unpin good", 0, "good may sleep where its place is needed.\n", ""),
         ("status --audit", 1, "3 blocks lost: [7, 8, 9]\n", ""),
     ],
 )

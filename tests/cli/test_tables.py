@@ -1,6 +1,8 @@
 """Tables and units for people."""
 
 import pytest
+from msgspec.structs import replace
+from support.scripted_daemon import MODELS
 
 from muxd.admin.schemas import ModelInfo
 from muxd.cli.tables import duration, models, render, size
@@ -47,3 +49,11 @@ def test_a_type_of_k_and_v_is_a_column_where_one_has_its_own() -> None:
     lines = models([own, kept]).splitlines()
     at = lines[0].index("KV TYPE")
     assert [line[at : at + 7].strip() for line in lines] == ["KV TYPE", "auto", "fp8"]
+
+
+def test_who_is_pinned_is_a_column_where_anybody_is() -> None:
+    assert "PINNED" not in models(MODELS)
+    first, second, third = (
+        line.split() for line in models([replace(MODELS[0], pinned=True), MODELS[1]]).splitlines()
+    )
+    assert [line[2] for line in (first, second, third)] == ["PINNED", "yes", "-"]

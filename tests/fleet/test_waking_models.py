@@ -13,8 +13,9 @@ from muxd.config import Config, DeviceConfig, ModelConfig, ResidencyConfig, Serv
 from muxd.daemon import Daemon
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
-from muxd.errors import Busy, ModelNotReady, ModelUnloaded
+from muxd.errors import Busy, ModelNotReady, ModelUnloaded, NotFound
 from muxd.fleet import waker
+from muxd.fleet.catalog import Entry
 from muxd.messages import Sampling
 
 POOL = 8 << 20
@@ -136,13 +137,35 @@ def test_a_model_that_cannot_wake_tells_those_who_wait_and_is_tried_again(
 
 def test_who_is_always_resident_never_sleeps(tmp_path: Path) -> None:
     daemon = made(tmp_path)
-    last = daemon.entries["d"]
-    last.config = structs.replace(last.config, resident="always")
+    daemon.entries["d"] = Entry(structs.replace(daemon.entries["d"].config, resident="always"))
 
     async def scene() -> None:
         assert states(daemon)["d"] == "ready"
         for name in ("a", "b", "c") * 2:
             await read(submit(daemon, name))
             assert states(daemon)["d"] == "ready"
+
+    played(daemon, scene)
+
+
+def test_a_pinned_model_stays_whoever_asks_until_it_is_unpinned(tmp_path: Path) -> None:
+    daemon = made(tmp_path)
+
+    async def scene() -> None:
+        pinned = next(name for name, state in states(daemon).items() if state == "ready")
+        others = [name for name in NAMES if name != pinned]
+        daemon.roster.pin(pinned, True)
+        daemon.roster.pin(pinned, True)
+        for _ in range(2):
+            await asyncio.gather(*(read(submit(daemon, name)) for name in others))
+            assert daemon.entries[pinned].state == "ready"
+            audit(daemon)
+        assert [one.kind for one in daemon.events.since(model=pinned) if "pin" in one.kind] == ["pinned"]
+        assert [one.kind for one in daemon.events.since(model=pinned) if one.kind == "asleep"] == []
+        daemon.roster.pin(pinned, False)
+        await asyncio.gather(*(read(submit(daemon, name)) for name in others for _ in range(2)))
+        assert "asleep" in [one.kind for one in daemon.events.since(model=pinned)]
+        with pytest.raises(NotFound, match="no model 'x'"):
+            daemon.roster.pin("x", True)
 
     played(daemon, scene)

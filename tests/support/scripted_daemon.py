@@ -19,6 +19,7 @@ from muxd.admin.schemas import (
     LoadModel,
     ModelInfo,
     MoveModel,
+    PinModel,
     PolicyState,
     PoolStatus,
     ProcessInfo,
@@ -210,6 +211,9 @@ class ScriptedService:
         if not wanted.now:
             yield Step(wanted.model, "draining", 0, 2)
         yield Step(wanted.model, "unloaded")
+
+    def pin(self, wanted: PinModel) -> ModelInfo:
+        return replace(MODELS[0], pinned=wanted.pinned, state="asleep")
 
     async def move(self, wanted: MoveModel) -> AsyncIterator[Step]:
         yield Step(wanted.model, "draining", 0, 2)
