@@ -78,7 +78,7 @@ def daemon(folder: Path, dtype: str) -> Iterator[tuple[str, AdminClient]]:
         command = [sys.executable, "-m", "muxd.cli.muxd", "serve", "--config", str(config), "--port", "0"]
         process = subprocess.Popen(
             [*command, "--socket", f"{scratch}/admin", "--log-level", "warning"],
-            env={**os.environ, "NOTIFY_SOCKET": f"{scratch}/notify"},
+            env={**os.environ, "NOTIFY_SOCKET": f"{scratch}/notify", "STATE_DIRECTORY": scratch},
             stdout=subprocess.DEVNULL,
         )
         try:

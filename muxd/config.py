@@ -210,6 +210,12 @@ def home(env: Mapping[str, str] = os.environ) -> Path:
     return Path(env.get("MUXD_HOME") or Path.home() / ".cache" / "muxd")
 
 
+def state(env: Mapping[str, str] = os.environ) -> Path:
+    """Where is kept what was learnt: systemd's ``$STATE_DIRECTORY``, else ``home``."""
+    given = env.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(given) if given else home(env)
+
+
 def splits(config: "Config", rungs: Sequence[int], *, gpu: bool) -> bool:
     """Whether each model has a process for each phase on a device with these shares.
 

@@ -49,6 +49,7 @@ from muxd.fleet.descriptors import for_clients, raise_limit
 from muxd.fleet.drop_ins import DropIns
 from muxd.fleet.events import Events
 from muxd.fleet.gauges import Gauges
+from muxd.fleet.learnt import Keeper, file_of
 from muxd.fleet.planning import Planning
 from muxd.fleet.pool_sizes import counts_workers, pool_sizes, workers_budget
 from muxd.fleet.popularity import Popularity
@@ -148,7 +149,8 @@ class Daemon:
             try:
                 self._make_sites(arenas)
                 self._make_roster(on_progress)
-                await self._serve(on_ready)
+                keeper = self._make_keeper()
+                await self._serve(on_ready, keeper)
             finally:
                 self.link.close()
         finally:
@@ -157,7 +159,7 @@ class Daemon:
             for arena in arenas.values():
                 arena.close()
 
-    async def _serve(self, on_ready: Callable[[AdminService], None]) -> None:
+    async def _serve(self, on_ready: Callable[[AdminService], None], keeper: Keeper | None) -> None:
         """Doors open, supervisors running, until ``stop``; then everything down, in the reverse order."""
         report = self._make_report()
         reloader = self._make_reloader(report)
@@ -169,6 +171,10 @@ class Daemon:
             runner = self._make_http()
             stack.push_async_callback(runner.cleanup)
             await self._open_http(runner)
+            if keeper is not None:
+                await keeper.take_up()
+                saves = asyncio.create_task(keeper.run())
+                stack.callback(saves.cancel)
             self.roster.start()
             waking = asyncio.create_task(self.roster.waker.run())
             stack.callback(waking.cancel)
@@ -185,6 +191,8 @@ class Daemon:
             await self.stopping.wait()
             notify.stopping(env=self._told)
             await self._drain(reloader.config.server.shutdown_grace)
+            if keeper is not None:
+                await keeper.save()
 
     async def _drain(self, grace: float) -> None:
         """Until no unit has a request; one that is empty may get some from another whose model moves."""
@@ -310,6 +318,15 @@ class Daemon:
         self.replanner = Replanner(
             self.config.placement, self.planning, self.roster, self.popularity, self.events, self.clock
         )
+
+    def _make_keeper(self) -> Keeper | None:
+        """None: there is no file to know this configuration by."""
+        if self.source is None:
+            return None
+        return Keeper(
+            path=file_of(self.source.file), entries=self.entries, sites=self.sites,
+            popularity=self.popularity, clock=self.clock,
+        )  # fmt: skip
 
     def _make_report(self) -> DaemonService:
         return DaemonService(roster=self.roster, config=self.config, entries=self.entries, sites=self.sites,

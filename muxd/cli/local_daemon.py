@@ -31,6 +31,7 @@ def local_daemon(config: Path, **scheduler: str) -> Iterator[AdminClient]:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         listener.bind(f"{scratch}/notify")
         settings = {f"MUXD_SCHEDULER_{name.upper()}": value for name, value in scheduler.items()}
+        settings["STATE_DIRECTORY"] = scratch  # it knows nothing yet, and leaves nothing
         process = subprocess.Popen(
             [sys.executable, "-m", "muxd.cli.muxd", "serve", "--config", str(config), "--port", "0",
              "--socket", f"{scratch}/admin", "--log-level", "warning"],

@@ -22,6 +22,7 @@ from muxd.engine.actions import (
 )
 from muxd.engine.flight import Flight
 from muxd.engine.lane import Lane
+from muxd.engine.learnt import Seen, mean
 from muxd.engine.sequence import Sequence
 from muxd.engine.slo import Slo
 from muxd.errors import CannotMeetSlo, MuxdError
@@ -133,6 +134,18 @@ class Forecast:
         sequence.estimate = None
         if sequence.started is not None:
             self._paces[sequence.model].stay.add(now - sequence.started)
+
+    def learnt(self, model: str) -> Seen:
+        pace = self._paces[model]
+        means = (pace.stay, pace.fresh, pace.truth.real, pace.truth.miss)
+        return Seen(*(mean(one.total, one.weight) for one in means))
+
+    def take_up(self, model: str, seen: Seen) -> None:
+        """What was learnt before."""
+        stay, fresh, real, miss = (
+            _Mean(one.total, one.weight) for one in (seen.stay, seen.fresh, seen.real, seen.miss)
+        )
+        self._paces[model] = _Pace(stay, fresh, _Truth(real, miss))
 
     # ---- telling ----------------------------------------------------------------------------------
 

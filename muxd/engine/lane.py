@@ -9,6 +9,7 @@ from msgspec import Struct, structs
 from muxd.config import ModelConfig
 from muxd.engine.flight import Flight
 from muxd.engine.handover import Handover
+from muxd.engine.learnt import LaneCosts, amount
 from muxd.engine.sequence import Phase, Sequence
 from muxd.errors import MuxdError
 from muxd.messages import Decode, Phases, Prefill
@@ -184,6 +185,14 @@ class Lane:
     def learn_answer(self, tokens: int) -> None:
         """A sequence has ended with so many."""
         self.answer_tokens = _mean(self.answer_tokens, tokens)
+
+    def learnt(self) -> LaneCosts:
+        return LaneCosts(*map(amount, (self.token_seconds, self.step_seconds, self.pace, self.answer_tokens)))
+
+    def take_up(self, costs: LaneCosts) -> None:
+        """What was learnt before."""
+        self.token_seconds, self.step_seconds = costs.token_seconds, costs.step_seconds
+        self.pace, self.answer_tokens = costs.pace, costs.answer_tokens
 
     def expected_seconds(self, flight: Flight) -> float:
         """By what was learnt; 0 before anything was."""

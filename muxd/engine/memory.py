@@ -4,6 +4,8 @@ Keeps what the configuration and ``muxctl quota`` say of each model, and brings 
 line with it. Used by ``Scheduler`` alone.
 """
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from muxd.engine.board import Board
@@ -100,6 +102,16 @@ class Memory:
             self._try(model, before)
             raise
         self._refit()
+
+    def learnt(self) -> Mapping[str, int]:
+        """The quotas, where they move."""
+        return self._rows.quotas.quotas() if self._rows.quotas is not None else {}
+
+    def take_up(self, quotas: Mapping[str, int]) -> None:
+        """See ``Quotas.take_up``; where quotas do not move nothing changes."""
+        if self._rows.quotas is not None:
+            self._rows.quotas.take_up(quotas)
+            self._refit()
 
     def _join(self, spec: LaneSpec, terms: Terms) -> None:
         """Quotas that move take the model in and keep what they have learnt of the others."""

@@ -95,6 +95,14 @@ class Quotas:
         entry.min_blocks, entry.max_blocks, entry.weight = min_blocks, max_blocks, Fraction(weight)
         self._divide_anew(learnt)
 
+    def take_up(self, quotas: Mapping[str, int]) -> None:
+        """Quotas that were learnt before, of some models, as far as they fit beside each other now. All of
+        ``quotas()`` under the same settings are those again."""
+        entries = list(self._entries.values())
+        plain = divide(self.total_blocks, entries, lambda e: e.max_blocks)
+        known = [(e, part) for e, part in zip(entries, plain, strict=True) if e.model in quotas]
+        self._divide_anew({e: quotas[e.model] - part for e, part in known})
+
     # ---- questions ----------------------------------------------------------------------------------
 
     def quota(self, model: str) -> int:

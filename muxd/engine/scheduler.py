@@ -5,7 +5,7 @@ object. This file keeps every sequence's life; who gets rows is ``rows.py``, who
 (``policies/``). The story is in ``design.md``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import inf
 
 from muxd.engine.actions import (
@@ -33,6 +33,7 @@ from muxd.engine.board import Board
 from muxd.engine.flight import Flight
 from muxd.engine.forecast import Forecast
 from muxd.engine.lane import Lane, LaneSpec
+from muxd.engine.learnt import Learnt, Seen
 from muxd.engine.memory import Memory, Terms
 from muxd.engine.patience import Patience
 from muxd.engine.policies import POLICIES, Policy
@@ -174,6 +175,25 @@ class Scheduler:
     def quota(self, model: str) -> int:
         """Head blocks the model may hold now without borrowing."""
         return self._rows.quota(model)
+
+    def learnt(self) -> dict[str, Learnt]:
+        """Of every model, for a scheduler of the same models over the same pool."""
+        quotas, forecast = self._memory.learnt(), self.forecast
+        return {
+            model: Learnt(
+                quotas.get(model), lane.learnt(), forecast.learnt(model) if forecast is not None else Seen()
+            )
+            for model, lane in self.lanes.items()
+        }
+
+    def take_up(self, learnt: Mapping[str, Learnt]) -> None:
+        """What another has learnt, of models that are here; quotas as far as they fit."""
+        here = {model: one for model, one in learnt.items() if model in self.lanes}
+        self._memory.take_up({model: one.quota for model, one in here.items() if one.quota is not None})
+        for model, one in here.items():
+            self.lanes[model].take_up(one.costs)
+            if self.forecast is not None:
+                self.forecast.take_up(model, one.seen)
 
     def set_share(self, model: str, share: int) -> None:
         """From its next batch on; percent of the device under contention, 0: an equal part."""

@@ -38,6 +38,7 @@ from muxd.engine.actions import (
 from muxd.engine.flight import Flight
 from muxd.engine.journal import Journal, Tell
 from muxd.engine.lane import Lane, LaneSpec
+from muxd.engine.learnt import Learnt
 from muxd.engine.memory import Terms
 from muxd.engine.observer import Observer
 from muxd.engine.request import Request
@@ -224,6 +225,14 @@ class Unit:
         """Percent of the device under contention, 0: an equal part; from the model's next batch on."""
         self._scheduler.set_share(model, share)
         self._handle(Tick())
+
+    def learnt(self) -> dict[str, Learnt]:
+        """See ``Scheduler.learnt``."""
+        return self._scheduler.learnt()
+
+    def take_up(self, learnt: Mapping[str, Learnt]) -> None:
+        """See ``Scheduler.take_up``."""
+        self._scheduler.take_up(learnt)
 
     # ---- models that come and go -------------------------------------------------------------------
 

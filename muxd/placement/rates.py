@@ -11,6 +11,15 @@ from math import exp, sqrt
 
 from msgspec import Struct
 
+from muxd.engine.learnt import Amount, amount
+
+
+class Watched(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is known of one model's rate: the fading sum, and for how many seconds its mean has been going."""
+
+    sum: Amount = 0.0
+    seconds: Amount = 0.0
+
 
 class _Model(Struct):
     sum: float  # fading
@@ -42,6 +51,16 @@ class Rates:
 
     def leave(self, model: str) -> None:
         del self._models[model]
+
+    def learnt(self, model: str, now: float) -> Watched:
+        """Arrivals since the last look are not in it."""
+        one = self._models[model]
+        # To the millisecond: differences of a clock's readings are no more exact.
+        return Watched(amount(one.sum), round(amount(now - one.since), 3))
+
+    def take_up(self, model: str, watched: Watched, now: float) -> None:
+        """Go on from there; the time between is not taken for silence."""
+        self._models[model] = _Model(watched.sum, now - watched.seconds, now)
 
     def arrived(self, model: str) -> None:
         self._models[model].count += 1

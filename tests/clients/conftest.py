@@ -42,7 +42,10 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [_muxd(), "serve", "--config", str(config), "--port", "0", "--socket", str(folder / "s")]
     with (folder / "log").open("w") as log:
         daemon = subprocess.Popen(
-            command, env=os.environ | {"NOTIFY_SOCKET": str(folder / "n")}, stdout=log, stderr=log
+            command,
+            env=os.environ | {"NOTIFY_SOCKET": str(folder / "n"), "STATE_DIRECTORY": str(folder)},
+            stdout=log,
+            stderr=log,
         )
     try:
         yield _address(notify, daemon, folder / "log")

@@ -62,7 +62,8 @@ class LiveDaemon:
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(f"{self._sockets.name}/notify")
         command = [sys.executable, "-m", "muxd.cli.muxd", "serve", "--config", str(file), "--port", "0"]
-        own = {**os.environ, **env, "NOTIFY_SOCKET": f"{self._sockets.name}/notify"}
+        own = {**os.environ, "STATE_DIRECTORY": str(folder), **env}
+        own["NOTIFY_SOCKET"] = f"{self._sockets.name}/notify"
         if "[[device]]" in config:
             own.pop("MUXD_DEVICE", None)  # which says where all others run
         with self._log.open("w") as log:

@@ -1,0 +1,64 @@
+"""What a daemon has learnt of its models is there after a restart: a quota that moved, costs, rates."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2 as httpx
+from support.live import LiveDaemon, live
+from support.shared import until
+from support.tiny import tiny_served
+
+from muxd.fleet.learnt import Record, decode
+
+
+def kept(folder: Path) -> dict[str, Record]:
+    (file,) = folder.glob("muxd-*.learnt.json")
+    return decode(file.read_bytes())
+
+
+def quotas(daemon: LiveDaemon) -> dict[str, int]:
+    return {row.model: row.quota_bytes // 8192 for row in daemon.admin.quota()}
+
+
+def test_a_quota_that_moved_is_kept_and_a_damaged_file_is_left_aside(tmp_path: Path) -> None:
+    folders = {name: tiny_served(tmp_path / name, seed) for seed, name in enumerate("ab")}
+    models = "".join(
+        f'[[model]]\nname = "{name}"\npath = "{folder}"\nprefix_cache = false\n'
+        for name, folder in folders.items()
+    )
+    text = f'[pool]\nbytes = "512K"\n[scheduler]\nadapt_period = 0.2\n{models}'
+    with live(text, tmp_path) as daemon:
+        first = quotas(daemon)
+        over: list[bool] = []
+
+        def ask(number: int) -> None:
+            body = {"model": "a", "prompt": [5 + number] * 200, "max_tokens": 250, "ignore_eos": True}
+            while not over:
+                httpx.post(f"{daemon.url}/v1/completions", json=body, timeout=120).raise_for_status()
+
+        with ThreadPoolExecutor(12) as clients:
+            asked = [clients.submit(ask, number) for number in range(12)]
+            try:
+                until(lambda: quotas(daemon)["a"] > first["a"])
+            finally:
+                over.append(True)
+        for one in asked:
+            one.result()
+    said = kept(tmp_path)
+    assert said["a"].learnt.quota is not None
+    assert said["a"].learnt.quota > first["a"]
+    assert said["a"].learnt.costs.step_seconds > 0
+    assert said["a"].usual.arrivals > 1
+    assert json.dumps([5] * 3)[1:-1] not in next(tmp_path.glob("*.learnt.json")).read_text()
+    with live(text, tmp_path) as daemon:
+        assert quotas(daemon) == {name: one.learnt.quota for name, one in said.items()}
+    again = kept(tmp_path)
+    assert {name: one.learnt for name, one in again.items()} == {
+        name: one.learnt for name, one in said.items()
+    }
+    (file,) = tmp_path.glob("*.learnt.json")
+    file.write_bytes(file.read_bytes()[:-9])
+    with live(text, tmp_path) as daemon:
+        assert quotas(daemon) == first
+        assert sum(f"{file} is not used" in line for line in daemon.log.splitlines()) == 1
