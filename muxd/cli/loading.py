@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 from muxd.admin.schemas import LoadModel, MoveModel, SleepModel, UnloadModel, WakeModel
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, show
 from muxd.cli.failing import fail, sentences
-from muxd.config import ModelConfig
+from muxd.config import ModelConfig, home
 from muxd.errors import MuxdError
 from muxd.fleet.steps import Step
 from muxd.messages import DtypeName, KvDtype
@@ -38,7 +38,10 @@ _WORDS = {
 def load(
     model: Annotated[str, typer.Argument(metavar="[MODEL]", help="A model that is unloaded or failed.")] = "",
     name: Annotated[str, typer.Option(metavar="NAME", help="Name of a model that is not in muxd.toml.")] = "",
-    path: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Its folder; with --name.")] = None,
+    path: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Its folder; with --name. Default: MUXD_HOME/models/NAME."),
+    ] = None,
     dtype: Annotated[
         str,
         typer.Option(metavar="TYPE", help="auto (as the folder), bfloat16, float16 or float32; with --name."),
@@ -139,6 +142,8 @@ def follow(steps: Iterator[Step]) -> Step:
 
 def _wanted(model: str, name: str, path: Path | None, dtype: str, kv_dtype: str, device: str) -> LoadModel:
     """Raises typer.Exit where the arguments do not go together."""
+    if name and path is None and (pulled := home() / "models" / name).is_dir():
+        path = pulled
     if (model and (name or path)) or (not model and not (name and path)):
         fail(PROGRAM, "say which model: muxctl load MODEL, or muxctl load --name NAME --path FOLDER", code=2)
     if model:

@@ -164,6 +164,15 @@ def test_load_unload_and_audit_in_words_and_exit_codes(
     assert done.stderr.startswith(err) if err else not done.stderr
 
 
+def test_a_name_alone_is_a_pulled_or_imported_folder(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    with scripted(path):
+        done = muxctl("load", "--name", "mine", MUXD_SOCKET=str(path), MUXD_HOME=str(tmp_path))
+        other = muxctl("load", "--name", "other", MUXD_SOCKET=str(path), MUXD_HOME=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "mine is ready.\n")
+    assert (other.returncode, other.stdout) == (2, "")
+
+
 def test_load_in_json_is_its_last_step(path: Path) -> None:
     with scripted(path):
         done = muxctl("load", "good", "--json", MUXD_SOCKET=str(path))
