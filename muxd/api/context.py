@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from msgspec import structs
 
 from muxd.api.arriving import Arriving
 from muxd.api.described import Described
@@ -15,6 +16,8 @@ from muxd.api.ollama.schemas import OLLAMA_TAG
 from muxd.api.serving import ServedModel, Serving, Texts
 from muxd.api.trace import Trace
 from muxd.clock import Clock
+from muxd.engine.request import Request
+from muxd.engine.stream import TokenStream
 from muxd.errors import ModelFolderError, ModelNotReady, ModelUnloaded, NotFound, ShuttingDown
 from muxd.text.tokenizer import Tokenizer
 
@@ -55,6 +58,16 @@ def context(request: web.Request) -> Context:
 def trace(request: web.Request) -> Trace:
     """The request's record, made by the door's middleware."""
     return request[TRACE]
+
+
+def submit(request: web.Request, one: Request) -> TokenStream:
+    """To the engine, in the name of the HTTP request and of the key that it came with. Raises MuxdError where
+    the engine refuses it."""
+    record = trace(request)
+    named = structs.replace(one, http_id=record.id)
+    if record.key is not None:
+        named = structs.replace(named, key=record.key.name, weight=record.key.weight)
+    return context(request).serving.submit(named)
 
 
 def find_model(request: web.Request, name: str) -> ServedModel:

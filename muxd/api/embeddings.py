@@ -16,7 +16,7 @@ import numpy as np
 from aiohttp import web
 from numpy.typing import NDArray
 
-from muxd.api.context import context, trace
+from muxd.api.context import submit, trace
 from muxd.api.reading import texts_of
 from muxd.api.schemas import EmbeddingAsked, RerankAsked, ScoreAsked
 from muxd.api.serving import ServedModel
@@ -99,10 +99,7 @@ async def _embed(request: web.Request, model: ServedModel, prompts: list[list[in
 
     async def work() -> None:
         async for index, ids in _shared(jobs):
-            one = Request(
-                f"{name}-{index}", model.name, ids, 0, _GREEDY, frozenset(), pooling=model.pooling,
-                http_id=record.id,
-            )  # fmt: skip
+            one = Request(f"{name}-{index}", model.name, ids, 0, _GREEDY, frozenset(), pooling=model.pooling)
             found[index] = await _vector(request, one)
 
     try:
@@ -123,7 +120,7 @@ async def _shared(jobs: Iterator[tuple[int, list[int]]]) -> AsyncIterator[tuple[
 
 
 async def _vector(request: web.Request, one: Request) -> Vector:
-    stream = context(request).serving.submit(one)
+    stream = submit(request, one)
     try:
         async for delta in stream:
             if delta.finish:

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from muxd.api import errors
 from muxd.api.choice import Choice, Piece
-from muxd.api.context import context, tokenizer_of, trace
+from muxd.api.context import context, submit, tokenizer_of, trace
 from muxd.api.face import Face, Tally, Whole
 from muxd.api.logprobs import Scored
 from muxd.api.running import Handle
@@ -99,15 +99,14 @@ async def run(request: web.Request, job: Job, face: Face) -> web.StreamResponse:
 async def _submit(request: web.Request, job: Job, tokenizer: Tokenizer, choices: list[Choice]) -> None:
     """Fill ``choices``, each under the id that the client was told. Whoever gets an error from here closes
     those there are."""
-    serving, http_id = context(request).serving, trace(request).id
-    async for checked in in_turns(job.requests):
+    async for one in in_turns(job.requests):
         if trace(request).revoked:
             raise _cancelled()
-        one = msgspec.structs.replace(checked, http_id=http_id)
         start = tokenizer.pieces.start_after(one.prompt)
         detokenizer = Detokenizer(tokenizer, start=start, shown=job.manner.markers)
         speech = Speech(job.manner) if job.manner.markers or job.manner.dialect else None
-        choices.append(Choice(len(choices), one, serving.submit(one), detokenizer, job.stops, speech))
+        stream = submit(request, one)
+        choices.append(Choice(len(choices), one, stream, detokenizer, job.stops, speech))
 
 
 async def _close(choices: Iterable[Choice]) -> None:

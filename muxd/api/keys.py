@@ -24,6 +24,7 @@ from muxd.errors import ConfigError, TooManyAtOnce
 _log = logging.getLogger("muxd.api")
 _LOOK = 1.0  # seconds between looks whether the file has changed
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_LEAST_WEIGHT = 0.001
 _NAME = re.compile(r"[\w.@-]{1,64}", re.ASCII)
 
 
@@ -35,6 +36,7 @@ class Key(Struct, frozen=True, forbid_unknown_fields=True):
     models: list[str] = msgspec.field(default_factory=lambda: ["*"])  # names, or patterns with * and ?
     actions: bool = False  # it may unload models and cancel everybody's requests
     max_concurrency: int = 0  # requests at once; 0: no limit
+    weight: float = 1.0  # of its requests beside those of other keys, where they wait for one model
 
     def may_use(self, model: str) -> bool:
         return any(fnmatchcase(model, pattern) for pattern in self.models)
@@ -129,6 +131,11 @@ def _read(path: Path) -> dict[str, Key]:
             raise ConfigError(f'{where}: key.hash ({key.name}): must be "sha256:" and 64 hexadecimal digits')
         if key.max_concurrency < 0:
             raise ConfigError(f"{where}: key.max_concurrency ({key.name}): must not be negative")
+        if not _LEAST_WEIGHT <= key.weight <= 1 / _LEAST_WEIGHT:
+            raise ConfigError(
+                f"{where}: key.weight ({key.name}): must be {_LEAST_WEIGHT:g} to {1 / _LEAST_WEIGHT:g}, not "
+                f"{key.weight:g}"
+            )
     names = [key.name for key in found]
     for name in names:
         if names.count(name) > 1:

@@ -10,7 +10,8 @@ from muxd.messages import Phases
 
 
 class Arrived(Struct, frozen=True):
-    """A new sequence. Answered by ``Rejected`` or by nothing, in the same call."""
+    """A new sequence. Answered in the same call by ``Rejected``, of itself or, in a full queue, of one that
+    waits with another key; or by nothing."""
 
     sequence: Sequence
 

@@ -23,7 +23,7 @@ class Batches:
         self.begun = 0  # the last number
 
     def prefill(self, lane: Lane, share: int, now: float, most: int = 0) -> bool:
-        """First come first served up to ``most`` tokens, ``prefill_tokens`` if that is 0; the last prompt may
+        """The first of the queue up to ``most`` tokens, ``prefill_tokens`` if that is 0; the last prompt may
         be cut into chunks.
 
         False, and nothing happens, when not even the first prompt finds its rows.
@@ -32,7 +32,7 @@ class Batches:
         granted: list[Rows] = []
         chunks: list[Chunk] = []
         sequences: list[Sequence] = []
-        for sequence in lane.waiting:
+        for sequence in lane.waiting.in_order():
             if sequences and sequences[0].suspect:
                 break  # alone
             if lane.retiring and not sequence.rows:

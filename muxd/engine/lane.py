@@ -1,6 +1,5 @@
 """One model's side of a unit: its queue, its running sequences, its worker's state."""
 
-from collections import deque
 from collections.abc import Iterator, Mapping
 from math import ceil
 
@@ -10,6 +9,7 @@ from muxd.config import ModelConfig
 from muxd.engine.flight import Flight
 from muxd.engine.handover import Handover
 from muxd.engine.learnt import LaneCosts, amount
+from muxd.engine.queue import Queue
 from muxd.engine.sequence import Phase, Sequence
 from muxd.errors import MuxdError
 from muxd.messages import Decode, Phases, Prefill
@@ -41,7 +41,7 @@ class LaneSpec(Struct, frozen=True):
 
 
 class Lane:
-    """Queue order is arrival order, suspects first; a preempted or re-run sequence keeps its place."""
+    """Who waits is in the queue's order; a preempted or re-run sequence goes before who has not begun."""
 
     def __init__(self, spec: LaneSpec):
         self.spec = spec
@@ -58,7 +58,7 @@ class Lane:
         self.failed: MuxdError | None = None  # set when its worker will not come back
         self.admitted = 0  # sequences that hold rows
         self.promised = 0  # rows of their look-ahead that they do not hold yet
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = Queue()
         self.running: list[Sequence] = []
         self.flights: list[Flight] = []  # one at most; of a split lane, one of each phase
         self.ahead: Flight | None = None  # a decode step that its worker has while another still runs
@@ -122,7 +122,7 @@ class Lane:
     @property
     def prompts(self) -> bool:
         """Somebody waits to be computed; of one that retires only who has begun."""
-        return bool(self.waiting) and (not self.retiring or bool(self.waiting[0].rows))
+        return bool(self.waiting) and (not self.retiring or bool(self.waiting.head.rows))
 
     @property
     def tried(self) -> Sequence | None:
@@ -208,28 +208,19 @@ class Lane:
         if reason != self.blocked:
             self.blocked, self.blocked_since = reason, now
 
-    def enqueue(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
-
     def requeue(self, sequence: Sequence) -> None:
-        """Back into the queue at its place: suspects before all others, then by arrival."""
+        """Back into the queue at its place."""
         sequence.reset()
         if sequence.suspect:
             self.suspects[sequence.id] = sequence
-        place, own = 0, (not sequence.suspect, sequence.arrived)
-        for place, other in enumerate(self.waiting):  # noqa: B007 - place is used after the loop
-            if (not other.suspect, other.arrived) > own:
-                break
-        else:
-            place = len(self.waiting)
-        self.waiting.insert(place, sequence)
+        self.waiting.put_back(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Take it out of queue or batch list, wherever it is."""
         self.suspects.pop(sequence.id, None)
         if sequence.phase is Phase.RUNNING:
             self.running.remove(sequence)
-        elif sequence in self.waiting:
+        elif sequence.phase is Phase.WAITING:
             self.waiting.remove(sequence)
 
     def sequences(self) -> Iterator[Sequence]:

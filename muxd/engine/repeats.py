@@ -163,6 +163,8 @@ class _Run:
         for one in self.sequences:
             assert token not in one.request.eos
             one.tokens += [token] * count
+            if one.counter is not None:
+                one.counter.tokens += count
             due = self._needed(one)
             if due <= count:
                 self.needs.append((one, 1 + (count - due) // self._row))

@@ -20,6 +20,8 @@ class Request(Struct, frozen=True):
     eos: frozenset[int]  # token ids that end the sequence; empty with ignore_eos
     http_id: str = ""  # x-request-id of the HTTP request, by which `muxctl why` finds it too
     pooling: Pooling = ""  # the prompt is to be embedded, and that is all
+    key: str = ""  # name of the key that it came with: those without one are one class
+    weight: float = 1.0  # of that key beside others, where requests wait
 
 
 class Delta(Struct, frozen=True):

@@ -39,7 +39,7 @@ class RowKeeper:
 
     def admissible(self, lane: Lane) -> bool:
         """Whether the head of the queue can be (or already is) given its rows."""
-        head = lane.waiting[0]
+        head = lane.waiting.head
         if head.rows:
             return True
         if self.starving or lane.admitted >= lane.spec.max_running:
@@ -75,6 +75,7 @@ class RowKeeper:
             sequence.cached = sequence.computed
         sequence.charge = self.charge(lane, sequence)
         self._promise(lane, max(0, sequence.charge - known))
+        lane.waiting.admitted(sequence)
         lane.admitted += 1
         if lane.spec.model in self.claims:
             self.claims.discard(lane.spec.model)
@@ -271,7 +272,7 @@ class RowKeeper:
 
     def _claims(self, lane: Lane | None) -> bool:
         """The head of the queue waits for rows within its model's quota, or that is still growing."""
-        if lane is None or not lane.prompts or lane.waiting[0].rows or not lane.ready:
+        if lane is None or not lane.prompts or lane.waiting.head.rows or not lane.ready:
             return False
         model = lane.spec.model
         owed = self._by_right(model) or (
@@ -282,12 +283,12 @@ class RowKeeper:
     def _by_right(self, model: str) -> bool:
         """The head of its queue, and what its running sequences are promised, stay within its quota."""
         lane = self.board.lanes[model]
-        need = (self.charge(lane, lane.waiting[0]) + lane.promised) * lane.spec.blocks_per_row
+        need = (self.charge(lane, lane.waiting.head) + lane.promised) * lane.spec.blocks_per_row
         return self.ledger.held(model) + need <= self.right(model)
 
     def _missing(self, lane: Lane) -> int:
         """Head blocks that the head of the queue lacks."""
-        need = self.charge(lane, lane.waiting[0]) + lane.promised
+        need = self.charge(lane, lane.waiting.head) + lane.promised
         return max(0, need - self.ledger.available(lane.spec.model)) * lane.spec.blocks_per_row
 
     def _most_over(self) -> Lane | None:
@@ -366,11 +367,11 @@ class RowKeeper:
     def _demand(self, lane: Lane, now: float) -> Demand:
         rows = sum(self.charge(lane, sequence) for sequence in lane.waiting if not sequence.rows)
         width = lane.spec.blocks_per_row
-        head = self.charge(lane, lane.waiting[0]) * width if lane.waiting else 0
+        head = self.charge(lane, lane.waiting.head) * width if lane.waiting else 0
         return Demand(
             held=self.ledger.held(lane.spec.model),
             waiting_blocks=rows * width,
-            oldest=now - lane.waiting[0].arrived if lane.blocked == "rows" else 0.0,
+            oldest=now - lane.waiting.head.arrived if lane.blocked == "rows" else 0.0,
             head_blocks=head,
             ready=lane.ready or lane.failed is not None or lane.asleep,
         )

@@ -236,9 +236,11 @@ class Scheduler:
             sequence.phase = Phase.ENDED
             self._board.actions.append(Rejected(sequence, error))
             return
+        if len(lane.waiting) >= lane.spec.config.max_queue:
+            self._make_place(lane, sequence)
         if not lane.waiting:
             lane.prefilled_at = self._board.prefills  # nobody has passed it over yet
-        lane.enqueue(sequence)
+        lane.waiting.add(sequence)
         self._rows.arrived(lane, sequence, now)
         self._board.refresh(lane)
 
@@ -251,13 +253,16 @@ class Scheduler:
                 f"{lane.spec.max_context} tokens of prompt and answer together",
                 param="prompt",
             )
-        if len(lane.waiting) >= lane.spec.config.max_queue:
-            waiting = len(lane.waiting)
-            return QueueFull(
-                f"{lane.spec.model} already has {waiting} requests waiting; try again later",
-                position=waiting + 1,
-            )
+        if len(lane.waiting) >= lane.spec.config.max_queue and lane.waiting.displaced(sequence) is None:
+            return _queue_full(lane)
         return None
+
+    def _make_place(self, lane: Lane, sequence: Sequence) -> None:
+        """In a full queue one key cannot shut out the others."""
+        displaced = lane.waiting.displaced(sequence)
+        assert displaced is not None
+        self._recovery.end(displaced)
+        self._board.actions.append(Rejected(displaced, _queue_full(lane)))
 
     def _why_waiting(self, lane: Lane) -> str:
         """What the head of the lane's queue waits for; "" when its own prefill runs."""
@@ -390,6 +395,13 @@ class Scheduler:
         lane.block("weights", now)
         self._rows.note_gone(lane)
         self._board.refresh(lane)
+
+
+def _queue_full(lane: Lane) -> QueueFull:
+    waiting = len(lane.waiting)
+    return QueueFull(
+        f"{lane.spec.model} already has {waiting} requests waiting; try again later", position=waiting + 1
+    )
 
 
 def _check_policy(name: str) -> None:

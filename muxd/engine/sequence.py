@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence as Ids
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from muxd.engine.request import Finish, Request
 from muxd.pool.prefix import Chain
+
+if TYPE_CHECKING:
+    from muxd.engine.queue import TokenCounter
 
 
 class Phase(Enum):
@@ -35,6 +39,7 @@ class Sequence:
         "charge",
         "closing",
         "computed",
+        "counter",
         "estimate",
         "first",
         "id",
@@ -74,6 +79,7 @@ class Sequence:
         self.first: float | None = None  # when its first token came
         self.latest = arrived  # when its newest did
         self.estimate: float | None = None  # seconds to its first token, as it was let in with
+        self.counter: TokenCounter | None = None  # counts what it is served, since it was first admitted
         self.suspect = False  # was in a worker's last batch: it is tried alone
 
     @property
@@ -116,6 +122,8 @@ class Sequence:
         if token in request.eos and self.generated >= request.sampling.min_tokens:
             return "stop"
         tokens.append(token)
+        if self.counter is not None:
+            self.counter.tokens += 1
         count = len(tokens)
         return "length" if count - self.prompt_tokens >= request.max_tokens or count >= max_context else None
 

@@ -117,7 +117,7 @@ class Unit:
     def ahead(self, request: Request) -> int | None:
         """How many requests for its model go first, 0 also while its prompt is computed; None after that."""
         lane = self.lanes.get(request.model)
-        waiting = lane.waiting if lane is not None else ()
+        waiting = lane.waiting.in_order() if lane is not None else ()
         return next((place for place, one in enumerate(waiting) if one.request.id == request.id), None)
 
     def _refusal(self, request: Request) -> MuxdError | None:
@@ -335,7 +335,8 @@ class Unit:
             case Failed():
                 self._fail(action)
             case Rejected():
-                self._streams.pop(action.sequence.id, None)
+                if stream := self._streams.pop(action.sequence.id, None):
+                    stream.fail(action.error)
             case Overdue():
                 self._overdue(action, now)
             case QuotaMoved():

@@ -116,7 +116,7 @@ def standing(
         settled=steady and residency.settled(model.name),
         leaving=leaving is not None and not there,
         waiting=waiting,
-        oldest=max(lane.waiting[0].arrived, slept) if waiting else inf,
+        oldest=max(lane.waiting.head.arrived, slept) if waiting else inf,
         running=len(lane.running),
         rate=rate,
         used=now if lane.waiting or lane.running else lane.decode_ended,

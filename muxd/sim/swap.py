@@ -54,7 +54,7 @@ class Swap(Temporal):
 
     def can_prefill(self, lane: Lane, now: float) -> bool:
         model = lane.spec.model
-        if model not in self._resident or (model in self._leaving and not lane.waiting[0].rows):
+        if model not in self._resident or (model in self._leaving and not lane.waiting.head.rows):
             return False
         return super().can_prefill(lane, now)
 
@@ -93,8 +93,8 @@ class Swap(Temporal):
         absent = [lane for lane in self.board.waiting.lanes if lane.spec.model not in self._resident]
         if self._loading or not absent:
             return
-        lane = min(absent, key=lambda lane: lane.waiting[0].arrived)
-        model, since = lane.spec.model, lane.waiting[0].arrived
+        lane = min(absent, key=lambda lane: lane.waiting.head.arrived)
+        model, since = lane.spec.model, lane.waiting.head.arrived
         for victim in self._resident:
             if self._room(model, self._leaving):
                 break
@@ -108,7 +108,7 @@ class Swap(Temporal):
     def _older(self, model: str, since: float) -> bool:
         """Its own queue has waited longer."""
         waiting = self.board.lanes[model].waiting
-        return bool(waiting) and waiting[0].arrived < since
+        return bool(waiting) and waiting.head.arrived < since
 
     def _room(self, model: str, without: Collection[str]) -> bool:
         kept = [one for one in self._resident if one not in without]

@@ -46,7 +46,7 @@ _NO_EOS: frozenset[int] = frozenset()
 
 def request_of(index: int, item: Item, prompt: list[int]) -> Request:
     """What the HTTP door would make of it."""
-    return Request(str(index), item.model, prompt, item.output_tokens, _GREEDY, _NO_EOS)
+    return Request(str(index), item.model, prompt, item.output_tokens, _GREEDY, _NO_EOS, key=item.key)
 
 
 class VirtualUnit:

@@ -21,13 +21,15 @@ _ID_SPAN = 200  # ids that any vocabulary has
 _LARGEST_SCALE = 1000.0
 
 
-class Item(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """One request. ``time``: seconds after the start. Holds no containers, so the collector need not look."""
+class Item(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """One request. ``time``: seconds after the start; ``key``: whose it is, by name, for the simulator alone.
+    Holds no containers, so the collector need not look."""
 
     time: float
     model: str
     prompt_tokens: int
     output_tokens: int
+    key: str = ""
 
 
 class Workload(Struct, frozen=True):
@@ -118,7 +120,7 @@ def rescaled(workload: Workload, *, time: float = 1.0, length: float = 1.0) -> W
         return max(1, round(count * length))
 
     items = [
-        Item(item.time * time, item.model, tokens(item.prompt_tokens), tokens(item.output_tokens))
+        Item(item.time * time, item.model, tokens(item.prompt_tokens), tokens(item.output_tokens), item.key)
         for item in workload.items
     ]
     scaled = {"scaled": {"time": time, "length": length}, "duration": workload.duration * time}

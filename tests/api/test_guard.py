@@ -100,6 +100,24 @@ async def test_a_key_has_its_models(serving: Scripted, file: Path) -> None:
             assert answer.status == 404
 
 
+@pytest.fixture
+def weighted(tmp_path: Path) -> Path:
+    path = tmp_path / "weighted.toml"
+    path.write_text(table("alice", ALICE) + "weight = 2.5\n" + table("bob", BOB))
+    return path
+
+
+async def test_the_engine_hears_whose_a_request_is(serving: Scripted, weighted: Path) -> None:
+    async with opened(serving, keys=weighted) as http:
+        for key in (ALICE, BOB):
+            async with http.post("/v1/completions", json=BODY | {"n": 2}, headers=bearer(key)) as answer:
+                assert answer.status == 200
+    async with opened(serving) as http, http.post("/v1/completions", json=BODY) as answer:
+        assert answer.status == 200
+    asked = [(one.key, one.weight) for one in serving.requests]
+    assert asked == [("alice", 2.5)] * 2 + [("bob", 1.0)] * 2 + [("", 1.0)]
+
+
 async def test_so_many_at_once(serving: Scripted, file: Path) -> None:
     serving.play = serving.hold()
     body = {"model": "org/chat-model", "prompt": "x", "stream": True}
@@ -160,6 +178,8 @@ def test_a_changed_file_holds(file: Path, caplog: pytest.LogCaptureFixture) -> N
         (table("a", "x").replace('"a"', '"a b"'), "key.name"),
         (table("a", "x") * 2, "two keys"),
         (table("a", "x") + "max_concurrency = -1\n", "max_concurrency"),
+        (table("a", "x") + "weight = 0\n", "weight"),
+        (table("a", "x") + "weight = nan\n", "weight"),
         (table("a", "x") + "model = ['x']\n", "model"),
         ("not toml", "keys.toml"),
     ],

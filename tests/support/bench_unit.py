@@ -164,6 +164,16 @@ class BenchUnit:
             case Preempted():
                 self.preempted.append(action.sequence.id)
 
+    @staticmethod
+    def _check_queue(queue: list[Sequence]) -> None:
+        """Suspects, others that have begun, and of each key those that have not, all by arrival."""
+        begun = [(not s.suspect, s.arrived) for s in queue if s.counter is not None]
+        assert begun == sorted(begun)
+        assert all(sequence.counter is not None for sequence in queue[: len(begun)])
+        for key in {sequence.request.key for sequence in queue}:
+            arrived = [s.arrived for s in queue if s.counter is None and s.request.key == key]
+            assert arrived == sorted(arrived)
+
     def _end(self, sequence: Sequence, outcome: str) -> None:
         assert sequence.id not in self.outcome, "ended twice"
         self.outcome[sequence.id] = outcome
@@ -180,10 +190,14 @@ class BenchUnit:
         same: int = 0,
         sampling: Sampling = _GREEDY,
         pooling: Pooling = "",
+        key: str = "",
+        weight: float = 1.0,
     ) -> Sequence:
         """The first ``same`` tokens are those of every such prompt, the rest is its own."""
         tokens = [7] * min(same, prompt) + [1000 + len(self.all)] * (prompt - min(same, prompt))
-        request = Request(f"r{len(self.all)}", model, tokens, max_tokens, sampling, eos, pooling)
+        request = Request(
+            f"r{len(self.all)}", model, tokens, max_tokens, sampling, eos, "", pooling, key, weight
+        )
         sequence = Sequence(len(self.all), request, self.now)
         self.all.append(sequence)
         self.handle(Arrived(sequence))
@@ -295,8 +309,7 @@ class BenchUnit:
                 assert not suspects or len(flight.sequences) == 1, "a suspect in company"
                 assert not suspects or len(lane.all_flights) == 1, "another batch beside a suspect"
             assert set(lane.suspects) == {s.id for s in lane.sequences() if s.suspect}
-            order = [(not s.suspect, s.arrived) for s in lane.waiting]
-            assert order == sorted(order)
+            self._check_queue(list(lane.waiting.in_order()))
         for sequence in self.all:
             sent = self.emitted.get(sequence.id, [])
             assert sent == sequence.tokens[sequence.prompt_tokens :], "a token sent again, or skipped"

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from muxd.api.body import coding, read_body
-from muxd.api.context import context, find_model, on_device, shown_models, tokenizer_of, trace
+from muxd.api.context import find_model, on_device, shown_models, submit, tokenizer_of
 from muxd.api.decoding import decode
 from muxd.api.generate import run
 from muxd.api.ignored import ignored
@@ -57,8 +57,8 @@ async def _wake(request: web.Request, model: ServedModel) -> None:
     """By what wakes every model: a request that waits for it, of one token. Raises MuxdError as others do."""
     name, greedy = f"ollama-{secrets.token_hex(12)}", Sampling(temperature=0.0)
     pooling = "" if model.generates else model.pooling
-    one = Request(name, model.name, [0], int(model.generates), greedy, model.eos, trace(request).id, pooling)
-    stream = context(request).serving.submit(one)
+    one = Request(name, model.name, [0], int(model.generates), greedy, model.eos, pooling=pooling)
+    stream = submit(request, one)
     try:
         async for delta in stream:
             if delta.finish:

@@ -145,7 +145,7 @@ class Mux(Policy):
 
     def _latest_start(self, lane: Lane) -> float:
         """Of the first prompt's prefill, to end by its target."""
-        first = lane.waiting[0]
+        first = lane.waiting.head
         wanted = lane.spec.config.ttft_slo or _DEFAULT_TARGET
         return first.arrived + wanted - lane.token_seconds * len(first.tokens)
 

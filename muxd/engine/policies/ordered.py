@@ -26,7 +26,7 @@ class Ordered(Policy):
         """Start its next batch, begin a prompt only with ``prompts``. False: nothing started."""
         prefilling = self.board.prefilling > 0
         if not prefilling and self.can_prefill(lane, now):
-            begun = bool(lane.waiting[0].rows)  # it must go on: its rows come back only at its end
+            begun = bool(lane.waiting.head.rows)  # it must go on: its rows come back only at its end
             share = self.grant(lane, prefill=True, prefilling=prefilling)
             if share is None:
                 return False
@@ -114,5 +114,5 @@ class FirstCome(Ordered):
 def _oldest(lane: Lane) -> tuple[float, int]:
     ages = [(sequence.arrived, sequence.id) for sequence in lane.running]
     if lane.waiting:
-        ages.append((lane.waiting[0].arrived, lane.waiting[0].id))
+        ages.append((lane.waiting.head.arrived, lane.waiting.head.id))
     return min(ages)

@@ -31,7 +31,7 @@ class Temporal(Policy):
 
     def _oldest_prompt(self, now: float) -> Lane | None:
         ready = [lane for lane in self.board.waiting.lanes if self.can_prefill(lane, now)]
-        return min(ready, key=lambda lane: lane.waiting[0].arrived, default=None)
+        return min(ready, key=lambda lane: lane.waiting.head.arrived, default=None)
 
     def _overdue(self, now: float) -> bool:
         patience = self.board.settings.drain_timeout

@@ -1,0 +1,111 @@
+"""What one caller's flood costs the others: fifty keys, one model, a live daemon.
+
+    python benchmarks/fair_keys.py [--model FOLDER] [--seconds 60] [--rate 1.0] [--flood 300] [--weight 1.0]
+
+Forty-nine keys send short requests at random times, ``--rate`` a second in all; then the same again while a
+fiftieth, of ``--weight``, has ``--flood`` requests waiting. Shown is the time to the first token of the
+forty-nine.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import aiohttp
+import numpy as np
+
+from muxd.api.keys import new_key, table
+from muxd.cli.local_daemon import local_daemon
+from muxd.config import home
+
+CALLERS = 49
+PROMPT = "Tell me about the rivers of this country, "
+ANSWER, FLOODED = 16, 48  # tokens
+
+
+@dataclass(frozen=True)
+class Call:
+    time: float  # seconds after the start
+    key: str
+
+
+def calls(keys: list[str], seconds: float, rate: float) -> list[Call]:
+    draw = random.Random(1)
+    found, now = list[Call](), 0.0
+    while (now := now + draw.expovariate(rate)) < seconds:
+        found.append(Call(now, draw.choice(keys)))
+    return found
+
+
+async def first_token(http: aiohttp.ClientSession, key: str, prompt: str, tokens: int) -> float:
+    """Seconds. The rest of the answer is read to its end."""
+    body = {"model": "m", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "stream": True}
+    began, first = time.perf_counter(), 0.0
+    async with http.post("/v1/completions", json=body, headers={"Authorization": f"Bearer {key}"}) as answer:
+        assert answer.status == 200, await answer.text()
+        async for line in answer.content:
+            if not first and line.startswith(b"data: {"):
+                first = time.perf_counter() - began
+    return first
+
+
+async def waits(url: str, asked: list[Call], flood: str, count: int) -> list[float]:
+    async with aiohttp.ClientSession(
+        url, connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(None)
+    ) as http:
+
+        async def later(call: Call, number: int) -> float:
+            await asyncio.sleep(call.time)
+            return await first_token(http, call.key, f"{number}. {PROMPT}", ANSWER)
+
+        floods = [
+            asyncio.ensure_future(first_token(http, flood, f"flood {n}. {PROMPT * 8}", FLOODED))
+            for n in range(count)
+        ]
+        found = await asyncio.gather(*(later(call, number) for number, call in enumerate(asked)))
+        waiting = sum(not one.done() for one in floods)
+        print(f"  {waiting} of {count} requests of the flood were left at the end")
+        for one in floods:
+            one.cancel()
+        await asyncio.gather(*floods, return_exceptions=True)
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=home() / "models" / "smollm2-135m-instruct")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=1.0)
+    parser.add_argument("--flood", type=int, default=300)
+    parser.add_argument("--weight", type=float, default=1.0)
+    options = parser.parse_args()
+    secrets = [new_key() for _ in range(CALLERS + 1)]
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        named = [table(f"caller{number}", one) for number, one in enumerate(secrets)]
+        (root / "keys.toml").write_text("".join(named) + f"weight = {options.weight}\n")
+        file = root / "muxd.toml"
+        file.write_text(
+            f'[server]\nkeys = "{root / "keys.toml"}"\n[pool]\nbytes = "512M"\n'
+            "[scheduler]\nprefill_tokens = 256\n"
+            f'[[model]]\nname = "m"\npath = "{options.model}"\nmax_queue = {options.flood + 100}\n'
+        )
+        shown = {}
+        for name, count in (("alone", 0), ("beside the flood", options.flood)):
+            with local_daemon(file) as daemon:
+                asked = calls(secrets[:-1], options.seconds, options.rate)
+                print(f"{name}: {len(asked)} requests of {CALLERS} keys")
+                found = asyncio.run(waits(daemon.status().address, asked, secrets[-1], count))
+            shown[name] = {f"p{q}": round(float(np.quantile(found, q / 100)), 3) for q in (50, 95, 99)}
+    print(json.dumps(shown, indent=1))
+
+
+if __name__ == "__main__":
+    main()
