@@ -25,7 +25,7 @@ from muxd.admin.schemas import AdminService, QuotaChange
 from muxd.admin.server import AdminServer
 from muxd.admin_service import AdminService as DaemonService
 from muxd.api.app import make_app, make_runner
-from muxd.api.guests import HttpLimits
+from muxd.api.guests import GuestSite, HttpLimits
 from muxd.api.listen import BACKLOG, is_local, listeners
 from muxd.api.metrics import HttpMetrics
 from muxd.api.texts import text_pool
@@ -246,7 +246,7 @@ class Daemon:
                     "listening on %s: whoever reaches this address can use every model; see server.keys",
                     listener.getsockname()[0],
                 )
-            await web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=tls).start()
+            await GuestSite(runner, listener, backlog=BACKLOG, ssl_context=tls).start()
         host, port = runner.addresses[0][:2]
         scheme = "http" if tls is None else "https"
         self.address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -54,6 +54,24 @@ class GuestRunner(web.AppRunner):
         return Guests(made, self._limits)
 
 
+class GuestSite(web.SockSite):
+    """One listening socket. A TLS handshake has as long as headers have: asyncio alone waits a minute."""
+
+    __slots__ = ()
+
+    async def start(self) -> None:
+        await web.BaseSite.start(self)
+        guests = self._runner.server
+        assert isinstance(guests, Guests)
+        self._server = await asyncio.get_running_loop().create_server(
+            guests,
+            sock=self._sock,
+            ssl=self._ssl_context,
+            backlog=self._backlog,
+            ssl_handshake_timeout=guests.limits.header_timeout if self._ssl_context is not None else None,
+        )
+
+
 class Guests(web.Server):
     """All connections. ``idle`` has those that owe nobody anything, in the order they became so."""
 

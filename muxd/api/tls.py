@@ -44,11 +44,18 @@ class Certificate:
     def _load(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
-            context.load_cert_chain(self._cert, self._key)
+            context.load_cert_chain(self._cert, self._key, self._refuse_passphrase)
         except (OSError, ssl.SSLError) as error:
             where = f"server.tls_cert: {self._cert} with server.tls_key: {self._key}"
             raise ConfigError(f"{where}: {error.strerror or error}") from None
         return context
+
+    def _refuse_passphrase(self) -> str:
+        """OpenSSL would ask on the terminal, and a daemon has nobody there."""
+        raise ConfigError(
+            f"server.tls_key: {self._key} is encrypted, and muxd asks for no passphrase: store the key "
+            "without one (openssl pkey -in KEY -out PLAIN), readable by muxd's user alone"
+        )
 
     def _stamps(self) -> list[tuple[int, ...]]:
         found: list[tuple[int, ...]] = []

@@ -1,7 +1,7 @@
 """TLS by files, and what happens when they are renewed."""
 
+import asyncio
 import ssl
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +12,15 @@ from prometheus_client import CollectorRegistry
 from support.http_door import Scripted
 
 from muxd.api.app import make_app, make_runner
+from muxd.api.guests import GuestSite, HttpLimits
+from muxd.api.listen import listeners
 from muxd.api.metrics import HttpMetrics
 from muxd.api.tls import Certificate
 from muxd.errors import ConfigError
 
 pytestmark = pytest.mark.anyio
 Issue = Callable[[str], None]
+CERTIFICATES = Path(__file__).parents[1] / "support" / "certificates"
 
 
 class HandClock:
@@ -30,18 +33,11 @@ class HandClock:
 
 @pytest.fixture
 def issue(tmp_path: Path) -> Issue:
-    """A new certificate and key at cert.pem and key.pem."""
+    """A new certificate and key at cert.pem and key.pem, of two that are good for a century."""
 
     def made(name: str) -> None:
-        files = ("-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem"))
-        kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-        subject = ("-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost")
-        try:
-            subprocess.run(
-                ["openssl", "req", "-x509", *kind, *files, *subject], check=True, capture_output=True
-            )
-        except FileNotFoundError:
-            pytest.skip("needs openssl to make a certificate")
+        for kind in ("cert", "key"):
+            (tmp_path / f"{kind}.pem").write_bytes((CERTIFICATES / f"{name}.{kind}.pem").read_bytes())
 
     return made
 
@@ -85,3 +81,32 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     for name in ("cert.pem", "missing.pem"):
         with pytest.raises(ConfigError, match=r"server\.tls_cert"):
             Certificate(str(tmp_path / name), str(tmp_path / "key.pem"), HandClock())
+
+
+def test_an_encrypted_key_is_named_and_nobody_is_asked(tmp_path: Path, issue: Issue) -> None:
+    issue("first")
+    with pytest.raises(ConfigError, match=r"server\.tls_key: .*encrypted\.key\.pem is encrypted"):
+        Certificate(str(tmp_path / "cert.pem"), str(CERTIFICATES / "encrypted.key.pem"), HandClock())
+
+
+async def test_a_handshake_has_as_long_as_headers_have(
+    serving: Scripted, tmp_path: Path, issue: Issue
+) -> None:
+    """Who connects and says nothing is shown out."""
+    issue("first")
+    certificate = Certificate(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"), HandClock())
+    metrics = HttpMetrics(CollectorRegistry())
+    limits = HttpLimits(header_timeout=0.1)
+    app = make_app(serving, max_body=1 << 20, metrics=metrics, texts=serving, limits=limits)
+    runner = make_runner(app, shutdown_timeout=1)
+    await runner.setup()
+    (socket,) = listeners(["127.0.0.1"], 0)
+    await GuestSite(runner, socket, ssl_context=certificate.context).start()
+    reader, writer = await asyncio.open_connection(*socket.getsockname())
+    assert await asyncio.wait_for(reader.read(), 30) == b""  # asyncio alone would wait for a minute
+    writer.close()
+    trust = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    url = f"https://localhost:{runner.addresses[0][1]}"
+    async with aiohttp.ClientSession() as http, http.get(f"{url}/health", ssl=trust) as answer:
+        assert answer.status == 200
+    await runner.cleanup()
