@@ -11,7 +11,7 @@ from typing import Any, cast
 from prometheus_client import CollectorRegistry
 
 from muxd.clock import VirtualClock
-from muxd.config import ModelConfig, PlacementConfig, ResidencyConfig, SchedulerConfig
+from muxd.config import Config, ModelConfig, PlacementConfig, ResidencyConfig
 from muxd.device.cpu import Cpu
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
@@ -192,7 +192,7 @@ class PlayedFleet:
         popularity = Popularity(watch(PlacementConfig()), clock.now())
         self.observer = Observer(Metrics(CollectorRegistry()), {}, popularity)
         self.site = open_site(
-            "cpu", self.device, self.arena, SchedulerConfig(), grow=False, link=cast(Any, self.link),
+            "cpu", self.device, self.arena, Config(), grow=False, link=cast(Any, self.link),
             zygote=cast(Any, self), clock=clock, observer=self.observer, ids=count(1), spawns=count(1),
             tell=lambda mark: None,
         )  # fmt: skip
