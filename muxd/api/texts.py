@@ -19,7 +19,7 @@ MODULE = "muxd.api.texts"
 def text_pool(config: TextConfig) -> TextPool:
     """As configured; not started."""
     memory, budget = size(config.memory, key="text.memory"), size(config.budget, key="text.budget")
-    return TextPool(MODULE, TextLimits(config.processes, memory, config.deadline, budget))
+    return TextPool(MODULE, TextLimits(config.processes, memory, config.deadline, config.deadline, budget))
 
 
 def handle(library: Library, work: Work, at: At) -> Result:

@@ -44,6 +44,7 @@ class TextLimits:
     processes: int = 2
     memory: int = 1 << 30
     deadline: float = 10.0
+    patience: float = 10.0  # for a process that is free
     budget: int = 64 << 20
 
 
@@ -120,7 +121,7 @@ class TextPool:
         self._match()
         give_up = None
         if not isinstance(work, Check):  # who loads a model can wait, also for the first process to start
-            give_up = loop.call_later(self.limits.deadline, self._give_up, job)
+            give_up = loop.call_later(self.limits.patience, self._give_up, job)
         try:
             result = await job.result
         finally:
@@ -141,7 +142,7 @@ class TextPool:
         if job in self._waiting and not job.result.done():
             job.result.set_exception(
                 TextBusy(
-                    f"no text process was free for {self.limits.deadline:g} s; try again shortly",
+                    f"no text process was free for {self.limits.patience:g} s; try again shortly",
                     retry_after=self._wait(),
                 )
             )

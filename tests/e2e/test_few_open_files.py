@@ -41,5 +41,6 @@ def test_where_clients_hold_all_connections_a_worker_is_replaced_all_the_same(tm
         for chunk in chunks:
             seen += getattr(chunk.choices[0], "token_ids", [])
         assert len(seen) == 120
-        assert daemon.workers()["m"] != first
+        while daemon.workers().get("m", first) == first:
+            pass  # the answer may have been whole before the worker was killed
         assert "limits.connections: 64 instead of 4096" in daemon.log

@@ -66,7 +66,8 @@ def folder(tmp_path: Path) -> Make:
 
 @asynccontextmanager
 async def pool(module: str = MODULE, **limits: float) -> AsyncIterator[TextPool]:
-    made = TextPool(module, TextLimits(**limits))  # type: ignore[arg-type]
+    """Whose jobs wait for a process to start as long as that takes on a busy machine."""
+    made = TextPool(module, TextLimits(**{"patience": 600.0, **limits}))  # type: ignore[arg-type]
     made.start()
     try:
         yield made
