@@ -45,6 +45,6 @@ def test_one_too_many_is_refused(tmp_path: Path, split: bool, most: int) -> None
         site.place = replace(site.place, gpu=True, rungs=PARTS, split=split)
         others = {f"m{index}": cast(Any, None) for index in range(most)}
         site.supervisors.update(others)
-        with pytest.raises(OutOfMemory, match=r"cpu takes 48 processes \(MPS\), .* split_phases"):
+        with pytest.raises(OutOfMemory, match=r"cpu takes 48 processes \(MPS\), .*scheduler\.split_phases"):
             site.start(entry, lambda *_: None)
         assert site.supervisors == others
