@@ -17,7 +17,6 @@ from muxd.cli.failing import sentences
 from muxd.cli.progress import counting
 from muxd.cli.tables import render, size
 from muxd.cost import probe
-from muxd.device.cpu import Cpu
 from muxd.errors import ConfigError, ModelFolderError
 
 
@@ -44,6 +43,8 @@ def _text(path: Path) -> str:
 
 def compare(folder: Path, text: str = "") -> list[probe.Compared]:
     """With a progress bar. Raises ModelFolderError."""
+    from muxd.device.cpu import Cpu  # numpy, for which no other command of muxctl should wait
+
     asked = probe.Compare(str(folder.absolute()), Cpu().cores, text)
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "muxd.worker.quality"],
