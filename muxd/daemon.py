@@ -343,6 +343,7 @@ class Daemon:
         return Reloader(
             config=self.config, source=self.source, roster=self.roster, observer=self.observer,
             events=self.events, set_policy=report.set_policy, set_quota=set_quota, told=self._told,
+            drop_ins=report.drop_ins,
         )  # fmt: skip
 
     # ---- the link ---------------------------------------------------------------------------------

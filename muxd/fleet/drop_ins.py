@@ -8,7 +8,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,9 +24,10 @@ _HEAD = "# Written by `muxctl load --keep`; `muxctl unload --keep` takes it away
 
 @dataclass(frozen=True)
 class DropIns:
-    """Of the configuration ``file``."""
+    """Of the configuration ``file``. ``since``: what was kept (None: dropped) since the files were read."""
 
     file: Path
+    since: dict[str, ModelConfig | None] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -47,6 +48,7 @@ class DropIns:
         try:
             yield
             await asyncio.to_thread(self._publish, draft, self.path(model.name))
+            self.since[model.name] = model
         finally:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
@@ -65,6 +67,7 @@ class DropIns:
         yield
         try:
             await asyncio.to_thread(path.unlink, missing_ok=True)
+            self.since[model] = None
         except OSError as error:
             raise self._refusal(error.strerror) from None
 

@@ -21,6 +21,7 @@ from muxd.engine.slo import Slo
 from muxd.errors import ConfigError, MuxdError
 from muxd.fleet import notify
 from muxd.fleet.catalog import Entry
+from muxd.fleet.drop_ins import DropIns
 from muxd.fleet.events import Events
 from muxd.fleet.operation import Operation
 from muxd.fleet.reload import Edit, Setting, edits, outcome, settings
@@ -54,6 +55,7 @@ class Reloader:
     set_policy: Callable[[str], object]
     set_quota: Callable[[ModelConfig], object]
     told: Mapping[str, str]
+    drop_ins: DropIns | None = None
 
     async def run(self, asked: asyncio.Event) -> None:
         """Reload whenever ``asked`` is set, until cancelled. Several wishes during one reload are one."""
@@ -75,6 +77,8 @@ class Reloader:
         except MuxdError as error:
             return self._refused(error.message)
         self.config = new
+        if self.drop_ins is not None:
+            self.drop_ins.since.clear()
         failed = await self._perform(todo)
         done = ", ".join(str(edit) for edit in todo if str(edit) not in failed) or "no model changes"
         summary = "; ".join([done, *(f"{edit} failed: {why}" for edit, why in failed.items())])
@@ -99,18 +103,18 @@ class Reloader:
             raise ConfigError(f"{self.source.file}: no [[model]] is left; to end muxd, `muxctl stop`")
         changed = settings(self.config, new, self.source.file)
         caps = any(site.device.caps for site in self.roster.sites.values())
-        todo = edits(self._held(new), new.model, caps=caps)
+        todo = edits(self._before(), new.model, caps=caps)
         await self._check_folders(todo, self.source.file)
         self._check_guarantees(new, todo, self.source.file)
         self._set(changed, self.source.file)
         return new, todo
 
-    def _held(self, new: Config) -> list[ModelConfig]:
-        """What the files said, and models that were loaded by hand and have been kept just so since."""
-        known = {model.name for model in self.config.model}
-        entries = self.roster.entries
-        kept = [one for one in new.model if one.name in entries and entries[one.name].config == one]
-        return [*self.config.model, *(one for one in kept if one.name not in known)]
+    def _before(self) -> list[ModelConfig]:
+        """What the files said when they were read, and what was kept and dropped since."""
+        before: dict[str, ModelConfig | None] = {model.name: model for model in self.config.model}
+        if self.drop_ins is not None:
+            before |= self.drop_ins.since
+        return [model for model in before.values() if model is not None]
 
     async def _check_folders(self, todo: Sequence[Edit], where: Path) -> None:
         """What cannot be read is refused while what serves still does."""

@@ -44,6 +44,10 @@ def test_kept_models_outlive_the_daemon_and_go_when_they_are_unloaded_so(tmp_pat
         daemon.wait_ready()
         (event,) = [one for one in daemon.admin.events() if one.kind == "reload"]
         assert event.detail == "no model changes"
+        assert list(daemon.admin.unload(UnloadModel("c")))[-1].stage == "unloaded"
+        daemon.process.send_signal(signal.SIGHUP)  # an operator has unloaded it: it stays so
+        daemon.wait_ready()
+        assert states(daemon) == {"a": "ready", "b": "ready", "c": "unloaded"}
     with live(text, tmp_path) as daemon:
         assert states(daemon) == {"a": "ready", "b": "ready", "c": "ready"}
         assert {row.name: row.config for row in daemon.admin.models()}["b"] == b
