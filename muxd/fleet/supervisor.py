@@ -8,8 +8,11 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -44,6 +47,7 @@ _log = logging.getLogger("muxd.fleet")
 
 START_TIMEOUT = 300.0  # seconds from spawn to ready
 STOP_GRACE = 5.0
+_NICE = 10  # of a thread that reads weights: a tenth of what a stream's threads get of a core that both want
 _LACKS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})  # the daemon's, not the model's
 
 Progress = Callable[[str, int, int], None]  # model, bytes done, bytes in all
@@ -260,7 +264,7 @@ class Supervisor:
             with region.writer() as writer:
                 fill(plan, writer, advance)
 
-        await asyncio.to_thread(load, self._weights)
+        await _behind(load, self._weights)
         self._loaded = True
 
     def _explained(self, end: Died | Lacked) -> Died | Lacked:
@@ -358,6 +362,22 @@ class Supervisor:
             error = WorkerLost(f"{name}: {lost.reason}")
             _log.error("%s: %s; restarting in a moment", name, lost.reason)
         self._unit.worker_lost(name, error, final=lost.final, blameless=lost.blameless)
+
+
+async def _behind(work: Callable[[Region], None], region: Region) -> None:
+    """In a thread of its own that is behind everybody where cores are short: streams go on while a model is
+    loaded. It can never get back to where it was, so no other work may come to it."""
+    thread = ThreadPoolExecutor(1, "load", initializer=_stand_back)
+    try:
+        await asyncio.get_running_loop().run_in_executor(thread, work, region)
+    finally:
+        thread.shutdown(wait=False)
+
+
+def _stand_back() -> None:
+    """Linux keeps this by the thread."""
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice + _NICE)
 
 
 def beside(plan: WeightPlan, device: Device, workers: int) -> int:

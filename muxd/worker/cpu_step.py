@@ -94,7 +94,8 @@ class CpuStep(ABC, Generic[K]):
         own = torch.zeros(rows * self._spec.blocks_per_row * self._setup.block_bytes, dtype=torch.uint8)
         self._turn_to(self._over(own, rows))
         try:
-            yield
+            with self.share(1, 0):  # one thread: others stream meanwhile
+                yield
         finally:
             self._turn_to(shared)
 

@@ -6,11 +6,12 @@ All of muxd that decides and performs is real, and so are the files and the memo
 
 import asyncio
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -363,3 +364,18 @@ def test_the_file_of_another_model_is_not_taken_for_its_own(
 
     with fleet_of(models, machine=1.5, host="0", limited=True) as play:
         play(scene)
+
+
+def test_weights_are_read_by_a_thread_behind_everybody_and_nobody_else_gets_it() -> None:
+    """Streams go on meanwhile; a thread can never get back to where it was."""
+
+    def nice() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    async def scene() -> None:
+        own, found = nice(), list[int]()
+        await supervisor._behind(lambda region: found.append(nice()), cast(Any, None))
+        assert found == [min(19, own + 10)]
+        assert nice() == await asyncio.to_thread(nice) == own
+
+    asyncio.run(scene())
