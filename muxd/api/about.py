@@ -5,7 +5,7 @@ from importlib.metadata import version as installed_version
 from aiohttp import web
 
 from muxd.api.context import context, find_model, shown_models
-from muxd.api.models import json_response
+from muxd.api.replies import json_response
 
 VERSION = installed_version("muxd")
 

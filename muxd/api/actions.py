@@ -4,7 +4,7 @@ from aiohttp import web
 
 from muxd.api.context import context, find_model, on_device, shown_models
 from muxd.api.guard import check_actions
-from muxd.api.models import json_response
+from muxd.api.replies import json_response
 
 
 async def running(request: web.Request) -> web.Response:

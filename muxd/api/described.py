@@ -19,6 +19,9 @@ class Described(Protocol):
     def summary(self) -> str: ...
 
     @property
+    def answers(self) -> tuple[str, ...]: ...
+
+    @property
     def body(self) -> type[Struct] | None: ...
 
 

@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 
 from muxd.api.context import submit, trace
 from muxd.api.reading import texts_of
+from muxd.api.replies import encoded_response, json_response
+from muxd.api.running import by_id, unfinished
 from muxd.api.schemas import EmbeddingAsked, RerankAsked, ScoreAsked
 from muxd.api.serving import ServedModel
-from muxd.api.turns import in_turns
+from muxd.api.turns import in_turns, together
 from muxd.engine.request import Request
+from muxd.engine.stream import TokenStream
 from muxd.errors import BadRequest, MuxdError
 from muxd.messages import Sampling
 
@@ -49,7 +52,7 @@ async def embeddings(request: web.Request) -> web.Response:
     usage = _usage(prompts)
     rest = msgspec.json.encode({"object": "list", "model": model.name, "usage": usage})
     body = b"".join((rest[:-1], b',"data":[', b",".join(parts), b"]}"))
-    return web.Response(body=body, content_type="application/json")
+    return encoded_response(body)
 
 
 async def rerank(request: web.Request) -> web.Response:
@@ -97,17 +100,21 @@ async def _embed(request: web.Request, model: ServedModel, prompts: list[list[in
     jobs = iter(enumerate(prompts))
     name = f"embd-{secrets.token_hex(12)}"
 
+    streams: set[TokenStream] = set()
+
     async def work() -> None:
         async for index, ids in _shared(jobs):
+            if record.revoked:
+                raise unfinished(record)
             one = Request(f"{name}-{index}", model.name, ids, 0, _GREEDY, frozenset(), pooling=model.pooling)
-            found[index] = await _vector(request, one)
+            found[index] = await _vector(request, one, streams)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(_AT_ONCE, model.max_queue, len(prompts))):
-                group.create_task(work())
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+    def end() -> None:
+        for stream in list(streams):
+            stream.close()
+
+    with by_id(request, {record.id}, end):
+        await together([work() for _ in range(min(_AT_ONCE, model.max_queue, len(prompts)))])
     record.finish = "stop"
     return found
 
@@ -119,8 +126,10 @@ async def _shared(jobs: Iterator[tuple[int, list[int]]]) -> AsyncIterator[tuple[
         await asyncio.sleep(0)
 
 
-async def _vector(request: web.Request, one: Request) -> Vector:
+async def _vector(request: web.Request, one: Request, streams: set[TokenStream]) -> Vector:
+    """``streams`` has its own while it waits."""
     stream = submit(request, one)
+    streams.add(stream)
     try:
         async for delta in stream:
             if delta.finish:
@@ -129,8 +138,9 @@ async def _vector(request: web.Request, one: Request) -> Vector:
                     return vector
                 raise MuxdError(f"the model gave no finite numbers for {one.id}", code="no_finite_logits")
     finally:
+        streams.discard(stream)
         stream.close()
-    raise MuxdError("the text ended without a vector", code="stream_ended")
+    raise unfinished(trace(request))
 
 
 def _unit(vector: NDArray[Any]) -> Vector:
@@ -150,5 +160,4 @@ def _usage(prompts: list[tuple[list[int], str]]) -> dict[str, int]:
 
 
 def _answer(kind: str, model: ServedModel, rest: dict[str, Any]) -> web.Response:
-    body = {"id": f"{kind}-{secrets.token_hex(12)}", "model": model.name, **rest}
-    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
+    return json_response({"id": f"{kind}-{secrets.token_hex(12)}", "model": model.name, **rest})

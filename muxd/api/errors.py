@@ -10,9 +10,9 @@ import re
 import traceback
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
+from muxd.api.replies import json_response
 from muxd.errors import (
     ContextTooLong,
     ModelFolderError,
@@ -64,8 +64,7 @@ def reply(error: BaseException, path: str, request_id: str) -> web.Response:
         headers = _retry_headers(error)
     elif isinstance(error, web.HTTPException) and "Allow" in error.headers:
         headers["Allow"] = error.headers["Allow"]
-    body = msgspec.json.encode(told(error, path, request_id))
-    return web.Response(body=body, status=status, headers=headers, content_type="application/json")
+    return json_response(told(error, path, request_id), status, headers)
 
 
 def told(error: BaseException, path: str, request_id: str) -> dict[str, Any]:

@@ -5,10 +5,9 @@ answer looks like is the face's business.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import msgspec
 from aiohttp import web
 
 from muxd.api import errors
@@ -16,15 +15,15 @@ from muxd.api.choice import Choice, Piece
 from muxd.api.context import context, submit, tokenizer_of, trace
 from muxd.api.face import Face, Tally, Whole
 from muxd.api.logprobs import Scored
-from muxd.api.running import Handle
+from muxd.api.replies import json_response
+from muxd.api.running import by_id, unfinished
 from muxd.api.serving import ServedModel
 from muxd.api.sse import EventStream
 from muxd.api.trace import Trace
-from muxd.api.turns import in_turns
+from muxd.api.turns import in_turns, together
 from muxd.api.waiting import give_signs
 from muxd.clock import Clock
 from muxd.engine.request import Request
-from muxd.errors import MuxdError, RequestCancelled
 from muxd.text.detokenize import Detokenizer
 from muxd.text.sayings import Saying
 from muxd.text.speech import Manner, Speech
@@ -81,13 +80,11 @@ async def run(request: web.Request, job: Job, face: Face) -> web.StreamResponse:
     choices: list[Choice] = []
 
     def end() -> None:
-        record.revoked = True
         for choice in choices:
             choice.stream.close()
 
-    handle = Handle(record.key.name if record.key is not None else "", end)
     try:
-        with context(request).running.hold({job.id, record.id}, handle):
+        with by_id(request, {job.id, record.id}, end):
             await _submit(request, job, tokenizer_of(job.model), choices)
             if job.stream:
                 return await _stream(request, reader, choices)
@@ -101,7 +98,7 @@ async def _submit(request: web.Request, job: Job, tokenizer: Tokenizer, choices:
     those there are."""
     async for one in in_turns(job.requests):
         if trace(request).revoked:
-            raise _cancelled()
+            raise unfinished(trace(request))
         start = tokenizer.pieces.start_after(one.prompt)
         detokenizer = Detokenizer(tokenizer, start=start, shown=job.manner.markers)
         speech = Speech(job.manner) if job.manner.markers or job.manner.dialect else None
@@ -125,9 +122,9 @@ async def _close(choices: Iterable[Choice]) -> None:
 
 async def _whole(reader: _Reader, choices: list[Choice]) -> web.Response:
     wholes: dict[int, Whole] = {}
-    await _together([_collect(reader, choice, wholes) for choice in choices])
+    await together([_collect(reader, choice, wholes) for choice in choices])
     body = reader.face.whole([wholes[choice.index] for choice in choices], reader.tally(choices))
-    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
+    return json_response(body)
 
 
 async def _collect(reader: _Reader, choice: Choice, wholes: dict[int, Whole]) -> None:
@@ -145,7 +142,7 @@ async def _collect(reader: _Reader, choice: Choice, wholes: dict[int, Whole]) ->
             prompt = choice.prompt_scores() if reader.job.prompt_scores else []
             wholes[choice.index] = Whole(choice.index, sayings, scored, token_ids, finish, stopped_by, prompt)
             return
-    raise _unfinished(reader.trace)
+    raise unfinished(reader.trace)
 
 
 # ---- many frames ----------------------------------------------------------------------------------
@@ -158,7 +155,7 @@ async def _stream(request: web.Request, reader: _Reader, choices: list[Choice]) 
     model, metrics = reader.job.model.name, context(request).metrics
     metrics.stream_opened(model)
     try:
-        await _together([_pump(reader, choice, out) for choice in choices])
+        await together([_pump(reader, choice, out) for choice in choices])
         await out.send(reader.face.closing(reader.tally(choices)))
     except ConnectionError:
         reader.trace.outcome = "cancelled"
@@ -199,30 +196,4 @@ async def _pump(reader: _Reader, choice: Choice, out: EventStream) -> None:
             await out.send(data)
         if piece.finish:
             return
-    raise _unfinished(reader.trace)
-
-
-# ---- shared ---------------------------------------------------------------------------------------
-
-
-def _cancelled() -> MuxdError:
-    return RequestCancelled("this request was cancelled by its id")
-
-
-def _unfinished(record: Trace) -> MuxdError:
-    if record.revoked:
-        record.outcome = "cancelled"
-        return _cancelled()
-    return MuxdError("the answer ended without a reason", code="stream_ended")
-
-
-async def _together(work: list[Coroutine[None, None, None]]) -> None:
-    """Run all; the first failure stops the others and is raised as itself."""
-    if len(work) == 1:
-        return await work[0]
-    try:
-        async with asyncio.TaskGroup() as group:
-            for one in work:
-                group.create_task(one)
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+    raise unfinished(reader.trace)

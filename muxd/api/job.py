@@ -8,7 +8,7 @@ from muxd.api.chunks import Chunks
 from muxd.api.context import tokenizer_of
 from muxd.api.generate import Job
 from muxd.api.prompts import check_count
-from muxd.api.sampling import ending_ids, for_choice, sampling_of, stop_strings
+from muxd.api.sampling import chat_budget, ending_ids, for_choice, sampling_of, stop_strings
 from muxd.api.schemas import Asked
 from muxd.api.serving import ServedModel
 from muxd.api.shapes import Answer, Kind, Shown
@@ -50,6 +50,14 @@ def make_job(
         manner=body.manner,
         prompt_scores=body.prompt_scores >= 0,
     )
+
+
+def chat_job(
+    prefix: str, model: ServedModel, body: Asked, prompts: list[tuple[list[int], str]]
+) -> tuple[Answer, Job]:
+    """Of a conversation, in whatever API. ``prefix``: of the answer's id."""
+    answer = new_answer(prefix, model)
+    return answer, make_job(answer.id, body, model, prompts, [chat_budget(model, body, prompts)])
 
 
 def chunks(answer: Answer, body: Asked, model: ServedModel, echoes: Sequence[str] = ()) -> Chunks:

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from muxd.api.context import find_model, shown_models
+from muxd.api.replies import json_response
 from muxd.api.serving import ServedModel
+from muxd.api.times import zulu
 
 
 def model_object(model: ServedModel) -> dict[str, Any]:
@@ -57,9 +58,13 @@ def _anthropic_page(models: Sequence[ServedModel]) -> dict[str, Any]:
 
 
 def _anthropic_object(model: ServedModel) -> dict[str, Any]:
-    made = datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")
-    return {"type": "model", "id": model.name, "display_name": model.name, "created_at": made}
-
-
-def json_response(value: Any, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+    made = zulu(datetime.fromtimestamp(model.created, UTC))
+    return {
+        "type": "model",
+        "id": model.name,
+        "display_name": model.name,
+        "created_at": made,
+        "capabilities": None,
+        "max_input_tokens": model.max_context,
+        "max_tokens": model.max_context,
+    }

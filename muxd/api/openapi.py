@@ -12,10 +12,16 @@ from msgspec import Struct
 from muxd.api.about import VERSION
 from muxd.api.context import context
 from muxd.api.described import Described, plain
-from muxd.api.models import json_response
+from muxd.api.replies import json_response
 
 _REF = "#/components/schemas/{name}"
-_ERRORS = {"default": {"description": "An error object in the shape of the API that the path belongs to"}}
+_ANY = {"application/json": {"type": "object"}}  # others are text
+_ERRORS = {
+    "default": {
+        "description": "An error object in the shape of the API that the path belongs to",
+        "content": {"application/json": {"schema": _ANY["application/json"]}},
+    }
+}
 
 
 async def openapi(request: web.Request) -> web.Response:
@@ -53,7 +59,8 @@ def _operation(route: Described, path: str, schemas: dict[type[Struct], Any]) ->
     if route.body is not None:
         content = {"application/json": {"schema": schemas[route.body]}}
         made["requestBody"] = {"required": True, "content": content}
-    return made | {"responses": {"200": {"description": "Done"}, **_ERRORS}}
+    content = {kind: {"schema": _ANY.get(kind, {"type": "string"})} for kind in route.answers}
+    return made | {"responses": {"200": {"description": "Done", "content": content}, **_ERRORS}}
 
 
 def _parameters(path: str) -> Iterable[dict[str, Any]]:

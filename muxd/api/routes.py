@@ -14,14 +14,18 @@ from muxd.api.completions import completions
 from muxd.api.described import plain
 from muxd.api.embeddings import embeddings, rerank, score
 from muxd.api.ollama import endpoints as ollama
+from muxd.api.ollama.answer import OllamaAnswer
 from muxd.api.ollama.schemas import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
 from muxd.api.openapi import openapi
 from muxd.api.responses.endpoint import responses
 from muxd.api.responses.schemas import ResponsesRequest
 from muxd.api.running import cancel
+from muxd.api.sse import SSE
 from muxd.api.tokenize import detokenize, tokenize
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_JSON = ("application/json",)
+_EVENTS, _LINES = (*_JSON, SSE), (*_JSON, OllamaAnswer.content_type)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Route:
     handler: Handler
     summary: str
     body: type[Struct] | None = None
+    answers: tuple[str, ...] = _JSON  # content types
 
     def paths(self) -> Iterator[str]:
         for path in dict.fromkeys((self.path, self.path.removeprefix("/v1"))):
@@ -48,26 +53,47 @@ ROUTES = [
     Route("GET", "/ping", about.health, "As /health"),
     Route("POST", "/ping", about.health, "As /health"),
     Route("GET", "/version", about.version, "muxd's version"),
-    Route("GET", "/metrics", about.metrics, "Series for Prometheus"),
+    Route("GET", "/metrics", about.metrics, "Series for Prometheus", answers=("text/plain",)),
     Route("GET", "/v1/models", models.list_models, "The models that are served"),
     Route("GET", "/v1/models/{id:.+}", models.get_model, "One model"),
-    Route("POST", "/v1/chat/completions", chat, "Answer a conversation", schemas.ChatRequest),
-    Route("POST", "/v1/completions", completions, "Go on from a text", schemas.CompletionRequest),
+    Route("POST", "/v1/chat/completions", chat, "Answer a conversation", schemas.ChatRequest, _EVENTS),
+    Route("POST", "/v1/completions", completions, "Go on from a text", schemas.CompletionRequest, _EVENTS),
     Route("POST", "/v1/embeddings", embeddings, "Texts as vectors", schemas.EmbeddingRequest),
     Route("POST", "/v1/rerank", rerank, "Documents by how near they are to a query", schemas.RerankRequest),
     Route("POST", "/v1/score", score, "How near texts are to each other", schemas.ScoreRequest),
-    Route("POST", "/v1/responses", responses, "Answer a conversation, item by item", ResponsesRequest),
-    Route("POST", "/v1/messages", anthropic.messages, "Answer a conversation, as Anthropic", MessagesRequest),
+    Route(
+        "POST", "/v1/responses", responses, "Answer a conversation, item by item", ResponsesRequest, _EVENTS
+    ),
+    Route(
+        "POST",
+        "/v1/messages",
+        anthropic.messages,
+        "Answer a conversation, as Anthropic",
+        MessagesRequest,
+        _EVENTS,
+    ),
     Route(
         "POST", "/v1/messages/count_tokens", anthropic.count_tokens, "Tokens of a conversation", CountRequest
     ),
-    Route("POST", "/api/chat", ollama.chat, "Answer a conversation, as Ollama", OllamaChatRequest),
-    Route("POST", "/api/generate", ollama.generate, "Answer or complete, as Ollama", OllamaGenerateRequest),
+    Route("POST", "/api/chat", ollama.chat, "Answer a conversation, as Ollama", OllamaChatRequest, _LINES),
+    Route(
+        "POST",
+        "/api/generate",
+        ollama.generate,
+        "Answer or complete, as Ollama",
+        OllamaGenerateRequest,
+        _LINES,
+    ),
     Route("GET", "/api/tags", ollama.tags, "The models that are served, as Ollama"),
     Route("GET", "/api/ps", ollama.ps, "Those that are loaded, as Ollama"),
     Route("POST", "/api/show", ollama.show, "One model, as Ollama", ShowRequest),
     Route("GET", "/api/version", ollama.version, "The version of Ollama's API"),
-    Route("DELETE", "/v1/requests/{id}", cancel, "End a request by its id or x-request-id"),
+    Route(
+        "DELETE",
+        "/v1/requests/{id}",
+        cancel,
+        "End a generation or an embedding, by its id",
+    ),
     Route("GET", "/running", actions.running, "The models that are loaded, as llama-swap"),
     Route("GET", "/unload", actions.unload, "Unload all models, as llama-swap"),
     Route("POST", "/api/models/unload", actions.unload, "Unload all models, as llama-swap"),

@@ -9,8 +9,9 @@ from aiohttp import web
 
 from muxd.api.context import context, trace
 from muxd.api.guard import may_see_all
-from muxd.api.models import json_response
-from muxd.errors import NotFound
+from muxd.api.replies import json_response
+from muxd.api.trace import Trace
+from muxd.errors import MuxdError, NotFound, RequestCancelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,28 @@ class Running:
 
     def find(self, id: str) -> list[Handle]:
         return list(self._handles.get(id, ()))
+
+
+@contextmanager
+def by_id(request: web.Request, ids: set[str], end: Callable[[], None]) -> Iterator[None]:
+    """While it is answered, DELETE with any of the ``ids`` makes it ``end`` its streams."""
+    record = trace(request)
+
+    def revoke() -> None:
+        record.revoked = True
+        end()
+
+    owner = record.key.name if record.key is not None else ""
+    with context(request).running.hold(ids, Handle(owner, revoke)):
+        yield
+
+
+def unfinished(record: Trace) -> MuxdError:
+    """Why an answer has ended before its end; noted where it was ended by its id."""
+    if record.revoked:
+        record.outcome = "cancelled"
+        return RequestCancelled("this request was cancelled by its id")
+    return MuxdError("the answer ended without a reason", code="stream_ended")
 
 
 async def cancel(request: web.Request) -> web.Response:

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
 
-from muxd.api.face import Called, Tally, Whole, called, joined
+from muxd.api.face import Tally, Whole, called, joined
 from muxd.api.logprobs import both, chat_logprobs, echoed_logprobs, prompt_logprobs, text_logprobs
 from muxd.text.sayings import Content, Thought
 from muxd.text.tokenizer import Tokenizer
@@ -74,9 +74,8 @@ def usage_object(tally: Tally) -> dict[str, Any]:
     return usage
 
 
-def call_object(call: Called) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call.id, "type": "function", "function": function}
+def call_object(id: str | None, name: str, arguments: Any) -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _chat_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -87,7 +86,7 @@ def _chat_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
     if thought:  # DeepSeek's name and OpenRouter's: clients look for either
         message |= {"reasoning_content": thought, "reasoning": thought}
     if calls:
-        message["tool_calls"] = [call_object(call) for call in calls]
+        message["tool_calls"] = [call_object(call.id, call.name, call.arguments) for call in calls]
     return {
         "index": choice.index,
         "message": message,

@@ -4,6 +4,7 @@ prompt or of a rendered conversation, and ``{prompt}``, to which ids outside the
 from aiohttp import web
 
 from muxd.api.reading import read
+from muxd.api.replies import encoded_response
 from muxd.text.work import Answer, Kind
 
 
@@ -19,4 +20,4 @@ async def answer_of(request: web.Request, kind: Kind) -> web.Response:
     """What the text process has written."""
     _, result = await read(request, kind)
     assert isinstance(result, Answer)
-    return web.Response(body=result.body, content_type="application/json")
+    return encoded_response(result.body)

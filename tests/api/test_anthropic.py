@@ -56,14 +56,21 @@ async def test_a_whole_answer(door: Door, serving: Scripted) -> None:
         "type": "message",
         "role": "assistant",
         "model": "base",
-        "content": [{"type": "text", "text": "hello world"}],
+        "content": [{"type": "text", "text": "hello world", "citations": None}],
         "stop_reason": "end_turn",
         "stop_sequence": None,
+        "stop_details": None,
+        "container": None,
         "usage": {
             "input_tokens": len(serving.requests[0].prompt),
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
             "output_tokens": len(serving.ids("hello world")),
+            "output_tokens_details": {"thinking_tokens": 0},
+            "server_tool_use": None,
+            "cache_creation": None,
+            "inference_geo": None,
+            "service_tier": "standard",
         },
     }
     assert prompt(serving) == "[system]Be brief.[user]hi[assistant]"
@@ -72,9 +79,9 @@ async def test_a_whole_answer(door: Door, serving: Scripted) -> None:
 async def test_why_it_stopped(door: Door, serving: Scripted) -> None:
     _, answer, _ = await door.post(PATH, body(stop_sequences=[" wor"]))
     assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", " wor")
-    assert answer["content"] == [{"type": "text", "text": "hello"}]
+    assert [block["text"] for block in answer["content"]] == ["hello"]
     last = (await events(door, body(stop_sequences=["xyz", " wor"])))[-2][1]
-    assert last["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": " wor"}
+    assert (last["delta"]["stop_reason"], last["delta"]["stop_sequence"]) == ("stop_sequence", " wor")
     serving.play = serving.say("hello", finish="length")
     _, answer, _ = await door.post(PATH, body())
     assert answer["stop_reason"] == "max_tokens"
@@ -88,7 +95,7 @@ async def test_blocks_and_the_turn_after(door: Door, serving: Scripted) -> None:
     assert status == 200
     thinking, text, call = answer["content"]
     assert thinking == {"type": "thinking", "thinking": "So.", "signature": ""}
-    assert text == {"type": "text", "text": "Well."}
+    assert (text["type"], text["text"]) == ("text", "Well.")
     assert (call["type"], call["name"], call["input"]) == ("tool_use", "weather", {"city": "Rome"})
     assert answer["stop_reason"] == "tool_use"
     assert prompt(serving) == "weather<tool_call>[user]hi[assistant]!"

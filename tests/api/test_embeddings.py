@@ -29,7 +29,8 @@ def unit(vector: Vector) -> Vector:
 
 
 async def embed(request: Request, stream: TokenStream) -> None:
-    await asyncio.sleep(0.001 * (request.prompt[0] % 3))  # they end in another order
+    for _ in range(request.prompt[0] % 3):  # they end in another order
+        await asyncio.sleep(0)
     stream.vector = vector_of(request.prompt).tobytes()
     stream.end("stop")
 
@@ -68,6 +69,18 @@ async def test_one_request_waits_for_itself_where_the_queue_is_short(door: Door,
     status, answer, _ = await door.post(EMBED, {"model": "base", "input": [f"text {i}" for i in range(9)]})
     assert (status, len(answer["data"])) == (200, 9)
     assert most == 2
+
+
+async def test_a_request_that_is_ended_by_its_id(door: Door, serving: Scripted) -> None:
+    serving.play = serving.hold()
+    body = {"model": "base", "input": [f"text {i}" for i in range(70)]}
+    asked = asyncio.ensure_future(door.post(EMBED, body, **{"x-request-id": "mine"}))
+    await serving.submitted.wait()
+    async with door.http.delete("/v1/requests/mine") as answer:
+        assert answer.status == 200
+    status, told, _ = await asked
+    assert (status, told["error"]["code"]) == (499, "request_cancelled")
+    assert len(serving.closed) == len(serving.requests) < 70
 
 
 @pytest.mark.parametrize("given", ["one two", ["one two"], [5, 6, 7], [[5, 6, 7], [8]]])

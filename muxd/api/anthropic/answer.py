@@ -14,9 +14,10 @@ from muxd.text.sayings import Arguments, Call, Content, Saying, Thought
 _encode = msgspec.json.Encoder().encode
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 _EMPTY: dict[str, dict[str, Any]] = {
-    "text": {"type": "text", "text": ""},
+    "text": {"type": "text", "text": "", "citations": None},
     "thinking": {"type": "thinking", "thinking": "", "signature": ""},
 }
+_UNENDED = {"stop_reason": None, "stop_sequence": None, "stop_details": None, "container": None}
 
 
 class AnthropicAnswer:
@@ -42,7 +43,7 @@ class AnthropicAnswer:
                         blocks.append(_EMPTY[kind] | {kind: []})
                     blocks[-1][kind].append(saying.text)
                 case Call():
-                    blocks.append({"type": "tool_use", "id": saying.id, "name": saying.name, "input": []})
+                    blocks.append(_call(saying) | {"input": []})
                 case Arguments():
                     blocks[-1]["input"].append(saying.text)
         for block in blocks:
@@ -83,8 +84,7 @@ class AnthropicAnswer:
                 delta = {"type": "thinking_delta", "thinking": saying.text}
                 return self._turn_to("thinking") + self._delta(delta)
             case Call():
-                block = {"type": "tool_use", "id": saying.id, "name": saying.name, "input": {}}
-                return self._start("tool_use", block)
+                return self._start("tool_use", _call(saying) | {"input": {}})
             case Arguments():
                 return self._delta({"type": "input_json_delta", "partial_json": saying.text})
 
@@ -113,15 +113,19 @@ class AnthropicAnswer:
             "role": "assistant",
             "model": self._answer.model,
             "content": blocks,
-            "stop_reason": None,
-            "stop_sequence": None,
-            "usage": usage,
+            **_UNENDED,
+            "usage": usage | {"cache_creation": None, "inference_geo": None, "service_tier": "standard"},
         }
 
 
 def _ending(finish: str, stopped_by: str | None) -> dict[str, Any]:
     reason = "stop_sequence" if stopped_by is not None and finish == "stop" else _REASONS[finish]
-    return {"stop_reason": reason, "stop_sequence": stopped_by if reason == "stop_sequence" else None}
+    sequence = stopped_by if reason == "stop_sequence" else None
+    return _UNENDED | {"stop_reason": reason, "stop_sequence": sequence}
+
+
+def _call(call: Call) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "caller": {"type": "direct"}}
 
 
 def _usage(tally: Tally) -> dict[str, Any]:
@@ -130,6 +134,8 @@ def _usage(tally: Tally) -> dict[str, Any]:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": tally.cached,
         "output_tokens": tally.completion,
+        "output_tokens_details": {"thinking_tokens": tally.thinking},
+        "server_tool_use": None,
     }
 
 

@@ -7,6 +7,7 @@ import msgspec
 
 from muxd.api.anthropic.schemas import AnthropicMessage, Blocks, CountRequest, MessagesRequest, SchemaTool
 from muxd.api.schemas import ChatRequest
+from muxd.api.shapes import call_object
 from muxd.api.translated import Translated, refuse
 from muxd.api.translated import translate as core
 
@@ -100,8 +101,7 @@ def _call(block: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(block.get("name"), str):
         raise refuse(f"{where}.name", "is required")
     arguments = msgspec.json.encode(block.get("input") or {}).decode()
-    function = {"name": block["name"], "arguments": arguments}
-    return {"id": block.get("id"), "type": "function", "function": function}
+    return call_object(block.get("id"), block["name"], arguments)
 
 
 def _texts(blocks: Blocks, where: str) -> Blocks:

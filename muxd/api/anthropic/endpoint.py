@@ -4,17 +4,15 @@ from aiohttp import web
 
 from muxd.api.anthropic.answer import AnthropicAnswer
 from muxd.api.generate import run
-from muxd.api.job import make_job, new_answer
+from muxd.api.job import chat_job
 from muxd.api.reading import asked
-from muxd.api.sampling import chat_budget
 from muxd.api.tokenize import answer_of
 
 
 async def messages(request: web.Request) -> web.StreamResponse:
     """Raises MuxdError for everything the client has to hear about."""
     model, body, prompts = await asked(request, "messages")
-    answer = new_answer("msg_", model)
-    job = make_job(answer.id, body, model, prompts, [chat_budget(model, body, prompts)])
+    answer, job = chat_job("msg_", model, body, prompts)
     return await run(request, job, AnthropicAnswer(answer, job.prompt_tokens))
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from muxd.api.face import Called, Tally, Whole, called, joined
 from muxd.api.logprobs import PromptScored, Scored, chat_logprobs
+from muxd.api.times import zulu
 from muxd.text.sayings import Content, Saying, Thought
 from muxd.text.tokenizer import Tokenizer
 
@@ -61,7 +62,7 @@ class OllamaAnswer:
     def _object(
         self, text: str, thought: str, calls: Sequence[Called], scored: Sequence[Scored]
     ) -> dict[str, Any]:
-        made = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        made = zulu(datetime.now(UTC))
         said: dict[str, Any] = {"model": self._model, "created_at": made}
         more: dict[str, Any] = {"thinking": thought} if thought else {}
         if self._chat:

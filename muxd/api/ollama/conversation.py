@@ -7,6 +7,8 @@ import msgspec
 
 from muxd.api.ollama.schemas import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
 from muxd.api.schemas import ChatRequest, CompletionRequest
+from muxd.api.shapes import call_object
+from muxd.api.times import zulu
 from muxd.api.translated import Translated, refuse, translate
 
 _PARAMS = {
@@ -54,7 +56,7 @@ def loaded(body: OllamaRequest) -> dict[str, Any]:
     """The answer where nothing was said: the model is there."""
     said: dict[str, Any] = {"message": {"role": "assistant", "content": ""}}
     said = said if isinstance(body, OllamaChatRequest) else {"response": ""}
-    made = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    made = zulu(datetime.now(UTC))
     return {"model": body.model, "created_at": made, **said, "done": True, "done_reason": "load"}
 
 
@@ -106,5 +108,4 @@ def _call(raw: Any, where: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise refuse(f"{where}.function.name", "is required")
     arguments = msgspec.json.encode(function.get("arguments") or {}).decode()
-    named = {"name": function["name"], "arguments": arguments}
-    return {"id": raw.get("id") or function["name"], "type": "function", "function": named}
+    return call_object(raw.get("id") or function["name"], function["name"], arguments)

@@ -14,13 +14,13 @@ from muxd.api.context import find_model, on_device, shown_models, submit, tokeni
 from muxd.api.decoding import decode
 from muxd.api.generate import run
 from muxd.api.ignored import ignored
-from muxd.api.job import make_job, new_answer
-from muxd.api.models import json_response
+from muxd.api.job import chat_job
 from muxd.api.ollama.answer import OllamaAnswer
 from muxd.api.ollama.schemas import ShowRequest
 from muxd.api.reading import note_ignored, read, unpack_asked
-from muxd.api.sampling import chat_budget
+from muxd.api.replies import encoded_response, json_response
 from muxd.api.serving import ServedModel
+from muxd.api.times import zulu
 from muxd.engine.request import Request
 from muxd.errors import BadRequest, TooLarge
 from muxd.messages import Sampling
@@ -46,10 +46,9 @@ async def _generated(request: web.Request, kind: Kind, *, chat: bool) -> web.Str
     if isinstance(result, Answer):  # nothing was to be generated: it asked for the model to be there
         if model.state == "asleep":
             await _wake(request, model)
-        return web.Response(body=result.body, content_type="application/json")
+        return encoded_response(result.body)
     body, prompts = await unpack_asked(request, model, result)
-    budget = chat_budget(model, body, prompts)
-    job = make_job(new_answer("ollama-", model).id, body, model, prompts, [budget])
+    _, job = chat_job("ollama-", model, body, prompts)
     return await run(request, job, OllamaAnswer(model.name, tokenizer_of(model), chat=chat))
 
 
@@ -74,7 +73,7 @@ async def tags(request: web.Request) -> web.Response:
 
 async def ps(request: web.Request) -> web.Response:
     """Those that are loaded. None leaves by the clock: one sleeps when another needs its place."""
-    far = (datetime.now(UTC) + timedelta(days=36500)).isoformat().replace("+00:00", "Z")
+    far = zulu(datetime.now(UTC) + timedelta(days=36500))
     loaded = [model for model in shown_models(request) if on_device(model)]
     return json_response(
         {"models": [_listed(one) | {"expires_at": far, "size_vram": one.weight_bytes} for one in loaded]}
@@ -155,4 +154,4 @@ def _family(model: ServedModel) -> str:
 
 
 def _made(model: ServedModel) -> str:
-    return datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")
+    return zulu(datetime.fromtimestamp(model.created, UTC))

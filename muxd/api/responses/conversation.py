@@ -5,6 +5,7 @@ from typing import Any
 from muxd.api.decoding import convert
 from muxd.api.responses.schemas import FlatTool, InputItem, ResponsesRequest
 from muxd.api.schemas import ChatRequest
+from muxd.api.shapes import call_object
 from muxd.api.translated import Translated, refuse
 from muxd.api.translated import translate as core
 
@@ -49,7 +50,8 @@ def translate(body: ResponsesRequest) -> Translated:
 def _told(body: ResponsesRequest) -> dict[str, Any]:
     """What the answer repeats of the request."""
     effort = body.reasoning.effort if body.reasoning else None
-    return {
+    whose = {} if body.user is None else {"user": body.user}
+    return whose | {
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
@@ -66,7 +68,6 @@ def _told(body: ResponsesRequest) -> dict[str, Any]:
         ],
         "top_logprobs": body.top_logprobs or 0,
         "truncation": body.truncation or "disabled",
-        "user": body.user,
     }  # fmt: skip
 
 
@@ -164,8 +165,7 @@ def _add_call(said: list[dict[str, Any]], item: InputItem, where: str, thought: 
     for name in ("call_id", "name", "arguments"):
         if getattr(item, name) is None:
             raise refuse(f"{where}.{name}", "is required")
-    function = {"name": item.name, "arguments": item.arguments}
-    call = {"id": item.call_id, "type": "function", "function": function}
+    call = call_object(item.call_id, item.name or "", item.arguments)
     if not (said and said[-1]["role"] == "assistant" and not thought):
         said.append({"role": "assistant", "content": None})
         if thought:
