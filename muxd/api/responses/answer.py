@@ -80,7 +80,8 @@ class Response:
 
     def _object(self, status: str, tally: Tally | None) -> dict[str, Any]:
         reason = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        return {
+        used = {} if tally is None else {"usage": _usage(tally)}
+        return used | {
             "id": self._answer.id,
             "object": "response",
             "created_at": self._answer.created,
@@ -93,7 +94,6 @@ class Response:
             "previous_response_id": None,
             "service_tier": "default",
             "store": False,
-            "usage": None if tally is None else _usage(tally),
             **self._told,
         }
 
