@@ -23,7 +23,7 @@ help:
 	@echo "make quick   checks, and the tests of what has changed since main: two minutes"
 	@echo "make test    environment, demo models, every check, and every test on the CPU: minutes"
 	@echo "make test-all  the tests that make test leaves out: stand-in, interpreter, compiler, churn"
-	@echo "make test-clients  the openai, anthropic, ollama and langchain clients against a live daemon"
+	@echo "make test-clients  other people's clients and published schemas against a live daemon"
 	@echo "make gpu     on a GPU host: doctor, GPU tests, probes, roofline, policies; PART=1 SECONDS=555 OUT=DIR QUICK=1"
 	@echo "make roofline  on a GPU host: kernels, steps and answers against what the GPU allows, and transformers"
 	@echo "make check   ruff, mypy, import contracts"
@@ -56,7 +56,7 @@ test-all: $(VENV)/.dev demo
 	$(PYTEST) -m "not gpu and not smoke and not interpreter and ($(LONG))"
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) -m interpreter tests/kernels/interpreted tests/bench/interpreted
 
-# Other people's clients, in an environment of their own, against a live daemon.
+# Other people's clients and schemas, in an environment of their own, against a live daemon.
 test-clients: $(VENV)/.muxd demo $(CLIENTS)/.made
 	MUXD=$(abspath $(BIN)/muxd) $(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini \
 	  --rootdir tests/clients --confcutdir tests/clients tests/clients

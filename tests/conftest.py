@@ -14,6 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 from support import interrupts, leaks
 
+collect_ignore = ["clients"]  # they have an environment of their own: make test-clients
+
 leaks.mark_environment()
 with contextlib.suppress(ImportError):  # a GPU host that can install nothing may lack it
     from hypothesis import settings

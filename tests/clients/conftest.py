@@ -35,7 +35,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         '[server]\nkeys = "keys.toml"\n[pool]\nbytes = "512M"\n'
         f'[[model]]\nname = "{MODEL}"\npath = "{home / "models" / MODEL}"\naliases = ["claude-demo"]\n'
         # So that the same is said twice: with bfloat16 a prompt that was cached can decide another way.
-        'dtype = "float32"\nprefix_cache = false\nsampling = { temperature = 0.0 }\n'
+        'dtype = "float32"\nprefix_cache = false\npooling = "last"\nsampling = { temperature = 0.0 }\n'
     )
     notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     notify.bind(str(folder / "n"))

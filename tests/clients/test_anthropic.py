@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+import anthropic
 import pytest
-
-anthropic = pytest.importorskip("anthropic")
 
 pytestmark = pytest.mark.clients
 MODEL = "claude-demo"  # an alias
@@ -47,17 +46,30 @@ def test_tools_and_their_results(client: Any) -> None:
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "sunny"}]},
     ]  # fmt: skip
     answer = client.messages.create(model=MODEL, messages=turns, tools=[TOOL], max_tokens=12)
-    assert answer.stop_reason in ("end_turn", "max_tokens", "tool_use")
+    assert answer.usage.output_tokens == 12 or answer.stop_reason == "end_turn"
+    plain = client.messages.count_tokens(model=MODEL, messages=turns)
     counted = client.messages.count_tokens(model=MODEL, messages=turns, tools=[TOOL])
     usage = answer.usage
+    assert plain.input_tokens < counted.input_tokens
     assert counted.input_tokens == usage.input_tokens + usage.cache_read_input_tokens
+
+
+def test_a_call_that_must_be(client: Any) -> None:
+    choice: Any = {"type": "any"}
+    answer = client.messages.create(
+        model=MODEL, messages=USER, tools=[TOOL], tool_choice=choice, max_tokens=40
+    )
+    (block,) = answer.content
+    assert (block.type, block.name) == ("tool_use", "weather")
 
 
 def test_going_on_with_the_last_turn(client: Any) -> None:
     turns = [*USER, {"role": "assistant", "content": "1. The Nile\n2."}]
-    answer = client.messages.create(model=MODEL, messages=turns, max_tokens=6, stop_sequences=["3."])
-    assert answer.content[0].text
-    assert answer.stop_reason in ("max_tokens", "stop_sequence")
+    answer = client.messages.create(model=MODEL, messages=turns, max_tokens=24, stop_sequences=["3."])
+    assert answer.content[0].text.strip()
+    stopped = answer.stop_reason == "stop_sequence"
+    assert answer.stop_sequence == ("3." if stopped else None)
+    assert stopped or answer.usage.output_tokens == 24
 
 
 def test_errors(client: Any, url: str) -> None:
