@@ -1,0 +1,61 @@
+"""The door against its own /openapi.json: schemathesis sends what it allows, and what it does not."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS, load_all_checks
+
+pytestmark = pytest.mark.clients
+MODEL = "smollm2-135m-instruct"
+EXAMPLES = 12  # of each operation, allowed ones and others
+KINDS = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+WANTED = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+)
+# An answer costs what it is long; that long ones are served is the other tests' business.
+SHORT = {"max_tokens": 2, "max_completion_tokens": 2, "max_output_tokens": 2, "n": 1, "min_tokens": 0}
+
+
+def property_of(operation: Any, url: str, headers: dict[str, str], tried: Counter[str]) -> Callable[[], None]:
+    judges = CHECKS.get_by_names(WANTED)
+    assert len(judges) == len(WANTED)
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.one_of([operation.as_strategy(generation_mode=kind) for kind in KINDS]))
+    def holds(case: Any) -> None:
+        if isinstance(case.body, dict):
+            case.body |= {"model": MODEL} | {name: SHORT[name] for name in SHORT if name in case.body}
+        case.call_and_validate(base_url=url, headers=headers, checks=judges, timeout=240)
+        tried[operation.label] += 1
+
+    return holds
+
+
+@pytest.mark.timeout(1200)
+def test_every_answer_is_as_described(url: str, key: str) -> None:
+    headers = {"Authorization": f"Bearer {key}"}
+    document = httpx.get(f"{url}/openapi.json", headers=headers).json()
+    load_all_checks()
+    tried: Counter[str] = Counter()
+    for found in schemathesis.openapi.from_dict(document).get_all_operations():
+        operation = found.ok()
+        if "unload" not in operation.path:  # nothing would be served after it
+            property_of(operation, url, headers, tried)()
+    assert tried["POST /v1/chat/completions"] >= EXAMPLES
+    assert len(tried) > 20
