@@ -68,6 +68,7 @@ class Model:
 
     tokenizer: Tokenizer
     name: str = "m"
+    base: str = ""
     created: int = 0
     max_context: int = 1 << 20
     max_queue: int = 1 << 20

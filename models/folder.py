@@ -24,8 +24,8 @@ def check_folder(path: Path) -> None:
         return
     names = sorted(entry.name for entry in path.iterdir())
     for found, reason in (
-        ("adapter_config.json" in names, "is a PEFT (LoRA) adapter, which is not served: merge it into its "
-         "base model (merge_and_unload, save_pretrained) and serve that folder"),
+        ("adapter_config.json" in names, "is a PEFT (LoRA) adapter: give it as lora, with base, in a "
+         "[[model]] table beside that of its base"),
         ("params.json" in names, "has a layout of its maker's own (params.json), which is not read: take the "
          "files in Hugging Face's layout, with config.json"),
         ("snapshots" in names, "is the hub's cache of a model: path is the folder below snapshots"),

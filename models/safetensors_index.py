@@ -31,7 +31,7 @@ _OTHERS = (
         "pickled weights are never loaded, they can run code; convert the folder to safetensors "
         "(save_pretrained does) or take a safetensors download",
     ),
-    (("adapter_model.safetensors",), "a PEFT adapter; merge it into its base model (merge_and_unload)"),
+    (("adapter_model.safetensors",), "a PEFT adapter; give its folder as lora in a [[model]] table"),
     (
         ("consolidated.safetensors",),
         "Mistral's own layout, which is not read; take model-*.safetensors of the same repository",

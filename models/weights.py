@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from muxd.device.base import Writer
 from muxd.errors import ModelFolderError
 from muxd.kernels import native
-from muxd.messages import ITEM_BYTES, Dtype, TensorEntry
+from muxd.messages import ITEM_BYTES, Dtype, LoraPart, TensorEntry
 from muxd.models.blocks import bytes_of, dequantised
 from muxd.models.convert import convert
 from muxd.models.packing import Packing, file_form, part_names
@@ -33,23 +33,27 @@ _CHUNK = 4 << 20  # elements converted at a time: bounds the scratch, and a wind
 
 
 class Source(Struct, frozen=True):
-    """One stored tensor and the byte of the region where its first element goes; packed with a ``form``."""
+    """One stored tensor and the byte of the region where its first element goes; packed with a ``form``.
+    ``dtype``: of what is not packed, where that is not the plan's."""
 
     name: str
     stored: Stored
     offset: int
     form: str = ""
+    dtype: Dtype | None = None
 
 
 class WeightPlan(Struct, frozen=True):
     """Layout of the region: ``tensors`` for the worker, ``sources`` for ``fill``, ``bytes`` in all. ``seals``
-    of the files, which may be others by the time they are read."""
+    of the files, which may be others by the time they are read. ``lora``: of adapters, which are behind
+    everything else."""
 
     tensors: list[TensorEntry]
     bytes: int
     dtype: Dtype
     sources: list[Source]
     seals: dict[Path, str] = {}
+    lora: list[LoraPart] = []
 
     @property
     def tied(self) -> bool:
@@ -95,7 +99,7 @@ def plan(
         )
     tensors, sources, end = [], [], 0
     for tensor in wanted(spec):
-        start = _aligned(end)
+        start = aligned(end)
         found = _sources(folder, tensor, stored, start, ITEM_BYTES[dtype])
         if packing is not None and len(tensor.shape) == 2:
             for name, source in zip(part_names(tensor.name, len(found)), found, strict=True):
@@ -103,7 +107,7 @@ def plan(
                 tensors.append(TensorEntry(name, dtype, shape, start, form))
                 sources.append(structs.replace(source, offset=start, form=form))
                 end = start + packing.bytes(form, shape)
-                start = _aligned(end)
+                start = aligned(end)
             continue
         tensors.append(TensorEntry(tensor.name, dtype, tensor.shape, start))
         sources += found
@@ -113,7 +117,8 @@ def plan(
     return WeightPlan(tensors, end, dtype, sources, seals)
 
 
-def _aligned(end: int) -> int:
+def aligned(end: int) -> int:
+    """Where the next tensor of a region may begin."""
     return -(-end // ALIGNMENT) * ALIGNMENT
 
 
@@ -174,12 +179,12 @@ def _own_head(stored: dict[str, Stored]) -> bool:
     if head.shape != embed.shape:
         return True
     return any(
-        not np.array_equal(one, other) for one, other in zip(_numbers(head), _numbers(embed), strict=True)
+        not np.array_equal(one, other) for one, other in zip(numbers(head), numbers(embed), strict=True)
     )
 
 
-def _numbers(stored: Stored) -> Iterator[NDArray[np.uint8]]:
-    """Its elements as bytes of float32, in pieces."""
+def numbers(stored: Stored) -> Iterator[NDArray[np.uint8]]:
+    """The elements of a stored tensor as bytes of float32, in pieces. Raises ModelFolderError."""
     source, count = Source("", stored, 0), math.prod(stored.shape)
     for first in range(0, count, _CHUNK):
         size = min(_CHUNK, count - first)
@@ -198,7 +203,7 @@ def layout(spec: ModelSpec, dtype: Dtype, packing: Packing | None = None) -> Wei
             parts = [(name, shape) for name, (_, shape) in zip(names, tensor.parts, strict=True)]
             form = packing.form(tensor.name, "", dtype)
         for name, shape in parts:
-            start = _aligned(end)
+            start = aligned(end)
             tensors.append(TensorEntry(name, dtype, shape, start, form))
             nbytes = packing.bytes(form, shape) if packing and form else math.prod(shape) * ITEM_BYTES[dtype]
             end = start + nbytes
@@ -243,17 +248,18 @@ def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> N
                 f"{file} is another file than when the model's folder was read: its tensors lie elsewhere; "
                 "`muxctl unload` the model and `muxctl load` it"
             )
-    done, itemsize = 0, ITEM_BYTES[plan.dtype]
+    done = 0
     for source in sorted(plan.sources, key=lambda s: (s.stored.file, s.stored.offset)):
         if source.form:
             for nbytes in _pack(source, writer):
                 progress(done := done + nbytes)
             continue
-        count = int(np.prod(source.stored.shape))
+        dtype = source.dtype or plan.dtype
+        itemsize, count = ITEM_BYTES[dtype], int(np.prod(source.stored.shape))
         for first in range(0, count, _CHUNK):
             size = min(_CHUNK, count - first)
             into = writer.window(source.offset + first * itemsize, size * itemsize)
-            _copy(source, first, into, size, plan.dtype)
+            _copy(source, first, into, size, dtype)
             done += size * itemsize
             progress(done)
 

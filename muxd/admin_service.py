@@ -33,6 +33,7 @@ from muxd.engine.journal import FINISHED, newest
 from muxd.engine.slo import Slo
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import BadRequest, ConfigError, MuxdError, NotFound
+from muxd.fleet.adapters import served
 from muxd.fleet.drop_ins import DropIns
 from muxd.fleet.events import Event, Events, until
 from muxd.fleet.proposal import Proposal
@@ -150,7 +151,7 @@ class AdminService(Report):
 
     def _check(self, model: ModelConfig) -> None:
         """Beside the models there are now. Raises ConfigError."""
-        models = [entry.config for entry in self.entries.values()]
+        models = [one for entry in self.entries.values() for one in (entry.config, *entry.adapters)]
         with_model(replace(self.config, model=models), model)
 
     def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]:
@@ -253,8 +254,9 @@ class AdminService(Report):
         return until(self.stopping, self.events.follow(model=model))
 
     def _known(self, model: str) -> None:
-        if model and model not in self.entries and not self.events.since(model=model):
-            raise NotFound(f"there is no model {model!r}; there are: {', '.join(self.entries) or 'none'}")
+        known = served(self.entries)
+        if model and model not in known and not self.events.since(model=model):
+            raise NotFound(f"there is no model {model!r}; there are: {', '.join(known) or 'none'}")
 
     def trace(self) -> list[Trace]:
         """One for each device."""

@@ -149,10 +149,13 @@ class SamplingConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[[model]]``: one served model."""
+    """``[[model]]``: one served model; with ``lora`` an adapter of another, of which it has all but
+    ``OWN``."""
 
     name: str
-    path: str
+    path: str = ""  # its folder; of an adapter empty
+    base: str = ""  # name of the model that an adapter belongs to
+    lora: str = ""  # the adapter's folder, as PEFT saves it
     share: int = 0  # percent of the device under contention; 0: an equal part
     dtype: DtypeName = "auto"  # of weights, K and V; "auto": what the folder holds, on a GPU never float32
     kv_dtype: KvDtype = "auto"  # of K and V: as dtype, or "fp8", which is a byte a number
@@ -180,6 +183,13 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     resident: Literal["demand", "always"] = "demand"  # "always": it never sleeps
 
 
+# Keys that an adapter's table may have.
+OWN = frozenset({
+    "name", "base", "lora", "aliases", "sampling", "system_prompt", "chat_template_kwargs", "tool_parser",
+    "reasoning", "ttft_slo", "tpot_slo",
+})  # fmt: skip
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -192,6 +202,15 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     residency: ResidencyConfig = msgspec.field(default_factory=ResidencyConfig)
     device: list[DeviceConfig] = msgspec.field(default_factory=list)
     model: list[ModelConfig] = msgspec.field(default_factory=list)
+
+    @property
+    def bases(self) -> list[ModelConfig]:
+        """The models that have weights of their own: all but adapters."""
+        return [one for one in self.model if not one.lora]
+
+    def adapters(self, base: str) -> tuple[ModelConfig, ...]:
+        """Of the model ``base``, in the file's order."""
+        return tuple(one for one in self.model if one.lora and one.base == base)
 
     @property
     def devices(self) -> list[DeviceConfig]:

@@ -4,7 +4,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from muxd.config import Config, DeviceConfig, ServerConfig
+from msgspec import NODEFAULT
+from msgspec.structs import fields
+
+from muxd.config import OWN, Config, DeviceConfig, ModelConfig, ServerConfig
 from muxd.errors import ConfigError
 from muxd.sizes import pool_bytes, size
 
@@ -22,7 +25,9 @@ def check(config: Config, path: Path | None) -> None:
             raise ConfigError(f"{where}: model.name: must not be empty")
         if not all(model.aliases):
             raise ConfigError(f"{where}: model.aliases: must not be empty texts ({model.name})")
-        if not model.path:
+        if model.lora or model.base:
+            _check_adapter(model, config, where)
+        elif not model.path:
             raise ConfigError(f"{where}: model.path: must name a model folder ({model.name})")
         if not 0 <= model.share <= 100:
             raise ConfigError(
@@ -30,6 +35,28 @@ def check(config: Config, path: Path | None) -> None:
             )
     _check_devices(config, where)
     _check_ranges(config, where)
+
+
+def _check_adapter(model: ModelConfig, config: Config, where: Path | str) -> None:
+    """It names its folder and a model with weights, and leaves that model's settings to it."""
+    for key in ("lora", "base"):
+        if not getattr(model, key):
+            raise ConfigError(
+                f"{where}: model.{key}: is missing; an adapter has both lora and base ({model.name})"
+            )
+    bases = [one.name for one in config.bases]
+    if model.base not in bases:
+        known = ", ".join(bases) or "none"
+        raise ConfigError(
+            f"{where}: model.base: {model.base!r} ({model.name}) is no model with weights; there are: {known}"
+        )
+    for field in fields(ModelConfig):
+        default = field.default_factory() if field.default_factory is not NODEFAULT else field.default
+        if field.encode_name not in OWN and getattr(model, field.name) != default:
+            raise ConfigError(
+                f"{where}: model.{field.encode_name}: an adapter has none of its own ({model.name}); set it "
+                f"for its base, {model.base!r}"
+            )
 
 
 def _check_devices(config: Config, where: Path | str) -> None:

@@ -184,8 +184,8 @@ def _anchored(config: Config, folder: Path) -> Config:
 
 
 def _anchored_model(model: ModelConfig, folder: Path) -> ModelConfig:
-    path, template = (_anchor(text, folder) for text in (model.path, model.chat_template))
-    return msgspec.structs.replace(model, path=path, chat_template=template)
+    names = ("path", "lora", "chat_template")
+    return msgspec.structs.replace(model, **{name: _anchor(getattr(model, name), folder) for name in names})
 
 
 def _anchor(text: str, folder: Path) -> str:

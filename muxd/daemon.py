@@ -43,6 +43,7 @@ from muxd.engine.slo import Slo
 from muxd.engine.stream import TokenStream
 from muxd.errors import ConfigError, MuxdError
 from muxd.fleet import notify
+from muxd.fleet.adapters import Adapter, served
 from muxd.fleet.build import open_site
 from muxd.fleet.catalog import Entry
 from muxd.fleet.descriptors import for_clients, raise_limit
@@ -92,7 +93,7 @@ class Daemon:
             raise ConfigError("no [[model]] is configured: add one with name and path, or try --demo")
         self.config, self.source = config, source
         self.clock = MonotonicClock()
-        self.entries = {model.name: Entry(model) for model in config.model}
+        self.entries = {one.name: Entry(one, config.adapters(one.name)) for one in config.bases}
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.popularity = Popularity(watch(config.placement), self.clock.now())
@@ -256,7 +257,7 @@ class Daemon:
     ) -> None:
         """Once; after that, and not before, the configuration may change."""
         await self.roster.settled()
-        states = [entry.state for entry in self.entries.values()]
+        states = [model.state for model in self.models().values()]
         notify.ready(
             f"{states.count('ready')} of {len(states)} models ready on {self.address}", env=self._told
         )
@@ -354,8 +355,8 @@ class Daemon:
     def healthy(self) -> bool:
         return not self.stopping.is_set()
 
-    def models(self) -> Mapping[str, Entry]:
-        return self.entries
+    def models(self) -> Mapping[str, Entry | Adapter]:
+        return served(self.entries)
 
     def submit(self, request: Request) -> TokenStream:
         return self.roster.submit(request)

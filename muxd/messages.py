@@ -54,6 +54,21 @@ class TensorEntry(Struct, frozen=True, array_like=True):
     form: str = ""
 
 
+class LoraPart(Struct, frozen=True, array_like=True):
+    """What an adapter adds to one part of a matrix: ``scale`` · (x aᵀ) bᵀ, to the outputs from ``first`` on.
+
+    ``a`` [r, inputs] and ``b`` [outputs, r] lie in the weights region, float32.
+    """
+
+    adapter: int  # 1, 2 ...
+    matrix: str  # as the model's pages call it
+    part: int  # which of its parts
+    first: int
+    scale: float
+    a: TensorEntry
+    b: TensorEntry
+
+
 class Setup(Struct, frozen=True, tag="setup"):
     """First message on the inherited socketpair, with the descriptors of ``DESCRIPTORS``."""
 
@@ -80,6 +95,7 @@ class Setup(Struct, frozen=True, tag="setup"):
     max_running: int = 0  # sequences that are decoded together at most; 0: nobody said
     # Bytes that torch may take on a GPU beside pool and weights, by the worker's phases; none: no limit.
     scratch: dict[Phases, int] = {}
+    lora: list[LoraPart] = []  # of the adapters that a sequence may ask for, by number
 
 
 ConstraintKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
@@ -161,6 +177,7 @@ class Chunk(Struct, frozen=True, array_like=True):
     first: bool = False  # the sequence begins (again) with this chunk; a chunk at 0 always begins one
     known: bytes = b""  # int32[start], on the first chunk: the tokens before it, for penalties
     pooling: Pooling = ""  # with ``last`` a vector is made instead of a token
+    adapter: int = 0  # on the first chunk: of the set-up's, whose; 0: none
 
 
 class Prefill(Struct, frozen=True, tag="prefill"):
@@ -185,6 +202,7 @@ class Joined(Struct, frozen=True, array_like=True):
     rows: bytes  # int32[k], row ids: its block table
     sampling: Sampling
     prompt_tokens: int  # tokens at and after this position were generated
+    adapter: int = 0  # as in ``Chunk``
 
 
 class Decode(Struct, frozen=True, tag="decode"):

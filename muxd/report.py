@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec import structs
+
 from muxd import __version__
 from muxd.admin.schemas import DeviceInfo, ModelInfo, PoolStatus, ProcessInfo, RequestStatus, Role, Status
 from muxd.clock import Clock
@@ -13,6 +15,7 @@ from muxd.device.cpu import threads
 from muxd.device.nvml import Reading
 from muxd.engine.observer import Observer
 from muxd.engine.unit import Unit
+from muxd.fleet.adapters import Adapter, served
 from muxd.fleet.catalog import Entry
 from muxd.fleet.gauges import lanes
 from muxd.fleet.site import Site
@@ -61,7 +64,7 @@ class Report:
             policy=self._units[0].policy,
             cores=sum(site.device.cores for site in self.sites.values()),
             pool=_together(list(pools.values())),
-            models=dict(Counter(entry.state for entry in self.entries.values())),
+            models=dict(Counter(model.state for model in served(self.entries).values())),
             requests=RequestStatus(
                 running=sum(lane.admitted for lane in lanes),
                 waiting=sum(lane.queued for lane in lanes),
@@ -80,7 +83,10 @@ class Report:
         return [site.unit for site in self.sites.values()]
 
     def models(self) -> list[ModelInfo]:
-        return [self._model(entry) for entry in self.entries.values()]
+        return [
+            self._adapter(one) if isinstance(one, Adapter) else self._model(one)
+            for one in served(self.entries).values()
+        ]
 
     def ps(self) -> list[ProcessInfo]:
         rows = [self._process(os.getpid(), "")]
@@ -118,6 +124,29 @@ class Report:
             device=entry.device if self.several else "",
             row_tokens=lane.spec.row_tokens if lane else 0,
             pinned=entry.pinned,
+        )
+
+    def _adapter(self, one: Adapter) -> ModelInfo:
+        """Its requests and weights are its own, rows and share its base's."""
+        held = [lane for _, lane in lanes(self.sites.values(), one.base)]
+        own = [seq for lane in held for seq in lane.sequences() if seq.name == one.name]
+        running = sum(bool(seq.rows) for seq in own)
+        base = self._model(one.entry)
+        return structs.replace(
+            base,
+            name=one.name,
+            state=one.state,
+            detail=one.detail or f"adapter of {one.base}",
+            weights_bytes=one.weight_bytes if base.weights_bytes else 0,
+            kv_used_bytes=0,
+            kv_min_bytes=0,
+            kv_max_bytes=0,
+            running=running,
+            waiting=len(own) - running,
+            ttft_p99_ms=self.observer.ttft_p99_ms(one.name),
+            tokens_total=self.observer.tokens_out[one.name],
+            config=one.config,
+            goodput=self.observer.attainment.rolling(one.name),
         )
 
     def _process(

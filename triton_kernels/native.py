@@ -58,6 +58,16 @@ class LayerFields(ctypes.Structure):
     )
 
 
+class LowFields(ctypes.Structure):
+    _fields_ = (("a", MatrixFields), ("b", MatrixFields), ("scale", c_float))
+
+
+class LayerLows(ctypes.Structure):
+    """In the order of ``Part`` in model.h."""
+
+    _fields_ = tuple((name, LowFields) for name in ("q", "k", "v", "o", "gate", "up", "down"))
+
+
 class ModelFields(ctypes.Structure):
     _fields_ = (
         *(
@@ -72,6 +82,8 @@ class ModelFields(ctypes.Structure):
         ("head", MatrixFields),
         ("norm", c_void_p),
         ("layer", ctypes.POINTER(LayerFields)),
+        ("lora", ctypes.POINTER(LayerLows)),
+        ("rank", c_int32),
     )
 
 
@@ -79,7 +91,7 @@ class BatchFields(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("spans", "tokens", "picks")),
         *((name, c_void_p) for name in ("start", "count", "rows", "first_row", "token", "pick")),
-        *((name, c_void_p) for name in ("hidden", "logits", "best", "choice")),
+        *((name, c_void_p) for name in ("hidden", "logits", "best", "choice", "adapter")),
     )
 
 

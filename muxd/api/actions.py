@@ -18,11 +18,16 @@ async def running(request: web.Request) -> web.Response:
 
 
 async def unload(request: web.Request) -> web.Response:
-    """One model, or without a name all: new requests are refused, those that are here are answered."""
+    """One model, or without a name all: new requests are refused, those that are here are answered. Adapters
+    go with their bases."""
     check_actions(request)
     name = request.match_info.get("id", "")
     serving = context(request).serving
-    served = [model for model in shown_models(request) if model.state in ("ready", "restarting", "asleep")]
+    served = [
+        model
+        for model in shown_models(request)
+        if not model.base and model.state in ("ready", "restarting", "asleep")
+    ]
     models = [find_model(request, name)] if name else served
     for model in models:
         await serving.unload(model.name)

@@ -20,7 +20,7 @@ def model_object(model: ServedModel) -> dict[str, Any]:
         "created": model.created,
         "owned_by": "muxd",
         "root": model.name,
-        "parent": None,
+        "parent": model.base or None,
         "max_model_len": model.max_context,
         "status": model.state,
     }

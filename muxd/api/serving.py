@@ -24,6 +24,10 @@ class ServedModel(Protocol):
     def name(self) -> str: ...
 
     @property
+    def base(self) -> str:
+        """Of an adapter the model whose weights it changes; else ""."""
+
+    @property
     def created(self) -> int:
         """Unix time, seconds."""
 

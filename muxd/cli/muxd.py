@@ -128,7 +128,7 @@ def _broken_models(settings: Config) -> list[str]:
     from muxd.api.texts import text_pool
     from muxd.fleet.catalog import Entry  # the reading of folders that the daemon itself does
 
-    entries = [Entry(model) for model in settings.model]
+    entries = [Entry(model, settings.adapters(model.name)) for model in settings.bases]
 
     async def read() -> None:
         texts = text_pool(settings.text)
@@ -140,7 +140,8 @@ def _broken_models(settings: Config) -> list[str]:
             await texts.close()
 
     asyncio.run(read())
-    return [entry.error for entry in entries if entry.error]
+    refused = [why for entry in entries if entry.opened for why in entry.opened.loras.refused.values()]
+    return [*(entry.error for entry in entries if entry.error), *refused]
 
 
 def _run(settings: Config, file: Path, flags: dict[str, Any]) -> int:

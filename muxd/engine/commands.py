@@ -23,6 +23,7 @@ def chunk_of(sequence: Sequence, budget: int, *, first: bool) -> Chunk:
         prompt_tokens=sequence.prompt_tokens,
         first=first,
         pooling=sequence.request.pooling,
+        adapter=sequence.request.adapter,
         known=pack(sequence.tokens[: sequence.computed]) if first and sequence.computed else b"",
     )
 

@@ -21,11 +21,11 @@ OTHER: dict[Phase, Phase] = {"prefill": "decode", "decode": "prefill"}
 class _Begun:
     """A sequence that the prefill worker has computed something of, and the decode worker nothing."""
 
-    __slots__ = ("prompt_tokens", "rows", "sampling", "tokens")
+    __slots__ = ("adapter", "prompt_tokens", "rows", "sampling", "tokens")
 
     def __init__(self, chunk: Chunk):
         self.sampling: Sampling = chunk.sampling
-        self.prompt_tokens = chunk.prompt_tokens
+        self.prompt_tokens, self.adapter = chunk.prompt_tokens, chunk.adapter
         self.tokens = chunk.known
         self.rows = b""
 
@@ -78,7 +78,8 @@ class Handover:
         joined = []
         for seq in seqs:
             begun = self._begun.pop(seq)
-            joined.append(Joined(seq, begun.tokens, begun.rows, begun.sampling, begun.prompt_tokens))
+            told = begun.tokens, begun.rows, begun.sampling, begun.prompt_tokens, begun.adapter
+            joined.append(Joined(seq, *told))
             self._known["decode"].add(seq)
             self._known["prefill"].discard(seq)
             self._leaving["prefill"].append(seq)

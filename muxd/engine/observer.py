@@ -40,7 +40,8 @@ class Popularity(Protocol):
 
 
 class Observer:
-    """One for all units of a daemon. Times are seconds of their clock."""
+    """One for all units of a daemon. Times are seconds of their clock. Requests count for the adapter they
+    ask for, batches and popularity for the model that has it."""
 
     def __init__(
         self,
@@ -92,44 +93,44 @@ class Observer:
             case Rejected():
                 self._ended(action.sequence, "refused", now)
             case Preempted():
-                self._metrics.preempted(action.sequence.model)
+                self._metrics.preempted(action.sequence.name)
             case Resumed():
-                self._metrics.resumed(action.sequence.model)
+                self._metrics.resumed(action.sequence.name)
 
     # ---- one sequence -----------------------------------------------------------------------------
 
     def _arrived(self, sequence: Sequence) -> None:
         self.arrivals += 1
-        self._metrics.arrived(sequence.model, sequence.prompt_tokens)
+        self._metrics.arrived(sequence.name, sequence.prompt_tokens)
         if self._popularity is not None:
             self._popularity.arrived(sequence.model, sequence.prompt_tokens, sequence.arrived)
 
     def _tokens(self, emit: Emit) -> None:
         """One new token for each."""
         for sequence, gap in zip(emit.sequences, emit.gaps, strict=True):
-            self.tokens_out[sequence.model] += 1
+            self.tokens_out[sequence.name] += 1
             if gap is None:
                 seconds = sequence.latest - sequence.arrived
-                self._ttft[sequence.model].append(seconds)
-                self._metrics.first_token(sequence.model, seconds)
+                self._ttft[sequence.name].append(seconds)
+                self._metrics.first_token(sequence.name, seconds)
             else:
-                self._metrics.token(sequence.model, gap)
+                self._metrics.token(sequence.name, gap)
 
     def turned_away(self, request: Request) -> None:
         """Refused before it became a sequence."""
         self.arrivals += 1
         self.outcomes["refused"] += 1
-        self._metrics.ended(request.model, "refused")
+        self._metrics.ended(request.name, "refused")
 
     def _ended(self, sequence: Sequence, outcome: Outcome, now: float) -> None:
         """Exactly once per sequence that arrived."""
         self.outcomes[outcome] += 1
         if self._popularity is not None and outcome == "served":
             self._popularity.ended(sequence.model, sequence.generated, now)
-        self._metrics.ended(sequence.model, outcome, now - sequence.arrived if outcome == "served" else None)
-        verdict = self.attainment.ended(sequence.model, _course(sequence, outcome, now))
+        self._metrics.ended(sequence.name, outcome, now - sequence.arrived if outcome == "served" else None)
+        verdict = self.attainment.ended(sequence.name, _course(sequence, outcome, now))
         if verdict is not None:
-            self._metrics.judged(sequence.model, verdict)
+            self._metrics.judged(sequence.name, verdict)
 
     def ttft_p99_ms(self, model: str) -> float | None:
         """Of the last 1,000 requests that got a token; None before the first."""
@@ -142,7 +143,7 @@ class Observer:
         if flight.prefill:
             for sequence in flight.sequences:
                 if sequence.started == now:  # its first batch
-                    self._metrics.started(flight.model, now - sequence.arrived, sequence.cached)
+                    self._metrics.started(sequence.name, now - sequence.arrived, sequence.cached)
 
     def _batch(self, flight: Flight) -> None:
         self._metrics.batch(flight.model, "prefill" if flight.prefill else "decode", flight.seconds)

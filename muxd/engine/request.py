@@ -13,7 +13,7 @@ class Request(Struct, frozen=True):
     """One sequence to generate. ``n`` choices of one HTTP request are ``n`` of these."""
 
     id: str  # unique, shown to people ("chatcmpl-..." plus choice index)
-    model: str
+    model: str  # whose lane it goes through
     prompt: list[int]
     max_tokens: int  # 0: only what the prompt says of itself (``Sampling.prompt_logprobs``)
     sampling: Sampling
@@ -22,6 +22,13 @@ class Request(Struct, frozen=True):
     pooling: Pooling = ""  # the prompt is to be embedded, and that is all
     key: str = ""  # name of the key that it came with: those without one are one class
     weight: float = 1.0  # of that key beside others, where requests wait
+    adapter: int = 0  # of ``model``'s, by number; 0: none
+    asked: str = ""  # the adapter's own name
+
+    @property
+    def name(self) -> str:
+        """What it is for, as clients call it: no two of these share a computed row."""
+        return self.asked or self.model
 
 
 class Delta(Struct, frozen=True):

@@ -118,7 +118,7 @@ class RowKeeper:
         if anew or lane.spec.whole or not lane.spec.config.prefix_cache:
             return []
         if sequence.chain is None:
-            sequence.chain = Chain(lane.spec.model, lane.spec.row_tokens)
+            sequence.chain = Chain(sequence.name, lane.spec.row_tokens)
         return sequence.chain.match(sequence.tokens)
 
     def arrived(self, lane: Lane, sequence: Sequence, now: float) -> None:

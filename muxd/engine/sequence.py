@@ -87,6 +87,11 @@ class Sequence:
         return self.request.model
 
     @property
+    def name(self) -> str:
+        """What clients call it: its model, or the adapter it asks for."""
+        return self.request.name
+
+    @property
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_tokens
 

@@ -62,4 +62,5 @@ def setup(
         kv_dtype=spec.config.kv_dtype,
         max_running=spec.max_running,
         scratch=held,
+        lora=plan.lora,
     )

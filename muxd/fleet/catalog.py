@@ -19,9 +19,11 @@ from muxd.device.base import Region
 from muxd.engine.lane import Lane
 from muxd.engine.values import problem
 from muxd.errors import ModelFolderError, MuxdError
+from muxd.fleet.loras import read_loras
 from muxd.fleet.state import Life, State
 from muxd.messages import Pooling, dtype_of
 from muxd.models.generation import read_generation
+from muxd.models.lora import with_loras
 from muxd.models.packing import packing_for
 from muxd.models.pooling import read_pooling
 from muxd.models.spec import ModelSpec, read_spec
@@ -51,21 +53,24 @@ _SHOWN: dict[State, Shown] = {
 
 
 class Opened:
-    """A readable model folder, for workers on the CPU or on a GPU.
+    """A readable model folder, for workers on the CPU or on a GPU, and of its ``adapters`` those that can be
+    had.
 
     Raises ModelFolderError, naming the file, when it is not one.
     """
 
-    def __init__(self, config: ModelConfig, *, gpu: bool = False):
+    def __init__(self, config: ModelConfig, *, gpu: bool = False, adapters: Sequence[ModelConfig] = ()):
         folder = Path(config.path).expanduser()
         self.folder = folder
         spec = read_spec(folder)
         dtype = dtype_of(config.dtype)
         self.pooling = _pooling(config, folder, encoder=spec.encoder)
+        self.loras = read_loras(adapters, spec, gpu=gpu)
         # What embeds is computed by torch: the native step answers.
         step = config.cpu_step if self.pooling == "" and not spec.headless else "torch"
         packing = packing_for(config.weights, step, dtype, gpu=gpu)
-        self.plan: WeightPlan = plan(folder, spec, dtype, gpu=gpu, packing=packing)
+        own = plan(folder, spec, dtype, gpu=gpu, packing=packing)
+        self.plan: WeightPlan = with_loras(own, self.loras.read)
         self.spec: ModelSpec = structs.replace(spec, tied_embeddings=self.plan.tied)
         self.step: Literal["native", "torch", "gpu"] = (
             "gpu" if gpu else "native" if self.plan.packed else "torch"
@@ -98,10 +103,14 @@ class Entry:
     """One ``[[model]]`` as clients and muxctl see it, loaded or not, at one device.
 
     While a model moves there are two, one at each device; the catalog shows the one that new requests go to.
+    ``adapters``: those that belong to it, which come and go with it (``fleet/adapters.py``).
     """
 
-    def __init__(self, config: ModelConfig):
+    base = ""  # it has weights of its own
+
+    def __init__(self, config: ModelConfig, adapters: Sequence[ModelConfig] = ()):
         self.config = config
+        self.adapters = tuple(adapters)
         self.name = config.name
         self.created = int(time.time())
         self.device = config.device  # where it is or was last; "" before it has been placed
@@ -125,7 +134,7 @@ class Entry:
         """Read the folder; slow (tokenizers), so call it in a thread. A broken folder becomes ``error``.
         ``gpu``: whether its devices are GPUs, which says what "auto" means."""
         try:
-            self.opened = Opened(self.config, gpu=gpu)
+            self.opened = Opened(self.config, gpu=gpu, adapters=self.adapters)
             self.error = ""
         except MuxdError as error:
             self.error = error.message
@@ -155,7 +164,7 @@ class Entry:
 
     def twin(self, device: str) -> "Entry":
         """The same model for another device, nothing of it there yet."""
-        twin = Entry(self.config)
+        twin = Entry(self.config, self.adapters)
         twin.created, twin.quota, twin.opened, twin.device = self.created, self.quota, self.opened, device
         twin.pinned = self.pinned
         twin.shelved, self.shelved = self.shelved, None
@@ -173,9 +182,13 @@ class Entry:
 
     @property
     def thinks(self) -> bool:
-        thinking = self.config.reasoning
-        found = self.opened.thinking if thinking == "auto" and self.opened is not None else thinking
-        return self.chat and found not in ("", "auto", "none")
+        return self.chat and self.thinking(self.config) not in ("", "none")
+
+    def thinking(self, config: ModelConfig) -> str:
+        """How answers by these settings think; "" where only the folder would say, and has not been read."""
+        if config.reasoning != "auto":
+            return config.reasoning
+        return self.opened.thinking if self.opened is not None else ""
 
     @property
     def step(self) -> str:
@@ -241,10 +254,11 @@ class Entry:
 
     @property
     def default_sampling(self) -> Mapping[str, Any]:
-        """By the folder, and before that by ``[model.sampling]``."""
-        given = {
-            key: value for key, value in structs.asdict(self.config.sampling).items() if value is not None
-        }
+        return self.sampling(self.config)
+
+    def sampling(self, config: ModelConfig) -> Mapping[str, Any]:
+        """By the folder, and before that by ``[model.sampling]`` of ``config``."""
+        given = {key: value for key, value in structs.asdict(config.sampling).items() if value is not None}
         return {**(self.opened.default_sampling if self.opened else {}), **given}
 
     @property

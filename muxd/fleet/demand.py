@@ -22,7 +22,7 @@ def shape(entry: Entry) -> ModelShape:
     """Of an opened entry."""
     assert entry.opened is not None
     plan, found = entry.opened.plan, of_spec(entry.opened.spec, entry.config.kv_dtype)
-    return structs.replace(found, packed=plan.bytes if plan.packed else 0)
+    return structs.replace(found, packed=plan.bytes if plan.packed or plan.lora else 0)
 
 
 def load_of(entry: Entry, demand: Demand | None = None) -> ModelLoad:

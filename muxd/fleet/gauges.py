@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from muxd.engine.lane import Lane
 from muxd.engine.metrics import Metrics
+from muxd.fleet.adapters import Adapter, served
 from muxd.fleet.catalog import Entry, Shown
 from muxd.fleet.site import Site
 
@@ -51,8 +52,19 @@ class Gauges:
             )
             for name, site in sites.items():
                 free.labels(name).set_function(_free(site))
-        for name in entries:
+        for name, entry in entries.items():
             self.watch(name)
+            for adapter in entry.adapters:
+                self.watch_adapter(adapter.name)
+
+    def watch_adapter(self, name: str) -> None:
+        """What counts requests, and its state: all else is its base's. Doing it again changes nothing."""
+        self._metrics.add_model(name)
+        self._metrics.watch_queue(
+            name, running=self._asking(name, started=True), waiting=self._asking(name, started=False)
+        )
+        for state in get_args(Shown):
+            self._state.labels(name, state).set_function(self._is(name, "state", state))
 
     def watch(self, name: str) -> None:
         """Once per model; doing it again changes nothing."""
@@ -82,9 +94,19 @@ class Gauges:
 
         return asked
 
+    def _asking(self, name: str, *, started: bool) -> Callable[[], int]:
+        def asked() -> int:
+            found = served(self._entries).get(name)
+            held = lanes(self._sites.values(), found.base) if isinstance(found, Adapter) else []
+            return sum(
+                one.name == name and bool(one.rows) == started for _, lane in held for one in lane.sequences()
+            )
+
+        return asked
+
     def _is(self, name: str, what: Literal["state", "device", "step"], value: str) -> Callable[[], int]:
         def asked() -> int:
-            entry = self._entries.get(name)
+            entry = served(self._entries).get(name)
             return int(entry is not None and getattr(entry, what) == value)
 
         return asked

@@ -80,7 +80,7 @@ def workers_budget(config: Config, device: Divided) -> Budget:
         sets=1 + min(KEPT, masks),
         tables=_ANGLES + device.memory // config.pool.block_bytes * 4,
         prefill_tokens=config.scheduler.prefill_tokens,
-        max_running=max((running(one, gpu=True) for one in config.model), default=1),
+        max_running=max((running(one, gpu=True) for one in config.bases), default=1),
     )
 
 

@@ -66,13 +66,23 @@ def settings(old: Config, new: Config, where: Path | str) -> list[Setting]:
 
 def edits(old: Sequence[ModelConfig], new: Sequence[ModelConfig], *, caps: bool = False) -> list[Edit]:
     """What makes the ``old`` models the ``new`` ones, in an order in which those that leave make room.
-    ``caps``: the workers of some device keep for life the share that they began with."""
-    before, after = ({one.name: one for one in models} for models in (old, new))
+    Adapters come and go with their bases, which are loaded anew for them. ``caps``: the workers of some
+    device keep for life the share that they began with."""
+    before, after = ({one.name: one for one in models if not one.lora} for models in (old, new))
     found = [Edit("unload", model) for name, model in before.items() if name not in after]
     for name, model in after.items():
         whats: set[What] = _ways(before[name], model, caps) if name in before else {"add"}
+        had, has = ([one for one in models if one.lora and one.base == name] for models in (old, new))
+        if name in before and _folders(had) != _folders(has):
+            whats = {"renew"}
+        elif name in before:
+            found += [Edit("note", now) for was, now in zip(had, has, strict=True) if was != now]
         found += [Edit(what, model) for what in whats]
     return sorted(found, key=lambda edit: _ORDER.index(edit.what))
+
+
+def _folders(adapters: Sequence[ModelConfig]) -> list[tuple[str, str]]:
+    return [(one.name, one.lora) for one in adapters]
 
 
 def outcome(models: Sequence[ModelConfig], todo: Sequence[Edit]) -> list[ModelConfig]:
@@ -81,7 +91,7 @@ def outcome(models: Sequence[ModelConfig], todo: Sequence[Edit]) -> list[ModelCo
     for edit in todo:
         if edit.what == "unload":
             found.pop(edit.model.name, None)
-        else:
+        elif not edit.model.lora:
             found[edit.model.name] = edit.model
     return list(found.values())
 

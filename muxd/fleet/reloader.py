@@ -211,22 +211,35 @@ class Reloader:
         self.observer.aim(model.name, Slo.of(model))
         known = self.roster.entries.get(model.name)
         if known is None:
-            return await self._change(partial(self.roster.add, model, keep=True))
-        if known.config != model:
+            adapters = self.config.adapters(model.name)
+            for one in adapters:
+                self._watch(one)
+            return await self._change(partial(self.roster.add, model, adapters=adapters, keep=True))
+        if known.config != model or known.adapters != self.config.adapters(model.name):
             await self._unload(model.name)
         entry = self._adopt(model)
         if not only_adopt and entry.state in ("unloaded", "failed"):
             await self._change(partial(self.roster.load, model.name, model.device))
 
     def _adopt(self, model: ModelConfig) -> Entry:
+        """Its settings as they are now, and those of its adapters; of an adapter its base."""
         self.observer.aim(model.name, Slo.of(model))
-        entry = self.roster.entries[model.name]
+        entry = self.roster.entries[model.base or model.name]
+        entry.adapters = self.config.adapters(entry.name)
+        for one in entry.adapters:
+            self._watch(one)
+        if model.lora:
+            return entry
         if entry.config.resident != model.resident:
             self.roster.pin(model.name, model.resident == "always")
         entry.config = model
         if entry.lane is not None:
             entry.lane.adopt(model)
         return entry
+
+    def _watch(self, adapter: ModelConfig) -> None:
+        self.observer.aim(adapter.name, Slo.of(adapter))
+        self.roster.gauges.watch_adapter(adapter.name)
 
     async def _unload(self, name: str) -> None:
         await self.roster.calm()

@@ -7,10 +7,12 @@ either served or holds no worker, no weights, no account and no lane.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec.structs import replace
 
 from muxd.clock import Clock
 from muxd.config import ModelConfig, ResidencyConfig
@@ -28,6 +30,7 @@ from muxd.errors import (
     NotFound,
     ShuttingDown,
 )
+from muxd.fleet.adapters import Adapter, served
 from muxd.fleet.catalog import Entry
 from muxd.fleet.copies import Copies, unloaded
 from muxd.fleet.demand import Demand
@@ -128,7 +131,11 @@ class Roster:
             await self._operation.finished()
 
     def submit(self, request: Request) -> TokenStream:
-        """To the device that its model is at. Raises as ``Unit.submit``, ModelNotReady before it has one."""
+        """To the device that its model is at, or its adapter's base. Raises as ``Unit.submit``,
+        ModelNotReady before it has one."""
+        asked = served(self.entries)[request.model]
+        if isinstance(asked, Adapter):
+            request = asked.request(request)
         entry = self.entries[request.model]
         if not entry.device:
             raise ModelNotReady(f"{entry.name} is not loaded yet: {entry.detail or entry.state}")
@@ -136,6 +143,8 @@ class Roster:
 
     def ahead(self, request: Request) -> int | None:
         """As ``Unit.ahead``, wherever it waits."""
+        if isinstance(asked := served(self.entries).get(request.model), Adapter):
+            request = replace(request, model=asked.base)
         places = (site.unit.ahead(request) for site in self.sites.values())
         return next((place for place in places if place is not None), None)
 
@@ -175,16 +184,24 @@ class Roster:
 
         return self._begin(operation, work)
 
-    def add(self, config: ModelConfig, *, keep: bool = False, around: Around = _NOTHING) -> Operation:
+    def add(
+        self, config: ModelConfig, *, adapters: Sequence[ModelConfig] = (), keep: bool = False,
+        around: Around = _NOTHING,
+    ) -> Operation:  # fmt: skip
         """Load a new model; one that cannot be served is gone again, or with ``keep`` has failed.
 
-        Raises as ``load`` does, and ConfigError where its name is taken.
+        ``adapters``: those that belong to it. Raises as ``load`` does, and ConfigError where its name is
+        taken or it is an adapter itself.
         """
-        if config.name in self.entries:
+        if config.lora:
+            raise ConfigError(
+                f"lora: an adapter comes with its base ({config.name}): write it into muxd.toml, send SIGHUP"
+            )
+        if config.name in served(self.entries):
             raise ConfigError(f"name: there is a model {config.name!r} already; choose another name")
         self._known_device(config.device)
         self._may_change()
-        entry = self.entries[config.name] = Entry(config)
+        entry = self.entries[config.name] = Entry(config, adapters)
         entry.changing = "loading"
         self.gauges.watch(config.name)
         operation = Operation(config.name, "loaded", "reading")
@@ -283,9 +300,15 @@ class Roster:
             raise Busy(f"{name} is {entry.state}; a model can move when it is ready")
 
     def _known(self, name: str) -> Entry:
-        if name not in self.entries:
-            raise NotFound(f"there is no model {name!r}; there are: {', '.join(self.entries) or 'none'}")
-        return self.entries[name]
+        known = served(self.entries)
+        if name not in known:
+            raise NotFound(f"there is no model {name!r}; there are: {', '.join(known) or 'none'}")
+        found = known[name]
+        if isinstance(found, Adapter):
+            raise BadRequest(
+                f"{name} is an adapter of {found.base} and comes and goes with it: say {found.base}"
+            )
+        return found
 
     def _known_device(self, name: str) -> None:
         """Raises NotFound for a device there is not; "" is any."""

@@ -1,7 +1,7 @@
 """The name of a computed row: a hash of everything from the sequence's first token to the row's last.
 
 Pure. The engine keeps one ``Chain`` a sequence; the ledger knows rows by these keys. What a token's K and V
-are depends on the model and on all tokens before it, so equal keys mean equal rows.
+are depends on the model, on its adapter and on all tokens before it, so equal keys mean equal rows.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,16 @@ _BYTES = 16  # 2^64 rows before a collision is likely, and blake2b gives nobody 
 
 
 class Chain:
-    """Keys of one sequence's full rows: key i = H(key i-1, tokens of row i), key -1 = H(model).
+    """Keys of one sequence's full rows: key i = H(key i-1, tokens of row i), key -1 = H(name), that of the
+    model or of its adapter.
 
     Remembers how far it got: tokens already hashed are never looked at again, so a sequence only appends.
     """
 
     __slots__ = ("_keys", "_root", "_row_tokens")
 
-    def __init__(self, model: str, row_tokens: int):
-        self._root = blake2b(model.encode(), digest_size=_BYTES).digest()
+    def __init__(self, name: str, row_tokens: int):
+        self._root = blake2b(name.encode(), digest_size=_BYTES).digest()
         self._row_tokens = row_tokens
         self._keys: list[bytes] = []
 

@@ -23,7 +23,7 @@ def likenesses(config: Config, profile: Profile) -> dict[str, str]:
     ConfigError for one that it has with other weights."""
     found = {
         m.name: known_as(profile, m.name, m.path, dtype_of(m.dtype), m.kv_dtype, m.weights, m.cpu_step)
-        for m in config.model
+        for m in config.bases
     }
     return {name: other for name, other in found.items() if other not in (None, name)}
 
@@ -61,10 +61,10 @@ def without_models(
     where = place(
         config, tuple(device.rungs), ledger, block_bytes, gpu=device.gpu, caps=device.caps
     )  # fmt: skip
-    targets = {model.name: Slo.of(model) for model in config.model}
-    shapes = {model.name: cost.model(model.name).shape for model in config.model}
+    targets = {model.name: Slo.of(model) for model in config.bases}
+    shapes = {model.name: cost.model(model.name).shape for model in config.bases}
     openings = {
-        model.name: opening(model, shapes[model.name], where, len(config.model)) for model in config.model
+        model.name: opening(model, shapes[model.name], where, len(config.bases)) for model in config.bases
     }
     return scheduler(config.scheduler, where, ledger, targets, policy), openings
 

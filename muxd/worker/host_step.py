@@ -15,7 +15,8 @@ from muxd.worker.attend import DecodeAttend, PrefillAttend
 from muxd.worker.cpu_step import CpuStep, Done, lasts
 from muxd.worker.kept import kv_type
 from muxd.worker.kv import PagedKv
-from muxd.worker.mapped import DTYPES, MappedWeights
+from muxd.worker.lora import AdaptedWeights
+from muxd.worker.mapped import DTYPES
 from muxd.worker.pooling import Pooler
 from muxd.worker.scoring import Scorer
 from muxd.worker.sequence import Sequence, Span
@@ -28,7 +29,8 @@ class HostStep(CpuStep[PagedKv]):
 
     def __init__(self, spec: ModelSpec, setup: Setup, pool: Tensor, weights: Tensor):
         super().__init__(spec, setup)
-        self.model = build(spec, MappedWeights(setup.tensors, weights))
+        mapped = AdaptedWeights(setup.tensors, weights, setup.lora)
+        self._adapters, self.model = mapped.adapters, build(spec, mapped)
         self.scorer = Scorer(self.model.logits, spec.vocab_size)
         self._pooler = Pooler(self.model.output)
         self._types = DTYPES[setup.dtype], kv_type(setup, pool.device)
@@ -39,6 +41,7 @@ class HostStep(CpuStep[PagedKv]):
 
     def prefill(self, spans: Items[Span], ends: Items[int]) -> Done:
         attend = PrefillAttend(self._kv, spans)
+        self._adapters.use([span.sequence for span in spans], [span.stop - span.start for span in spans])
         hidden = self._hidden(self._tokens_of(spans), attend.positions, attend)
         picked = hidden[torch.from_numpy(lasts(spans, ends))]
         done = self._sampled(picked, [spans[i].sequence for i in ends])
@@ -48,6 +51,7 @@ class HostStep(CpuStep[PagedKv]):
     def decode(self, sequences: Items[Sequence]) -> Done:
         ordered = sorted(sequences, key=lambda sequence: -sequence.cached)
         attend = DecodeAttend(self._kv, ordered)
+        self._adapters.use(ordered)
         positions = torch.tensor([sequence.cached for sequence in ordered])
         hidden = self._hidden(self._last_tokens(ordered), positions, attend)
         place = {id(sequence): i for i, sequence in enumerate(ordered)}

@@ -11,8 +11,16 @@ import torch
 from torch import Tensor
 
 from muxd.kernels import native
-from muxd.kernels.native import FORMATS, BatchFields, LayerFields, MatrixFields, ModelFields
-from muxd.messages import Setup
+from muxd.kernels.native import (
+    FORMATS,
+    BatchFields,
+    LayerFields,
+    LayerLows,
+    LowFields,
+    MatrixFields,
+    ModelFields,
+)
+from muxd.messages import LoraPart, Setup, TensorEntry
 from muxd.models.packing import part_names
 from muxd.models.rope import Rope
 from muxd.models.spec import ModelSpec
@@ -20,6 +28,7 @@ from muxd.worker.mapped import DTYPES, Views
 from muxd.worker.native_pool import NativePool
 
 _LANES = 16
+_PARTS = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
 
 _log = logging.getLogger("muxd.worker")
 
@@ -44,6 +53,7 @@ class NativeModel:
             spec.logit_softcap or 0.0, (ctypes.c_void_p * 2)(*frequencies),
             (ctypes.c_float * 2)(*(rope.magnitude for rope in ropes)), self._matrix("embed"),
             self._matrix("embed" if spec.tied_embeddings else "head"), self._norm("norm"), layers,
+            self._lows(setup.lora), max((part.a.shape[0] for part in setup.lora), default=0),
         )  # fmt: skip
         self._step = self._library.open(ctypes.byref(model))
 
@@ -98,8 +108,24 @@ class NativeModel:
             window or 0, 0 if window is None else len(ropes) - 1,
         )  # fmt: skip
 
+    def _lows(self, told: list[LoraPart]) -> "ctypes.Array[LayerLows] | None":
+        """[adapters, layers]: what each adapter adds, where it adds something."""
+        if not told:
+            return None
+        count = max(part.adapter for part in told) * self._spec.layers
+        lows = (LayerLows * count)()
+        for part in told:
+            _, layer, matrix = part.matrix.split(".")
+            at = lows[(part.adapter - 1) * self._spec.layers + int(layer)]
+            low = LowFields(self._lies(part.a), self._lies(part.b), part.scale)
+            setattr(at, _PARTS[matrix][part.part], low)
+        self._keep_alive(lows)
+        return lows
+
     def _matrix(self, name: str) -> MatrixFields:
-        entry = self._entries[name]
+        return self._lies(self._entries[name])
+
+    def _lies(self, entry: TensorEntry) -> MatrixFields:
         rows, columns = entry.shape
         return MatrixFields(self._weights.data_ptr() + entry.offset, rows, columns, FORMATS.index(entry.form))
 

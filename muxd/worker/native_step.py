@@ -87,6 +87,7 @@ class NativeStep(CpuStep[NativePool]):
         hidden = torch.empty(len(picks), self._spec.hidden_size)
         whole = not all(sampler.picks_largest(sequence) for sequence in wanted)
         logits = torch.empty(len(picks), self._spec.vocab_size) if whole else None
+        adapters = np.repeat(np.array([one.adapter for one in rows], dtype=np.int32), counts)
         best, choice = torch.empty(len(picks)), torch.empty(len(picks), dtype=torch.int64)
         self.model.run(
             BatchFields(
@@ -94,6 +95,7 @@ class NativeStep(CpuStep[NativePool]):
                 listed.ctypes.data, first.ctypes.data, tokens.ctypes.data, picks.ctypes.data,
                 hidden.data_ptr(), None if logits is None else logits.data_ptr(),
                 best.data_ptr() if wanted else None, choice.data_ptr() if wanted else None,
+                adapters.ctypes.data if adapters.any() else None,
             )
         )  # fmt: skip
         if not wanted:

@@ -86,6 +86,7 @@ class Runner:
         self._tokens = self._step.tokens  # of a row; asked for with every token
         self.ahead = self._step.ahead
         self._sequences: dict[int, Sequence] = {}
+        self._adapters = {0, *(part.adapter for part in setup.lora)}
         self._bounds = Bounds(Path(setup.folder), self._spec.vocab_size)
 
     def watch_scores(self, seen: Callable[[Tensor], None]) -> None:
@@ -180,7 +181,7 @@ class Runner:
 
     def _begun(self, chunk: Chunk) -> Sequence:
         """A sequence at its first chunk, what it shares already computed. Raises ValueError when a shared row
-        would be written, or its tokens are missing."""
+        would be written, its tokens are missing, or there is no such adapter."""
         known: list[int] = np.frombuffer(chunk.known, dtype="<i4").tolist()
         if len(known) != chunk.start or chunk.start % self._tokens:
             raise ValueError(
@@ -195,15 +196,25 @@ class Runner:
             cached=chunk.start,
             bound=bound,
             pooling=chunk.pooling,
+            adapter=self._adapter(chunk.seq, chunk.adapter),
         )
 
+    def _adapter(self, seq: int, number: int) -> int:
+        if number not in self._adapters:
+            raise ValueError(f"sequence {seq}: there is no adapter {number}")
+        return number
+
     def _join(self, one: Joined) -> None:
-        """Another worker has prefilled it. Raises ValueError for rows that were never named here."""
+        """Another worker has prefilled it. Raises ValueError for rows that were never named here, or an
+        adapter that is none."""
         rows: list[int] = np.frombuffer(one.rows, dtype="<i4").tolist()
         tokens: list[int] = np.frombuffer(one.tokens, dtype="<i4").tolist()
         self._step.take(rows, len(rows))
         bound = self._bounds.of(one.sampling)
-        sequence = Sequence(one.sampling, one.prompt_tokens, rows, tokens, len(tokens) - 1, bound=bound)
+        sequence = Sequence(
+            one.sampling, one.prompt_tokens, rows, tokens, len(tokens) - 1, bound=bound,
+            adapter=self._adapter(one.seq, one.adapter),
+        )  # fmt: skip
         self._sequences[one.seq] = sequence
         self._step.join(sequence)
 

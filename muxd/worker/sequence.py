@@ -19,6 +19,7 @@ class Sequence:
     history: list[int] = field(default_factory=list)  # prompt, then generated tokens
     cached: int = 0  # tokens whose K and V lie in the pool; history is one longer while decoding
     pooling: Pooling = ""
+    adapter: int = 0  # its number; 0: none
     pooled: Tensor | None = None  # float32 [hidden], so far (``pooling``)
     tail: Tensor | None = None  # [1, hidden] of its last token, while its prompt is scored (``scoring``)
     bound: Bound | None = None  # what it may not sample, where there is anything

@@ -8,6 +8,7 @@ from muxd.config_load import load
 from muxd.errors import ConfigError
 
 MODEL = '[[model]]\nname = "a"\npath = "a"\n'
+LORA = "[[model]]\nname = 'x'\nbase = 'a'\nlora = 'y'\n"
 TWO = "[[device]]\nname = 'cpu:0'\ncores = [0]\n[[device]]\nname = 'cpu:1'\ncores = [1]\n"
 
 
@@ -53,7 +54,14 @@ def refusal(tmp_path: Path, text: str, env: dict[str, str] | None = None) -> str
         ("[scheduler]\nadapt_period = 0", ("scheduler.adapt_period", "above 0")),
         ("[scheduler]\nadmission = 'slo'\n" + MODEL, ("scheduler.admission", "ttft_slo")),
         ("[model]\nname = 'a'\npath = 'a'", ("model", "`array`")),
-        ("[[model]]\nname = 'a'", ("model", "`path`")),
+        ("[[model]]\nname = 'a'", ("model.path", "must name a model folder (a)")),
+        (MODEL + LORA.replace("base = 'a'", ""), ("model.base", "is missing", "(x)")),
+        (MODEL + LORA.replace("lora = 'y'", ""), ("model.lora", "is missing", "(x)")),
+        (MODEL + LORA.replace("base = 'a'", "base = 'b'"), ("model.base: 'b' (x)", "there are: a")),
+        (MODEL + LORA + LORA.replace("'x'", "'z'").replace("'a'", "'x'"), ("model.base: 'x' (z)",)),
+        (MODEL + LORA + "path = 'p'", ("model.path", "(x)", "for its base, 'a'")),
+        (MODEL + LORA + "quota = { min = '1M' }", ("model.quota", "(x)", "for its base, 'a'")),
+        (MODEL + LORA + "share = 5", ("model.share", "(x)", "for its base, 'a'")),
         ("[[model]]\nname = ''\npath = 'a'", ("model.name", "empty")),
         ("[[model]]\nname = 'a'\npath = ''", ("model.path", "(a)")),
         (MODEL + MODEL, ("model.name", "'a'", "differ")),

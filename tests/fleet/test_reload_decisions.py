@@ -55,7 +55,7 @@ def models() -> st.SearchStrategy[list[ModelConfig]]:
 
 
 def test_the_values_are_of_all_fields() -> None:
-    assert {field.name for field in fields(ModelConfig)} == {"name", *VALUES}
+    assert {field.name for field in fields(ModelConfig)} == {"name", "base", "lora", *VALUES}
 
 
 @given(models(), models(), st.booleans())
@@ -123,3 +123,27 @@ def test_devices_need_a_restart_and_models_are_none_of_the_settings() -> None:
     with pytest.raises(ConfigError, match=r"^muxd\.toml: \[\[device\]\]: .* restart muxd"):
         settings(Config(), Config(device=[DeviceConfig("cpu:0")]), "muxd.toml")
     assert settings(Config(), Config(model=[ModelConfig("a", "/m")]), "muxd.toml") == []
+
+
+def family(*adapters: str, **own: Any) -> list[ModelConfig]:
+    return [
+        ModelConfig("a", "/a"),
+        *(ModelConfig(name, base="a", lora=f"/{name}", **own) for name in adapters),
+        ModelConfig("b", "/b"),
+    ]
+
+
+def test_a_base_is_loaded_anew_for_adapters_that_come_go_or_lie_elsewhere() -> None:
+    for old, new in ((("x",), ("x", "y")), (("x", "y"), ("y",)), (("x", "y"), ("y", "x"))):
+        assert [str(edit) for edit in edits(family(*old), family(*new))] == ["renew a"]
+    elsewhere = [replace(one, lora="/z") if one.lora else one for one in family("x")]
+    assert [str(edit) for edit in edits(family("x"), elsewhere)] == ["renew a"]
+    assert [str(edit) for edit in edits(family("x"), family("x")[2:])] == ["unload a"]
+    assert [str(edit) for edit in edits([], family("x")[:2])] == ["add a"]
+
+
+def test_what_an_adapter_says_of_itself_changes_while_it_serves() -> None:
+    todo = edits(family("x", "y"), family("x", "y", system_prompt="Be brief."))
+    assert [str(edit) for edit in todo] == ["note x", "note y"]
+    bases = [one for one in family() if not one.lora]
+    assert outcome(bases, todo) == bases, "they hold nothing that is guaranteed"

@@ -134,7 +134,20 @@ OTHER: dict[str, Any] = {  # what the simulator would have read, of each setting
 AS_IT_STANDS = {"max_queue", "ttft_slo", "tpot_slo", "prefix_cache"}
 TEXT = {"chat_template", "tool_parser", "reasoning", "aliases", "sampling", "system_prompt"}  # the door's
 TEXT |= {"chat_template_kwargs"}
-NO_MATTER = {"name", "path", "dtype", "device", "rate", "pooling", "weights", "cpu_step", "resident", *TEXT}
+NO_MATTER = {
+    "name",
+    "path",
+    "base",
+    "lora",
+    "dtype",
+    "device",
+    "rate",
+    "pooling",
+    "weights",
+    "cpu_step",
+    "resident",
+    *TEXT,
+}
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,10 @@ KINDS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "gguf file": (_file("x.gguf"), "is a GGUF file: `muxctl import FILE --name NAME` makes"),
     "weights file": (_file("model.safetensors"), "is a file: give the folder that holds it with config.json"),
     "adapter": (_holding("adapter_config.json", "adapter_model.safetensors"), "is a PEFT (LoRA) adapter"),
-    "adapter beside config": (_weights("adapter_model.safetensors"), "a PEFT adapter; merge it"),
+    "adapter beside config": (
+        _weights("adapter_model.safetensors"),
+        "a PEFT adapter; give its folder as lora",
+    ),
     "mistral": (_holding("params.json", "consolidated.safetensors"), "a layout of its maker's own"),
     "mistral beside config": (_weights("consolidated.safetensors"), "Mistral's own layout"),
     "ggufs": (_holding("x-Q4_K_M.gguf"), "holds GGUF files: `muxctl import"),

@@ -2,8 +2,9 @@
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from muxd.messages import (
     WeightsName,
     kv_item_bytes,
 )
+from muxd.models.lora import read_lora, with_loras
 from muxd.models.packing import packing_for
 from muxd.models.spec import read_spec
 from muxd.models.weights import fill, plan
@@ -56,13 +58,17 @@ class DirectRunner:
         max_running: int = 0,
         weights: WeightsName = "file",
         native: bool | None = None,
+        adapters: Sequence[Path] = (),
     ):
-        """``native``: the native step or torch; as a daemon would have it unless given."""
+        """``native``: the native step or torch; as a daemon would have it unless given. ``adapters``:
+        folders, by number from 1 on."""
         self.folder, self.spec = folder, read_spec(folder)
         self.tokens = self.spec.tokens_per_row(block_bytes, kv_item_bytes(dtype, kv_dtype))
         step: StepName = "auto" if native is None else "native" if native else "torch"
         packing = None if paged else packing_for(weights, step, dtype, gpu=device != "cpu")
         layout = plan(folder, self.spec, dtype, packing=packing)
+        loras = {number: read_lora(path, self.spec) for number, path in enumerate(adapters, 1)}
+        layout = with_loras(layout, loras)
         self.weights_bytes = layout.bytes
         region = np.zeros(layout.bytes + 64, dtype=np.uint8)
         region = region[-region.ctypes.data % 64 :]  # as a mapping lies
@@ -74,7 +80,7 @@ class DirectRunner:
             worker="direct", model=folder.name, folder=str(folder), dtype=dtype, link="", device=device,
             pool_bytes=pool.numel(), block_bytes=block_bytes, max_rows=rows, weights_bytes=layout.bytes,
             tensors=layout.tensors, cores=cores, max_context=self.spec.max_positions,
-            kv_dtype=kv_dtype, max_running=max_running,
+            kv_dtype=kv_dtype, max_running=max_running, lora=layout.lora,
         )  # fmt: skip
         self.runner = Runner(setup, pool, torch.from_numpy(region).to(device), paged=paged)
         self.logits: list[torch.Tensor] = []
@@ -111,8 +117,9 @@ class DirectRunner:
         prompt_tokens: int | None = None,
         forget: Sequence[int] = (),
         share: int = 100,
+        adapters: Mapping[int, int] = MappingProxyType({}),
     ) -> BatchDone:
-        """One batch of (sequence, start, tokens, last)."""
+        """One batch of (sequence, start, tokens, last). ``adapters``: of sequences that begin, by number."""
         made, fresh = [], []
         for seq, start, tokens, last in chunks:
             if start == 0:
@@ -120,7 +127,18 @@ class DirectRunner:
             grown = self._grow(seq, start + len(tokens))
             fresh += grown
             generated_from = start + len(tokens) if prompt_tokens is None else prompt_tokens
-            made.append(Chunk(seq, start, int32(tokens), int32(grown), last, sampling, generated_from))
+            made.append(
+                Chunk(
+                    seq,
+                    start,
+                    int32(tokens),
+                    int32(grown),
+                    last,
+                    sampling,
+                    generated_from,
+                    adapter=adapters.get(seq, 0),
+                )
+            )
             self._lengths[seq] = start + len(tokens)
         return self.runner.prefill(Prefill(next(self._batch), share, self._new(fresh), made, list(forget)))
 

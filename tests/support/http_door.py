@@ -54,6 +54,7 @@ class Model:
     parameters: int = 135_000_000
     weight_bytes: int = 270_000_000
     dtype: str = "bfloat16"
+    base: str = ""
 
     @property
     def chat(self) -> bool:

@@ -16,6 +16,15 @@ struct LayerFields {
   int32_t rope;    // which of the two
 };
 
+// What an adapter adds to one matrix: scale · B (A x); without ``w``: nothing.
+struct Low {
+  Matrix a, b;
+  float scale;
+};
+
+enum Part { Q, K, V, O, GATE, UP, DOWN, MATRICES };
+struct LayerLows { Low of[MATRICES]; };
+
 struct ModelFields {
   int32_t layers, hidden, heads, kv_heads, head_dim, inner, vocab;
   int32_t gelu;  // the gate's activation: tanh's approximation of gelu, else silu
@@ -25,6 +34,8 @@ struct ModelFields {
   Matrix embed, head;
   const float* norm;
   const LayerFields* layer;
+  const LayerLows* lora;  // [adapters, layers], or null
+  int32_t rank;           // the largest of them all
 };
 
 // Spans of tokens, each of one sequence; a decode row is a span of one token.
@@ -38,6 +49,7 @@ struct BatchFields {
   float* logits;                    // [picks, vocab], or null
   float* best;                      // [picks]: the largest logit, NaN where there is a NaN; null: no head at all
   int64_t* choice;                  // [picks]: where it is
+  const int32_t* adapter;           // [tokens]: whose, from 1 on, 0: none; null: no token has one
 };
 
 constexpr int FEW = 4;  // tokens that one thread prepares alone: quicker than to wait for another

@@ -1,6 +1,7 @@
 // One step of a decoder over the pool: prompts' chunks and decode rows in one batch, one call. Activations are
 // float32 throughout; what weights and K and V are in, formats.h and attention.h say.
 #include "attending.h"
+#include "lora.h"
 #include "pack.h"
 
 namespace {
@@ -26,6 +27,7 @@ class Step final : public Attending, public Job {
     x_all_.need(n * x_), sum_.need(n * x_), gated_.need(n * inner_);
     ready_.need(n, widest_);
     lay_out(threads);
+    adapting_.group(m_, b_);
     head_alone_ = false;
     sample(threads);
   }
@@ -80,16 +82,16 @@ class Step final : public Attending, public Job {
     }, [&](int t) { before_attention(0, t); });
     for (int i = 0; i < m_.layers; i++) {
       const LayerFields& l = layers_[i];
-      project(l, a, phases);
+      project(l, i, a, phases);
       auto before_o = [&](int t) { copied(seen_.get() + t * attended_, attended_, l.o.format, a[t]); };
       attend(l, i, own, phases, [&] { at_once(before_o); });
       rather_together(phases, before_o);
-      into_sum(l.o, l.o_bias, a, phases, [&](int t) {
+      into_sum(l.o, i, O, l.o_bias, a, phases, [&](int t) {
         residual(row(t), t, l.after_attention);
         normed(row(t), l.before_mlp, {l.gate.format, l.up.format, F32}, a[t]);
       });
-      gate(l, a, phases, [&](int t) { copied(gated_.get() + t * inner_, inner_, l.down.format, a[t]); });
-      into_sum(l.down, nullptr, a, phases, [&](int t) {
+      gate(l, i, a, phases, [&](int t) { copied(gated_.get() + t * inner_, inner_, l.down.format, a[t]); });
+      into_sum(l.down, i, DOWN, nullptr, a, phases, [&](int t) {
         if (i + 1 < m_.layers) before_attention(i + 1, t);
         else residual(row(t), t, l.after_mlp);
       });
@@ -167,7 +169,8 @@ class Step final : public Attending, public Job {
 
   static int blocks(const Matrix& m) { return padded(m.rows, LANES) / LANES; }
 
-  void project(const LayerFields& l, const Activation* a, Phases& phases) {
+  void project(const LayerFields& l, int layer, const Activation* a, Phases& phases) {
+    adapting_.lower(layer, {Q, K, V}, a, phases);
     const Matrix* parts[] = {&l.q, &l.k, &l.v};
     const float* biases[] = {l.q_bias, l.k_bias, l.v_bias};
     const int64_t offset[] = {0, q_width_, q_width_ + kv_width_};
@@ -179,6 +182,7 @@ class Step final : public Attending, public Job {
         if (from >= to) continue;
         product(*parts[i], from, to, a, b_.tokens, [&](int t, int j, Floats v) {
           if (biases[i]) v = add(v, load(biases[i] + 16 * j));
+          v = adapting_.add_to(v, t, layer, i, i, j);
           store(projected_.get() + t * qkv_ + offset[i] + 16 * j, v);
         });
       }
@@ -186,19 +190,25 @@ class Step final : public Attending, public Job {
   }
 
   template <class Make>
-  void into_sum(const Matrix& m, const float* bias, const Activation* a, Phases& phases, Make make) {
+  void into_sum(const Matrix& m, int layer, Part part, const float* bias, const Activation* a, Phases& phases,
+                Make make) {
+    adapting_.lower(layer, {part}, a, phases);
     const int count = blocks(m);
     each_token(phases, count, team().piece(count), [&](int first, int stop) {
       product(m, first, stop, a, b_.tokens, [&](int t, int j, Floats v) {
-        store(sum_.get() + t * x_ + 16 * j, bias ? add(v, load(bias + 16 * j)) : v);
+        if (bias) v = add(v, load(bias + 16 * j));
+        store(sum_.get() + t * x_ + 16 * j, adapting_.add_to(v, t, layer, part, 0, j));
       });
     }, make);
   }
 
-  template <class Make> void gate(const LayerFields& l, const Activation* a, Phases& phases, Make make) {
+  template <class Make>
+  void gate(const LayerFields& l, int layer, const Activation* a, Phases& phases, Make make) {
+    adapting_.lower(layer, {GATE, UP}, a, phases);
     const int count = blocks(l.gate);
     each_token(phases, count, team().piece(count), [&](int first, int stop) {
       product(l.gate, first, stop, a, b_.tokens, [&](int t, int j, Floats g) {
+        g = adapting_.add_to(g, t, layer, GATE, 0, j);
         Floats z = g;
         if (m_.gelu) {
           Floats cube = mul(mul(g, g), g);
@@ -209,7 +219,7 @@ class Step final : public Attending, public Job {
       });
       product(l.up, first, stop, a, b_.tokens, [&](int t, int j, Floats u) {
         float* at = gated_.get() + t * inner_ + 16 * j;
-        store(at, mul(load(at), u));
+        store(at, mul(load(at), adapting_.add_to(u, t, layer, UP, 1, j)));
       });
     }, make);
   }
@@ -254,6 +264,7 @@ class Step final : public Attending, public Job {
 
   int64_t x_, inner_, widest_;
   bool few_ = false, head_alone_ = false;
+  Adapting adapting_;
   Ready ready_, last_;
   Buffer<float> x_all_, sum_, gated_, best_, best_of_;
   Buffer<int64_t> choice_, choice_of_;
