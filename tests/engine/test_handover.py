@@ -21,7 +21,7 @@ def rows(ids: list[int], first: int) -> NewRows:
 
 def test_a_sequence_joins_with_everything_known_of_it_and_only_once() -> None:
     pair = Handover()
-    one = Chunk(7, 0, pack(1, 2, 3), pack(0, 1), False, WARM, 5, first=True)
+    one = Chunk(7, 0, pack(1, 2, 3), pack(0, 1), False, WARM, 5, first=True, adapter=2)
     two = Chunk(7, 3, pack(4, 5), b"", True, WARM, 5)
     phase, first = pair.place(Prefill(1, 50, rows([0, 1], 10), [one], []))
     assert phase == "prefill"
@@ -31,7 +31,7 @@ def test_a_sequence_joins_with_everything_known_of_it_and_only_once() -> None:
     assert phase == "decode"
     assert isinstance(step, Decode)
     [joined] = step.joined
-    assert (joined.seq, joined.prompt_tokens, joined.sampling) == (7, 5, WARM)
+    assert (joined.seq, joined.prompt_tokens, joined.sampling, joined.adapter) == (7, 5, WARM, 2)
     assert joined.tokens == pack(1, 2, 3, 4, 5, 99)
     assert joined.rows == pack(0, 1)
     assert step.rows == NewRows(pack(0, 1, 2), pack(10, 11, 12, 13, 14, 15)), "rows it was never told of"

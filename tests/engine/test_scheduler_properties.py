@@ -38,8 +38,9 @@ SAMPLINGS = {
 }
 # Most are answered; others are held to a form, scored, or embedded.
 hows = st.sampled_from(["", "", "", "", *SAMPLINGS, "mean", "last"])
+adapters = st.sampled_from([0, 0, 1, 2])
 arrive = st.tuples(
-    st.just("arrive"), models, st.integers(1, 40), st.integers(1, 30), st.booleans(), same, hows
+    st.just("arrive"), models, st.integers(1, 40), st.integers(1, 30), st.booleans(), same, hows, adapters
 )
 finish = st.tuples(st.just("finish"), models, st.sampled_from([0.001, 0.05, 0.7]), st.booleans())
 cancel = st.tuples(st.just("cancel"), st.integers(0, 200))
@@ -60,14 +61,17 @@ def play(unit: BenchUnit, script: list[tuple[Any, ...]]) -> None:
     """Apply a drawn script; steps that cannot happen now are skipped."""
     for kind, *args in script:
         if kind == "arrive":
-            model, prompt, max_tokens, with_eos, common, how = args
+            model, prompt, max_tokens, with_eos, common, how, adapter = args
             eos = frozenset([EOS]) if with_eos else frozenset()
             if unit.specs[SPECS[model].name].whole:
                 how = "mean"
             pooling: Pooling = how if how in ("mean", "last") else ""
             asked = SAMPLINGS.get(how, Sampling(temperature=0.0))
             tokens = 0 if pooling or how == "scored" else max_tokens
-            unit.arrive(SPECS[model].name, prompt, tokens, eos, same=common, sampling=asked, pooling=pooling)
+            unit.arrive(
+                SPECS[model].name, prompt, tokens, eos, same=common, sampling=asked, pooling=pooling,
+                adapter=adapter,
+            )  # fmt: skip
         elif kind == "finish" and unit.busy():
             model, seconds, stop = args
             busy = unit.busy()

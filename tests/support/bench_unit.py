@@ -192,11 +192,14 @@ class BenchUnit:
         pooling: Pooling = "",
         key: str = "",
         weight: float = 1.0,
+        adapter: int = 0,
     ) -> Sequence:
         """The first ``same`` tokens are those of every such prompt, the rest is its own."""
         tokens = [7] * min(same, prompt) + [1000 + len(self.all)] * (prompt - min(same, prompt))
+        asked = f"{model}'s {adapter}" if adapter else ""
         request = Request(
-            f"r{len(self.all)}", model, tokens, max_tokens, sampling, eos, "", pooling, key, weight
+            f"r{len(self.all)}", model, tokens, max_tokens, sampling, eos, "", pooling, key, weight,
+            adapter, asked,
         )
         sequence = Sequence(len(self.all), request, self.now)
         self.all.append(sequence)

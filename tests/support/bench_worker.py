@@ -39,6 +39,7 @@ class Worker:
     sequences: dict[int, list[int]] = field(default_factory=dict)  # seq -> row ids
     position: dict[int, int] = field(default_factory=dict)
     shared: dict[int, int] = field(default_factory=dict)  # seq -> rows it only reads
+    adapter: dict[int, int] = field(default_factory=dict)  # seq -> its adapter
     history: dict[int, list[int]] = field(default_factory=dict)  # seq -> every token it was told or sampled
     pool: dict[int, tuple[str, ...]] = field(default_factory=dict)  # all models': block -> what is in it
     busy: Prefill | Decode | None = None
@@ -85,7 +86,8 @@ class Worker:
             self._advance(chunk.seq, len(chunk.tokens) // 4)
 
     def _begin(self, chunk: Chunk, rows: list[int]) -> None:
-        """It may start behind rows that this worker has filled for the very same tokens."""
+        """It may start behind rows that this worker has filled for the very same tokens and adapter."""
+        self.adapter[chunk.seq] = chunk.adapter
         known = tuple(np.frombuffer(chunk.known, "<i4").tolist())
         assert len(known) == chunk.start
         assert chunk.start % self.spec.row_tokens == 0
@@ -93,7 +95,9 @@ class Worker:
         self.shared[chunk.seq] = chunk.start // self.spec.row_tokens
         for i in range(self.shared[chunk.seq]):
             for block in self.rows[rows[i]]:
-                assert self.pool[block] == self._written(known, i), "not the row of this prefix"
+                assert self.pool[block] == self._written(chunk.adapter, known, i), (
+                    "not the row of this prefix"
+                )
         self.history[chunk.seq] = list(known)
 
     def _decode(self, command: Decode) -> None:
@@ -103,20 +107,23 @@ class Worker:
             assert one.seq in command.seqs
             assert one.seq not in self.sequences, "told twice"
             tokens = np.frombuffer(one.tokens, "<i4").tolist()
+            self.adapter[one.seq] = one.adapter
             self.sequences[one.seq] = np.frombuffer(one.rows, "<i4").tolist()
             self.position[one.seq], self.history[one.seq] = len(tokens) - 1, tokens
             self.shared[one.seq] = (len(tokens) - 1) // self.spec.row_tokens
             for i in range(self.shared[one.seq]):
                 for block in self.rows[self.sequences[one.seq][i]]:
-                    assert self.pool[block] == self._written(tokens, i), "not the row that was prefilled"
+                    assert self.pool[block] == self._written(one.adapter, tokens, i), (
+                        "not the row that was prefilled"
+                    )
         assert len(set(command.seqs)) == len(command.seqs)
         for seq, row in command.grown:
             self.sequences[seq].append(row)
         for seq in command.seqs:
             self._advance(seq, 1)
 
-    def _written(self, tokens: list[int] | tuple[int, ...], row: int) -> tuple[str, ...]:
-        return (self.spec.name, *map(str, tokens[: (row + 1) * self.spec.row_tokens]))
+    def _written(self, adapter: int, tokens: list[int] | tuple[int, ...], row: int) -> tuple[str, ...]:
+        return (self.spec.name, str(adapter), *map(str, tokens[: (row + 1) * self.spec.row_tokens]))
 
     def done(self, token: int) -> None:
         """The running batch sampled ``token`` everywhere."""
@@ -135,7 +142,7 @@ class Worker:
         assert self.position[seq] <= len(self.sequences[seq]) * self.spec.row_tokens, "token without a row"
         for row in range(before // self.spec.row_tokens, self.position[seq] // self.spec.row_tokens):
             for block in self.rows[self.sequences[seq][row]]:
-                self.pool[block] = self._written(self.history[seq], row)
+                self.pool[block] = self._written(self.adapter[seq], self.history[seq], row)
 
     def sampling(self) -> list[int]:
         """Sequences that get a token in the reply to the running command."""
