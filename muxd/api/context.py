@@ -106,9 +106,9 @@ def tokenizer_of(model: ServedModel) -> Tokenizer:
     loads, or has failed and will be tried again.
     """
     if model.state in ("unloaded", "unloading"):
+        comes = model.base or model.name  # an adapter with its base
         raise ModelUnloaded(
-            f"The model {model.name!r} is {model.state}; `muxctl load {model.name}` brings it back",
-            param="model",
+            f"The model {model.name!r} is {model.state}; `muxctl load {comes}` brings it back", param="model"
         )
     if model.state == "failed" and model.retry_after is not None:
         raise ModelNotReady(

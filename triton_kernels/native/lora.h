@@ -15,7 +15,7 @@ class Adapting {
   void group(const ModelFields& m, const BatchFields& b) {
     runs_.clear(), tokens_.clear(), whose_ = b.adapter;
     if (whose_ == nullptr) return;
-    layers_ = m.layers, width_ = padded(m.rank, GROUP), of_ = m.lora;
+    layers_ = m.layers, width_ = padded(m.rank, LANES), of_ = m.lora;
     for (int t = 0; t < b.tokens; t++)
       if (whose_[t]) tokens_.push_back(t);
     std::stable_sort(tokens_.begin(), tokens_.end(), [&](int s, int t) { return whose_[s] < whose_[t]; });
@@ -39,10 +39,9 @@ class Adapting {
       for (int k = 0; k < run.count; k++) own[k] = a[token[k]];
       const int64_t stride = block_bytes(m.format, m.columns);
       Floats sums[TOGETHER];
-      for (int64_t j = 0; j < padded(m.rows, GROUP) / LANES; j++) {
-        const bool there = j < padded(m.rows, LANES) / LANES;  // else it pads what B multiplies
-        if (there) row_block(m, stride, j, own, run.count, sums);
-        for (int k = 0; k < run.count; k++) store(at(token[k], place) + j * LANES, there ? sums[k] : zeros());
+      for (int64_t j = 0; j < padded(m.rows, LANES) / LANES; j++) {
+        row_block(m, stride, j, own, run.count, sums);
+        for (int k = 0; k < run.count; k++) store(at(token[k], place) + j * LANES, sums[k]);
       }
     });
   }
@@ -55,7 +54,9 @@ class Adapting {
     Activation own = {};
     own.f = at(t, place);
     Floats sum;
-    row_block(l.b, block_bytes(l.b.format, l.b.columns), j, &own, 1, &sum);
+    // Of its columns those there are: what pads them to a group would be half of the bytes of a small rank.
+    const uint8_t* block = l.b.w + j * block_bytes(F32, l.b.columns);
+    float_block<F32, 1>(block, padded(l.b.columns, 2), &own, &sum);
     return fma(all(l.scale), sum, v);
   }
 
