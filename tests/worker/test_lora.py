@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from muxd.messages import Dtype
 
-KINDS = ["llama", "llama biases", "qwen2", "qwen3", "mistral", "gemma3"]
+KINDS = ["llama biases", "qwen3", "mistral", "gemma3"]
 CLOSE = 1e-4
 
 
