@@ -1,6 +1,7 @@
 """What an adapter's folder may say, and how each refusal names the file and what is wrong in it."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from support.adapters import EVERYWHERE, adapter
+from support.mutation import damaged_bytes, damaged_json
 from support.tiny_models import bert, gemma3, llama
 from transformers import PreTrainedModel
 
@@ -184,3 +186,24 @@ def test_a_pattern_that_is_run_ends_soon(pattern: str) -> None:
         assert not set("+*?{") & set(pattern)
         assert pattern.count("(") <= 2
         lora._matches(pattern, "model.layers.0.self_attn.q_proj")
+
+
+def test_damage_is_refused_or_read_and_nothing_else(
+    base: tuple[ModelSpec, PreTrainedModel], tmp_path: Path
+) -> None:
+    adapter(tmp_path, base[1], seed=1, ranks={"v_proj": 2}, layers=[0, 1], alpha_pattern={"q_proj": 3})
+    files = {name: (tmp_path / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+    outcomes = set()
+    for seed in range(150):
+        draw = random.Random(seed)
+        name = draw.choice((CONFIG, WEIGHTS))
+        damage = damaged_json if name == CONFIG and draw.random() < 0.8 else damaged_bytes
+        for other, content in files.items():
+            (tmp_path / other).write_bytes(damage(draw, content) if other == name else content)
+        try:
+            read_lora(tmp_path, base[0])
+            outcomes.add("read")
+        except ModelFolderError as error:
+            assert str(tmp_path) in error.message  # noqa: PT017 - either is right
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
