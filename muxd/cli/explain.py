@@ -69,7 +69,8 @@ def story(one: RequestTimes) -> str:
     table = _table(one)
     prompt = f"{one.prompt_tokens} prompt tokens ({one.cached_tokens} cached)"
     known = f" (x-request-id {one.http_id})" if one.http_id else ""
-    head = f"{one.id}{known}\n{one.model}, {one.state}; {prompt}, {one.generated_tokens} generated"
+    model = f"{one.adapter} on {one.model}" if one.adapter else one.model
+    head = f"{one.id}{known}\n{model}, {one.state}; {prompt}, {one.generated_tokens} generated"
     return f"{head}\n\n{table}\n\n{sentence(one)}" if one.state != "refused" else f"{head}\n\n{sentence(one)}"
 
 

@@ -104,6 +104,7 @@ class OpenRequest:
             id=sequence.request.id,
             http_id=sequence.request.http_id,
             model=sequence.model,
+            adapter=sequence.request.asked,
             state=state,
             arrived=sequence.arrived,
             total=now - sequence.arrived,

@@ -80,6 +80,7 @@ class RequestTimes(Struct, frozen=True):
     detail: str = ""  # why it was refused or has failed
     beside: dict[str, float] = {}  # seconds other models prefilled while it was queued
     stays: list[Stay] = []  # in order, the last where it is or was; [] if it never moved
+    adapter: str = ""  # of ``model``, whose request it is
 
 
 class Span(Struct, frozen=True, array_like=True):

@@ -99,7 +99,10 @@ def test_all_at_once_each_answers_as_its_own_merged_model(
     daemon: LiveDaemon, merged: tuple[Path, Merged]
 ) -> None:
     asked = [(name, words(length, 1)) for length in (5, 40, 90, 200) for name in SERVED]
-    check(merged[1], asked, asyncio.run(together(daemon, asked)))
+    answers = asyncio.run(together(daemon, asked))
+    check(merged[1], asked, answers)
+    whose = [daemon.admin.why(answer["id"])[0] for answer in answers]
+    assert [(one.model, one.adapter or "base") for one in whose] == [("base", name) for name, _ in asked]
     series = httpx.get(f"{daemon.url}/metrics", timeout=60).text
     for name in SERVED:
         assert f'muxd_generation_tokens_total{{model="{name}"}} {4.0 * TOKENS}' in series
