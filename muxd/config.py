@@ -221,7 +221,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def models_a_device(self) -> int:
         """The most that one has where they are spread evenly."""
-        return -(-len(self.model) // len(self.devices))
+        return -(-len(self.bases) // len(self.devices))
 
 
 def home(env: Mapping[str, str] = os.environ) -> Path:
