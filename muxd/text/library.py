@@ -50,7 +50,7 @@ class Library:
 
     def __init__(self, held: int = HELD):
         self._held = held
-        self._known: OrderedDict[tuple[str, ...], tuple[Tokenizer, ChatTemplate | None]] = OrderedDict()
+        self._known: OrderedDict[Source, tuple[Tokenizer, ChatTemplate | None]] = OrderedDict()
 
     def open(self, view: View) -> TextModel:
         """Raises as ``read`` does."""
@@ -62,10 +62,9 @@ class Library:
         """``at`` hears when it comes to the template, which may take for ever to compile.
 
         Raises ModelFolderError or ConfigError, naming the file, where it cannot be used or has changed."""
-        key = source.folder, source.template, source.stamp  # which an adapter has of its base
-        if key in self._known:
-            self._known.move_to_end(key)
-            return self._known[key]
+        if source in self._known:
+            self._known.move_to_end(source)
+            return self._known[source]
         folder = Path(source.folder)
         if source.stamp != stamp(folder):
             raise ModelFolderError(
@@ -77,8 +76,8 @@ class Library:
         override = Path(source.template) if source.template else None
         at("template")
         template = ChatTemplate.load(folder, tokenizer.specials, override)
-        self._known[key] = tokenizer, template
-        return self._known[key]
+        self._known[source] = tokenizer, template
+        return self._known[source]
 
     def forget(self, source: Source) -> None:
         """Its model serves no more."""

@@ -198,8 +198,18 @@ class BenchUnit:
         tokens = [7] * min(same, prompt) + [1000 + len(self.all)] * (prompt - min(same, prompt))
         asked = f"{model}'s {adapter}" if adapter else ""
         request = Request(
-            f"r{len(self.all)}", model, tokens, max_tokens, sampling, eos, "", pooling, key, weight,
-            adapter, asked,
+            f"r{len(self.all)}",
+            model,
+            tokens,
+            max_tokens,
+            sampling,
+            eos,
+            "",
+            pooling,
+            key,
+            weight,
+            adapter,
+            asked,
         )
         sequence = Sequence(len(self.all), request, self.now)
         self.all.append(sequence)
