@@ -44,13 +44,13 @@ async def _answer(request: web.Request, handler: Handler, record: Trace) -> web.
         with admitted(request):
             return await handler(request)
     except web.HTTPException as error:
-        return errors.reply(_unknown_route(error, request), request.path, record.id)
+        return errors.reply(_unknown_route(error, request), errors.path_of(request), record.id)
     except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
         raise
     except BadRequest as error:
-        return errors.reply(rename(error, record.params), request.path, record.id)
+        return errors.reply(rename(error, record.params), errors.path_of(request), record.id)
     except BaseException as error:  # a panic of the tokenizers library is no Exception
-        return errors.reply(error, request.path, record.id)
+        return errors.reply(error, errors.path_of(request), record.id)
 
 
 def _unknown_route(error: web.HTTPException, request: web.Request) -> Exception:

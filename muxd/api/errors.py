@@ -28,6 +28,7 @@ from muxd.errors import (
 log = logging.getLogger("muxd.api")
 
 _ANTHROPIC = re.compile(r"(/v1)?/messages(/|$)")
+_MODELS = re.compile(r"(/v1)?/models(/|$)")
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -78,6 +79,12 @@ def told(error: BaseException, path: str, request_id: str) -> dict[str, Any]:
         about = {"type": kind, "message": said["error"]["message"]}
         return {"type": "error", "error": about, "request_id": request_id}
     return {"error": said["error"]["message"]} if path.startswith("/api/") else said
+
+
+def path_of(request: web.Request) -> str:
+    """The path by which ``told`` finds the API: clients of two ask for models, and tell by a header."""
+    asks = "anthropic-version" in request.headers and _MODELS.match(request.path)
+    return "/v1/messages" if asks else request.path
 
 
 def report(error: BaseException, request_id: str) -> None:

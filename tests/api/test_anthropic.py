@@ -197,3 +197,11 @@ async def test_a_stream_that_fails(door: Door, serving: Scripted) -> None:
     serving.play = play
     name, data = (await events(door, body()))[-1]
     assert (name, data["error"]) == ("error", {"type": "api_error", "message": "the worker died"})
+
+
+async def test_a_model_that_is_not_there_is_told_in_the_words_of_who_asks(door: Door) -> None:
+    async with door.http.get("/v1/models/unknown", headers={"anthropic-version": "2023-06-01"}) as answer:
+        told = await answer.json()
+    assert (answer.status, told["type"], told["error"]["type"]) == (404, "error", "not_found_error")
+    async with door.http.get("/v1/models/unknown") as answer:
+        assert (await answer.json())["error"]["code"] == "model_not_found"
