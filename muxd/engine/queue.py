@@ -42,6 +42,7 @@ class Queue:
         self._begun: list[Sequence] = []  # suspects first, then by arrival
         self._counters: dict[str, TokenCounter] = {}  # as many as keys have names
         self._waiting: dict[str, TokenCounter] = {}  # of these, who has somebody waiting
+        self._only: TokenCounter | None = None  # waiting alone: every decision asks for heads
         self._level = 0.0  # of the counter from which somebody was taken last
         self._fresh = 0  # sequences that wait at counters
 
@@ -59,6 +60,8 @@ class Queue:
         """Who is next. Raises IndexError where nobody is."""
         if self._begun:
             return self._begun[0]
+        if self._only is not None:
+            return self._only.waiting[0]
         if not self._waiting:
             raise IndexError("the queue is empty")
         return min(self._waiting.values(), key=_turn).waiting[0]
@@ -88,6 +91,7 @@ class Queue:
         elif request.weight != counter.weight:
             counter.lift(counter.level, request.weight)
         self._waiting[request.key] = counter
+        self._only = counter if len(self._waiting) == 1 else None
         counter.waiting.insert(bisect_right(counter.waiting, _arrival(sequence), key=_arrival), sequence)
         self._fresh += 1
 
@@ -130,6 +134,7 @@ class Queue:
         self._fresh -= 1
         if not counter.waiting:
             del self._waiting[key]
+            self._only = next(iter(self._waiting.values())) if len(self._waiting) == 1 else None
 
 
 def _turn(counter: TokenCounter) -> tuple[float, float, int]:

@@ -301,14 +301,14 @@ class Scheduler:
     def _take_tokens(self, lane: Lane, flight: Flight, tokens: list[int], now: float) -> None:
         emit = Emit([], [], [], [])
         ended: list[Action] = []
-        index = 0
+        index, prefill = 0, flight.prefill
         for sequence, computed in zip(flight.sequences, flight.chunk, strict=True):
             if sequence.batch == flight.batch:
                 sequence.batch = None  # else it is in the step that went ahead, too
             # What is computed behind a sequence's end is nobody's.
             known = len(sequence.tokens)
             sequence.computed = min(sequence.computed + computed, known)
-            pooled = bool(sequence.request.pooling)
+            pooled = prefill and bool(sequence.request.pooling)
             sampled = sequence.computed == known and not pooled
             if sequence.chain is not None:
                 self._rows.computed(lane, sequence)
