@@ -29,7 +29,7 @@ def footprint(root: Path) -> int:
     return fixed(load_of(entry), 1, workers_budget(Config(model=[found]), Parted()))
 
 
-@on("stand-in", smoke=True)
+@on("stand-in")
 def test_all_of_them_are_served(where: Where, tmp_path: Path) -> None:
     tables = models(where, tmp_path, dict.fromkeys(NAMES, ""))
     memory = int(3.1 * footprint(tmp_path) / 0.95)  # a quarter of it is the pool's

@@ -20,7 +20,7 @@ values = st.recursive(plain, lambda v: st.lists(v, max_size=3) | st.dictionaries
 models = st.builds(
     ModelConfig,
     name=texts.filter(bool),
-    path=texts.map(lambda text: f"/{text}"),
+    path=texts.map(lambda text: str(Path(f"/{text}"))),  # as the files are read
     share=st.integers(0, 100),
     dtype=st.sampled_from(["auto", "bfloat16"]),
     quota=st.builds(QuotaConfig, min=st.sampled_from(["0", "1M"]), weight=st.floats(0.1, 10)),
