@@ -54,7 +54,8 @@ def budget(config: Config, device: Device) -> Budget:
 
 def counts_workers(config: Config, device: Device) -> bool:
     """Whether what workers take is of the device's memory: not of a limit that the configuration sets."""
-    return is_gpu(device) and not all(one.memory for one in config.devices)
+    limited = {one.name: bool(one.memory) for one in config.devices}
+    return is_gpu(device) and not limited.get(device.name, all(limited.values()))
 
 
 class Divided(Protocol):

@@ -41,7 +41,7 @@ def _stand_in(request: pytest.FixtureRequest, folder: Path) -> dict[str, str]:
         "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
         "MUXD_MPS_HOME": str(folder / "running"),
         **OFF_MPS,
-        **serving(devices=2, memory=8 << 30),
+        **serving(devices=2),
     }
 
 

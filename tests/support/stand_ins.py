@@ -42,8 +42,9 @@ def python(code: str, *arguments: object, env: dict[str, str] | None = None, tim
     return done.stdout.strip()
 
 
-def serving(devices: int = 1, memory: int = 1 << 30) -> dict[str, str]:
-    """Environment of a daemon whose workers serve from GPUs of the stand-in, ``memory`` bytes each."""
+def serving(devices: int = 1, memory: int = 32 << 30) -> dict[str, str]:
+    """Environment of a daemon whose workers serve from GPUs of the stand-in, ``memory`` bytes each (by budget
+    a worker takes more than a GB)."""
     path = os.pathsep.join(filter(None, [str(_HERE / "host_torch"), os.environ.get("PYTHONPATH", "")]))
     return {"PYTHONPATH": path, "FAKE_CUDA_DEVICES": str(devices), "FAKE_CUDA_MEMORY": str(memory)}
 
