@@ -19,7 +19,7 @@ from muxd.device.base import Region
 from muxd.engine.lane import Lane
 from muxd.engine.values import problem
 from muxd.errors import ModelFolderError, MuxdError
-from muxd.fleet.loras import read_loras
+from muxd.fleet.loras import read_loras, unread
 from muxd.fleet.state import Life, State
 from muxd.messages import Pooling, dtype_of
 from muxd.models.generation import read_generation
@@ -136,13 +136,8 @@ class Entry:
         try:
             self.opened = Opened(self.config, gpu=gpu, adapters=self.adapters)
             self.error = ""
-        except MuxdError as error:
-            self.error = error.message
-        except OSError as error:
-            self.error = f"{error.filename or self.config.path} cannot be read: {error.strerror or error}"
         except Exception as error:  # whatever is in the folder, the other models go on
-            _log.exception("%s: a defect while its folder was read", self.name)
-            self.error = f"{self.config.path} cannot be read: {type(error).__name__}: {error}"
+            self.error = unread(error, self.name, self.config.path)
 
     async def read(self, texts: TextPool, *, gpu: bool = False) -> None:
         """``open``, and compile the chat template, which comes from strangers, in a text process."""

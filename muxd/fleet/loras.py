@@ -32,18 +32,21 @@ def read_loras(adapters: Sequence[ModelConfig], spec: ModelSpec, *, gpu: bool) -
         try:
             read[number] = _read(config, spec, gpu=gpu)
             numbers[config.name] = number
-        except MuxdError as error:
-            refused[config.name] = error.message
-        except OSError as error:
-            refused[config.name] = (
-                f"{error.filename or config.lora} cannot be read: {error.strerror or error}"
-            )
         except Exception as error:  # whatever is in the folder, base and other adapters go on
-            _log.exception("%s: a defect while its folder was read", config.name)
-            refused[config.name] = f"{config.lora} cannot be read: {type(error).__name__}: {error}"
+            refused[config.name] = unread(error, config.name, config.lora)
         if config.name in refused:
             _log.error("%s is not served: %s", config.name, refused[config.name])
     return Loras(numbers, read, refused)
+
+
+def unread(error: Exception, model: str, folder: str) -> str:
+    """Why what is in a folder cannot be served, in a sentence; the log says more of a defect."""
+    if isinstance(error, MuxdError):
+        return error.message
+    if isinstance(error, OSError):
+        return f"{error.filename or folder} cannot be read: {error.strerror or error}"
+    _log.error("%s: a defect while its folder was read", model, exc_info=error)
+    return f"{folder} cannot be read: {type(error).__name__}: {error}"
 
 
 def _read(config: ModelConfig, spec: ModelSpec, *, gpu: bool) -> Lora:
