@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 import msgspec
 import typer
 
-from muxd import __version__
+from muxd import __version__, toml
 from muxd.cli import (
     bench,
     controls,
@@ -136,7 +136,7 @@ def import_(
     with sentences(PROGRAM):
         folder = import_model(source, name, force=force, weights=msgspec.convert(weights, Weights))
         typer.echo(f"Imported into {folder}. To serve it, add to muxd.toml:\n")
-        typer.echo(f'[[model]]\nname = "{name}"\npath = {_toml_string(str(folder))}')
+        typer.echo(f'[[model]]\nname = "{name}"\npath = {toml.text(str(folder))}')
         if check:
             typer.echo(f"\n{table(compare(folder))}")
 
@@ -151,10 +151,6 @@ def version(socket: Socket = "", json: Json = False) -> None:
             daemon = None
         both = {"muxctl": __version__, "muxd": daemon}
         print_as(both, json, f"muxctl {__version__}\nmuxd   {daemon or 'not running'}")
-
-
-def _toml_string(text: str) -> str:
-    return msgspec.json.encode(text).decode()  # a JSON string is a TOML basic string
 
 
 if __name__ == "__main__":

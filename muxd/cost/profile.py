@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from muxd import whole
 from muxd.cost.law import Memory
 from muxd.errors import ConfigError
 from muxd.messages import Dtype, KvDtype, StepName, WeightsName, kv_item_bytes
@@ -174,10 +175,7 @@ def load(path: Path) -> Profile:
 
 def save(path: Path, profile: Profile) -> None:
     """Replaces the file in one step."""
-    partial = path.with_name(path.name + ".new")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(profile)))
-    partial.replace(path)
+    whole.write(path, msgspec.json.format(msgspec.json.encode(profile)))
 
 
 def check(grid: Grid, where: str) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from muxd import toml, whole
 from muxd.config import ModelConfig
 from muxd.config_load import drop_in_folder, read_toml
 from muxd.errors import BadRequest
@@ -75,26 +76,15 @@ class DropIns:
         """Written beside its place, under a name that nobody reads. One load runs at a time."""
         if model.name in _names(self.file):
             raise BadRequest(f"{model.name} is in {self.file}, so it stays over a restart by that")
-        text, path = _HEAD + _lines(model), self.path(model.name)
-        draft = path.with_name(f".{path.name}.new")
+        path, text = self.path(model.name), _HEAD + _lines(model)
         try:
-            self.folder.mkdir(exist_ok=True)
-            with draft.open("w", encoding="utf-8") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
+            return whole.draft(path, text.encode())
         except OSError as error:
             raise self._refusal(error.strerror) from None
-        return draft
 
     def _publish(self, draft: Path, path: Path) -> None:
         try:
-            draft.rename(path)
-            folder = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            whole.publish(draft, path)
         except OSError as error:
             raise self._refusal(error.strerror) from None
 
@@ -114,27 +104,20 @@ def _names(file: Path) -> set[object]:
 
 def _lines(model: ModelConfig) -> str:
     """TOML of what differs from the defaults. Raises BadRequest for what TOML has no word for."""
-    plain: dict[str, Any] = msgspec.to_builtins(model)
-    defaults: dict[str, Any] = msgspec.to_builtins(ModelConfig("", ""))
+    plain, defaults = _plain(model), _plain(ModelConfig("", ""))
     given = {key: value for key, value in plain.items() if value != defaults[key]}
     return "".join(f"{key} = {_value(value, key)}\n" for key, value in given.items())
 
 
+def _plain(model: ModelConfig) -> dict[str, Any]:
+    """Of [model.sampling] what is not given is None, and is left out."""
+    found: dict[str, Any] = msgspec.to_builtins(model)
+    sampling = {key: value for key, value in found["sampling"].items() if value is not None}
+    return found | {"sampling": sampling}
+
+
 def _value(value: Any, key: str) -> str:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case str():
-            # A JSON string is a TOML basic string, but for DEL.
-            return msgspec.json.encode(value).decode().replace("\x7f", "\\u007F")
-        case int() | float():
-            return repr(value)
-        case list():
-            return f"[{', '.join(_value(one, key) for one in value)}]"
-        case dict():
-            # None is what is not given: of [model.sampling] every field may be.
-            given = {name: one for name, one in value.items() if one is not None or key != "sampling"}
-            pairs = [f"{_value(name, key)} = {_value(one, key)}" for name, one in given.items()]
-            return f"{{ {', '.join(pairs)} }}"
-        case _:
-            raise BadRequest(f"{key}: {value!r} has no form in TOML, so the model cannot be kept", param=key)
+    try:
+        return toml.text(value)
+    except TypeError as error:
+        raise BadRequest(f"{key}: {error}, so the model cannot be kept", param=key) from None

