@@ -14,8 +14,6 @@ from muxd.engine.actions import (
     Asleep,
     BatchDone,
     Cancelled,
-    Emit,
-    Ended,
     Event,
     Joined,
     Lent,
@@ -35,9 +33,10 @@ from muxd.engine.forecast import Forecast
 from muxd.engine.lane import Lane, LaneSpec
 from muxd.engine.learnt import Learnt, Seen
 from muxd.engine.memory import Memory, Terms
+from muxd.engine.outputs import Outputs
 from muxd.engine.patience import Patience
 from muxd.engine.policies import POLICIES, Policy
-from muxd.engine.recovery import Recovery, no_token
+from muxd.engine.recovery import Recovery
 from muxd.engine.repeats import Foreseen, Repeats
 from muxd.engine.rows import RowKeeper
 from muxd.engine.sequence import Phase, Sequence
@@ -51,7 +50,6 @@ from muxd.errors import (
     MuxdError,
     QueueFull,
 )
-from muxd.messages import NO_TOKEN
 from muxd.pool.ledger import Ledger
 
 
@@ -81,6 +79,7 @@ class Scheduler:
         self._batches = Batches(self._board, self._rows, self._patience)
         self._memory = Memory(self._board, self._rows)
         self._recovery = Recovery(self._board, self._rows, self._batches)
+        self._outputs = Outputs(self._board, self._rows, self._recovery)
         self._transfer = Transfer(self._board, self._rows)
         self._repeats = Repeats(self._board, self._rows, self._batches, self._patience)
         self._policy = self._follow(policy)
@@ -292,73 +291,11 @@ class Scheduler:
         self._rows.look_ahead.computed(flight.tokens)
         if not flight.prefill or not lane.running:
             lane.decode_ended = now  # or: the first streams of this lane get their first token now
-        self._take_tokens(lane, flight, event.tokens, now)
+        self._outputs.take(lane, flight, event.tokens, now)
         self._recovery.cleared(lane, flight)
         self._rows.finish_evictions(flight.sequences)
         self._rows.note_gone(lane)
         self._board.refresh(lane)
-
-    def _take_tokens(self, lane: Lane, flight: Flight, tokens: list[int], now: float) -> None:
-        emit = Emit([], [], [], [])
-        ended: list[Action] = []
-        index, prefill = 0, flight.prefill
-        for sequence, computed in zip(flight.sequences, flight.chunk, strict=True):
-            if sequence.batch == flight.batch:
-                sequence.batch = None  # else it is in the step that went ahead, too
-            # What is computed behind a sequence's end is nobody's.
-            known = len(sequence.tokens)
-            sequence.computed = min(sequence.computed + computed, known)
-            pooled = prefill and bool(sequence.request.pooling)
-            sampled = sequence.computed == known and not pooled
-            if sequence.chain is not None:
-                self._rows.computed(lane, sequence)
-            if sequence.closing:
-                if sequence.batch is None:
-                    self._recovery.end(sequence)
-            elif sampled and tokens[index] == NO_TOKEN:
-                self._recovery.fail(sequence, no_token(sequence))
-            elif sampled:
-                self._accept(lane, sequence, tokens[index], index, emit, ended, now)
-            elif pooled and sequence.computed == known:
-                self._recovery.end(sequence)
-                ended.append(Ended(sequence, "stop"))
-            index += sampled
-        if emit.sequences:
-            self._board.actions.append(emit)
-        self._board.actions.extend(ended)
-
-    def _accept(
-        self,
-        lane: Lane,
-        sequence: Sequence,
-        token: int,
-        index: int,
-        emit: Emit,
-        ended: list[Action],
-        now: float,
-    ) -> None:
-        if sequence.phase is Phase.WAITING:
-            lane.waiting.remove(sequence)
-            sequence.phase = Phase.RUNNING
-            lane.running.append(sequence)
-        before = len(sequence.tokens)
-        finish = sequence.take(token, lane.spec.max_context)
-        if len(sequence.tokens) > before:
-            emit.sequences.append(sequence)
-            emit.tokens.append(token)
-            emit.index.append(index)
-            if sequence.first is None:
-                sequence.first = now
-                emit.gaps.append(None)
-            else:
-                emit.gaps.append(now - sequence.latest)
-            sequence.latest = now
-        if finish is not None:
-            sequence.closing = sequence.batch is not None
-            if not sequence.closing:
-                self._recovery.end(sequence)
-            self._rows.answered(lane, sequence)
-            ended.append(Ended(sequence, finish))
 
     def _learn_cost(self, lane: Lane, flight: Flight, now: float) -> None:
         """Cached rows that are dear to compute again go last."""
