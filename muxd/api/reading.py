@@ -5,6 +5,7 @@ stream to notice. They go to a text process as they came, and so does everything
 render.
 """
 
+import asyncio
 import contextlib
 import logging
 import re
@@ -19,6 +20,7 @@ from muxd.api.context import context, find_model, names_of, shown_models, tokeni
 from muxd.api.decoding import decode
 from muxd.api.ignored import refuse_ignored
 from muxd.api.prepare import fields_of, prepare
+from muxd.api.running import by_id, unfinished
 from muxd.api.schemas import Asked
 from muxd.api.serving import ServedModel
 from muxd.api.turns import in_turns
@@ -76,7 +78,20 @@ async def _read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
     if kind in _PLAIN and len(data) <= _INLINE and b'"messages"' not in data:
         with contextlib.suppress(_Slow):
             return model, prepare(work, Here(tokenizer), _here)
-    return model, await context(request).texts.run(work, model.name, len(data))
+    return model, await _elsewhere(request, work, model.name, len(data))
+
+
+async def _elsewhere(request: web.Request, work: Prepare, model: str, size: int) -> Result:
+    """In a text process, until it is ended by its id."""
+    record = trace(request)
+    task = asyncio.ensure_future(context(request).texts.run(work, model, size))
+    try:
+        with by_id(request, {record.id}, lambda: task.cancel()):
+            return await task
+    except asyncio.CancelledError:
+        if record.revoked:
+            raise unfinished(record) from None
+        raise
 
 
 Texts = list[tuple[list[int], str]]  # ids, and the text to echo
@@ -122,7 +137,7 @@ async def _read_long(
     only = next(iter(served)) if len({model.name for model in served.values()}) == 1 else ""
     guess = _guess(data)
     work = Prepare(kind, data, packing, most, views, only)
-    result = await context(request).texts.run(work, guess if guess in served else "", len(data))
+    result = await _elsewhere(request, work, guess if guess in served else "", len(data))
     if isinstance(result, Elsewhere):
         tokenizer_of(find_model(request, result.model or _only(request)))
         raise ModelNotReady(f"The model {result.model!r} was loaded this moment; try again", param="model")
