@@ -81,12 +81,28 @@ async def _read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
     return model, await _elsewhere(request, work, model.name, len(data))
 
 
+async def about(request: web.Request, kind: Kind) -> Answer:
+    """What a text process knows of a model, which the query names where there are several."""
+    model = find_model(request, request.query.get("model") or _only(request))
+    trace(request).model = model.name
+    tokenizer_of(model)
+    data = msgspec.json.encode({"model": model.name})
+    work = Prepare(kind, data, "", context(request).max_body, {model.name: model.view})
+    result = await _elsewhere(request, work, model.name, len(data))
+    assert isinstance(result, Answer)
+    return result
+
+
 async def _elsewhere(request: web.Request, work: Prepare, model: str, size: int) -> Result:
     """In a text process, until it is ended by its id."""
     record = trace(request)
     task = asyncio.ensure_future(context(request).texts.run(work, model, size))
+
+    def end() -> None:
+        task.cancel()
+
     try:
-        with by_id(request, {record.id}, lambda: task.cancel()):
+        with by_id(request, {record.id}, end):
             return await task
     except asyncio.CancelledError:
         if record.revoked:

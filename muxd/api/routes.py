@@ -21,7 +21,7 @@ from muxd.api.responses.endpoint import responses
 from muxd.api.responses.schemas import ResponsesRequest
 from muxd.api.running import cancel
 from muxd.api.sse import SSE
-from muxd.api.tokenize import detokenize, tokenize
+from muxd.api.tokenize import detokenize, tokenize, tokenizer_info
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _JSON = ("application/json",)
@@ -100,6 +100,7 @@ ROUTES = [
     Route("POST", "/api/models/unload/{id:.+}", actions.unload, "Unload one model, as llama-swap"),
     Route("GET", "/openapi.json", openapi, "This API as an OpenAPI document"),
     Route("POST", "/tokenize", tokenize, "Token ids of a text or conversation", schemas.TokenizeRequest),
+    Route("GET", "/tokenizer_info", tokenizer_info, "Special tokens and chat template of ?model="),
     Route("POST", "/detokenize", detokenize, "The text of token ids", schemas.DetokenizeRequest),
 ]
 

@@ -212,6 +212,12 @@ class DetokenizeRequest(Struct, kw_only=True):
     tokens: list[TokenId]
 
 
+class TokenizerInfoRequest(Struct, kw_only=True):
+    """GET /tokenizer_info has it as its query."""
+
+    model: str | None = None
+
+
 Texts = Annotated[list[str], Meta(min_length=1)]
 
 

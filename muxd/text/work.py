@@ -19,6 +19,7 @@ Kind = Literal[
     "text",
     "tokenize",
     "detokenize",
+    "tokenizer_info",
     "responses",
     "messages",
     "count",

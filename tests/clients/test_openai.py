@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 pytestmark = pytest.mark.clients
 MODEL = "smollm2-135m-instruct"
@@ -107,6 +108,27 @@ def test_a_call_that_must_be(client: Any, choice: Any) -> None:
     assert answer.choices[0].finish_reason in ("tool_calls", "length")
     if answer.choices[0].finish_reason == "tool_calls":
         assert isinstance(json.loads(call.function.arguments)["city"], str)
+
+
+class Place(BaseModel):
+    kind: Literal["river", "city", "country"]
+    long: bool
+
+
+def test_an_answer_that_is_parsed(client: Any) -> None:
+    asked: Any = [{"role": "user", "content": "The Nile is a river."}]
+    chat = client.chat.completions.parse(model=MODEL, messages=asked, response_format=Place, max_tokens=64)
+    assert isinstance(chat.choices[0].message.parsed, Place)
+    response = client.responses.parse(model=MODEL, input=asked, text_format=Place, max_output_tokens=64)
+    assert isinstance(response.output_parsed, Place)
+
+
+def test_embeddings(client: Any) -> None:
+    """The client asks for base64 by itself."""
+    packed = client.embeddings.create(model=MODEL, input=["a river", "a city"])
+    plain = client.embeddings.create(model=MODEL, input="a city", encoding_format="float")
+    assert plain.data[0].embedding == pytest.approx(packed.data[1].embedding, abs=1e-5)
+    assert packed.usage.prompt_tokens > plain.usage.prompt_tokens
 
 
 def test_errors(client: Any, url: str) -> None:
