@@ -9,7 +9,8 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would fetch prices
 
 import litellm
 
-pytestmark = pytest.mark.clients
+# Of what it warns nothing is about a server.
+pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 MODEL = "smollm2-135m-instruct"
 USER: Any = [{"role": "user", "content": "Name three rivers."}]
 PARAMETERS = {"type": "object", "properties": {"long": {"type": "boolean"}}, "required": ["long"]}
@@ -44,9 +45,9 @@ def test_a_call_that_must_be(url: str, key: str, way: str) -> None:
 
 def test_responses(url: str, key: str) -> None:
     answer = litellm.responses(
-        **asked(url, key, "openai"), input="Name three rivers.", max_output_tokens=12, store=False
+        **asked(url, key, "openai"), input="Name three rivers.", max_output_tokens=16, store=False
     )
-    assert answer.usage.output_tokens == 12
+    assert answer.usage.output_tokens == 16  # the least that it asks for
 
 
 @pytest.mark.parametrize("way", WAYS)

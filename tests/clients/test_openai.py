@@ -117,9 +117,9 @@ class Place(BaseModel):
 
 def test_an_answer_that_is_parsed(client: Any) -> None:
     asked: Any = [{"role": "user", "content": "The Nile is a river."}]
-    chat = client.chat.completions.parse(model=MODEL, messages=asked, response_format=Place, max_tokens=64)
+    chat = client.chat.completions.parse(model=MODEL, messages=asked, response_format=Place, max_tokens=200)
     assert isinstance(chat.choices[0].message.parsed, Place)
-    response = client.responses.parse(model=MODEL, input=asked, text_format=Place, max_output_tokens=64)
+    response = client.responses.parse(model=MODEL, input=asked, text_format=Place, max_output_tokens=200)
     assert isinstance(response.output_parsed, Place)
 
 
