@@ -14,7 +14,7 @@ from muxd.api.trace import Trace, log_access, outcome_of, request_id
 from muxd.api.translated import rename
 from muxd.errors import BadRequest, NotFound
 
-_PROBES = ("/health", "/ping", "/metrics")
+_PROBES = ("/health", "/ping", "/metrics", "/favicon.ico")
 _SHOWN = 100  # characters of a path that is not served
 _CLIENT_GONE = 499  # nginx's number for it; only ever logged and counted
 
