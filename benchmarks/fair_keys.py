@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.0)
     parser.add_argument("--flood", type=int, default=300)
     parser.add_argument("--weight", type=float, default=1.0)
+    parser.add_argument("--prefill-tokens", type=int, default=256, help="scheduler.prefill_tokens")
     options = parser.parse_args()
     secrets = [new_key() for _ in range(CALLERS + 1)]
     with TemporaryDirectory() as folder:
@@ -94,7 +95,7 @@ def main() -> None:
         file = root / "muxd.toml"
         file.write_text(
             f'[server]\nkeys = "{root / "keys.toml"}"\n[pool]\nbytes = "512M"\n'
-            "[scheduler]\nprefill_tokens = 256\n"
+            f"[scheduler]\nprefill_tokens = {options.prefill_tokens}\n"
             f'[[model]]\nname = "m"\npath = "{options.model}"\nmax_queue = {options.flood + 100}\n'
         )
         shown = {}
