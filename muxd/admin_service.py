@@ -44,7 +44,6 @@ from muxd.fleet.events import Event, Events
 from muxd.fleet.gate import Gate
 from muxd.fleet.log_lines import LogLine, LogLines
 from muxd.fleet.proposal import Proposal
-from muxd.fleet.reloader import Outcome
 from muxd.fleet.replanner import Replanner
 from muxd.fleet.ring import until
 from muxd.fleet.roster import Roster
@@ -68,7 +67,7 @@ class AdminService(Report):
     gate: Gate
     replanner: Replanner
     log_lines: LogLines
-    reloaded: Callable[[], Awaitable[Outcome]]  # reads the configuration again
+    reloaded: Callable[[], Awaitable[Reloaded]]  # reads the configuration again
     drop_ins: DropIns | None = None  # None: muxd was started without a file
 
     # ---- quotas -----------------------------------------------------------------------------------
@@ -221,7 +220,7 @@ class AdminService(Report):
 
     async def reload(self) -> AsyncIterator[Reloaded]:
         """Once; what cannot be is told, not raised: nothing of it is the asker's mistake."""
-        yield Reloaded(*await self.reloaded())
+        yield await self.reloaded()
 
     def audit(self) -> Audit:
         """Takes a moment on a large pool; nothing else is served meanwhile."""

@@ -14,6 +14,7 @@ from muxd.fleet.events import Event
 from muxd.fleet.gate import Taking
 from muxd.fleet.log_lines import LogLine
 from muxd.fleet.proposal import Proposal
+from muxd.fleet.reload import Reloaded
 from muxd.fleet.steps import Step
 
 Role = Literal["daemon", "worker", "text"]  # "text": renders templates and tokenises
@@ -193,13 +194,6 @@ class Drained(Struct, frozen=True):
 
     taking: Taking
     left: int
-
-
-class Reloaded(Struct, frozen=True):
-    """What came of reading the configuration again, in a line. ``ok``: all of it is done."""
-
-    ok: bool
-    summary: str
 
 
 class Replan(Struct, frozen=True, forbid_unknown_fields=True):

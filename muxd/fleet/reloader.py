@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -24,7 +24,7 @@ from muxd.fleet.catalog import Entry
 from muxd.fleet.drop_ins import DropIns
 from muxd.fleet.events import Events
 from muxd.fleet.operation import Operation
-from muxd.fleet.reload import Edit, Setting, edits, outcome, settings
+from muxd.fleet.reload import Edit, Reloaded, Setting, edits, outcome, settings
 from muxd.fleet.roster import Roster
 
 _log = logging.getLogger("muxd.fleet")
@@ -42,13 +42,6 @@ class Source:
         return load(self.file, flags=self.flags)
 
 
-class Outcome(NamedTuple):
-    """``ok``: all of what the file says now holds."""
-
-    ok: bool
-    summary: str
-
-
 @dataclass(kw_only=True)
 class Reloader:
     """``config`` is what holds now. ``set_policy`` and ``set_quota`` are the operator's; ``told``: what
@@ -64,11 +57,11 @@ class Reloader:
     told: Mapping[str, str]
     wish: asyncio.Event
     drop_ins: DropIns | None = None
-    _waiting: list[asyncio.Future[Outcome]] = field(default_factory=list)
+    _waiting: list[asyncio.Future[Reloaded]] = field(default_factory=list)
 
-    async def asked(self) -> Outcome:
+    async def asked(self) -> Reloaded:
         """Reload, and tell what came of it. Cancelled, it is done all the same."""
-        told: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        told: asyncio.Future[Reloaded] = asyncio.get_running_loop().create_future()
         self._waiting.append(told)
         self.wish.set()
         return await told
@@ -90,7 +83,7 @@ class Reloader:
                 if not one.done():  # who asked may have gone
                     one.set_result(came)
 
-    async def reload(self) -> Outcome:
+    async def reload(self) -> Reloaded:
         """Read, decide, do; what came of it."""
         try:
             new, todo = await self._wanted()
@@ -105,12 +98,12 @@ class Reloader:
         if failed:
             _log.error("not all of the configuration could be had: %s", summary)
         self.events.add("reload", detail=summary)
-        return Outcome(not failed, f"configuration reloaded: {summary}")
+        return Reloaded(not failed, f"configuration reloaded: {summary}")
 
-    def _refused(self, why: str) -> Outcome:
+    def _refused(self, why: str) -> Reloaded:
         _log.error("configuration not reloaded, nothing has changed; mend it and send SIGHUP again: %s", why)
         self.events.add("reload refused", detail=why)
-        return Outcome(False, f"configuration not reloaded: {why}")
+        return Reloaded(False, f"configuration not reloaded: {why}")
 
     # ---- what is refused, before anything is done -------------------------------------------------
 

@@ -39,7 +39,7 @@ class Manager:
 
     def heard(self, word: str) -> list[str]:
         """What was said up to the datagram that begins with ``word``."""
-        said = []
+        said: list[str] = []
         while not (said and said[-1].startswith(word)):
             said.append(self._said.get(timeout=60))
         return said
