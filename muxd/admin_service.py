@@ -25,7 +25,6 @@ from muxd.admin.schemas import (
     PolicyState,
     QuotaChange,
     QuotaInfo,
-    Reloaded,
     Replan,
     SleepModel,
     UnloadModel,
@@ -44,6 +43,7 @@ from muxd.fleet.events import Event, Events
 from muxd.fleet.gate import Gate
 from muxd.fleet.log_lines import LogLine, LogLines
 from muxd.fleet.proposal import Proposal
+from muxd.fleet.reload import Reloaded
 from muxd.fleet.replanner import Replanner
 from muxd.fleet.ring import until
 from muxd.fleet.roster import Roster

@@ -26,7 +26,7 @@ from muxd.admin.server import AdminServer
 from muxd.admin_service import AdminService as DaemonService
 from muxd.api.app import make_app, make_runner
 from muxd.api.guests import GuestSite, HttpLimits
-from muxd.api.listen import BACKLOG, is_local, listeners
+from muxd.api.listen import BACKLOG, handed, is_local, listeners
 from muxd.api.metrics import HttpMetrics
 from muxd.api.texts import text_pool
 from muxd.api.tls import Certificate
@@ -240,7 +240,7 @@ class Daemon:
         tls = Certificate(server.tls_cert, server.tls_key, self.clock).context if server.tls_cert else None
         await runner.setup()
         try:
-            sockets = await asyncio.to_thread(listeners, server.hosts, server.port)
+            sockets = handed(self._told) or await asyncio.to_thread(listeners, server.hosts, server.port)
         except OSError as error:
             raise ConfigError(
                 f"server.port: cannot listen on {', '.join(server.hosts)}, port {server.port}: "

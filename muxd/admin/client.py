@@ -33,7 +33,6 @@ from muxd.admin.schemas import (
     ProcessInfo,
     QuotaChange,
     QuotaInfo,
-    Reloaded,
     Replan,
     SleepModel,
     Status,
@@ -47,6 +46,7 @@ from muxd.errors import DaemonUnreachable, MuxdError
 from muxd.fleet.events import Event
 from muxd.fleet.log_lines import LogLine
 from muxd.fleet.proposal import Proposal
+from muxd.fleet.reload import Reloaded
 from muxd.fleet.steps import LAST, Step
 
 T = TypeVar("T")

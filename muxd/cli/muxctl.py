@@ -16,6 +16,7 @@ from muxd.cli import (
     devices,
     events,
     explain,
+    installing,
     loading,
     operating,
     plan,
@@ -111,6 +112,7 @@ app.command()(operating.drain)
 app.command()(operating.logs)
 app.command()(operating.keys)
 app.command()(operating.completion)
+app.command(name="install-service")(installing.install_service)
 app.command()(simulate.simulate)
 app.command()(plan.plan)
 app.command()(quality.quality)

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Mapping, MutableMapping
 
-_OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+_OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 def take(env: MutableMapping[str, str] = os.environ) -> dict[str, str]:

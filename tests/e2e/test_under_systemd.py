@@ -52,6 +52,17 @@ def muxctl(daemon: LiveDaemon, *arguments: str) -> "subprocess.CompletedProcess[
     )  # fmt: skip
 
 
+# What systemd does with muxd.socket: it listens, and hands the socket on as descriptor 3.
+_SOCKET_UNIT = """
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 def ask(daemon: LiveDaemon, tokens: int) -> httpx.Response:
     body = {"model": "m", "prompt": "secret words", "max_tokens": tokens, "ignore_eos": True}
     return httpx.post(f"{daemon.url}/v1/completions", json=body, timeout=120)
@@ -61,13 +72,16 @@ def test_a_service_from_its_start_to_its_end(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("WATCHDOG_USEC", "400000")
     folder = tiny_served(tmp_path / "m")
     text = f'[server]\nlog_format = "json"\n[pool]\nbytes = "8M"\n[[model]]\nname = "m"\npath = "{folder}"\n'
-    with live(text, tmp_path) as daemon, Manager(daemon) as manager:
+    by = [sys.executable, "-c", _SOCKET_UNIT]
+    with live(text, tmp_path, by=by) as daemon, Manager(daemon) as manager:
         for _ in range(3):
             assert manager.alive.acquire(timeout=60)
         for pid in daemon.workers().values():
             told = Path(f"/proc/{pid}/environ").read_bytes()
             assert b"NOTIFY_SOCKET=" not in told
             assert b"WATCHDOG_USEC=" not in told
+            assert b"LISTEN_FDS=" not in told
+        assert not daemon.url.endswith(":0"), "the address is the one that was handed on"
 
         came = muxctl(daemon, "reload")
         assert (came.returncode, came.stdout) == (0, "configuration reloaded: no model changes\n")

@@ -28,7 +28,6 @@ from muxd.admin.schemas import (
     ProcessInfo,
     QuotaChange,
     QuotaInfo,
-    Reloaded,
     Replan,
     RequestStatus,
     SleepModel,
@@ -43,6 +42,7 @@ from muxd.errors import Busy, ModelFolderError, NotFound, OutOfMemory
 from muxd.fleet.events import Event
 from muxd.fleet.log_lines import LogLine
 from muxd.fleet.proposal import Proposal, ProposedModel
+from muxd.fleet.reload import Reloaded
 from muxd.fleet.steps import Step
 
 POOL = PoolStatus(bytes=1 << 30, block_bytes=8192, total_blocks=131072, free_blocks=98304, cached_blocks=100)
