@@ -43,6 +43,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     shutdown_grace: float = 10.0  # seconds that running streams get to end after SIGTERM
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: LogFormat = "text"  # logfmt and json: one line of fields for each event, for log programs
+    vllm_metrics: bool = False  # /metrics says the same again by vLLM's names
     device: str = "auto"  # "cpu", "cuda:0", or "auto": the first GPU where there is one
 
     @property

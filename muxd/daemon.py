@@ -214,7 +214,8 @@ class Daemon:
         max_body = size(self.config.server.max_body, key="server.max_body")
         server = self.config.server
         app = make_app(
-            self, max_body=max_body, metrics=HttpMetrics(self.registry), texts=self.texts, clock=self.clock,
+            self, max_body=max_body, metrics=HttpMetrics(self.registry, vllm_names=server.vllm_metrics),
+            texts=self.texts, clock=self.clock,
             limits=self._http_limits(), keys=Path(server.keys) if server.keys else None,
             cors_origins=server.cors_origins, allowed_hosts=[*server.hosts, *server.allowed_hosts],
             strict=server.strict,
