@@ -23,7 +23,10 @@ from muxd.api.ollama.schemas import (
     OllamaGenerateRequest,
     OllamaOptions,
     OllamaRequest,
+    OllamaTextRequest,
+    OllamaTextsRequest,
 )
+from muxd.api.ollama.texts import texts_to_embed
 from muxd.api.prompts import At, Prompts, chat_prompt, encode, prompts_of, render_chat, until_last
 from muxd.api.refusals import refuse_unserved
 from muxd.api.responses import conversation as responses
@@ -62,10 +65,19 @@ _BODIES: dict[Kind, type[Struct]] = {
     "count": CountRequest,
     "ollama_chat": OllamaChatRequest,
     "ollama_generate": OllamaGenerateRequest,
+    "ollama_embed": OllamaTextsRequest,
+    "ollama_embeddings": OllamaTextRequest,
     "embed": EmbeddingRequest,
     "rerank": RerankRequest,
     "score": ScoreRequest,
 }
+_TO_EMBED = (
+    EmbeddingRequest,
+    RerankRequest,
+    ScoreRequest,
+    OllamaTextsRequest,
+    OllamaTextRequest,
+)
 _DECODERS = {kind: msgspec.json.Decoder[Any](body) for kind, body in _BODIES.items()}
 _INNER = (("options", OllamaOptions),)
 _KEPT = [name for name in Asked.__struct_fields__ if name not in Unserved.__struct_fields__]
@@ -99,7 +111,7 @@ def _worked_on(model: TextModel, body: Any, at: At, *, counts: bool) -> Prepared
         return Answer(model.name, msgspec.json.encode({"prompt": model.tokenizer.decode(body.tokens)}))
     if isinstance(body, TokenizerInfoRequest):
         return Answer(model.name, msgspec.json.encode(_about(model)))
-    if isinstance(body, EmbeddingRequest | RerankRequest | ScoreRequest):
+    if isinstance(body, _TO_EMBED):
         return _embedded(model, body, at)
     if isinstance(body, OllamaRequest) and body.silent:
         return Answer(model.name, msgspec.json.encode(loaded(body)))
@@ -176,7 +188,7 @@ def _completion(model: TextModel, body: CompletionRequest, asked: Translated, at
     return Prepared(packed_asked, [packed(ids) for ids, _ in prompts], echoes)
 
 
-def _embedded(model: TextModel, body: EmbeddingRequest | RerankRequest | ScoreRequest, at: At) -> Prepared:
+def _embedded(model: TextModel, body: Any, at: At) -> Prepared:
     refuse_unserved(body, served=("documents",))
     match body:
         case EmbeddingRequest():
@@ -184,6 +196,11 @@ def _embedded(model: TextModel, body: EmbeddingRequest | RerankRequest | ScoreRe
                 model=model.name, encoding_format=body.encoding_format, dimensions=body.dimensions
             )
             return _texts(model, asked, body.input, "input", at)
+        case OllamaTextsRequest() | OllamaTextRequest():
+            at("tokens")
+            param, given = texts_to_embed(model, body)
+            asked = EmbeddingAsked(model=model.name, dimensions=getattr(body, "dimensions", None))
+            return _texts(model, asked, given, param, at)
         case RerankRequest():
             return _rerank(model, body, at)
     return _score(model, body, at)

@@ -13,9 +13,16 @@ from muxd.api.chat import chat
 from muxd.api.completions import completions
 from muxd.api.described import plain
 from muxd.api.embeddings import embeddings, rerank, score
+from muxd.api.ollama import embed
 from muxd.api.ollama import endpoints as ollama
 from muxd.api.ollama.answer import OllamaAnswer
-from muxd.api.ollama.schemas import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
+from muxd.api.ollama.schemas import (
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaTextRequest,
+    OllamaTextsRequest,
+    ShowRequest,
+)
 from muxd.api.openapi import openapi
 from muxd.api.responses.endpoint import responses
 from muxd.api.responses.schemas import ResponsesRequest
@@ -84,6 +91,8 @@ ROUTES = [
         OllamaGenerateRequest,
         _LINES,
     ),
+    Route("POST", "/api/embed", embed.embed_texts, "Texts as vectors, as Ollama", OllamaTextsRequest),
+    Route("POST", "/api/embeddings", embed.embed_text, "As /api/embed, of one text", OllamaTextRequest),
     Route("GET", "/api/tags", ollama.tags, "The models that are served, as Ollama"),
     Route("GET", "/api/ps", ollama.ps, "Those that are loaded, as Ollama"),
     Route("POST", "/api/show", ollama.show, "One model, as Ollama", ShowRequest),

@@ -25,6 +25,8 @@ Kind = Literal[
     "count",
     "ollama_chat",
     "ollama_generate",
+    "ollama_embed",
+    "ollama_embeddings",
     "embed",
     "rerank",
     "score",
