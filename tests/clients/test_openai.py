@@ -145,6 +145,25 @@ def test_errors(client: Any, url: str) -> None:
         stranger.models.list()
 
 
+def test_a_refusal_is_tried_again(url: str, narrow_key: str) -> None:
+    """By the client itself, as the answer asks for."""
+    refused: list[str] = []
+
+    def hear(response: Any) -> None:
+        if response.status_code == 429:
+            refused.append(response.headers["retry-after"])
+            stream.close()
+
+    known: Any = {"base_url": f"{url}/v1", "api_key": narrow_key, "timeout": 240}
+    http = openai.DefaultHttpxClient(event_hooks={"response": [hear]})
+    with openai.OpenAI(**known) as first, openai.OpenAI(**known, max_retries=8, http_client=http) as second:
+        stream = first.chat.completions.create(model=MODEL, messages=USER, stream=True, max_tokens=4000)
+        next(iter(stream))
+        answer = second.chat.completions.create(model=MODEL, messages=USER, max_tokens=1)
+    assert answer.usage.completion_tokens == 1
+    assert refused
+
+
 @pytest.mark.anyio
 async def test_a_stream_that_is_left(later: Any) -> None:
     stream = await later.chat.completions.create(model=MODEL, messages=USER, stream=True)
