@@ -159,7 +159,7 @@ def test_a_refusal_is_tried_again(url: str, narrow_key: str) -> None:
     with openai.OpenAI(**known) as first, openai.OpenAI(**known, max_retries=8, http_client=http) as second:
         stream = first.chat.completions.create(model=MODEL, messages=USER, stream=True, max_tokens=4000)
         next(iter(stream))
-        answer = second.chat.completions.create(model=MODEL, messages=USER, max_tokens=1)
+        answer: Any = second.chat.completions.create(model=MODEL, messages=USER, max_tokens=1)
     assert answer.usage.completion_tokens == 1
     assert refused
 
