@@ -143,7 +143,7 @@ async def test_scores(door: Door, serving: Scripted) -> None:
         ({"input": [{"type": "function_call_output", "call_id": "f"}]}, "input[0].output"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"background": True}, "background"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "file_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice"),
         ({"text": {"format": {"type": "xml"}}}, "text.format"),
