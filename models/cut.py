@@ -48,11 +48,11 @@ ALONE = Rank()
 
 
 class Piece(NamedTuple):
-    """Of a stored tensor's axis, 0 or 1: ``count`` from ``first`` on; ``size`` with the zeros behind."""
+    """Of a stored tensor's axis, 0 or 1: ``length`` from ``first`` on; ``size`` with the zeros behind."""
 
     axis: int
     first: int
-    count: int
+    length: int
     size: int
 
 

@@ -76,15 +76,15 @@ def _columns(source: Source, columns: Piece, writer: Writer, dtype: Dtype) -> It
             raw = dequantised(raw, stored.blocks).view(np.uint8)
         held: Dtype = "float32" if stored.blocks else stored.dtype
         numbers = raw if held == dtype else _converted(source, raw.reshape(-1), held, dtype)
-        into[:, : columns.count * itemsize] = numbers.reshape(count, columns.count * itemsize)
-        into[:, columns.count * itemsize :] = 0
+        into[:, : columns.length * itemsize] = numbers.reshape(count, columns.length * itemsize)
+        into[:, columns.length * itemsize :] = 0
         yield into.size
 
 
 def _read_columns(source: Source, rows: range, columns: Piece) -> NDArray[np.uint8]:
     """Bytes [rows, of the columns] of a stored matrix; what lies between them is not read."""
     stored = source.stored
-    raw = np.empty((len(rows), stored.bytes_of(columns.count)), dtype=np.uint8)
+    raw = np.empty((len(rows), stored.bytes_of(columns.length)), dtype=np.uint8)
     begin, stride = stored.offset + stored.bytes_of(columns.first), stored.bytes_of(stored.shape[1])
     try:
         with stored.file.open("rb", buffering=0) as file:

@@ -93,7 +93,8 @@ def plan(
             f'{folder}: {spec.architecture} cannot be served with dtype = "float16": its activations are too '
             'large for it; set dtype = "bfloat16" or "float32" in its [[model]] table'
         )
-    tensors, sources, end = [], [], 0
+    tensors, end = [], 0
+    sources: list[Source] = []
     zeros: list[tuple[int, int]] = []
     for tensor in wanted(spec):
         start = aligned(end)
@@ -236,13 +237,13 @@ def _cut(tensor: Wanted, found: list[Source], cut: list[Piece], start: int, item
         stored = source.stored
         if piece.axis == 0:
             row = math.prod(inputs) * itemsize
-            if piece.count:
+            if piece.length:
                 sources.append(
-                    structs.replace(source, stored=stored.rows(piece.first, piece.count), offset=at)
+                    structs.replace(source, stored=stored.rows(piece.first, piece.length), offset=at)
                 )
             rows, end = rows + piece.size, at + piece.size * row
-            if piece.count < piece.size:
-                zeros.append((at + piece.count * row, end))
+            if piece.length < piece.size:
+                zeros.append((at + piece.length * row, end))
         else:
             _check_blocks(source, piece)
             inputs, rows = [piece.size], rows + stored.shape[0]
@@ -255,10 +256,10 @@ def _cut(tensor: Wanted, found: list[Source], cut: list[Piece], start: int, item
 def _check_blocks(source: Source, piece: Piece) -> None:
     stored = source.stored
     per = SIZES[stored.blocks][0] if stored.blocks else 1
-    if piece.first % per or piece.count % per:
+    if piece.first % per or piece.length % per:
         raise ModelFolderError(
             f"model.tp: {stored.file}: tensor {source.name} has blocks of {per} numbers, and a rank would "
-            f"begin or end inside one ({piece.count} of {stored.shape[1]} in a row); choose another tp, or "
+            f"begin or end inside one ({piece.length} of {stored.shape[1]} in a row); choose another tp, or "
             "import the file with --weights bfloat16"
         )
 

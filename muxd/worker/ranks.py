@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from muxd.messages import ITEM_BYTES, Setup, TensorEntry
 from muxd.models.cut import Rank, logit_part, way
@@ -28,7 +29,7 @@ class Group:
     """
 
     def __init__(self, setup: Setup, device: torch.device):
-        store = dist.FileStore(setup.meeting, setup.ranks)
+        store = FileStore(setup.meeting, setup.ranks)
         backend = "nccl" if device.type == "cuda" else "gloo"
         own = device if device.type == "cuda" else None
         dist.init_process_group(backend, store=store, rank=setup.rank, world_size=setup.ranks, device_id=own)
@@ -41,9 +42,9 @@ class Group:
 
     def gather(self, x: Tensor) -> Tensor:
         """Each rank's x [n, c] -> [n, ranks · c], in the ranks' order."""
-        every = x.new_empty(self.ranks * x.shape[0], x.shape[1])
-        dist.all_gather_into_tensor(every, x.contiguous())
-        return every.view(self.ranks, *x.shape).transpose(0, 1).flatten(1)
+        parts = [torch.empty_like(x) for _ in range(self.ranks)]
+        dist.all_gather(parts, x)
+        return torch.cat(parts, 1)
 
 
 def leave() -> None:
@@ -52,7 +53,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-class Summed:
+class _Sum:
     """``Linear`` of a matrix cut by its inputs. Bias and residual are added once, after the sum."""
 
     def __init__(self, plain: Linear, group: Group, bias: Tensor | None):
@@ -65,7 +66,7 @@ class Summed:
         return y if add is None else y.add_(add)
 
 
-class Gathered:
+class _Head:
     """``Linear`` of a head cut by its outputs into parts of ``size``, of which the last may have fewer."""
 
     def __init__(self, plain: Linear, group: Group, size: int, outputs: int):
@@ -73,9 +74,8 @@ class Gathered:
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         part = self._plain(x)
-        every = self._group.gather(F.pad(part, (0, self._size - part.shape[1])))
-        # Contiguous: sampling reads lines of the vocabulary.
-        y = every[:, : self._outputs].contiguous()
+        every = self._group.gather(F.pad(part, (0, self._size - part.shape[1])).contiguous())
+        y = every[:, : self._outputs].contiguous()  # as sampling reads lines of logits
         return y if add is None else y.add_(add)
 
 
@@ -105,10 +105,10 @@ class RankWeights:
     def linear(self, name: str, *, bias: bool = False) -> Linear:
         if name in ("head", "embed"):
             part = self._plain.linear(_HEAD_PART if name == "embed" else name)
-            return Gathered(part, self._group, self._size, self._vocab)
+            return _Head(part, self._group, self._size, self._vocab)
         if way(name) == "columns":
             added = self._plain.tensor(f"{name}.bias") if bias else None
-            return Summed(self._plain.linear(name), self._group, added)
+            return _Sum(self._plain.linear(name), self._group, added)
         return self._plain.linear(name, bias=bias)
 
     def norm(self, name: str, eps: float, *, offset: bool = False) -> Norm:

@@ -79,8 +79,8 @@ def test_every_row_and_column_is_somebodys_and_sums_count_it_once(
                     seen += 1
                     continue
                 piece = cut[index]
-                seen[piece.first : piece.first + piece.count] += 1
-                assert 0 <= piece.count <= piece.size
+                seen[piece.first : piece.first + piece.length] += 1
+                assert 0 <= piece.length <= piece.size
                 if tensor.name != "head":  # whose size the spec of a rank does not say
                     assert piece.size == theirs[tensor.name].parts[index][1][piece.axis]
             shared = cuts[0] is None or (index and ".qkv" in tensor.name and kv_heads < ranks)
@@ -100,7 +100,7 @@ def test_queries_are_with_their_keys(any_spec: ModelSpec, shape: tuple[int, ...]
     for number in range(ranks):
         queries, keys, values = pieces(spec, qkv, Rank(number, ranks)) or []
         assert keys == values
-        for head in range(queries.count // spec.head_dim):
+        for head in range(queries.length // spec.head_dim):
             key = keys.first // spec.head_dim + head // (own.heads // own.kv_heads)
             assert (queries.first // spec.head_dim + head) // group == key
 
@@ -133,13 +133,13 @@ def check(whole: NDArray[Any], part: NDArray[Any], cut: Any, tensor: Wanted) -> 
     from_, to = 0, 0
     for piece, (_, shape) in zip(cut, tensor.parts, strict=True):
         if piece.axis:
-            mine, stored = part, whole[:, piece.first : piece.first + piece.count]
-            assert np.array_equal(mine[:, : piece.count], stored)
-            assert not mine[:, piece.count :].any()
+            mine, stored = part, whole[:, piece.first : piece.first + piece.length]
+            assert np.array_equal(mine[:, : piece.length], stored)
+            assert not mine[:, piece.length :].any()
             continue
         mine = part[to : to + piece.size]
-        assert np.array_equal(mine[: piece.count], whole[from_ + piece.first :][: piece.count])
-        assert not mine[piece.count :].any()
+        assert np.array_equal(mine[: piece.length], whole[from_ + piece.first :][: piece.length])
+        assert not mine[piece.length :].any()
         from_, to = from_ + shape[0], to + piece.size
 
 
