@@ -41,7 +41,7 @@ class Mesh:
         self.name, self.members, self._limit = name, tuple(members), limit
         first = self.members[0]
         for other in self.members[1:]:
-            if (other.kind, other.cores, other.rungs) != (first.kind, first.cores, first.rungs):
+            if (other.cores, other.rungs) != (first.cores, first.rungs):
                 raise ConfigError(
                     f"device.name: {name}: {other.name} has {other.cores} cores and shares of "
                     f"{_listed(other.rungs)} %, {first.name} {first.cores} and {_listed(first.rungs)}; "
