@@ -35,7 +35,7 @@ from muxd.messages import Dtype, Setup  # noqa: E402
 from muxd.models.spec import ModelSpec, read_spec  # noqa: E402
 
 STREAMS, CONTEXT, PROMPT = (1, 8, 32), 128, 256
-POOL = 192 << 20
+POOL = 320 << 20
 Times = dict[str, list[float]]  # milliseconds by what was timed, one a round
 
 PROBES: dict[str, probe.Probe] = {
@@ -52,11 +52,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
     print(machine(Cpu()).line)
-    ways = {
-        "one core": (1, 1),
-        f"{args.ranks} cores": (1, args.ranks),
-        f"{args.ranks} ranks": (args.ranks, 1),
-    }
+    count = args.ranks
+    ways = {"one core": (1, 1), f"{count} cores": (1, count), f"{count} ranks": (count, 1)}
     found: dict[str, Times] = {way: {name: [] for name in PROBES} for way in (*ways, "their collectives")}
     for _ in range(args.rounds):
         for way, (ranks, cores) in ways.items():
@@ -64,14 +61,12 @@ def main() -> None:
                 found[way][name].append(milliseconds)
         for name, milliseconds in collectives(read_spec(args.folder), args.ranks, args.dtype).items():
             found["their collectives"][name].append(milliseconds)
-    rows = [
-        [
-            name,
-            *(f"{min(times[name]):.2f} ({statistics.median(times[name]):.2f})" for times in found.values()),
-        ]
-        for name in PROBES
-    ]
+    rows = [[name, *(shown(times[name]) for times in found.values())] for name in PROBES]
     print(markdown_table(("ms, best (median)", *found), rows))
+
+
+def shown(milliseconds: list[float]) -> str:
+    return f"{min(milliseconds):.2f} ({statistics.median(milliseconds):.2f})"
 
 
 def environment(cores: int) -> dict[str, str]:
@@ -126,15 +121,18 @@ def collectives(spec: ModelSpec, ranks: int, dtype: Dtype) -> dict[str, float]:
     lines = {name: getattr(asked, "batch", None) or PROMPT for name, asked in PROBES.items()}
     sampled = {name: getattr(asked, "batch", 1) for name, asked in PROBES.items()}
     told = json.dumps([(lines[name], sampled[name]) for name in PROBES])
+    shape = [str(size) for size in (spec.layers, spec.hidden_size, spec.vocab_size)]
     with tempfile.TemporaryDirectory(prefix="muxd-tp-") as scratch:
-        shape = [str(size) for size in (spec.layers, spec.hidden_size, spec.vocab_size)]
+        fixed = [str(ranks), dtype, f"{scratch}/ranks", told, *shape]
         processes = [
             subprocess.Popen(
-                [sys.executable, __file__, "--alone", str(rank), str(ranks), dtype, f"{scratch}/ranks", told, *shape],
-                env=environment(1), stdout=subprocess.PIPE, text=True,
+                [sys.executable, __file__, "--alone", str(rank), *fixed],
+                env=environment(1),
+                stdout=subprocess.PIPE,
+                text=True,
             )
             for rank in range(ranks)
-        ]  # fmt: skip
+        ]
         said = [process.communicate()[0] for process in processes]
     return dict(zip(PROBES, json.loads(said[0]), strict=True))
 
