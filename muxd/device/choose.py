@@ -48,6 +48,8 @@ def open_device(
         # Collectives of two models that compute at once wait for each other where each holds SMs that the
         # other needs; caps keep no two apart.
         _log.warning("%s has no parts of its SMs for a model: models take turns", name)
+        for member in members:
+            member.close()
         members = [_open(one, "turns", key, cpus, limit) for one, cpus in zip(names, own, strict=True)]
     return Mesh(name, members, limit)
 

@@ -13,7 +13,7 @@ from support.reference import PROMPTS, greedy
 from support.two_units import Stream, ask, folder, row, whole
 from support.where import Where, on
 
-from muxd.admin.schemas import LoadModel, MoveModel, ProcessInfo, UnloadModel
+from muxd.admin.schemas import LoadModel, MoveModel, ProcessInfo, SleepModel, UnloadModel
 from muxd.device.cpu import available_cores
 from muxd.errors import MuxdError
 from muxd.text.tokenizer import Tokenizer
@@ -83,7 +83,9 @@ def test_it_answers_as_on_one_device_and_comes_and_goes(
         assert not alive(found["a", 1].pid)
         where.check_regions(daemon.process.pid, "pool", "pool", "weights")
         assert [step.stage for step in daemon.admin.load(LoadModel("a"))][-1] == "ready"
-        together(daemon, alone, "ab")
+        assert [step.stage for step in daemon.admin.sleep(SleepModel("a"))][-1] == "asleep"
+        assert {model for model, _ in workers(daemon)} == {"b"}
+        together(daemon, alone, "ab")  # who is asked for wakes
         assert whole(daemon)
 
 
