@@ -8,11 +8,8 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
-import threading
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -23,6 +20,7 @@ from muxd.engine.unit import Unit
 from muxd.errors import ModelNotReady, MuxdError, WorkerLost
 from muxd.fleet.catalog import Entry
 from muxd.fleet.crew import Crew, Ended, Seat
+from muxd.fleet.loading import beside, filled
 from muxd.fleet.state import (
     AnnounceLost,
     AnnounceReady,
@@ -50,14 +48,12 @@ from muxd.messages import (
     Setup,
     Unmapped,
 )
-from muxd.models.weights import WeightPlan, fill
 from muxd.pool.arena import Arena, Extent
 
 _log = logging.getLogger("muxd.fleet")
 
 START_TIMEOUT = 300.0  # seconds from spawn to ready
 STOP_GRACE = 5.0
-_NICE = 10  # of a thread that reads weights: a tenth of what a stream's threads get of a core that both want
 _LACKS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})  # the daemon's, not the model's
 
 Progress = Callable[[str, int, int], None]  # model, bytes done, bytes in all
@@ -274,21 +270,13 @@ class Supervisor:
             self._weights, self._loaded = shelved, True
             return
         self._weights = self._device.allocate(plan.bytes, "weights", copies)
-        done = 0
 
-        def advance(count: int) -> None:
-            nonlocal done
+        def advance(done: int) -> None:
             if self._stopping.is_set():
                 raise ModelNotReady(f"{self.entry.name} was stopped while it was being loaded")
-            done += count
             self._progress(self.entry.name, done, plan.bytes * len(parts))
 
-        def load(region: Region) -> None:
-            for piece, part in zip(region.pieces, parts, strict=True):
-                with piece.writer() as writer:
-                    fill(part, writer, advance)
-
-        await _behind(load, self._weights)
+        await filled(self._weights, parts, advance)
         self._loaded = True
 
     def _explained(self, end: Died | Lacked) -> Died | Lacked:
@@ -396,27 +384,6 @@ class Supervisor:
             error = WorkerLost(f"{name}: {lost.reason}")
             _log.error("%s: %s; restarting in a moment", name, lost.reason)
         self._unit.worker_lost(name, error, final=lost.final, blameless=lost.blameless)
-
-
-async def _behind(work: Callable[[Region], None], region: Region) -> None:
-    """In a thread of its own that is behind everybody where cores are short: streams go on while a model is
-    loaded. It can never get back to where it was, so no other work may come to it."""
-    thread = ThreadPoolExecutor(1, "load", initializer=_stand_back)
-    try:
-        await asyncio.get_running_loop().run_in_executor(thread, work, region)
-    finally:
-        thread.shutdown(wait=False)
-
-
-def _stand_back() -> None:
-    """Linux keeps this by the thread."""
-    nice = os.getpriority(os.PRIO_PROCESS, 0)
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice + _NICE)
-
-
-def beside(plan: WeightPlan, device: Device, workers: int) -> int:
-    """Bytes that so many workers of a model take for copies of its weights."""
-    return plan.copied * workers if device.copies(plan.dtype) else 0
 
 
 def _sentence(error: MuxdError | OSError) -> str:

@@ -18,10 +18,10 @@ from muxd.device.cpu import available_memory
 from muxd.errors import OutOfMemory
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import Demand, load_of
+from muxd.fleet.loading import beside
 from muxd.fleet.operation import Operation
 from muxd.fleet.reconciler import Reconciler
 from muxd.fleet.site import Site, unshelve
-from muxd.fleet.supervisor import beside
 from muxd.placement.memory import fixed
 from muxd.placement.waking import Model, Rules, Shift, Standing, decide, next_look, residents, standing
 from muxd.sizes import AUTO, size
