@@ -48,15 +48,10 @@ class Place(BaseModel):
     long: bool
 
 
-@pytest.mark.parametrize("method", ["function_calling", "json_schema", "json_mode"])
+@pytest.mark.parametrize("method", ["function_calling", "json_schema"])
 def test_a_form(url: str, key: str, method: str) -> None:
-    """In JSON mode any JSON will do, so that what is found may be no place."""
     model = chat(url, key, max_tokens=400).with_structured_output(Place, method=method, include_raw=True)
-    found = model.invoke("The Nile is a river. Answer in JSON.")
-    if method == "json_mode":
-        assert found["raw"].text.lstrip().startswith("{")
-    else:
-        assert isinstance(found["parsed"], Place)
+    assert isinstance(model.invoke("The Nile is a river.")["parsed"], Place)
 
 
 def test_embeddings(url: str, key: str) -> None:
