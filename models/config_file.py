@@ -19,6 +19,9 @@ _MOST = {
     "head_dim": 1 << 16,
     "hidden_size": 1 << 20,
     "intermediate_size": 1 << 24,
+    "moe_intermediate_size": 1 << 24,
+    "num_experts": 1 << 16,
+    "num_local_experts": 1 << 16,
     "vocab_size": 1 << 26,
 }
 _LARGEST = (1 << 31) - 1
@@ -33,6 +36,11 @@ class Fields:
 
     def __init__(self, path: Path, raw: dict[str, Any], prefix: str = ""):
         self.path, self.raw, self._prefix = path, raw, prefix
+
+    def over(self, **defaults: object) -> "Fields":
+        """The same where something is given, else these."""
+        absent = {key: value for key, value in defaults.items() if self.raw.get(key) is None}
+        return Fields(self.path, self.raw | absent, self._prefix)
 
     def refuse(self, key: str, reason: str) -> ModelFolderError:
         """The error for ``key``, for the caller to raise."""

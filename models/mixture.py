@@ -1,0 +1,53 @@
+"""Mixtures of experts as config.json says them: how many, how many a token, how wide, in which layers.
+
+No torch. Every reader raises ModelFolderError by file and field.
+"""
+
+from msgspec import Struct
+
+from muxd.models.config_file import Fields, shown
+
+
+class Experts(Struct, frozen=True):
+    """What stands in place of a layer's MLP: a token goes to its best few of many (Shazeer et al. 2017)."""
+
+    count: int
+    chosen: int  # of a token
+    inner: int  # the width of one
+    normalised: bool  # the weights of those chosen add up to 1
+    layers: tuple[bool, ...]  # which have them; the others have an MLP
+
+
+def mixtral(fields: Fields) -> Experts:
+    """Every layer; ``router_jitter_noise`` is of training."""
+    layers = fields.integer("num_hidden_layers")
+    inner = fields.integer("intermediate_size")
+    return _checked(fields, fields.integer("num_local_experts", 8), 2, inner, True, (True,) * layers)
+
+
+def qwen3_moe(fields: Fields) -> Experts:
+    """Every ``decoder_sparse_step``-th layer but ``mlp_only_layers``. Transformers 5 calls ``num_experts``
+    ``num_local_experts``."""
+    names = ("num_experts", "num_local_experts")
+    told = {fields.integer(name) for name in names if fields.raw.get(name) is not None}
+    if len(told) > 1:
+        raise fields.refuse(names[0], f"and {names[1]} must be the same number")
+    step, dense = fields.integer("decoder_sparse_step", 1), fields.raw.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or not all(type(one) is int for one in dense):
+        raise fields.refuse("mlp_only_layers", f"must be a list of layers, not {shown(dense)}")
+    layers = fields.integer("num_hidden_layers")
+    sparse = tuple((i + 1) % step == 0 and i not in dense for i in range(layers))
+    inner = fields.integer("moe_intermediate_size", 768)
+    return _checked(
+        fields, told.pop() if told else 128, 8, inner, fields.flag("norm_topk_prob", False), sparse
+    )
+
+
+def _checked(
+    fields: Fields, count: int, chosen: int, inner: int, normalised: bool, layers: tuple[bool, ...]
+) -> Experts:
+    """``chosen``: where the file does not say."""
+    chosen = fields.integer("num_experts_per_tok", chosen)
+    if chosen > count:
+        raise fields.refuse("num_experts_per_tok", f"is {chosen}, of {count} experts")
+    return Experts(count, chosen, inner, normalised, layers)
