@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from muxd.kernels import feed as feeding
-from muxd.kernels import gated, paged_decode, paged_prefill, rope_write, row_table, sampling
+from muxd.kernels import gated, grouped, paged_decode, paged_prefill, rope_write, row_table, sampling
 from muxd.kernels import rms_norm as norm
+from muxd.kernels.grouped import Groups
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.sampling import SamplingLines
 
@@ -112,6 +113,14 @@ def silu_gate(gate_up: Tensor) -> Tensor:
 def gelu_tanh_gate(gate_up: Tensor) -> Tensor:
     """See ``gated``."""
     found: Tensor = _for(gate_up, gated).gelu_tanh_gate(gate_up)
+    return found
+
+
+def grouped_linear(
+    x: Tensor, weight: Tensor, groups: Groups, *, bias: Tensor | None = None, gather: bool = False
+) -> Tensor:
+    """See ``grouped``."""
+    found: Tensor = _for(x, grouped).grouped_linear(x, weight, groups, bias=bias, gather=gather)
     return found
 
 

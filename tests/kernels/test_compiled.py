@@ -30,6 +30,7 @@ from triton.runtime.driver import driver
 from muxd.kernels import (
     feed_kernel,
     gated_kernel,
+    grouped_kernel,
     paged_decode_kernel,
     paged_prefill_kernel,
     rms_norm_kernel,
@@ -37,6 +38,7 @@ from muxd.kernels import (
     row_table_kernel,
     sampling_kernel,
 )
+from muxd.kernels.grouped import Groups
 from muxd.kernels.launch import Call
 from muxd.kernels.paged_decode import plan_splits
 
@@ -180,6 +182,28 @@ def test_gates(gelu: bool, tmp_path: Path) -> None:
         compile_all(gated_kernel.gate_calls(torch.empty(2, 2 * inner, dtype=BF16), gelu)[1], tmp_path)
 
 
+# experts, outputs, inputs, of a token: gate and up of Qwen3 30B-A3B and Mixtral 8x7B, and what fits no tile
+EXPERTS = [(128, 1536, 2048, 8), (8, 28_672, 4096, 2), (5, 97, 72, 2)]
+
+
+@pytest.mark.parametrize(("experts", "outputs", "inputs", "fan"), EXPERTS)
+@pytest.mark.parametrize("n", [4, 300])
+def test_grouped(n: int, experts: int, outputs: int, inputs: int, fan: int, tmp_path: Path) -> None:
+    for dtype in (BF16, FP16, FP32):
+        for gather, biased in ((True, False), (False, False), (True, True)):
+            compile_all(grouped_calls(n, (experts, outputs, inputs), fan, dtype, gather, biased), tmp_path)
+
+
+def grouped_calls(
+    n: int, shape: tuple[int, int, int], fan: int, dtype: torch.dtype, gather: bool, biased: bool
+) -> list[Call]:
+    order, starts = torch.zeros(n * fan, dtype=torch.int64), torch.zeros(shape[0] + 1, dtype=torch.int32)
+    x = torch.empty(n if gather else n * fan, shape[2], dtype=dtype)
+    weight = torch.empty(1, dtype=dtype).expand(shape)  # nothing is computed
+    groups, bias = Groups(order, starts, fan), weight[:, :, 0] if biased else None
+    return grouped_kernel.grouped_calls(x, weight, groups, bias=bias, gather=gather)[1]
+
+
 @pytest.mark.parametrize(("greedy", "filtered"), [(True, False), (False, False), (False, True)])
 @pytest.mark.parametrize("vocab", [700, 262_144])
 def test_sampling(vocab: int, greedy: bool, filtered: bool, tmp_path: Path) -> None:
@@ -237,6 +261,7 @@ def test_batch_sizes_layers_and_sms_compile_nothing_anew() -> None:
             )
             yield rms_norm_kernel.rms_norm_calls(x[:n], x[0], 1e-6)[1]
             yield gated_kernel.gate_calls(up[:n], False)[1]
+            yield grouped_calls(n, (16, 96, 64), 4, BF16, gather=True, biased=False)
             yield feed_kernel.feed_calls(ints[:n], ints[:n], ints.long())[1]
             yield row_table_kernel.grow_rows_calls(table, ints[:n], ints[:n], ints[:n])
             yield row_table_kernel.learn_rows_calls(table, ints[:n], table[:n])
@@ -249,6 +274,7 @@ def test_batch_sizes_layers_and_sms_compile_nothing_anew() -> None:
     found = kinds(batches())
     assert found.pop("_split") == 2, "whole contexts, and parts of them"
     assert found.pop("_merge") <= 6, "by powers of two"
+    assert found.pop("_grouped") == 2, "of decode steps, and of prompts"
     assert set(found.values()) == {1}, found
 
 

@@ -14,7 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernel_cases import Shape, check_decode, check_prefill, paged, sampling_lines
 
-from muxd.kernels import feed, gated, ops, paged_decode, paged_prefill, rope_write, row_table, sampling
+from muxd.kernels import (
+    feed,
+    gated,
+    grouped,
+    ops,
+    paged_decode,
+    paged_prefill,
+    rope_write,
+    row_table,
+    sampling,
+)
 from muxd.kernels import rms_norm as norm
 from muxd.kernels.attention import prefill_attention
 from muxd.kernels.head_blocks import HeadBlocks
@@ -84,6 +94,31 @@ def test_a_wrong_kernel_does_not_pass() -> None:
         check_decode(Forgets, Shape(64, 1, 2), [50, 70], 1)  # type: ignore[arg-type]
     with pytest.raises(AssertionError):
         check_prefill(Forgets, Shape(64, 1, 2, window=40), [(0, 90)])  # type: ignore[arg-type]
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 20), st.integers(1, 9), st.data())
+def test_every_pair_is_in_its_experts_group_once(n: int, experts: int, data: st.DataObject) -> None:
+    fan = data.draw(st.integers(1, experts))
+    rows = [data.draw(st.permutations(range(experts)))[:fan] for _ in range(n)]
+    chosen = torch.tensor(rows, dtype=torch.int64).view(n, fan)
+    groups = grouped.group(chosen, experts)
+    assert groups.starts[0] == 0
+    assert groups.starts[-1] == n * fan
+    for expert in range(experts):
+        own = groups.order[groups.starts[expert] : groups.starts[expert + 1]]
+        assert own.tolist() == (chosen.flatten() == expert).nonzero().flatten().tolist()
+
+
+def test_the_grouped_reference_is_a_product_with_each_ones_own_matrix() -> None:
+    x, weight, bias = torch.randn(5, 6), torch.randn(4, 3, 6), torch.randn(4, 3)
+    chosen = torch.tensor([[0, 3], [3, 0], [1, 3], [3, 1], [0, 1]])
+    groups = grouped.group(chosen, 4)
+    wanted = torch.einsum("nh,nkoh->nko", x, weight[chosen]).view(10, 3)[groups.order]
+    torch.testing.assert_close(ops.grouped_linear(x, weight, groups, gather=True), wanted)
+    sorted_rows = x.repeat_interleave(2, 0)[groups.order]
+    found = ops.grouped_linear(sorted_rows, weight, groups, bias=bias)
+    torch.testing.assert_close(found, wanted + bias[chosen.flatten()[groups.order]])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -175,6 +210,7 @@ def test_the_dispatch_takes_references_on_the_cpu_and_leaves_triton_alone() -> N
         (rope_write, ["rope_write"]),
         (norm, ["rms_norm"]),
         (gated, ["silu_gate", "gelu_tanh_gate"]),
+        (grouped, ["grouped_linear"]),
         (sampling, ["sample", "count_tokens"]),
         (row_table, ["learn_rows", "grow_rows"]),
         (feed, ["feed"]),
