@@ -5,8 +5,11 @@ Defaults are transformers'. What a page does not compute is refused by file and 
 
 from collections.abc import Callable
 
+from msgspec import structs
+
 from muxd.errors import ModelFolderError
 from muxd.models.config_file import Fields
+from muxd.models.mixture import mixtral, qwen3_moe
 from muxd.models.model_spec import ModelSpec
 from muxd.models.rope import Rope, per_layer_type, single
 from muxd.models.windows import FULL, SLIDING, by_type, kinds_of, late_windows, window_of
@@ -44,6 +47,20 @@ def _mistral(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
     )
 
 
+def _mixtral(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
+    fields = fields.over(rope_theta=1e6, rms_norm_eps=1e-5)
+    found = _decoder(
+        fields,
+        "MixtralForCausalLM",
+        eos_ids,
+        kv_heads=fields.integer("num_key_value_heads", 8),
+        head_dim=_head_dim(fields, fields.integer("num_attention_heads")),
+        max_positions=fields.integer("max_position_embeddings", 131_072),
+        windows=(fields.optional_integer("sliding_window"),) * fields.integer("num_hidden_layers"),
+    )
+    return structs.replace(found, experts=mixtral(fields))
+
+
 def _qwen2(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
     fields.must_be("attention_bias", True, default=True)  # not in published files: the bias is always there
     return _decoder(
@@ -72,6 +89,24 @@ def _qwen3(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
         o_bias=bias,
         qk_norm=True,
     )
+
+
+def _qwen3_moe(fields: Fields, eos_ids: tuple[int, ...]) -> ModelSpec:
+    bias = fields.flag("attention_bias", False)
+    window = window_of(fields) if fields.flag("use_sliding_window", False) else None
+    found = _decoder(
+        fields,
+        "Qwen3MoeForCausalLM",
+        eos_ids,
+        kv_heads=fields.integer("num_key_value_heads", 4),
+        head_dim=_head_dim(fields, fields.integer("num_attention_heads")),
+        max_positions=fields.integer("max_position_embeddings", 32_768),
+        windows=(window,) * fields.integer("num_hidden_layers"),
+        qkv_bias=bias,
+        o_bias=bias,
+        qk_norm=True,
+    )
+    return structs.replace(found, experts=qwen3_moe(fields))
 
 
 def _decoder(
@@ -195,8 +230,10 @@ Reader = Callable[[Fields, tuple[int, ...]], ModelSpec]
 READERS: dict[str, Reader] = {
     "LlamaForCausalLM": _llama,
     "MistralForCausalLM": _mistral,
+    "MixtralForCausalLM": _mixtral,
     "Qwen2ForCausalLM": _qwen2,
     "Qwen3ForCausalLM": _qwen3,
+    "Qwen3MoeForCausalLM": _qwen3_moe,
     "Gemma3ForCausalLM": _gemma3,
     "BertModel": _bert,
 }

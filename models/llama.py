@@ -1,6 +1,7 @@
 """Llama (Touvron et al. 2023; Grattafiori et al. 2024): pre-norm decoder, rotary grouped-query attention,
 SwiGLU. Qwen2 and Qwen2.5 (Qwen Team 2024) are the same with a bias on queries, keys and values, Mistral 7B
-(Jiang et al. 2023) is the same with a window in ``spec.windows``, which ``attend`` knows.
+(Jiang et al. 2023) is the same with a window in ``spec.windows``, which ``attend`` knows, Mixtral (Jiang et
+al. 2024) with experts in place of the SwiGLU.
 
 Shapes: n tokens of any sequences one after another, h query heads, g KV heads, d head_dim.
 """
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from muxd.kernels.ops import silu_gate
+from muxd.models.experts import Mixture
 from muxd.models.layers import Angles, Attend, Norm, Weights
 from muxd.models.spec import ModelSpec
 
@@ -55,12 +57,23 @@ class LlamaLayer:
         self.qkv = weights.linear(name + "qkv", bias=spec.qkv_bias)
         self.o = weights.linear(name + "o", bias=spec.o_bias)
         self.mlp_norm = weights.norm(name + "post_attention_norm", spec.norm_eps)
-        self.gate_up = weights.linear(name + "gate_up")
-        self.down = weights.linear(name + "down")
+        experts = spec.experts_of(layer)
+        self.mlp = Mixture(experts, weights, name) if experts else SwiGlu(weights, name)
 
     def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """x [n, hidden] -> [n, hidden]."""
         qkv = self.qkv(self.input_norm(x)).view(x.shape[0], -1, self.head_dim)  # [n, h + 2g, d]
         seen = attend(self.layer, qkv, angles, self.qk_norms)  # [n, h · d]
         x = self.o(seen, add=x)
-        return self.down(silu_gate(self.gate_up(self.mlp_norm(x))), add=x)
+        return self.mlp(self.mlp_norm(x), add=x)
+
+
+class SwiGlu:
+    """down(silu(gate(x)) · up(x)) (Shazeer 2020)."""
+
+    def __init__(self, weights: Weights, layer: str):
+        self.gate_up, self.down = weights.linear(layer + "gate_up"), weights.linear(layer + "down")
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """x [n, hidden] -> [n, hidden], plus ``add`` where given."""
+        return self.down(silu_gate(self.gate_up(x)), add=add)

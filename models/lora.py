@@ -21,7 +21,7 @@ from muxd.models.config_file import Fields, shown
 from muxd.models.files import read_json
 from muxd.models.safetensors_index import Stored, read_header, seal
 from muxd.models.spec import ModelSpec
-from muxd.models.tensors import headed, unwrapped, wanted
+from muxd.models.tensors import ROUTER, headed, unwrapped, wanted
 from muxd.models.weights import Source, WeightPlan, aligned, numbers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -203,7 +203,7 @@ def _modules(spec: ModelSpec) -> dict[str, _Module]:
     """Of the base's layers, by the names of their modules."""
     found = {}
     for tensor in wanted(spec):
-        if not tensor.name.startswith("layers.") or len(tensor.shape) != 2:
+        if not tensor.name.startswith("layers.") or len(tensor.shape) != 2 or tensor.name.endswith(ROUTER):
             continue
         first = 0
         for part, (stored, shape) in enumerate(tensor.parts):

@@ -52,6 +52,10 @@ class ModelSpec(Struct, frozen=True):
         """Head blocks in one row: one per layer and KV head."""
         return self.layers * self.kv_heads
 
+    def experts_of(self, layer: int) -> Experts | None:
+        """Of a layer that has them in place of its MLP."""
+        return self.experts if self.experts is not None and self.experts.layers[layer] else None
+
     def tokens_per_row(self, block_bytes: int, itemsize: int) -> int:
         """See ``tokens_per_row``."""
         return tokens_per_row(block_bytes, self.head_dim, itemsize)

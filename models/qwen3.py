@@ -1,4 +1,5 @@
-"""Qwen3, dense (Yang et al. 2025): Llama with each head's query and key normalised before they are turned.
+"""Qwen3 (Yang et al. 2025), with an MLP or with experts: Llama with each head's query and key normalised
+before they are turned.
 
 Shapes: n tokens of any sequences one after another, h query heads, g KV heads, d head_dim.
 """

@@ -14,6 +14,8 @@ ARCHITECTURES: dict[str, Callable[[ModelSpec, Weights], Model]] = {
     "MistralForCausalLM": Llama,
     "Qwen2ForCausalLM": Llama,
     "Qwen3ForCausalLM": Qwen3,
+    "MixtralForCausalLM": Llama,
+    "Qwen3MoeForCausalLM": Qwen3,
     "Gemma3ForCausalLM": Gemma3,
     "BertModel": Bert,
 }

@@ -6,9 +6,11 @@ so that the worker multiplies once. Read by the weight plan (daemon) and by the 
 
 from typing import NamedTuple
 
-from muxd.models.spec import ModelSpec
+from muxd.models.mixture import Experts
+from muxd.models.model_spec import ModelSpec
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ROUTER = "router"  # the end of its name in a layer
 # Of a model that sees and reads: names of what sees begin so,
 SIGHT = tuple(
     f"{outer}{part}."
@@ -43,16 +45,18 @@ def unwrapped(name: str) -> str:
 
 
 class Wanted(NamedTuple):
-    """One tensor of the weights region and the stored tensors it is stacked from, each with its shape."""
+    """One tensor of the weights region and the stored tensors it is stacked from, each with its shape.
+    ``stack``: it is so many matrices one after another."""
 
     name: str
     parts: tuple[tuple[str, tuple[int, ...]], ...]
+    stack: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the stack: first axes added, the rest common."""
-        first = self.parts[0][1]
-        return (sum(shape[0] for _, shape in self.parts), *first[1:])
+        """First axes added, the rest common; of a stack [stack, rows, columns]."""
+        rows, (_, first) = sum(shape[0] for _, shape in self.parts), self.parts[0]
+        return (self.stack, rows // self.stack, *first[1:]) if self.stack else (rows, *first[1:])
 
 
 def wanted(spec: ModelSpec) -> list[Wanted]:
@@ -123,9 +127,12 @@ def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
         ),
         *linear("o", (f"{attention}.o_proj", hidden), inputs=q, bias=spec.o_bias),
         norm("post_attention_norm", "post_attention_layernorm"),
-        *linear("gate_up", (f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner), inputs=hidden),
-        *linear("down", (f"{mlp}.down_proj", hidden), inputs=inner),
     ]
+    if experts := spec.experts_of(layer):
+        found += _experts(spec, experts, layer)
+    else:
+        found += linear("gate_up", (f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner), inputs=hidden)
+        found += linear("down", (f"{mlp}.down_proj", hidden), inputs=inner)
     if spec.qk_norm:
         found += [norm(part, f"self_attn.{part}", spec.head_dim) for part in ("q_norm", "k_norm")]
     if spec.norms_after:
@@ -134,6 +141,26 @@ def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
             norm("post_feedforward_norm", "post_feedforward_layernorm"),
         ]
     return found
+
+
+# Where experts lie in a layer, and the names of router, gate, up and down.
+_EXPERTS = {
+    "MixtralForCausalLM": ("block_sparse_moe", "gate", "w1", "w3", "w2"),
+    "Qwen3MoeForCausalLM": ("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
+}
+
+
+def _experts(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
+    place, router, gate, up, down = _EXPERTS[spec.architecture]
+    stored, name, hidden = f"model.layers.{layer}.{place}", f"layers.{layer}", spec.hidden_size
+    each = [f"{stored}.experts.{expert}" for expert in range(experts.count)]
+    inner, outer = (experts.inner, hidden), (hidden, experts.inner)
+    gate_up = tuple((f"{one}.{part}.weight", inner) for one in each for part in (gate, up))
+    return [
+        Wanted(f"{name}.{ROUTER}", ((f"{stored}.{router}.weight", (experts.count, hidden)),)),
+        Wanted(f"{name}.experts.gate_up", gate_up, experts.count),
+        Wanted(f"{name}.experts.down", tuple((f"{one}.{down}.weight", outer) for one in each), experts.count),
+    ]
 
 
 def harmless(name: str, spec: ModelSpec) -> bool:

@@ -82,7 +82,8 @@ def plan(
     """Lay out every tensor of the model in ``dtype``, each aligned to 64 bytes. None: in what the folder
     holds, but on a GPU bfloat16 instead of float32. ``packing``: matrices lie as the native step reads them.
 
-    Query, key and value rows form one tensor, gate and up rows another, unless packed. A head that
+    Query, key and value rows form one tensor, gate and up rows another, all experts' of a layer a third,
+    unless packed. A head that
     config.json says is tied to the embedding, and that is stored with other numbers, stays itself, as in
     transformers. Raises ModelFolderError naming file, tensor, and what was expected, or the type it cannot be
     computed in.
@@ -101,7 +102,7 @@ def plan(
     for tensor in wanted(spec):
         start = aligned(end)
         found = _sources(folder, tensor, stored, start, ITEM_BYTES[dtype])
-        if packing is not None and len(tensor.shape) == 2:
+        if packing is not None and len(tensor.shape) > 1:
             for name, source in zip(part_names(tensor.name, len(found)), found, strict=True):
                 form, shape = packing.form(tensor.name, source.stored.blocks, dtype), source.stored.shape
                 tensors.append(TensorEntry(name, dtype, shape, start, form))
@@ -198,7 +199,7 @@ def layout(spec: ModelSpec, dtype: Dtype, packing: Packing | None = None) -> Wei
     tensors, end = [], 0
     for tensor in wanted(spec):
         parts, form = [(tensor.name, tensor.shape)], ""
-        if packing is not None and len(tensor.shape) == 2:
+        if packing is not None and len(tensor.shape) > 1:
             names = part_names(tensor.name, len(tensor.parts))
             parts = [(name, shape) for name, (_, shape) in zip(names, tensor.parts, strict=True)]
             form = packing.form(tensor.name, "", dtype)

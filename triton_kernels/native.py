@@ -48,6 +48,16 @@ class MatrixFields(ctypes.Structure):
     _fields_ = (("w", c_void_p), ("rows", c_int64), ("columns", c_int64), ("format", c_int32))
 
 
+class MixtureFields(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("count", "chosen", "inner", "normalised")),
+        *((name, c_float) for name in ("alpha", "limit")),
+        ("router", MatrixFields),
+        *((name, ctypes.POINTER(MatrixFields)) for name in ("gate", "up", "down")),
+        *((name, c_void_p) for name in ("router_bias", "gate_bias", "up_bias", "down_bias")),
+    )
+
+
 class LayerFields(ctypes.Structure):
     _fields_ = (
         *((name, MatrixFields) for name in ("q", "k", "v", "o", "gate", "up", "down")),
@@ -55,6 +65,7 @@ class LayerFields(ctypes.Structure):
         *((name, c_void_p) for name in ("q_norm", "k_norm", "q_bias", "k_bias", "v_bias", "o_bias")),
         ("window", c_int32),
         ("rope", c_int32),
+        ("mixture", ctypes.POINTER(MixtureFields)),
     )
 
 

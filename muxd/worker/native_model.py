@@ -18,12 +18,15 @@ from muxd.kernels.native import (
     LayerLows,
     LowFields,
     MatrixFields,
+    MixtureFields,
     ModelFields,
 )
 from muxd.messages import LoraPart, Setup, TensorEntry
+from muxd.models.mixture import Experts
 from muxd.models.packing import part_names
 from muxd.models.rope import Rope
 from muxd.models.spec import ModelSpec
+from muxd.models.tensors import ROUTER
 from muxd.worker.mapped import DTYPES, Views
 from muxd.worker.native_pool import NativePool
 
@@ -48,7 +51,7 @@ class NativeModel:
         self._keep_alive(layers)
         self._library = native.library()
         model = ModelFields(
-            spec.layers, spec.hidden_size, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate_size,
+            spec.layers, spec.hidden_size, spec.heads, spec.kv_heads, spec.head_dim, self._inner(),
             spec.vocab_size, int(spec.gelu), spec.norm_eps, spec.attention_scale, float(scale),
             spec.logit_softcap or 0.0, (ctypes.c_void_p * 2)(*frequencies),
             (ctypes.c_float * 2)(*(rope.magnitude for rope in ropes)), self._matrix("embed"),
@@ -91,10 +94,12 @@ class NativeModel:
     def _layer(self, i: int, ropes: Items[Rope]) -> LayerFields:
         name, spec = f"layers.{i}.", self._spec
         q, k, v = (self._matrix(part) for part in part_names(name + "qkv", 3))
-        gate, up = (self._matrix(part) for part in part_names(name + "gate_up", 2))
         biases = self._biases(name + "qkv.bias", (q.rows, k.rows, v.rows)) if spec.qkv_bias else [None] * 3
-        o, down = self._matrix(name + "o"), self._matrix(name + "down")
-        window = spec.windows[i]
+        o, window = self._matrix(name + "o"), spec.windows[i]
+        gate = up = down = MatrixFields()
+        if (experts := spec.experts_of(i)) is None:
+            gate, up = (self._matrix(part) for part in part_names(name + "gate_up", 2))
+            down = self._matrix(name + "down")
         return LayerFields(
             q, k, v, o, gate, up, down,
             self._norm(name + "input_norm"),
@@ -106,7 +111,25 @@ class NativeModel:
             *biases,
             self._biases(name + "o.bias", (o.rows,))[0] if spec.o_bias else None,
             window or 0, 0 if window is None else len(ropes) - 1,
+            None if experts is None else ctypes.pointer(self._mixture(name, experts)),
         )  # fmt: skip
+
+    def _mixture(self, name: str, experts: Experts) -> MixtureFields:
+        count = experts.count
+        gate_up = [self._matrix(part) for part in part_names(f"{name}experts.gate_up", 2 * count)]
+        down = [self._matrix(part) for part in part_names(f"{name}experts.down", count)]
+        each = [(MatrixFields * count)(*some) for some in (gate_up[::2], gate_up[1::2], down)]
+        found = MixtureFields(
+            count, experts.chosen, experts.inner, int(experts.normalised), 1.0, 0.0,
+            self._matrix(f"{name}{ROUTER}"), *each, None, None, None, None,
+        )  # fmt: skip
+        self._keep_alive((found, each))
+        return found
+
+    def _inner(self) -> int:
+        """Of layers with an MLP, 0 where there are none."""
+        dense = any(self._spec.experts_of(i) is None for i in range(self._spec.layers))
+        return self._spec.intermediate_size if dense else 0
 
     def _lows(self, told: list[LoraPart]) -> "ctypes.Array[LayerLows] | None":
         """[adapters, layers]: what each adapter adds, where it adds something."""

@@ -15,11 +15,15 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 COMMON: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "use_cache": True}
@@ -44,7 +48,7 @@ def save(model: PreTrainedModel, folder: Path, **options: Any) -> PreTrainedMode
     for name, weight in model.named_parameters():
         if "norm" in name:
             torch.nn.init.normal_(weight, mean=float(weight.detach().mean()), std=0.3)
-        elif weight.dim() == 2:
+        elif weight.dim() > 1:  # matrices, also those of all experts in one
             torch.nn.init.normal_(weight, std=0.08)
         elif name.endswith("bias"):
             torch.nn.init.normal_(weight, std=0.5)
@@ -95,6 +99,28 @@ def mistral(folder: Path, **changes: Any) -> PreTrainedModel:
         "sliding_window": 21,
     }  # fmt: skip
     return save(MistralForCausalLM(MistralConfig(**COMMON | shape | changes)), folder)
+
+
+def mixtral(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Mixtral's proportions in small: 2 of 5 experts, 3 query heads to a KV head."""
+    torch.manual_seed(7)
+    shape = {
+        "vocab_size": 311, "hidden_size": 72, "intermediate_size": 104, "num_hidden_layers": 3,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
+        "num_local_experts": 5, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    return save(MixtralForCausalLM(MixtralConfig(**COMMON | shape | changes)), folder)
+
+
+def qwen3_moe(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Qwen3 30B-A3B's proportions in small: many narrow experts, most of which few tokens choose."""
+    torch.manual_seed(8)
+    shape = {
+        "vocab_size": 317, "hidden_size": 64, "intermediate_size": 136, "moe_intermediate_size": 24,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 48,
+        "max_position_embeddings": 512, "num_experts": 16, "num_experts_per_tok": 4, "norm_topk_prob": True,
+    }  # fmt: skip
+    return save(Qwen3MoeForCausalLM(Qwen3MoeConfig(**COMMON | shape | changes)), folder)
 
 
 def gemma3(folder: Path, **changes: Any) -> PreTrainedModel:
@@ -170,4 +196,11 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
     "mistral": (mistral, {}),
     "mistral no window, head_dim not hidden / heads": (mistral, {"sliding_window": None, "head_dim": 40}),
     "gemma3": (gemma3, {}),
+    "mixtral": (mixtral, {}),
+    "mixtral window": (mixtral, {"sliding_window": 21, "tie_word_embeddings": True}),
+    "qwen3 moe": (qwen3_moe, {}),
+    "qwen3 moe, some layers dense, weights not made one": (
+        qwen3_moe,
+        {"norm_topk_prob": False, "mlp_only_layers": [0], "decoder_sparse_step": 2, "attention_bias": True},
+    ),
 }

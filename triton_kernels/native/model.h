@@ -6,6 +6,16 @@
 #include "attention.h"
 #include "products.h"
 
+// Experts in place of a layer's gate, up and down. Biases: each expert's padded to whole registers; null: none.
+struct MixtureFields {
+  int32_t count, chosen, inner;  // chosen: of a token
+  int32_t normalised;            // the weights of those chosen add up to 1
+  float alpha, limit;            // the gate is g sigmoid(alpha g); limit 0: none
+  Matrix router;
+  const Matrix *gate, *up, *down;  // [count]
+  const float *router_bias, *gate_bias, *up_bias, *down_bias;
+};
+
 struct LayerFields {
   Matrix q, k, v, o, gate, up, down;
   const float *before_attention, *after_attention;  // norms; null: none
@@ -14,6 +24,7 @@ struct LayerFields {
   const float *q_bias, *k_bias, *v_bias, *o_bias;
   int32_t window;  // 0: sees everything
   int32_t rope;    // which of the two
+  const MixtureFields* mixture;  // null: gate, up and down
 };
 
 // What an adapter adds to one matrix: scale · B (A x); without ``w``: nothing.
@@ -96,6 +107,21 @@ struct Ready {
                      total.get() + 2 * i * groups, rounded.get() + i * k};
   }
 };
+
+// What multiplies activations beside float32, by format.
+enum Needs { AS_CODES = 1, AS_PAIRS = 2 };
+inline int needed(int format) { return coded(format) ? AS_CODES : format == BF16 ? AS_PAIRS : 0; }
+inline int needed(std::initializer_list<int> formats) {
+  int all = 0;
+  for (int one : formats) all |= needed(one);
+  return all;
+}
+
+// From ``a.f`` of ``k`` padded columns.
+inline void make_ready(Activation& a, int64_t k, int needs) {
+  if (needs & AS_CODES) quantise(a, k);
+  if (needs & AS_PAIRS) round_pairs(a.f, a.rounded, k);
+}
 
 inline void rms_norm(const float* x, const float* w, int n, float eps, float* out) {
   float squares = 0;

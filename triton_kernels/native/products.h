@@ -187,3 +187,21 @@ inline void row_block(const Matrix& m, int64_t stride, int64_t j, const Activati
   if (n >= 2) some<2>(m, block, a, out), n -= 2, a += 2, out += 2;
   if (n) some<1>(m, block, a, out);
 }
+
+constexpr int TOKENS = 64;  // whose activations stay in the cache while weights pass
+
+inline int blocks(const Matrix& m) { return padded(m.rows, LANES) / LANES; }
+
+// sink(token, row block, register) for row blocks [first, stop).
+template <class Sink>
+inline void product(const Matrix& m, int first, int stop, const Activation* a, int n, Sink sink) {
+  const int64_t stride = block_bytes(m.format, m.columns);
+  Floats acc[TOKENS];
+  for (int from = 0; from < n; from += TOKENS) {
+    const int count = n - from < TOKENS ? n - from : TOKENS;
+    for (int j = first; j < stop; j++) {
+      row_block(m, stride, j, a + from, count, acc);
+      for (int i = 0; i < count; i++) sink(from + i, j, acc[i]);
+    }
+  }
+}
