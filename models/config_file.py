@@ -37,11 +37,6 @@ class Fields:
     def __init__(self, path: Path, raw: dict[str, Any], prefix: str = ""):
         self.path, self.raw, self._prefix = path, raw, prefix
 
-    def over(self, **defaults: object) -> "Fields":
-        """The same where something is given, else these."""
-        absent = {key: value for key, value in defaults.items() if self.raw.get(key) is None}
-        return Fields(self.path, self.raw | absent, self._prefix)
-
     def refuse(self, key: str, reason: str) -> ModelFolderError:
         """The error for ``key``, for the caller to raise."""
         return ModelFolderError(f"{self.path}: {self._prefix}{key} {reason}")

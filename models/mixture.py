@@ -18,29 +18,38 @@ class Experts(Struct, frozen=True):
     layers: tuple[bool, ...]  # which have them; the others have an MLP
 
 
-def mixtral(fields: Fields) -> Experts:
+def mixtral_experts(fields: Fields) -> Experts:
     """Every layer; ``router_jitter_noise`` is of training."""
     layers = fields.integer("num_hidden_layers")
     inner = fields.integer("intermediate_size")
     return _checked(fields, fields.integer("num_local_experts", 8), 2, inner, True, (True,) * layers)
 
 
-def qwen3_moe(fields: Fields) -> Experts:
-    """Every ``decoder_sparse_step``-th layer but ``mlp_only_layers``. Transformers 5 calls ``num_experts``
-    ``num_local_experts``."""
-    names = ("num_experts", "num_local_experts")
-    told = {fields.integer(name) for name in names if fields.raw.get(name) is not None}
-    if len(told) > 1:
-        raise fields.refuse(names[0], f"and {names[1]} must be the same number")
+def olmoe_experts(fields: Fields) -> Experts:
+    """Every layer, ``intermediate_size`` wide."""
+    count, layers = _count(fields, 64), fields.integer("num_hidden_layers")
+    normalised = fields.flag("norm_topk_prob", False)
+    return _checked(fields, count, 8, fields.integer("intermediate_size"), normalised, (True,) * layers)
+
+
+def qwen3_experts(fields: Fields) -> Experts:
+    """Every ``decoder_sparse_step``-th layer but ``mlp_only_layers``."""
     step, dense = fields.integer("decoder_sparse_step", 1), fields.raw.get("mlp_only_layers") or []
     if not isinstance(dense, list) or not all(type(one) is int for one in dense):
         raise fields.refuse("mlp_only_layers", f"must be a list of layers, not {shown(dense)}")
     layers = fields.integer("num_hidden_layers")
     sparse = tuple((i + 1) % step == 0 and i not in dense for i in range(layers))
-    inner = fields.integer("moe_intermediate_size", 768)
-    return _checked(
-        fields, told.pop() if told else 128, 8, inner, fields.flag("norm_topk_prob", False), sparse
-    )
+    inner, normalised = fields.integer("moe_intermediate_size", 768), fields.flag("norm_topk_prob", False)
+    return _checked(fields, _count(fields, 128), 8, inner, normalised, sparse)
+
+
+def _count(fields: Fields, absent: int) -> int:
+    """Transformers 5 calls ``num_experts`` ``num_local_experts``."""
+    names = ("num_experts", "num_local_experts")
+    told = {fields.integer(name) for name in names if fields.raw.get(name) is not None}
+    if len(told) > 1:
+        raise fields.refuse(names[0], f"and {names[1]} must be the same number")
+    return told.pop() if told else absent
 
 
 def _checked(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from muxd.errors import ModelFolderError
 from muxd.messages import ITEM_BYTES, Dtype
@@ -57,6 +57,12 @@ class Stored(Struct, frozen=True):
     shape: tuple[int, ...]
     offset: int
     blocks: str = ""
+
+    def cut(self, first: int, rows: int) -> "Stored":
+        """So many rows from the ``first`` on."""
+        row = math.prod(self.shape[1:])
+        size = blocks.bytes_of(self.blocks, row) if self.blocks else row * ITEM_BYTES[self.dtype]
+        return structs.replace(self, shape=(rows, *self.shape[1:]), offset=self.offset + first * size)
 
 
 class _Entry(Struct, frozen=True):

@@ -1,6 +1,7 @@
-"""``config.json`` of a model folder, read as one frozen struct.
+"""A model folder's ``config.json`` as one frozen struct. No torch: the deciding rooms size rows and check
+contexts with the same facts the worker computes with.
 
-Everybody may use it: it imports no torch.
+What a file means is told by its family (``muxd.models.families``); here is what holds for all of them.
 """
 
 from pathlib import Path
@@ -10,26 +11,13 @@ from msgspec import structs
 from muxd.errors import ModelFolderError
 from muxd.messages import ITEM_BYTES, Dtype
 from muxd.models.config_file import Fields, shown
-from muxd.models.families import READERS
+from muxd.models.families.table import FAMILIES, HEADLESS, WRAPPERS, by_type
 from muxd.models.files import read_json
 from muxd.models.folder import check_folder, refuse_quantised
 from muxd.models.model_spec import ModelSpec, tokens_per_row
-from muxd.models.rope import FactorScaling
+from muxd.models.rope import FactorScaling, LongScaling, Rope
 
 __all__ = ["ModelSpec", "read_spec", "tokens_per_row"]
-
-# Models that see and read -> what reads in them, and its ``model_type``.
-_WRAPPERS = {
-    "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM", "gemma3_text"),
-    "Mistral3ForConditionalGeneration": ("MistralForCausalLM", "mistral"),
-}
-# Saved without a head, to be pooled.
-_HEADLESS = {
-    "LlamaModel": "LlamaForCausalLM",
-    "MistralModel": "MistralForCausalLM",
-    "Qwen2Model": "Qwen2ForCausalLM",
-    "Qwen3Model": "Qwen3ForCausalLM",
-}
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -42,22 +30,29 @@ def read_spec(folder: Path) -> ModelSpec:
     check_folder(folder)
     outer = Fields(path, read_json(path))
     refuse_quantised(path, outer.raw)
-    architecture = named = _architecture(outer)
-    fields = outer
-    if named in _HEADLESS:
-        architecture = _HEADLESS[named]
-    if named in _WRAPPERS:
-        architecture, text_type = _WRAPPERS[named]
-        fields = _text(outer, text_type)
-    if architecture not in READERS:
-        known = ", ".join(sorted(READERS.keys() | _WRAPPERS.keys()))
+    named = _architecture(outer)
+    architecture, fields = HEADLESS.get(named, named), outer
+    if wrapper := WRAPPERS.get(named):
+        architecture, fields = wrapper.architecture, _text(outer, wrapper.text_type)
+    if architecture not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES.keys() | WRAPPERS.keys()))
         raise ModelFolderError(f"{path}: architecture {shown(named)} is not known; known: {known}")
-    fields.must_be("partial_rotary_factor", 1.0, default=1.0)
     ends = {*outer.ids("eos_token_id"), *fields.ids("eos_token_id")}
-    spec = READERS[architecture](fields, tuple(sorted(ends)))
-    spec = structs.replace(spec, wrapped=named in _WRAPPERS, dtype=_dtype(fields) or _dtype(outer))
-    if named in _HEADLESS:
+    spec = structs.replace(
+        FAMILIES[architecture].read(fields),
+        architecture=architecture,
+        eos_ids=tuple(sorted(ends)),
+        wrapped=wrapper is not None,
+        dtype=_dtype(fields) or _dtype(outer),
+    )
+    if named in HEADLESS:
         spec = structs.replace(spec, headless=True, tied_embeddings=True)
+    _check(path, spec)
+    return spec
+
+
+def _check(path: Path, spec: ModelSpec) -> None:
+    """Raises ModelFolderError for what no page could compute."""
     if spec.heads % spec.kv_heads:
         raise ModelFolderError(
             f"{path}: num_attention_heads {spec.heads} is not a multiple of "
@@ -66,35 +61,28 @@ def read_spec(folder: Path) -> ModelSpec:
     if spec.head_dim % 2:
         raise ModelFolderError(f"{path}: head_dim {spec.head_dim} is odd; rotary embedding needs pairs")
     for rope in (spec.rope, spec.local_rope):
-        if isinstance(rope.scaling, FactorScaling) and 2 * len(rope.scaling.factors) != spec.head_dim:
-            raise ModelFolderError(
-                f"{path}: long_factor does not list {spec.head_dim // 2} factors, one a pair"
-            )
-        if not rope.finite(spec.head_dim):
-            raise ModelFolderError(
-                f"{path}: rope_theta and rope_scaling, or rope_parameters: angles that float32 cannot hold"
-            )
-    return spec
+        _check_rope(path, rope, spec.head_dim)
+
+
+def _check_rope(path: Path, rope: Rope, head_dim: int) -> None:
+    pairs, scaling = (head_dim if rope.turned is None else rope.turned) // 2, rope.scaling
+    lists = {"long_factor": scaling.factors} if isinstance(scaling, FactorScaling) else {}
+    if isinstance(scaling, LongScaling):
+        lists = {"long_factor": scaling.long, "short_factor": scaling.short}
+    for name, listed in lists.items():
+        if len(listed) != pairs:
+            raise ModelFolderError(f"{path}: {name} does not list {pairs} factors, one a pair")
+    if not all(one.finite(head_dim) for one in (rope, rope.within(1))):
+        raise ModelFolderError(
+            f"{path}: rope_theta and rope_scaling, or rope_parameters: angles that float32 cannot hold"
+        )
 
 
 def _architecture(fields: Fields) -> str:
     named = fields.raw.get("architectures")
     if isinstance(named, list) and named and isinstance(named[0], str):
         return named[0]
-    by_type = {
-        "llama": "LlamaForCausalLM",
-        "mistral": "MistralForCausalLM",
-        "qwen2": "Qwen2ForCausalLM",
-        "qwen3": "Qwen3ForCausalLM",
-        "mixtral": "MixtralForCausalLM",
-        "qwen3_moe": "Qwen3MoeForCausalLM",
-        "bert": "BertModel",
-        "gemma3_text": "Gemma3ForCausalLM",
-        "gemma3": "Gemma3ForConditionalGeneration",
-        "mistral3": "Mistral3ForConditionalGeneration",
-    }
-    model_type = fields.text("model_type")
-    return by_type.get(model_type, model_type)
+    return by_type(fields.text("model_type"))
 
 
 def _dtype(fields: Fields) -> Dtype | None:

@@ -33,14 +33,29 @@ _CHUNK = 4 << 20  # elements converted at a time: bounds the scratch, and a wind
 
 
 class Source(Struct, frozen=True):
-    """One stored tensor and the byte of the region where its first element goes; packed with a ``form``.
-    ``dtype``: of what is not packed, where that is not the plan's."""
+    """One stored tensor, or rows of one, and the byte of the region where its first element goes; packed with
+    a ``form``. ``dtype``: of what is not packed, where that is not the plan's. ``order``: which row of each
+    group of so many lies where."""
 
     name: str
     stored: Stored
     offset: int
     form: str = ""
     dtype: Dtype | None = None
+    order: tuple[int, ...] = ()
+
+    def rows_at_once(self, least: int = 1) -> int:
+        """Some MiB of them: a multiple of ``least`` and of whole groups."""
+        group = math.lcm(least, len(self.order) or 1)
+        row = math.prod(self.stored.shape[1:])
+        return max(group, _CHUNK // row // group * group)
+
+    def ordered(self, raw: NDArray[np.uint8], rows: int) -> NDArray[np.uint8]:
+        """``raw`` has so many whole rows."""
+        if not self.order:
+            return raw
+        groups = raw.reshape(rows // len(self.order), len(self.order), -1)
+        return groups[:, list(self.order)].reshape(-1)
 
 
 class WeightPlan(Struct, frozen=True):
@@ -201,7 +216,7 @@ def layout(spec: ModelSpec, dtype: Dtype, packing: Packing | None = None) -> Wei
         parts, form = [(tensor.name, tensor.shape)], ""
         if packing is not None and len(tensor.shape) > 1:
             names = part_names(tensor.name, len(tensor.parts))
-            parts = [(name, shape) for name, (_, shape) in zip(names, tensor.parts, strict=True)]
+            parts = [(name, part.shape) for name, part in zip(names, tensor.parts, strict=True)]
             form = packing.form(tensor.name, "", dtype)
         for name, shape in parts:
             start = aligned(end)
@@ -215,16 +230,18 @@ def _sources(
     folder: Path, tensor: Wanted, stored: dict[str, Stored], offset: int, itemsize: int
 ) -> list[Source]:
     found = []
-    for name, shape in tensor.parts:
+    for part in tensor.parts:
+        name = part.stored
         if name not in stored:
             raise ModelFolderError(f"{folder}: tensor {name} is missing from the safetensors files")
-        if stored[name].shape != shape:
+        if stored[name].shape != part.whole:
             raise ModelFolderError(
                 f"{stored[name].file}: tensor {name} has shape {list(stored[name].shape)}, "
-                f"config.json asks for {list(shape)}"
+                f"config.json asks for {list(part.whole)}"
             )
-        found.append(Source(name, stored[name], offset))
-        offset += int(np.prod(shape)) * itemsize
+        rows = stored[name].cut(part.first, part.shape[0])
+        found.append(Source(name, rows, offset, order=part.order))
+        offset += math.prod(part.shape) * itemsize
     return found
 
 
@@ -256,13 +273,25 @@ def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> N
                 progress(done := done + nbytes)
             continue
         dtype = source.dtype or plan.dtype
-        itemsize, count = ITEM_BYTES[dtype], int(np.prod(source.stored.shape))
-        for first in range(0, count, _CHUNK):
-            size = min(_CHUNK, count - first)
+        itemsize, count = ITEM_BYTES[dtype], math.prod(source.stored.shape)
+        for first, size in _pieces(source):
             into = writer.window(source.offset + first * itemsize, size * itemsize)
-            _copy(source, first, into, size, dtype)
+            if source.order:
+                raw = np.empty(size * itemsize, dtype=np.uint8)
+                _copy(source, first, raw, size, dtype)
+                into[:] = source.ordered(raw, size * source.stored.shape[0] // count)
+            else:
+                _copy(source, first, into, size, dtype)
             done += size * itemsize
             progress(done)
+
+
+def _pieces(source: Source) -> Iterator[tuple[int, int]]:
+    """(first element, how many) of what is converted at a time."""
+    shape = source.stored.shape
+    step = source.rows_at_once() * math.prod(shape[1:]) if source.order else _CHUNK
+    for first in range(0, math.prod(shape), step):
+        yield first, min(step, math.prod(shape) - first)
 
 
 def _copy(source: Source, first: int, into: NDArray[np.uint8], size: int, dtype: Dtype) -> None:
@@ -307,7 +336,7 @@ def _pack(source: Source, writer: Writer) -> Iterator[int]:
     # Halves have a range, which only ``convert`` looks at; any other format takes what the file holds.
     halves = source.form == "f16"
     kind = source.form if halves else file_form(source.stored)
-    step, size = max(16, _CHUNK // columns // 16 * 16), packed.row_bytes(kind, columns)
+    step, size = source.rows_at_once(16), packed.row_bytes(kind, columns)
     block = packed.block_bytes(source.form, columns)
     for first in range(0, rows, step):
         count = min(step, rows - first)
@@ -317,7 +346,7 @@ def _pack(source: Source, writer: Writer) -> Iterator[int]:
         else:
             _read(source, first * size, into=raw)
         window = writer.window(source.offset + first // 16 * block, -(-count // 16) * block)
-        packed.pack(window, source.form, columns, raw, kind)
+        packed.pack(window, source.form, columns, source.ordered(raw, count), kind)
         yield len(window)
 
 

@@ -38,6 +38,9 @@ _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 300.0
 
 
+ROPES = 3  # that the layers of a model may turn by
+
+
 class NativeMissing(MuxdError):
     """There is no native step on this host; the message is a sentence that says why and what to do."""
 
@@ -85,10 +88,11 @@ class ModelFields(ctypes.Structure):
             (name, c_int32)
             for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "inner", "vocab")
         ),
-        ("gelu", c_int32),
-        *((name, c_float) for name in ("eps", "scale", "embed_scale", "softcap")),
-        ("frequencies", c_void_p * 2),
-        ("magnitude", c_float * 2),
+        *((name, c_int32) for name in ("gelu", "centred", "parallel", "wide_qk_norm")),
+        *((name, c_float) for name in ("eps", "scale", "embed_scale", "residual_scale", "logit_scale")),
+        *((name, c_float) for name in ("softcap", "attention_softcap")),
+        ("frequencies", c_void_p * ROPES),
+        ("magnitudes", c_void_p * ROPES),
         ("embed", MatrixFields),
         ("head", MatrixFields),
         ("norm", c_void_p),

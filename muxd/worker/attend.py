@@ -75,13 +75,14 @@ class DecodeAttend:
     ) -> Tensor:
         """See ``muxd.models.layers.Attend``."""
         q, kv = _turned(self._kv.spec, qkv, angles, norms)
-        blocks, scale = self._kv.blocks, self._kv.spec.attention_scale
+        blocks, spec = self._kv.blocks, self._kv.spec
+        scale, cap = spec.attention_scale, spec.attention_softcap
         blocks.write(self._blocks[layer], self._slots, kv)
         seen = []
         for group in self._groups[layer]:
             blocks.gather(group.places[layer], *group.gathered)
             part = q[group.first : group.stop]
-            seen.append(decode_attention(part, group.keys, group.values, group.mask, scale))
+            seen.append(decode_attention(part, group.keys, group.values, group.mask, scale, cap))
         return seen[0] if len(seen) == 1 else torch.cat(seen)
 
 
@@ -176,7 +177,9 @@ class PrefillAttend:
         for span, view in zip(self._spans, self._views[spec.windows[layer]], strict=True):
             here = slice(end, end := end + span.stop - span.start)
             keys, values = self._seen(layer, view, kv[here])
-            seen = prefill_attention(q[here].transpose(0, 1), keys, values, view.mask, spec.attention_scale)
+            seen = prefill_attention(
+                q[here].transpose(0, 1), keys, values, view.mask, spec.attention_scale, spec.attention_softcap
+            )
             out[here] = seen.transpose(0, 1)
         return out.flatten(1)
 

@@ -46,7 +46,8 @@ class PagedDecode(NamedTuple):
         q = _turn_and_write(qkv, angles, norms, self.pool, layer, self.rows, self.positions, None)
         return ops.decode_attention(
             q, self.pool, layer, self.rows, self.lengths,
-            scale=self.spec.attention_scale, window=self.spec.windows[layer], splits=self.splits,
+            scale=self.spec.attention_scale, window=self.spec.windows[layer],
+            softcap=self.spec.attention_softcap, splits=self.splits,
         )  # fmt: skip
 
 
@@ -68,4 +69,5 @@ class PagedPrefill(NamedTuple):
         return ops.prefill_attention(
             q, self.pool, layer, self.rows, self.starts, self.cached,
             scale=self.spec.attention_scale, window=self.spec.windows[layer],
+            softcap=self.spec.attention_softcap,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor
 from muxd.kernels import native
 from muxd.kernels.native import (
     FORMATS,
+    ROPES,
     BatchFields,
     LayerFields,
     LayerLows,
@@ -31,6 +32,7 @@ from muxd.worker.mapped import DTYPES, Views
 from muxd.worker.native_pool import NativePool
 
 _LANES = 16
+_PLACES = ("before_attention", "after_attention", "before_mlp", "after_mlp")
 _PARTS = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
 
 _log = logging.getLogger("muxd.worker")
@@ -44,17 +46,19 @@ class NativeModel:
         self._spec, self._kept = spec, list[object]()
         self._entries = {entry.name: entry for entry in setup.tensors}
         self._views, self._weights = Views(setup.tensors, weights), weights
-        ropes = [spec.rope] if spec.rope == spec.local_rope else [spec.rope, spec.local_rope]
+        ropes = list(dict.fromkeys(spec.rope_of(layer) for layer in range(spec.layers)))
         layers = (LayerFields * spec.layers)(*(self._layer(i, ropes) for i in range(spec.layers)))
         scale = torch.tensor(spec.embed_scale, dtype=DTYPES[setup.dtype])
         frequencies = [self._keep(rope.inverse_frequencies(spec.head_dim)) for rope in ropes]
+        magnitudes = [self._keep(rope.magnitudes(spec.head_dim)) for rope in ropes]
         self._keep_alive(layers)
         self._library = native.library()
         model = ModelFields(
             spec.layers, spec.hidden_size, spec.heads, spec.kv_heads, spec.head_dim, self._inner(),
-            spec.vocab_size, int(spec.gelu), spec.norm_eps, spec.attention_scale, float(scale),
-            spec.logit_softcap or 0.0, (ctypes.c_void_p * 2)(*frequencies),
-            (ctypes.c_float * 2)(*(rope.magnitude for rope in ropes)), self._matrix("embed"),
+            spec.vocab_size, spec.gelu, spec.norm_centred, spec.parallel, spec.wide_qk_norm,
+            spec.norm_eps, spec.attention_scale, float(scale), spec.residual_scale, spec.logit_scale,
+            spec.logit_softcap or 0.0, spec.attention_softcap or 0.0, (ctypes.c_void_p * ROPES)(*frequencies),
+            (ctypes.c_void_p * ROPES)(*magnitudes), self._matrix("embed"),
             self._matrix("embed" if spec.tied_embeddings else "head"), self._norm("norm"), layers,
             self._lows(setup.lora), max((part.a.shape[0] for part in setup.lora), default=0),
         )  # fmt: skip
@@ -95,22 +99,21 @@ class NativeModel:
         name, spec = f"layers.{i}.", self._spec
         q, k, v = (self._matrix(part) for part in part_names(name + "qkv", 3))
         biases = self._biases(name + "qkv.bias", (q.rows, k.rows, v.rows)) if spec.qkv_bias else [None] * 3
-        o, window = self._matrix(name + "o"), spec.windows[i]
-        gate = up = down = MatrixFields()
+        o, gate, up, down = self._matrix(name + "o"), MatrixFields(), MatrixFields(), MatrixFields()
         if (experts := spec.experts_of(i)) is None:
             gate, up = (self._matrix(part) for part in part_names(name + "gate_up", 2))
             down = self._matrix(name + "down")
+        placed = {place: self._norm(name + place) for place, _ in spec.norms.placed()}
+        qk_norms: list[int | None] = [None, None]
+        if spec.qk_norm or spec.wide_qk_norm:
+            qk_norms = [self._norm(f"{name}{part}_norm") for part in "qk"]
         return LayerFields(
             q, k, v, o, gate, up, down,
-            self._norm(name + "input_norm"),
-            self._norm(name + "post_attention_norm") if spec.norms_after else None,
-            self._norm(name + ("pre_feedforward_norm" if spec.norms_after else "post_attention_norm")),
-            self._norm(name + "post_feedforward_norm") if spec.norms_after else None,
-            self._norm(name + "q_norm") if spec.qk_norm else None,
-            self._norm(name + "k_norm") if spec.qk_norm else None,
+            *(placed.get(place) for place in _PLACES),
+            *qk_norms,
             *biases,
             self._biases(name + "o.bias", (o.rows,))[0] if spec.o_bias else None,
-            window or 0, 0 if window is None else len(ropes) - 1,
+            spec.windows[i] or 0, ropes.index(spec.rope_of(i)),
             None if experts is None else ctypes.pointer(self._mixture(name, experts)),
         )  # fmt: skip
 

@@ -74,7 +74,8 @@ class Runner:
 
     def __init__(self, setup: Setup, pool: Tensor, weights: Tensor, *, paged: bool | None = None):
         tied = all(tensor.name != "head" for tensor in setup.tensors)  # the daemon has compared
-        self._spec: ModelSpec = structs.replace(read_spec(Path(setup.folder)), tied_embeddings=tied)
+        read = read_spec(Path(setup.folder)).within(setup.max_context)
+        self._spec: ModelSpec = structs.replace(read, tied_embeddings=tied)
         self._max_context = setup.max_context
         self._decodes = setup.phases != "prefill" and not self._spec.headless
         make: Callable[[ModelSpec, Setup, Tensor, Tensor], Step] = HostStep

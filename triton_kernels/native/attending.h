@@ -63,7 +63,8 @@ class Attending {
       float* at = angles_.get() + ((int64_t)t * ropes_ + r) * hd_;
       for (int i = 0; i < hd_ / 2; i++) {
         const float angle = position * m_.frequencies[r][i];
-        at[i] = cosf(angle) * m_.magnitude[r], at[hd_ / 2 + i] = sinf(angle) * m_.magnitude[r];
+        const float magnitude = m_.magnitudes[r][i];
+        at[i] = cosf(angle) * magnitude, at[hd_ / 2 + i] = sinf(angle) * magnitude;
       }
     }
   }
@@ -122,9 +123,10 @@ class Attending {
         v[i] = (a * c - b * s) * scale, v[i + hd_ / 2] = (b * c + a * s) * scale;
       }
     };
-    for (int h = 0; h < group_; h++) rotate(row + (g * group_ + h) * hd_, l.q_norm, m_.scale);
+    const float *q_norm = m_.wide_qk_norm ? nullptr : l.q_norm, *k_norm = m_.wide_qk_norm ? nullptr : l.k_norm;
+    for (int h = 0; h < group_; h++) rotate(row + (g * group_ + h) * hd_, q_norm, m_.scale);
     float *k = row + q_width_ + g * hd_, *v = k + kv_width_;
-    rotate(k, l.k_norm, 1);
+    rotate(k, k_norm, 1);
     const Blocks in = blocks_of(s, layer, g);
     const int p = s.start + t - s.first, T = pool_.tokens;
     uint8_t* at = in.of(p / T) + p % T * in.token_bytes();
@@ -133,7 +135,7 @@ class Attending {
   }
 
   Blocks blocks_of(const Span& s, int layer, int g) const {
-    return {&pool_, s.rows, m_.layers, layer, m_.kv_heads, g, hd_};
+    return {&pool_, s.rows, m_.layers, layer, m_.kv_heads, g, hd_, m_.attention_softcap};
   }
 
   void one(const LayerFields& l, int layer, const Item& item, int number, Own& own) {

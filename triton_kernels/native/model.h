@@ -23,7 +23,7 @@ struct LayerFields {
   const float *q_norm, *k_norm;
   const float *q_bias, *k_bias, *v_bias, *o_bias;
   int32_t window;  // 0: sees everything
-  int32_t rope;    // which of the two
+  int32_t rope;    // which of the model's
   const MixtureFields* mixture;  // null: gate, up and down
 };
 
@@ -36,12 +36,18 @@ struct Low {
 enum Part { Q, K, V, O, GATE, UP, DOWN, MATRICES };
 struct LayerLows { Low of[MATRICES]; };
 
+constexpr int ROPES = 3;
+
 struct ModelFields {
   int32_t layers, hidden, heads, kv_heads, head_dim, inner, vocab;
-  int32_t gelu;  // the gate's activation: tanh's approximation of gelu, else silu
-  float eps, scale, embed_scale, softcap;  // softcap 0: none
-  const float* frequencies[2];             // of the ropes [head_dim / 2]
-  float magnitude[2];
+  int32_t gelu;          // the gate's activation: tanh's approximation of gelu, else silu
+  int32_t centred;       // norms, but those of queries and keys, subtract the mean first
+  int32_t parallel;      // attention and MLP read the same
+  int32_t wide_qk_norm;  // queries and keys are normalised over all heads together
+  float eps, scale, embed_scale;        // scale: of scores
+  float residual_scale, logit_scale;    // of what a block adds; of logits, before their soft cap
+  float softcap, attention_softcap;     // of logits and of scores; 0: none
+  const float *frequencies[ROPES], *magnitudes[ROPES];  // of the ropes [head_dim / 2]
   Matrix embed, head;
   const float* norm;
   const LayerFields* layer;
@@ -121,6 +127,15 @@ inline int needed(std::initializer_list<int> formats) {
 inline void make_ready(Activation& a, int64_t k, int needs) {
   if (needs & AS_CODES) quantise(a, k);
   if (needs & AS_PAIRS) round_pairs(a.f, a.rounded, k);
+}
+
+inline float mean_of(const float* x, int n) {
+  float total = 0;
+  int i = 0;
+  Floats acc = zeros();
+  for (; i + LANES <= n; i += LANES) acc = add(acc, load(x + i));
+  for (total = sum(acc); i < n; i++) total += x[i];
+  return total / n;
 }
 
 inline void rms_norm(const float* x, const float* w, int n, float eps, float* out) {

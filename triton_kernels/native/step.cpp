@@ -89,12 +89,14 @@ class Step final : public Attending, public Job {
     for (int i = 0; i < m_.layers; i++) {
       const LayerFields& l = layers_[i];
       project(l, i, a, phases);
+      if (m_.wide_qk_norm) norm_widely(l, phases);
       auto before_o = [&](int t) { copied(seen_.get() + t * attended_, attended_, needed(l.o.format), a[t]); };
       attend(l, i, own, phases, [&] { at_once(before_o); });
       rather_together(phases, before_o);
       into_sum(l.o, i, O, l.o_bias, a, phases, [&](int t) {
-        residual(row(t), t, l.after_attention);
-        normed(row(t), l.before_mlp, into_mlp_[i], a[t]);
+        if (!m_.parallel) residual(row(t), t, l.after_attention);
+        normed(row(t), m_.parallel ? l.before_attention : l.before_mlp, into_mlp_[i], a[t]);
+        if (m_.parallel) residual(row(t), t, l.after_attention);
       });
       auto after = [&](int t) {
         if (i + 1 < m_.layers) before_attention(i + 1, t);
@@ -142,13 +144,24 @@ class Step final : public Attending, public Job {
   // x += what the last product left for token t, normalised where a model does so.
   void residual(float* x, int t, const float* norm) {
     float* added = sum_.get() + t * x_;
-    if (norm) rms_norm(added, norm, m_.hidden, m_.eps, added);
-    for (int i = 0; i < m_.hidden; i++) x[i] += added[i];
+    if (norm) normalise(added, norm, added);
+    for (int i = 0; i < m_.hidden; i++) x[i] += m_.residual_scale * added[i];
   }
 
+  void normalise(const float* x, const float* norm, float* to) {
+    if (m_.centred) {
+      const float mean = mean_of(x, m_.hidden);
+      for (int i = 0; i < m_.hidden; i++) to[i] = x[i] - mean;
+      x = to;
+    }
+    rms_norm(x, norm, m_.hidden, m_.eps, to);
+  }
+
+  // Without a norm: as it is.
   void normed(const float* x, const float* norm, int needs, Activation& to) {
     float* f = (float*)to.f;
-    rms_norm(x, norm, m_.hidden, m_.eps, f);
+    if (norm) normalise(x, norm, f);
+    else memcpy(f, x, sizeof(float) * m_.hidden);
     for (int64_t i = m_.hidden; i < x_; i++) f[i] = 0;
     make_ready(to, x_, needs);
   }
@@ -176,6 +189,17 @@ class Step final : public Attending, public Job {
           v = adapting_.add_to(v, t, layer, i, i, j);
           store(projected_.get() + t * qkv_ + offset[i] + 16 * j, v);
         });
+      }
+    });
+  }
+
+  void norm_widely(const LayerFields& l, Phases& phases) {
+    const int n = b_.tokens;
+    phases.each(n, team().piece(n), [&](int first, int stop) {
+      for (; first < stop; first++) {
+        float *q = projected_.get() + first * qkv_, *k = q + q_width_;
+        rms_norm(q, l.q_norm, m_.heads * m_.head_dim, m_.eps, q);
+        rms_norm(k, l.k_norm, m_.kv_heads * m_.head_dim, m_.eps, k);
       }
     });
   }
@@ -233,6 +257,7 @@ class Step final : public Attending, public Job {
   void logit(int i, int64_t at, Floats v, float& best, int64_t& choice) {
     const int count = std::min<int64_t>(LANES, m_.head.rows - at);
     alignas(64) float all_of[LANES];
+    v = mul(v, all(m_.logit_scale));
     if (m_.softcap != 0) {
       store(all_of, v);
       for (int k = 0; k < LANES; k++) all_of[k] = tanhf(all_of[k] / m_.softcap) * m_.softcap;
