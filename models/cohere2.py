@@ -39,4 +39,4 @@ class Cohere2Layer(LlamaLayer):
         """x [n, hidden] -> [n, hidden]."""
         normed = self.before_attention(x)
         x = self.o(self.seen(normed, angles, attend), add=x)
-        return self.down(self.gated(normed), add=x)
+        return self.mlp(normed, add=x)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from muxd.kernels.ops import gelu_tanh_gate
 from muxd.models.layers import Angles, Attend, Norm, Weights
-from muxd.models.llama import Llama, LlamaLayer
+from muxd.models.llama import Llama, LlamaLayer, SwiGlu
 from muxd.models.spec import ModelSpec
 
 
@@ -43,10 +43,16 @@ class Gemma2Layer(LlamaLayer):
         super().take_norms(norm)
         self.after_attention, self.after_mlp = norm("after_attention"), norm("after_mlp")
 
-    def gated(self, x: Tensor) -> Tensor:
-        return gelu_tanh_gate(self.gate_up(x))
+    def gated(self, weights: Weights, name: str) -> "GeGlu":
+        return GeGlu(weights, name)
 
     def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """x [n, hidden] -> [n, hidden]."""
         x = self.after_attention(self.o(self.seen(self.before_attention(x), angles, attend)), add=x)
-        return self.after_mlp(self.down(self.gated(self.before_mlp(x))), add=x)
+        return self.after_mlp(self.mlp(self.before_mlp(x)), add=x)
+
+
+class GeGlu(SwiGlu):
+    """down(gelu(gate(x)) · up(x)), with GELU's tanh form."""
+
+    gate = staticmethod(gelu_tanh_gate)

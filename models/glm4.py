@@ -30,4 +30,4 @@ class Glm4Layer(LlamaLayer):
     def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """x [n, hidden] -> [n, hidden]."""
         x = self.after_attention(self.o(self.seen(self.before_attention(x), angles, attend)), add=x)
-        return self.after_mlp(self.down(self.gated(self.before_mlp(x))), add=x)
+        return self.after_mlp(self.mlp(self.before_mlp(x)), add=x)

@@ -38,4 +38,4 @@ class GraniteLayer(LlamaLayer):
     def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """x [n, hidden] -> [n, hidden]."""
         x = x + self.o(self.seen(self.before_attention(x), angles, attend)) * self.scale
-        return x + self.down(self.gated(self.before_mlp(x))) * self.scale
+        return x + self.mlp(self.before_mlp(x)) * self.scale

@@ -70,13 +70,12 @@ class LlamaLayer:
         self.layer, self.head_dim = layer, spec.head_dim
         self.qkv = weights.linear(name + "qkv", bias=spec.qkv_bias)
         self.o = weights.linear(name + "o", bias=spec.o_bias)
-        self.mixture = None
-        if experts := spec.experts_of(layer):
-            self.mixture = Mixture(experts, weights, name)
-        else:
-            self.gate_up = weights.linear(name + "gate_up")
-            self.down = weights.linear(name + "down")
+        experts = spec.experts_of(layer)
+        self.mlp = Mixture(experts, weights, name) if experts else self.gated(weights, name)
         self.take_norms(norm)
+
+    def gated(self, weights: Weights, name: str) -> "SwiGlu":
+        return SwiGlu(weights, name)
 
     def take_norms(self, norm: Callable[[str], Norm]) -> None:
         """Those of the layer, by their places in ``muxd.models.model_spec.Norms``."""
@@ -87,15 +86,20 @@ class LlamaLayer:
         qkv = self.qkv(x).view(x.shape[0], -1, self.head_dim)  # [n, h + 2g, d]
         return attend(self.layer, qkv, angles, self.qk_norms)
 
-    def gated(self, x: Tensor) -> Tensor:
-        """x [n, hidden] -> [n, inner]."""
-        return silu_gate(self.gate_up(x))
-
-    def mlp(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """x [n, hidden] -> [n, hidden], plus ``add`` where given."""
-        return self.mixture(x, add) if self.mixture else self.down(self.gated(x), add=add)
-
     def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """x [n, hidden] -> [n, hidden]."""
         x = self.o(self.seen(self.before_attention(x), angles, attend), add=x)
         return self.mlp(self.before_mlp(x), add=x)
+
+
+class SwiGlu:
+    """down(silu(gate(x)) · up(x)) (Shazeer 2020)."""
+
+    gate = staticmethod(silu_gate)
+
+    def __init__(self, weights: Weights, layer: str):
+        self.gate_up, self.down = weights.linear(layer + "gate_up"), weights.linear(layer + "down")
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """x [n, hidden] -> [n, hidden], plus ``add`` where given."""
+        return self.down(self.gate(self.gate_up(x)), add=add)

@@ -29,7 +29,7 @@ class PostNormLayer(LlamaLayer):
     def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """x [n, hidden] -> [n, hidden]."""
         x = self.after_attention(self.o(self.seen(x, angles, attend)), add=x)
-        return self.after_mlp(self.down(self.gated(x)), add=x)
+        return self.after_mlp(self.mlp(x), add=x)
 
 
 class Olmo2Layer(PostNormLayer):

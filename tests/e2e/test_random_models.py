@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from support.live import LiveDaemon
 from support.tiny import byte_tokenizer
-from support.tiny_models import continuation_logits, gemma3, llama, mistral, qwen2
+from support.tiny_models import cohere2, continuation_logits, gemma2, gemma3, llama, mistral, phi3, qwen2
 from support.where import Where, on
 from transformers import PreTrainedModel
 
@@ -24,6 +24,7 @@ TOKENS, CLOSE = 48, 1e-3
 HOSTS: list[dict[str, Callable[..., PreTrainedModel]]] = [
     {"llama": llama, "gemma": gemma3},
     {"mistral": mistral, "qwen2": qwen2},
+    {"phi3": phi3, "gemma2": gemma2, "cohere2": cohere2},
 ]
 
 

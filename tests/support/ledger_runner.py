@@ -13,6 +13,7 @@ import torch
 
 from muxd.device.base import HostWriter
 from muxd.messages import Chunk, Decode, KvDtype, NewRows, Prefill, Sampling, Setup, kv_item_bytes
+from muxd.models.packing import packing_for
 from muxd.models.spec import read_spec
 from muxd.models.weights import fill, plan
 from muxd.pool.ledger import Ledger
@@ -50,10 +51,13 @@ class LedgerRunner:
         *,
         device: str = "cpu",
         paged: bool | None = None,
+        native: bool = False,
         kv_dtypes: dict[str, KvDtype] | None = None,
     ):
-        """``kv_dtypes``: of models whose K and V are not of their own type, float32."""
+        """``native``: the native step, else torch. ``kv_dtypes``: of models whose K and V are not of their
+        own type, float32."""
         self._device, self._paged, self._kv_dtypes = device, paged, kv_dtypes or {}
+        self._packing = packing_for("file", "native", "float32", gpu=False) if native else None
         self.pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8, device=device)  # NaN
         self.ledger = Ledger(blocks)
         self.runners: dict[str, Runner] = {}
@@ -67,8 +71,9 @@ class LedgerRunner:
 
     def _add(self, model: str, folder: Path, blocks: int, block_bytes: int) -> None:
         spec, kind = read_spec(folder), self._kv_dtypes.get(model, "auto")
-        layout = plan(folder, spec, "float32")
-        weights = np.zeros(layout.bytes, dtype=np.uint8)
+        layout = plan(folder, spec, "float32", packing=self._packing)
+        weights = np.zeros(layout.bytes + 64, dtype=np.uint8)
+        weights = weights[-weights.ctypes.data % 64 :]  # as a mapping lies
         fill(layout, HostWriter(weights), lambda done: None)
         rows = blocks // spec.blocks_per_row
         self.row_tokens[model] = spec.tokens_per_row(block_bytes, kv_item_bytes("float32", kind))

@@ -76,6 +76,8 @@ def save(model: PreTrainedModel, folder: Path, **options: Any) -> PreTrainedMode
             torch.nn.init.normal_(weight, std=0.5)
     model.save_pretrained(folder, **options)
     model.eval()
+    if hasattr(model.config, "num_experts_per_tok"):
+        model.set_experts_implementation("eager")  # another one wants widths that its products are made for
     return model
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from support.adapters import adapter
+from support.adapters import EVERYWHERE, adapter
 from support.direct_runner import DirectRunner
 from support.tiny_models import VARIANTS, Make, greedy_choices, reference_logits, words
 from transformers import PreTrainedModel
@@ -90,6 +90,29 @@ def test_a_prompt_in_chunks_beside_another_adapters(family: Family, native: bool
         wanted = reference_logits(model, tokens)[-1]
         close(runner.logits[-1][i], wanted)
         assert done.tokens[i] == int(wanted.argmax())
+
+
+@pytest.mark.parametrize(
+    ("kind", "fused"),
+    [("phi3", ("qkv_proj", "gate_up_proj")), ("glm4", ("gate_up_proj",)), ("olmo2", ()), ("cohere2", ())],
+)
+def test_adapters_of_matrices_that_are_cut_or_put_in_order(
+    tmp_path: Path, native: bool, kind: str, fused: tuple[str, ...]
+) -> None:
+    """As their base's: what is fused has one A, and B's rows go with the base's."""
+    make, changes = VARIANTS[kind]
+    base = make(tmp_path / "base", **changes)
+    apart = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+    cut = {part for name in fused for part in apart[name]}
+    targets = (*fused, *(name for name in EVERYWHERE if name not in cut))
+    merged = adapter(tmp_path / "one", base, seed=4, targets=targets)
+    runner = DirectRunner(tmp_path / "base", block_bytes=4096, adapters=[tmp_path / "one"], native=native)
+    tokens = words(40)
+    done = runner.prefill([(seq, 0, tokens, True) for seq in (1, 2)], adapters={2: 1})
+    for seq, model in enumerate((base, merged)):
+        close(runner.logits[-1][seq], reference_logits(model, tokens)[-1])
+    answer = [done.tokens[1], *runner.decode([2]), *runner.decode([2])]
+    assert answer == greedy_choices(merged, tokens, answer)
 
 
 def test_a_number_that_is_no_adapter_is_refused(family: Family, native: bool) -> None:
