@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from muxd.kernels.grouped import group
-from muxd.kernels.ops import grouped_linear, silu_gate
+from muxd.kernels.ops import clamped_gate, grouped_linear, silu_gate
 from muxd.models.layers import Weights
 from muxd.models.mixture import Experts
 
@@ -19,16 +19,24 @@ class Mixture:
 
     def __init__(self, experts: Experts, weights: Weights, layer: str):
         """``layer``: the prefix of its tensors' names."""
-        self.experts, self.router = experts, weights.linear(f"{layer}router")
-        self.gate_up = weights.tensor(f"{layer}experts.gate_up")  # [experts, 2 · inner, hidden]
-        self.down = weights.tensor(f"{layer}experts.down")  # [experts, hidden, inner]
+
+        def of_all(name: str) -> tuple[Tensor, Tensor | None]:
+            weight = weights.tensor(f"{layer}experts.{name}")
+            bias = weights.tensor(f"{layer}experts.{name}.bias") if experts.biased else None
+            return weight, None if bias is None else bias.view(weight.shape[:2])
+
+        self.experts, self.router = experts, weights.linear(f"{layer}router", bias=experts.biased)
+        self.gate_up, self.gate_up_bias = of_all("gate_up")  # [experts, 2 · inner, hidden], gates first
+        self.down, self.down_bias = of_all("down")  # [experts, hidden, inner]
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """x [n, hidden] -> [n, hidden], plus ``add`` where given."""
         weights, chosen = route(self.router(x), self.experts)
         groups = group(chosen, self.experts.count)
-        active = silu_gate(grouped_linear(x, self.gate_up, groups, gather=True))
-        given = grouped_linear(active, self.down, groups)
+        both = grouped_linear(x, self.gate_up, groups, bias=self.gate_up_bias, gather=True)
+        alpha, limit = self.experts.alpha, self.experts.limit
+        active = clamped_gate(both, alpha, limit) if limit else silu_gate(both)
+        given = grouped_linear(active, self.down, groups, bias=self.down_bias)
         # Back to the order of tokens, so that sums are the same whoever else is in the batch.
         pairs = torch.empty_like(given).index_copy_(0, groups.order, given).view(*chosen.shape, -1)
         mixed = torch.bmm(weights[:, None].to(x.dtype), pairs)[:, 0]  # added in float32, whatever the type

@@ -60,11 +60,17 @@ class Attend(Protocol):
     """Turn this batch's queries and keys, store its keys and values, attend to all its queries may see.
 
     qkv [n, heads + 2 · kv_heads, head_dim], the projection of ``layer``, contiguous; it is overwritten.
-    ``norms``: of each query and of each key, before they are turned. Returns [n, heads · head_dim].
+    ``norms``: of each query and of each key, before they are turned. ``sinks`` [heads]: what
+    ``muxd.kernels.sinks`` says. Returns [n, heads · head_dim].
     """
 
     def __call__(
-        self, layer: int, qkv: Tensor, angles: Angles, norms: tuple[Norm, Norm] | None = None
+        self,
+        layer: int,
+        qkv: Tensor,
+        angles: Angles,
+        norms: tuple[Norm, Norm] | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor: ...
 
 

@@ -5,7 +5,8 @@ The same page computes what differs in constants and in how matrices are stored:
 2024) with a bias on queries, keys and values; Mistral 7B (Jiang et al. 2023) with a window, which ``attend``
 knows; SmolLM3 (Bakouch et al. 2025) with layers whose angles are all 0; Phi-3 and Phi-4 (Abdin et al. 2024),
 whose matrices are stored fused and whose heads turn in part; GLM-4 (GLM Team 2024), interleaved besides;
-Mixtral (Jiang et al. 2024) with experts.
+Mixtral (Jiang et al. 2024) with experts; gpt-oss (OpenAI 2025) with experts and with
+sinks, which ``attend`` knows.
 
 Shapes: n tokens of any sequences one after another, h query heads, g KV heads, d head_dim.
 """
@@ -70,6 +71,7 @@ class LlamaLayer:
         self.layer, self.head_dim = layer, spec.head_dim
         self.qkv = weights.linear(name + "qkv", bias=spec.qkv_bias)
         self.o = weights.linear(name + "o", bias=spec.o_bias)
+        self.sinks = weights.tensor(name + "sinks") if spec.sinks else None
         experts = spec.experts_of(layer)
         self.mlp = Mixture(experts, weights, name) if experts else self.gated(weights, name)
         self.take_norms(norm)
@@ -84,7 +86,7 @@ class LlamaLayer:
     def seen(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """x [n, hidden] -> what each head sees [n, h · d]."""
         qkv = self.qkv(x).view(x.shape[0], -1, self.head_dim)  # [n, h + 2g, d]
-        return attend(self.layer, qkv, angles, self.qk_norms)
+        return attend(self.layer, qkv, angles, self.qk_norms, self.sinks)
 
     def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """x [n, hidden] -> [n, hidden]."""

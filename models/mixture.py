@@ -3,9 +3,12 @@
 No torch. Every reader raises ModelFolderError by file and field.
 """
 
-from msgspec import Struct
+from typing import Literal
+
+from msgspec import Struct, structs
 
 from muxd.models.config_file import Fields, shown
+from muxd.models.folder import MXFP4
 
 
 class Experts(Struct, frozen=True):
@@ -16,6 +19,10 @@ class Experts(Struct, frozen=True):
     inner: int  # the width of one
     normalised: bool  # the weights of those chosen add up to 1
     layers: tuple[bool, ...]  # which have them; the others have an MLP
+    biased: bool = False  # so are the router's scores
+    alpha: float = 1.0  # the gate is g · sigmoid(alpha · g)
+    limit: float = 0.0  # to which gate and up are clamped, and up gets 1 added; 0: neither
+    stored: Literal["each", "stacked", "mxfp4"] = "each"  # each expert's by itself, or all in one tensor
 
 
 def mixtral_experts(fields: Fields) -> Experts:
@@ -41,6 +48,21 @@ def qwen3_experts(fields: Fields) -> Experts:
     sparse = tuple((i + 1) % step == 0 and i not in dense for i in range(layers))
     inner, normalised = fields.integer("moe_intermediate_size", 768), fields.flag("norm_topk_prob", False)
     return _checked(fields, _count(fields, 128), 8, inner, normalised, sparse)
+
+
+def gpt_oss_experts(fields: Fields) -> Experts:
+    """Every layer; the weights of those chosen are a softmax over their own scores."""
+    layers, settings = fields.integer("num_hidden_layers"), fields.table("quantization_config")
+    found = _checked(
+        fields, _count(fields, 128), 4, fields.integer("intermediate_size"), True, (True,) * layers
+    )
+    return structs.replace(
+        found,
+        biased=True,
+        alpha=fields.number("swiglu_alpha", 1.702),
+        limit=fields.number("swiglu_limit", 7.0),
+        stored="mxfp4" if settings and settings.raw.get("quant_method") == MXFP4 else "stacked",
+    )
 
 
 def _count(fields: Fields, absent: int) -> int:

@@ -74,6 +74,7 @@ class ModelSpec(Struct, frozen=True):
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: bool = False  # before they are turned, of each head
+    sinks: bool = False  # of attention, one a head
     wide_qk_norm: bool = False  # or over all heads together
     gelu: bool = False  # gates by GELU's tanh form and not by SiLU
     norms: Norms = PRE

@@ -24,6 +24,7 @@ ARCHITECTURES: dict[str, Callable[[ModelSpec, Weights], Model]] = {
     "MixtralForCausalLM": Llama,
     "Qwen3MoeForCausalLM": Qwen3,
     "OlmoeForCausalLM": Olmoe,
+    "GptOssForCausalLM": Llama,
     "Gemma2ForCausalLM": Gemma2,
     "Gemma3ForCausalLM": Gemma3,
     "Phi3ForCausalLM": Llama,

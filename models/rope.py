@@ -63,6 +63,7 @@ class YarnScaling(Struct, frozen=True):
     beta_slow: float
     original_positions: int
     magnitude: float
+    rounded: bool = True  # the ends of the line between, to whole pairs
 
     def stretched(self, plain: Frequencies, theta: float) -> Frequencies:
         count = len(plain)
@@ -71,8 +72,10 @@ class YarnScaling(Struct, frozen=True):
             """The index of the pair, not rounded, that turns so often."""
             return count * math.log(self.original_positions / (turns * 2 * math.pi)) / math.log(theta)
 
-        first = max(math.floor(pair(self.beta_fast)), 0)
-        last = min(math.ceil(pair(self.beta_slow)), 2 * count - 1)
+        low, high = pair(self.beta_fast), pair(self.beta_slow)
+        if self.rounded:
+            low, high = math.floor(low), math.ceil(high)
+        first, last = max(low, 0), min(high, 2 * count - 1)
         ramp = (np.arange(count, dtype=np.float32) - first) / np.float32((last - first) or 0.001)
         part: Frequencies = np.clip(ramp, 0, 1)
         return plain / np.float32(self.factor) * part + plain * (1 - part)
@@ -277,10 +280,9 @@ def _llama3(fields: Fields, model: Fields) -> Llama3Scaling:
 
 
 def _yarn(fields: Fields, model: Fields) -> YarnScaling:
-    """DeepSeek's two magnitudes and a ramp that is not rounded are refused."""
+    """DeepSeek's two magnitudes are refused."""
     for key in ("mscale", "mscale_all_dim"):
         fields.must_be(key, None, default=None)
-    fields.must_be("truncate", True, default=True)
     factor = fields.number("factor")
     if factor < 1:
         raise fields.refuse("factor", f"must be at least 1, not {factor}")
@@ -290,6 +292,7 @@ def _yarn(fields: Fields, model: Fields) -> YarnScaling:
         beta_slow=fields.number("beta_slow", 1.0),
         original_positions=_original(fields, model),
         magnitude=fields.number("attention_factor", 0.1 * math.log(factor) + 1.0),
+        rounded=fields.flag("truncate", True),
     )
     if found.beta_fast <= found.beta_slow:
         raise fields.refuse("beta_fast", "must be above beta_slow")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from muxd.models.mixture import Experts
 from muxd.models.model_spec import ModelSpec
+from muxd.models.stacks import CODES, Cut, Layout
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROUTER = "router"  # the end of its name in a layer
@@ -52,10 +53,13 @@ class Part(NamedTuple):
     first: int = 0  # of the stored tensor's ``rows``
     rows: int = 0
     order: tuple[int, ...] = ()  # which row of each head lies where; empty: as they are stored
+    cut: Cut | None = None  # out of a tensor of all experts
 
     @property
     def whole(self) -> tuple[int, ...]:
         """The stored tensor's shape."""
+        if self.cut is not None:
+            return self.cut.whole(self.shape)
         return (self.rows or self.shape[0], *self.shape[1:])
 
 
@@ -149,6 +153,8 @@ def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
         *linear("o", [_Piece(f"{attention}.o_proj", hidden)], q, bias=spec.o_bias),
         *(norm(place, part) for place, part in spec.norms.placed()),
     ]
+    if spec.sinks:
+        found.append(_whole(f"layers.{layer}.sinks", f"{attention}.sinks", (spec.heads,)))
     if experts := spec.experts_of(layer):
         found += _experts(spec, experts, layer)
     else:
@@ -196,6 +202,8 @@ _EXPERTS = {
 
 
 def _experts(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
+    if experts.stored != "each":
+        return _stacked(spec, experts, layer)
     place, router, gate, up, down = _EXPERTS[spec.architecture]
     stored, name, hidden = f"model.layers.{layer}.{place}", f"layers.{layer}", spec.hidden_size
     each = [f"{stored}.experts.{expert}" for expert in range(experts.count)]
@@ -206,6 +214,32 @@ def _experts(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
         _whole(f"{name}.{ROUTER}", f"{stored}.{router}.weight", (experts.count, hidden)),
         Wanted(f"{name}.experts.gate_up", gate_up, experts.count),
         Wanted(f"{name}.experts.down", downs, experts.count),
+    ]
+
+
+def _stacked(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
+    stored, name = f"model.layers.{layer}.mlp", f"layers.{layer}"
+    layout: Layout = "mxfp4" if experts.stored == "mxfp4" else "turned"
+    end = CODES if layout == "mxfp4" else ""
+
+    def of_all(matrix: str, rows: int, columns: int, step: int) -> list[Wanted]:
+        """Its weights and what is added, each expert's ``step`` matrices by themselves."""
+        each = [(expert, first) for expert in range(experts.count) for first in range(step)]
+        tensor = f"{stored}.experts.{matrix}_proj"
+        weights, biases = [], []
+        for expert, first in each:
+            cut = Cut(layout, expert, experts.count, first, step)
+            weights.append(Part(tensor + end, (rows, columns), cut=cut))
+            vector = Cut("vector", expert, experts.count, first, step)
+            biases.append(Part(f"{tensor}_bias", (rows,), cut=vector))
+        place = f"{name}.experts.{matrix}"
+        return [Wanted(place, tuple(weights), experts.count), Wanted(f"{place}.bias", tuple(biases))]
+
+    return [
+        _whole(f"{name}.{ROUTER}", f"{stored}.router.weight", (experts.count, spec.hidden_size)),
+        _whole(f"{name}.{ROUTER}.bias", f"{stored}.router.bias", (experts.count,)),
+        *of_all("gate_up", experts.inner, spec.hidden_size, 2),
+        *of_all("down", spec.hidden_size, experts.inner, 1),
     ]
 
 

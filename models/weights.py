@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ from muxd.messages import ITEM_BYTES, Dtype, LoraPart, TensorEntry
 from muxd.models.blocks import bytes_of, dequantised
 from muxd.models.convert import convert
 from muxd.models.packing import Packing, file_form, part_names
-from muxd.models.safetensors_index import Stored, index, seal
+from muxd.models.safetensors_index import BYTES, Stored, index, seal
 from muxd.models.spec import ModelSpec, read_spec
+from muxd.models.stacks import CODES, EXPONENTS, Cut
 from muxd.models.tensors import EMBED, HEAD, SIGHT, Wanted, harmless, headed, unbert, unwrapped, wanted
 
 _log = logging.getLogger("muxd.models")
@@ -35,7 +37,7 @@ _CHUNK = 4 << 20  # elements converted at a time: bounds the scratch, and a wind
 class Source(Struct, frozen=True):
     """One stored tensor, or rows of one, and the byte of the region where its first element goes; packed with
     a ``form``. ``dtype``: of what is not packed, where that is not the plan's. ``order``: which row of each
-    group of so many lies where."""
+    group of so many lies where. ``cut``: out of a tensor of all experts; of MXFP4 with ``exponents``."""
 
     name: str
     stored: Stored
@@ -43,6 +45,9 @@ class Source(Struct, frozen=True):
     form: str = ""
     dtype: Dtype | None = None
     order: tuple[int, ...] = ()
+    cut: Cut | None = None
+    exponents: Stored | None = None
+    held: NDArray[np.uint8] | None = None  # what was cut out
 
     def rows_at_once(self, least: int = 1) -> int:
         """Some MiB of them: a multiple of ``least`` and of whole groups."""
@@ -128,8 +133,10 @@ def plan(
         tensors.append(TensorEntry(tensor.name, dtype, tensor.shape, start))
         sources += found
         end = start + math.prod(tensor.shape) * ITEM_BYTES[dtype]
-    _refuse_unknown(stored, {source.name for source in sources}, spec)
-    seals = {file: seal(file) for file in {source.stored.file for source in sources}}
+    halves = {source.name.removesuffix(CODES) + EXPONENTS for source in sources if source.exponents}
+    _refuse_unknown(stored, {source.name for source in sources} | halves, spec)
+    read = {one.file for source in sources for one in (source.stored, source.exponents) if one}
+    seals = {file: seal(file) for file in read}
     return WeightPlan(tensors, end, dtype, sources, seals)
 
 
@@ -231,18 +238,30 @@ def _sources(
 ) -> list[Source]:
     found = []
     for part in tensor.parts:
-        name = part.stored
-        if name not in stored:
-            raise ModelFolderError(f"{folder}: tensor {name} is missing from the safetensors files")
-        if stored[name].shape != part.whole:
-            raise ModelFolderError(
-                f"{stored[name].file}: tensor {name} has shape {list(stored[name].shape)}, "
-                f"config.json asks for {list(part.whole)}"
-            )
-        rows = stored[name].cut(part.first, part.shape[0])
-        found.append(Source(name, rows, offset, order=part.order))
+        name, cut = part.stored, part.cut
+        one = _found(folder, stored, name, part.whole)
+        if cut is None:
+            rows = one.cut(part.first, part.shape[0])
+            found.append(Source(name, rows, offset, order=part.order))
+        else:
+            halves = None
+            if cut.layout == "mxfp4":
+                halves = _found(folder, stored, name.removesuffix(CODES) + EXPONENTS, part.whole[:-1])
+            rows = structs.replace(one, shape=part.shape, blocks="mxfp4" if halves else one.blocks)
+            found.append(Source(name, rows, offset, cut=cut, exponents=halves))
         offset += math.prod(part.shape) * itemsize
     return found
+
+
+def _found(folder: Path, stored: dict[str, Stored], name: str, shape: tuple[int, ...]) -> Stored:
+    if name not in stored:
+        raise ModelFolderError(f"{folder}: tensor {name} is missing from the safetensors files")
+    one = stored[name]
+    if one.shape != shape or (one.blocks == BYTES) != name.endswith((CODES, EXPONENTS)):
+        raise ModelFolderError(
+            f"{one.file}: tensor {name} has shape {list(one.shape)}, config.json asks for {list(shape)}"
+        )
+    return one
 
 
 def _refuse_unknown(stored: dict[str, Stored], used: set[str], spec: ModelSpec) -> None:
@@ -267,7 +286,8 @@ def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> N
                 "`muxctl unload` the model and `muxctl load` it"
             )
     done = 0
-    for source in sorted(plan.sources, key=lambda s: (s.stored.file, s.stored.offset)):
+    for told in sorted(plan.sources, key=lambda s: (s.stored.file, s.stored.offset)):
+        source = _cut_out(told)
         if source.form:
             for nbytes in _pack(source, writer):
                 progress(done := done + nbytes)
@@ -284,6 +304,22 @@ def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> N
                 _copy(source, first, into, size, dtype)
             done += size * itemsize
             progress(done)
+
+
+def _cut_out(source: Source) -> Source:
+    """With one expert's matrix in memory, where it is cut out of all of them."""
+    cut, stored, exponents = source.cut, source.stored, source.exponents
+    if cut is None:
+        return source
+    if exponents is None:
+        held = cut.floats(stored.shape, ITEM_BYTES[stored.dtype], partial(_read, source))
+    else:
+        other = structs.replace(source, stored=exponents)
+        try:
+            held = cut.blocks(stored.shape, partial(_read, source), partial(_read, other))
+        except ValueError as error:
+            raise ModelFolderError(f"{stored.file}: tensor {source.name}: {error}") from None
+    return structs.replace(source, held=held)
 
 
 def _pieces(source: Source) -> Iterator[tuple[int, int]]:
@@ -321,6 +357,9 @@ def _read(
 ) -> NDArray[np.uint8]:
     """Bytes of a stored tensor from its byte ``at`` on."""
     raw = np.empty(nbytes, dtype=np.uint8) if into is None else into
+    if source.held is not None:
+        raw[:] = source.held[at : at + len(raw)]
+        return raw
     try:
         with source.stored.file.open("rb", buffering=0) as file:
             file.seek(source.stored.offset + at)

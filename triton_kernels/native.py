@@ -30,7 +30,7 @@ _log = logging.getLogger("muxd.kernels")
 
 SOURCE = Path(__file__).with_name("native")
 # As ``Format`` in formats.h counts them.
-FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
+FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "mxfp4")
 KEPT = ("float32", "float16", "bfloat16", "fp8")  # ``Kept`` in attention.h: how K and V lie in the pool
 LEAST = frozenset({"avx2", "fma", "f16c"})
 _OPTIONS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", "-Wno-psabi", "-w")
@@ -65,7 +65,7 @@ class LayerFields(ctypes.Structure):
     _fields_ = (
         *((name, MatrixFields) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         *((name, c_void_p) for name in ("before_attention", "after_attention", "before_mlp", "after_mlp")),
-        *((name, c_void_p) for name in ("q_norm", "k_norm", "q_bias", "k_bias", "v_bias", "o_bias")),
+        *((name, c_void_p) for name in ("q_norm", "k_norm", "sinks", "q_bias", "k_bias", "v_bias", "o_bias")),
         ("window", c_int32),
         ("rope", c_int32),
         ("mixture", ctypes.POINTER(MixtureFields)),

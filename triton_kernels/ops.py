@@ -40,11 +40,21 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     splits: int = 1,
 ) -> Tensor:
     """See ``paged_decode``. ``splits``: from ``paged_decode.plan_splits`` on a GPU."""
     found: Tensor = _for(q, paged_decode).decode_attention(
-        q, pool, layer, rows, lengths, scale=scale, window=window, softcap=softcap, splits=splits
+        q,
+        pool,
+        layer,
+        rows,
+        lengths,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+        splits=splits,
     )
     return found
 
@@ -60,10 +70,11 @@ def prefill_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """See ``paged_prefill``."""
     found: Tensor = _for(q, paged_prefill).prefill_attention(
-        q, pool, layer, rows, starts, cached, scale=scale, window=window, softcap=softcap
+        q, pool, layer, rows, starts, cached, scale=scale, window=window, softcap=softcap, sinks=sinks
     )
     return found
 
@@ -107,6 +118,12 @@ def rms_norm(
 def silu_gate(gate_up: Tensor) -> Tensor:
     """See ``gated``."""
     found: Tensor = _for(gate_up, gated).silu_gate(gate_up)
+    return found
+
+
+def clamped_gate(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
+    """See ``gated``."""
+    found: Tensor = _for(gate_up, gated).clamped_gate(gate_up, alpha, limit)
     return found
 
 

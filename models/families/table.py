@@ -8,6 +8,7 @@ from muxd.models.families.bert import bert
 from muxd.models.families.cohere import cohere2
 from muxd.models.families.gemma import gemma2, gemma3
 from muxd.models.families.glm import glm, glm4
+from muxd.models.families.gpt_oss import gpt_oss
 from muxd.models.families.llama import granite, llama, mistral, mixtral, phi3, smollm3
 from muxd.models.families.olmo import exaone4, olmo2, olmo3, olmoe
 from muxd.models.families.qwen import qwen2, qwen3, qwen3_moe
@@ -36,6 +37,7 @@ FAMILIES: dict[str, Family] = {
     "GraniteForCausalLM": Family("granite", "Granite 3, dense", granite),
     "Olmo2ForCausalLM": Family("olmo2", "OLMo 2", olmo2),
     "Olmo3ForCausalLM": Family("olmo3", "OLMo 3", olmo3),
+    "GptOssForCausalLM": Family("gpt_oss", "gpt-oss 20b, 120b", gpt_oss),
     "OlmoeForCausalLM": Family("olmoe", "OLMoE 1B-7B", olmoe),
     "SmolLM3ForCausalLM": Family("smollm3", "SmolLM3", smollm3),
     "GlmForCausalLM": Family("glm", "GLM-4 9B of 2024", glm),

@@ -111,6 +111,7 @@ class NativeModel:
             q, k, v, o, gate, up, down,
             *(placed.get(place) for place in _PLACES),
             *qk_norms,
+            self._keep(self._vector(name + "sinks")) if spec.sinks else None,
             *biases,
             self._biases(name + "o.bias", (o.rows,))[0] if spec.o_bias else None,
             spec.windows[i] or 0, ropes.index(spec.rope_of(i)),
@@ -122,12 +123,26 @@ class NativeModel:
         gate_up = [self._matrix(part) for part in part_names(f"{name}experts.gate_up", 2 * count)]
         down = [self._matrix(part) for part in part_names(f"{name}experts.down", count)]
         each = [(MatrixFields * count)(*some) for some in (gate_up[::2], gate_up[1::2], down)]
+        biases: list[int | None] = [None] * 4
+        if experts.biased:
+            rows = experts.inner, self._spec.hidden_size
+            biases = [
+                *self._biases(f"{name}{ROUTER}.bias", (count,)),
+                *self._stacked_biases(f"{name}experts.gate_up.bias", count, 2, rows[0]),
+                *self._stacked_biases(f"{name}experts.down.bias", count, 1, rows[1]),
+            ]
         found = MixtureFields(
-            count, experts.chosen, experts.inner, int(experts.normalised), 1.0, 0.0,
-            self._matrix(f"{name}{ROUTER}"), *each, None, None, None, None,
+            count, experts.chosen, experts.inner, int(experts.normalised), experts.alpha, experts.limit,
+            self._matrix(f"{name}{ROUTER}"), *each, *biases,
         )  # fmt: skip
         self._keep_alive((found, each))
         return found
+
+    def _stacked_biases(self, name: str, experts: int, parts: int, rows: int) -> list[int]:
+        """Of each part [experts, rows], each expert's padded to whole registers."""
+        whole = np.zeros((parts, experts, -(-rows // _LANES) * _LANES), dtype=np.float32)
+        whole[:, :, :rows] = self._vector(name).reshape(experts, parts, rows).transpose(1, 0, 2)
+        return [self._keep(one) for one in whole]
 
     def _inner(self) -> int:
         """Of layers with an MLP, 0 where there are none."""

@@ -28,7 +28,7 @@ MADE: dict[str, Callable[..., Any]] = {
     name: getattr(tiny_models, name)
     for name in (
         "gemma2", "phi3", "granite", "olmo2", "olmo3", "smollm3", "glm", "glm4", "cohere2", "exaone4",
-        "mixtral", "qwen3_moe", "olmoe",
+        "mixtral", "qwen3_moe", "olmoe", "gpt_oss",
     )
 }  # fmt: skip
 

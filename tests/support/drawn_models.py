@@ -187,6 +187,19 @@ def olmoe(draw: st.DrawFn) -> Config:
     return draw(_shapes(square=True)) | draw(_experts()) | own
 
 
+@st.composite
+def gpt_oss(draw: st.DrawFn) -> Config:
+    shape = draw(_shapes())
+    rope = draw(_ropes())
+    if rope["rope_type"] == "yarn":
+        rope["truncate"] = draw(_FLAGS)
+    own = {
+        "swiglu_alpha": draw(st.floats(0.5, 3.0)), "swiglu_limit": draw(st.floats(0.1, 9.0)),
+        "attention_bias": draw(_FLAGS), "rope_parameters": rope,
+    }  # fmt: skip
+    return shape | draw(_windows(shape["num_hidden_layers"])) | draw(_experts()) | own
+
+
 DRAWN: dict[str, tuple[Make, Callable[[], st.SearchStrategy[Config]]]] = {
     "gemma2": (tiny_models.gemma2, gemma2),
     "phi3": (tiny_models.phi3, phi3),
@@ -201,4 +214,5 @@ DRAWN: dict[str, tuple[Make, Callable[[], st.SearchStrategy[Config]]]] = {
     "mixtral": (tiny_models.mixtral, mixtral),
     "qwen3_moe": (tiny_models.qwen3_moe, qwen3_moe),
     "olmoe": (tiny_models.olmoe, olmoe),
+    "gpt_oss": (tiny_models.gpt_oss, gpt_oss),
 }

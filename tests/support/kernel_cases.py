@@ -36,6 +36,7 @@ class Shape:
     dtype: torch.dtype = torch.float32
     window: int | None = None
     softcap: float | None = None
+    sunk: bool = False
     kv_dtype: torch.dtype | None = None
     device: str = "cpu"
     layers: int = 2
@@ -43,7 +44,11 @@ class Shape:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"scale": self.head_dim**-0.5, "window": self.window, "softcap": self.softcap}
+        sinks = torch.linspace(-3, 4, self.kv_heads * self.group, device=self.device) if self.sunk else None
+        own = None if sinks is None else sinks.to(self.dtype)
+        return {
+            "scale": self.head_dim**-0.5, "window": self.window, "softcap": self.softcap, "sinks": own,
+        }  # fmt: skip
 
 
 def paged(shape: Shape, lengths: list[int], generator: torch.Generator) -> tuple[PagedPool, Tensor]:
@@ -165,6 +170,8 @@ def check_gates(kernel: ModuleType, n: int, inner: int, dtype: torch.dtype, devi
     for name in ("silu_gate", "gelu_tanh_gate"):
         wanted = getattr(gated, name)(both.double()).to(dtype)
         check(getattr(kernel, name)(both), wanted, dtype)
+    wanted = gated.clamped_gate(both.double(), 1.702, 7.0).to(dtype)
+    check(kernel.clamped_gate(both, 1.702, 7.0), wanted, dtype)
 
 
 def check_grouped(

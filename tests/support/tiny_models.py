@@ -21,6 +21,8 @@ from transformers import (
     Glm4ForCausalLM,
     GlmConfig,
     GlmForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -72,7 +74,7 @@ def save(model: PreTrainedModel, folder: Path, **options: Any) -> PreTrainedMode
             torch.nn.init.normal_(weight, mean=float(weight.detach().mean()), std=0.3)
         elif weight.dim() > 1:  # matrices, also those of all experts in one
             torch.nn.init.normal_(weight, std=0.08)
-        elif name.endswith("bias"):
+        elif name.endswith(("bias", "sinks")):
             torch.nn.init.normal_(weight, std=0.5)
     model.save_pretrained(folder, **options)
     model.eval()
@@ -156,6 +158,18 @@ def olmoe(folder: Path, **changes: Any) -> PreTrainedModel:
         "num_experts": 8, "num_experts_per_tok": 3,
     }  # fmt: skip
     return save(OlmoeForCausalLM(OlmoeConfig(**COMMON | shape | changes)), folder)
+
+
+def gpt_oss(folder: Path, **changes: Any) -> PreTrainedModel:
+    """gpt-oss 20b's proportions in small: 8 query heads to a KV head, sinks, every other layer slides."""
+    torch.manual_seed(10)
+    rope = YARN_ROPE | {"truncate": False, "rope_theta": 150_000.0, "original_max_position_embeddings": 128}
+    shape = {
+        "vocab_size": 325, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+        "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 512,
+        "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 21, "rope_parameters": rope,
+    }  # fmt: skip
+    return save(GptOssForCausalLM(GptOssConfig(**COMMON | shape | changes)), folder)
 
 
 def gemma3(folder: Path, **changes: Any) -> PreTrainedModel:
@@ -305,6 +319,17 @@ def reference_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     return logits
 
 
+@torch.inference_mode()
+def undecided(model: PreTrainedModel, tokens: list[int]) -> bool:
+    """Whether somewhere two experts score so alike that rounding may choose either."""
+    count = getattr(model.config, "num_experts_per_tok", 0)
+    if not count or count == model.config.num_local_experts:
+        return False
+    routers = model(torch.tensor([tokens]), use_cache=False, output_router_logits=True).router_logits
+    best = [scores.topk(count + 1, -1).values for scores in routers]
+    return any(bool((one[:, -2] - one[:, -1] < 1e-4).any()) for one in best)
+
+
 def continuation_logits(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> torch.Tensor:
     """The reference's logits at every position where one of ``tokens`` was chosen: [len(tokens), vocab]."""
     return reference_logits(model, prompt + tokens)[len(prompt) - 1 : -1]
@@ -368,4 +393,9 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
         {"norm_topk_prob": False, "mlp_only_layers": [0], "decoder_sparse_step": 2, "attention_bias": True},
     ),
     "olmoe": (olmoe, {}),
+    "gpt oss": (gpt_oss, {}),
+    "gpt oss clamped, without biases of attention": (
+        gpt_oss,
+        {"swiglu_limit": 0.3, "swiglu_alpha": 3.0, "attention_bias": False, "num_key_value_heads": 4},
+    ),
 }

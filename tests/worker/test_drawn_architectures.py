@@ -1,4 +1,4 @@
-"""Drawn configurations of the dense families compute what transformers computes, in float32: unequal prompts,
+"""Drawn configurations of the families compute what transformers computes, in float32: unequal prompts,
 chunks, shared prefixes and 32 steps, by the native step, by torch, and with K and V where they lie.
 """
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.direct_runner import DirectRunner
 from support.drawn_models import DRAWN, Config
 from support.ledger_runner import LedgerRunner
-from support.tiny_models import continuation_logits, reference_logits
+from support.tiny_models import continuation_logits, reference_logits, undecided
 
 from muxd.kernels import native as kernels
 from muxd.worker import cuda_step
@@ -58,13 +58,16 @@ def check(folder: Path, reference: Any, config: Config, seed: int) -> None:
             continue
         direct = DirectRunner(folder, block_bytes=block_bytes, rows=800, **options)
         for i, tokens in enumerate(direct.generate(prompts, STEPS)):
+            if undecided(reference, prompts[i] + tokens):
+                continue
             wanted = continuation_logits(reference, prompts[i], tokens)
             close(torch.stack([logits[i] for logits in direct.logits]), wanted)
         direct.prefill([(7, 0, prompts[1], True)])
         for start in range(0, len(cut), chunk):
             direct.decode([7])
             direct.prefill([(8, start, cut[start : start + chunk], start + chunk >= len(cut))])
-        close(direct.logits[-1][0], reference_logits(reference, cut)[-1])
+        if not undecided(reference, cut):
+            close(direct.logits[-1][0], reference_logits(reference, cut)[-1])
         shared(folder, reference, prefix, rests, block_bytes, options)
 
 
@@ -82,7 +85,8 @@ def shared(
     assert found.shared == len(prefix) // host.row_tokens["m"]
     for _ in range(3):
         host.step(found)
-    close(torch.stack(found.logits), continuation_logits(reference, prefix + rests[1], found.answer))
+    if not undecided(reference, prefix + rests[1] + found.answer):
+        close(torch.stack(found.logits), continuation_logits(reference, prefix + rests[1], found.answer))
 
 
 @pytest.mark.parametrize("family", DRAWN)
@@ -95,6 +99,7 @@ def test_some(family: str, data: st.DataObject, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("family", DRAWN)
 @settings(max_examples=MANY, suppress_health_check=CHECKS)
 @given(data=st.data())

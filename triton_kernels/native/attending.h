@@ -86,7 +86,7 @@ class Attending {
     };
     if (cuts_ == 1) return phases.each(items_.size(), 1, piece, after);
     phases.each(items_.size() * cuts_, 1, piece);
-    phases.each(items_.size(), 1, [&](int i, int) { merge(i); }, after);
+    phases.each(items_.size(), 1, [&](int i, int) { merge(layer, i); }, after);
   }
 
   ModelFields m_;
@@ -135,7 +135,8 @@ class Attending {
   }
 
   Blocks blocks_of(const Span& s, int layer, int g) const {
-    return {&pool_, s.rows, m_.layers, layer, m_.kv_heads, g, hd_, m_.attention_softcap};
+    return {&pool_, s.rows, m_.layers, layer, m_.kv_heads, g, hd_, m_.attention_softcap,
+            layers_[layer].sinks ? layers_[layer].sinks + g * group_ : nullptr};
   }
 
   void one(const LayerFields& l, int layer, const Item& item, int number, Own& own) {
@@ -156,8 +157,10 @@ class Attending {
     few(in, low, end, q, out, state);
     if (cuts_ > 1) return;
     float* to = seen_.get() + t * attended_ + item.head * group_ * hd_;
-    for (int h = 0; h < group_; h++)
-      for (int d = 0; d < hd_; d++) to[h * hd_ + d] = out[h * width_ + d] / state[h].total;
+    for (int h = 0; h < group_; h++) {
+      const float total = state[h].total + in.sunk(h, state[h].top);
+      for (int d = 0; d < hd_; d++) to[h * hd_ + d] = out[h * width_ + d] / total;
+    }
   }
 
   void few(const Blocks& in, int low, int end, const float* q, float* out, Partial* state) {
@@ -190,8 +193,9 @@ class Attending {
   }
 
   // The cuts of item i become what an uncut one would have left.
-  void merge(int i) {
+  void merge(int layer, int i) {
     const Item& item = items_[i];
+    const Blocks in = blocks_of(spans_[item.span], layer, item.head);
     float* to = seen_.get() + (spans_[item.span].first + item.from) * attended_ + item.head * group_ * hd_;
     const Partial* states = states_.get() + (int64_t)i * cuts_ * group_;
     const float* parts = partial_.get() + (int64_t)i * cuts_ * group_ * width_;
@@ -206,6 +210,7 @@ class Attending {
         for (int d = 0; d < hd_ && weight > 0; d++)
           to[h * hd_ + d] += weight * parts[(c * group_ + h) * width_ + d];
       }
+      total += in.sunk(h, top);
       for (int d = 0; d < hd_; d++) to[h * hd_ + d] /= total;
     }
   }

@@ -23,7 +23,11 @@ struct Blocks {
   const Pool* pool;
   const int32_t* rows;  // of the sequence
   int layers, layer, kv_heads, head, head_dim;
-  float softcap;  // of scores; 0: none
+  float softcap;       // of scores; 0: none
+  const float* sinks;  // of the group's heads; null: none
+
+  // What the sink of head ``h`` adds to the total of a softmax whose largest score is ``top``.
+  float sunk(int h, float top) const { return sinks ? expf(sinks[h] - top) : 0.f; }
 
   uint8_t* of(int64_t row) const {
     const int64_t at = ((int64_t)rows[row] * layers + layer) * kv_heads + head;
@@ -339,7 +343,7 @@ inline void attend_tile(const Blocks& in, int at, int n, int window, const float
     multiply<P>(scores, KEYS, values, width, sums, width, rows, P ? (count + 1) / 2 : count, width);
   }
   for (int r = 0; r < rows; r++) {
-    const float inverse = 1 / total[r];
+    const float inverse = 1 / (total[r] + in.sunk(r % group, top[r]));
     float* to = out + r / group * out_apart + r % group * hd;
     for (int d = 0; d < hd; d++) to[d] = sums[r * width + d] * inverse;
   }

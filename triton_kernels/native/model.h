@@ -21,6 +21,7 @@ struct LayerFields {
   const float *before_attention, *after_attention;  // norms; null: none
   const float *before_mlp, *after_mlp;
   const float *q_norm, *k_norm;
+  const float* sinks;  // [heads]
   const float *q_bias, *k_bias, *v_bias, *o_bias;
   int32_t window;  // 0: sees everything
   int32_t rope;    // which of the model's
