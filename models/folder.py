@@ -45,8 +45,10 @@ def refuse_quantised(path: Path, config: dict[str, Any]) -> None:
         for key in ("quantization_config", "compression_config", "quantization"):
             if found := holder.get(key):
                 kind = _method(key, found)
-                if kind in (blocks.METHOD, MXFP4):
+                if kind == blocks.METHOD:
                     continue  # an import that kept the file's blocks; tensors of other kinds are refused
+                if kind == MXFP4 and config.get("model_type") == "gpt_oss":
+                    continue
                 raise ModelFolderError(
                     f"{path}: {key}: the model is quantised with {kind}, which muxd does not read yet; "
                     f"{_UNQUANTISED}"
