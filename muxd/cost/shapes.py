@@ -123,6 +123,14 @@ CATALOGUE = {
         32, 4096, 32, 8, 128, 14_336, 32_000, 46_702_792_704, False, 32_768,
         experts=ExpertShape(8, 2, 14_336, 32),
     ),
+    "gpt-oss-20b": ModelShape(
+        24, 2880, 64, 8, 64, 2880, 201_088, 20_914_757_184, False, 131_072,
+        experts=ExpertShape(32, 4, 2880, 24),
+    ),
+    "gpt-oss-120b": ModelShape(
+        36, 2880, 64, 8, 64, 2880, 201_088, 116_829_156_672, False, 131_072,
+        experts=ExpertShape(128, 4, 2880, 36),
+    ),
     "qwen3-30b-a3b": ModelShape(
         48, 2048, 32, 4, 128, 6144, 151_936, 30_532_122_624, False, 40_960,
         experts=ExpertShape(128, 8, 768, 48),

@@ -34,7 +34,9 @@ def test_the_mean_of_many_draws(count: int, chosen: int, tokens: int) -> None:
     assert found / runs / count == pytest.approx(touched(count, chosen, tokens), rel=0.02)
 
 
-@pytest.mark.parametrize(("name", "active"), [("qwen3-30b-a3b", 3.35e9), ("mixtral-8x7b", 12.9e9)])
+@pytest.mark.parametrize(
+    ("name", "active"), [("qwen3-30b-a3b", 3.35e9), ("mixtral-8x7b", 12.9e9), ("gpt-oss-20b", 4.19e9)]
+)
 def test_active_and_total_parameters_are_those_that_are_published(name: str, active: float) -> None:
     shape = known(name)
     assert shape.active_parameters == pytest.approx(active, rel=0.01)

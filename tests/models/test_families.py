@@ -212,3 +212,68 @@ def test_refusals_name_file_and_field(tmp_path: Path, case: str) -> None:
         of_type(tmp_path, model_type, **changes)
     assert str(tmp_path / "config.json") in str(caught.value)
     assert reason in str(caught.value)
+
+
+# ---- mixtures of experts ---------------------------------------------------------------------------------
+
+
+def test_experts_by_the_names_and_defaults_of_transformers(tmp_path: Path) -> None:
+    """Both names of their number, as transformers 4 and 5 write it, and what a file leaves out."""
+    for model_type in ("mixtral", "qwen3_moe", "olmoe", "gpt_oss"):
+        spec, config = of_type(tmp_path, model_type), theirs(tmp_path)
+        found = spec.experts
+        assert found is not None
+        assert (found.count, found.chosen) == (config.num_local_experts, config.num_experts_per_tok)
+        assert found.inner == getattr(config, "moe_intermediate_size", config.intermediate_size)
+        assert found.normalised == getattr(config, "norm_topk_prob", True)
+        assert (spec.rope.theta, spec.norm_eps) == (config.rope_parameters["rope_theta"], config.rms_norm_eps)
+    for name in ("num_experts", "num_local_experts"):
+        told = of_type(tmp_path, "qwen3_moe", **{name: 24}).experts
+        assert told is not None
+        assert told.count == theirs(tmp_path).num_experts == 24
+
+
+def test_which_layers_have_experts(tmp_path: Path) -> None:
+    spec = of_type(tmp_path, "qwen3_moe", decoder_sparse_step=3, mlp_only_layers=[5])
+    assert spec.experts is not None
+    assert [i for i, mixed in enumerate(spec.experts.layers) if mixed] == [2]
+    assert [i for i in range(8) if spec.experts_of(i)] == [2]
+
+
+def test_gpt_oss_slides_in_every_other_layer_and_its_rope_is_not_rounded(tmp_path: Path) -> None:
+    spec, config = of_type(tmp_path, "gpt_oss"), theirs(tmp_path)
+    slides = [kind == "sliding_attention" for kind in config.layer_types]
+    assert [window == 128 for window in spec.windows] == slides
+    assert isinstance(spec.rope.scaling, YarnScaling)
+    assert not spec.rope.scaling.rounded
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    wanted, magnitude = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
+    np.testing.assert_allclose(spec.rope.inverse_frequencies(spec.head_dim), wanted.numpy(), rtol=1e-6)
+    assert float(spec.rope.magnitudes(spec.head_dim)[0]) == pytest.approx(magnitude)
+    assert (spec.sinks, spec.qkv_bias, spec.o_bias) == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "told"),
+    [
+        ("mixtral", {"num_experts_per_tok": 9}, "num_experts_per_tok is 9, of 8 experts"),
+        ("mixtral", {"hidden_act": "gelu"}, 'hidden_act = "gelu" is not supported'),
+        (
+            "qwen3_moe",
+            {"num_experts": 4, "num_local_experts": 8},
+            "num_experts and num_local_experts must be",
+        ),
+        ("qwen3_moe", {"mlp_only_layers": ["1"]}, "mlp_only_layers must be a list of layers"),
+        ("qwen3_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step must be a whole number of at least 1"),
+        ("qwen3_moe", {"num_experts": 10**9}, "num_experts must be at most"),
+        ("olmoe", {"clip_qkv": 8.0}, "clip_qkv = 8.0 is not supported; only null is"),
+        ("gpt_oss", {"swiglu_limit": 0}, "swiglu_limit must be a number above 0"),
+        ("gpt_oss", {"hidden_act": "relu"}, 'hidden_act = "relu" is not supported'),
+    ],
+)
+def test_experts_that_are_not_computed_are_refused(
+    tmp_path: Path, model_type: str, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ModelFolderError, match=told):
+        of_type(tmp_path, model_type, **changes)
