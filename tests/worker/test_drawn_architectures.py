@@ -95,6 +95,7 @@ def test_some(family: str, data: st.DataObject, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("family", DRAWN)
 @settings(max_examples=MANY, suppress_health_check=CHECKS)
 @given(data=st.data())
