@@ -8,7 +8,17 @@ import pytest
 import torch
 from support.block_folders import make_blocks
 from support.direct_runner import DirectRunner
-from support.tiny_models import continuation_logits, gemma3, llama, mixtral, qwen3_moe
+from support.tiny_models import (
+    cohere2,
+    continuation_logits,
+    gemma2,
+    gemma3,
+    glm4,
+    llama,
+    mixtral,
+    phi3,
+    qwen3_moe,
+)
 
 from muxd.kernels import native as kernels
 from muxd.messages import NO_TOKEN, KvDtype, WeightsName
@@ -77,6 +87,14 @@ def test_weights_made_at_the_load(tmp_path: Path, weights: WeightsName, most: fl
     assert apart(logits(direct), wanted) < most
 
 
+@pytest.mark.parametrize("make", [phi3, glm4])
+def test_codes_of_matrices_that_are_cut_and_put_in_order(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "m")
+    wanted = logits(DirectRunner(tmp_path / "m", "float32", native=False))
+    found = logits(DirectRunner(tmp_path / "m", "float32", native=True, weights="int8"))
+    assert apart(found, wanted) < 0.02
+
+
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
 def test_a_long_context_is_cut_between_threads(tmp_path: Path, kv_dtype: KvDtype) -> None:
     llama(tmp_path / "m", max_position_embeddings=4096)
@@ -135,7 +153,7 @@ def test_keys_beyond_float16_give_no_token(tmp_path: Path, native: bool, context
     assert [token == NO_TOKEN for token in direct.decode([0, 1])] == [True, False]
 
 
-@pytest.mark.parametrize("make", [llama, gemma3])
+@pytest.mark.parametrize("make", [llama, gemma3, gemma2, cohere2])
 def test_bfloat16_is_no_further_from_float32_than_torchs(tmp_path: Path, make: Any, native: bool) -> None:
     """A prompt in chunks, past the window, and some tokens after it."""
     make(tmp_path / "m")
