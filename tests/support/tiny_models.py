@@ -385,17 +385,11 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
     "glm4": (glm4, {}),
     "cohere2": (cohere2, {}),
     "exaone4": (exaone4, {}),
-    "mixtral": (mixtral, {}),
-    "mixtral window": (mixtral, {"sliding_window": 21, "tie_word_embeddings": True}),
-    "qwen3 moe": (qwen3_moe, {}),
+    "mixtral window, tied": (mixtral, {"sliding_window": 21, "tie_word_embeddings": True}),
     "qwen3 moe, some layers dense, weights not made one": (
         qwen3_moe,
         {"norm_topk_prob": False, "mlp_only_layers": [0], "decoder_sparse_step": 2, "attention_bias": True},
     ),
     "olmoe": (olmoe, {}),
-    "gpt oss": (gpt_oss, {}),
-    "gpt oss clamped, without biases of attention": (
-        gpt_oss,
-        {"swiglu_limit": 0.3, "swiglu_alpha": 3.0, "attention_bias": False, "num_key_value_heads": 4},
-    ),
+    "gpt oss, clamped often": (gpt_oss, {"swiglu_limit": 0.3, "swiglu_alpha": 3.0}),
 }
