@@ -57,6 +57,7 @@ def _gemma(
         norm_offset=True,
         beyond_float16=True,
         embed_scale=hidden**0.5,
+        embed_scale_rounded=True,
     )
 
 

@@ -48,7 +48,9 @@ class NativeModel:
         self._views, self._weights = Views(setup.tensors, weights), weights
         ropes = list(dict.fromkeys(spec.rope_of(layer) for layer in range(spec.layers)))
         layers = (LayerFields * spec.layers)(*(self._layer(i, ropes) for i in range(spec.layers)))
-        scale = torch.tensor(spec.embed_scale, dtype=DTYPES[setup.dtype])
+        scale = spec.embed_scale
+        if spec.embed_scale_rounded:
+            scale = float(torch.tensor(scale, dtype=DTYPES[setup.dtype]))
         frequencies = [self._keep(rope.inverse_frequencies(spec.head_dim)) for rope in ropes]
         magnitudes = [self._keep(rope.magnitudes(spec.head_dim)) for rope in ropes]
         self._keep_alive(layers)
@@ -56,7 +58,7 @@ class NativeModel:
         model = ModelFields(
             spec.layers, spec.hidden_size, spec.heads, spec.kv_heads, spec.head_dim, self._inner(),
             spec.vocab_size, spec.gelu, spec.norm_centred, spec.parallel, spec.wide_qk_norm,
-            spec.norm_eps, spec.attention_scale, float(scale), spec.residual_scale, spec.logit_scale,
+            spec.norm_eps, spec.attention_scale, scale, spec.residual_scale, spec.logit_scale,
             spec.logit_softcap or 0.0, spec.attention_softcap or 0.0, (ctypes.c_void_p * ROPES)(*frequencies),
             (ctypes.c_void_p * ROPES)(*magnitudes), self._matrix("embed"),
             self._matrix("embed" if spec.tied_embeddings else "head"), self._norm("norm"), layers,

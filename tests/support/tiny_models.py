@@ -1,10 +1,11 @@
 """Small random models of every architecture, saved as transformers saves them, with their reference."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import (
     BertConfig,
@@ -375,6 +376,15 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
     "mistral no window, head_dim not hidden / heads": (mistral, {"sliding_window": None, "head_dim": 40}),
     "gemma3": (gemma3, {}),
     "gemma2": (gemma2, {}),
+    "cohere2": (cohere2, {}),
+    "qwen3 moe, some layers dense, weights not made one": (
+        qwen3_moe,
+        {"norm_topk_prob": False, "mlp_only_layers": [0], "decoder_sparse_step": 2, "attention_bias": True},
+    ),
+    "gpt oss, clamped often": (gpt_oss, {"swiglu_limit": 0.3, "swiglu_alpha": 3.0}),
+}
+# In `make test` drawn configurations stand for these (``drawn_models``).
+RELATIVES: dict[str, tuple[Make, dict[str, Any]]] = {
     "phi3": (phi3, {}),
     "phi3 longrope": (phi3, long_phi3(2)),
     "granite": (granite, {}),
@@ -383,13 +393,12 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
     "smollm3": (smollm3, {}),
     "glm": (glm, {}),
     "glm4": (glm4, {}),
-    "cohere2": (cohere2, {}),
     "exaone4": (exaone4, {}),
     "mixtral window, tied": (mixtral, {"sliding_window": 21, "tie_word_embeddings": True}),
-    "qwen3 moe, some layers dense, weights not made one": (
-        qwen3_moe,
-        {"norm_topk_prob": False, "mlp_only_layers": [0], "decoder_sparse_step": 2, "attention_bias": True},
-    ),
     "olmoe": (olmoe, {}),
-    "gpt oss, clamped often": (gpt_oss, {"swiglu_limit": 0.3, "swiglu_alpha": 3.0}),
 }
+
+
+def quick(variants: Iterable[str]) -> list[Any]:
+    """Parameters of a test: relatives are left to `make test-all`."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in RELATIVES else name for name in variants]

@@ -21,7 +21,7 @@ from muxd.kernels import native as kernels
 from muxd.worker import cuda_step
 
 STEPS, CLOSE = 32, 1e-4
-MANY = int(os.environ.get("MUXD_DRAWN", "200"))  # configurations of a family in the long form
+MANY = int(os.environ.get("MUXD_DRAWN", "20"))  # configurations of a family in the long form
 WAYS: dict[str, dict[str, Any]] = {
     "native": {"native": True},
     "torch": {"native": False},

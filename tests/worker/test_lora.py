@@ -11,7 +11,15 @@ import torch
 from safetensors.torch import save_file
 from support.adapters import EVERYWHERE, adapter
 from support.direct_runner import DirectRunner
-from support.tiny_models import VARIANTS, Make, greedy_choices, qwen3_moe, reference_logits, words
+from support.tiny_models import (
+    RELATIVES,
+    VARIANTS,
+    Make,
+    greedy_choices,
+    qwen3_moe,
+    reference_logits,
+    words,
+)
 from transformers import PreTrainedModel
 
 from muxd.errors import ModelFolderError
@@ -103,7 +111,7 @@ def test_adapters_of_matrices_that_are_cut_or_put_in_order(
     tmp_path: Path, native: bool, kind: str, fused: tuple[str, ...]
 ) -> None:
     """As their base's: what is fused has one A, and B's rows go with the base's."""
-    make, changes = VARIANTS[kind]
+    make, changes = (VARIANTS | RELATIVES)[kind]
     base = make(tmp_path / "base", **changes)
     apart = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
     cut = {part for name in fused for part in apart[name]}
