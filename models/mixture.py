@@ -9,6 +9,7 @@ from msgspec import Struct, structs
 
 from muxd.models.config_file import Fields, shown
 from muxd.models.folder import MXFP4
+from muxd.models.stacks import GROUP
 
 
 class Experts(Struct, frozen=True):
@@ -56,12 +57,16 @@ def gpt_oss_experts(fields: Fields) -> Experts:
     found = _checked(
         fields, _count(fields, 128), 4, fields.integer("intermediate_size"), True, (True,) * layers
     )
+    packed = settings is not None and settings.raw.get("quant_method") == MXFP4
+    for key in ("hidden_size", "intermediate_size"):
+        if packed and fields.integer(key) % GROUP:
+            raise fields.refuse(key, f"must be a multiple of {GROUP} where experts are MXFP4")
     return structs.replace(
         found,
         biased=True,
         alpha=fields.number("swiglu_alpha", 1.702),
         limit=fields.number("swiglu_limit", 7.0),
-        stored="mxfp4" if settings and settings.raw.get("quant_method") == MXFP4 else "stacked",
+        stored="mxfp4" if packed else "stacked",
     )
 
 

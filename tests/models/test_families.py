@@ -269,6 +269,11 @@ def test_gpt_oss_slides_in_every_other_layer_and_its_rope_is_not_rounded(tmp_pat
         ("qwen3_moe", {"num_experts": 10**9}, "num_experts must be at most"),
         ("olmoe", {"clip_qkv": 8.0}, "clip_qkv = 8.0 is not supported; only null is"),
         ("gpt_oss", {"swiglu_limit": 0}, "swiglu_limit must be a number above 0"),
+        (
+            "gpt_oss",
+            {"quantization_config": {"quant_method": "mxfp4"}, "intermediate_size": 48},
+            "intermediate_size must be a multiple of 32",
+        ),
         ("gpt_oss", {"hidden_act": "relu"}, 'hidden_act = "relu" is not supported'),
     ],
 )
