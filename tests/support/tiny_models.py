@@ -326,7 +326,8 @@ def undecided(model: PreTrainedModel, tokens: list[int]) -> bool:
     count = getattr(model.config, "num_experts_per_tok", 0)
     if not count or count == model.config.num_local_experts:
         return False
-    routers = model(torch.tensor([tokens]), use_cache=False, output_router_logits=True).router_logits
+    found = model.model(torch.tensor([tokens]), use_cache=False, output_router_logits=True)
+    routers = found.router_logits or ()  # of layers that have some
     best = [scores.topk(count + 1, -1).values for scores in routers]
     return any(bool((one[:, -2] - one[:, -1] < 1e-4).any()) for one in best)
 
