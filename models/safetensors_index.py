@@ -60,11 +60,14 @@ class Stored(Struct, frozen=True):
     offset: int
     blocks: str = ""
 
+    def bytes_of(self, count: int) -> int:
+        """Of ``count`` numbers, of blocks whole ones."""
+        return blocks.bytes_of(self.blocks, count) if self.blocks else count * ITEM_BYTES[self.dtype]
+
     def cut(self, first: int, rows: int) -> "Stored":
-        """So many rows from the ``first`` on."""
-        row = math.prod(self.shape[1:])
-        size = blocks.bytes_of(self.blocks, row) if self.blocks else row * ITEM_BYTES[self.dtype]
-        return structs.replace(self, shape=(rows, *self.shape[1:]), offset=self.offset + first * size)
+        """So many rows from the ``first`` on, as if they were stored alone."""
+        at = self.bytes_of(first * math.prod(self.shape[1:]))
+        return structs.replace(self, shape=(rows, *self.shape[1:]), offset=self.offset + at)
 
 
 class _Entry(Struct, frozen=True):

@@ -18,7 +18,7 @@ from muxd.device.base import HostWriter
 from muxd.errors import ModelFolderError
 from muxd.kernels import native
 from muxd.messages import Dtype, WeightsName
-from muxd.models import weights
+from muxd.models import reading
 from muxd.models.packing import Packing
 from muxd.models.safetensors_index import read_header
 from muxd.models.spec import read_spec
@@ -133,7 +133,7 @@ def test_what_is_fused_is_cut_and_heads_lie_as_their_pairs_turn(
     order = torch.tensor([*range(6), 12, 13, *range(6, 12), 14, 15])
     q, k, v = stored.split([96, 32, 32])
     wanted = [part.unflatten(0, (-1, 16))[:, order].flatten(0, 1) for part in (q, k)] + [v]
-    monkeypatch.setattr(weights, "_CHUNK", 200)
+    monkeypatch.setattr(reading, "CHUNK", 200)
     layout = plan(tmp_path, read_spec(tmp_path), "float32", packing=Packing("file") if packed else None)
     region, told = np.zeros(layout.bytes, dtype=np.uint8), list[int]()
     fill(layout, HostWriter(region), told.append)
