@@ -16,7 +16,7 @@ LONG := stand_in or interpreter or compile or slow
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help test-clients serve quick test test-all gpu roofline check format lock coverage demo bench churn chaos fuzz clean
+.PHONY: help test-clients serve quick test test-all gpu roofline check format lock coverage demo bench churn chaos fuzz drawn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
@@ -35,6 +35,7 @@ help:
 	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads, fifteen of models that wake"
 	@echo "make chaos   a thousand faults under load, by a seed (MUXD_CHAOS, MUXD_CHAOS_SEED): half an hour"
 	@echo "make fuzz    damaged messages, samplings, HTTP bodies, folders and GGUF files; MUXD_FUZZ=100000 says how many"
+	@echo "make drawn   drawn configurations of the architectures against transformers; MUXD_DRAWN=200 of each"
 	@echo "make clean   remove the environment and caches (models stay)"
 
 serve: $(VENV)/.muxd
@@ -104,6 +105,10 @@ fuzz: $(VENV)/.dev
 	MUXD_FUZZ=$(MUXD_FUZZ)0 $(BIN)/python -m pytest tests/link/test_wire_fuzz.py --timeout 14400
 	MUXD_FUZZ=$(MUXD_FUZZ) $(BIN)/python -m pytest -m "not gpu" --timeout 14400 \
 	  tests/worker/test_sampler.py tests/e2e/test_bodies_at_a_daemon.py tests/fleet/test_damaged_folders.py
+
+MUXD_DRAWN ?= 200
+drawn: $(VENV)/.dev
+	MUXD_DRAWN=$(MUXD_DRAWN) $(PYTEST) -m slow tests/worker/test_drawn_architectures.py
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

@@ -50,8 +50,19 @@ def ps(socket: Socket = "", json: Json = False) -> None:
 
 
 @app.command()
-def models(socket: Socket = "", json: Json = False) -> None:
+def models(
+    socket: Socket = "",
+    supported: Annotated[
+        bool, typer.Option("--supported", help="The architectures that muxd knows; asks no daemon.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """List the served models: state, memory, queue, latency."""
+    if supported:
+        from muxd.cli import supported as known  # numpy takes a tenth of a second to load
+
+        listed = known.supported()
+        return print_as(listed, json, known.table(listed))
     with sentences(PROGRAM):
         client = client_at(socket)
         rows = client.models()

@@ -1,5 +1,6 @@
 """muxctl as people and programs run it, against a real daemon door."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from support.scripted_daemon import MODELS, PROCESSES, scripted
 
 from muxd.admin.schemas import ModelInfo, ProcessInfo, Status
 from muxd.fleet.steps import Step
+from muxd.models.families.table import FAMILIES, HEADLESS, WRAPPERS
 
 
 def muxctl(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
@@ -203,6 +205,19 @@ def test_load_in_json_is_its_last_step(path: Path) -> None:
     with scripted(path):
         done = muxctl("load", "good", "--json", MUXD_SOCKET=str(path))
     assert msgspec.json.decode(done.stdout, type=Step) == Step("good", "ready", 4 << 20, 4 << 20)
+
+
+def test_the_architectures_that_are_known_without_a_daemon(path: Path) -> None:
+    shown = muxctl("models", "--supported", "--socket", str(path))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    lines = {line.split()[0]: line.split()[1:] for line in shown.stdout.splitlines() if line}
+    assert lines["ARCHITECTURE"] == ["MODEL_TYPE", "CPU", "GPU", "MODELS"]
+    assert lines["GraniteForCausalLM"][:4] == ["granite", "native,", "torch", "interpreter"]
+    assert lines["BertModel"][:3] == ["bert", "torch", "interpreter"]
+    rows = json.loads(muxctl("models", "--supported", "--json").stdout)
+    names = [row["architecture"] for row in rows]
+    assert names == sorted(FAMILIES.keys() | WRAPPERS.keys() | HEADLESS.keys())
+    assert rows[names.index("Qwen3Model")]["cpu"] == ["torch"]
 
 
 def test_the_socket_may_stand_before_the_command(path: Path) -> None:

@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.block_folders import make_blocks
-from support.tiny_models import gemma3, llama, qwen2
+from support.tiny_models import gemma3, llama, phi3, qwen2
 
 from muxd.device.base import HostWriter
 from muxd.errors import ModelFolderError
 from muxd.kernels import native
 from muxd.messages import Dtype, WeightsName
+from muxd.models import reading
 from muxd.models.packing import Packing
 from muxd.models.safetensors_index import read_header
 from muxd.models.spec import read_spec
@@ -120,6 +121,33 @@ def test_biases_are_stacked_as_their_matrices_are(tmp_path: Path) -> None:
     exact = x.double() @ weights.tensor("layers.3.qkv").double().T + stacked.bfloat16().double()
     found = weights.linear("layers.3.qkv", bias=True)(x)
     torch.testing.assert_close(found.double(), exact, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=compiled)])
+def test_what_is_fused_is_cut_and_heads_lie_as_their_pairs_turn(
+    tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is read at a time; a half of three quarters of 16 rows, then one that does not turn."""
+    phi3(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")["model.layers.1.self_attn.qkv_proj.weight"]
+    order = torch.tensor([*range(6), 12, 13, *range(6, 12), 14, 15])
+    q, k, v = stored.split([96, 32, 32])
+    wanted = [part.unflatten(0, (-1, 16))[:, order].flatten(0, 1) for part in (q, k)] + [v]
+    monkeypatch.setattr(reading, "CHUNK", 200)
+    layout = plan(tmp_path, read_spec(tmp_path), "float32", packing=Packing("file") if packed else None)
+    region, told = np.zeros(layout.bytes, dtype=np.uint8), list[int]()
+    fill(layout, HostWriter(region), told.append)
+    assert told == sorted(told)
+    if packed:
+        entries = {entry.name: entry for entry in layout.tensors}
+        places = [entries[f"layers.1.qkv.{i}"] for i in range(3)]
+        found = [native.library().unpack(region[entry.offset :], "f32", *entry.shape) for entry in places]
+    else:
+        found = (
+            MappedWeights(layout.tensors, torch.from_numpy(region)).tensor("layers.1.qkv").split([96, 32, 32])
+        )
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(torch.as_tensor(ours), theirs)
 
 
 def test_progress_ends_at_all_bytes(original: Path) -> None:

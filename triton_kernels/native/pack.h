@@ -20,6 +20,7 @@ inline int64_t file_row_bytes(int format, int64_t columns) {
     case Q4_K: return columns / 256 * 144;
     case Q5_K: return columns / 256 * 176;
     case Q6_K: return columns / 256 * 210;
+    case MXFP4: return columns / 32 * 17;
   }
   return 0;
 }
@@ -59,6 +60,12 @@ inline Group file_group(int format, const uint8_t* row, int64_t g) {
       memcpy(&to.scale, b, 2);
       nibbles(b + (format == Q4_0 ? 2 : 6), to);
       if (format == Q5_0) fifth_bits(b + 2, to);
+      break;
+    }
+    case MXFP4: {
+      const uint8_t* b = row + g * 17;
+      to.nested_scale[0] = b[0];
+      nibbles(b + 1, to);
       break;
     }
     case Q4_1: case Q5_1: {
