@@ -5,8 +5,8 @@ through the unit, on the daemon's own loop: it takes effect with the next decisi
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import inf
 from typing import get_args
@@ -45,6 +45,8 @@ from muxd.pool.arena import Arena
 from muxd.pool.ledger import Usage
 from muxd.report import Report
 from muxd.sizes import size
+from muxd.watch.feed import Feed
+from muxd.watch.watcher import Watcher
 
 POLICIES = list(get_args(Policy))
 
@@ -58,6 +60,7 @@ class AdminService(Report):
     events: Events
     stopping: asyncio.Event
     replanner: Replanner
+    feed: Feed
     drop_ins: DropIns | None = None  # None: muxd was started without a file
 
     # ---- quotas -----------------------------------------------------------------------------------
@@ -257,6 +260,10 @@ class AdminService(Report):
         known = served(self.entries)
         if model and model not in known and not self.events.since(model=model):
             raise NotFound(f"there is no model {model!r}; there are: {', '.join(known) or 'none'}")
+
+    def watch(self, cut: Callable[[], None]) -> AbstractContextManager[Watcher]:
+        """Raises Overloaded and ShuttingDown."""
+        return self.feed.watch(cut)
 
     def trace(self) -> list[Trace]:
         """One for each device."""

@@ -8,7 +8,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +43,7 @@ from muxd.errors import DaemonUnreachable, MuxdError
 from muxd.fleet.events import Event
 from muxd.fleet.proposal import Proposal
 from muxd.fleet.steps import LAST, Step
+from muxd.watch.schemas import Change, Picture
 
 T = TypeVar("T")
 
@@ -133,6 +134,13 @@ class AdminClient:
         route = f"/v0/events/follow?model={quote(model, safe='')}"
         for line in self._lines("GET", route, None):
             yield self._read(line, Event, route)
+
+    def watch(self) -> Generator[Picture | Change, None, None]:
+        """How things are, then what changes, until the daemon stops."""
+        wanted: type[Picture | Change] = Picture
+        for line in self._lines("GET", "/v0/watch", None):
+            yield self._read(line, wanted, "/v0/watch")
+            wanted = Change
 
     def why(self, id: str) -> list[RequestTimes]:
         """All choices of the answer with this id or ``x-request-id``."""

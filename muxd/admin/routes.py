@@ -4,7 +4,7 @@ import asyncio
 
 from aiohttp import web
 
-from muxd.admin.answers import SERVICE, answer, read, tell
+from muxd.admin.answers import SERVICE, answer, feed, read, tell
 from muxd.admin.schemas import (
     LoadModel,
     MoveModel,
@@ -41,6 +41,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/v0/why/{id:.+}", _why),
         web.get("/v0/trace", _trace),
         web.get("/v0/events", _events),
+        web.get("/v0/watch", _watch),
         web.get("/v0/events/follow", _follow),
         web.post("/v0/stop", _stop),
     ]
@@ -125,6 +126,10 @@ async def _events(request: web.Request) -> web.Response:
 
 async def _follow(request: web.Request) -> web.StreamResponse:
     return await tell(request, request.app[SERVICE].follow(request.query.get("model", "")))
+
+
+async def _watch(request: web.Request) -> web.StreamResponse:
+    return await feed(request, request.app[SERVICE].watch)
 
 
 async def _stop(request: web.Request) -> web.Response:

@@ -3,7 +3,8 @@
 Units are in the names; memory is in bytes, times are seconds unless they say ``_ms``.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -13,6 +14,7 @@ from muxd.engine.trace import RequestTimes, Trace
 from muxd.fleet.events import Event
 from muxd.fleet.proposal import Proposal
 from muxd.fleet.steps import Step
+from muxd.watch.watcher import Watcher
 
 Role = Literal["daemon", "worker", "text"]  # "text": renders templates and tokenises
 VERSION_HEADER = "Muxd-Version"
@@ -267,5 +269,8 @@ class AdminService(Protocol):
     def happened(self, model: str = "") -> list[Event]: ...
 
     def follow(self, model: str = "") -> AsyncIterator[Event]: ...
+
+    def watch(self, cut: Callable[[], None]) -> AbstractContextManager[Watcher]:
+        """See ``watch.feed.Feed``."""
 
     def stop(self) -> None: ...

@@ -95,6 +95,7 @@ class Supervisor:
         self._keep_queue = keep_queue
         self._weights: Region | None = None
         self._loaded = False  # all of them are there
+        self.read_bytes = 0  # of its weights, so far
         self._keep = False  # they stay when the workers have ended
         self._phases: tuple[Phases, ...] = ("prefill", "decode") if split else ("both",)
         self._crew: Crew | None = None
@@ -251,14 +252,12 @@ class Supervisor:
             self._weights, self._loaded = shelved, True
             return
         self._weights = self._device.allocate(plan.bytes, "weights", copies)
-        done = 0
 
         def advance(count: int) -> None:
-            nonlocal done
             if self._stopping.is_set():
                 raise ModelNotReady(f"{self.entry.name} was stopped while it was being loaded")
-            done += count
-            self._progress(self.entry.name, done, plan.bytes)
+            self.read_bytes += count
+            self._progress(self.entry.name, self.read_bytes, plan.bytes)
 
         def load(region: Region) -> None:
             with region.writer() as writer:
