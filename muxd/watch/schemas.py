@@ -1,7 +1,7 @@
 """What is watched, as plain data: one picture, and what changes in it. For the page and for scripts.
 
-Names of models, ids and numbers only: no prompts, no answers. ``time`` is seconds since 1970, memory is in head
-blocks of the device where a name says so, else in bytes.
+Names of models, ids and numbers only: no prompts, no answers. ``time`` is seconds since 1970, memory is in
+head blocks of the device where a name says so, else in bytes.
 """
 
 from typing import Literal

@@ -98,6 +98,7 @@ class Scripted:
         self.closing = asyncio.Event()
         self.submitted = asyncio.Event()
         self.play: Play = self.say("hello world")
+        self.operator: Any = self  # of what an operator may do it can unload
         self._tasks: set[asyncio.Future[Any]] = set()
         template = ChatTemplate(TEMPLATE, tokenizer.specials, "test")
         size, eos = tokenizer.vocab_size, tokenizer.eos
@@ -112,11 +113,6 @@ class Scripted:
 
     def ahead(self, request: Request) -> int | None:
         return self.places.pop(0) if self.places else None
-
-    @property
-    def operator(self) -> Any:
-        """Of what an operator may do: unload."""
-        return self
 
     async def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]:
         self.by_name[wanted.model].state = "unloaded"

@@ -6,7 +6,7 @@ import { bytes, percent } from "./format.js";
 import { ink } from "./theme.js";
 
 const CELL = 10, GAPS = 2, ROWS = 6; // pixels, pixels, cells on top of each other
-const FLASH = 700; // milliseconds that a changed cell shines
+const FLASH = 600, STEP = 120; // milliseconds that a changed cell shines, and between two looks of it
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Devices {
@@ -113,6 +113,11 @@ class Map_ {
     this.canvas.addEventListener("pointermove", (event) => this.#point(event));
     this.canvas.addEventListener("pointerleave", () => (this.tip.hidden = true));
     new ResizeObserver(() => this.device && this.draw(this.device, this.rows)).observe(this.node);
+    // What is scrolled away is not painted.
+    new IntersectionObserver(([seen]) => {
+      this.away = !seen.isIntersecting;
+      if (!this.away && this.device) this.#paint();
+    }).observe(this.node);
   }
 
   draw(device, rows) {
@@ -137,6 +142,7 @@ class Map_ {
   }
 
   #paint() {
+    if (this.away) return;
     const ratio = devicePixelRatio || 1;
     const width = this.node.clientWidth, height = this.rows * (CELL + GAPS) - GAPS;
     const { canvas } = this;
@@ -170,10 +176,10 @@ class Map_ {
     });
     if (shines && !this.shining) {
       this.shining = true;
-      requestAnimationFrame(() => {
+      setTimeout(() => requestAnimationFrame(() => {
         this.shining = false;
         this.#paint();
-      });
+      }), STEP);
     }
   }
 

@@ -7,6 +7,7 @@ const WIDTH = 120, HEIGHT = 26;
 export function spark() {
   const svg = document.createElementNS(SPACE, "svg");
   svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
+  svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("class", "spark");
   svg.setAttribute("role", "img");
   for (const name of ["area", "line"]) {

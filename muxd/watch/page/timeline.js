@@ -27,13 +27,14 @@ export class Timeline {
     this.canvas.addEventListener("pointerleave", () => (this.tip.hidden = true));
     this.canvas.addEventListener("keydown", (event) => this.#keys(event));
     const loop = () => {
-      // Scrolling that nobody can see is not drawn: a pixel is some ms of a minute.
-      const due = (1000 * this.span) / Math.max(300, this.node.clientWidth);
-      if (this.state.picture && this.end === null && performance.now() - (this.painted ?? 0) >= Math.max(33, due)) this.#paint();
+      // Scrolling that nobody can see is not drawn: a pixel is some ms of a minute, and painting takes its time.
+      const due = Math.max(50, (1000 * this.span) / this.node.clientWidth, 8 * (this.took ?? 0));
+      if (this.state.picture && this.end === null && !this.away && performance.now() - (this.painted ?? 0) >= due) this.#paint();
       requestAnimationFrame(loop);
     };
     requestAnimationFrame(loop);
     new ResizeObserver(() => this.state.picture && this.#paint()).observe(this.node);
+    new IntersectionObserver(([seen]) => (this.away = !seen.isIntersecting)).observe(this.node);
   }
 
   draw(picture) {
@@ -77,7 +78,7 @@ export class Timeline {
   }
 
   #paint() {
-    this.painted = performance.now();
+    const began = performance.now();
     const { picture } = this.state;
     const rows = (this.rows ??= rowsOf(picture));
     const width = this.node.clientWidth, ratio = devicePixelRatio || 1;
@@ -119,6 +120,8 @@ export class Timeline {
     }
     this.#marks(context, picture, places, x, from, until, line);
     context.restore();
+    this.painted = performance.now();
+    this.took = this.painted - began;
   }
 
   #grid(context, x, from, until, width, height, gutter) {
