@@ -2,22 +2,33 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import aiohttp
 import msgspec
 import pytest
+import tokenizers
+from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from support.http_door import Scripted
 from support.played_unit import Bench
 
+from muxd.api.app import make_app, make_runner
+from muxd.api.metrics import HttpMetrics
 from muxd.engine.stream import TokenStream
 from muxd.errors import MuxdError, Overloaded, ShuttingDown
+from muxd.text.tokenizer import Tokenizer
 from muxd.watch import changes, feed
 from muxd.watch.feed import Feed
 from muxd.watch.schemas import Change, Picture
 from muxd.watch.watcher import BUFFER, Watcher
+
+TOKENIZER = Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()), {}, frozenset())
 
 
 @pytest.fixture
@@ -222,3 +233,55 @@ def test_only_so_many_watch_and_none_after_the_end(bench: Bench) -> None:
             pass
 
     asyncio.run(main())
+
+
+def test_a_client_that_reads_nothing_is_cut_off_at_the_door(bench: Bench) -> None:
+    """And who reads beside it hears everything."""
+
+    async def main() -> None:
+        door = Scripted(TOKENIZER)
+        door.operator = bench.service
+        app = make_app(door, max_body=1 << 20, metrics=HttpMetrics(CollectorRegistry()), texts=door)
+        runner = make_runner(app, shutdown_timeout=1)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            host, port = runner.addresses[0][:2]
+            watched = bench.service.feed
+            deaf = socket.create_connection((host, port))
+            deaf.sendall(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"http://{host}:{port}/api/events") as answer,
+            ):
+                reader = asyncio.create_task(read(answer))
+                for _ in range(10_000):  # turns of the loop, until both are let in
+                    await asyncio.sleep(0)
+                    if len(watched._watchers) == 2:
+                        break
+                told = 0
+                while len(watched._watchers) == 2:
+                    bench.events.add("policy", detail="x" * 50_000)
+                    bench.clock.advance(1)
+                    watched.look()
+                    told += 1
+                    assert told < 4000  # 200 MB: nobody's buffers are that large
+                    for _ in range(20):
+                        await asyncio.sleep(0)
+                assert len(watched._watchers) == 1
+                watched.close()
+                assert await reader == told
+            with deaf:
+                while deaf.recv(1 << 20):
+                    pass  # what the kernel still had
+        except ConnectionResetError:
+            pass  # it was aborted
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(main())
+
+
+async def read(answer: aiohttp.ClientResponse) -> int:
+    """How many changes have come."""
+    return sum([line.startswith(b"event: change") async for line in answer.content])

@@ -63,6 +63,7 @@ class Card {
         style(line, "left", part(account.quota));
         tick.hidden = !account.guarantee;
         const borrowed = Math.max(0, account.held - account.quota);
+        put(node, "data-lent", borrowed > 0);
         write(amount, size(account.held) + (borrowed ? `, ${size(borrowed)} borrowed` : ""));
         put(track, "aria-label", `${name} holds ${size(account.held)}, of which ${size(borrowed)} borrowed; ` +
           `cached ${size(account.cached)}, guarantee ${size(account.guarantee)}, quota ${size(account.quota)}`);
@@ -168,7 +169,7 @@ class Map_ {
       const age = now - (this.changed[index] ?? -FLASH);
       if (age < FLASH) {
         shines = true;
-        context.globalAlpha = 0.55 * (1 - age / FLASH);
+        context.globalAlpha = 0.3 * (1 - age / FLASH);
         context.fillStyle = shine;
         context.fill();
         context.globalAlpha = 1;

@@ -123,7 +123,7 @@ class Pane {
         const piece = choice?.delta?.content ?? choice?.text ?? "", idea = choice?.delta?.reasoning_content ?? "";
         if (piece || idea) {
           first ??= performance.now();
-          said.append(piece);
+          said.append(said.textContent ? piece : piece.trimStart());
           thought.append(idea);
           thought.hidden = !thought.textContent;
           this.log.scrollTop = this.log.scrollHeight;

@@ -25,8 +25,8 @@ export class Requests {
     const open = element("button", { type: "button", class: "link", "aria-haspopup": "dialog", onclick: () => showWhy(row.id) });
     const cancel = element("button", { type: "button", class: "small", "aria-label": `Cancel ${row.id}`, onclick: () => this.#cancel(row) }, "Cancel");
     return element("tr", {}, element("td", {}, open), element("td", { class: "of" }, element("span", { class: "swatch" }), element("span")),
-      element("td", { class: "keyed" }), element("td", { class: "n queued" }), element("td", { class: "n" }), element("td", { class: "n" }),
-      element("td", { class: "n" }), element("td", { class: "outcome" }, element("span", { class: "chip" }), cancel));
+      element("td", { class: "keyed" }), element("td", { class: "n queued" }), element("td", { class: "n" }), element("td", { class: "n counted" }),
+      element("td", { class: "n took" }), element("td", { class: "outcome" }, element("span", { class: "chip" }), cancel));
   }
 
   #fill(node, row, state) {
