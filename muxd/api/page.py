@@ -9,7 +9,7 @@ from muxd.api.context import context
 from muxd.api.guard import check_actions, may_operate
 from muxd.api.sse import SSE, EventStream
 from muxd.errors import NotFound
-from muxd.watch.files import INDEX, File, page_files
+from muxd.watch.files import INDEX, PageFile, page_files
 
 # Nothing but our own files, nobody's frame, and no form: what a model has said can load and send nothing.
 _POLICY = (
@@ -40,7 +40,7 @@ async def page_file(request: web.Request) -> web.Response:
     return _answer(request, found)
 
 
-def _answer(request: web.Request, file: File) -> web.Response:
+def _answer(request: web.Request, file: PageFile) -> web.Response:
     headers = _HEADERS | {"ETag": file.etag}
     if request.headers.get("If-None-Match") == file.etag:
         return web.Response(status=304, headers=headers)

@@ -27,8 +27,8 @@ from muxd.engine.actions import (
     WorkerReady,
 )
 from muxd.engine.flight import Flight
+from muxd.engine.kept import Kept
 from muxd.engine.lane import Lane
-from muxd.engine.ring import Ring
 from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.slo import Outcome
 from muxd.engine.timeline import Timeline
@@ -59,7 +59,7 @@ class Journal:
         self._began = now
         self._clocks: dict[str, ReasonClock] = {}
         self._open: dict[int, OpenRequest] = {}
-        self.finished: Ring[RequestTimes] = Ring(FINISHED)
+        self.finished: Kept[RequestTimes] = Kept(FINISHED)
 
     # ---- writing ----------------------------------------------------------------------------------
 

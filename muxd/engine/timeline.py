@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Mapping
 
 from muxd.engine.flight import Flight
+from muxd.engine.kept import Kept
 from muxd.engine.lane import Lane
-from muxd.engine.ring import Ring
 from muxd.engine.trace import Mark, Sample, Span, Trace
 from muxd.pool.ledger import Ledger
 
@@ -23,8 +23,8 @@ class Timeline:
 
     def __init__(self, lanes: Mapping[str, Lane], ledger: Ledger):
         self._lanes, self._ledger = lanes, ledger
-        self.spans: Ring[Span] = Ring(_SPANS)  # of batches that are over
-        self.marks: Ring[Mark] = Ring(_MARKS)
+        self.spans: Kept[Span] = Kept(_SPANS)  # of batches that are over
+        self.marks: Kept[Mark] = Kept(_MARKS)
         kept = _COUNTS // (3 + 3 * max(1, len(lanes)))
         self._samples: deque[Sample] = deque(maxlen=max(100, min(10_000, kept)))
 

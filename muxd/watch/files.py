@@ -18,7 +18,7 @@ PAGE_TYPES = tuple(_TYPES.values())
 
 
 @dataclass(frozen=True)
-class File:
+class PageFile:
     """One of them. ``etag`` changes with the bytes."""
 
     body: bytes
@@ -27,12 +27,12 @@ class File:
 
 
 @cache
-def page_files() -> dict[str, File]:
+def page_files() -> dict[str, PageFile]:
     """By name; read once."""
     found = {}
     for one in files("muxd.watch").joinpath("page").iterdir():
         content_type = _TYPES.get("." + one.name.rpartition(".")[2])
         if content_type is not None:
             body = one.read_bytes()
-            found[one.name] = File(body, content_type, f'"{hashlib.sha256(body).hexdigest()[:16]}"')
+            found[one.name] = PageFile(body, content_type, f'"{hashlib.sha256(body).hexdigest()[:16]}"')
     return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from muxd.engine.ring import Ring
+from muxd.engine.kept import Kept
 from muxd.watch.changes import POINTS
 
 HISTORY_PERIOD = 5.0  # seconds
@@ -13,7 +13,7 @@ class History:
 
     def __init__(self, now: float, counts: Mapping[str, int]):
         self._last, self._before = (now, dict(counts)), (now, dict(counts))
-        self.rates: Ring[dict[str, float]] = Ring(POINTS)  # tokens a second of models that had any
+        self.rates: Kept[dict[str, float]] = Kept(POINTS)  # tokens a second of models that had any
 
     def sample(self, now: float, counts: Mapping[str, int]) -> None:
         """A period is over."""

@@ -14,6 +14,7 @@ from muxd.admin.schemas import LoadModel, PinModel, PolicyState, QuotaChange, Un
 from muxd.admin.server import AdminServer
 from muxd.config import Config, ModelConfig
 from muxd.errors import MuxdError
+from muxd.fleet.reload import Reloaded
 from muxd.fleet.reloader import Reloader, Source
 
 T = TypeVar("T")
@@ -255,9 +256,10 @@ def test_targets_that_the_file_has_now_reach_the_scheduler(bench: Bench, tmp_pat
     )
     reloader = Reloader(
         config=old, source=Source(file, {}), roster=roster, observer=service.observer, told={},
-        events=service.events, set_policy=service.set_policy, set_quota=lambda model: None,
+        wish=asyncio.Event(), events=service.events, set_policy=service.set_policy,
+        set_quota=lambda model: None,
     )  # fmt: skip
-    assert asyncio.run(reloader.reload()) == "configuration reloaded: note a.1, note b_2"
+    assert asyncio.run(reloader.reload()) == Reloaded(True, "configuration reloaded: note a.1, note b_2")
     configs = {name: lane.spec.config for name, lane in bench.unit.lanes.items()}
     targets = {name: (config.ttft_slo, config.tpot_slo) for name, config in configs.items()}
     assert targets == {"a.1": (0.0, 0.0), "b_2": (0.25, 0.05)}

@@ -33,6 +33,7 @@ from muxd.errors import MuxdError
 from muxd.fleet.accounts import place_of
 from muxd.fleet.catalog import Entry
 from muxd.fleet.events import Events
+from muxd.fleet.gate import Gate
 from muxd.fleet.site import Site
 from muxd.fleet.state import BecameReady, Loading, Spawned
 from muxd.messages import BatchDone, Decode, Prefill, Sampling
@@ -72,7 +73,7 @@ class PlayedHost:
         self.service = AdminService(
             feed=Feed(facts, self.clock), entries=self.entries, sites=self.sites, observer=self.observer,
             clock=self.clock, address=lambda: "played", stop=lambda: None, roster=nothing, config=Config(),
-            events=self.events, stopping=asyncio.Event(), replanner=nothing,
+            events=self.events, gate=Gate(), replanner=nothing, log_lines=nothing, reloaded=nothing,
         )  # fmt: skip
 
     def _site(self, name: str, models: list[str]) -> Site:

@@ -24,6 +24,7 @@ from muxd.engine.unit import Unit
 from muxd.fleet.accounts import place_of
 from muxd.fleet.catalog import Entry
 from muxd.fleet.events import Events
+from muxd.fleet.gate import Gate
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.roster import Roster
 from muxd.fleet.site import Site
@@ -80,7 +81,7 @@ class Bench:
             feed=Feed(self.facts, self.clock),
             entries=entries, sites=sites, observer=observer, clock=self.clock, address=lambda: "http://x",
             stop=lambda: None, roster=roster, config=Config(), events=self.events,
-            stopping=asyncio.Event(), replanner=nothing,
+            gate=Gate(), replanner=nothing, log_lines=nothing, reloaded=nothing,
         )  # fmt: skip
         for name in entries:
             self.unit.worker_ready(name)

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from muxd.engine.kept import Kept
 from muxd.engine.recent import Recent
-from muxd.engine.ring import Ring
 from muxd.engine.trace import Phase, Span
 from muxd.watch import changes
 from muxd.watch.changes import apply
@@ -94,12 +94,12 @@ def test_history_is_what_came_between_two_samples() -> None:
 
 
 @given(st.lists(st.integers()), st.integers(1, 10), st.integers(0, 20))
-def test_a_ring_gives_what_came_since(values: list[int], kept: int, since: int) -> None:
-    ring: Ring[int] = Ring(kept)
+def test_what_is_kept_gives_what_came_since(values: list[int], kept: int, since: int) -> None:
+    kept_values: Kept[int] = Kept(kept)
     for value in values:
-        ring.add(value)
-    assert ring.count == len(values)
-    assert ring.since(since) == values[max(since, len(values) - kept) :]
+        kept_values.add(value)
+    assert kept_values.count == len(values)
+    assert kept_values.since(since) == values[max(since, len(values) - kept) :]
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=60), st.floats(0.01, 1))

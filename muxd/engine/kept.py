@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Ring(Generic[T]):
+class Kept(Generic[T]):
     """``kept`` values at most. ``count``: how many there have ever been."""
 
     def __init__(self, kept: int):
