@@ -30,7 +30,10 @@ def config(root: Path) -> str:
     for seed, name in enumerate(("ada", "bob"), 1):
         folder = tiny_served(root / name, seed)
         spec = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(spec | {"max_position_embeddings": 4096}))
+        # No answer ends by itself: how long they run is the tests' to say.
+        changes = {"max_position_embeddings": 4096, "eos_token_id": None}
+        (folder / "config.json").write_text(json.dumps(spec | changes))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
         (folder / "chat_template.jinja").write_text(TEMPLATE)
         models += (
             f'[[model]]\nname = "{name}"\npath = "{folder}"\nttft_slo = 30.0\nquota = {{ min = "256K" }}\n'

@@ -111,6 +111,7 @@ class Pane {
       ? ["/v1/chat/completions", { messages: this.turns }]
       : ["/v1/completions", { prompt: text }];
     const began = performance.now();
+    const out = new Pieces(this.log, said, thought);
     let first = null, tokens = 0;
     try {
       const answer = await ask(path, { method: "POST", signal, headers: { "Content-Type": "application/json" },
@@ -123,14 +124,13 @@ class Pane {
         const piece = choice?.delta?.content ?? choice?.text ?? "", idea = choice?.delta?.reasoning_content ?? "";
         if (piece || idea) {
           first ??= performance.now();
-          said.append(said.textContent ? piece : piece.trimStart());
-          thought.append(idea);
-          thought.hidden = !thought.textContent;
-          this.log.scrollTop = this.log.scrollHeight;
+          out.add(piece, idea);
         }
         tokens = frame.usage?.completion_tokens ?? tokens;
       }
+      out.flush();
     } catch (error) {
+      out.flush();
       if (error.name !== "AbortError") said.append(element("span", { class: "error" }, error instanceof Refused ? error.message : "the answer broke off"));
       else said.append(element("span", { class: "hint" }, " (stopped)"));
     }
@@ -138,5 +138,35 @@ class Pane {
     const seconds = (performance.now() - (first ?? began)) / 1000;
     write(this.meter, first === null ? "no token" : `first token ${milliseconds(first - began)}` +
       (tokens > 1 ? ` · ${tokens} tokens · ${rate((tokens - 1) / seconds)} a second` : ""));
+  }
+}
+
+// Tokens come faster than a screen shows them: they are put onto the page once a frame.
+class Pieces {
+  constructor(log, said, thought) {
+    Object.assign(this, { log, said, thought, text: "", idea: "", begun: false, due: false });
+  }
+
+  add(text, idea) {
+    this.text += text;
+    this.idea += idea;
+    if (this.due) return;
+    this.due = true;
+    // A hidden page has no frames.
+    if (document.hidden) setTimeout(() => this.flush(), 200);
+    else requestAnimationFrame(() => this.flush());
+  }
+
+  flush() {
+    this.due = false;
+    const text = this.begun ? this.text : this.text.trimStart();
+    this.begun ||= text !== "";
+    if (text) this.said.append(text);
+    if (this.idea) {
+      this.thought.append(this.idea);
+      this.thought.hidden = false;
+    }
+    this.text = this.idea = "";
+    this.log.scrollTop = this.log.scrollHeight;
   }
 }
