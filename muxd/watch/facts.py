@@ -143,10 +143,10 @@ class Facts:
         """In memory of the device, on their way there, or in host memory."""
         found = []
         for name, supervisor in site.supervisors.items():
-            total = supervisor.entry.weight_bytes
-            if supervisor.life.state in (State.COLD, State.LOADING) and supervisor.read_bytes < total:
-                done = round(supervisor.read_bytes / total, 2)
-                found.append(WeightsView(name, total, "loading", done))
+            loading = supervisor.life.state in (State.COLD, State.LOADING)
+            if loading and supervisor.weights_bytes and supervisor.read < 1:
+                done = round(supervisor.read, 2)
+                found.append(WeightsView(name, supervisor.weights_bytes, "loading", done))
             elif supervisor.weights_bytes:
                 found.append(WeightsView(name, supervisor.weights_bytes, "resident"))
         parked = [one for one in self.entries.values() if one.shelved is not None and one.device == site.name]
