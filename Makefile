@@ -16,7 +16,7 @@ LONG := stand_in or interpreter or compile or slow
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help test-clients serve quick test test-all gpu roofline check format lock coverage demo bench churn chaos fuzz drawn clean
+.PHONY: help test-page test-clients serve quick test test-all gpu roofline check format lock coverage demo bench churn chaos fuzz drawn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-clients  other people's clients and published schemas against a live daemon"
 	@echo "make gpu     on a GPU host: doctor, GPU tests, probes, roofline, policies; PART=1 SECONDS=555 OUT=DIR QUICK=1"
 	@echo "make roofline  on a GPU host: kernels, steps and answers against what the GPU allows, and transformers"
+	@echo "make test-page  the page in a real browser: needs Chromium (Debian: apt install chromium)"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make format  ruff's formatter, and what ruff can mend"
 	@echo "make coverage  which lines and branches the tests of make test run, by room"
@@ -52,16 +53,21 @@ quick: $(VENV)/.dev check
 	@$(BIN)/python tests/quick.py
 
 test: $(VENV)/.dev demo check
-	$(PYTEST) -m "not gpu and not clients and (smoke or not ($(LONG)))"
+	$(PYTEST) -m "not gpu and not clients and not page and (smoke or not ($(LONG)))"
 
 test-all: $(VENV)/.dev demo
-	$(PYTEST) -m "not gpu and not smoke and not interpreter and ($(LONG))"
+	$(PYTEST) -m "not gpu and not page and not smoke and not interpreter and ($(LONG))"
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) -m interpreter tests/kernels/interpreted tests/bench/interpreted
 
 # Other people's clients and schemas, in an environment of their own, against a live daemon.
 test-clients: $(VENV)/.muxd demo $(CLIENTS)/.made
 	MUXD=$(abspath $(BIN)/muxd) $(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini \
 	  --rootdir tests/clients --confcutdir tests/clients tests/clients
+
+# Playwright from the registry drives the host's own Chromium. MUXD_SHOTS=FOLDER keeps pictures.
+test-page: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --group page
+	$(BIN)/python -m pytest -m page tests/page
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

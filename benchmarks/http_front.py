@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from muxd.admin.schemas import AdminService
 from muxd.api.app import make_app, make_runner
 from muxd.api.chunks import DONE, Chunks
 from muxd.api.metrics import HttpMetrics
@@ -120,8 +121,9 @@ class ScriptedServing:
     def ahead(self, request: Request) -> int | None:
         return None
 
-    async def unload(self, name: str) -> None:
-        """Nothing to unload."""
+    @property
+    def operator(self) -> AdminService:
+        raise AssertionError("nobody operates this")
 
     def _play(self, stream: TokenStream) -> Iterator[bool | None]:
         for token in self._script:

@@ -65,6 +65,9 @@ from muxd.link.daemon_end import DaemonEnd, private_directory
 from muxd.link.exits import STACKS
 from muxd.pool.arena import Arena
 from muxd.sizes import size
+from muxd.watch.facts import Facts
+from muxd.watch.feed import Feed
+from muxd.watch.history import History
 
 _log = logging.getLogger("muxd")
 
@@ -167,7 +170,7 @@ class Daemon:
 
     async def _serve(self, on_ready: Callable[[AdminService], None], keeper: Keeper | None) -> None:
         """Doors open, supervisors running, until ``stop``; then everything down, in the reverse order."""
-        report = self._make_report()
+        report = self.operator = self._make_report()
         self.reloader = reloader = self._make_reloader(report)
         async with AsyncExitStack() as stack:
             # The local door first: a second daemon hears who already runs, not that a port is taken.
@@ -177,6 +180,9 @@ class Daemon:
             runner = self._make_http()
             stack.push_async_callback(runner.cleanup)
             await self._open_http(runner)
+            stack.callback(report.feed.close)  # who watches is told before the door closes
+            counts = asyncio.create_task(report.feed.count(self.observer.tokens_out))
+            stack.callback(counts.cancel)
             if keeper is not None:
                 await keeper.take_up()
                 saves = asyncio.create_task(keeper.run())
@@ -336,8 +342,18 @@ class Daemon:
             popularity=self.popularity, clock=self.clock,
         )  # fmt: skip
 
+    def _make_feed(self) -> Feed:
+        now = self.clock.now()
+        facts = Facts(
+            entries=self.entries, sites=self.sites, observer=self.observer, events=self.events,
+            history=History(now, self.observer.tokens_out), clock=self.clock, wall=time.time,
+            address=lambda: self.address,
+        )  # fmt: skip
+        return Feed(facts, self.clock)
+
     def _make_report(self) -> DaemonService:
-        return DaemonService(roster=self.roster, config=self.config, entries=self.entries, sites=self.sites,
+        return DaemonService(feed=self._make_feed(),
+            roster=self.roster, config=self.config, entries=self.entries, sites=self.sites,
             observer=self.observer, clock=self.clock, address=lambda: self.address, stop=self.stop,
             readings=self.readings, events=self.events, gate=self.gate, log_lines=self.log_lines,
             replanner=self.replanner, reloaded=lambda: self.reloader.asked(), texts=self.texts,
@@ -373,10 +389,6 @@ class Daemon:
 
     def ahead(self, request: Request) -> int | None:
         return self.roster.ahead(request)
-
-    async def unload(self, name: str) -> None:
-        async for _ in self.roster.unload(name, now=False).watch():
-            pass
 
     def stop(self) -> None:
         """Begin the orderly end. May be called twice."""

@@ -6,6 +6,7 @@ Read by every file of this room; implemented by the engine's unit and, in tests,
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from muxd.admin.schemas import AdminService
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.fleet.gate import Taking
@@ -123,8 +124,9 @@ class Serving(Protocol):
     def ahead(self, request: Request) -> int | None:
         """How many requests for its model go first, 0 also while its prompt is computed; None after that."""
 
-    async def unload(self, name: str) -> None:
-        """Serve a model no more; returns when it is gone. Raises MuxdError where it cannot be."""
+    @property
+    def operator(self) -> AdminService:
+        """What an operator sees and does."""
 
 
 class Texts(Protocol):

@@ -25,6 +25,7 @@ from muxd.cli import (
     replan,
     simulate,
     tables,
+    top,
     workload,
 )
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, print_as, show
@@ -105,6 +106,7 @@ def stop(
 app.command()(explain.why)
 app.command()(explain.trace)
 app.command()(events.events)
+app.command()(top.top)
 app.command()(devices.devices)
 app.command()(controls.quota)
 app.command()(controls.policy)

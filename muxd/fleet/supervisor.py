@@ -103,6 +103,7 @@ class Supervisor:
         self._keep_queue = keep_queue
         self._weights: Region | None = None
         self._loaded = False  # all of them are there
+        self.read = 0.0  # the part of them that has been read
         self._keep = False  # they stay when the workers have ended
         self._phases: tuple[Phases, ...] = ("prefill", "decode") if split else ("both",)
         self._crew: Crew | None = None
@@ -267,13 +268,14 @@ class Supervisor:
             except MuxdError:
                 self.entry.shelved = shelved
                 raise
-            self._weights, self._loaded = shelved, True
+            self._weights, self._loaded, self.read = shelved, True, 1.0
             return
         self._weights = self._device.allocate(plan.bytes, "weights", copies)
 
         def advance(done: int) -> None:
             if self._stopping.is_set():
                 raise ModelNotReady(f"{self.entry.name} was stopped while it was being loaded")
+            self.read = done / (plan.bytes * len(parts))
             self._progress(self.entry.name, done, plan.bytes * len(parts))
 
         await filled(self._weights, parts, advance)

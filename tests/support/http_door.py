@@ -1,16 +1,18 @@
 """A scripted engine behind the real HTTP application: real TokenStreams, a real tokenizer."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import aiohttp
 
+from muxd.admin.schemas import UnloadModel
 from muxd.api.prepare import prepare
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.fleet.gate import Taking
+from muxd.fleet.steps import Step
 from muxd.messages import Pooling, TokenLogprob
 from muxd.text.library import TextModel
 from muxd.text.template import ChatTemplate
@@ -97,6 +99,7 @@ class Scripted:
         self.closing = asyncio.Event()
         self.submitted = asyncio.Event()
         self.play: Play = self.say("hello world")
+        self.operator: Any = self  # of what an operator may do it can unload
         self._tasks: set[asyncio.Future[Any]] = set()
         template = ChatTemplate(TEMPLATE, tokenizer.specials, "test")
         size, eos = tokenizer.vocab_size, tokenizer.eos
@@ -112,8 +115,9 @@ class Scripted:
     def ahead(self, request: Request) -> int | None:
         return self.places.pop(0) if self.places else None
 
-    async def unload(self, name: str) -> None:
-        self.by_name[name].state = "unloaded"
+    async def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]:
+        self.by_name[wanted.model].state = "unloaded"
+        yield Step(wanted.model, "unloaded")
 
     def open(self, view: View) -> TextModel:
         model = self.by_name[view.source.model]
