@@ -1,9 +1,10 @@
 """Fixtures for all rooms. Every test fails if it leaves a process or a memfd behind."""
 
 import contextlib
+import gc
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 # Before anything loads torch: threads that spin while they wait, of reference computations and of workers
 # under test, would take the cores that the tests beside them need.
@@ -32,6 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
     """A worker of pytest-xdist runs tests as a session without it does."""
     spread = bool(getattr(config.option, "tx", None)) and not hasattr(config, "workerinput")
     interrupts.install(workers=spread)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays, a million objects: garbage is neither looked for meanwhile, nor
+    among them later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
