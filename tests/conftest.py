@@ -103,8 +103,8 @@ def nothing_left_behind() -> Iterator[None]:
     """No process (child or orphan) and no memfd beyond those of wider fixtures."""
     running, memfds = leaks.running(), leaks.memfds()
     yield
-    # A process that is ending gets a moment; one that was never reaped stays listed and fails.
-    left = {pid for pid in leaks.processes(running) if not leaks.gone(pid, 2) or leaks.is_zombie(pid)}
+    # A process that is ending gets its time; one that was never reaped stays listed and fails.
+    left = {pid for pid in leaks.processes(running) if not leaks.gone(pid, 20) or leaks.is_zombie(pid, 20)}
     told = [leaks.describe(pid) for pid in left]
     leaks.kill(left)
     assert not told, f"processes left behind: {told}"

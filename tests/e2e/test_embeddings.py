@@ -97,7 +97,7 @@ def test_vectors_beside_answers(daemon: LiveDaemon, models: Models) -> None:
 
     asyncio.run(scene())
     assert daemon.admin.audit().fault == ""
-    with httpx.Client(base_url=daemon.url) as client:
+    with httpx.Client(base_url=daemon.url, timeout=60) as client:
         for body in (
             {"model": "encoder", "prompt": "a"},
             {"model": "decoder", "prompt": "a", "max_tokens": 2},
