@@ -29,10 +29,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "muxd.sock"
 
 
-def test_tables_for_people(path: Path) -> None:
-    with scripted(path):
-        models = muxctl("models", "--socket", str(path))
-        processes = muxctl("ps", MUXD_SOCKET=str(path))
+def test_tables_for_people(door: Path) -> None:
+    models = muxctl("models", "--socket", str(door))
+    processes = muxctl("ps", MUXD_SOCKET=str(door))
     assert (models.returncode, models.stderr) == (0, "")
     assert models.stdout.splitlines() == [
         "MODEL       STATE    SHARE   WEIGHTS   KV USED/MIN/MAX   RUN   WAIT   TTFT99   TOKENS   SINCE   "
@@ -156,24 +155,21 @@ def test_stop_gives_up_with_a_sentence(path: Path) -> None:
     ],
 )
 def test_load_unload_and_audit_in_words_and_exit_codes(
-    path: Path, arguments: str, code: int, out: str, err: str
+    door: Path, arguments: str, code: int, out: str, err: str
 ) -> None:
-    with scripted(path):
-        done = muxctl(*arguments.split(), MUXD_SOCKET=str(path))
+    done = muxctl(*arguments.split(), MUXD_SOCKET=str(door))
     assert (done.returncode, done.stdout) == (code, out), done.stderr
     assert done.stderr.startswith(err) if err else not done.stderr
 
 
-def test_a_name_alone_is_a_pulled_or_imported_folder(path: Path, tmp_path: Path) -> None:
+def test_a_name_alone_is_a_pulled_or_imported_folder(door: Path, tmp_path: Path) -> None:
     (tmp_path / "models" / "mine").mkdir(parents=True)
-    with scripted(path):
-        done = muxctl("load", "--name", "mine", MUXD_SOCKET=str(path), MUXD_HOME=str(tmp_path))
-        other = muxctl("load", "--name", "other", MUXD_SOCKET=str(path), MUXD_HOME=str(tmp_path))
+    done = muxctl("load", "--name", "mine", MUXD_SOCKET=str(door), MUXD_HOME=str(tmp_path))
+    other = muxctl("load", "--name", "other", MUXD_SOCKET=str(door), MUXD_HOME=str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "mine is ready.\n")
     assert (other.returncode, other.stdout) == (2, "")
 
 
-def test_load_in_json_is_its_last_step(path: Path) -> None:
-    with scripted(path):
-        done = muxctl("load", "good", "--json", MUXD_SOCKET=str(path))
+def test_load_in_json_is_its_last_step(door: Path) -> None:
+    done = muxctl("load", "good", "--json", MUXD_SOCKET=str(door))
     assert msgspec.json.decode(done.stdout, type=Step) == Step("good", "ready", 4 << 20, 4 << 20)
