@@ -50,10 +50,11 @@ quick: $(VENV)/.dev check
 	@$(BIN)/python tests/quick.py
 
 test: $(VENV)/.dev demo check
-	$(PYTEST) -m "not gpu and not clients and (smoke or not ($(LONG)))"
+	$(PYTEST) -m "not gpu and not clients and (smoke and not slow or not ($(LONG)))"
 
 test-all: $(VENV)/.dev demo
-	$(PYTEST) -m "not gpu and not smoke and not interpreter and ($(LONG))"
+	$(PYTEST) -m "not gpu and (slow or not smoke) and not interpreter and ($(LONG))"
+	MUXD_EXAMPLES=1 $(PYTEST) -m "hypothesis and not (gpu or $(LONG))"
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) -m interpreter tests/kernels/interpreted tests/bench/interpreted
 
 # Other people's clients and schemas, in an environment of their own, against a live daemon.

@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 from support import interrupts, leaks
+from support.examples import examples
 
 collect_ignore = ["clients"]  # they have an environment of their own: make test-clients
 
@@ -21,7 +22,8 @@ leaks.mark_environment()
 with contextlib.suppress(ImportError):  # a GPU host that can install nothing may lack it
     from hypothesis import settings
 
-    settings.register_profile("muxd", deadline=None)  # how long an example takes says how busy the machine is
+    # How long an example takes says how busy the machine is.
+    settings.register_profile("muxd", deadline=None, max_examples=examples(100))
     settings.load_profile("muxd")
 
 _CORES = os.sched_getaffinity(0)

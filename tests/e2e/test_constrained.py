@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.forms import PATTERNS, schemas
 from support.live import LiveDaemon, demo_config, demo_folder, live
 from support.tiny import tiny_served
-from support.where import EVERYWHERE, Where, on
+from support.where import EVERYWHERE, Where, on, place
 
 FREE: dict[str, Any] = {"prompt": "Tell me", "temperature": 0, "max_tokens": 60, "ignore_eos": True}
 MOST = 400
@@ -64,7 +64,7 @@ def asked_for(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, "strict": True}}
 
 
-@pytest.fixture(scope="module", params=["no", "yes"])
+@pytest.fixture(scope="module")
 def daemon(
     request: pytest.FixtureRequest, where: Where, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveDaemon]:
@@ -77,7 +77,12 @@ def daemon(
         yield daemon
 
 
-@on(*EVERYWHERE, smoke=True)
+@pytest.mark.parametrize(
+    ("where", "daemon"),
+    # On GPUs, whose SMs can be divided, each phase has a process of its own.
+    [place(name, split, smoke=split == "yes") for name in EVERYWHERE for split in ("no", "yes")],
+    indirect=True,
+)
 class TestRandomModels:
     @pytest.mark.parametrize("count", [24, pytest.param(200, marks=pytest.mark.slow)])
     def test_schemas_beside_answers_that_nothing_holds(self, daemon: LiveDaemon, count: int) -> None:
