@@ -31,6 +31,7 @@ from muxd.api.metrics import HttpMetrics
 from muxd.api.shapes import Answer
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
+from muxd.fleet.gate import Taking
 from muxd.messages import Pooling
 from muxd.text.sayings import Content
 from muxd.text.tokenizer import Tokenizer
@@ -99,7 +100,7 @@ class Model:
 class ScriptedServing:
     """Implements ``muxd.api.serving.Serving``: ``TOKENS`` tokens of WORDS, one a step."""
 
-    healthy = True
+    taking: Taking = "ok"
 
     def __init__(self, paced: Paced):
         tokenizer = make_tokenizer()
