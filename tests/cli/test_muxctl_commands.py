@@ -201,15 +201,14 @@ def test_load_in_json_is_its_last_step(door: Path) -> None:
     assert msgspec.json.decode(done.stdout, type=Step) == Step("good", "ready", 4 << 20, 4 << 20)
 
 
-def test_the_socket_may_stand_before_the_command(path: Path) -> None:
-    with scripted(path):
-        for before in (["--socket", str(path)], [f"--socket={path}"]):
-            done = muxctl(*before, "keys", MUXD_SOCKET="/nowhere")
-            assert done.stdout.splitlines() == [
-                "KEY     MODELS        ACTIONS   AT ONCE   WEIGHT",
-                "alice   *             yes       -         1",
-                "bob     gemma, smol*  no        4         0.5",
-            ], done.stderr
+def test_the_socket_may_stand_before_the_command(door: Path) -> None:
+    for before in (["--socket", str(door)], [f"--socket={door}"]):
+        done = muxctl(*before, "keys", MUXD_SOCKET="/nowhere")
+        assert done.stdout.splitlines() == [
+            "KEY     MODELS         ACTIONS   AT ONCE   WEIGHT",
+            "alice   *              yes       -         1",
+            "bob     gemma, smol*   no        4         0.5",
+        ], done.stderr
 
 
 def test_a_shell_completes_commands(path: Path) -> None:

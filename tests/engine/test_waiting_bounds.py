@@ -1,6 +1,7 @@
 """How long a prompt or a stream can wait under mux: the bounds of engine/design.md."""
 
 import itertools
+from functools import cache
 
 import pytest
 from support.bench_unit import BenchUnit
@@ -24,6 +25,7 @@ def stream(unit: BenchUnit, model: str) -> None:
 D_TIMEOUT, P_BATCH, D_STEP = 0.2, 0.3, 0.25  # d, P and D of engine/design.md
 
 
+@cache  # whoever looks at it leaves it as it is
 def bounded(share: int) -> TimedUnit:
     """Six models that all want the device: prompts one after another, streams in between."""
 
