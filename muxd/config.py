@@ -74,10 +74,16 @@ class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[[device]]``: one of several devices, each with a pool of its own."""
 
-    name: str  # "cuda:0"; on the CPU "cpu:0", "cpu:1" ..., any numbers
+    # "cuda:0"; on the CPU "cpu:0", "cpu:1" ..., any numbers; a mesh of several with "+" between
+    name: str
     cores: list[int] = msgspec.field(default_factory=list)  # CPU numbers of its own; none on a GPU
-    pool: str = ""  # as pool.bytes, which is the default
+    pool: str = ""  # as pool.bytes, which is the default; of a mesh on each member
     memory: str = ""  # pool and weights together take no more; empty: what the device has
+
+    @property
+    def members(self) -> list[str]:
+        """The devices that it is made of."""
+        return self.name.split("+")
 
 
 class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,7 +115,7 @@ class PlacementConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     replan: bool = True  # move models where the work has gone
     period: float = 5.0  # seconds between looks; rates are averaged over some twelve of them
-    least_gain: float = 0.03  # part of what is served now, where it changes, that a new plan must add
+    least_gain: float = 0.1  # part of what is served now, where it changes, that a new plan must add
     cooldown: float = 60.0  # seconds from one new plan to the next
     horizon: float = 300.0  # seconds in which the gain must be more than the moves cost
     profile: str = ""  # costs by `muxd profile`; empty: estimated from shapes and the device's peaks
@@ -182,6 +188,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     tool_parser: ToolParser = "auto"  # how its calls of tools are written; "none": they stay text
     reasoning: Reasoning = "auto"  # what it reasons between; "none": that stays in the content
     device: str = ""  # the [[device]] it runs on; empty: where the plan puts it
+    tp: int = 1  # devices that it is cut over, tensor parallel: all of a mesh's
     rate: float = 0.0  # requests a second expected of it, for the plan at the start; 0: as the others
     resident: Literal["demand", "always"] = "demand"  # "always": it never sleeps
 

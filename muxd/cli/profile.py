@@ -35,7 +35,12 @@ def profile(
         bool, typer.Option("--random", help="Random weights: FOLDER needs a config.json and no more.")
     ] = False,
     roofline: Annotated[
-        str, typer.Option(help="Compute for a100, h100, h200 or l40s from config.json instead of measuring.")
+        str,
+        typer.Option(
+            help="Compute from config.json instead of measuring, for a GPU by its name (h100, l4, rtx4090; "
+            "a name that is none lists all).",
+            metavar="GPU",
+        ),
     ] = "",
 ) -> None:
     """Measure prefill and decode of a model over batch, context and share. Takes about two minutes."""
@@ -99,7 +104,10 @@ def _measured(
     from muxd.cli.profiling import cells, measure, merged
     from muxd.cost.table import CostTable
     from muxd.device.choose import open_device
+    from muxd.errors import ConfigError
 
+    if "+" in where:
+        raise ConfigError(f"--device: {where} is a mesh; a profile is of one device")
     with (
         closing(open_device(where, key="--device")) as device,
         counting(f"Measuring {name}", cells(device) + PARTS * daemon) as advance,

@@ -10,6 +10,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from muxd.errors import ConfigError
 from muxd.messages import Dtype
 
 
@@ -30,20 +31,17 @@ class Writer(Protocol):
 
 
 class Region(Protocol):
-    """Device memory exported as a file descriptor. Holding it keeps the memory alive, nothing is mapped."""
+    """Device memory, as large on every member of its device. Holding it keeps the memory alive, nothing is
+    mapped."""
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
+        """Bytes on each member."""
         ...
 
     @property
-    def fd(self) -> int:
-        """Descriptor to pass to another process (SCM_RIGHTS); owned by the region."""
-        ...
-
-    def writer(self) -> Writer:
-        """For filling it. One at a time; blocking, so from a thread."""
+    def pieces(self) -> "tuple[Piece, ...]":
+        """What lies on each member, in their order; of one device the region itself."""
         ...
 
     @property
@@ -56,6 +54,19 @@ class Region(Protocol):
         ...
 
 
+class Piece(Region, Protocol):
+    """A region of one device, exported as a file descriptor."""
+
+    @property
+    def fd(self) -> int:
+        """Descriptor to pass to another process (SCM_RIGHTS); owned by the region."""
+        ...
+
+    def writer(self) -> Writer:
+        """For filling it. One at a time; blocking, so from a thread."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ClientView:
     """What a worker sees of its device: whether it is a client of MPS, and how many cores it has."""
@@ -65,7 +76,17 @@ class ClientView:
 
 
 class Device(Protocol):
-    """One place where models run."""
+    """One place where models run: a device, or a mesh of several, whose numbers are those of each."""
+
+    @property
+    def members(self) -> "tuple[Device, ...]":
+        """The devices that it is made of; one is made of itself."""
+        ...
+
+    def seat(self, ranks: int) -> "Device":
+        """Where in it a model of so many ranks lies: on all its members, or, of one rank, on one of them,
+        that with most room. Raises ConfigError for any other number."""
+        ...
 
     @property
     def name(self) -> str:
@@ -168,6 +189,13 @@ class Device(Protocol):
     def close(self) -> None:
         """Give up what was started for sharing; after all workers are gone. May be called twice."""
         ...
+
+
+def seat_alone(device: Device, ranks: int) -> Device:
+    """``Device.seat`` of a device that is no mesh."""
+    if ranks != 1:
+        raise ConfigError(f"model.tp: {device.name} is one device, and the model is to be cut over {ranks}")
+    return device
 
 
 def is_gpu(device: Device) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxd.device import cgroup
-from muxd.device.base import ClientView, HostWriter, Region
+from muxd.device.base import ClientView, Device, HostWriter, Piece, Region, seat_alone
 from muxd.device.budget import Budget
 from muxd.errors import ConfigError, OutOfMemory
 from muxd.messages import Dtype
@@ -45,6 +45,11 @@ class CpuRegion:
         if self._fd < 0:
             raise ValueError("region is closed")
         return self._fd
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """See ``device.base.Region.pieces``."""
+        return (self,)
 
     @property
     def closed(self) -> bool:
@@ -95,6 +100,15 @@ class Cpu:
         self.cores = cores or len(self.cpus) or available_cores()
         self.rungs = rungs(self.cores)
         self._budget = Budget(limit)
+
+    @property
+    def members(self) -> tuple[Device, ...]:
+        """See ``device.base.Device.members``."""
+        return (self,)
+
+    def seat(self, ranks: int) -> Device:
+        """See ``device.base.Device.seat``."""
+        return seat_alone(self, ranks)
 
     @property
     def memory(self) -> int:

@@ -69,6 +69,7 @@ def _work(setup: Setup, received: list[int], sock: socket.socket) -> Exit:
     from muxd.worker.growth import Growth
     from muxd.worker.loop import serve
     from muxd.worker.memory import map_regions
+    from muxd.worker.ranks import leave
     from muxd.worker.runner import Runner
 
     if setup.device != "cpu":
@@ -78,7 +79,7 @@ def _work(setup: Setup, received: list[int], sock: socket.socket) -> Exit:
     except (MuxdError, OSError) as error:
         log.error("set-up: %s", error)
         return Exit.BAD_SETUP
-    link = WorkerEnd(setup.link, setup.worker)
+    link = WorkerEnd(setup.link, setup.worker, follows=setup.rank > 0)
     try:
         began = time.monotonic()
         runner = Runner(setup, pool, weights)
@@ -87,7 +88,10 @@ def _work(setup: Setup, received: list[int], sock: socket.socket) -> Exit:
         warm = time.monotonic()
         took = loaded - began, warm - loaded
         link.send(Ready(setup.worker, os.getpid(), str(torch.__version__), *took, view.mps, view.sms))
-        return serve(link, runner, Growth(sock, space, setup.worker))
+        ended = serve(link, runner, Growth(sock, space, setup.worker))
+        if ended is Exit.OK:
+            leave()
+        return ended
     except MuxdError as error:
         link.send(Refused(setup.worker, error.message))
         return Exit.REFUSED

@@ -27,7 +27,7 @@ from muxd.config import ResidencyConfig
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.errors import MuxdError
-from muxd.fleet import crew, supervisor
+from muxd.fleet import crew, loading
 from muxd.fleet.catalog import Opened
 from muxd.messages import Sampling
 
@@ -334,7 +334,7 @@ def test_whatever_is_thrown_while_weights_are_read_is_told_and_tried_again(
 
     async def scene(played: Course) -> None:
         name = next(one for one in NAMES if one not in awake(played))
-        monkeypatch.setattr(supervisor, "fill", broken)
+        monkeypatch.setattr(loading, "fill", broken)
         one = await asked(played, name)
         assert one.outcome == "failed"
         assert f"{name} could not be woken: of a defect (MemoryError)" in one.error
@@ -374,7 +374,7 @@ def test_weights_are_read_by_a_thread_behind_everybody_and_nobody_else_gets_it()
 
     async def scene() -> None:
         own, found = nice(), list[int]()
-        await supervisor._behind(lambda region: found.append(nice()), cast(Any, None))
+        await loading._behind(lambda region: found.append(nice()), cast(Any, None))
         assert found == [min(19, own + 10)]
         assert nice() == await asyncio.to_thread(nice) == own
 

@@ -3,7 +3,7 @@ virtual clock, and end, stand still or cannot be forked whenever a test says so.
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -152,7 +152,7 @@ class Link:
         self._processes = processes
         self._hushed: set[str] = set()
 
-    def announce(self, worker: str, hearer: Hearer) -> None:
+    def announce(self, worker: str, hearer: Hearer, followers: Sequence[str] = ()) -> None:
         self.hearers[worker] = hearer
 
     def hush(self, worker: str) -> None:
