@@ -10,7 +10,7 @@ GPU_OPTIONS = $(if $(PART),--part $(PART)) $(if $(SECONDS),--seconds $(SECONDS))
   $(if $(PUBLISHED),--published $(PUBLISHED)) $(if $(QUICK),--quick)
 
 .DEFAULT_GOAL := help
-# What `make test` leaves to `make test-all`, but for the few marked smoke.
+# What `make test` leaves to `make test-all`, but for the few marked smoke. Properties are in both: MUXD_EXAMPLES.
 LONG := stand_in or interpreter or compile or slow
 # Side by side where nothing else wants the cores; tests that share a daemon, or pin cores, stay together.
 JOBS := 2
@@ -22,7 +22,7 @@ help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
 	@echo "make quick   checks, and the tests of what has changed since main: two minutes"
 	@echo "make test    environment, demo models, every check, and every test on the CPU: minutes"
-	@echo "make test-all  the tests that make test leaves out: stand-in, interpreter, compiler, churn"
+	@echo "make test-all  what make test leaves out: stand-in, interpreter, compiler, churn, all examples of properties"
 	@echo "make test-clients  other people's clients and published schemas against a live daemon"
 	@echo "make gpu     on a GPU host: doctor, GPU tests, probes, roofline, policies; PART=1 SECONDS=555 OUT=DIR QUICK=1"
 	@echo "make roofline  on a GPU host: kernels, steps and answers against what the GPU allows, and transformers"
@@ -53,10 +53,11 @@ quick: $(VENV)/.dev check
 	@$(BIN)/python tests/quick.py
 
 test: $(VENV)/.dev demo check
-	$(PYTEST) -m "not gpu and not clients and not page and (smoke or not ($(LONG)))"
+	$(PYTEST) -m "not gpu and not clients and not page and (smoke and not slow or not ($(LONG)))"
 
 test-all: $(VENV)/.dev demo
-	$(PYTEST) -m "not gpu and not page and not smoke and not interpreter and ($(LONG))"
+	$(PYTEST) -m "not gpu and not page and (slow or not smoke) and not interpreter and ($(LONG))"
+	MUXD_EXAMPLES=1 $(PYTEST) -m "hypothesis and not (gpu or $(LONG))"
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) -m interpreter tests/kernels/interpreted tests/bench/interpreted
 
 # Other people's clients and schemas, in an environment of their own, against a live daemon.

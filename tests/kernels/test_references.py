@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.kernel_cases import Shape, check_decode, check_prefill, paged, sampling_lines
 
 from muxd.kernels import (
@@ -165,7 +166,7 @@ HOST = st.builds(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(HOST, st.just(0.0) | st.floats(0.0001, 1), st.integers(0, 60), st.integers(0, 60), st.integers(0, 50))
 def test_sampling_reference_is_the_sampler_that_serves(
     host: Sampling, min_p: float, prompt: int, generated: int, seed: int

@@ -31,7 +31,7 @@ class Shared:
         """Nothing that the tests before were excused for may outlive the daemon."""
         ours = family(self._daemon) if self._daemon else set()
         self._end()
-        assert all(leaks.gone(pid, 5) for pid in ours), "processes left by a shared daemon"
+        assert all(leaks.gone(pid) for pid in ours), "processes left by a shared daemon"
 
     @contextmanager
     def lent(self) -> Iterator[LiveDaemon]:

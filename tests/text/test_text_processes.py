@@ -20,6 +20,7 @@ from support.tiny import byte_tokenizer
 
 from muxd.api.texts import MODULE
 from muxd.errors import BadRequest, ContextTooLong, ModelFolderError, MuxdError, TextBusy, TooLarge
+from muxd.text import pool as text_pool
 from muxd.text.library import Library, stamp
 from muxd.text.pool import TextLimits, TextPool
 from muxd.text.tokenizer import Tokenizer
@@ -39,6 +40,12 @@ def libuv_is_initialised() -> None:
 @pytest.fixture(autouse=True)
 def tests_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(hostile_texts.__file__).parents[1]))
+
+
+@pytest.fixture(autouse=True)
+def a_deadline_is_of_a_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its own seconds a job takes no more on a busy machine; by the clock it may take any number."""
+    monkeypatch.setattr(text_pool, "_BUSY", 1e6)
 
 
 @pytest.fixture
@@ -146,12 +153,13 @@ async def test_what_is_refused_there_is_raised_here(folder: Make, what: str) -> 
 async def test_a_template_that_never_ends_is_the_fault_of_its_request_only(folder: Make) -> None:
     """It gets a 400, its process is replaced, and other models are answered meanwhile and afterwards."""
     endless, good = folder("endless"), folder("good", PLAIN)
-    async with pool(hostile_texts.MODULE, processes=2, deadline=3.0) as texts:
+    async with pool(hostile_texts.MODULE, processes=2, deadline=2.0) as texts:
+        await asyncio.gather(*(texts.check(good.source) for _ in range(2)))  # both processes are there
         hanging = asyncio.create_task(texts.run(job("chat", chat("endless"), endless), "endless", 100))
-        answers = [await texts.run(job("chat", chat("good"), good), "good", 100) for _ in range(20)]
+        answers = [await texts.run(job("chat", chat("good"), good), "good", 100) for _ in range(10)]
         assert all(isinstance(answer, Prepared) for answer in answers)
         assert not hanging.done()
-        with pytest.raises(BadRequest, match="chat template took longer than 3 s") as refused:
+        with pytest.raises(BadRequest, match="chat template took longer than 2 s") as refused:
             await hanging
         assert refused.value.code == "chat_template_failed"
         assert texts.restarts == 1
@@ -160,7 +168,7 @@ async def test_a_template_that_never_ends_is_the_fault_of_its_request_only(folde
 
 async def test_a_suspect_never_has_all_processes(folder: Make) -> None:
     endless, good = folder("endless"), folder("good", PLAIN)
-    async with pool(hostile_texts.MODULE, processes=2, deadline=3.0) as texts:
+    async with pool(hostile_texts.MODULE, processes=2, deadline=0.5) as texts:
         with pytest.raises(BadRequest):
             await texts.run(job("chat", chat("endless"), endless), "endless", 100)
         many = [
@@ -177,7 +185,7 @@ async def test_a_template_that_never_compiles_is_refused_when_its_model_is_read(
     folder: Make, model: str
 ) -> None:
     """Jinja works out constants while it compiles."""
-    async with pool(processes=1, memory=1 << 29, deadline=1.0, module=hostile_texts.MODULE) as texts:
+    async with pool(processes=1, memory=1 << 29, deadline=0.5, module=hostile_texts.MODULE) as texts:
         with pytest.raises(ModelFolderError, match=f"the chat template of {model}"):
             await texts.check(folder(model).source)
         assert await texts.check(folder("good").source) == Checked(True, 5)
@@ -197,7 +205,7 @@ async def test_who_is_at_fault_depends_on_how_far_a_job_was(
 ) -> None:
     """A template is the model's, so trying again is no use; a text may find more room another time."""
     view, good = folder(model), folder("good")
-    async with pool(processes=1, memory=1 << 29, deadline=1.0, module=hostile_texts.MODULE) as texts:
+    async with pool(processes=1, memory=1 << 29, deadline=0.5, module=hostile_texts.MODULE) as texts:
         await texts.check(good.source)  # which waits for a process to start, however busy the machine is
         with pytest.raises(kind):
             await texts.run(job("chat", chat(model), view), model, 100)
@@ -228,7 +236,7 @@ async def test_signals_that_ask_for_nothing_it_has_do_not_end_it(folder: Make) -
 
 async def test_there_is_a_budget_of_bytes(folder: Make) -> None:
     endless, good = folder("endless"), folder("good", PLAIN)
-    async with pool(hostile_texts.MODULE, processes=2, deadline=2.0, budget=100_000) as texts:
+    async with pool(hostile_texts.MODULE, processes=2, deadline=1.5, budget=100_000) as texts:
         hanging = asyncio.create_task(texts.run(job("chat", chat("endless"), endless), "endless", 90_000))
         await asyncio.sleep(0)
         with pytest.raises(TextBusy, match="too much text") as refused:
