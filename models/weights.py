@@ -237,22 +237,24 @@ def _refuse_unknown(stored: dict[str, Stored], used: set[str], spec: ModelSpec) 
             )
 
 
-def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> None:
-    """Read and convert every tensor into the region of ``writer`` (at least ``plan.bytes`` bytes).
+def fill(plan: WeightPlan, writer: Writer) -> None:
+    """Read and convert every tensor into the region of ``writer`` (at least ``plan.bytes`` bytes). Raises
+    ModelFolderError."""
+    for _ in pieces(plan, writer):
+        pass
 
-    ``progress`` is called with the bytes of the region filled so far. Raises ModelFolderError.
-    """
+
+def pieces(plan: WeightPlan, writer: Writer) -> Iterator[int]:
+    """As ``fill``, in pieces of some milliseconds; yields how many bytes of the region each has filled."""
     for file, sealed in plan.seals.items():
         if seal(file) != sealed:
             raise ModelFolderError(
                 f"{file} is another file than when the model's folder was read: its tensors lie elsewhere; "
                 "`muxctl unload` the model and `muxctl load` it"
             )
-    done = 0
     for source in sorted(plan.sources, key=lambda s: (s.stored.file, s.stored.offset)):
         if source.form:
-            for nbytes in _pack(source, writer):
-                progress(done := done + nbytes)
+            yield from _pack(source, writer)
             continue
         dtype = source.dtype or plan.dtype
         itemsize, count = ITEM_BYTES[dtype], int(np.prod(source.stored.shape))
@@ -260,8 +262,7 @@ def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> N
             size = min(_CHUNK, count - first)
             into = writer.window(source.offset + first * itemsize, size * itemsize)
             _copy(source, first, into, size, dtype)
-            done += size * itemsize
-            progress(done)
+            yield size * itemsize
 
 
 def _copy(source: Source, first: int, into: NDArray[np.uint8], size: int, dtype: Dtype) -> None:

@@ -8,11 +8,8 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
-import threading
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -23,6 +20,7 @@ from muxd.engine.unit import Unit
 from muxd.errors import ModelNotReady, MuxdError, WorkerLost
 from muxd.fleet.catalog import Entry
 from muxd.fleet.crew import Crew, Ended
+from muxd.fleet.filling import filled
 from muxd.fleet.state import (
     AnnounceLost,
     AnnounceReady,
@@ -40,14 +38,13 @@ from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd
 from muxd.link.exits import Exit, explain
 from muxd.messages import BatchDone, BatchFailed, FromWorker, Phases, Ready, Refused, Setup, Unmapped
-from muxd.models.weights import WeightPlan, fill
+from muxd.models.weights import WeightPlan
 from muxd.pool.arena import Extent
 
 _log = logging.getLogger("muxd.fleet")
 
 START_TIMEOUT = 300.0  # seconds from spawn to ready
 STOP_GRACE = 5.0
-_NICE = 10  # of a thread that reads weights: a tenth of what a stream's threads get of a core that both want
 _LACKS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})  # the daemon's, not the model's
 
 Progress = Callable[[str, int, int], None]  # model, bytes done, bytes in all
@@ -80,7 +77,7 @@ class Supervisor:
         keep_queue: bool = False,
     ):
         """``split``: a process for each phase. ``spawns`` numbers all workers of the daemon: no two ever
-        have one identity. ``progress`` is called from another thread, ``faulted`` when a worker's fault has
+        have one identity. ``faulted`` when a worker's fault has
         reached all of the device; ``clear`` returns when new workers may be let onto it. ``extents``: what is
         lent to the pool now. ``keep_queue``: a start that fails for good tells no request, who started it has
         another place for them."""
@@ -251,20 +248,21 @@ class Supervisor:
             self._weights, self._loaded = shelved, True
             return
         self._weights = self._device.allocate(plan.bytes, "weights", copies)
-        done = 0
 
-        def advance(count: int) -> None:
-            nonlocal done
-            if self._stopping.is_set():
-                raise ModelNotReady(f"{self.entry.name} was stopped while it was being loaded")
-            done += count
+        def advance(done: int) -> None:
             self._progress(self.entry.name, done, plan.bytes)
 
-        def load(region: Region) -> None:
-            with region.writer() as writer:
-                fill(plan, writer, advance)
-
-        await _behind(load, self._weights)
+        reading = asyncio.create_task(filled(plan, self._weights, advance))
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait([reading, stop], return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                raise ModelNotReady(f"{self.entry.name} was stopped while it was being loaded")
+            await reading
+        finally:
+            stop.cancel()
+            if reading.cancel():
+                await asyncio.wait([reading])
         self._loaded = True
 
     def _explained(self, end: Died | Lacked) -> Died | Lacked:
@@ -362,22 +360,6 @@ class Supervisor:
             error = WorkerLost(f"{name}: {lost.reason}")
             _log.error("%s: %s; restarting in a moment", name, lost.reason)
         self._unit.worker_lost(name, error, final=lost.final, blameless=lost.blameless)
-
-
-async def _behind(work: Callable[[Region], None], region: Region) -> None:
-    """In a thread of its own that is behind everybody where cores are short: streams go on while a model is
-    loaded. It can never get back to where it was, so no other work may come to it."""
-    thread = ThreadPoolExecutor(1, "load", initializer=_stand_back)
-    try:
-        await asyncio.get_running_loop().run_in_executor(thread, work, region)
-    finally:
-        thread.shutdown(wait=False)
-
-
-def _stand_back() -> None:
-    """Linux keeps this by the thread."""
-    nice = os.getpriority(os.PRIO_PROCESS, 0)
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice + _NICE)
 
 
 def beside(plan: WeightPlan, device: Device, workers: int) -> int:

@@ -21,7 +21,7 @@ from muxd.messages import Dtype, WeightsName
 from muxd.models.packing import Packing
 from muxd.models.safetensors_index import read_header
 from muxd.models.spec import read_spec
-from muxd.models.weights import fill, plan
+from muxd.models.weights import fill, pieces, plan
 from muxd.worker.mapped import DTYPES, MappedWeights
 
 compiled = pytest.mark.skipif(bool(native.missing()), reason=native.missing())
@@ -43,7 +43,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 def loaded(folder: Path, dtype: Dtype) -> MappedWeights:
     layout = plan(folder, read_spec(folder), dtype)
     region = np.zeros(layout.bytes, dtype=np.uint8)
-    fill(layout, HostWriter(region), lambda done: None)
+    fill(layout, HostWriter(region))
     return MappedWeights(layout.tensors, torch.from_numpy(region))
 
 
@@ -122,12 +122,10 @@ def test_biases_are_stacked_as_their_matrices_are(tmp_path: Path) -> None:
     torch.testing.assert_close(found.double(), exact, atol=0.02, rtol=0.02)
 
 
-def test_progress_ends_at_all_bytes(original: Path) -> None:
+def test_pieces_are_all_bytes(original: Path) -> None:
     layout = plan(original, read_spec(original), "float32")
-    seen: list[int] = []
-    fill(layout, HostWriter(np.zeros(layout.bytes + 100, dtype=np.uint8)), seen.append)
-    assert seen == sorted(seen)
-    assert seen[-1] == sum(4 * int(np.prod(entry.shape)) for entry in layout.tensors)
+    seen = list(pieces(layout, HostWriter(np.zeros(layout.bytes + 100, dtype=np.uint8))))
+    assert sum(seen) == sum(4 * int(np.prod(entry.shape)) for entry in layout.tensors)
 
 
 def test_shards_give_the_same_region(folder: Path) -> None:
@@ -307,12 +305,12 @@ def test_values_beyond_float16_are_refused_not_made_infinite(folder: Path) -> No
     put(NORM, torch.full((96,), 1e6))(folder)
     layout = plan(folder, read_spec(folder), "float16")
     with pytest.raises(ModelFolderError, match=r"model\.norm\.weight: values leave the range of float16"):
-        fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)), lambda done: None)
+        fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)))
 
 
 def packs(folder: Path, weights: WeightsName, dtype: Dtype) -> None:
     layout = plan(folder, read_spec(folder), dtype, packing=Packing(weights))
-    fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)), lambda done: None)
+    fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)))
 
 
 @compiled
@@ -343,4 +341,4 @@ def test_a_file_that_shrinks_after_planning_is_noticed(folder: Path) -> None:
     layout = plan(folder, read_spec(folder), "float32")
     cut(folder)
     with pytest.raises(ModelFolderError, match="ended early"):
-        fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)), lambda done: None)
+        fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)))

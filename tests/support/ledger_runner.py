@@ -69,7 +69,7 @@ class LedgerRunner:
         spec, kind = read_spec(folder), self._kv_dtypes.get(model, "auto")
         layout = plan(folder, spec, "float32")
         weights = np.zeros(layout.bytes, dtype=np.uint8)
-        fill(layout, HostWriter(weights), lambda done: None)
+        fill(layout, HostWriter(weights))
         rows = blocks // spec.blocks_per_row
         self.row_tokens[model] = spec.tokens_per_row(block_bytes, kv_item_bytes("float32", kind))
         self.ledger.add_model(model, spec.blocks_per_row, rows, row_tokens=self.row_tokens[model])

@@ -23,7 +23,7 @@ from muxd.errors import BadRequest, ContextTooLong, ModelFolderError, MuxdError,
 from muxd.text.library import Library, stamp
 from muxd.text.pool import TextLimits, TextPool
 from muxd.text.tokenizer import Tokenizer
-from muxd.text.work import Answer, Checked, Elsewhere, Kind, Prepare, Prepared, Source, View, unpacked
+from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Source, View, unpacked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_descriptor_leak")]
 PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
@@ -88,7 +88,8 @@ def chat(model: str) -> dict[str, object]:
 async def test_a_conversation_comes_back_as_the_ids_of_its_rendering(folder: Make) -> None:
     view = folder("a", PLAIN)
     async with pool() as texts:
-        assert await texts.check(view.source) == Checked(True, 5)
+        checked = await texts.check(view.source, 256)
+        assert (checked.chat, checked.longest) == (True, 5)
         result = await texts.run(job("chat", chat("a"), view), "a", 100)
     assert isinstance(result, Prepared)
     ids = unpacked(result.prompts[0])
@@ -179,8 +180,8 @@ async def test_a_template_that_never_compiles_is_refused_when_its_model_is_read(
     """Jinja works out constants while it compiles."""
     async with pool(processes=1, memory=1 << 29, deadline=1.0, module=hostile_texts.MODULE) as texts:
         with pytest.raises(ModelFolderError, match=f"the chat template of {model}"):
-            await texts.check(folder(model).source)
-        assert await texts.check(folder("good").source) == Checked(True, 5)
+            await texts.check(folder(model).source, 256)
+        assert (await texts.check(folder("good").source, 256)).chat
 
 
 @pytest.mark.parametrize(
@@ -198,10 +199,10 @@ async def test_who_is_at_fault_depends_on_how_far_a_job_was(
     """A template is the model's, so trying again is no use; a text may find more room another time."""
     view, good = folder(model), folder("good")
     async with pool(processes=1, memory=1 << 29, deadline=1.0, module=hostile_texts.MODULE) as texts:
-        await texts.check(good.source)  # which waits for a process to start, however busy the machine is
+        await texts.check(good.source, 256)  # which waits for a process to start, however busy the machine is
         with pytest.raises(kind):
             await texts.run(job("chat", chat(model), view), model, 100)
-        await texts.check(good.source)
+        await texts.check(good.source, 256)
         assert isinstance(await texts.run(job("chat", chat("good"), good), "good", 100), Prepared)
         assert texts.restarts == 1
 
@@ -209,7 +210,7 @@ async def test_who_is_at_fault_depends_on_how_far_a_job_was(
 async def test_a_process_that_is_killed_while_it_waits_costs_nobody_a_request(folder: Make) -> None:
     view = folder("a", PLAIN)
     async with pool(processes=1) as texts:
-        await texts.check(view.source)
+        await texts.check(view.source, 256)
         os.kill(texts.pids[0], signal.SIGKILL)
         assert isinstance(await texts.run(job("chat", chat("a"), view), "a", 100), Prepared)
         assert texts.restarts == 1
@@ -218,7 +219,7 @@ async def test_a_process_that_is_killed_while_it_waits_costs_nobody_a_request(fo
 async def test_signals_that_ask_for_nothing_it_has_do_not_end_it(folder: Make) -> None:
     view = folder("a", PLAIN)
     async with pool(processes=1) as texts:
-        await texts.check(view.source)
+        await texts.check(view.source, 256)
         (pid,) = texts.pids
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT):
             os.kill(pid, number)
