@@ -29,6 +29,8 @@ from muxd.models.tensors import EMBED, HEAD, SIGHT, Wanted, harmless, headed, un
 _log = logging.getLogger("muxd.models")
 
 ALIGNMENT = 64  # a cache line, and what oneDNN and cuBLAS like
+_PACKED = 1 << 18  # elements packed at a time: what was read is in the second cache still
+_PIECE = 8 << 20  # bytes packed between two words of how far it is
 _CHUNK = 4 << 20  # elements converted at a time: bounds the scratch, and a window, to some tens of MiB
 
 
@@ -252,9 +254,12 @@ def pieces(plan: WeightPlan, writer: Writer) -> Iterator[int]:
                 f"{file} is another file than when the model's folder was read: its tensors lie elsewhere; "
                 "`muxctl unload` the model and `muxctl load` it"
             )
+    packed = [source for source in plan.sources if source.form]
+    # One for all: a page that a process has not touched yet costs as much as a copy.
+    scratch = np.empty(max(map(_pack_bytes, packed), default=0), dtype=np.uint8)
     for source in sorted(plan.sources, key=lambda s: (s.stored.file, s.stored.offset)):
         if source.form:
-            yield from _pack(source, writer)
+            yield from _pack(source, writer, scratch)
             continue
         dtype = source.dtype or plan.dtype
         itemsize, count = ITEM_BYTES[dtype], int(np.prod(source.stored.shape))
@@ -301,24 +306,42 @@ def _read(
     return raw
 
 
-def _pack(source: Source, writer: Writer) -> Iterator[int]:
-    """A matrix for the native step, some rows at a time; yields the bytes of each."""
+def _pack(source: Source, writer: Writer, scratch: NDArray[np.uint8]) -> Iterator[int]:
+    """A matrix for the native step, some rows at a time; yields the bytes of each. ``scratch``: at least
+    ``_pack_bytes``."""
     packed, (rows, columns) = native.library(), source.stored.shape
-    # Halves have a range, which only ``convert`` looks at; any other format takes what the file holds.
-    halves = source.form == "f16"
-    kind = source.form if halves else file_form(source.stored)
-    step, size = max(16, _CHUNK // columns // 16 * 16), packed.row_bytes(kind, columns)
-    block = packed.block_bytes(source.form, columns)
+    kind, step = _kind(source), _pack_rows(source)
+    size, block = packed.row_bytes(kind, columns), packed.block_bytes(source.form, columns)
+    done = 0
     for first in range(0, rows, step):
         count = min(step, rows - first)
-        raw = np.empty(count * size, dtype=np.uint8)
-        if halves:
+        raw = scratch[: count * size]
+        if kind == "f16":
             _copy(source, first * columns, raw, count * columns, "float16")
         else:
             _read(source, first * size, into=raw)
         window = writer.window(source.offset + first // 16 * block, -(-count // 16) * block)
         packed.pack(window, source.form, columns, raw, kind)
-        yield len(window)
+        done += len(window)
+        if done >= _PIECE:
+            yield done
+            done = 0
+    yield done
+
+
+def _kind(source: Source) -> str:
+    """What is packed. Halves have a range, which only ``convert`` looks at; any other format takes what the
+    file holds."""
+    return "f16" if source.form == "f16" else file_form(source.stored)
+
+
+def _pack_rows(source: Source) -> int:
+    return max(16, _PACKED // source.stored.shape[1] // 16 * 16)
+
+
+def _pack_bytes(source: Source) -> int:
+    rows, columns = source.stored.shape
+    return min(_pack_rows(source), rows) * native.library().row_bytes(_kind(source), columns)
 
 
 def _read_fully(readinto: Callable[[memoryview], int | None], view: memoryview) -> None:
