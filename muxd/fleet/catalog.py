@@ -19,11 +19,11 @@ from muxd.device.base import Region
 from muxd.engine.lane import Lane
 from muxd.engine.values import problem
 from muxd.errors import ModelFolderError, MuxdError
-from muxd.fleet.loras import read_loras, unread
+from muxd.fleet.loras import changed, read_loras, unread, without
 from muxd.fleet.state import Life, State
 from muxd.messages import Pooling, dtype_of
 from muxd.models.generation import read_generation
-from muxd.models.lora import with_loras
+from muxd.models.lora import with_loras, without_loras
 from muxd.models.packing import packing_for
 from muxd.models.pooling import read_pooling
 from muxd.models.spec import ModelSpec, read_spec
@@ -96,6 +96,16 @@ class Opened:
         self.eos |= self._ends(set(checked.eos))
         self.chat, self.longest, self.thinking = checked.chat, checked.longest, checked.thinking
         self.pieces = pieces
+
+    def drop_changed(self) -> dict[int, str]:
+        """Adapters whose files are others than those that were read are served no more; which, by number, and
+        why. The base is what it was. Reads their headers."""
+        found = changed(self.loras, self.plan)
+        gone = {self.loras.numbers[name]: why for name, why in found.items()}
+        if gone:
+            self.plan = without_loras(self.plan, gone)
+            self.loras = without(self.loras, found)
+        return gone
 
     def _ends(self, named: set[int]) -> frozenset[int]:
         """What ends an answer by any file. Fine-tunes often say it in one and leave the base's in the others.

@@ -17,7 +17,7 @@ import msgspec
 from muxd.clock import Clock
 from muxd.device.base import ClientView, Device, Region
 from muxd.engine.unit import Unit
-from muxd.errors import ModelNotReady, MuxdError, WorkerLost
+from muxd.errors import ModelFolderError, ModelNotReady, MuxdError, WorkerLost
 from muxd.fleet.catalog import Entry
 from muxd.fleet.crew import Crew, Ended
 from muxd.fleet.filling import filled
@@ -235,8 +235,12 @@ class Supervisor:
 
     async def _load(self) -> None:
         """Weights from the folder into memory of ours. Raises MuxdError."""
-        assert self.entry.opened is not None
-        plan = self.entry.opened.plan
+        opened = self.entry.opened
+        assert opened is not None
+        if self.entry.shelved is None:
+            for number, why in (await asyncio.to_thread(opened.drop_changed)).items():
+                self._unit.refuse_adapter(self.entry.name, number, ModelFolderError(why))
+        plan = opened.plan
         copies = beside(plan, self._device, len(self._phases))
         if (shelved := self.entry.shelved) is not None:
             self.entry.shelved = None
