@@ -16,7 +16,7 @@ LONG := stand_in or interpreter or compile or slow
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help test-clients serve quick test test-all gpu roofline check format lock coverage demo bench churn fuzz clean
+.PHONY: help test-clients serve quick test test-all gpu roofline check format lock coverage demo bench churn chaos fuzz clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
@@ -33,6 +33,7 @@ help:
 	@echo "make demo    only fetch the demo models"
 	@echo "make bench   what the daemon costs beside a bare loop"
 	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads, fifteen of models that wake"
+	@echo "make chaos   a thousand faults under load, by a seed (MUXD_CHAOS, MUXD_CHAOS_SEED): half an hour"
 	@echo "make fuzz    damaged messages, samplings, HTTP bodies, folders and GGUF files; MUXD_FUZZ=100000 says how many"
 	@echo "make clean   remove the environment and caches (models stay)"
 
@@ -92,6 +93,10 @@ bench: $(VENV)/.dev demo
 churn: $(VENV)/.dev
 	MUXD_CHURN_SECONDS=600 $(BIN)/python -m pytest tests/e2e/test_churn.py -s --timeout 2400
 	MUXD_CHURN_SECONDS=900 $(BIN)/python -m pytest tests/e2e/test_churn_of_waking.py -s --timeout 2400
+
+MUXD_CHAOS ?= 1000
+chaos: $(VENV)/.dev
+	MUXD_CHAOS=$(MUXD_CHAOS) $(BIN)/python -m pytest tests/chaos -s
 
 # Of messages ten times as many: they cost the least.
 MUXD_FUZZ ?= 100000

@@ -32,6 +32,7 @@ from muxd.api.prepare import prepare
 from muxd.api.shapes import Answer
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
+from muxd.fleet.gate import Taking
 from muxd.messages import Pooling
 from muxd.text.library import TextModel
 from muxd.text.pieces import Pieces
@@ -106,7 +107,7 @@ class Model:
 class ScriptedServing:
     """Implements ``muxd.api.serving.Serving``: ``TOKENS`` tokens of WORDS, one a step."""
 
-    healthy = True
+    taking: Taking = "ok"
 
     def __init__(self, paced: Paced):
         self.tokenizer = tokenizer = make_tokenizer()

@@ -5,8 +5,8 @@
 One daemon, the two demo models: one streams without end; the other is loaded (from the page cache, with a
 tokenizer that nobody has seen: its file is another each time), put to sleep and asked for (its weights parked
 in host memory), again and again. Quiet seconds and seconds beside a load take turns, so what the machine does
-besides is in both, and how many cores that takes is printed. Printed for each step: the gaps between tokens of
-the stream in ms, by what the load was at; how much later a first token comes where the model has to wake.
+besides is in both; how many cores that takes is printed. Printed for each step: gaps between tokens of the
+stream in ms, by what the load was at; how much later a first token comes where the model has to wake.
 Before, with nothing streaming: what a load moves in GB/s beside plain copies of as much.
 """
 
@@ -158,8 +158,8 @@ async def first_token(url: str) -> float:
 
 
 def rates() -> dict[str, object]:
-    """GB/s: of a load's reading and packing into new memory, and of plain copies of as many bytes, into memory
-    that is there and into such new memory. The best of some passes each: others only make one slower."""
+    """GB/s: of a load's reading and packing into new memory, and of plain copies of as many bytes, into
+    memory that is there and into such new memory. The best of some passes: others only make one slower."""
     folder = home() / "models" / LOADED
     layout = plan(folder, read_spec(folder), None, packing=packing_for("file", "auto", None, gpu=False))
     source = np.ones(layout.bytes, dtype=np.uint8)
@@ -185,11 +185,8 @@ def rates() -> dict[str, object]:
         "load from the page cache": best(read),
     }
     share = found["load from the page cache"] / found["copy into new memory"]
-    return (
-        {"GB": round(layout.bytes / 1e9, 3)}
-        | {f"{name}, GB/s": round(rate, 2) for name, rate in found.items()}
-        | {"load / copy into new memory": round(share, 2)}
-    )
+    told: dict[str, object] = {f"{name}, GB/s": round(rate, 2) for name, rate in found.items()}
+    return told | {"GB": round(layout.bytes / 1e9, 3), "load / copy into new memory": round(share, 2)}
 
 
 async def measure(admin: AdminClient, folder: Path, rounds: int, seconds: float) -> dict[str, object]:

@@ -4,17 +4,20 @@ Made by ``muxd.daemon`` and handed to ``admin.server`` and to ``run``'s ``on_rea
 through the unit, on the daemon's own loop: it takes effect with the next decision.
 """
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 from typing import get_args
 
 from msgspec.structs import replace
 
 from muxd.admin.schemas import (
     Audit,
+    Drain,
+    Drained,
+    KeyInfo,
     LoadModel,
     ModelInfo,
     MoveModel,
@@ -27,6 +30,7 @@ from muxd.admin.schemas import (
     UnloadModel,
     WakeModel,
 )
+from muxd.api.keys import read_keys
 from muxd.config import Config, ModelConfig, Policy, QuotaConfig
 from muxd.config_load import with_model
 from muxd.engine.journal import FINISHED, newest
@@ -35,9 +39,13 @@ from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import BadRequest, ConfigError, MuxdError, NotFound
 from muxd.fleet.adapters import served
 from muxd.fleet.drop_ins import DropIns
-from muxd.fleet.events import Event, Events, until
+from muxd.fleet.events import Event, Events
+from muxd.fleet.gate import Gate
+from muxd.fleet.log_lines import LogLine, LogLines
 from muxd.fleet.proposal import Proposal
+from muxd.fleet.reload import Reloaded
 from muxd.fleet.replanner import Replanner
+from muxd.fleet.ring import until
 from muxd.fleet.roster import Roster
 from muxd.fleet.site import Site
 from muxd.fleet.steps import Step
@@ -56,8 +64,10 @@ class AdminService(Report):
     roster: Roster
     config: Config
     events: Events
-    stopping: asyncio.Event
+    gate: Gate
     replanner: Replanner
+    log_lines: LogLines
+    reloaded: Callable[[], Awaitable[Reloaded]]  # reads the configuration again
     drop_ins: DropIns | None = None  # None: muxd was started without a file
 
     # ---- quotas -----------------------------------------------------------------------------------
@@ -197,6 +207,26 @@ class AdminService(Report):
         except ConfigError as error:
             raise BadRequest(error.message) from None
 
+    async def drain(self, wanted: Drain) -> AsyncIterator[Drained]:
+        """Models stay where they are, and what runs is answered."""
+        self.gate.draining = not wanted.end
+        if wanted.end:
+            self.events.add("drain ended", detail="muxd takes requests again")
+        else:
+            self.events.add("draining", detail=f"{self._left()} requests are still answered")
+        yield Drained(self.gate.taking, self._left())
+        while self.gate.draining and (left := [unit for unit in self._units if not unit.idle]):
+            await left[0].empty()
+            yield Drained(self.gate.taking, self._left())
+
+    def _left(self) -> int:
+        requests = self.status().requests
+        return requests.running + requests.waiting
+
+    async def reload(self) -> AsyncIterator[Reloaded]:
+        """Once; what cannot be is told, not raised: nothing of it is the asker's mistake."""
+        yield await self.reloaded()
+
     def audit(self) -> Audit:
         """Takes a moment on a large pool; nothing else is served meanwhile."""
         faults = []
@@ -256,7 +286,25 @@ class AdminService(Report):
     def follow(self, model: str = "") -> AsyncIterator[Event]:
         """The same, and what comes, until muxd stops."""
         self._known(model)
-        return until(self.stopping, self.events.follow(model=model))
+        return until(self.gate.stopping, self.events.follow(model=model))
+
+    def keys(self) -> list[KeyInfo]:
+        """Of the file as it is now. Raises BadRequest where there is none, or it cannot be read."""
+        if not self.config.server.keys:
+            raise BadRequest("server.keys: not set, so whoever reaches the HTTP door may come in")
+        try:
+            found = read_keys(Path(self.config.server.keys)).values()
+        except ConfigError as error:
+            raise BadRequest(error.message) from None
+        return [KeyInfo(one.name, one.models, one.actions, one.max_concurrency, one.weight) for one in found]
+
+    def logged(self) -> list[LogLine]:
+        """The newest lines of the log."""
+        return self.log_lines.ring.since()
+
+    def follow_log(self) -> AsyncIterator[LogLine]:
+        """The same, and what comes, until muxd stops."""
+        return until(self.gate.stopping, self.log_lines.ring.follow())
 
     def _known(self, model: str) -> None:
         known = served(self.entries)

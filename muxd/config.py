@@ -22,6 +22,7 @@ Reasoning = Literal["auto", "none", "think", "mistral", "gemma"]
 MPS_CLIENTS = 48  # processes that may use one GPU at once (NVIDIA, Multi-Process Service, "Limitations")
 _SPARED = 4  # of them, for the workers that replace others and for whoever looks at the GPU
 
+LogFormat = Literal["text", "logfmt", "json"]
 Split = Literal["auto", "yes", "no"]
 Residents = Literal["worth", "lru", "one"]
 
@@ -41,6 +42,8 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_body: str = "8M"
     shutdown_grace: float = 10.0  # seconds that running streams get to end after SIGTERM
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: LogFormat = "text"  # logfmt and json: one line of fields for each event, for log programs
+    vllm_metrics: bool = False  # /metrics says the same again by vLLM's names
     device: str = "auto"  # "cpu", "cuda:0", or "auto": the first GPU where there is one
 
     @property

@@ -26,7 +26,7 @@ from muxd.admin.server import AdminServer
 from muxd.admin_service import AdminService as DaemonService
 from muxd.api.app import make_app, make_runner
 from muxd.api.guests import GuestSite, HttpLimits
-from muxd.api.listen import BACKLOG, is_local, listeners
+from muxd.api.listen import BACKLOG, handed, is_local, listeners
 from muxd.api.metrics import HttpMetrics
 from muxd.api.texts import text_pool
 from muxd.api.tls import Certificate
@@ -49,8 +49,10 @@ from muxd.fleet.catalog import Entry
 from muxd.fleet.descriptors import for_clients, raise_limit
 from muxd.fleet.drop_ins import DropIns
 from muxd.fleet.events import Events
+from muxd.fleet.gate import Gate, Taking
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.learnt import Keeper, file_of
+from muxd.fleet.log_lines import LogLines
 from muxd.fleet.planning import Planning
 from muxd.fleet.pool_sizes import counts_workers, pool_sizes, workers_budget
 from muxd.fleet.popularity import Popularity
@@ -102,7 +104,7 @@ class Daemon:
         self.observer = Observer(self.metrics, targets, self.popularity)
         self.events = Events(time.time)
         self.texts = text_pool(config.text)
-        self.stopping, self.asked_to_reload = asyncio.Event(), asyncio.Event()
+        self.gate, self.asked_to_reload = Gate(), asyncio.Event()
         self.address = ""
         self._told = notify.take()
 
@@ -110,6 +112,8 @@ class Daemon:
 
     async def live(self, on_ready: Callable[[AdminService], None], on_progress: Progress) -> int:
         self._on_signals()
+        self.log_lines = LogLines(asyncio.get_running_loop())
+        logging.getLogger().addHandler(self.log_lines)
         self.files = raise_limit()
         self.devices: dict[str, Device] = {}
         try:
@@ -124,6 +128,7 @@ class Daemon:
         finally:
             for opened in self.devices.values():
                 await asyncio.to_thread(opened.close)
+            logging.getLogger().removeHandler(self.log_lines)
         return 0
 
     def _open_device(self, config: DeviceConfig) -> None:
@@ -163,7 +168,7 @@ class Daemon:
     async def _serve(self, on_ready: Callable[[AdminService], None]) -> None:
         """Doors open, supervisors running, until ``stop``; then everything down, in the reverse order."""
         report = self._make_report()
-        reloader = self._make_reloader(report)
+        self.reloader = reloader = self._make_reloader(report)
         async with AsyncExitStack() as stack:
             # The local door first: a second daemon hears who already runs, not that a port is taken.
             admin = AdminServer(report, socket_path(self.config.server.socket))
@@ -189,7 +194,7 @@ class Daemon:
                 stack.callback(replan.cancel)
             announce = asyncio.create_task(self._announce(report, on_ready, reloader))
             stack.callback(announce.cancel)
-            await self.stopping.wait()
+            await self.gate.stopping.wait()
             notify.stopping(env=self._told)
             await self._drain(reloader.config.server.shutdown_grace)
             for one in kept:
@@ -209,7 +214,8 @@ class Daemon:
         max_body = size(self.config.server.max_body, key="server.max_body")
         server = self.config.server
         app = make_app(
-            self, max_body=max_body, metrics=HttpMetrics(self.registry), texts=self.texts, clock=self.clock,
+            self, max_body=max_body, metrics=HttpMetrics(self.registry, vllm_names=server.vllm_metrics),
+            texts=self.texts, clock=self.clock,
             limits=self._http_limits(), keys=Path(server.keys) if server.keys else None,
             cors_origins=server.cors_origins, allowed_hosts=[*server.hosts, *server.allowed_hosts],
             strict=server.strict,
@@ -235,7 +241,7 @@ class Daemon:
         tls = Certificate(server.tls_cert, server.tls_key, self.clock).context if server.tls_cert else None
         await runner.setup()
         try:
-            sockets = await asyncio.to_thread(listeners, server.hosts, server.port)
+            sockets = handed(self._told) or await asyncio.to_thread(listeners, server.hosts, server.port)
         except OSError as error:
             raise ConfigError(
                 f"server.port: cannot listen on {', '.join(server.hosts)}, port {server.port}: "
@@ -262,7 +268,7 @@ class Daemon:
             f"{states.count('ready')} of {len(states)} models ready on {self.address}", env=self._told
         )
         on_ready(report)
-        await reloader.run(self.asked_to_reload)
+        await reloader.run()
 
     def _on_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -337,8 +343,9 @@ class Daemon:
     def _make_report(self) -> DaemonService:
         return DaemonService(roster=self.roster, config=self.config, entries=self.entries, sites=self.sites,
             observer=self.observer, clock=self.clock, address=lambda: self.address, stop=self.stop,
-            readings=self.readings, events=self.events, stopping=self.stopping, replanner=self.replanner,
-            texts=self.texts, drop_ins=DropIns(self.source.file) if self.source else None,
+            readings=self.readings, events=self.events, gate=self.gate, log_lines=self.log_lines,
+            replanner=self.replanner, reloaded=lambda: self.reloader.asked(), texts=self.texts,
+            drop_ins=DropIns(self.source.file) if self.source else None,
             file=str(self.source.file.absolute()) if self.source else "",
         )  # fmt: skip
 
@@ -346,6 +353,7 @@ class Daemon:
         return Reloader(
             config=self.config, source=self.source, roster=self.roster, observer=self.observer,
             events=self.events, set_policy=report.set_policy, set_quota=report.give_quota, told=self._told,
+            wish=self.asked_to_reload,
             drop_ins=report.drop_ins,
         )  # fmt: skip
 
@@ -354,13 +362,14 @@ class Daemon:
     # ---- Serving (the HTTP door) ------------------------------------------------------------------
 
     @property
-    def healthy(self) -> bool:
-        return not self.stopping.is_set()
+    def taking(self) -> Taking:
+        return self.gate.taking
 
     def models(self) -> Mapping[str, Entry | Adapter]:
         return served(self.entries)
 
     def submit(self, request: Request) -> TokenStream:
+        self.gate.admit()
         return self.roster.submit(request)
 
     def ahead(self, request: Request) -> int | None:
@@ -372,4 +381,4 @@ class Daemon:
 
     def stop(self) -> None:
         """Begin the orderly end. May be called twice."""
-        self.stopping.set()
+        self.gate.stopping.set()

@@ -231,5 +231,13 @@ class ShuttingDown(MuxdError):
     retry_after = 5.0
 
 
+class Draining(MuxdError):
+    """An operator has the daemon take no new requests for a while."""
+
+    status = 503
+    code = "draining"
+    retry_after = 30.0
+
+
 class DaemonUnreachable(MuxdError):
     """muxctl could not reach the daemon; the message says what to start."""

@@ -21,6 +21,9 @@ from muxd.admin.schemas import (
     VERSION_HEADER,
     Audit,
     DeviceInfo,
+    Drain,
+    Drained,
+    KeyInfo,
     LoadModel,
     ModelInfo,
     MoveModel,
@@ -41,7 +44,9 @@ from muxd.config import home
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.errors import DaemonUnreachable, MuxdError
 from muxd.fleet.events import Event
+from muxd.fleet.log_lines import LogLine
 from muxd.fleet.proposal import Proposal
+from muxd.fleet.reload import Reloaded
 from muxd.fleet.steps import LAST, Step
 
 T = TypeVar("T")
@@ -117,9 +122,17 @@ class AdminClient:
 
     def replan(self, *, dry_run: bool = False) -> Proposal:
         """What the plan proposes; unless ``dry_run`` it has been carried out when this returns."""
-        for line in self._lines("POST", "/v0/replan", Replan(dry_run)):
-            return self._read(line, Proposal, "/v0/replan")
-        raise DaemonUnreachable(f"muxd at {self.path} ended meanwhile; see its log")
+        return self._last("/v0/replan", Replan(dry_run), Proposal)
+
+    def drain(self, *, end: bool = False) -> Iterator[Drained]:
+        """Have muxd take no new requests, and yield how many are left, at last none; ``end``: take them
+        again."""
+        for line in self._lines("POST", "/v0/drain", Drain(end)):
+            yield self._read(line, Drained, "/v0/drain")
+
+    def reload(self) -> Reloaded:
+        """Have the configuration read again; it is done, or refused, when this returns."""
+        return self._last("/v0/reload", None, Reloaded)
 
     def audit(self) -> Audit:
         return self._call("GET", "/v0/audit", Audit)
@@ -133,6 +146,18 @@ class AdminClient:
         route = f"/v0/events/follow?model={quote(model, safe='')}"
         for line in self._lines("GET", route, None):
             yield self._read(line, Event, route)
+
+    def keys(self) -> list[KeyInfo]:
+        return self._call("GET", "/v0/keys", list[KeyInfo])
+
+    def logs(self) -> list[LogLine]:
+        """The newest lines of the daemon's log, oldest first."""
+        return self._call("GET", "/v0/logs", list[LogLine])
+
+    def follow_logs(self) -> Iterator[LogLine]:
+        """The same, and those that come, until the daemon stops."""
+        for line in self._lines("GET", "/v0/logs/follow", None):
+            yield self._read(line, LogLine, "/v0/logs/follow")
 
     def why(self, id: str) -> list[RequestTimes]:
         """All choices of the answer with this id or ``x-request-id``."""
@@ -177,6 +202,12 @@ class AdminClient:
     def _call(self, method: str, route: str, answer: type[T], body: object = None) -> T:
         with self._asked(method, route, body) as response:
             return self._read(response.read(), answer, route)
+
+    def _last(self, route: str, body: object, answer: type[T]) -> T:
+        """Of an answer that takes its time and is one line."""
+        for line in self._lines("POST", route, body):
+            return self._read(line, answer, route)
+        raise DaemonUnreachable(f"muxd at {self.path} ended meanwhile; see its log")
 
     def _steps(self, route: str, body: object) -> Iterator[Step]:
         """The lines of an answer that takes its time. It breaks off if the daemon ends."""

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from muxd.admin.answers import SERVICE, answer, read, tell
 from muxd.admin.schemas import (
+    Drain,
     LoadModel,
     MoveModel,
     PinModel,
@@ -37,11 +38,16 @@ def routes() -> list[web.RouteDef]:
         web.post("/v0/pin", _pin),
         web.post("/v0/move", _move),
         web.post("/v0/replan", _replan),
+        web.post("/v0/drain", _drain),
+        web.post("/v0/reload", _reload),
         web.get("/v0/audit", _audit),
         web.get("/v0/why/{id:.+}", _why),
         web.get("/v0/trace", _trace),
         web.get("/v0/events", _events),
         web.get("/v0/events/follow", _follow),
+        web.get("/v0/keys", _keys),
+        web.get("/v0/logs", _logs),
+        web.get("/v0/logs/follow", _follow_log),
         web.post("/v0/stop", _stop),
     ]
 
@@ -107,6 +113,14 @@ async def _replan(request: web.Request) -> web.StreamResponse:
     return await tell(request, request.app[SERVICE].replan(await read(request, Replan)))
 
 
+async def _drain(request: web.Request) -> web.StreamResponse:
+    return await tell(request, request.app[SERVICE].drain(await read(request, Drain)))
+
+
+async def _reload(request: web.Request) -> web.StreamResponse:
+    return await tell(request, request.app[SERVICE].reload())
+
+
 async def _audit(request: web.Request) -> web.Response:
     return answer(request.app[SERVICE].audit())
 
@@ -125,6 +139,18 @@ async def _events(request: web.Request) -> web.Response:
 
 async def _follow(request: web.Request) -> web.StreamResponse:
     return await tell(request, request.app[SERVICE].follow(request.query.get("model", "")))
+
+
+async def _keys(request: web.Request) -> web.Response:
+    return answer(request.app[SERVICE].keys())
+
+
+async def _logs(request: web.Request) -> web.Response:
+    return answer(request.app[SERVICE].logged())
+
+
+async def _follow_log(request: web.Request) -> web.StreamResponse:
+    return await tell(request, request.app[SERVICE].follow_log())
 
 
 async def _stop(request: web.Request) -> web.Response:

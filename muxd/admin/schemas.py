@@ -11,7 +11,10 @@ from msgspec import Struct
 from muxd.config import ModelConfig
 from muxd.engine.trace import RequestTimes, Trace
 from muxd.fleet.events import Event
+from muxd.fleet.gate import Taking
+from muxd.fleet.log_lines import LogLine
 from muxd.fleet.proposal import Proposal
+from muxd.fleet.reload import Reloaded
 from muxd.fleet.steps import Step
 
 Role = Literal["daemon", "worker", "text"]  # "text": renders templates and tokenises
@@ -180,8 +183,31 @@ class MoveModel(Struct, frozen=True, forbid_unknown_fields=True):
     device: str
 
 
+class Drain(Struct, frozen=True, forbid_unknown_fields=True):
+    """Take no new requests; ``end``: take them again."""
+
+    end: bool = False
+
+
+class Drained(Struct, frozen=True):
+    """How many requests are still owed an answer. The last one said is 0, or of a drain that has ended."""
+
+    taking: Taking
+    left: int
+
+
 class Replan(Struct, frozen=True, forbid_unknown_fields=True):
     dry_run: bool = False  # only say what would be done
+
+
+class KeyInfo(Struct, frozen=True):
+    """An API key: who, never the key or its hash. ``max_concurrency`` 0: no limit."""
+
+    name: str
+    models: list[str]
+    actions: bool
+    max_concurrency: int
+    weight: float
 
 
 class Audit(Struct, frozen=True):
@@ -258,6 +284,10 @@ class AdminService(Protocol):
 
     def replan(self, wanted: Replan) -> AsyncIterator[Proposal]: ...
 
+    def drain(self, wanted: Drain) -> AsyncIterator[Drained]: ...
+
+    def reload(self) -> AsyncIterator[Reloaded]: ...
+
     def audit(self) -> Audit: ...
 
     def why(self, id: str) -> list[RequestTimes]: ...
@@ -267,5 +297,11 @@ class AdminService(Protocol):
     def happened(self, model: str = "") -> list[Event]: ...
 
     def follow(self, model: str = "") -> AsyncIterator[Event]: ...
+
+    def keys(self) -> list[KeyInfo]: ...
+
+    def logged(self) -> list[LogLine]: ...
+
+    def follow_log(self) -> AsyncIterator[LogLine]: ...
 
     def stop(self) -> None: ...

@@ -18,12 +18,12 @@ async def index(request: web.Request) -> web.Response:
 
 
 async def health(request: web.Request) -> web.Response:
-    """200 while muxd serves, 503 when it stops or every model has failed; each model's state. Also /ping, as
-    SageMaker asks for it."""
+    """200 while muxd takes requests, 503 when it stops, is drained, or every model has failed; each model's
+    state. Also /ping, as SageMaker asks for it."""
     serving = context(request).serving
     states = {name: model.state for name, model in serving.models().items()}
     failed = bool(states) and set(states.values()) == {"failed"}
-    status = "failed" if failed else "ok" if serving.healthy else "stopping"
+    status = "failed" if failed else serving.taking
     return json_response({"status": status, "models": states}, 200 if status == "ok" else 503)
 
 
@@ -32,7 +32,7 @@ async def ready(request: web.Request) -> web.Response:
     after one model."""
     serving = context(request).serving
     model = find_model(request, request.match_info["id"])
-    serves = serving.healthy and model.state in ("ready", "asleep", "waking")
+    serves = serving.taking == "ok" and model.state in ("ready", "asleep", "waking")
     return json_response({"status": model.state}, 200 if serves else 503)
 
 

@@ -52,7 +52,7 @@ class Keys:
 
     def __init__(self, path: Path, clock: Clock):
         self._path, self._clock = path, clock
-        self._stamp, self._known = _stamp(path), _read(path)
+        self._stamp, self._known = _stamp(path), read_keys(path)
         self._looked = clock.now()
         self._busy: Counter[str] = Counter()
 
@@ -86,7 +86,7 @@ class Keys:
             return
         self._stamp = stamp
         try:
-            self._known = _read(self._path)
+            self._known = read_keys(self._path)
         except ConfigError as error:
             _log.error("%s; the keys stay as they were", error.message)
         else:
@@ -116,7 +116,8 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _read(path: Path) -> dict[str, Key]:
+def read_keys(path: Path) -> dict[str, Key]:
+    """By hash. Raises ConfigError."""
     where = f"server.keys: {path}"
     try:
         found = msgspec.toml.decode(path.read_bytes(), type=_File).key

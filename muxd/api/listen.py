@@ -3,10 +3,14 @@
 import contextlib
 import errno
 import ipaddress
+import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from muxd.errors import ConfigError
 
 _LOCAL = "localhost"
+_FIRST_HANDED = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 BACKLOG = 4096  # connects that wait to be accepted; the kernel's net.core.somaxconn may be less
 
 
@@ -38,6 +42,25 @@ def listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
                 port = port or listener.getsockname()[1]
                 found.append(listener)
         undo.pop_all()
+    return found
+
+
+def handed(told: Mapping[str, str]) -> list[socket.socket]:
+    """The sockets that systemd listens on for us, by $LISTEN_FDS (sd_listen_fds(3)); none where it does not.
+    No child inherits them. Raises ConfigError for one that is no TCP socket."""
+    if told.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    found = []
+    for number in range(_FIRST_HANDED, _FIRST_HANDED + int(told.get("LISTEN_FDS", "0"))):
+        try:
+            os.set_inheritable(number, False)
+            one = socket.socket(fileno=number)
+        except OSError as error:
+            raise ConfigError(f"LISTEN_FDS: descriptor {number} is no socket: {error.strerror}") from None
+        found.append(one)
+        if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != socket.SOCK_STREAM:
+            raise ConfigError(f"muxd.socket: {one.getsockname()} is no TCP address; write ListenStream=PORT")
+        one.setblocking(False)
     return found
 
 

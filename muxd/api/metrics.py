@@ -6,14 +6,16 @@ One instance per registry, shared with ``muxd.engine.metrics.Metrics`` so that /
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from muxd.api.exposition import Exposition
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"})
 
 
 class HttpMetrics:
     """Labels are route patterns, known methods, statuses and served model names: all bounded."""
 
-    def __init__(self, registry: CollectorRegistry):
-        self._registry = registry
+    def __init__(self, registry: CollectorRegistry, *, vllm_names: bool = False):
+        self._shown = Exposition(registry, vllm_names)
         self._requests = Counter(
             "muxd_http_requests",
             "HTTP requests answered, by route pattern",
@@ -68,4 +70,4 @@ class HttpMetrics:
 
     def render(self) -> tuple[bytes, str]:
         """All series of the registry in text format 0.0.4, with the content type to send."""
-        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+        return generate_latest(self._shown), CONTENT_TYPE_PLAIN_0_0_4

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
+from muxd.fleet.gate import Taking
 from muxd.messages import Pooling
 from muxd.text.pieces import Pieces
 from muxd.text.work import Result, View, Work
@@ -108,7 +109,8 @@ class Serving(Protocol):
     """The engine, seen from the door."""
 
     @property
-    def healthy(self) -> bool: ...
+    def taking(self) -> Taking:
+        """Requests, or why not."""
 
     def models(self) -> Mapping[str, ServedModel]:
         """By served name, in the order to show them."""

@@ -1,6 +1,5 @@
 """One request's record: what the access log line says about it. Never prompt text, never a key."""
 
-import json
 import logging
 import re
 import secrets
@@ -8,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from muxd import logfmt
 from muxd.api.keys import Key
 
 access = logging.getLogger("muxd.access")
 
 Outcome = Literal["served", "refused", "cancelled", "failed"]
 _PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
-_PLAIN = re.compile(r"[\w./:@%+,-]+", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -56,7 +55,7 @@ def outcome_of(status: int) -> Outcome:
 
 
 def log_access(trace: Trace, *, method: str, path: str, status: int, now: float, quiet: bool) -> None:
-    """One logfmt line. ``quiet``: a probe (health, metrics), logged at debug."""
+    """One line, its fields for the forms of a log that know fields. ``quiet``: a probe, logged at debug."""
     level = logging.DEBUG if quiet else logging.INFO
     if not access.isEnabledFor(level):
         return
@@ -66,7 +65,7 @@ def log_access(trace: Trace, *, method: str, path: str, status: int, now: float,
         "path": path[:200],
         "status": status,
         "outcome": trace.outcome or outcome_of(status),
-        "ms": f"{(now - trace.started) * 1000:.1f}",
+        "ms": round((now - trace.started) * 1000, 1),
     }
     if trace.key is not None:
         fields["key"] = trace.key.name
@@ -77,13 +76,7 @@ def log_access(trace: Trace, *, method: str, path: str, status: int, now: float,
             "completion_tokens": trace.completion_tokens,
         }
     if trace.first_token is not None:
-        fields["ttft_ms"] = f"{(trace.first_token - trace.started) * 1000:.1f}"
+        fields["ttft_ms"] = round((trace.first_token - trace.started) * 1000, 1)
     if trace.finish:
         fields["finish"] = trace.finish
-    access.log(level, "%s", " ".join(f"{key}={_value(value)}" for key, value in fields.items()))
-
-
-def _value(value: object) -> str:
-    """logfmt: quoted where a space, a quote or anything unusual could break the line apart."""
-    text = str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+    access.log(level, "%s", logfmt.line(fields), extra={"fields": fields})

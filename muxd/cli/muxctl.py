@@ -16,7 +16,9 @@ from muxd.cli import (
     devices,
     events,
     explain,
+    installing,
     loading,
+    operating,
     plan,
     pulling,
     quality,
@@ -30,7 +32,10 @@ from muxd.cli.failing import fail, sentences
 from muxd.cli.program import Program
 from muxd.errors import DaemonUnreachable
 
-_HELP = "Look at a running muxd, steer and stop it; import model files. All that asks muxd takes --json."
+_HELP = """Look at a running muxd, steer and stop it; import model files. All that asks muxd takes --json.
+
+--socket PATH may also stand before the command. Exit codes: 0 done; 1 refused or failed, one sentence says
+why; 2 wrong usage; 78 a wrong configuration."""
 
 app = Program(PROGRAM, _HELP)
 
@@ -102,6 +107,12 @@ app.command()(loading.move)
 app.command()(pulling.pull)
 app.command()(pulling.rm)
 app.command()(replan.replan)
+app.command()(operating.reload)
+app.command()(operating.drain)
+app.command()(operating.logs)
+app.command()(operating.keys)
+app.command()(operating.completion)
+app.command(name="install-service")(installing.install_service)
 app.command()(simulate.simulate)
 app.command()(plan.plan)
 app.command()(quality.quality)

@@ -39,6 +39,7 @@ def serve(
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error (default: info).")
     ] = None,
+    log_format: Annotated[str | None, typer.Option(help="text, logfmt or json (default: text).")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Fetch two small models and serve them.")] = False,
 ) -> None:
     """Serve the models of a configuration until SIGTERM, Ctrl-C or `muxctl stop`. SIGHUP reads it again."""
@@ -47,13 +48,14 @@ def serve(
         "server.port": port,
         "server.socket": socket,
         "server.log_level": log_level,
+        "server.log_format": log_format,
         "pool.bytes": pool_bytes,
     }
     with sentences(_PROGRAM, config_code=EX_CONFIG):
         file = _file(config, demo)
         given = {key: value for key, value in flags.items() if value is not None}
         settings = load(file, flags=given)
-        logs.set_up(settings.server.log_level)
+        logs.set_up(settings.server.log_level, settings.server.log_format)
         code = _run(settings, file, given)
     raise typer.Exit(code)
 

@@ -34,6 +34,8 @@ Happening = Literal[
     "replan",
     "reload",
     "reload refused",
+    "draining",
+    "drain ended",
 ]
 State = Literal["waiting", "running"] | Outcome
 

@@ -301,6 +301,10 @@ class Unit:
 
     # ---- shutdown ---------------------------------------------------------------------------------
 
+    async def empty(self) -> None:
+        """Return when the unit has no request."""
+        await self._empty.wait()
+
     async def drain(self, grace: float) -> None:
         """Take no new requests; give the running ones ``grace`` seconds, then tell the rest why."""
         self._draining = True

@@ -3,14 +3,13 @@
 Model names and numbers only: no prompts, no token ids.
 """
 
-import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from msgspec import Struct
 
 from muxd.engine.trace import Happening, Mark
+from muxd.fleet.ring import Ring
 
 _log = logging.getLogger("muxd.events")
 
@@ -36,9 +35,7 @@ class Events:
 
     def __init__(self, wall: Callable[[], float]):
         self._wall = wall
-        self._kept: deque[Event] = deque(maxlen=KEPT)
-        self._count = 0
-        self._news = asyncio.Event()
+        self._ring: Ring[Event] = Ring(KEPT)
 
     def add(
         self,
@@ -49,12 +46,10 @@ class Events:
         numbers: Mapping[str, float] | None = None,
     ) -> None:
         """Remember it, and wake who follows."""
-        self._count += 1
-        self._kept.append(Event(self._count, self._wall(), kind, model, device, detail, dict(numbers or {})))
+        now, seen = self._wall(), dict(numbers or {})
+        self._ring.add(lambda number: Event(number, now, kind, model, device, detail, seen))
         if kind in _LOGGED:
             _log.info("%s", " ".join(word for word in (kind, model, device, detail) if word))
-        self._news.set()
-        self._news = asyncio.Event()
 
     def teller(self, device: str) -> Callable[[Mark], None]:
         """For the journal of the unit of ``device``; "" where it is the only one."""
@@ -67,29 +62,10 @@ class Events:
 
     def since(self, number: int = 0, model: str = "") -> list[Event]:
         """Those after ``number`` that are remembered; with ``model`` only its own."""
-        return [one for one in self._kept if one.number > number and model in ("", one.model)]
+        return [one for one in self._ring.since(number) if model in ("", one.model)]
 
     async def follow(self, number: int = 0, model: str = "") -> AsyncGenerator[Event, None]:
         """The same, and then every one that comes; a reader that is too slow misses the oldest."""
-        while True:
-            news = self._news
-            for one in self.since(number, model):
-                number = one.number
+        async for one in self._ring.follow(number):
+            if model in ("", one.model):
                 yield one
-            await news.wait()
-
-
-async def until(over: asyncio.Event, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
-    """Those that come before ``over`` is set."""
-    end = asyncio.ensure_future(over.wait())
-    try:
-        while True:
-            coming = asyncio.ensure_future(anext(events))
-            await asyncio.wait([coming, end], return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done():
-                coming.cancel()
-                await asyncio.wait([coming])
-                return
-            yield coming.result()
-    finally:
-        end.cancel()

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Mapping, MutableMapping
 
-_OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+_OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 def take(env: MutableMapping[str, str] = os.environ) -> dict[str, str]:
@@ -17,10 +17,14 @@ def take(env: MutableMapping[str, str] = os.environ) -> dict[str, str]:
     return {name: env.pop(name) for name in _OURS if name in env}
 
 
-def notify(*states: str, env: Mapping[str, str] = os.environ) -> bool:
+_PATIENCE = 1.0  # seconds that the loop which schedules may stand still for somebody who does not read
+
+
+def notify(*states: str, env: Mapping[str, str] = os.environ, patience: float = _PATIENCE) -> bool:
     """Send the assignments, such as ``"READY=1"``, in one datagram; True if somebody was told.
 
-    A service manager that cannot be reached is no reason to fail: the result is False then.
+    A service manager that cannot be reached, or does not read for ``patience`` seconds, is no reason to fail:
+    the result is False then.
     """
     where = env.get("NOTIFY_SOCKET", "")
     if not where.startswith(("/", "@")):
@@ -28,6 +32,7 @@ def notify(*states: str, env: Mapping[str, str] = os.environ) -> bool:
     # A leading "@" names an abstract socket, whose real address begins with a zero byte.
     address = "\0" + where[1:] if where.startswith("@") else where
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.settimeout(patience)
         try:
             sender.sendto("\n".join(states).encode(), address)
         except OSError:
@@ -61,7 +66,7 @@ def watchdog_period(env: Mapping[str, str] = os.environ) -> float | None:
 async def keep_watch(env: Mapping[str, str] = os.environ) -> None:
     """Signs of life from the loop that schedules, until cancelled: a loop that stands still is restarted."""
     while (period := watchdog_period(env)) is not None:
-        notify("WATCHDOG=1", env=env)
+        notify("WATCHDOG=1", env=env, patience=0)
         await asyncio.sleep(period)
 
 

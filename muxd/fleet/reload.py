@@ -53,6 +53,13 @@ class Edit(Struct, frozen=True):
         return f"{self.what} {self.model.name}"
 
 
+class Reloaded(Struct, frozen=True):
+    """What came of reading the configuration again, in a line. ``ok``: all that the file says now holds."""
+
+    ok: bool
+    summary: str
+
+
 def settings(old: Config, new: Config, where: Path | str) -> list[Setting]:
     """Those that differ. Raises ConfigError, naming all of them, where some cannot while muxd runs."""
     changed = list(_changed(old, new))

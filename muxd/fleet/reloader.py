@@ -6,7 +6,7 @@ Models come, go and move by the roster's roads, one at a time, and wait for what
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from muxd.fleet.catalog import Entry
 from muxd.fleet.drop_ins import DropIns
 from muxd.fleet.events import Events
 from muxd.fleet.operation import Operation
-from muxd.fleet.reload import Edit, Setting, edits, outcome, settings
+from muxd.fleet.reload import Edit, Reloaded, Setting, edits, outcome, settings
 from muxd.fleet.roster import Roster
 
 _log = logging.getLogger("muxd.fleet")
@@ -45,7 +45,7 @@ class Source:
 @dataclass(kw_only=True)
 class Reloader:
     """``config`` is what holds now. ``set_policy`` and ``set_quota`` are the operator's; ``told``: what
-    systemd has said."""
+    systemd has said; ``wish``: set whenever a reload is wanted, several during one are one."""
 
     config: Config
     source: Source | None
@@ -55,23 +55,36 @@ class Reloader:
     set_policy: Callable[[str], object]
     set_quota: Callable[[ModelConfig], object]
     told: Mapping[str, str]
+    wish: asyncio.Event
     drop_ins: DropIns | None = None
+    _waiting: list[asyncio.Future[Reloaded]] = field(default_factory=list)
 
-    async def run(self, asked: asyncio.Event) -> None:
-        """Reload whenever ``asked`` is set, until cancelled. Several wishes during one reload are one."""
+    async def asked(self) -> Reloaded:
+        """Reload, and tell what came of it. Cancelled, it is done all the same."""
+        told: asyncio.Future[Reloaded] = asyncio.get_running_loop().create_future()
+        self._waiting.append(told)
+        self.wish.set()
+        return await told
+
+    async def run(self) -> None:
+        """Reload whenever it is wished, until cancelled."""
         while True:
-            await asked.wait()
-            asked.clear()
+            await self.wish.wait()
+            self.wish.clear()
+            waiting, self._waiting = self._waiting, []
             notify.reloading(env=self.told)
             try:
-                summary = await self.reload()
+                came = await self.reload()
             except Exception as error:  # the daemon serves on
                 _log.exception("a defect while the configuration was reloaded")
-                summary = self._refused(f"a defect: {type(error).__name__}: {error}")
-            notify.ready(summary, env=self.told)
+                came = self._refused(f"a defect: {type(error).__name__}: {error}")
+            notify.ready(came.summary, env=self.told)
+            for one in waiting:
+                if not one.done():  # who asked may have gone
+                    one.set_result(came)
 
-    async def reload(self) -> str:
-        """Read, decide, do; what came of it, in a line."""
+    async def reload(self) -> Reloaded:
+        """Read, decide, do; what came of it."""
         try:
             new, todo = await self._wanted()
         except MuxdError as error:
@@ -85,12 +98,12 @@ class Reloader:
         if failed:
             _log.error("not all of the configuration could be had: %s", summary)
         self.events.add("reload", detail=summary)
-        return f"configuration reloaded: {summary}"
+        return Reloaded(not failed, f"configuration reloaded: {summary}")
 
-    def _refused(self, why: str) -> str:
+    def _refused(self, why: str) -> Reloaded:
         _log.error("configuration not reloaded, nothing has changed; mend it and send SIGHUP again: %s", why)
         self.events.add("reload refused", detail=why)
-        return f"configuration not reloaded: {why}"
+        return Reloaded(False, f"configuration not reloaded: {why}")
 
     # ---- what is refused, before anything is done -------------------------------------------------
 

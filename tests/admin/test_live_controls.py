@@ -30,7 +30,9 @@ from muxd.errors import MuxdError
 from muxd.fleet.accounts import place_of
 from muxd.fleet.catalog import Entry
 from muxd.fleet.events import Events
+from muxd.fleet.gate import Gate
 from muxd.fleet.gauges import Gauges
+from muxd.fleet.reload import Reloaded
 from muxd.fleet.reloader import Reloader, Source
 from muxd.fleet.roster import Roster
 from muxd.fleet.site import Site
@@ -76,7 +78,7 @@ class Bench:
         self.service = AdminService(
             entries=entries, sites=sites, observer=observer, clock=self.clock, address=lambda: "http://x",
             stop=lambda: None, roster=roster, config=Config(), events=Events(lambda: 0.0),
-            stopping=asyncio.Event(), replanner=nothing,
+            gate=Gate(), replanner=nothing, log_lines=nothing, reloaded=nothing,
         )  # fmt: skip
         for name in entries:
             self.unit.worker_ready(name)
@@ -334,9 +336,10 @@ def test_targets_that_the_file_has_now_reach_the_scheduler(bench: Bench, tmp_pat
     )
     reloader = Reloader(
         config=old, source=Source(file, {}), roster=roster, observer=service.observer, told={},
-        events=service.events, set_policy=service.set_policy, set_quota=lambda model: None,
+        wish=asyncio.Event(), events=service.events, set_policy=service.set_policy,
+        set_quota=lambda model: None,
     )  # fmt: skip
-    assert asyncio.run(reloader.reload()) == "configuration reloaded: note a.1, note b_2"
+    assert asyncio.run(reloader.reload()) == Reloaded(True, "configuration reloaded: note a.1, note b_2")
     configs = {name: lane.spec.config for name, lane in bench.unit.lanes.items()}
     targets = {name: (config.ttft_slo, config.tpot_slo) for name, config in configs.items()}
     assert targets == {"a.1": (0.0, 0.0), "b_2": (0.25, 0.05)}

@@ -187,7 +187,7 @@ async def test_host_pages(door: Door, serving: Scripted) -> None:
         assert (answer.status, (await answer.json())["status"]) == (503, "failed")
     for model in serving.by_name.values():
         model.state = "ready"
-    serving.healthy = False
+    serving.taking = "stopping"
     assert (await door.http.get("/health")).status == 503
     assert (await door.http.get("/health/base")).status == 503
     assert set(await (await door.http.get("/version")).json()) == {"version"}

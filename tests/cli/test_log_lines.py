@@ -1,6 +1,7 @@
 """What a log line looks like at a terminal and in the journal."""
 
 import io
+import json
 import logging
 import os
 import re
@@ -61,6 +62,40 @@ def test_the_journal_gets_levels_and_no_time_on_every_line(tmp_path: Path) -> No
     assert lines[:3] == ["<6>served", "<3>failed", "<3>Traceback (most recent call last):"]
     assert lines[-1] == "<3>ValueError: broken"
     assert all(line.startswith("<") for line in lines)
+
+
+def test_programs_get_one_line_of_fields_for_each_record() -> None:
+    for form in ("logfmt", "json"):
+        out = io.StringIO()
+        set_up("info", form, stream=out, env={})
+        log = logging.getLogger("muxd.x")
+        log.info("loaded %s", "a b")
+        log.info("%s", "the text of it", extra={"fields": {"id": "4f", "ms": 1.5}})
+        try:
+            raise ValueError("two\nlines")
+        except ValueError:
+            log.exception("failed")
+        lines = out.getvalue().splitlines()
+        assert len(lines) == 3
+        if form == "json":
+            plain, fields, failed = map(json.loads, lines)
+            assert (plain["level"], plain["logger"], plain["msg"]) == ("info", "muxd.x", "loaded a b")
+            assert (fields["id"], fields["ms"], "msg" in fields) == ("4f", 1.5, False)
+            assert failed["exception"].endswith("ValueError: two\nlines")
+        else:
+            assert lines[0].endswith(' level=info logger=muxd.x msg="loaded a b"')
+            assert lines[1].endswith(" level=info logger=muxd.x id=4f ms=1.5")
+            assert re.match(r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00 level=", lines[2])
+
+
+def test_fields_in_the_journal_carry_their_level(tmp_path: Path) -> None:
+    with (tmp_path / "journal").open("w+") as out:
+        set_up("info", "json", stream=out, env=journal_variable(tmp_path / "journal"))
+        logging.getLogger("muxd.x").warning("full")
+        out.flush()
+        (line,) = (tmp_path / "journal").read_text().splitlines()
+    assert line.startswith("<4>{")
+    assert json.loads(line[3:])["msg"] == "full"
 
 
 @pytest.mark.parametrize("value", ["", "1", "a:b", "0:0"])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,10 @@ def muxctl(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
         cwd="/",
         env={**os.environ, "COLUMNS": "200", **env},
     )
+
+
+def at(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
 @pytest.fixture
@@ -95,6 +100,10 @@ def test_version_of_both_and_of_one(path: Path) -> None:
         "move x y",
         "events",
         "replan",
+        "reload",
+        "drain",
+        "logs",
+        "keys",
     ],
 )
 def test_a_missing_daemon_is_one_sentence_and_exit_1(path: Path, verb: str) -> None:
@@ -152,6 +161,23 @@ def test_stop_gives_up_with_a_sentence(path: Path) -> None:
             "",
         ),
         ("unpin good", 0, "good may sleep where its place is needed.\n", ""),
+        ("reload", 1, "configuration not reloaded: muxd.toml: line 3\n", ""),
+        ("drain --end", 0, "muxd takes requests.\n", ""),
+        (
+            "drain",
+            0,
+            "All requests are answered: `muxctl drain --end` has muxd take new ones, "
+            "`muxctl stop` ends it.\n",
+            "2 left\n1 left\n",
+        ),
+        ("logs -n 1", 0, f"{at(1_700_000_002)} INFO    loaded smol\n", ""),
+        (
+            "logs -n 2 -f",
+            0,
+            f"{at(1_700_000_001)} WARNING slow  [2J\nTraceback\n{at(1_700_000_002)} INFO    loaded smol\n",
+            "",
+        ),
+        ("completion tcsh", 2, "", "muxctl: SHELL: 'tcsh' must be bash, zsh or fish\n"),
         ("status --audit", 1, "3 blocks lost: [7, 8, 9]\n", ""),
     ],
 )
@@ -177,3 +203,25 @@ def test_load_in_json_is_its_last_step(path: Path) -> None:
     with scripted(path):
         done = muxctl("load", "good", "--json", MUXD_SOCKET=str(path))
     assert msgspec.json.decode(done.stdout, type=Step) == Step("good", "ready", 4 << 20, 4 << 20)
+
+
+def test_the_socket_may_stand_before_the_command(path: Path) -> None:
+    with scripted(path):
+        for before in (["--socket", str(path)], [f"--socket={path}"]):
+            done = muxctl(*before, "keys", MUXD_SOCKET="/nowhere")
+            assert done.stdout.splitlines() == [
+                "KEY     MODELS        ACTIONS   AT ONCE   WEIGHT",
+                "alice   *             yes       -         1",
+                "bob     gemma, smol*  no        4         0.5",
+            ], done.stderr
+
+
+def test_a_shell_completes_commands(path: Path) -> None:
+    script = muxctl("completion", "bash").stdout
+    assert "complete -o default -F _muxctl_completion muxctl" in script
+    asked = {"_MUXCTL_COMPLETE": "complete_bash", "COMP_WORDS": "muxctl re", "COMP_CWORD": "1"}
+    program = "from muxd.cli.muxctl import app; app(prog_name='muxctl')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, **asked}
+    )
+    assert done.stdout.split() == ["replan", "reload"]

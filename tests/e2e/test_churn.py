@@ -9,155 +9,35 @@ strings, want several choices; workers are killed, a model is unloaded and loade
 import asyncio
 import json
 import os
-import random
-import re
-import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable
-from itertools import count, cycle
+from collections.abc import Coroutine, Iterable
+from itertools import cycle
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import aiohttp
 import pytest
-from support import leaks, tiny_models
-from support.churn import Asked, ask, clients, letters
-from support.churn_books import Judge, check_both_sides, series, why
+from support import leaks
+from support.churn import clients
+from support.churn_books import Judge, check_both_sides, series
+from support.churned import Churn, config, every_step, folders
 from support.live import LiveDaemon
-from support.tiny import tiny_served
 from support.where import Where, on
 
 from muxd.admin.schemas import LoadModel, QuotaChange, UnloadModel
-from muxd.errors import MuxdError
 
-T = TypeVar("T")
 SECONDS = float(os.environ.get("MUXD_CHURN_SECONDS", "25"))
 SEED = int(os.environ.get("MUXD_CHURN_SEED", "1"))
 POLICIES = ["temporal", "spatial", "fcfs", "round_robin", "mux"]
-PROMPT, ANSWER = 90, 60  # tokens at most
 MOST_TIES = 0.01  # of the streams compared
 KILL_EVERY = 16.0  # seconds, models in turn: five deaths of one within 120 would be final
 
 
-def folders(root: Path) -> dict[str, Path]:
-    """a and c: two layers, two KV heads of 16. b: Gemma's sliding windows and one KV head of 64."""
-    made = {"a": tiny_served(root / "a", 0), "b": root / "b", "c": tiny_served(root / "c", 5)}
-    tiny_models.gemma3(made["b"], head_dim=64, query_pre_attn_scalar=64)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(made["a"] / file, made["b"] / file)
-    return made
+class Trouble(Churn):
+    """Workers killed, a model unloaded and loaded, quotas and policies moved, each at its own pace."""
 
-
-def config(models: dict[str, Path]) -> str:
-    """300 blocks: a row holds 32 tokens of a and c, 8 of b. Short queues, so that some are refused."""
-    pool = '[pool]\nbytes = "1200K"\nblock_bytes = 4096\n'
-    scheduler = "[scheduler]\nlook_ahead = 8\nprefill_tokens = 96\nadapt_period = 1.0\n"
-    settings = 'dtype = "float32"\nmax_queue = 10\n'
-    return pool + scheduler + "".join(
-        f'[[model]]\nname = "{name}"\npath = "{path}"\n{settings}' for name, path in models.items()
-    )  # fmt: skip
-
-
-class Churn:
-    """One run. ``asked`` is all that clients ever sent, ``done`` counts what was done to the daemon."""
-
-    def __init__(self, daemon: LiveDaemon, models: dict[str, Path], session: aiohttp.ClientSession):
-        self.daemon, self.models, self.session = daemon, models, session
-        self.draw = random.Random(SEED)
-        self.asked: list[Asked] = []
-        self.done: Counter[str] = Counter()
-        self.states: dict[str, list[str]] = {}  # request -> how its choices ended, by the daemon's journal
-        self.prompts = {model: self._prompts() for model in models}
-        self.alone: dict[tuple[str, int], list[int]] = {}
-        self._letters = letters(models["a"])
-        self._ids = count()
-        self._over, self._open = asyncio.Event(), asyncio.Event()
-        self._open.set()
-        self._clients: set[asyncio.Task[Asked]] = set()
-
-    def _prompts(self) -> list[list[int]]:
-        """Every second one begins like the others of its kind, so that rows are shared."""
-        same = [self.draw.randrange(3, 250) for _ in range(64)]
-        own = [
-            [self.draw.randrange(3, 250) for _ in range(self.draw.randrange(4, PROMPT))] for _ in range(14)
-        ]
-        return [(same + ids)[:PROMPT] if i % 2 else ids for i, ids in enumerate(own)]
-
-    def request(self, model: str, index: int, tokens: int) -> Asked:
-        one = Asked(f"churn-{next(self._ids)}", model, self.prompts[model][index], index, tokens)
-        self.asked.append(one)
-        return one
-
-    async def run(self) -> None:
-        for model, prompts in self.prompts.items():
-            for index in range(len(prompts)):
-                one = await ask(self.session, self.request(model, index, ANSWER))
-                assert one.outcome == "served", (one.status, one.code)
-                self.alone[model, index] = one.answers[0]
-        asyncio.get_running_loop().call_later(SECONDS, self._over.set)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._arrive(group))
-            for trouble in (self._kill, self._come_and_go, self._move_quotas, self._change_policies):
-                group.create_task(trouble())
-        await self._settle()
-
-    async def _settle(self) -> None:
-        """All models there again, and nothing left of requests whose clients have gone."""
-        await self._flush()
-        self.daemon.admin.set_policy("mux")
-        if "c" not in self.daemon.workers():
-            list(self.daemon.admin.load(LoadModel("c")))
-        await self._flush()
-
-    async def _pause(self, seconds: float) -> bool:
-        """False when it is over."""
-        try:
-            await asyncio.wait_for(self._over.wait(), seconds)
-        except TimeoutError:
-            return True
-        return False
-
-    # ---- clients ----------------------------------------------------------------------------------
-
-    async def _arrive(self, group: asyncio.TaskGroup) -> None:
-        """In bursts, while the door is open."""
-        while await self._pause(self.draw.expovariate(8.0)):
-            await self._open.wait()
-            for _ in range(self.draw.choice([1, 1, 1, 1, 8])):
-                task = group.create_task(ask(self.session, self._someone()))
-                self._clients.add(task)
-                task.add_done_callback(self._clients.discard)
-
-    def _someone(self) -> Asked:
-        draw, model = self.draw, self.draw.choice(["a", "b", "b", "b", "c"])
-        index = draw.randrange(len(self.prompts[model]))
-        one = self.request(model, index, draw.randrange(1, ANSWER + 1))
-        one.n = draw.choice([1, 1, 1, 1, 2, 3])
-        one.stream = draw.random() < 0.7
-        if draw.random() < 0.2:
-            known = [self._letters[t] for t in self.alone[model, index] if t in self._letters]
-            one.stop = draw.choice(known or ["q"])
-        if draw.random() < 0.15:
-            one.cut = draw.randrange(1, 40) if one.stream else draw.uniform(0.01, 0.6)
-        return one
-
-    def expected(self, one: Asked) -> list[int]:
-        """What it gets if nothing comes between: the answer alone, up to its stop string."""
-        tokens = self.alone[one.model, one.index][: one.tokens]
-        shown = [self._letters.get(token) for token in tokens]
-        return tokens[: shown.index(one.stop) + 1] if one.stop and one.stop in shown else tokens
-
-    async def _flush(self) -> None:
-        """Behind whatever a model still computes for clients that have gone; then look how they all ended,
-        before the journal forgets it."""
-        for model in self.models:
-            await ask(self.session, self.request(model, 0, 1))
-        for one in self.asked:
-            if one.id not in self.states:
-                self.states[one.id] = await asyncio.to_thread(why, self.daemon, one.id)
-
-    # ---- trouble ----------------------------------------------------------------------------------
+    def troubles(self) -> Iterable[Coroutine[Any, Any, None]]:
+        return self._kill(), self._come_and_go(), self._move_quotas(), self._change_policies()
 
     async def _kill(self) -> None:
         await self._pause(5.0)
@@ -171,9 +51,9 @@ class Churn:
     async def _come_and_go(self) -> None:
         while await self._pause(self.draw.uniform(1, 4)):
             now = self.draw.random() < 0.5
-            await self._try("unloads", _all(self.daemon.admin.unload), UnloadModel("c", now))
+            await self._try("unloads", every_step(self.daemon.admin.unload), UnloadModel("c", now))
             await self._pause(self.draw.uniform(0.2, 1))
-            await self._try("loads", _all(self.daemon.admin.load), LoadModel("c"))
+            await self._try("loads", every_step(self.daemon.admin.load), LoadModel("c"))
 
     async def _move_quotas(self) -> None:
         """Guarantees and ceilings that leave room for the longest request, under any policy."""
@@ -193,18 +73,6 @@ class Churn:
             await self._flush()
             await self._try("policies", self.daemon.admin.set_policy, policy)
             self._open.set()
-
-    async def _try(self, what: str, call: Callable[[T], object], wanted: T) -> None:
-        """What is refused (busy, not there, no room) must be refused in words."""
-        try:
-            await asyncio.to_thread(call, wanted)
-            self.done[what] += 1
-        except MuxdError as error:
-            self.done[f"{what} refused: {re.sub('[0-9]+', 'N', error.message)[:60]}"] += 1
-
-
-def _all(call: Callable[[T], Iterable[object]]) -> Callable[[T], object]:
-    return lambda wanted: list(call(wanted))
 
 
 @pytest.mark.slow
@@ -240,10 +108,10 @@ def test_nothing_is_lost_doubled_or_left(where: Where, tmp_path: Path) -> None:
 
 async def _run(
     daemon: LiveDaemon, models: dict[str, Path]
-) -> tuple[Churn, str, dict[int, str], dict[int, str]]:
+) -> tuple[Trouble, str, dict[int, str], dict[int, str]]:
     before = leaks.descriptors(daemon.process.pid)
     async with clients(daemon.url) as session:
-        churn = Churn(daemon, models, session)
+        churn = Trouble(daemon, models, session, SECONDS, SEED)
         await churn.run()
         async with session.get("/metrics") as answer:
             text = await answer.text()

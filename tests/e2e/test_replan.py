@@ -81,7 +81,8 @@ def test_a_shift_of_popularity_moves_a_model_once_and_says_why(where: Where, tmp
         plan = next(one for one in told if one.kind == "replan" and "adopt" in one.detail)
         assert f"{moved.model} {places['a']} to {places['c']}" in plan.detail
         numbers = plan.numbers
-        assert numbers["rate of a"] + numbers["rate of b"] > 2.5 > numbers["rate of c"]
+        # Against each other: how many answers a second the pair gives depends on who else computes here.
+        assert numbers["rate of a"] + numbers["rate of b"] > numbers["rate of c"]
         assert numbers["gain"] > 0
         assert [one.kind for one in told].count("moving") == 1
         requests = daemon.status().requests

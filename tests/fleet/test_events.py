@@ -3,7 +3,8 @@
 import asyncio
 
 from muxd.engine.trace import Mark
-from muxd.fleet.events import KEPT, Events, until
+from muxd.fleet.events import KEPT, Events
+from muxd.fleet.ring import until
 
 
 def test_it_is_bounded_and_asked_by_model() -> None:

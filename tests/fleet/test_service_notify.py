@@ -51,6 +51,13 @@ def test_stopping_says_so(manager: Manager) -> None:
     assert receiver.recv(4096) == b"STOPPING=1\nSTATUS=stopping"
 
 
+def test_one_who_does_not_read_holds_nobody_up(manager: Manager) -> None:
+    _, env = manager
+    told = [notify.notify("WATCHDOG=1", env=env, patience=0) for _ in range(2000)]
+    assert (told[0], told[-1]) == (True, False)
+    assert not notify.notify("READY=1", env=env, patience=0.01)
+
+
 @pytest.mark.parametrize("where", [None, "", "not-absolute", "/nonexistent/socket"])
 def test_nobody_there_is_no_error(where: str | None) -> None:
     assert not notify.notify("READY=1", env={} if where is None else {"NOTIFY_SOCKET": where})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINKS = {"models": "models", "kernels": "triton_kernels"}
+LINKS = {"models": "models", "kernels": "triton_kernels", "cli/systemd": "systemd"}
 
 
 def tree() -> set[str]:
@@ -26,18 +26,20 @@ def tree() -> set[str]:
         f"muxd/{name}/{p.relative_to(ROOT / real).as_posix()}"
         for name, real in LINKS.items()
         for p in (ROOT / real).rglob("*")
-        if p.suffix in (".py", ".cpp", ".h")
+        if p.suffix in (".py", ".cpp", ".h", ".service", ".socket", ".conf")
     }
     return own | linked
 
 
 def through_link(path: Path) -> bool:
-    return path.relative_to(ROOT / "muxd").parts[0] in LINKS
+    return path.relative_to(ROOT / "muxd").as_posix().startswith(tuple(f"{name}/" for name in LINKS))
 
 
 def test_the_links_are_links_and_stay_inside() -> None:
     for name, real in LINKS.items():
-        assert (ROOT / "muxd" / name).readlink() == Path("..") / real
+        link = ROOT / "muxd" / name
+        assert not link.readlink().is_absolute()
+        assert link.resolve() == ROOT / real
 
 
 @pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed")

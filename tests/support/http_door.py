@@ -10,6 +10,7 @@ import aiohttp
 from muxd.api.prepare import prepare
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
+from muxd.fleet.gate import Taking
 from muxd.messages import Pooling, TokenLogprob
 from muxd.text.library import TextModel
 from muxd.text.pieces import Pieces
@@ -92,7 +93,7 @@ class Scripted:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.healthy = True
+        self.taking: Taking = "ok"
         self.requests: list[Request] = []
         self.texts: list[tuple[str, int]] = []
         self.streams: list[TokenStream] = []

@@ -16,6 +16,9 @@ from msgspec.structs import replace
 from muxd.admin.schemas import (
     Audit,
     DeviceInfo,
+    Drain,
+    Drained,
+    KeyInfo,
     LoadModel,
     ModelInfo,
     MoveModel,
@@ -37,7 +40,9 @@ from muxd.config import ModelConfig
 from muxd.engine.trace import Mark, RequestTimes, Sample, Span, Trace
 from muxd.errors import Busy, ModelFolderError, NotFound, OutOfMemory
 from muxd.fleet.events import Event
+from muxd.fleet.log_lines import LogLine
 from muxd.fleet.proposal import Proposal, ProposedModel
+from muxd.fleet.reload import Reloaded
 from muxd.fleet.steps import Step
 
 POOL = PoolStatus(bytes=1 << 30, block_bytes=8192, total_blocks=131072, free_blocks=98304, cached_blocks=100)
@@ -126,6 +131,14 @@ EVENTS = [
     Event(7, 1_700_000_000.0, "moving", "gemma", "cuda:0", "cuda:0 to cuda:1: by an operator"),
     Event(8, 1_700_000_060.5, "policy", "", "cuda:1", "fcfs"),
 ]
+
+
+LOG = [
+    LogLine(5, 1_700_000_000.0, "info", "loaded gemma"),
+    LogLine(6, 1_700_000_001.0, "warning", "slow \x1b[2J\nTraceback"),
+    LogLine(7, 1_700_000_002.0, "info", "loaded smol"),
+]
+KEYS = [KeyInfo("alice", ["*"], True, 0, 1.0), KeyInfo("bob", ["gemma", "smol*"], False, 4, 0.5)]
 
 
 PROPOSAL = Proposal(
@@ -229,6 +242,26 @@ class ScriptedService:
 
     async def replan(self, wanted: Replan) -> AsyncIterator[Proposal]:
         yield PROPOSAL
+
+    async def drain(self, wanted: Drain) -> AsyncIterator[Drained]:
+        if wanted.end:
+            yield Drained("ok", 1)
+            return
+        for left in (2, 1, 0):
+            yield Drained("draining", left)
+
+    async def reload(self) -> AsyncIterator[Reloaded]:
+        yield Reloaded(False, "configuration not reloaded: muxd.toml: line 3")
+
+    def keys(self) -> list[KeyInfo]:
+        return KEYS
+
+    def logged(self) -> list[LogLine]:
+        return LOG
+
+    async def follow_log(self) -> AsyncIterator[LogLine]:
+        for one in LOG:
+            yield one
 
     def happened(self, model: str = "") -> list[Event]:
         return [one for one in EVENTS if model in ("", one.model)]

@@ -1,0 +1,60 @@
+"""What happened, in order and bounded: the newest are kept, and whoever follows gets what comes."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Generic, Protocol, TypeVar
+
+
+class Numbered(Protocol):
+    @property
+    def number(self) -> int: ...
+
+
+T = TypeVar("T", bound=Numbered)
+U = TypeVar("U")
+
+
+class Ring(Generic[T]):
+    """Its things carry numbers that ascend without gaps. Used on one event loop."""
+
+    def __init__(self, kept: int):
+        self._kept: deque[T] = deque(maxlen=kept)
+        self._count = 0
+        self._news = asyncio.Event()
+
+    def add(self, make: Callable[[int], T]) -> None:
+        """Keep what ``make`` makes of its number, and wake who follows."""
+        self._count += 1
+        self._kept.append(make(self._count))
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def since(self, number: int = 0) -> list[T]:
+        """Those after ``number`` that are kept."""
+        return [one for one in self._kept if one.number > number]
+
+    async def follow(self, number: int = 0) -> AsyncGenerator[T, None]:
+        """The same, and then every one that comes; a reader that is too slow misses the oldest."""
+        while True:
+            news = self._news
+            for one in self.since(number):
+                number = one.number
+                yield one
+            await news.wait()
+
+
+async def until(over: asyncio.Event, things: AsyncIterator[U]) -> AsyncIterator[U]:
+    """Those that come before ``over`` is set."""
+    end = asyncio.ensure_future(over.wait())
+    try:
+        while True:
+            coming = asyncio.ensure_future(anext(things))
+            await asyncio.wait([coming, end], return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                coming.cancel()
+                await asyncio.wait([coming])
+                return
+            yield coming.result()
+    finally:
+        end.cancel()

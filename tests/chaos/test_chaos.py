@@ -1,0 +1,254 @@
+"""Faults one after another against a daemon that serves; at the end nothing is lost, doubled or left.
+
+Workers are killed, stopped and hang; text processes and the process that forks workers are killed; the daemon
+itself stands still; a model's files are gone while it is loaded; strangers send garbage to every socket that
+there is, and operators nonsense. Whatever is asked meanwhile ends in exactly one way, and what is answered is
+what the model answers alone. ``MUXD_CHAOS`` says how many faults (42 unless told, 1,000 for ``make chaos``),
+``MUXD_CHAOS_SEED`` draws another course. How long models were away is printed.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import statistics
+import time
+from collections import Counter
+from collections.abc import Coroutine, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import leaks
+from support.churn import ask, clients
+from support.churn_books import Judge, check_both_sides
+from support.churned import Churn, config, every_step, folders
+from support.live import LiveDaemon, live
+from support.shared import until
+
+from muxd.admin.schemas import LoadModel, PinModel, QuotaChange, UnloadModel
+
+FAULTS = int(os.environ.get("MUXD_CHAOS", "42"))
+SEED = int(os.environ.get("MUXD_CHAOS_SEED", "1"))
+SECONDS = 3.0  # for each fault at most, on a machine that does nothing else
+KILL_EVERY = 16.0  # seconds for each model: more deaths than that would be final
+HANG = 3.0  # seconds after which a batch is overdue: its worker hangs
+MOST_TIES = 0.01  # of the streams compared
+
+
+class Chaos(Churn):
+    """``away``: seconds from a worker's end until its model had another one."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.away: list[float] = []
+        self._killed = dict.fromkeys(self.models, -KILL_EVERY)  # when, by the clock of the loop
+
+    def troubles(self) -> Iterable[Coroutine[Any, Any, None]]:
+        return (self._faults(),)
+
+    async def _faults(self) -> None:
+        faults = [
+            self._kill, self._kill, self._hang, self._stand_still, self._daemon_stands_still,
+            self._kill_text, self._kill_zygote, self._files_gone, self._garbage_http, self._half_a_request,
+            self._garbage_admin, self._garbage_link, self._nonsense, self._move_quotas,
+        ]  # fmt: skip
+        rounds = [
+            fault for _ in range(FAULTS // len(faults) + 1) for fault in self.draw.sample(faults, len(faults))
+        ]
+        for fault in rounds[:FAULTS]:
+            await fault()
+            await self._pause(self.draw.expovariate(4.0))
+        self._over.set()
+
+    # ---- workers ----------------------------------------------------------------------------------
+
+    async def _kill(self) -> None:
+        await self._end(self.draw.choice([signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM]))
+
+    async def _hang(self) -> None:
+        """For ever: only the daemon's own patience ends it."""
+        await self._end(signal.SIGSTOP)
+
+    async def _end(self, number: signal.Signals) -> None:
+        if (found := self._victim()) is None:
+            self.done["nobody to kill"] += 1
+            return
+        model, pid = found
+        began = time.monotonic()
+        self._killed[model] = asyncio.get_running_loop().time()
+        os.kill(pid, number)
+        self.done[f"{number.name} of a worker"] += 1
+        if number is signal.SIGSTOP:
+            # It is found out by a batch that it does not compute.
+            self._ask_now(model)
+        await asyncio.to_thread(until, lambda: self.daemon.workers().get(model) not in (None, pid))
+        self.away.append(time.monotonic() - began)
+
+    def _ask_now(self, model: str) -> None:
+        task = asyncio.ensure_future(ask(self.session, self.request(model, 0, 4)))
+        self._clients.add(task)
+        task.add_done_callback(self._clients.discard)
+
+    def _victim(self) -> tuple[str, int] | None:
+        now, there = asyncio.get_running_loop().time(), self.daemon.workers()
+        may = [(model, pid) for model, pid in there.items() if now - self._killed[model] >= KILL_EVERY]
+        return self.draw.choice(may) if may else None
+
+    async def _stand_still(self) -> None:
+        """For less than anybody's patience."""
+        pid = self.draw.choice(list(self.daemon.workers().values()))
+        await self._stop_and_go(pid, 0.5)
+        self.done["a worker stood still"] += 1
+
+    # ---- the others -------------------------------------------------------------------------------
+
+    async def _daemon_stands_still(self) -> None:
+        await self._stop_and_go(self.daemon.process.pid, 0.5)
+        self.done["the daemon stood still"] += 1
+
+    async def _stop_and_go(self, pid: int, seconds: float) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(seconds)
+            os.kill(pid, signal.SIGCONT)
+
+    async def _kill_text(self) -> None:
+        texts = [row.pid for row in self.daemon.admin.ps() if row.role == "text"]
+        if texts:
+            os.kill(self.draw.choice(texts), signal.SIGKILL)
+            self.done["SIGKILL of a text process"] += 1
+
+    async def _kill_zygote(self) -> None:
+        for pid in self.daemon.workers().values():
+            zygote = leaks.parent(pid)
+            if zygote != self.daemon.process.pid:
+                os.kill(zygote, signal.SIGKILL)
+                self.done["SIGKILL of the zygote"] += 1
+                return
+
+    async def _files_gone(self) -> None:
+        """``c`` is loaded without its weights, which fails in words, and then with them."""
+        file = self.models["c"] / "model.safetensors"
+        await self._try("unloads", every_step(self.daemon.admin.unload), UnloadModel("c", now=True))
+        away = file.rename(file.with_suffix(".away"))
+        await self._try("loads without files", every_step(self.daemon.admin.load), LoadModel("c"))
+        away.rename(file)
+        await self._try("loads", every_step(self.daemon.admin.load), LoadModel("c"))
+
+    # ---- strangers --------------------------------------------------------------------------------
+
+    async def _garbage_http(self) -> None:
+        host, _, port = self.daemon.url.removeprefix("http://").partition(":")
+        sent = self.draw.choice([
+            self.draw.randbytes(400),
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS begins
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"POST /v1/embeddings HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+            b"\r\n" * 3000,
+        ])  # fmt: skip
+        await asyncio.to_thread(_send, (host, int(port)), sent)
+        self.done["garbage for HTTP"] += 1
+
+    async def _half_a_request(self) -> None:
+        host, _, port = self.daemon.url.removeprefix("http://").partition(":")
+        head = b"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5000\r\n\r\n{"
+        await asyncio.to_thread(_send, (host, int(port)), head)
+        self.done["half a request"] += 1
+
+    async def _garbage_admin(self) -> None:
+        await asyncio.to_thread(_send, str(self.daemon.socket), self.draw.randbytes(400))
+        self.done["garbage for the admin socket"] += 1
+
+    async def _garbage_link(self) -> None:
+        """To the sockets that workers speak over."""
+        for path in _link_sockets(self.daemon.process.pid):
+            await asyncio.to_thread(_send, path, self.draw.randbytes(400))
+            self.done["garbage for the link"] += 1
+
+    async def _nonsense(self) -> None:
+        admin = self.daemon.admin
+        await self._try("unloads", every_step(admin.unload), UnloadModel("nobody"))
+        await self._try("policies", admin.set_policy, "lifo")
+        await self._try("pins", admin.pin, PinModel("nobody", True))
+        await self._try("quotas", admin.set_quota, QuotaChange("a", "90%", "10%"))
+
+    async def _move_quotas(self) -> None:
+        change = QuotaChange(self.draw.choice("ab"), f"{self.draw.randrange(10)}%", "100%")
+        await self._try("quotas", self.daemon.admin.set_quota, change)
+
+
+def _send(where: tuple[str, int] | str, data: bytes) -> None:
+    """And hang up."""
+    family = socket.AF_UNIX if isinstance(where, str) else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as one, suppress(OSError):
+        one.settimeout(5)
+        one.connect(where)
+        one.sendall(data)
+
+
+def _link_sockets(pid: int) -> list[str]:
+    """Paths in the private folder of the daemon, which its workers are told of."""
+    own = {
+        link.removeprefix("socket:[").removesuffix("]")
+        for fd in Path(f"/proc/{pid}/fd").iterdir()
+        if (link := _target(fd)).startswith("socket:[")
+    }
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    paths = [row[7] for row in rows if len(row) > 7 and row[6] in own]
+    return [path for path in paths if "/muxd-" in path and "admin" not in path]
+
+
+def _target(fd: Path) -> str:
+    try:
+        return os.readlink(fd)
+    except FileNotFoundError:
+        return ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(FAULTS * SECONDS * 4 + 300)
+def test_whatever_is_done_to_it_the_daemon_serves_on(tmp_path: Path) -> None:
+    models = folders(tmp_path)
+    patience = f"[scheduler]\nbatch_timeout = {HANG}\nbatch_timeout_factor = 5.0\n"
+    text = config(models).replace("[scheduler]\n", patience)
+    with live(text, tmp_path) as daemon:
+        chaos, text, before, after = asyncio.run(_run(daemon, models))
+        judge = Judge(chaos)
+        judge.alone()
+        for one in chaos.asked:
+            judge.stream(one)
+        outcomes = Counter(one.outcome for one in chaos.asked)
+        away = sorted(chaos.away)
+        report = {
+            "outcomes": dict(outcomes),
+            "done": dict(chaos.done),
+            "streams compared": judge.compared,
+            "ties": judge.ties,
+            "seconds without a worker, median": statistics.median(away),
+            "seconds without a worker, p99": away[int(0.99 * len(away))],
+        }
+        print(json.dumps(report, indent=1))
+        assert not judge.wrong, judge.wrong[:3]
+        assert judge.ties <= MOST_TIES * judge.compared
+        check_both_sides(chaos, text)
+        books = daemon.admin.audit()
+        assert (books.fault, books.held_blocks) == ("", 0)
+        assert outcomes["served"]
+        assert len(daemon.workers()) == len(models)
+        assert len(after) <= len(before) + 2, sorted(after.values())
+        assert "CRITICAL" not in daemon.log
+
+
+async def _run(
+    daemon: LiveDaemon, models: dict[str, Path]
+) -> tuple[Chaos, str, dict[int, str], dict[int, str]]:
+    before = leaks.descriptors(daemon.process.pid)
+    async with clients(daemon.url) as session:
+        chaos = Chaos(daemon, models, session, FAULTS * SECONDS * 4, SEED)
+        await chaos.run()
+        async with session.get("/metrics") as answer:
+            text = await answer.text()
+    return chaos, text, before, leaks.descriptors(daemon.process.pid)
