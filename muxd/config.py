@@ -109,7 +109,7 @@ class PlacementConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     replan: bool = True  # move models where the work has gone
     period: float = 5.0  # seconds between looks; rates are averaged over some twelve of them
-    least_gain: float = 0.03  # part of what is served now, where it changes, that a new plan must add
+    least_gain: float = 0.1  # part of what is served now, where it changes, that a new plan must add
     cooldown: float = 60.0  # seconds from one new plan to the next
     horizon: float = 300.0  # seconds in which the gain must be more than the moves cost
     profile: str = ""  # costs by `muxd profile`; empty: estimated from shapes and the device's peaks

@@ -35,7 +35,12 @@ def profile(
         bool, typer.Option("--random", help="Random weights: FOLDER needs a config.json and no more.")
     ] = False,
     roofline: Annotated[
-        str, typer.Option(help="Compute for a100, h100, h200 or l40s from config.json instead of measuring.")
+        str,
+        typer.Option(
+            help="Compute from config.json instead of measuring, for a GPU by its name (h100, l4, rtx4090; "
+            "a name that is none lists all).",
+            metavar="GPU",
+        ),
     ] = "",
 ) -> None:
     """Measure prefill and decode of a model over batch, context and share. Takes about two minutes."""

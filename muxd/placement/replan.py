@@ -5,7 +5,7 @@ A new layout is adopted when all of these hold, and the decision says which did 
 * ``cooldown`` seconds have passed since models last moved: at most one such adoption in that time;
 * at the measured rates the meshes that change gain at least ``least_gain`` of their worth, however large the
   rest is (hysteresis: after an adoption the gain at the same rates is 0, so noise smaller than this moves
-  nothing; the one percent that speed is worth is smaller);
+  nothing; near its limit a mesh loses an eighth of its worth where a rate is 5 percent higher);
 * over ``horizon`` seconds the gain is more than what is not served while models move.
 
 Shares follow who sits where (``muxd.cost.shares``), so nobody decides over them. A present layout that no
@@ -30,7 +30,7 @@ Reason = Literal["adopt", "cooldown", "same", "small gain", "moves cost more", "
 class Policy(Struct, frozen=True, kw_only=True):
     """Seconds, but ``least_gain`` (a part) and ``bandwidth`` (weight bytes a second)."""
 
-    least_gain: float = 0.03
+    least_gain: float = 0.1
     horizon: float = 300.0
     cooldown: float = 60.0
     start: float = 5.0  # until a moved model serves, beside loading its weights

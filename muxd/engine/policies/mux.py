@@ -37,8 +37,7 @@ class Mux(Policy):
         """A running stream's step becomes overdue, or the quotas are due."""
         due = [self._quotas_due(now)]
         if self.held is not None or self.board.prefilling:
-            patience = self.board.settings.drain_timeout
-            due += [lane.decode_ended + patience for lane in self.board.decodable.lanes]
+            due += [self._until(lane) for lane in self.board.decodable.lanes]
         return min((time for time in due if time is not None and time > now), default=None)
 
     def quiet_until(self, now: float) -> float:
@@ -54,8 +53,8 @@ class Mux(Policy):
         False while one of them does not find its share: then nothing else starts, so that it comes free.
         """
         for lane in self.board.decodable.lanes:
-            overdue = now - lane.decode_ended >= self.board.settings.drain_timeout
-            if overdue and lane.stepped < self.board.prefilled and not self._step(lane, now):
+            owed = self._overdue(lane, now) and lane.stepped < self.board.prefilled
+            if owed and not self._step(lane, now):
                 return False
         return True
 
@@ -66,9 +65,15 @@ class Mux(Policy):
                 return
             if not self._may_decode(lane, now) or self._step(lane, now):
                 continue
-            overdue = now - lane.decode_ended >= self.board.settings.drain_timeout
-            if overdue or self.batches.begun - lane.launched > len(lanes):
+            if self._overdue(lane, now) or self.batches.begun - lane.launched > len(lanes):
                 return  # those after it would take the share that it waits for, again and again
+
+    def _overdue(self, lane: Lane, now: float) -> bool:
+        return now >= self._until(lane)
+
+    def _until(self, lane: Lane) -> float:
+        """How long its streams can be left without a step."""
+        return lane.decode_ended + self.board.settings.drain_timeout
 
     def _late(self, lane: Lane) -> float:
         """When its streams are late: by their own pace, so that small models do not wait for the steps of
@@ -90,7 +95,7 @@ class Mux(Policy):
             return True
         if now - self._held_since >= _STRICT_AFTER * self.board.settings.drain_timeout:
             return False  # the starvation bound of docs/design.md §5: now the prefill goes first
-        return now - lane.decode_ended >= self.board.settings.drain_timeout
+        return self._overdue(lane, now)
 
     # ---- prefills ---------------------------------------------------------------------------------
 
