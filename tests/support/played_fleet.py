@@ -3,6 +3,7 @@ virtual clock, and end, stand still or cannot be forked whenever a test says so.
 
 import asyncio
 import errno
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -46,7 +47,11 @@ def _next(history: list[int]) -> int:
 
 async def filled_here(plan: WeightPlan, region: Region, progress: Callable[[int], None]) -> None:
     """As ``fleet.filling.filled``, in the loop's own time: the reading itself, without its process."""
-    await asyncio.to_thread(fill, plan, region.writer())
+    try:
+        await asyncio.to_thread(fill, plan, region.writer())
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # they have the region mapped
+        raise
     progress(plan.bytes)
 
 
