@@ -20,10 +20,11 @@ from muxd.kernels import native
 from muxd.messages import ITEM_BYTES, LoraPart, TensorEntry
 from muxd.models.config_file import Fields, shown
 from muxd.models.files import read_json
+from muxd.models.reading import Source, numbers
 from muxd.models.safetensors_index import Stored, read_header, seal
 from muxd.models.spec import ModelSpec
 from muxd.models.tensors import headed, unwrapped, wanted
-from muxd.models.weights import Source, WeightPlan, aligned, numbers
+from muxd.models.weights import WeightPlan, aligned
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from muxd.errors import ModelFolderError
 from muxd.messages import ITEM_BYTES, Dtype
@@ -57,6 +57,15 @@ class Stored(Struct, frozen=True):
     shape: tuple[int, ...]
     offset: int
     blocks: str = ""
+
+    def bytes_of(self, count: int) -> int:
+        """Of ``count`` numbers, of blocks whole ones."""
+        return blocks.bytes_of(self.blocks, count) if self.blocks else count * ITEM_BYTES[self.dtype]
+
+    def rows(self, first: int, count: int) -> "Stored":
+        """``count`` rows from ``first`` on, as if they were stored alone."""
+        at = self.bytes_of(first * math.prod(self.shape[1:]))
+        return structs.replace(self, shape=(count, *self.shape[1:]), offset=self.offset + at)
 
 
 class _Entry(Struct, frozen=True):

@@ -7,21 +7,21 @@ every worker of the model maps the region and finds its tensors by ``plan.tensor
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct, structs
-from numpy.typing import NDArray
 
 from muxd.device.base import Writer
 from muxd.errors import ModelFolderError
-from muxd.kernels import native
 from muxd.messages import ITEM_BYTES, Dtype, LoraPart, TensorEntry
-from muxd.models.blocks import bytes_of, dequantised
-from muxd.models.convert import convert
-from muxd.models.packing import Packing, file_form, part_names
+from muxd.models.blocks import SIZES
+from muxd.models.cut import ALONE, Piece, Rank, pieces
+from muxd.models.packing import Packing, part_names
+from muxd.models.reading import CHUNK, Source, numbers, scratch, written
 from muxd.models.safetensors_index import Stored, index, seal
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.tensors import EMBED, HEAD, SIGHT, Wanted, harmless, headed, unbert, unwrapped, wanted
@@ -29,26 +29,12 @@ from muxd.models.tensors import EMBED, HEAD, SIGHT, Wanted, harmless, headed, un
 _log = logging.getLogger("muxd.models")
 
 ALIGNMENT = 64  # a cache line, and what oneDNN and cuBLAS like
-_PACKED = 1 << 18  # elements packed at a time: what was read is in the second cache still
-_PIECE = 8 << 20  # bytes packed between two words of how far it is
-_CHUNK = 4 << 20  # elements converted at a time: bounds the scratch, and a window, to some tens of MiB
-
-
-class Source(Struct, frozen=True):
-    """One stored tensor and the byte of the region where its first element goes; packed with a ``form``.
-    ``dtype``: of what is not packed, where that is not the plan's."""
-
-    name: str
-    stored: Stored
-    offset: int
-    form: str = ""
-    dtype: Dtype | None = None
 
 
 class WeightPlan(Struct, frozen=True):
     """Layout of the region: ``tensors`` for the worker, ``sources`` for ``fill``, ``bytes`` in all. ``seals``
     of the files, which may be others by the time they are read. ``lora``: of adapters, which are behind
-    everything else."""
+    everything else. ``zeros``: bytes from and to, which no tensor fills."""
 
     tensors: list[TensorEntry]
     bytes: int
@@ -56,6 +42,7 @@ class WeightPlan(Struct, frozen=True):
     sources: list[Source]
     seals: dict[Path, str] = {}
     lora: list[LoraPart] = []
+    zeros: list[tuple[int, int]] = []
 
     @property
     def tied(self) -> bool:
@@ -79,10 +66,17 @@ class WeightPlan(Struct, frozen=True):
 
 
 def plan(
-    folder: Path, spec: ModelSpec, dtype: Dtype | None, *, gpu: bool = False, packing: Packing | None = None
+    folder: Path,
+    spec: ModelSpec,
+    dtype: Dtype | None,
+    *,
+    gpu: bool = False,
+    packing: Packing | None = None,
+    rank: Rank = ALONE,
 ) -> WeightPlan:
     """Lay out every tensor of the model in ``dtype``, each aligned to 64 bytes. None: in what the folder
     holds, but on a GPU bfloat16 instead of float32. ``packing``: matrices lie as the native step reads them.
+    ``rank``: only its part of them, unpacked; all ranks' regions are alike but for their numbers.
 
     Query, key and value rows form one tensor, gate and up rows another, unless packed. A head that
     config.json says is tied to the embedding, and that is stored with other numbers, stays itself, as in
@@ -99,10 +93,17 @@ def plan(
             f'{folder}: {spec.architecture} cannot be served with dtype = "float16": its activations are too '
             'large for it; set dtype = "bfloat16" or "float32" in its [[model]] table'
         )
-    tensors, sources, end = [], [], 0
+    tensors, end = [], 0
+    sources: list[Source] = []
+    zeros: list[tuple[int, int]] = []
     for tensor in wanted(spec):
         start = aligned(end)
         found = _sources(folder, tensor, stored, start, ITEM_BYTES[dtype])
+        if (cut := pieces(spec, tensor, rank)) is not None:
+            laid = _cut(tensor, found, cut, start, ITEM_BYTES[dtype])
+            tensors.append(TensorEntry(tensor.name, dtype, laid.shape, start))
+            sources, zeros, end = sources + laid.sources, zeros + laid.zeros, laid.end
+            continue
         if packing is not None and len(tensor.shape) == 2:
             for name, source in zip(part_names(tensor.name, len(found)), found, strict=True):
                 form, shape = packing.form(tensor.name, source.stored.blocks, dtype), source.stored.shape
@@ -114,9 +115,9 @@ def plan(
         tensors.append(TensorEntry(tensor.name, dtype, tensor.shape, start))
         sources += found
         end = start + math.prod(tensor.shape) * ITEM_BYTES[dtype]
-    _refuse_unknown(stored, {source.name for source in sources}, spec)
+    _refuse_unknown(stored, {name for tensor in wanted(spec) for name, _ in tensor.parts}, spec)
     seals = {file: seal(file) for file in {source.stored.file for source in sources}}
-    return WeightPlan(tensors, end, dtype, sources, seals)
+    return WeightPlan(tensors, end, dtype, sources, seals, zeros=zeros)
 
 
 def aligned(end: int) -> int:
@@ -185,16 +186,6 @@ def _own_head(stored: dict[str, Stored]) -> bool:
     )
 
 
-def numbers(stored: Stored) -> Iterator[NDArray[np.uint8]]:
-    """The elements of a stored tensor as bytes of float32, in pieces. Raises ModelFolderError."""
-    source, count = Source("", stored, 0), math.prod(stored.shape)
-    for first in range(0, count, _CHUNK):
-        size = min(_CHUNK, count - first)
-        piece = np.empty(size * ITEM_BYTES["float32"], dtype=np.uint8)
-        _copy(source, first, piece, size, "float32")
-        yield piece
-
-
 def layout(spec: ModelSpec, dtype: Dtype, packing: Packing | None = None) -> WeightPlan:
     """The same region for a model that has no files: ``fill`` would leave it as it is. For measurements."""
     tensors, end = [], 0
@@ -229,6 +220,50 @@ def _sources(
     return found
 
 
+class _Laid(NamedTuple):
+    """One rank's part of a tensor in the region."""
+
+    shape: tuple[int, ...]
+    sources: list[Source]
+    zeros: list[tuple[int, int]]
+    end: int
+
+
+def _cut(tensor: Wanted, found: list[Source], cut: list[Piece], start: int, itemsize: int) -> _Laid:
+    """``found``: the whole tensor's. Raises ModelFolderError for blocks that a cut would divide."""
+    sources, zeros, at, rows = list[Source](), list[tuple[int, int]](), start, 0
+    _, *inputs = tensor.shape
+    for source, piece in zip(found, cut, strict=True):
+        stored = source.stored
+        if piece.axis == 0:
+            row = math.prod(inputs) * itemsize
+            if piece.length:
+                sources.append(
+                    structs.replace(source, stored=stored.rows(piece.first, piece.length), offset=at)
+                )
+            rows, end = rows + piece.size, at + piece.size * row
+            if piece.length < piece.size:
+                zeros.append((at + piece.length * row, end))
+        else:
+            _check_blocks(source, piece)
+            inputs, rows = [piece.size], rows + stored.shape[0]
+            end = at + stored.shape[0] * piece.size * itemsize
+            sources.append(structs.replace(source, offset=at, columns=piece))
+        at = end
+    return _Laid((rows, *inputs), sources, zeros, at)
+
+
+def _check_blocks(source: Source, piece: Piece) -> None:
+    stored = source.stored
+    per = SIZES[stored.blocks][0] if stored.blocks else 1
+    if piece.first % per or piece.length % per:
+        raise ModelFolderError(
+            f"model.tp: {stored.file}: tensor {source.name} has blocks of {per} numbers, and a rank would "
+            f"begin or end inside one ({piece.length} of {stored.shape[1]} in a row); choose another tp, or "
+            "import the file with --weights bfloat16"
+        )
+
+
 def _refuse_unknown(stored: dict[str, Stored], used: set[str], spec: ModelSpec) -> None:
     """A tensor nobody reads (a bias, an adapter) would make the model silently compute something else."""
     for name in sorted(stored.keys() - used):
@@ -242,111 +277,21 @@ def _refuse_unknown(stored: dict[str, Stored], used: set[str], spec: ModelSpec) 
 def fill(plan: WeightPlan, writer: Writer) -> None:
     """Read and convert every tensor into the region of ``writer`` (at least ``plan.bytes`` bytes). Raises
     ModelFolderError."""
-    for _ in pieces(plan, writer):
+    for _ in filling(plan, writer):
         pass
 
 
-def pieces(plan: WeightPlan, writer: Writer) -> Iterator[int]:
-    """As ``fill``, in pieces of some milliseconds; yields how many bytes of the region each has filled."""
+def filling(plan: WeightPlan, writer: Writer) -> Iterator[int]:
+    """As ``fill``, in steps of some milliseconds; yields how many bytes of the region each has filled."""
     for file, sealed in plan.seals.items():
         if seal(file) != sealed:
             raise ModelFolderError(
                 f"{file} is another file than when the model's folder was read: its tensors lie elsewhere; "
                 "`muxctl unload` the model and `muxctl load` it"
             )
-    packed = [source for source in plan.sources if source.form]
-    # One for all: a page that a process has not touched yet costs as much as a copy.
-    scratch = np.empty(max(map(_pack_bytes, packed), default=0), dtype=np.uint8)
+    for first, stop in plan.zeros:
+        for at in range(first, stop, CHUNK):
+            writer.window(at, min(CHUNK, stop - at))[:] = 0
+    room = scratch(plan.sources)
     for source in sorted(plan.sources, key=lambda s: (s.stored.file, s.stored.offset)):
-        if source.form:
-            yield from _pack(source, writer, scratch)
-            continue
-        dtype = source.dtype or plan.dtype
-        itemsize, count = ITEM_BYTES[dtype], int(np.prod(source.stored.shape))
-        for first in range(0, count, _CHUNK):
-            size = min(_CHUNK, count - first)
-            into = writer.window(source.offset + first * itemsize, size * itemsize)
-            _copy(source, first, into, size, dtype)
-            yield size * itemsize
-
-
-def _copy(source: Source, first: int, into: NDArray[np.uint8], size: int, dtype: Dtype) -> None:
-    """``size`` elements from the ``first`` on, both whole blocks; read in place when no conversion is
-    needed."""
-    stored = source.stored
-    if stored.blocks:
-        raw = _read(source, bytes_of(stored.blocks, first), bytes_of(stored.blocks, size))
-        into[:] = _converted(source, dequantised(raw, stored.blocks).view(np.uint8), "float32", dtype)
-    elif stored.dtype == dtype:
-        _read(source, first * ITEM_BYTES[dtype], into=into)
-    else:
-        itemsize = ITEM_BYTES[stored.dtype]
-        raw = _read(source, first * itemsize, size * itemsize)
-        into[:] = _converted(source, raw, stored.dtype, dtype)
-
-
-def _converted(source: Source, raw: NDArray[np.uint8], stored: Dtype, dtype: Dtype) -> NDArray[np.uint8]:
-    try:
-        return convert(raw, stored, dtype)
-    except OverflowError as error:
-        raise ModelFolderError(f"{source.stored.file}: tensor {source.name}: {error}") from None
-
-
-def _read(
-    source: Source, at: int, nbytes: int = 0, into: NDArray[np.uint8] | None = None
-) -> NDArray[np.uint8]:
-    """Bytes of a stored tensor from its byte ``at`` on."""
-    raw = np.empty(nbytes, dtype=np.uint8) if into is None else into
-    try:
-        with source.stored.file.open("rb", buffering=0) as file:
-            file.seek(source.stored.offset + at)
-            _read_fully(file.readinto, raw.data)
-    except (OSError, EOFError) as error:
-        raise ModelFolderError(f"{source.stored.file}: tensor {source.name}: {error}") from None
-    return raw
-
-
-def _pack(source: Source, writer: Writer, scratch: NDArray[np.uint8]) -> Iterator[int]:
-    """A matrix for the native step, some rows at a time; yields the bytes of each. ``scratch``: at least
-    ``_pack_bytes``."""
-    packed, (rows, columns) = native.library(), source.stored.shape
-    kind, step = _kind(source), _pack_rows(source)
-    size, block = packed.row_bytes(kind, columns), packed.block_bytes(source.form, columns)
-    done = 0
-    for first in range(0, rows, step):
-        count = min(step, rows - first)
-        raw = scratch[: count * size]
-        if kind == "f16":
-            _copy(source, first * columns, raw, count * columns, "float16")
-        else:
-            _read(source, first * size, into=raw)
-        window = writer.window(source.offset + first // 16 * block, -(-count // 16) * block)
-        packed.pack(window, source.form, columns, raw, kind)
-        done += len(window)
-        if done >= _PIECE:
-            yield done
-            done = 0
-    yield done
-
-
-def _kind(source: Source) -> str:
-    """What is packed. Halves have a range, which only ``convert`` looks at; any other format takes what the
-    file holds."""
-    return "f16" if source.form == "f16" else file_form(source.stored)
-
-
-def _pack_rows(source: Source) -> int:
-    return max(16, _PACKED // source.stored.shape[1] // 16 * 16)
-
-
-def _pack_bytes(source: Source) -> int:
-    rows, columns = source.stored.shape
-    return min(_pack_rows(source), rows) * native.library().row_bytes(_kind(source), columns)
-
-
-def _read_fully(readinto: Callable[[memoryview], int | None], view: memoryview) -> None:
-    while len(view):
-        count = readinto(view)
-        if not count:
-            raise EOFError("the file ended early; it changed since it was checked")
-        view = view[count:]
+        yield from written(source, writer, plan.dtype, room)

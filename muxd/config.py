@@ -74,10 +74,16 @@ class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[[device]]``: one of several devices, each with a pool of its own."""
 
-    name: str  # "cuda:0"; on the CPU "cpu:0", "cpu:1" ..., any numbers
+    # "cuda:0"; on the CPU "cpu:0", "cpu:1" ..., any numbers; a mesh of several with "+" between
+    name: str
     cores: list[int] = msgspec.field(default_factory=list)  # CPU numbers of its own; none on a GPU
-    pool: str = ""  # as pool.bytes, which is the default
+    pool: str = ""  # as pool.bytes, which is the default; of a mesh on each member
     memory: str = ""  # pool and weights together take no more; empty: what the device has
+
+    @property
+    def members(self) -> list[str]:
+        """The devices that it is made of."""
+        return self.name.split("+")
 
 
 class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,6 +188,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     tool_parser: ToolParser = "auto"  # how its calls of tools are written; "none": they stay text
     reasoning: Reasoning = "auto"  # what it reasons between; "none": that stays in the content
     device: str = ""  # the [[device]] it runs on; empty: where the plan puts it
+    tp: int = 1  # devices that it is cut over, tensor parallel: all of a mesh's
     rate: float = 0.0  # requests a second expected of it, for the plan at the start; 0: as the others
     resident: Literal["demand", "always"] = "demand"  # "always": it never sleeps
 

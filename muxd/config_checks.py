@@ -44,11 +44,16 @@ def _check_adapter(model: ModelConfig, config: Config, where: Path | str) -> Non
             raise ConfigError(
                 f"{where}: model.{key}: is missing; an adapter has both lora and base ({model.name})"
             )
-    bases = [one.name for one in config.bases]
+    bases = {one.name: one for one in config.bases}
     if model.base not in bases:
         known = ", ".join(bases) or "none"
         raise ConfigError(
             f"{where}: model.base: {model.base!r} ({model.name}) is no model with weights; there are: {known}"
+        )
+    if bases[model.base].tp > 1:
+        raise ConfigError(
+            f"{where}: model.base: {model.base!r} ({model.name}) has tp = {bases[model.base].tp}; adapters "
+            "are not cut over devices"
         )
     for field in fields(ModelConfig):
         default = field.default_factory() if field.default_factory is not NODEFAULT else field.default
@@ -63,18 +68,24 @@ def _check_devices(config: Config, where: Path | str) -> None:
     """Several devices have different names and share no core; pinned models name one of them."""
     taken: dict[int, str] = {}
     seen: set[str] = set()
+    members: set[str] = set()
     for device in config.device:
-        if not re.fullmatch(r"(cpu|cuda):\d+", device.name):
+        if not re.fullmatch(r"cpu:\d+(\+cpu:\d+)*|cuda:\d+(\+cuda:\d+)*", device.name):
             raise ConfigError(
-                f'{where}: device.name: {device.name!r} is no device; write "cuda:0" or "cpu:0"'
+                f'{where}: device.name: {device.name!r} is no device; write "cuda:0" or "cpu:0", or a mesh '
+                'such as "cuda:0+cuda:1"'
             )
         if device.name.partition(":")[0] != config.device[0].name.partition(":")[0]:
             raise ConfigError(f"{where}: device.name: {device.name!r}: all devices must be of one kind")
         if device.name in seen:
             raise ConfigError(f"{where}: device.name: two devices are called {device.name!r}")
         seen.add(device.name)
+        for member in device.members:
+            if member in members:
+                raise ConfigError(f"{where}: device.name: {device.name!r}: {member} is there twice")
+            members.add(member)
         key = f"{where}: device ({device.name})"
-        _check_cores(device, key, taken, alone=len(config.device) == 1)
+        _check_cores(device, key, taken, alone=len(members) == 1 and len(config.device) == 1)
         if device.memory:
             size(device.memory, key=f"{key}: memory")
     if config.device and config.server.device != "auto":
@@ -85,12 +96,44 @@ def _check_devices(config: Config, where: Path | str) -> None:
             raise ConfigError(
                 f"{where}: model.device: {model.device!r} ({model.name}) is not a device; there are: {known}"
             )
+        _check_tp(model, config, where)
+
+
+def _check_tp(model: ModelConfig, config: Config, where: Path | str) -> None:
+    """A model is cut over all members of a mesh, or over none."""
+    key = f"{where}: model.tp"
+    if model.tp < 1:
+        raise ConfigError(f"{key}: {model.tp} must be at least 1 ({model.name})")
+    if model.tp == 1:
+        return
+    sizes = {device.name: len(device.members) for device in config.device}
+    if model.device and sizes[model.device] != model.tp:
+        raise ConfigError(
+            f"{key}: {model.tp} ({model.name}), but {model.device!r} is {sizes[model.device]}: a model is "
+            "cut over all devices of a mesh, or over none"
+        )
+    if model.tp not in sizes.values():
+        mesh = "+".join(f"cuda:{number}" for number in range(model.tp))
+        raise ConfigError(
+            f"{key}: {model.tp} ({model.name}), but no [[device]] is a mesh of so many; write one such as "
+            f'name = "{mesh}"'
+        )
+    if model.cpu_step == "native" or model.weights in ("int8", "int4"):
+        setting = "cpu_step" if model.cpu_step == "native" else "weights"
+        raise ConfigError(
+            f"{where}: model.{setting}: {getattr(model, setting)!r} ({model.name}) with tp = {model.tp}: the "
+            "native step is not cut over devices; leave it out"
+        )
 
 
 def _check_cores(device: DeviceConfig, key: str, taken: dict[int, str], *, alone: bool) -> None:
     """CPUs of its own, which join ``taken``: CPU number -> device."""
     if device.name.startswith("cuda") and device.cores:
         raise ConfigError(f"{key}: cores: a GPU has none to choose")
+    if device.name.startswith("cpu") and len(device.cores) % len(device.members):
+        raise ConfigError(
+            f"{key}: cores: {len(device.cores)} are not divided evenly over {len(device.members)} members"
+        )
     if device.name.startswith("cpu") and not alone and not device.cores:
         raise ConfigError(f"{key}: cores: name the CPUs that are its own, such as cores = [0, 1]")
     for core in device.cores:

@@ -224,7 +224,8 @@ class Daemon:
 
     def _http_limits(self) -> HttpLimits:
         config, files = self.config.limits, self.files
-        connections = for_clients(files, len(self.entries), config.connections)
+        ranks = sum(entry.config.tp for entry in self.entries.values())
+        connections = for_clients(files, ranks, config.connections)
         if connections < config.connections:
             _log.warning(
                 "limits.connections: %d instead of %d, for there may be %d open files; raise the limit "

@@ -96,6 +96,9 @@ class Setup(Struct, frozen=True, tag="setup"):
     # Bytes that torch may take on a GPU beside pool and weights, by the worker's phases; none: no limit.
     scratch: dict[Phases, int] = {}
     lora: list[LoraPart] = []  # of the adapters that a sequence may ask for, by number
+    rank: int = 0  # of ``ranks`` processes that compute each of its batches together, tensor parallel
+    ranks: int = 1
+    meeting: str = ""  # the file by which they find each other; not there before, and theirs alone
 
 
 ConstraintKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
@@ -284,6 +287,13 @@ class BatchDone(Struct, frozen=True, tag="done"):
     vectors: list[tuple[int, bytes]] = []  # index of the command's chunk -> float32[hidden]
 
 
+class RankDone(Struct, frozen=True, tag="rank done"):
+    """A rank other than the first has done its part of a batch; it sampled what the first one tells."""
+
+    batch: int
+    tokens: list[int]
+
+
 class BatchFailed(Struct, frozen=True, tag="failed"):
     """The batch raised; the worker's sequence state is undefined and it is about to exit."""
 
@@ -305,7 +315,7 @@ class Refused(Struct, frozen=True, tag="refused"):
     reason: str
 
 
-FromWorker = Ready | BatchDone | BatchFailed | Unmapped | Refused
+FromWorker = Ready | BatchDone | RankDone | BatchFailed | Unmapped | Refused
 
 # What decoding raises for bytes that are no message: text that is not UTF-8 and deep nests are no
 # DecodeError.

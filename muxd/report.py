@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from msgspec import structs
 
@@ -49,8 +50,8 @@ class Report:
 
     @property
     def several(self) -> bool:
-        """More than one device: then rows say which."""
-        return len(self.sites) > 1
+        """More than one device, or a mesh: then rows say which."""
+        return len(self.sites) > 1 or any(len(site.device.members) > 1 for site in self.sites.values())
 
     def status(self) -> Status:
         outcomes = self.observer.outcomes
@@ -94,9 +95,16 @@ class Report:
             rows += [self._process(pid, "", self.texts.restarts, role="text") for pid in self.texts.pids]
         for site in self.sites.values():
             for supervisor in site.supervisors.values():
-                for phases, pid in supervisor.life.pids.items():
-                    rows.append(self._process(pid, phases, supervisor.life.restarts, supervisor.entry, site))
+                for label, pid in supervisor.life.pids.items():
+                    phases, _, rank = label.partition("/")
+                    row = self._process(pid, phases, supervisor.life.restarts, supervisor.entry, site)
+                    at = supervisor.members[int(rank or 0)]
+                    rows.append(row and structs.replace(row, **self._seat(site, int(rank or 0), at)))
         return [row for row in rows if row is not None]
+
+    def _seat(self, site: Site, rank: int, member: int) -> dict[str, Any]:
+        """Of a worker: which rank it is, and on which device."""
+        return {"rank": rank, "device": site.name.split("+")[member] if self.several else ""}
 
     def _model(self, entry: Entry) -> ModelInfo:
         """While it moves, what it holds and serves at both devices."""
@@ -175,7 +183,6 @@ class Report:
             cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICK,
             restarts=restarts,
             uptime_seconds=max(0.0, uptime),
-            device=site.name if site and self.several else "",
         )
 
 

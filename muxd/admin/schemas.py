@@ -99,6 +99,7 @@ class ProcessInfo(Struct, frozen=True):
     restarts: int
     uptime_seconds: float
     device: str = ""  # of a worker; "" with one device
+    rank: int = 0  # of a worker of a model that is cut over several devices
 
 
 class QuotaInfo(Struct, frozen=True):

@@ -104,7 +104,10 @@ def _measured(
     from muxd.cli.profiling import cells, measure, merged
     from muxd.cost.table import CostTable
     from muxd.device.choose import open_device
+    from muxd.errors import ConfigError
 
+    if "+" in where:
+        raise ConfigError(f"--device: {where} is a mesh; a profile is of one device")
     with (
         closing(open_device(where, key="--device")) as device,
         counting(f"Measuring {name}", cells(device) + PARTS * daemon) as advance,

@@ -20,26 +20,31 @@ def render(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def models(rows: Sequence[ModelInfo]) -> str:
-    """With a column SLO, the rolling goodput, where a model has a target; DEVICE where there are several;
+    """With a column SLO, the rolling goodput, where a model has a target; DEVICE where there are several; TP,
+    over how many of them a model is cut, where one is;
     KV TYPE where one has K and V of another type than its own; PINNED where one is."""
     measured = any(row.config.ttft_slo or row.config.tpot_slo for row in rows)
     several = any(row.device for row in rows)
     typed = any(row.config.kv_dtype != "auto" for row in rows)
     pinned = any(row.pinned for row in rows)
+    cut = any(row.config.tp > 1 for row in rows)
     headers = (
         *_MODEL_HEADERS[:2], *(["PINNED"] if pinned else []), *(["DEVICE"] if several else []),
+        *(["TP"] if cut else []),
         *_MODEL_HEADERS[2:5],
         *(["KV TYPE"] if typed else []), *_MODEL_HEADERS[5:], *(["SLO"] if measured else []),
         "SINCE", "DETAIL",
     )  # fmt: skip
-    return render(headers, [_model(row, measured, several, typed, pinned) for row in rows])
+    return render(headers, [_model(row, measured, several, typed, pinned, cut) for row in rows])
 
 
 def processes(rows: Sequence[ProcessInfo]) -> str:
-    several = any(row.device for row in rows)
-    headers = ("PROCESS", "PID", *(["DEVICE"] if several else []), "PHASES", "CORES", "MEMORY", "CPU",
-               "RESTARTS", "UP")  # fmt: skip
-    return render(headers, [_process(row, several) for row in rows])
+    several, cut = any(row.device for row in rows), any(row.rank for row in rows)
+    headers = (
+        "PROCESS", "PID", *(["DEVICE"] if several else []), *(["RANK"] if cut else []), "PHASES", "CORES",
+        "MEMORY", "CPU", "RESTARTS", "UP",
+    )  # fmt: skip
+    return render(headers, [_process(row, several, cut) for row in rows])
 
 
 def status(now: Status) -> str:
@@ -90,12 +95,13 @@ def duration(seconds: float) -> str:
     return f"{int(seconds)}s"
 
 
-def _model(row: ModelInfo, measured: bool, several: bool, typed: bool, pinned: bool) -> list[str]:
+def _model(row: ModelInfo, measured: bool, several: bool, typed: bool, pinned: bool, cut: bool) -> list[str]:
     return [
         row.name,
         row.state,
         *(["yes" if row.pinned else "-"] if pinned else []),
         *([row.device or "-"] if several else []),
+        *([str(row.config.tp)] if cut else []),
         f"{row.share}%" if row.state not in _AWAY else "-",
         size(row.weights_bytes),
         "/".join(map(size, (row.kv_used_bytes, row.kv_min_bytes, row.kv_max_bytes))),
@@ -110,11 +116,12 @@ def _model(row: ModelInfo, measured: bool, several: bool, typed: bool, pinned: b
     ]
 
 
-def _process(row: ProcessInfo, several: bool) -> list[str]:
+def _process(row: ProcessInfo, several: bool, cut: bool) -> list[str]:
     return [
         row.model or row.role,
         str(row.pid),
         *([row.device or "-"] if several else []),
+        *([str(row.rank) if row.phases else "-"] if cut else []),
         row.phases or "-",
         str(row.cores),
         size(row.memory_bytes),

@@ -23,6 +23,9 @@ class Setup(Struct, frozen=True, tag="setup"):
     kv_dtype: KvDtype = "auto"
     weights: WeightsName = "file"
     step: StepName = "auto"  # on a CPU
+    rank: int = 0  # of ``ranks`` processes that get the same probes, over the files' weights; as in
+    ranks: int = 1  # ``messages.Setup``
+    meeting: str = ""
 
 
 class Decode(Struct, frozen=True, tag="decode"):

@@ -50,8 +50,10 @@ class ModelShape(Struct, frozen=True):
         return 2 * self.layers * self.kv_heads_on(gpus) * self.head_dim * item
 
     def weight_bytes(self, gpus: int = 1, dtype: Dtype = "bfloat16") -> int:
-        """On each of ``gpus`` devices, cut evenly."""
-        return -(-(self.packed or self.parameters * ITEM_BYTES[dtype]) // gpus)
+        """On each of ``gpus`` devices: matrices cut evenly, the embedding whole (``models/cut.py``)."""
+        every = self.packed or self.parameters * ITEM_BYTES[dtype]
+        whole = every * self.head_parameters // self.parameters if gpus > 1 else 0
+        return whole + -(-(every - whole) // gpus)
 
     def degrees(self) -> list[int]:
         """Tensor-parallel degrees that cut the query heads evenly and share the KV heads evenly."""

@@ -11,6 +11,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from muxd.errors import ConfigError
 from muxd.messages import Dtype
 
 
@@ -40,12 +41,31 @@ class RegionPlace(Struct, frozen=True):
 
 
 class Region(Protocol):
-    """Device memory exported as a file descriptor. Holding it keeps the memory alive, nothing is mapped."""
+    """Device memory, as large on every member of its device. Holding it keeps the memory alive, nothing is
+    mapped."""
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
+        """Bytes on each member."""
         ...
+
+    @property
+    def pieces(self) -> "tuple[Piece, ...]":
+        """What lies on each member, in their order; of one device the region itself."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Whether this process's hold was dropped."""
+        ...
+
+    def close(self) -> None:
+        """Drop this process's hold. Mappings, here and elsewhere, stay valid. May be called twice."""
+        ...
+
+
+class Piece(Region, Protocol):
+    """A region of one device, exported as a file descriptor."""
 
     @property
     def fd(self) -> int:
@@ -61,15 +81,6 @@ class Region(Protocol):
         """For filling it. One at a time; blocking, so from a thread."""
         ...
 
-    @property
-    def closed(self) -> bool:
-        """Whether this process's hold was dropped."""
-        ...
-
-    def close(self) -> None:
-        """Drop this process's hold. Mappings, here and elsewhere, stay valid. May be called twice."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class ClientView:
@@ -80,7 +91,17 @@ class ClientView:
 
 
 class Device(Protocol):
-    """One place where models run."""
+    """One place where models run: a device, or a mesh of several, whose numbers are those of each."""
+
+    @property
+    def members(self) -> "tuple[Device, ...]":
+        """The devices that it is made of; one is made of itself."""
+        ...
+
+    def seat(self, ranks: int) -> "Device":
+        """Where in it a model of so many ranks lies: on all its members, or, of one rank, on one of them,
+        that with most room. Raises ConfigError for any other number."""
+        ...
 
     @property
     def name(self) -> str:
@@ -183,6 +204,13 @@ class Device(Protocol):
     def close(self) -> None:
         """Give up what was started for sharing; after all workers are gone. May be called twice."""
         ...
+
+
+def seat_alone(device: Device, ranks: int) -> Device:
+    """``Device.seat`` of a device that is no mesh."""
+    if ranks != 1:
+        raise ConfigError(f"model.tp: {device.name} is one device, and the model is to be cut over {ranks}")
+    return device
 
 
 def is_gpu(device: Device) -> bool:

@@ -12,6 +12,7 @@ from muxd.device import apart
 from muxd.device.cpu import Cpu
 from muxd.device.cuda import Cuda
 from muxd.device.driver import CudaError
+from muxd.device.mesh import Mesh
 from muxd.device.mps import Mps, MpsUnavailable
 from muxd.errors import ConfigError
 
@@ -27,14 +28,33 @@ def open_device(
     key: str = "device",
     cpus: Sequence[int] = (),
     limit: int = 0,
-) -> Cpu | Cuda:
-    """The device ``name``. Raises ConfigError naming ``key`` when it cannot serve; "auto" takes the CPU then.
+) -> Cpu | Cuda | Mesh:
+    """The device ``name``, or the mesh of several with "+" between. Raises ConfigError naming ``key`` when it
+    cannot serve; "auto" takes the CPU then.
 
-    ``cpus``: those of "cpu:0" and the like. ``limit``: bytes that pool and weights may take; 0: all.
+    ``cpus``: those of "cpu:0" and the like, in equal parts of the members of a mesh. ``limit``: bytes that
+    pool and weights may take, of a mesh on each; 0: all.
 
     ``sharing`` of a GPU: parts of its SMs chosen batch by batch (green contexts), a cap for each worker's
     life (MPS percentages), or turns. Blocks for seconds when MPS has to be started.
     """
+    names = name.split("+")
+    if len(names) == 1:
+        return _open(name, sharing, key, cpus, limit)
+    each = len(cpus) // len(names)
+    own = [cpus[i * each : (i + 1) * each] for i in range(len(names))]
+    members = [_open(one, sharing, key, cpus, limit) for one, cpus in zip(names, own, strict=True)]
+    if any(member.caps for member in members):
+        # Collectives of two models that compute at once wait for each other where each holds SMs that the
+        # other needs; caps keep no two apart.
+        _log.warning("%s has no parts of its SMs for a model: models take turns", name)
+        for member in members:
+            member.close()
+        members = [_open(one, "turns", key, cpus, limit) for one, cpus in zip(names, own, strict=True)]
+    return Mesh(name, members, limit)
+
+
+def _open(name: str, sharing: Sharing, key: str, cpus: Sequence[int], limit: int) -> Cpu | Cuda:
     if re.fullmatch(r"cpu(:\d+)?", name):
         return Cpu(cpus=cpus, limit=limit)
     found = re.fullmatch(r"cuda(?::(\d+))?", name)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxd.device import cgroup
-from muxd.device.base import ClientView, Region, RegionPlace, Writer
+from muxd.device.base import ClientView, Device, Piece, Region, RegionPlace, Writer, seat_alone
 from muxd.device.budget import Budget
 from muxd.device.writing import mapped, writer
 from muxd.errors import ConfigError, OutOfMemory
@@ -46,6 +46,11 @@ class CpuRegion:
         if self._fd < 0:
             raise ValueError("region is closed")
         return self._fd
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """See ``device.base.Region.pieces``."""
+        return (self,)
 
     @property
     def closed(self) -> bool:
@@ -97,6 +102,15 @@ class Cpu:
         self.cores = cores or len(self.cpus) or available_cores()
         self.rungs = rungs(self.cores)
         self._budget = Budget(limit)
+
+    @property
+    def members(self) -> tuple[Device, ...]:
+        """See ``device.base.Device.members``."""
+        return (self,)
+
+    def seat(self, ranks: int) -> Device:
+        """See ``device.base.Device.seat``."""
+        return seat_alone(self, ranks)
 
     @property
     def memory(self) -> int:

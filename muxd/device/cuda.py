@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 
-from muxd.device.base import ClientView, Region, RegionPlace, Writer
+from muxd.device.base import ClientView, Device, Piece, Region, RegionPlace, Writer, seat_alone
 from muxd.device.budget import Budget
 from muxd.device.driver import (
     COMPUTE_MODE,
@@ -53,6 +53,11 @@ class CudaRegion:
         if self._fd < 0:
             raise ValueError("region is closed")
         return self._fd
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """See ``device.base.Region.pieces``."""
+        return (self,)
 
     @property
     def closed(self) -> bool:
@@ -108,6 +113,15 @@ class Cuda:
         self.cores = self.driver.attribute(SM_COUNT, index)
         self.granularity = self.driver.granularity(index)
         self.rungs = self._rungs()
+
+    @property
+    def members(self) -> tuple[Device, ...]:
+        """See ``device.base.Device.members``."""
+        return (self,)
+
+    def seat(self, ranks: int) -> Device:
+        """See ``device.base.Device.seat``."""
+        return seat_alone(self, ranks)
 
     @property
     def memory(self) -> int:

@@ -22,11 +22,13 @@ from muxd.errors import ModelFolderError, MuxdError
 from muxd.fleet.loras import changed, read_loras, unread, without
 from muxd.fleet.state import Life, State
 from muxd.messages import Pooling, dtype_of
+from muxd.models.cut import Rank, cut_spec
 from muxd.models.generation import read_generation
 from muxd.models.lora import with_loras, without_loras
 from muxd.models.packing import packing_for
 from muxd.models.pooling import read_pooling
 from muxd.models.spec import ModelSpec, read_spec
+from muxd.models.tensors import wanted
 from muxd.models.weights import WeightPlan, plan
 from muxd.text.library import stamp
 from muxd.text.pieces import Kind, Pieces
@@ -66,11 +68,14 @@ class Opened:
         dtype = dtype_of(config.dtype)
         self.pooling = _pooling(config, folder, encoder=spec.encoder)
         self.loras = read_loras(adapters, spec, gpu=gpu)
-        # What embeds is computed by torch: the native step answers.
-        step = config.cpu_step if self.pooling == "" and not spec.headless else "torch"
-        packing = packing_for(config.weights, step, dtype, gpu=gpu)
-        own = plan(folder, spec, dtype, gpu=gpu, packing=packing)
+        # What embeds, or is cut, is computed by torch: the native step answers, with all of a model.
+        native = self.pooling == "" and not spec.headless and config.tp == 1
+        packing = packing_for(config.weights, config.cpu_step if native else "torch", dtype, gpu=gpu)
+        self.rank_spec: ModelSpec = cut_spec(spec, config.tp)
+        ranks = [Rank(number, config.tp) for number in range(config.tp)]
+        own, *others = (plan(folder, spec, dtype, gpu=gpu, packing=packing, rank=rank) for rank in ranks)
         self.plan: WeightPlan = with_loras(own, self.loras.read)
+        self.parts: list[WeightPlan] = [self.plan, *others]  # of each rank, alike but for what is in them
         self.spec: ModelSpec = structs.replace(spec, tied_embeddings=self.plan.tied)
         self.step: Literal["native", "torch", "gpu"] = (
             "gpu" if gpu else "native" if self.plan.packed else "torch"
@@ -103,7 +108,7 @@ class Opened:
         found = changed(self.loras, self.plan)
         gone = {self.loras.numbers[name]: why for name, why in found.items()}
         if gone:
-            self.plan = without_loras(self.plan, gone)
+            self.plan = self.parts[0] = without_loras(self.plan, gone)
             self.loras = without(self.loras, found)
         return gone
 
@@ -221,7 +226,7 @@ class Entry:
 
     @property
     def parameters(self) -> int:
-        return sum(math.prod(tensor.shape) for tensor in self.opened.plan.tensors) if self.opened else 0
+        return sum(math.prod(tensor.shape) for tensor in wanted(self.opened.spec)) if self.opened else 0
 
     @property
     def dtype(self) -> str:
@@ -245,7 +250,7 @@ class Entry:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of its weights on a device."""
+        """Bytes of its weights on a device, on each of those that it is cut over."""
         return self.opened.plan.bytes if self.opened else 0
 
     @property

@@ -19,10 +19,11 @@ class Demand(Struct, frozen=True):
 
 
 def shape(entry: Entry) -> ModelShape:
-    """Of an opened entry."""
+    """Of an opened entry, as each of its devices has it: of a model that is cut, a rank's part."""
     assert entry.opened is not None
-    plan, found = entry.opened.plan, of_spec(entry.opened.spec, entry.config.kv_dtype)
-    return structs.replace(found, packed=plan.bytes if plan.packed or plan.lora else 0)
+    plan, found = entry.opened.plan, of_spec(entry.opened.rank_spec, entry.config.kv_dtype)
+    counted = plan.packed or plan.lora or entry.config.tp > 1
+    return structs.replace(found, packed=plan.bytes if counted else 0)
 
 
 def load_of(entry: Entry, demand: Demand | None = None) -> ModelLoad:

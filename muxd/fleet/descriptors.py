@@ -19,7 +19,8 @@ def raise_limit() -> int:
 
 
 def for_clients(limit: int, models: int, wanted: int) -> int:
-    """How many connections there may be: ``wanted``, or what is left beside ``models``. Of what is left at
+    """How many connections there may be: ``wanted``, or what is left beside ``models``, one that is cut as
+    often as it has ranks. Of what is left at
     least a quarter of the limit: a door that opens for nobody is of no use."""
     left = max(1, limit // 4, limit - _OWN - _A_MODEL * max(8, 2 * models))
     return min(wanted, left)

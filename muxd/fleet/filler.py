@@ -21,7 +21,7 @@ from muxd.device.behind import IdleThread, stand_back
 from muxd.device.writing import writer
 from muxd.errors import ModelFolderError, MuxdError
 from muxd.link import fds, lifeline
-from muxd.models.weights import WeightPlan, pieces
+from muxd.models.weights import WeightPlan, filling
 from muxd.text.work import framed
 
 
@@ -83,7 +83,7 @@ def _fill(order: Filling, region: int, sock: socket.socket) -> Told:
     plan, nbytes, idle_thread = unpacked(order.plan), 0, IdleThread()
     try:
         with writer(order.place, region) as into:
-            steps = pieces(plan, into)
+            steps = filling(plan, into)
             while (piece := idle_thread.run(lambda: next(steps, None))) is not None:
                 nbytes += piece
                 sock.sendall(framed(Filled(nbytes)))

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from muxd.device.base import Region
+from muxd.device.base import Piece
 from muxd.errors import ModelFolderError, MuxdError
 from muxd.fleet.filler import Filled, Filling, Unfilled, decode, packed
 from muxd.link import fds
@@ -16,7 +16,7 @@ from muxd.models.weights import WeightPlan
 from muxd.text.work import LENGTH
 
 
-async def filled(plan: WeightPlan, region: Region, progress: Callable[[int], None]) -> None:
+async def filled_piece(plan: WeightPlan, region: Piece, progress: Callable[[int], None]) -> None:
     """Have ``region`` filled; ``progress`` hears how many bytes are. Cancelled, it leaves a region half
     filled, and no process.
 

@@ -55,6 +55,7 @@ class Planning:
 
     def __init__(self, config: Config, devices: Mapping[str, Device], pools: Mapping[str, int]):
         self._config, self.names = config, list(devices)
+        self._sizes = [len(device.members) for device in devices.values()]
         self._several = len(devices) > 1
         if not self._several:
             return
@@ -84,6 +85,7 @@ class Planning:
         opened = [entry for entry in entries if entry.opened is not None]
         if not opened:
             return
+        self._spread_cut(opened)
         pins = self.pins(opened)
         try:
             found = live.start(self.appraiser(opened), pins)
@@ -101,6 +103,8 @@ class Planning:
         if entry.config.device:
             return entry.config.device
         placed = [one for one in others if one.lane is not None and one.name != entry.name]
+        if entry.config.tp > 1:
+            return self.names[self._mesh_for(entry, placed)]
         try:
             appraiser = self.appraiser([*placed, entry])
         except ConfigError as error:
@@ -117,8 +121,10 @@ class Planning:
         return Live(loads, self.room, self._costs(loads), self.budget, least)
 
     def pins(self, entries: Iterable[Entry]) -> dict[str, int]:
-        """Pinned models stay where they are: where the configuration says, or an operator has moved them."""
-        return {one.name: self.names.index(one.device) for one in entries if one.config.device}
+        """Pinned models stay where they are: where the configuration says, or an operator has moved them. So
+        do those that are cut over a mesh: the plan is of devices, and others have no place for them."""
+        fixed = [one for one in entries if one.config.device or one.config.tp > 1]
+        return {one.name: self.names.index(one.device) for one in fixed}
 
     def now(self, entries: Iterable[Entry]) -> dict[str, int]:
         """Where they are."""
@@ -150,6 +156,18 @@ class Planning:
 
     def _least(self, entry: Entry) -> int:
         return size(entry.quota.min, key=f"model.quota.min ({entry.name})", whole=self.room.pool)
+
+    def _spread_cut(self, entries: Sequence[Entry]) -> None:
+        """Models that are cut, largest first, each to a mesh of as many devices."""
+        free = [entry for entry in entries if entry.config.tp > 1 and not entry.config.device]
+        for entry in sorted(free, key=_bytes, reverse=True):
+            entry.device = self.names[self._mesh_for(entry, [one for one in entries if one.device])]
+
+    def _mesh_for(self, entry: Entry, placed: Sequence[Entry]) -> int:
+        """Of as many devices as it is cut over, where the fewest bytes of weights are."""
+        held = [sum(_bytes(one) for one in placed if one.device == name) for name in self.names]
+        fitting = [at for at, size in enumerate(self._sizes) if size == entry.config.tp]
+        return min(fitting, key=held.__getitem__)
 
     def _by_size(self, entries: Sequence[Entry], pins: Mapping[str, int]) -> dict[str, int]:
         """Largest first, each where the fewest bytes of weights are."""

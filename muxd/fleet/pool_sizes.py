@@ -86,14 +86,16 @@ def workers_budget(config: Config, device: Divided) -> Budget:
 
 
 def _left(config: Config, name: str, device: Device, devices: int, entries: Iterable[Entry]) -> int:
-    own = [entry for entry in entries if entry.config.device in ("", name)]
+    sizes = (1, len(device.members))  # of a mesh, how many a model here can be cut over
+    own = [one for one in entries if one.config.device in ("", name) and one.config.tp in sizes]
     held = budget(config, device)
 
     def beside(chosen: Iterable[Entry]) -> int:
         here: list[ModelLoad] = []
         anywhere: list[ModelLoad] = []
         for entry in chosen:
-            (here if entry.config.device else anywhere).append(load_of(entry))
+            # One that is cut stays on one mesh; each that may be it is reckoned with it.
+            (here if entry.config.device or entry.config.tp > 1 else anywhere).append(load_of(entry))
         return leftover(device.memory, here, anywhere, devices, held)
 
     together, sleepers = beside(own), [entry for entry in own if entry.config.resident != "always"]

@@ -7,6 +7,7 @@ kernel ends the worker, and of the socketpair, at whose end it ends itself.
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -58,6 +59,11 @@ class WorkerProcess:
         """A descriptor for a worker that runs; silent when it has ended."""
         with contextlib.suppress(OSError):
             send(self._control, message, [fd])
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended, as the system has it: before ``wait`` returns."""
+        return self._over.done() or bool(select.select([self._child.pidfd], [], [], 0)[0])
 
     async def wait(self) -> int:
         return await asyncio.shield(self._over)

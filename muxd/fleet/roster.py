@@ -173,7 +173,7 @@ class Roster:
         nothing.
         """
         entry = self._known(name)
-        self._known_device(device)
+        self._known_device(device, entry.config.tp)
         self._may_change()
         if entry.state not in ("unloaded", "failed"):
             raise Busy(f"{name} is {entry.state}; `muxctl unload {name}` first to load it anew")
@@ -200,7 +200,7 @@ class Roster:
             )
         if config.name in served(self.entries):
             raise ConfigError(f"name: there is a model {config.name!r} already; choose another name")
-        self._known_device(config.device)
+        self._known_device(config.device, config.tp)
         self._may_change()
         entry = self.entries[config.name] = Entry(config, adapters)
         entry.changing = "loading"
@@ -294,7 +294,7 @@ class Roster:
         entry = self._known(name)
         if not device:
             raise BadRequest(f"say where to: {', '.join(self.sites)}", param="device")
-        self._known_device(device)
+        self._known_device(device, entry.config.tp)
         self._may_change()
         if entry.device == device:
             raise BadRequest(f"{name} is on {device} already", param="device")
@@ -312,10 +312,13 @@ class Roster:
             )
         return found
 
-    def _known_device(self, name: str) -> None:
-        """Raises NotFound for a device there is not; "" is any."""
+    def _known_device(self, name: str, ranks: int) -> None:
+        """Raises NotFound for a device there is not, ConfigError for one that a model of so many ranks has no
+        seat in; "" is any."""
         if name and name not in self.sites:
             raise NotFound(f"there is no device {name!r}; there are: {', '.join(self.sites)}")
+        if name:
+            self.sites[name].device.seat(ranks)
 
     def _may_change(self) -> None:
         if self._closed:

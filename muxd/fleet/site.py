@@ -90,10 +90,10 @@ class Site:
         self._check_clients()
         told = setup(entry, self.arena, self.device, self.place, self.link.endpoint, self.budget)
         supervisor = self.supervisors[entry.name] = Supervisor(
-            entry, told, device=self.device, pool_fd=self.arena.fd, unit=self.unit, clock=self.clock,
+            entry, told, device=self.device, arena=self.arena, unit=self.unit, clock=self.clock,
             link=self.link, zygote=self.zygote, progress=progress, spawns=self.spawns,
             split=self.place.split, faulted=lambda: self._faulted(entry.name), clear=self._cleared,
-            keep_queue=keep_queue, extents=lambda: self.arena.extents,
+            keep_queue=keep_queue,
         )  # fmt: skip
         supervisor.start()
         return supervisor

@@ -19,8 +19,8 @@ from muxd.device.base import ClientView, Device, Region
 from muxd.engine.unit import Unit
 from muxd.errors import ModelFolderError, ModelNotReady, MuxdError, WorkerLost
 from muxd.fleet.catalog import Entry
-from muxd.fleet.crew import Crew, Ended
-from muxd.fleet.filling import filled
+from muxd.fleet.crew import Crew, Ended, Seat
+from muxd.fleet.loading import beside, filled, unless
 from muxd.fleet.state import (
     AnnounceLost,
     AnnounceReady,
@@ -37,9 +37,18 @@ from muxd.fleet.state import (
 from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd
 from muxd.link.exits import Exit, explain
-from muxd.messages import BatchDone, BatchFailed, FromWorker, Phases, Ready, Refused, Setup, Unmapped
-from muxd.models.weights import WeightPlan
-from muxd.pool.arena import Extent
+from muxd.messages import (
+    BatchDone,
+    BatchFailed,
+    FromWorker,
+    Phases,
+    RankDone,
+    Ready,
+    Refused,
+    Setup,
+    Unmapped,
+)
+from muxd.pool.arena import Arena, Extent
 
 _log = logging.getLogger("muxd.fleet")
 
@@ -63,7 +72,7 @@ class Supervisor:
         setup: Setup,
         *,
         device: Device,
-        pool_fd: int,
+        arena: Arena,
         unit: Unit,
         clock: Clock,
         link: DaemonEnd,
@@ -71,24 +80,26 @@ class Supervisor:
         progress: Progress,
         spawns: Iterator[int],
         split: bool = False,
-        extents: Callable[[], list[Extent]] = list,
         faulted: Callable[[], None] = lambda: None,
         clear: Callable[[], Awaitable[None]] = _at_once,
         keep_queue: bool = False,
     ):
         """``split``: a process for each phase. ``spawns`` numbers all workers of the daemon: no two ever
         have one identity. ``faulted`` when a worker's fault has
-        reached all of the device; ``clear`` returns when new workers may be let onto it. ``extents``: what is
-        lent to the pool now. ``keep_queue``: a start that fails for good tells no request, who started it has
-        another place for them."""
+        reached all of the device; ``clear`` returns when new workers may be let onto it. ``arena``: the
+        pool of ``device``, in which the model has its seat. ``keep_queue``: a start that fails for good tells
+        no request, who started it has another place for them."""
         self.entry = entry
         self.life = entry.life
         self.settled = asyncio.Event()  # ready, failed or stopped for the first time
         self.error: MuxdError | None = None  # why it gave up, where that was no worker's fault
         self._setup = setup
-        self._device, self._pool_fd, self._unit, self._clock = device, pool_fd, unit, clock
+        self._device = device.seat(entry.config.tp)
+        # Of each rank, which of the device's members it is on.
+        self.members = [device.members.index(member) for member in self._device.members]
+        self._arena, self._unit, self._clock = arena, unit, clock
         self._link, self._zygote, self._progress, self._spawns = link, zygote, progress, spawns
-        self._faulted, self._clear, self._extents = faulted, clear, extents
+        self._faulted, self._clear = faulted, clear
         self._keep_queue = keep_queue
         self._weights: Region | None = None
         self._loaded = False  # all of them are there
@@ -148,15 +159,26 @@ class Supervisor:
             return
         match message:
             case BatchDone():
-                self._unit.batch_done(self.entry.name, message)
+                if self._agreed(self._crew, message):
+                    self._unit.batch_done(self.entry.name, message)
+            case RankDone():
+                self._agreed(self._crew, message)
             case Unmapped():
                 self._crew.unmapped(message)
             case BatchFailed():
-                self.on_lost(f"failed in a batch: {message.error}")
+                if not self._crew.fallen:  # else that is why, and how it ended says more
+                    self.on_lost(f"failed in a batch: {message.error}")
             case Refused():
                 self._verdict = Died(message.reason, final=True)
             case Ready():
                 self._on_ready(message)
+
+    def _agreed(self, crew: Crew, done: BatchDone | RankDone) -> bool:
+        """Ranks that sample different tokens have lost each other, and all that follows would be wrong."""
+        if crew.agrees(done.batch, done.tokens):
+            return True
+        self.on_lost(f"and its other ranks sampled different tokens in batch {done.batch}")
+        return False
 
     def on_lost(self, reason: str) -> None:
         """A worker is out of reach or talks nonsense, or its batch failed: replace it."""
@@ -240,7 +262,7 @@ class Supervisor:
         if self.entry.shelved is None:
             for number, why in (await asyncio.to_thread(opened.drop_changed)).items():
                 self._unit.refuse_adapter(self.entry.name, number, ModelFolderError(why))
-        plan = opened.plan
+        plan, parts = opened.plan, opened.parts
         copies = beside(plan, self._device, len(self._phases))
         if (shelved := self.entry.shelved) is not None:
             self.entry.shelved = None
@@ -252,21 +274,10 @@ class Supervisor:
             self._weights, self._loaded = shelved, True
             return
         self._weights = self._device.allocate(plan.bytes, "weights", copies)
-
-        def advance(done: int) -> None:
-            self._progress(self.entry.name, done, plan.bytes)
-
-        reading = asyncio.create_task(filled(plan, self._weights, advance))
-        stop = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait([reading, stop], return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done():
-                raise ModelNotReady(f"{self.entry.name} was stopped while it was being loaded")
-            await reading
-        finally:
-            stop.cancel()
-            if reading.cancel():
-                await asyncio.wait([reading])
+        every = plan.bytes * len(parts)
+        reading = filled(self._weights, parts, lambda done: self._progress(self.entry.name, done, every))
+        if not await unless(self._stopping, reading):
+            raise ModelNotReady(f"{self.entry.name} was stopped while it was being loaded")
         self._loaded = True
 
     def _explained(self, end: Died | Lacked) -> Died | Lacked:
@@ -280,11 +291,10 @@ class Supervisor:
         assert self._weights is not None
         self._verdict, shared = None, False
         names: dict[Phases, str] = {p: f"{self.entry.name}/{next(self._spawns)}" for p in self._phases}
-        crew = self._crew = Crew(self._link, self._zygote, names, self)
+        crew = self._crew = Crew(self._link, self._zygote, names, self, self.members)
         try:
             env = self._device.worker_env(self._cap)
-            fds = [self._pool_fd, self._weights.fd]
-            self._handle(Spawned(await crew.spawn(self._setup, fds, env, self._device.end_work)))
+            self._handle(Spawned(await crew.spawn(self._setup, self._seats(), env, self._device.end_work)))
             ended = await self._watch(crew)
             if ended.code and not self.stopping and await asyncio.to_thread(self._device.faulted):
                 # Where others computed, too, it is unknown whose batch the device could not take.
@@ -297,9 +307,20 @@ class Supervisor:
         finally:
             await crew.clear()
             self._crew = None
-        who = "worker" if ended.phases == "both" else f"{ended.phases} worker"
+        phases, rank = ended.post
+        who = "worker" if phases == "both" else f"{phases} worker"
+        who += f" of rank {rank}" if len(self.members) > 1 else ""
         refused = ended.code == Exit.REFUSED
         return self._verdict or Died(f"{who} ended: {explain(ended.code)}", final=refused, blameless=shared)
+
+    def _seats(self) -> list[Seat]:
+        """One for each rank."""
+        assert self._weights is not None
+        fds, places = self._arena.fds, zip(self._device.members, self.members, strict=True)
+        return [
+            Seat(device.name, device.cpus, at, fds[at], weights.fd)
+            for (device, at), weights in zip(places, self._weights.pieces, strict=True)
+        ]
 
     def _lacked(self, error: OSError) -> Lacked:
         what = error.strerror or str(error)
@@ -315,7 +336,7 @@ class Supervisor:
             first = asyncio.FIRST_COMPLETED
             await asyncio.wait([gone, ready, stop], timeout=START_TIMEOUT, return_when=first)
             if ready.done() and not gone.done():
-                for extent in self._extents():
+                for extent in self._arena.extents:
                     crew.map(extent)
                 self._handle(BecameReady())
             elif not gone.done() and not stop.done():
@@ -364,11 +385,6 @@ class Supervisor:
             error = WorkerLost(f"{name}: {lost.reason}")
             _log.error("%s: %s; restarting in a moment", name, lost.reason)
         self._unit.worker_lost(name, error, final=lost.final, blameless=lost.blameless)
-
-
-def beside(plan: WeightPlan, device: Device, workers: int) -> int:
-    """Bytes that so many workers of a model take for copies of its weights."""
-    return plan.copied * workers if device.copies(plan.dtype) else 0
 
 
 def _sentence(error: MuxdError | OSError) -> str:

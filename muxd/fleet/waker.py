@@ -18,10 +18,10 @@ from muxd.device.cpu import available_memory
 from muxd.errors import OutOfMemory
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import Demand, load_of
+from muxd.fleet.loading import beside
 from muxd.fleet.operation import Operation
 from muxd.fleet.reconciler import Reconciler
 from muxd.fleet.site import Site, unshelve
-from muxd.fleet.supervisor import beside
 from muxd.placement.memory import fixed
 from muxd.placement.waking import Model, Rules, Shift, Standing, decide, next_look, residents, standing
 from muxd.sizes import AUTO, size
@@ -113,7 +113,8 @@ class Waker:
         left = {site.device.shared for site in self.sites.values()} - {None}
         if not left:
             return None
-        held = sum(one.nbytes for entry in self.entries.values() if (one := entry.shelved) is not None)
+        asleep = [one for entry in self.entries.values() if (one := entry.shelved) is not None]
+        held = sum(piece.nbytes for one in asleep for piece in one.pieces)
         for site in self.sites.values():
             held += sum(self._taken(one.entry, one.weights_bytes) for one in site.supervisors.values())
         return min(one for one in left if one is not None) + held
@@ -141,9 +142,8 @@ class Waker:
         return not there or entry.state in ("ready", "failed")
 
     def _model(self, entry: Entry) -> Model:
-        return Model(
-            entry.name, self.footprint(entry), entry.weight_bytes, (entry.device,), entry.pinned
-        )  # fmt: skip
+        asleep = entry.weight_bytes * entry.config.tp
+        return Model(entry.name, self.footprint(entry), asleep, (entry.device,), entry.pinned)
 
     def _begin(self, shift: Shift, rules: Rules) -> None:
         for name in shift.sleep:

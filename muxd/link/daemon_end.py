@@ -15,6 +15,7 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -85,7 +86,9 @@ class DaemonEnd:
     def __init__(self, directory: Path):
         self._path = directory / "workers"
         self.endpoint = f"ipc://{self._path}"
+        self.directory = directory
         self._workers: dict[str, Hearer] = {}
+        self._followers: dict[str, tuple[str, ...]] = {}  # who gets what it gets
         self._hushed: set[str] = set()  # who gets no more commands
         self._draining: asyncio.Handle | None = None
         _check_path(self._path)
@@ -97,8 +100,9 @@ class DaemonEnd:
         self._fd = int(self._socket.get(zmq.FD))
         self._loop.add_reader(self._fd, self._drain)
 
-    def announce(self, worker: str, hearer: Hearer) -> None:
-        """Listen to ``worker`` (its identity, unique per spawn); call before it is spawned.
+    def announce(self, worker: str, hearer: Hearer, followers: Sequence[str] = ()) -> None:
+        """Listen to ``worker`` (its identity, unique per spawn); call before it is spawned. ``followers``:
+        workers announced, too, which get every command that it gets.
 
         ``hearer.on_lost`` is called once should it not be reached or talk nonsense; from then on it is
         ignored. Both its calls come from the event loop, never inside a call to ``send``.
@@ -112,6 +116,8 @@ class DaemonEnd:
             )
         self._bind_again()
         self._workers[worker] = hearer
+        if followers:
+            self._followers[worker] = tuple(followers)
 
     def hush(self, worker: str) -> None:
         """It was told to end: whatever is sent from now on is dropped."""
@@ -120,15 +126,22 @@ class DaemonEnd:
     def forget(self, worker: str) -> None:
         """Drop whatever ``worker`` may still say; call when its process has ended."""
         self._workers.pop(worker, None)
+        self._followers.pop(worker, None)
         self._hushed.discard(worker)
 
     def send(self, worker: str, message: ToWorker) -> None:
         """Post a command. A worker that cannot take it is reported through ``on_lost``, never raised."""
+        told = encode(message)
+        self._post(worker, told)
+        for follower in self._followers.get(worker, ()):
+            self._post(follower, told)
+
+    def _post(self, worker: str, told: bytes) -> None:
         if worker not in self._workers or worker in self._hushed:
             log.debug("no command for %s: it is gone", worker)
             return
         try:
-            self._socket.send_multipart([worker.encode(), encode(message)], zmq.NOBLOCK)
+            self._socket.send_multipart([worker.encode(), told], zmq.NOBLOCK)
         except zmq.Again:
             self._lose(worker, "does not read its commands")
         except zmq.ZMQError as error:

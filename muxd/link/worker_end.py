@@ -3,15 +3,17 @@
 import zmq
 
 from muxd.link.fds import WireError
-from muxd.messages import UNREADABLE, FromWorker, ToWorker, decode_to_worker, encode
+from muxd.messages import UNREADABLE, BatchDone, FromWorker, RankDone, ToWorker, decode_to_worker, encode
 
 _LINGER_MS = 2000  # a last word (Refused, BatchFailed) still goes out; a dead daemon does not hold us
 
 
 class WorkerEnd:
-    """Connected to the daemon's ROUTER under the name ``worker``."""
+    """Connected to the daemon's ROUTER under the name ``worker``. ``follows``: it is a rank whose answers
+    the first one gives; it only says what it has sampled."""
 
-    def __init__(self, endpoint: str, worker: str):
+    def __init__(self, endpoint: str, worker: str, *, follows: bool = False):
+        self._follows = follows
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.set(zmq.ROUTING_ID, worker.encode())
@@ -34,6 +36,8 @@ class WorkerEnd:
 
     def send(self, message: FromWorker) -> None:
         """Post a reply; never waits for the daemon."""
+        if self._follows and isinstance(message, BatchDone):
+            message = RankDone(message.batch, message.tokens)
         self._socket.send(encode(message))
 
     def close(self) -> None:

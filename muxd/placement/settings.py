@@ -1,7 +1,6 @@
-"""A plan as muxd.toml: one file for each host, and one for each unit over several devices.
+"""A plan as muxd.toml: one file for each host, whose muxd serves all its devices.
 
-A muxd serves all devices of its host, each model on one of them. A model over several is not served yet: such
-a unit has a file of its own.
+A unit over several devices is a mesh, over all of which its models are cut.
 
 Shares and ``max_running`` are not written: muxd divides a device among who is there, and a batch that is
 capped at its predicted mean has no room for bursts.
@@ -12,44 +11,40 @@ from muxd.placement.problem import Member, Plan, Problem, Unit
 
 
 def files(plan: Plan, problem: Problem) -> dict[str, str]:
-    """File name -> text: ``host-0.toml``, and ``host-0-gpu-4.toml`` for a unit over GPUs 4 and more."""
+    """File name -> text: ``host-0.toml``."""
     by_host: dict[int, list[Unit]] = {}
-    found = {}
     for unit in sorted((unit for unit in plan.units if unit.members), key=lambda unit: unit.gpus):
-        if unit.degree > 1:
-            found[f"host-{unit.host}-gpu-{unit.gpus[0]}.toml"] = _text([unit], problem)
-        else:
-            by_host.setdefault(unit.host, []).append(unit)
-    found.update({f"host-{host}.toml": _text(units, problem) for host, units in by_host.items()})
-    return found
+        by_host.setdefault(unit.host, []).append(unit)
+    return {f"host-{host}.toml": _text(units, problem) for host, units in by_host.items()}
 
 
 def _text(units: list[Unit], problem: Problem) -> str:
-    several = len(units) > 1
+    plain = len(units) == 1 and units[0].degree == 1
     host, gpus = units[0].host, [gpu for unit in units for gpu in unit.gpus]
     lines = [f"# Host {host}, {problem.gpus.kind} {','.join(map(str, gpus))}", *_heading(units)]
-    if several:
-        for unit in units:
-            lines += ["", "[[device]]", f'name = "cuda:{unit.gpus[0]}"', f'pool = "{unit.pool_bytes}"']
-    else:
+    if plain:
         lines += ["", "[pool]", f'bytes = "{units[0].pool_bytes}"']
+    else:
+        for unit in units:
+            lines += ["", "[[device]]", f'name = "{_name(unit)}"', f'pool = "{unit.pool_bytes}"']
     lines += ["", "[scheduler]", f"overbook = {problem.overbook}"]
     for unit in units:
         for member in unit.members:
-            lines += _model(member, problem, f"cuda:{unit.gpus[0]}" if several else "")
+            lines += _model(member, problem, unit, pinned=len(units) > 1)
     return "\n".join(lines) + "\n"
 
 
+def _name(unit: Unit) -> str:
+    return "+".join(f"cuda:{gpu}" for gpu in unit.gpus)
+
+
 def _heading(units: list[Unit]) -> list[str]:
-    unit = units[0]
-    if len(units) > 1:
-        return ["# Without a line `device` muxd may move the model where its work has gone."]
-    devices = ",".join(map(str, unit.gpus))
-    over = f"# Tensor parallel over {unit.degree}." if unit.degree > 1 else "# One device."
-    return [f"# Start muxd with CUDA_VISIBLE_DEVICES={devices}", over]
+    if len(units) == 1 and units[0].degree == 1:
+        return [f"# Start muxd with CUDA_VISIBLE_DEVICES={units[0].gpus[0]}", "# One device."]
+    return ["# Without a line `device` muxd may move a model with tp = 1 where its work has gone."]
 
 
-def _model(member: Member, problem: Problem, device: str) -> list[str]:
+def _model(member: Member, problem: Problem, unit: Unit, *, pinned: bool) -> list[str]:
     load = next(model for model in problem.models if model.name == member.model)
     missing = "" if load.path else "  # its folder, which models.toml did not say"
     return [
@@ -57,7 +52,8 @@ def _model(member: Member, problem: Problem, device: str) -> list[str]:
         "[[model]]",
         f"name = {toml.text(member.model)}",
         f"path = {toml.text(load.path or member.model)}{missing}",
-        *([f'device = "{device}"'] if device else []),
+        *([f'device = "{_name(unit)}"'] if pinned else []),
+        *([f"tp = {unit.degree}"] if unit.degree > 1 else []),
         f"rate = {member.rate:.6g}",
         f'dtype = "{load.dtype}"',
         *([f'kv_dtype = "{load.shape.kv_dtype}"'] if load.shape.kv_dtype != "auto" else []),

@@ -1,6 +1,6 @@
 """The pool as memory: a region of the device cut into head blocks, and the ledger that accounts for them.
 
-Made once by the daemon. Holds no mapping: the daemon never touches K and V, workers map ``fd``. Memory of
+Made once by the daemon. Holds no mapping: the daemon never touches K and V, workers map ``fds``. Memory of
 models that are not served can be lent to it, extent by extent, at addresses that every worker has reserved.
 """
 
@@ -26,7 +26,7 @@ class Arena:
     """``pool_bytes`` rounded down to whole head blocks, and up to ``lendable`` bytes of extents.
 
     Head block ``i`` of the ledger is the bytes [i * block_bytes, (i + 1) * block_bytes) of a worker's
-    addresses; those of the pool itself are the bytes of ``fd``.
+    addresses; those of the pool itself are the bytes of ``fds``, on each member of the device the same.
     """
 
     def __init__(self, device: Device, pool_bytes: int, block_bytes: int, lendable: int = 0):
@@ -67,9 +67,9 @@ class Arena:
         return self._region.nbytes
 
     @property
-    def fd(self) -> int:
-        """Descriptor to pass to workers; owned by the arena."""
-        return self._region.fd
+    def fds(self) -> tuple[int, ...]:
+        """Descriptors to pass to workers, one for each member of the device; owned by the arena."""
+        return tuple(piece.fd for piece in self._region.pieces)
 
     def whole(self, nbytes: int) -> int:
         """The bytes of ``nbytes`` that can be lent: whole head blocks in whole pages."""

@@ -70,6 +70,7 @@ def _work(setup: Setup, received: list[int], sock: socket.socket) -> Exit:
     from muxd.worker.growth import Growth
     from muxd.worker.loop import serve
     from muxd.worker.memory import map_regions
+    from muxd.worker.ranks import leave
     from muxd.worker.runner import Runner
 
     if setup.device != "cpu":
@@ -79,7 +80,7 @@ def _work(setup: Setup, received: list[int], sock: socket.socket) -> Exit:
     except (MuxdError, OSError) as error:
         log.error("set-up: %s", error)
         return Exit.BAD_SETUP
-    link = WorkerEnd(setup.link, setup.worker)
+    link = WorkerEnd(setup.link, setup.worker, follows=setup.rank > 0)
 
     def rehearsed() -> tuple[Runner, float, float]:
         began = time.monotonic()
@@ -94,7 +95,10 @@ def _work(setup: Setup, received: list[int], sock: socket.socket) -> Exit:
         link.send(
             Ready(setup.worker, os.getpid(), str(torch.__version__), building, warming, view.mps, view.sms)
         )
-        return serve(link, runner, Growth(sock, space, setup.worker))
+        ended = serve(link, runner, Growth(sock, space, setup.worker))
+        if ended is Exit.OK:
+            leave()
+        return ended
     except MuxdError as error:
         link.send(Refused(setup.worker, error.message))
         return Exit.REFUSED

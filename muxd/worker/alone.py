@@ -9,6 +9,7 @@ from muxd.cost import probe
 from muxd.device.base import HostWriter
 from muxd.kernels import native
 from muxd.messages import ITEM_BYTES, Dtype, NewRows, Setup, kv_item_bytes
+from muxd.models.cut import Rank, cut_spec
 from muxd.models.packing import packing_for
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.weights import ALIGNMENT, WeightPlan, fill, layout, plan
@@ -26,10 +27,11 @@ class Alone:
         if setup.device != "cpu":
             torch.cuda.set_device(setup.device)
         folder = Path(setup.folder)
-        self.spec = read_spec(folder)
+        whole = read_spec(folder)
+        self.spec = cut_spec(whole, setup.ranks)
         item = kv_item_bytes(setup.dtype, setup.kv_dtype)
         self.row_tokens = self.spec.tokens_per_row(setup.block_bytes, item)
-        self.plan, weights = _weights(folder, self.spec, setup)
+        self.plan, weights = _weights(folder, whole, setup)
         per_row = self.spec.blocks_per_row
         self.rows = setup.pool_bytes // setup.block_bytes // per_row
         nbytes = self.rows * per_row * setup.block_bytes
@@ -38,7 +40,8 @@ class Alone:
             worker="alone", model=folder.name, folder=setup.folder, dtype=setup.dtype, link="",
             device=setup.device, pool_bytes=pool.numel(), block_bytes=setup.block_bytes, max_rows=self.rows,
             weights_bytes=self.plan.bytes, tensors=self.plan.tensors, cores=setup.cores,
-            max_context=self.spec.max_positions, kv_dtype=setup.kv_dtype,
+            max_context=self.spec.max_positions, kv_dtype=setup.kv_dtype, rank=setup.rank,
+            ranks=setup.ranks, meeting=setup.meeting,
         )  # fmt: skip
         self.runner = Runner(told, pool, weights)
         self.runner.warm_up()
@@ -54,7 +57,7 @@ def _weights(folder: Path, spec: ModelSpec, setup: probe.Setup) -> tuple[WeightP
     if setup.random:
         made = layout(spec, setup.dtype, packing)
         return made, _random(made, setup.dtype, setup.device)
-    made = plan(folder, spec, setup.dtype, packing=packing)
+    made = plan(folder, spec, setup.dtype, packing=packing, rank=Rank(setup.rank, setup.ranks))
     weights = np.empty(made.bytes + ALIGNMENT, np.uint8)
     weights = weights[-weights.ctypes.data % ALIGNMENT :][: made.bytes]
     fill(made, HostWriter(weights))

@@ -43,6 +43,7 @@ from muxd.worker.cuda_streams import Streams
 from muxd.worker.cuda_upload import int32, to_host, upload
 from muxd.worker.kept import kv_type
 from muxd.worker.pooling import Pooler
+from muxd.worker.ranks import entries, ranked
 from muxd.worker.rows import check_tokens
 from muxd.worker.scoring import Scorer
 from muxd.worker.sequence import Sequence, Span
@@ -77,7 +78,8 @@ class CudaStep:
         self.device = pool.device
         self._streams = Streams(pool.device)
         self._scratch = Scratch(setup.model, pool.device, setup.scratch.get(setup.phases, 0))
-        self.model = build(spec, CudaWeights(setup.tensors, weights, setup.max_context))
+        mapped = CudaWeights(entries(setup, spec.vocab_size), weights, setup.max_context)
+        self.model = build(spec, ranked(mapped, setup, spec.vocab_size, pool.device))
         self.scorer = Scorer(
             self.model.logits, spec.vocab_size, to_host, lambda ids: upload(pool.device, ids)[0]
         )

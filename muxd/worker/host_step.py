@@ -18,6 +18,7 @@ from muxd.worker.kv import PagedKv
 from muxd.worker.lora import AdaptedWeights
 from muxd.worker.mapped import DTYPES
 from muxd.worker.pooling import Pooler
+from muxd.worker.ranks import entries, ranked
 from muxd.worker.scoring import Scorer
 from muxd.worker.sequence import Sequence, Span
 
@@ -29,8 +30,9 @@ class HostStep(CpuStep[PagedKv]):
 
     def __init__(self, spec: ModelSpec, setup: Setup, pool: Tensor, weights: Tensor):
         super().__init__(spec, setup)
-        mapped = AdaptedWeights(setup.tensors, weights, setup.lora)
-        self._adapters, self.model = mapped.adapters, build(spec, mapped)
+        mapped = AdaptedWeights(entries(setup, spec.vocab_size), weights, setup.lora)
+        parts = ranked(mapped, setup, spec.vocab_size, pool.device)
+        self._adapters, self.model = mapped.adapters, build(spec, parts)
         self.scorer = Scorer(self.model.logits, spec.vocab_size)
         self._pooler = Pooler(self.model.output)
         self._types = DTYPES[setup.dtype], kv_type(setup, pool.device)

@@ -28,6 +28,7 @@ from muxd.messages import (
     Sampling,
     Setup,
 )
+from muxd.models.cut import cut_spec
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.worker.bounds import Bounds
 from muxd.worker.cuda_step import CudaStep
@@ -74,7 +75,8 @@ class Runner:
 
     def __init__(self, setup: Setup, pool: Tensor, weights: Tensor, *, paged: bool | None = None):
         tied = all(tensor.name != "head" for tensor in setup.tensors)  # the daemon has compared
-        self._spec: ModelSpec = structs.replace(read_spec(Path(setup.folder)), tied_embeddings=tied)
+        whole = structs.replace(read_spec(Path(setup.folder)), tied_embeddings=tied)
+        self._spec: ModelSpec = cut_spec(whole, setup.ranks)
         self._max_context = setup.max_context
         self._decodes = setup.phases != "prefill" and not self._spec.headless
         make: Callable[[ModelSpec, Setup, Tensor, Tensor], Step] = HostStep

@@ -10,6 +10,7 @@ from muxd.errors import ConfigError
 MODEL = '[[model]]\nname = "a"\npath = "a"\n'
 LORA = "[[model]]\nname = 'x'\nbase = 'a'\nlora = 'y'\n"
 TWO = "[[device]]\nname = 'cpu:0'\ncores = [0]\n[[device]]\nname = 'cpu:1'\ncores = [1]\n"
+MESH = "[[device]]\nname = 'cpu:2+cpu:3'\ncores = [2, 3]\n"
 
 
 def refusal(tmp_path: Path, text: str, env: dict[str, str] | None = None) -> str:
@@ -95,6 +96,20 @@ def refusal(tmp_path: Path, text: str, env: dict[str, str] | None = None) -> str
         ("[[device]]\nname = 'cpu:0'\npool = '5'", ("device.pool (cpu:0)", "'5'", "8192")),
         ("[[device]]\nname = 'cpu:0'\nmemory = 'x'", ("device (cpu:0)", "memory", "'x'")),
         ("[[device]]\nname = 'cpu:0'\n[server]\ndevice = 'cpu'", ("server.device", "not both")),
+        (TWO + "[[device]]\nname = 'cpu:2+cuda:0'", ("device.name", "'cpu:2+cuda:0'", "a mesh such as")),
+        (TWO + "[[device]]\nname = 'cpu:2+cpu:1'\ncores = [2, 3]", ("device.name", "cpu:1 is there twice")),
+        (MESH.replace("[2, 3]", "[2, 3, 4]"), ("cpu:2+cpu:3", "cores", "3 are not divided evenly over 2")),
+        (MESH.replace("cores = [2, 3]", ""), ("cpu:2+cpu:3", "cores = [0, 1]")),
+        (MODEL + "tp = 0", ("model.tp", "at least 1 (a)")),
+        (MODEL + "tp = 2", ("model.tp", "2 (a)", 'name = "cuda:0+cuda:1"')),
+        (MESH + MODEL + "tp = 3", ("model.tp", "3 (a)", "no [[device]]")),
+        (
+            TWO + MESH + MODEL + "tp = 2\ndevice = 'cpu:0'",
+            ("model.tp", "'cpu:0' is 1", "a mesh"),
+        ),
+        (MESH + MODEL + "tp = 2\nweights = 'int8'", ("model.weights", "'int8' (a) with tp = 2")),
+        (MESH + MODEL + "tp = 2\ncpu_step = 'native'", ("model.cpu_step", "'native' (a) with tp = 2")),
+        (MESH + MODEL + "tp = 2\n[[model]]\nname = 'l'\nlora = '/l'\nbase = 'a'", ("model.base", "tp = 2")),
         (MODEL + "device = 'cpu:0'", ("model.device", "'cpu:0'", "none in [[device]]")),
         (TWO + MODEL + "device = 'cpu:7'", ("model.device", "'cpu:7'", "cpu:0, cpu:1")),
         (TWO + MODEL + "device = 'cpu:0'\nquota = { min = '2G' }", ("model.quota (a)",)),

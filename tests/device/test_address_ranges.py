@@ -55,7 +55,7 @@ def test_lent_memory_is_found_at_its_place_in_every_range_for_as_long_as_it_is_t
     arena = Arena(made(kind), 3 * BLOCK, BLOCK, MOST * PIECE)
     spaces = [addresses(kind, arena.reach) for _ in range(2)]
     for space in spaces:
-        space.map(0, arena.fd, arena.nbytes)
+        space.map(0, arena.fds[0], arena.nbytes)
     ctypes.memset(spaces[0].address, 77, arena.nbytes)
     there: dict[Extent, int] = {}
     for lend, many, mark in steps:
@@ -64,7 +64,7 @@ def test_lent_memory_is_found_at_its_place_in_every_range_for_as_long_as_it_is_t
             assert extent.first * BLOCK == extent.offset
             assert extent.count * BLOCK == extent.region.nbytes == many * PIECE
             for space in spaces:
-                assert space.map(extent.offset, extent.region.fd, extent.region.nbytes)
+                assert space.map(extent.offset, extent.region.pieces[0].fd, extent.region.nbytes)
             ctypes.memset(spaces[0].address + extent.offset, mark, extent.region.nbytes)
             there[extent] = mark
         elif not lend and there:

@@ -36,6 +36,23 @@ def test_a_gpu_by_parts_by_caps_or_by_turns(gpu_host: Path) -> None:
     parts.close()
 
 
+def test_a_mesh_of_gpus_has_parts_or_takes_turns(gpu_host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caps keep no two models' collectives apart. Its pool lies on both, and a rank is a client as any."""
+    monkeypatch.setenv("FAKE_CUDA_DEVICES", "2")
+    parts = open_device("cuda:0+cuda:1", "parts")
+    assert (parts.rungs, parts.parts) == ((25, 50, 75, 100), 4)
+    assert [member.name for member in parts.members] == ["cuda:0", "cuda:1"]
+    assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in parts.worker_env(30)
+    region = parts.allocate(3 << 20, "pool")
+    assert len({piece.fd for piece in region.pieces}) == 2
+    region.close()
+    parts.close()
+    turns = open_device("cuda:0+cuda:1", "caps")
+    assert (turns.rungs, turns.parts, turns.caps) == ((100,), 0, False)
+    assert not Mps(gpu_host / "mps").answers()
+    turns.close()
+
+
 def test_the_cpu_is_what_auto_falls_back_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUXD_LIBCUDA", "/nowhere/libcuda.so.1")
     assert open_device().name == open_device("cpu").name == "cpu"

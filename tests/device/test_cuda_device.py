@@ -28,7 +28,7 @@ def contents(cuda: Cuda, region: Region) -> bytes:
     """What a worker that maps ``region`` would see."""
     with cuda.driver.context():
         space = CudaReservation(cuda.driver, region.nbytes)
-        space.map(0, region.fd, region.nbytes)
+        space.map(0, region.pieces[0].fd, region.nbytes)
         try:
             return cuda.driver.to_host(space.address, region.nbytes)
         finally:

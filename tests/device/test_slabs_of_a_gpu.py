@@ -59,12 +59,12 @@ def test_a_worker_maps_and_unmaps_slabs_behind_the_pool(arena: Arena) -> None:
     driver = Cuda().driver
     with driver.context():
         space = CudaReservation(driver, arena.reach)
-        space.map(0, arena.fd, arena.nbytes)
+        space.map(0, arena.fds[0], arena.nbytes)
         driver.fill_bytes(space.address, 7, arena.nbytes)
         for value in (1, 2):
             extent = arena.lend(PAGE)
             assert extent is not None
-            space.map(extent.offset, extent.region.fd, extent.region.nbytes)
+            space.map(extent.offset, extent.region.pieces[0].fd, extent.region.nbytes)
             assert driver.to_host(space.address + extent.offset, 1) == b"\0", "memory of its own"
             driver.fill_bytes(space.address + extent.offset, value, PAGE)
             space.unmap(extent.offset)

@@ -55,7 +55,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
 
 
 def run(layout: WeightPlan, region: CpuRegion, progress: Callable[[int], None] = lambda done: None) -> None:
-    asyncio.run(filling.filled(layout, region, progress))
+    asyncio.run(filling.filled_piece(layout, region, progress))
 
 
 def test_it_fills_what_the_reading_itself_fills(layout: WeightPlan, region: CpuRegion) -> None:
@@ -81,7 +81,7 @@ def test_a_file_that_has_changed_is_named(layout: WeightPlan, region: CpuRegion)
 
 def test_a_process_that_is_lost_is_told(layout: WeightPlan, region: CpuRegion, started: Started) -> None:
     async def scene() -> None:
-        reading = asyncio.create_task(filling.filled(layout, region, lambda done: None))
+        reading = asyncio.create_task(filling.filled_piece(layout, region, lambda done: None))
         await started.event.wait()
         assert started.process is not None
         started.process.kill()
@@ -93,7 +93,7 @@ def test_a_process_that_is_lost_is_told(layout: WeightPlan, region: CpuRegion, s
 
 def test_given_up_it_leaves_no_process(layout: WeightPlan, region: CpuRegion, started: Started) -> None:
     async def scene() -> None:
-        reading = asyncio.create_task(filling.filled(layout, region, lambda done: None))
+        reading = asyncio.create_task(filling.filled_piece(layout, region, lambda done: None))
         await started.event.wait()
         reading.cancel()
         await asyncio.wait([reading])

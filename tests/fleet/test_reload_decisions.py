@@ -35,6 +35,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "tool_parser": ("auto", "json"),
     "reasoning": ("auto", "none"),
     "device": ("", "cpu:0"),
+    "tp": (1, 2),
     "rate": (0.0, 2.0),
     "resident": ("demand", "always"),
 }

@@ -141,6 +141,7 @@ NO_MATTER = {
     "lora",
     "dtype",
     "device",
+    "tp",  # the shape is told of one of its devices
     "rate",
     "pooling",
     "weights",

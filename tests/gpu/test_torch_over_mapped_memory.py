@@ -67,7 +67,7 @@ print("done")
 def test_tensors_and_graphs_over_lent_memory(host: Host) -> None:
     arena = Arena(Cuda(), PIECE, BLOCK, 3 * PIECE)
     extents = [arena.lend(PIECE) for _ in range(2)]
-    fds = [arena.fd, *(extent.region.fd for extent in extents if extent is not None)]
+    fds = [arena.fds[0], *(extent.region.pieces[0].fd for extent in extents if extent is not None)]
     assert [extent.offset for extent in arena.extents] == [PIECE, 2 * PIECE]
     assert arena.reach == 4 * PIECE
     done = subprocess.run(
@@ -102,7 +102,8 @@ def test_a_worker_maps_what_the_daemon_made(host: Host) -> None:
     """As a worker would: under MPS where there is any, torch first, pool writable, weights not."""
     device = open_device("cuda:0")
     try:
-        pool, weights = device.allocate(3_000_000, "pool"), device.allocate(1_000_000, "weights")
+        (pool,) = device.allocate(3_000_000, "pool").pieces
+        (weights,) = device.allocate(1_000_000, "weights").pieces
         with weights.writer() as writer:
             writer.window(0, 1_000_000)[:] = np.arange(1_000_000, dtype=np.uint64).astype(np.uint8) % 60
         done = subprocess.run(

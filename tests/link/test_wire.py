@@ -17,7 +17,7 @@ from muxd.errors import ConfigError
 from muxd.link.daemon_end import DaemonEnd, private_directory
 from muxd.link.fds import WireError
 from muxd.link.worker_end import WorkerEnd
-from muxd.messages import BatchDone, Decode, FromWorker, NewRows, Ready, Shutdown, ToWorker, encode
+from muxd.messages import BatchDone, Decode, FromWorker, NewRows, RankDone, Ready, Shutdown, ToWorker, encode
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 
@@ -128,6 +128,36 @@ def test_commands_and_replies_keep_their_order_and_their_worker(play: Play) -> N
             bench.end.send(name, Shutdown())
         for thread in threads:
             await asyncio.to_thread(thread.join)
+
+    play(scene)
+
+
+def test_who_follows_a_worker_gets_what_it_gets_in_the_same_order(play: Play) -> None:
+    """Ranks of one model: the first answers, the others say what they sampled."""
+
+    async def scene(bench: Bench) -> None:
+        names = ["m/1", "m/1/1", "m/1/2"]
+        for name in names:
+            bench.end.announce(name, Ear(name, bench.events), () if name != names[0] else names[1:])
+        links = [WorkerEnd(bench.end.endpoint, name, follows=name != names[0]) for name in names]
+        for name, link in zip(names, links, strict=True):
+            link.send(ready(name))
+        assert {await bench.next() for _ in names} == {(name, ready(name)) for name in names}
+        for batch in range(20):
+            bench.end.send(names[0], command(batch))
+        for batch in range(20):
+            for link in links:
+                assert link.receive() == command(batch)
+                link.send(BatchDone(batch, [batch], 0.5))
+        seen = [await bench.next() for _ in range(60)]
+        for name in names:
+            answer = [message for worker, message in seen if worker == name]
+            assert answer == [
+                BatchDone(batch, [batch], 0.5) if name == names[0] else RankDone(batch, [batch])
+                for batch in range(20)
+            ]
+        for link in links:
+            link.close()
 
     play(scene)
 

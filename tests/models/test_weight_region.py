@@ -21,7 +21,7 @@ from muxd.messages import Dtype, WeightsName
 from muxd.models.packing import Packing
 from muxd.models.safetensors_index import read_header
 from muxd.models.spec import read_spec
-from muxd.models.weights import fill, pieces, plan
+from muxd.models.weights import fill, filling, plan
 from muxd.worker.mapped import DTYPES, MappedWeights
 
 compiled = pytest.mark.skipif(bool(native.missing()), reason=native.missing())
@@ -124,7 +124,7 @@ def test_biases_are_stacked_as_their_matrices_are(tmp_path: Path) -> None:
 
 def test_pieces_are_all_bytes(original: Path) -> None:
     layout = plan(original, read_spec(original), "float32")
-    seen = list(pieces(layout, HostWriter(np.zeros(layout.bytes + 100, dtype=np.uint8))))
+    seen = list(filling(layout, HostWriter(np.zeros(layout.bytes + 100, dtype=np.uint8))))
     assert sum(seen) == sum(4 * int(np.prod(entry.shape)) for entry in layout.tensors)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from muxd.device.base import HostWriter
 from muxd.messages import Chunk, Decode, KvDtype, NewRows, Prefill, Sampling, Setup, kv_item_bytes
+from muxd.models.cut import ALONE, Rank, cut_spec
 from muxd.models.spec import read_spec
 from muxd.models.weights import fill, plan
 from muxd.pool.ledger import Ledger
@@ -51,8 +52,12 @@ class LedgerRunner:
         device: str = "cpu",
         paged: bool | None = None,
         kv_dtypes: dict[str, KvDtype] | None = None,
+        rank: Rank = ALONE,
+        meeting: str = "",
     ):
-        """``kv_dtypes``: of models whose K and V are not of their own type, float32."""
+        """``kv_dtypes``: of models whose K and V are not of their own type, float32. ``rank``: this
+        process's, of a group that meets by the file ``meeting``."""
+        self._rank, self._meeting = rank, meeting
         self._device, self._paged, self._kv_dtypes = device, paged, kv_dtypes or {}
         self.pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8, device=device)  # NaN
         self.ledger = Ledger(blocks)
@@ -66,8 +71,9 @@ class LedgerRunner:
             self._add(model, folder, blocks, block_bytes)
 
     def _add(self, model: str, folder: Path, blocks: int, block_bytes: int) -> None:
-        spec, kind = read_spec(folder), self._kv_dtypes.get(model, "auto")
-        layout = plan(folder, spec, "float32")
+        whole, kind = read_spec(folder), self._kv_dtypes.get(model, "auto")
+        spec, rank = cut_spec(whole, self._rank.ranks), self._rank
+        layout = plan(folder, whole, "float32", rank=rank)
         weights = np.zeros(layout.bytes, dtype=np.uint8)
         fill(layout, HostWriter(weights))
         rows = blocks // spec.blocks_per_row
@@ -77,7 +83,7 @@ class LedgerRunner:
             worker="ledger", model=model, folder=str(folder), dtype="float32", link="", device=self._device,
             pool_bytes=self.pool.numel(), block_bytes=block_bytes, max_rows=rows,
             weights_bytes=layout.bytes, tensors=layout.tensors, cores=1, max_context=spec.max_positions,
-            kv_dtype=kind,
+            kv_dtype=kind, rank=rank.number, ranks=rank.ranks, meeting=self._meeting,
         )  # fmt: skip
         held = torch.from_numpy(weights).to(self._device)
         self._made[model] = setup, held

@@ -4,7 +4,7 @@ virtual clock, and end, stand still or cannot be forked whenever a test says so.
 import asyncio
 import errno
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -45,14 +45,15 @@ def _next(history: list[int]) -> int:
     return 3 + (sum(history) + 7 * len(history)) % 211
 
 
-async def filled_here(plan: WeightPlan, region: Region, progress: Callable[[int], None]) -> None:
-    """As ``fleet.filling.filled``, in the loop's own time: the reading itself, without its process."""
+async def filled_here(region: Region, parts: Sequence[WeightPlan], progress: Callable[[int], None]) -> None:
+    """As ``fleet.loading.filled``, in the loop's own time: the reading itself, without its process."""
     try:
-        await asyncio.to_thread(fill, plan, region.writer())
+        for piece, part in zip(region.pieces, parts, strict=True):
+            await asyncio.to_thread(fill, part, piece.writer())
     except Exception as error:
         traceback.clear_frames(error.__traceback__)  # they have the region mapped
         raise
-    progress(plan.bytes)
+    progress(sum(part.bytes for part in parts))
 
 
 class Process:
@@ -165,7 +166,7 @@ class Link:
         self._processes = processes
         self._hushed: set[str] = set()
 
-    def announce(self, worker: str, hearer: Hearer) -> None:
+    def announce(self, worker: str, hearer: Hearer, followers: Sequence[str] = ()) -> None:
         self.hearers[worker] = hearer
 
     def hush(self, worker: str) -> None:

@@ -56,7 +56,7 @@ class Daemon:
 
     @property
     def fds(self) -> list[int]:
-        return [self.arena.fd, self.weights.fd, self.lifeline]
+        return [self.arena.fds[0], self.weights.fd, self.lifeline]
 
     async def next(self) -> FromWorker | str:
         return await asyncio.wait_for(self.events.get(), 60)

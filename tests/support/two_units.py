@@ -47,6 +47,7 @@ class Stream:
         self.first, self.tokens, self.finish = threading.Event(), list[int](), ""
         self.id = ""  # with the first token
         self.error = ""
+        self._more, self._ended = threading.Condition(), False
         self._thread = threading.Thread(
             target=self._read, args=(daemon.url, body(model, tokens, stream=True))
         )
@@ -56,27 +57,38 @@ class Stream:
         try:
             with httpx.stream("POST", f"{url}/v1/completions", json=asked, timeout=120) as answer:
                 for line in answer.iter_lines():
-                    self._take(line.removeprefix("data: "))
+                    if line.startswith("data: "):  # and no comment, of a stream that waits
+                        self._take(line.removeprefix("data: "))
         except httpx.HTTPError as error:
             self.error = repr(error)
         finally:
             self.first.set()
+            with self._more:
+                self._ended = True
+                self._more.notify_all()
 
     def _take(self, line: str) -> None:
-        if not line or line == "[DONE]":
+        if line == "[DONE]":
             return
         said = json.loads(line)
         if "error" in said:
             self.error = said["error"]["message"]
             return
         self.id = said["id"]
-        self.tokens += said["choices"][0].get("token_ids") or []
+        with self._more:
+            self.tokens += said["choices"][0].get("token_ids") or []
+            self._more.notify_all()
         self.finish = said["choices"][0]["finish_reason"] or self.finish
         self.first.set()
 
     @property
     def over(self) -> bool:
         return not self._thread.is_alive()
+
+    def reach(self, count: int) -> None:
+        """Wait until it has so many tokens, or has ended."""
+        with self._more:
+            assert self._more.wait_for(lambda: len(self.tokens) >= count or self._ended, 120)
 
     def join(self) -> "Stream":
         self._thread.join(120)

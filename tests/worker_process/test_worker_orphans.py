@@ -119,7 +119,7 @@ def test_another_message_instead_of_a_setup_is_told(worker: Worker) -> None:
 def test_a_setup_without_memory_is_told(worker: Worker, tmp_path: Path) -> None:
     async def scene() -> None:
         daemon = Daemon(tiny_llama(tmp_path))
-        fds.send(worker.sock, daemon.setup, [daemon.arena.fd])
+        fds.send(worker.sock, daemon.setup, [daemon.arena.fds[0]])
         daemon.close()
 
     asyncio.run(scene())

@@ -1,0 +1,191 @@
+"""Stored tensors read, and converted or packed on their way into the weights region. No torch.
+
+What is read is bounded: some rows or elements at a time, whatever a file holds.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from muxd.device.base import Writer
+from muxd.errors import ModelFolderError
+from muxd.kernels import native
+from muxd.messages import ITEM_BYTES, Dtype
+from muxd.models.blocks import bytes_of, dequantised
+from muxd.models.convert import convert
+from muxd.models.cut import Piece
+from muxd.models.packing import file_form
+from muxd.models.safetensors_index import Stored
+
+_PACKED = 1 << 18  # elements packed at a time: what was read is in the second cache still
+_STEP = 8 << 20  # bytes packed between two words of how far it is
+CHUNK = 4 << 20  # elements converted at a time: bounds the scratch, and a window, to some tens of MiB
+
+
+class Source(Struct, frozen=True):
+    """One stored tensor and the byte of the region where its first element goes; packed with a ``form``.
+    ``dtype``: of what is not packed, where that is not the plan's. ``columns``: only these of each row."""
+
+    name: str
+    stored: Stored
+    offset: int
+    form: str = ""
+    dtype: Dtype | None = None
+    columns: Piece | None = None
+
+
+def numbers(stored: Stored) -> Iterator[NDArray[np.uint8]]:
+    """The elements of a stored tensor as bytes of float32, in pieces. Raises ModelFolderError."""
+    source, count = Source("", stored, 0), math.prod(stored.shape)
+    for first in range(0, count, CHUNK):
+        size = min(CHUNK, count - first)
+        piece = np.empty(size * ITEM_BYTES["float32"], dtype=np.uint8)
+        _copy(source, first, piece, size, "float32")
+        yield piece
+
+
+def written(source: Source, writer: Writer, plan: Dtype, room: NDArray[np.uint8]) -> Iterator[int]:
+    """Read and convert it into its place, piece by piece; yields the bytes of each. ``plan``: the type of
+    what says no other; ``room``: by ``scratch``. Raises ModelFolderError."""
+    dtype = source.dtype or plan
+    if source.form:
+        yield from _pack(source, writer, room)
+    elif source.columns is not None:
+        yield from _columns(source, source.columns, writer, dtype)
+    else:
+        itemsize, count = ITEM_BYTES[dtype], math.prod(source.stored.shape)
+        for first in range(0, count, CHUNK):
+            size = min(CHUNK, count - first)
+            into = writer.window(source.offset + first * itemsize, size * itemsize)
+            _copy(source, first, into, size, dtype)
+            yield len(into)
+
+
+def _columns(source: Source, columns: Piece, writer: Writer, dtype: Dtype) -> Iterator[int]:
+    """Of each row only these, and zeros behind them; some rows at a time; yields the bytes of each."""
+    rows, itemsize = source.stored.shape[0], ITEM_BYTES[dtype]
+    step = max(1, CHUNK // columns.size)
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        row = columns.size * itemsize
+        into = writer.window(source.offset + first * row, count * row).reshape(count, row)
+        raw = _read_columns(source, range(first, first + count), columns)
+        stored = source.stored
+        if stored.blocks and raw.size:
+            raw = dequantised(raw, stored.blocks).view(np.uint8)
+        held: Dtype = "float32" if stored.blocks else stored.dtype
+        numbers = raw if held == dtype else _converted(source, raw.reshape(-1), held, dtype)
+        into[:, : columns.length * itemsize] = numbers.reshape(count, columns.length * itemsize)
+        into[:, columns.length * itemsize :] = 0
+        yield into.size
+
+
+def _read_columns(source: Source, rows: range, columns: Piece) -> NDArray[np.uint8]:
+    """Bytes [rows, of the columns] of a stored matrix; what lies between them is not read."""
+    stored = source.stored
+    raw = np.empty((len(rows), stored.bytes_of(columns.length)), dtype=np.uint8)
+    begin, stride = stored.offset + stored.bytes_of(columns.first), stored.bytes_of(stored.shape[1])
+    try:
+        with stored.file.open("rb", buffering=0) as file:
+            for row, into in zip(rows, raw, strict=True):
+                file.seek(begin + row * stride)
+                _read_fully(file.readinto, into.data)
+    except (OSError, EOFError) as error:
+        raise _unreadable(source, error) from None
+    return raw
+
+
+def _copy(source: Source, first: int, into: NDArray[np.uint8], size: int, dtype: Dtype) -> None:
+    """``size`` elements from the ``first`` on, both whole blocks; read in place when no conversion is
+    needed."""
+    stored = source.stored
+    if stored.blocks:
+        raw = _read(source, bytes_of(stored.blocks, first), bytes_of(stored.blocks, size))
+        into[:] = _converted(source, dequantised(raw, stored.blocks).view(np.uint8), "float32", dtype)
+    elif stored.dtype == dtype:
+        _read(source, first * ITEM_BYTES[dtype], into=into)
+    else:
+        itemsize = ITEM_BYTES[stored.dtype]
+        raw = _read(source, first * itemsize, size * itemsize)
+        into[:] = _converted(source, raw, stored.dtype, dtype)
+
+
+def _converted(source: Source, raw: NDArray[np.uint8], stored: Dtype, dtype: Dtype) -> NDArray[np.uint8]:
+    try:
+        return convert(raw, stored, dtype)
+    except OverflowError as error:
+        raise ModelFolderError(f"{source.stored.file}: tensor {source.name}: {error}") from None
+
+
+def _read(
+    source: Source, at: int, nbytes: int = 0, into: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Bytes of a stored tensor from its byte ``at`` on."""
+    raw = np.empty(nbytes, dtype=np.uint8) if into is None else into
+    try:
+        with source.stored.file.open("rb", buffering=0) as file:
+            file.seek(source.stored.offset + at)
+            _read_fully(file.readinto, raw.data)
+    except (OSError, EOFError) as error:
+        raise _unreadable(source, error) from None
+    return raw
+
+
+def _unreadable(source: Source, error: OSError | EOFError) -> ModelFolderError:
+    return ModelFolderError(f"{source.stored.file}: tensor {source.name}: {error}")
+
+
+def scratch(sources: Iterable[Source]) -> NDArray[np.uint8]:
+    """Room for what is packed of any of them. One for all: a page that a process has not touched yet costs as
+    much as a copy."""
+    packed = (source for source in sources if source.form)
+    return np.empty(max(map(_pack_bytes, packed), default=0), dtype=np.uint8)
+
+
+def _pack(source: Source, writer: Writer, room: NDArray[np.uint8]) -> Iterator[int]:
+    """A matrix for the native step, some rows at a time; yields the bytes of each. ``room``: by
+    ``scratch``."""
+    packed, (rows, columns) = native.library(), source.stored.shape
+    kind, step = _kind(source), _pack_rows(source)
+    size, block = packed.row_bytes(kind, columns), packed.block_bytes(source.form, columns)
+    done = 0
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        raw = room[: count * size]
+        if kind == "f16":
+            _copy(source, first * columns, raw, count * columns, "float16")
+        else:
+            _read(source, first * size, into=raw)
+        window = writer.window(source.offset + first // 16 * block, -(-count // 16) * block)
+        packed.pack(window, source.form, columns, raw, kind)
+        done += len(window)
+        if done >= _STEP:
+            yield done
+            done = 0
+    yield done
+
+
+def _kind(source: Source) -> str:
+    """What is packed. Halves have a range, which only ``convert`` looks at; any other format takes what the
+    file holds."""
+    return "f16" if source.form == "f16" else file_form(source.stored)
+
+
+def _pack_rows(source: Source) -> int:
+    return max(16, _PACKED // source.stored.shape[1] // 16 * 16)
+
+
+def _pack_bytes(source: Source) -> int:
+    rows, columns = source.stored.shape
+    return min(_pack_rows(source), rows) * native.library().row_bytes(_kind(source), columns)
+
+
+def _read_fully(readinto: Callable[[memoryview], int | None], view: memoryview) -> None:
+    while len(view):
+        count = readinto(view)
+        if not count:
+            raise EOFError("the file ended early; it changed since it was checked")
+        view = view[count:]
