@@ -8,6 +8,7 @@ use_rslora).
 
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -317,6 +318,16 @@ def _check_finite(stored: Stored) -> None:
 
 
 # ---- in the weights region -----------------------------------------------------------------------------
+
+
+def without_loras(plan: WeightPlan, gone: Collection[int]) -> WeightPlan:
+    """The same region with nothing where these adapters were to be; the others lie where they lay."""
+    parts = [part for part in plan.lora if part.adapter not in gone]
+    left = {entry.offset for part in plan.lora if part.adapter in gone for entry in (part.a, part.b)}
+    sources = [source for source in plan.sources if source.offset not in left]
+    files = {source.stored.file for source in sources}
+    seals = {file: told for file, told in plan.seals.items() if file in files}
+    return structs.replace(plan, sources=sources, seals=seals, lora=parts)
 
 
 def with_loras(plan: WeightPlan, loras: dict[int, Lora]) -> WeightPlan:

@@ -7,7 +7,7 @@ every worker of the model maps the region and finds its tensors by ``plan.tensor
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from muxd.messages import ITEM_BYTES, Dtype, LoraPart, TensorEntry
 from muxd.models.blocks import SIZES
 from muxd.models.cut import ALONE, Piece, Rank, pieces
 from muxd.models.packing import Packing, part_names
-from muxd.models.reading import CHUNK, Source, numbers, written
+from muxd.models.reading import CHUNK, Source, numbers, scratch, written
 from muxd.models.safetensors_index import BYTES, Stored, index, seal
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.stacks import CODES, EXPONENTS
@@ -292,11 +292,15 @@ def _refuse_unknown(stored: dict[str, Stored], used: set[str], spec: ModelSpec) 
             )
 
 
-def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> None:
-    """Read and convert every tensor into the region of ``writer`` (at least ``plan.bytes`` bytes).
+def fill(plan: WeightPlan, writer: Writer) -> None:
+    """Read and convert every tensor into the region of ``writer`` (at least ``plan.bytes`` bytes). Raises
+    ModelFolderError."""
+    for _ in filling(plan, writer):
+        pass
 
-    ``progress`` is called with the bytes of the region filled so far. Raises ModelFolderError.
-    """
+
+def filling(plan: WeightPlan, writer: Writer) -> Iterator[int]:
+    """As ``fill``, in steps of some milliseconds; yields how many bytes of the region each has filled."""
     for file, sealed in plan.seals.items():
         if seal(file) != sealed:
             raise ModelFolderError(
@@ -306,7 +310,6 @@ def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> N
     for first, stop in plan.zeros:
         for at in range(first, stop, CHUNK):
             writer.window(at, min(CHUNK, stop - at))[:] = 0
-    done = 0
+    room = scratch(plan.sources)
     for source in sorted(plan.sources, key=lambda s: (s.stored.file, s.stored.offset)):
-        for nbytes in written(source, writer, plan.dtype):
-            progress(done := done + nbytes)
+        yield from written(source, writer, plan.dtype, room)

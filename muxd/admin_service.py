@@ -102,7 +102,12 @@ class AdminService(Report):
         except ConfigError as error:
             raise BadRequest(error.message) from None
         entry.quota = QuotaConfig(change.min or entry.quota.min, change.max or entry.quota.max, weight)
+        self.roster.altered.set()
         return self.quota()
+
+    def give_quota(self, model: ModelConfig) -> None:
+        """What that says of it. Raises as ``set_quota``."""
+        self.set_quota(QuotaChange(model.name, model.quota.min, model.quota.max, model.quota.weight))
 
     def _bounds(self, arena: Arena, change: QuotaChange, use: Usage) -> tuple[int, int]:
         """Least and most head blocks. A guarantee is rounded down to blocks as at the start."""

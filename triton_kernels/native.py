@@ -32,6 +32,8 @@ SOURCE = Path(__file__).with_name("native")
 # As ``Format`` in formats.h counts them.
 FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "mxfp4")
 KEPT = ("float32", "float16", "bfloat16", "fp8")  # ``Kept`` in attention.h: how K and V lie in the pool
+_FLOATS = FORMATS[:3]
+_LANES, _GROUP = 16, 32  # rows of a block, and what its columns are padded to: formats.h
 LEAST = frozenset({"avx2", "fma", "f16c"})
 _OPTIONS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", "-Wno-psabi", "-w")
 _COMPILERS = ("c++", "g++", "clang++")
@@ -159,7 +161,8 @@ class Library:
         """``rows``, one after another as a file of ``kind`` has them, become row blocks from the beginning of
         ``into`` on."""
         count = len(rows) // self.row_bytes(kind, columns)
-        into[:] = 0  # what pads rows and columns
+        if count % _LANES or columns % _GROUP or form not in _FLOATS:
+            into[:] = 0  # what pads rows and columns
         self._loaded.muxd_pack(
             into.ctypes.data, FORMATS.index(form), 0, count, columns, rows.ctypes.data, FORMATS.index(kind)
         )

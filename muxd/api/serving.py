@@ -11,7 +11,7 @@ from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.fleet.gate import Taking
 from muxd.messages import Pooling
-from muxd.text.tokenizer import Tokenizer
+from muxd.text.pieces import Pieces
 from muxd.text.work import Result, View, Work
 
 State = Literal[
@@ -20,7 +20,8 @@ State = Literal[
 
 
 class ServedModel(Protocol):
-    """One model as the door sees it. ``tokenizer`` is None until it has been read."""
+    """One model as the door sees it. ``pieces`` is None until its tokenizer has been
+    read."""
 
     @property
     def name(self) -> str: ...
@@ -42,11 +43,11 @@ class ServedModel(Protocol):
         """Rows of the embedding table: every prompt id must lie below, or a worker would fault."""
 
     @property
-    def tokenizer(self) -> Tokenizer | None: ...
+    def pieces(self) -> Pieces | None: ...
 
     @property
     def view(self) -> View:
-        """What a text process needs; of use once there is a tokenizer."""
+        """What a text process needs; of use once there are pieces."""
 
     @property
     def aliases(self) -> Sequence[str]:

@@ -28,7 +28,8 @@ _log = logging.getLogger("muxd.text")
 
 _LEAST = 4096  # bytes that any job counts for
 _RATE = 1e6  # bytes a second, until one has been seen
-_BUSY = 6  # by the clock a job may take so many times its deadline
+_BUSY = 6  # by the clock a job may take so many times its deadline,
+_BEHIND = 30  # and one that loads a model, which is behind everybody
 _TICK = 0.05  # seconds between looks at what it has used
 _RESPAWN = 1.0  # seconds after a process that could not be started
 _PARTS = {"template": "chat template"}
@@ -94,9 +95,10 @@ class TextPool:
                 job.result.set_exception(_ended())
         self._waiting.clear()
 
-    async def check(self, source: Source) -> Checked:
-        """Read a model's tokenizer and compile its template. Raises ModelFolderError or ConfigError."""
-        checked = await self.run(Check(source), source.model, 0)
+    async def check(self, source: Source, size: int) -> Checked:
+        """Read the tokenizer of a model that has ``size`` tokens and compile its template. Raises
+        ModelFolderError or ConfigError."""
+        checked = await self.run(Check(source, size), source.model, 0)
         assert isinstance(checked, Checked)
         return checked
 
@@ -226,9 +228,10 @@ class TextPool:
 
     async def _answer(self, process: TextProcess, job: _Job) -> Result:
         """The deadline is of the process's own seconds: on a busy machine a job takes no more of them. Raises
-        TimeoutError then, or after ``_BUSY`` times as long by the clock, EOFError where the process ended."""
+        TimeoutError then, or after so many times as long by the clock, EOFError where the process ended."""
         loop, deadline = asyncio.get_running_loop(), self.limits.deadline
-        before, end, left = process.seconds(), loop.time() + _BUSY * deadline, deadline
+        times = _BEHIND if isinstance(job.work, Check) else _BUSY
+        before, end, left = process.seconds(), loop.time() + times * deadline, deadline
         ask = asyncio.create_task(process.ask(job.work, lambda stage: setattr(job, "stage", stage)))
         try:
             while left > 0 and loop.time() < end:

@@ -34,7 +34,7 @@ CUT = sorted(ARCHITECTURES.keys() & MADE.keys() - REFUSED)
 def loaded(layout: WeightPlan) -> MappedWeights:
     """The region was full of something else."""
     region = np.full(layout.bytes, 0xFF, dtype=np.uint8)
-    fill(layout, HostWriter(region), lambda done: None)
+    fill(layout, HostWriter(region))
     return MappedWeights(layout.tensors, torch.from_numpy(region))
 
 

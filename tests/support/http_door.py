@@ -15,6 +15,7 @@ from muxd.fleet.gate import Taking
 from muxd.fleet.steps import Step
 from muxd.messages import Pooling, TokenLogprob
 from muxd.text.library import TextModel
+from muxd.text.pieces import Pieces
 from muxd.text.template import ChatTemplate
 from muxd.text.tokenizer import Tokenizer
 from muxd.text.work import Prepare, Result, Source, View, Work
@@ -58,6 +59,10 @@ class Model:
     weight_bytes: int = 270_000_000
     dtype: str = "bfloat16"
     base: str = ""
+
+    @property
+    def pieces(self) -> Pieces | None:
+        return self.tokenizer.pieces if self.tokenizer is not None else None
 
     @property
     def chat(self) -> bool:

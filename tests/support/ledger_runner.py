@@ -79,7 +79,7 @@ class LedgerRunner:
         layout = plan(folder, whole, "float32", packing=self._packing, rank=rank)
         weights = np.zeros(layout.bytes + 64, dtype=np.uint8)
         weights = weights[-weights.ctypes.data % 64 :]  # as a mapping lies
-        fill(layout, HostWriter(weights), lambda done: None)
+        fill(layout, HostWriter(weights))
         rows = blocks // spec.blocks_per_row
         self.row_tokens[model] = spec.tokens_per_row(block_bytes, kv_item_bytes("float32", kind))
         self.ledger.add_model(model, spec.blocks_per_row, rows, row_tokens=self.row_tokens[model])

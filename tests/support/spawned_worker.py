@@ -36,7 +36,7 @@ class Daemon:
         self.arena.ledger.add_model("tiny", spec.blocks_per_row, rows)
         layout = plan(folder, spec, "float32")
         self.weights = device.allocate(layout.bytes, "weights")
-        fill(layout, self.weights.writer(), lambda done: None)
+        fill(layout, self.weights.writer())
         self.events: asyncio.Queue[FromWorker | str] = asyncio.Queue()
         self.lifeline, self._held = os.pipe()
         self._directory = private_directory()

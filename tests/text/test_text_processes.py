@@ -24,7 +24,7 @@ from muxd.text import pool as text_pool
 from muxd.text.library import Library, stamp
 from muxd.text.pool import TextLimits, TextPool
 from muxd.text.tokenizer import Tokenizer
-from muxd.text.work import Answer, Checked, Elsewhere, Kind, Prepare, Prepared, Source, View, unpacked
+from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Source, View, unpacked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_descriptor_leak")]
 PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
@@ -95,7 +95,8 @@ def chat(model: str) -> dict[str, object]:
 async def test_a_conversation_comes_back_as_the_ids_of_its_rendering(folder: Make) -> None:
     view = folder("a", PLAIN)
     async with pool() as texts:
-        assert await texts.check(view.source) == Checked(True, 5)
+        checked = await texts.check(view.source, 256)
+        assert (checked.chat, checked.longest) == (True, 5)
         result = await texts.run(job("chat", chat("a"), view), "a", 100)
     assert isinstance(result, Prepared)
     ids = unpacked(result.prompts[0])
@@ -154,7 +155,7 @@ async def test_a_template_that_never_ends_is_the_fault_of_its_request_only(folde
     """It gets a 400, its process is replaced, and other models are answered meanwhile and afterwards."""
     endless, good = folder("endless"), folder("good", PLAIN)
     async with pool(hostile_texts.MODULE, processes=2, deadline=2.0) as texts:
-        await asyncio.gather(*(texts.check(good.source) for _ in range(2)))  # both processes are there
+        await asyncio.gather(*(texts.check(good.source, 256) for _ in range(2)))  # both processes are there
         hanging = asyncio.create_task(texts.run(job("chat", chat("endless"), endless), "endless", 100))
         answers = [await texts.run(job("chat", chat("good"), good), "good", 100) for _ in range(10)]
         assert all(isinstance(answer, Prepared) for answer in answers)
@@ -187,8 +188,8 @@ async def test_a_template_that_never_compiles_is_refused_when_its_model_is_read(
     """Jinja works out constants while it compiles."""
     async with pool(processes=1, memory=1 << 29, deadline=0.5, module=hostile_texts.MODULE) as texts:
         with pytest.raises(ModelFolderError, match=f"the chat template of {model}"):
-            await texts.check(folder(model).source)
-        assert await texts.check(folder("good").source) == Checked(True, 5)
+            await texts.check(folder(model).source, 256)
+        assert (await texts.check(folder("good").source, 256)).chat
 
 
 @pytest.mark.parametrize(
@@ -206,10 +207,10 @@ async def test_who_is_at_fault_depends_on_how_far_a_job_was(
     """A template is the model's, so trying again is no use; a text may find more room another time."""
     view, good = folder(model), folder("good")
     async with pool(processes=1, memory=1 << 29, deadline=0.5, module=hostile_texts.MODULE) as texts:
-        await texts.check(good.source)  # which waits for a process to start, however busy the machine is
+        await texts.check(good.source, 256)  # which waits for a process to start, however busy the machine is
         with pytest.raises(kind):
             await texts.run(job("chat", chat(model), view), model, 100)
-        await texts.check(good.source)
+        await texts.check(good.source, 256)
         assert isinstance(await texts.run(job("chat", chat("good"), good), "good", 100), Prepared)
         assert texts.restarts == 1
 
@@ -217,7 +218,7 @@ async def test_who_is_at_fault_depends_on_how_far_a_job_was(
 async def test_a_process_that_is_killed_while_it_waits_costs_nobody_a_request(folder: Make) -> None:
     view = folder("a", PLAIN)
     async with pool(processes=1) as texts:
-        await texts.check(view.source)
+        await texts.check(view.source, 256)
         os.kill(texts.pids[0], signal.SIGKILL)
         assert isinstance(await texts.run(job("chat", chat("a"), view), "a", 100), Prepared)
         assert texts.restarts == 1
@@ -226,7 +227,7 @@ async def test_a_process_that_is_killed_while_it_waits_costs_nobody_a_request(fo
 async def test_signals_that_ask_for_nothing_it_has_do_not_end_it(folder: Make) -> None:
     view = folder("a", PLAIN)
     async with pool(processes=1) as texts:
-        await texts.check(view.source)
+        await texts.check(view.source, 256)
         (pid,) = texts.pids
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT):
             os.kill(pid, number)

@@ -191,3 +191,42 @@ inline void pack_row(uint8_t* w, int format, int64_t row, int64_t columns, const
       ((uint16_t*)block)[(i / 2 * LANES + lane) * 2 + i % 2] = bfloat_of(scratch[i]);
   }
 }
+
+// Eight words of eight rows, ``bytes`` apart, to eight rows of a block.
+inline void transpose_tile(uint32_t* to, const uint8_t* from, int64_t bytes) {
+  __m256 r[8], t[8];
+  for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps((const float*)(from + i * bytes));
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; j++) {
+      r[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0x44);
+      r[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0xee);
+    }
+  for (int i = 0; i < 4; i++) {
+    _mm256_storeu_ps((float*)(to + i * LANES), _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps((float*)(to + (i + 4) * LANES), _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
+}
+
+// Sixteen rows of floats that stay as they are: words change places, [16, words] to [words, 16].
+inline void transpose_rows(uint32_t* block, const uint8_t* from, int64_t bytes, int64_t words) {
+  int64_t i = 0;
+  for (; i + 8 <= words; i += 8)
+    for (int lane = 0; lane < LANES; lane += 8)
+      transpose_tile(block + i * LANES + lane, from + lane * bytes + 4 * i, bytes);
+  for (; i < words; i++)
+    for (int lane = 0; lane < LANES; lane++) memcpy(block + i * LANES + lane, from + lane * bytes + 4 * i, 4);
+}
+
+// Whether that has done it: other formats are packed row by row. Columns beyond the last must be zero.
+inline bool pack_rows(uint8_t* block, int format, int64_t columns, const uint8_t* from, int kind) {
+  const int64_t bytes = file_row_bytes(kind, columns);
+  if (kind != format || (format == BF16 && columns % 2)) return false;
+  if (format == F32) transpose_rows((uint32_t*)block, from, bytes, columns);
+  else if (format == BF16) transpose_rows((uint32_t*)block, from, bytes, columns / 2);  // two are a word
+  else return false;
+  return true;
+}

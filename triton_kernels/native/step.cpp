@@ -312,8 +312,12 @@ void muxd_pack(uint8_t* w, int format, int64_t first, int64_t count, int64_t col
                int kind) {
   std::vector<float> scratch(padded(columns, GROUP));
   const int64_t bytes = file_row_bytes(kind, columns);
-  for (int64_t i = 0; i < count; i++)
-    pack_row(w, format, first + i, columns, from + i * bytes, kind, scratch.data());
+  for (int64_t i = 0; i < count; i++) {
+    const bool whole = (first + i) % LANES == 0 && i + LANES <= count;
+    uint8_t* block = w + (first + i) / LANES * block_bytes(format, columns);
+    if (whole && pack_rows(block, format, columns, from + i * bytes, kind)) i += LANES - 1;
+    else pack_row(w, format, first + i, columns, from + i * bytes, kind, scratch.data());
+  }
 }
 
 void muxd_unpack(const uint8_t* w, int format, int64_t first, int64_t count, int64_t columns, float* out) {

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from muxd.api.logprobs import Scored, chat_logprobs
+from muxd.text.pieces import Pieces
 from muxd.text.sayings import Arguments, Call, Content, Saying, Thought
-from muxd.text.tokenizer import Tokenizer
 
 Tell = Callable[..., None]  # the type of an event, and its fields
 
@@ -14,9 +14,9 @@ Tell = Callable[..., None]  # the type of an event, and its fields
 class Output:
     """``items`` are those that have begun, the last one perhaps not complete. ``tell`` hears every event."""
 
-    def __init__(self, tell: Tell, tokenizer: Tokenizer):
+    def __init__(self, tell: Tell, pieces: Pieces):
         self.items: list[dict[str, Any]] = []
-        self._tell, self._tokenizer = tell, tokenizer
+        self._tell, self._pieces = tell, pieces
         self._open = ""  # the kind of the last item, while it goes on
         self._parts: list[str] = []  # of its text
 
@@ -57,7 +57,7 @@ class Output:
 
     def _more_text(self, text: str, scored: Sequence[Scored]) -> None:
         self._turn_to("message")
-        logprobs = chat_logprobs(scored, self._tokenizer)["content"] if scored else []
+        logprobs = chat_logprobs(scored, self._pieces)["content"] if scored else []
         self.items[-1]["content"][0]["logprobs"] += logprobs
         self._text_delta("response.output_text.delta", text, logprobs=logprobs)
 
