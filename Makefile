@@ -10,22 +10,23 @@ GPU_OPTIONS = $(if $(PART),--part $(PART)) $(if $(SECONDS),--seconds $(SECONDS))
   $(if $(PUBLISHED),--published $(PUBLISHED)) $(if $(QUICK),--quick)
 
 .DEFAULT_GOAL := help
-# What `make test` leaves to `make test-all`, but for the few marked smoke.
+# What `make test` leaves to `make test-all`, but for the few marked smoke. Properties are in both: MUXD_EXAMPLES.
 LONG := stand_in or interpreter or compile or slow
 # Side by side where nothing else wants the cores; tests that share a daemon, or pin cores, stay together.
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help test-clients serve quick test test-all gpu roofline check format lock coverage demo bench churn chaos fuzz clean
+.PHONY: help test-page test-clients serve quick test test-all gpu roofline check format lock coverage demo bench churn chaos fuzz drawn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
 	@echo "make quick   checks, and the tests of what has changed since main: two minutes"
 	@echo "make test    environment, demo models, every check, and every test on the CPU: minutes"
-	@echo "make test-all  the tests that make test leaves out: stand-in, interpreter, compiler, churn"
+	@echo "make test-all  what make test leaves out: stand-in, interpreter, compiler, churn, all examples of properties"
 	@echo "make test-clients  other people's clients and published schemas against a live daemon"
 	@echo "make gpu     on a GPU host: doctor, GPU tests, probes, roofline, policies; PART=1 SECONDS=555 OUT=DIR QUICK=1"
 	@echo "make roofline  on a GPU host: kernels, steps and answers against what the GPU allows, and transformers"
+	@echo "make test-page  the page in a real browser: needs Chromium (Debian: apt install chromium)"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make format  ruff's formatter, and what ruff can mend"
 	@echo "make coverage  which lines and branches the tests of make test run, by room"
@@ -35,6 +36,7 @@ help:
 	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads, fifteen of models that wake"
 	@echo "make chaos   a thousand faults under load, by a seed (MUXD_CHAOS, MUXD_CHAOS_SEED): half an hour"
 	@echo "make fuzz    damaged messages, samplings, HTTP bodies, folders and GGUF files; MUXD_FUZZ=100000 says how many"
+	@echo "make drawn   drawn configurations of the architectures against transformers; MUXD_DRAWN=200 of each"
 	@echo "make clean   remove the environment and caches (models stay)"
 
 serve: $(VENV)/.muxd
@@ -51,16 +53,22 @@ quick: $(VENV)/.dev check
 	@$(BIN)/python tests/quick.py
 
 test: $(VENV)/.dev demo check
-	$(PYTEST) -m "not gpu and not clients and (smoke or not ($(LONG)))"
+	$(PYTEST) -m "not gpu and not clients and not page and (smoke and not slow or not ($(LONG)))"
 
 test-all: $(VENV)/.dev demo
-	$(PYTEST) -m "not gpu and not smoke and not interpreter and ($(LONG))"
+	$(PYTEST) -m "not gpu and not page and (slow or not smoke) and not interpreter and ($(LONG))"
+	MUXD_EXAMPLES=1 $(PYTEST) -m "hypothesis and not (gpu or $(LONG))"
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) -m interpreter tests/kernels/interpreted tests/bench/interpreted
 
 # Other people's clients and schemas, in an environment of their own, against a live daemon.
 test-clients: $(VENV)/.muxd demo $(CLIENTS)/.made $(CLIENTS)/agents/.made
 	MUXD=$(abspath $(BIN)/muxd) $(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini \
 	  --rootdir tests/clients --confcutdir tests/clients tests/clients
+
+# Playwright from the registry drives the host's own Chromium. MUXD_SHOTS=FOLDER keeps pictures.
+test-page: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --group page
+	$(BIN)/python -m pytest -m page tests/page
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -104,6 +112,10 @@ fuzz: $(VENV)/.dev
 	MUXD_FUZZ=$(MUXD_FUZZ)0 $(BIN)/python -m pytest tests/link/test_wire_fuzz.py --timeout 14400
 	MUXD_FUZZ=$(MUXD_FUZZ) $(BIN)/python -m pytest -m "not gpu" --timeout 14400 \
 	  tests/e2e/test_constrained.py::test_demo_models tests/worker/test_sampler.py tests/e2e/test_bodies_at_a_daemon.py tests/fleet/test_damaged_folders.py
+
+MUXD_DRAWN ?= 200
+drawn: $(VENV)/.dev
+	MUXD_DRAWN=$(MUXD_DRAWN) $(PYTEST) -m slow tests/worker/test_drawn_architectures.py
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

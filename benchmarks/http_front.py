@@ -25,17 +25,21 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from muxd.admin.schemas import AdminService
 from muxd.api.app import make_app, make_runner
 from muxd.api.chunks import DONE, Chunks
 from muxd.api.metrics import HttpMetrics
+from muxd.api.prepare import prepare
 from muxd.api.shapes import Answer
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.fleet.gate import Taking
 from muxd.messages import Pooling
+from muxd.text.library import TextModel
+from muxd.text.pieces import Pieces
 from muxd.text.sayings import Content
 from muxd.text.tokenizer import Tokenizer
-from muxd.text.work import Result, Source, View, Work
+from muxd.text.work import Prepare, Result, Source, View, Work
 
 STEP = 0.003  # seconds between tokens of a stream
 TOKENS = 400  # per stream
@@ -89,6 +93,10 @@ class Model:
     retry_after: float | None = None
 
     @property
+    def pieces(self) -> Pieces:
+        return self.tokenizer.pieces
+
+    @property
     def vocab_size(self) -> int:
         return self.tokenizer.vocab_size
 
@@ -103,7 +111,7 @@ class ScriptedServing:
     taking: Taking = "ok"
 
     def __init__(self, paced: Paced):
-        tokenizer = make_tokenizer()
+        self.tokenizer = tokenizer = make_tokenizer()
         words = tokenizer.encode(WORDS)
         self._script = (words * (TOKENS // len(words) + 1))[:TOKENS]
         self._paced = paced
@@ -120,8 +128,9 @@ class ScriptedServing:
     def ahead(self, request: Request) -> int | None:
         return None
 
-    async def unload(self, name: str) -> None:
-        """Nothing to unload."""
+    @property
+    def operator(self) -> AdminService:
+        raise AssertionError("nobody operates this")
 
     def _play(self, stream: TokenStream) -> Iterator[bool | None]:
         for token in self._script:
@@ -131,17 +140,29 @@ class ScriptedServing:
         yield True
 
 
-class NoTexts:
-    """All prompts here are short enough for the daemon itself."""
+class TextsHere:
+    """What a text process does, done here: one short prompt a request."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+
+    def open(self, view: View) -> TextModel:
+        return TextModel(view, self._tokenizer, None)
 
     async def run(self, work: Work, model: str, size: int) -> Result:
-        raise AssertionError(f"{size} bytes for {model} are not short")
+        assert isinstance(work, Prepare)
+        return prepare(work, self, lambda stage: None)
 
 
 @asynccontextmanager
 async def front(paced: Paced) -> AsyncIterator[int]:
+    serving = ScriptedServing(paced)
+    texts = TextsHere(serving.tokenizer)
     app = make_app(
-        ScriptedServing(paced), max_body=1 << 20, metrics=HttpMetrics(CollectorRegistry()), texts=NoTexts()
+        serving,
+        max_body=1 << 20,
+        metrics=HttpMetrics(CollectorRegistry()),
+        texts=texts,
     )
     runner = make_runner(app)
     await runner.setup()
@@ -164,7 +185,7 @@ class Bare(asyncio.Protocol):
 
     def _play(self, transport: asyncio.WriteTransport) -> Iterator[bool | None]:
         answer = Answer("text", "cmpl-" + "0" * 24, 1700000000, "m")
-        frame = Chunks(answer, make_tokenizer()).frames(0).piece([Content(" brown")], [], [])
+        frame = Chunks(answer, make_tokenizer().pieces).frames(0).piece([Content(" brown")], [], [])
         chunk = b"%x\r\n%b\r\n" % (len(frame), frame)
         transport.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(TOKENS):

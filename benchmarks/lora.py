@@ -66,9 +66,9 @@ def adapter(folder: Path, base: Path, rank: int, seed: int) -> Path:
     draw = torch.Generator().manual_seed(seed)
     tensors = {}
     for tensor in wanted(read_spec(base)):
-        for stored, shape in tensor.parts if tensor.name.startswith("layers.") else ():
-            if len(shape) == 2:
-                name = f"base_model.model.{stored.removesuffix('.weight')}"
+        for part in tensor.parts if tensor.name.startswith("layers.") else ():
+            if len(shape := part.whole) == 2:
+                name = f"base_model.model.{part.stored.removesuffix('.weight')}"
                 tensors[f"{name}.lora_A.weight"] = torch.randn(rank, shape[1], generator=draw) / 64
                 tensors[f"{name}.lora_B.weight"] = torch.randn(shape[0], rank, generator=draw) / 64
     folder.mkdir()

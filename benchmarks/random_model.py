@@ -62,9 +62,11 @@ def serve(folder: Path, form: Form, seed: int = 0) -> Path:
     form.config(folder)
     torch.manual_seed(seed)
     tensors = {
-        name: torch.empty(shape, dtype=torch.bfloat16).normal_(1.0 if len(shape) == 1 else 0.0, 0.02)
+        part.stored: torch.empty(part.whole, dtype=torch.bfloat16).normal_(
+            1.0 if len(part.shape) == 1 else 0.0, 0.02
+        )
         for tensor in wanted(read_spec(folder))
-        for name, shape in tensor.parts
+        for part in tensor.parts
     }
     save_file(tensors, folder / "model.safetensors")
     symbols = [*_SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]

@@ -207,6 +207,6 @@ def _copy_weights(bench: Bench, theirs: Any) -> None:
     views, state = Views(bench.entries, bench.weights), theirs.state_dict()
     with torch.no_grad():
         for tensor in wanted(bench.spec):
-            parts = views.tensor(tensor.name).split([shape[0] for _, shape in tensor.parts])
-            for (name, _), part in zip(tensor.parts, parts, strict=True):
-                state[name].copy_(part)
+            parts = views.tensor(tensor.name).split([part.shape[0] for part in tensor.parts])
+            for part, rows in zip(tensor.parts, parts, strict=True):
+                state[part.stored].copy_(rows)

@@ -13,6 +13,7 @@ from roofline_device import FULL, TINY, Peaks, Plan, free, seconds_of
 from torch import Tensor
 
 from muxd.kernels import ops
+from muxd.kernels.grouped import group
 from muxd.kernels.paged_decode import plan_splits
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.sampling import SamplingLines
@@ -50,6 +51,23 @@ MODELS = (
 )
 
 
+class Mixture(NamedTuple):
+    """Experts of a layer."""
+
+    name: str
+    experts: int
+    chosen: int
+    inner: int
+    hidden: int
+
+
+MIXTURES = (
+    Mixture("Qwen3-30B-A3B", 128, 8, 768, 2048),
+    Mixture("Mixtral-8x7B", 8, 2, 14_336, 4096),
+    Mixture("gpt-oss-20b", 32, 4, 2880, 2880),
+)
+
+
 class Case(NamedTuple):
     """One kernel at one shape. ``step(i)`` runs it once on the i-th of ``cycles`` sets of inputs."""
 
@@ -81,18 +99,29 @@ class Measurement(NamedTuple):
 
 def measure(peaks: Peaks, models: tuple[ModelShape, ...], plan: Plan) -> Iterator[Measurement]:
     """Every case of every model, on the plan's device."""
-    for model in models:
-        for make in cases(model, plan):
-            case = make()
-            seconds = seconds_of(plan, case.step, case.cycles)
-            memory = case.nbytes / peaks.bytes_per_second >= case.flops / peaks.flops_per_second
-            bound = peaks.bound(case.nbytes, case.flops)
-            yield Measurement(
-                *("kernels", model.name, case.kernel, case.shape),
-                *(seconds, bound, "memory" if memory else "compute"),
-            )
-            del case
-            free(plan)
+    made = [(model.name, make) for model in models for make in cases(model, plan)]
+    made += [(one.name, make) for one in mixtures(plan) for make in expert_cases(one, plan)]
+    for name, make in made:
+        case = make()
+        seconds = seconds_of(plan, case.step, case.cycles)
+        memory = case.nbytes / peaks.bytes_per_second >= case.flops / peaks.flops_per_second
+        bound = peaks.bound(case.nbytes, case.flops)
+        yield Measurement(
+            *("kernels", name, case.kernel, case.shape),
+            *(seconds, bound, "memory" if memory else "compute"),
+        )
+        del case
+        free(plan)
+
+
+def mixtures(plan: Plan) -> tuple[Mixture, ...]:
+    return (Mixture("tiny", 6, 2, 24, 64),) if plan is TINY else MIXTURES
+
+
+def expert_cases(mixture: Mixture, plan: Plan) -> Iterator[Callable[[], Case]]:
+    """As ``cases``."""
+    for n in (*plan.batches, *plan.prompts):
+        yield partial(experts, mixture, plan.device, n)
 
 
 def cases(model: ModelShape, plan: Plan) -> Iterator[Callable[[], Case]]:
@@ -181,6 +210,24 @@ def silu_gate(model: ModelShape, device: str, n: int) -> Case:
     cycles = _cycles(nbytes, device)
     both = torch.randn(cycles, n, 2 * model.inner, device=device).to(BF16)
     return Case("silu gate", f"{n} tokens", nbytes, 0, cycles, lambda i: ops.silu_gate(both[i]))
+
+
+def experts(mixture: Mixture, device: str, n: int) -> Case:
+    """Gate and up of the experts that ``n`` tokens have chosen, each read once."""
+    outputs, fan = 2 * mixture.inner, mixture.chosen
+    chosen = torch.rand(n, mixture.experts, device=device).topk(fan, -1).indices
+    groups = group(chosen, mixture.experts)
+    used = int((groups.starts.diff() > 0).sum())
+    nbytes = used * outputs * mixture.hidden * 2 + n * mixture.hidden * 2 + n * fan * outputs * 2
+    cycles = min(4, _cycles(nbytes, device))
+    weight = torch.randn(cycles, mixture.experts, outputs, mixture.hidden, device=device, dtype=BF16)
+    x = torch.randn(n, mixture.hidden, device=device, dtype=BF16)
+    flops = 2.0 * n * fan * outputs * mixture.hidden
+
+    def step(i: int) -> object:
+        return ops.grouped_linear(x, weight[i], groups, gather=True)
+
+    return Case("grouped", f"{n} tokens", nbytes, flops, cycles, step)
 
 
 def sample(model: ModelShape, device: str, batch: int, how: str) -> Case:

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from muxd.errors import ModelFolderError
 from muxd.models.config_file import shown
+from muxd.models.stacks import NAN
 
 KEY = "muxd.blocks"
 METHOD = "gguf"  # ``quantization_config.quant_method`` of such a folder: others refuse it by that name
 # Numbers and bytes of a block (https://github.com/ggml-org/ggml, ggml-common.h).
 SIZES = {
     "q4_0": (32, 18), "q4_1": (32, 20), "q5_0": (32, 22), "q5_1": (32, 24), "q8_0": (32, 34),
-    "q4_k": (256, 144), "q5_k": (256, 176), "q6_k": (256, 210),
+    "q4_k": (256, 144), "q5_k": (256, 176), "q6_k": (256, 210), "mxfp4": (32, 17),
 }  # fmt: skip
 
 # Where a block's halves stand, whose scales and minima multiply all else in it.
@@ -32,6 +33,8 @@ _HALVES = {
 def finite(raw: NDArray[np.uint8], kind: str) -> bool:
     """Whether all numbers of whole blocks are finite: where the halves are, so are their products."""
     rows = raw.reshape(-1, SIZES[kind][1])
+    if kind == "mxfp4":
+        return not bool((rows[:, 0] == NAN).any())
     halves = (np.ascontiguousarray(rows[:, at : at + 2]).view("<f2") for at in _HALVES[kind])
     return all(bool(np.isfinite(one).all()) for one in halves)
 

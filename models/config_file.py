@@ -19,6 +19,9 @@ _MOST = {
     "head_dim": 1 << 16,
     "hidden_size": 1 << 20,
     "intermediate_size": 1 << 24,
+    "moe_intermediate_size": 1 << 24,
+    "num_experts": 1 << 16,
+    "num_local_experts": 1 << 16,
     "vocab_size": 1 << 26,
 }
 _LARGEST = (1 << 31) - 1

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from msgspec import structs
 
 from muxd.errors import ModelFolderError
-from muxd.models.spec import ModelSpec
+from muxd.models.model_spec import ModelSpec, Norms
 from muxd.models.tensors import Wanted
 
 Unit = Literal["queries", "keys", "channels", "tokens"]
@@ -31,9 +31,7 @@ _CUTS: dict[str, tuple[Way, tuple[Unit, ...]]] = {
     "down": ("columns", ("channels",)),
     "head": ("rows", ("tokens",)),
 }
-_WHOLE = frozenset({
-    "embed", "norm", "input_norm", "post_attention_norm", "pre_feedforward_norm", "post_feedforward_norm",
-})  # fmt: skip
+_WHOLE = frozenset({"embed", "norm", *Norms.__struct_fields__})
 _OF_A_HEAD = frozenset({"q_norm", "k_norm"})  # whole where each head has the same
 
 

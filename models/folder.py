@@ -11,6 +11,7 @@ from muxd.models import blocks
 from muxd.models.config_file import shown
 from muxd.models.files import optional_json
 
+MXFP4 = "mxfp4"  # of experts, as gpt-oss is published
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _IMPORT = "`muxctl import FILE --name NAME` makes a model folder of it"
 _UNQUANTISED = "use the folder with bfloat16 weights, or a GGUF file of the model with `muxctl import`"
@@ -46,6 +47,8 @@ def refuse_quantised(path: Path, config: dict[str, Any]) -> None:
                 kind = _method(key, found)
                 if kind == blocks.METHOD:
                     continue  # an import that kept the file's blocks; tensors of other kinds are refused
+                if kind == MXFP4 and config.get("model_type") == "gpt_oss":
+                    continue
                 raise ModelFolderError(
                     f"{path}: {key}: the model is quantised with {kind}, which muxd does not read yet; "
                     f"{_UNQUANTISED}"

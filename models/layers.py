@@ -12,6 +12,7 @@ from torch import Tensor
 
 from muxd.kernels.rotary import angles
 from muxd.models.rope import Rope
+from muxd.models.spec import ModelSpec
 
 
 class Linear(Protocol):
@@ -47,8 +48,9 @@ class Weights(Protocol):
         """``bias``: ``name.bias`` is added to every product."""
         ...
 
-    def norm(self, name: str, eps: float, *, offset: bool = False) -> Norm:
-        """``offset``: the stored weight lies around zero, and 1 + w multiplies."""
+    def norm(self, name: str, eps: float, *, offset: bool = False, centred: bool = False) -> Norm:
+        """``offset``: the stored weight lies around zero, and 1 + w multiplies. ``centred``: the mean is
+        subtracted first (LayerNorm, without a bias)."""
         ...
 
     def rotary(self, rope: Rope, head_dim: int) -> Turn: ...
@@ -58,11 +60,17 @@ class Attend(Protocol):
     """Turn this batch's queries and keys, store its keys and values, attend to all its queries may see.
 
     qkv [n, heads + 2 · kv_heads, head_dim], the projection of ``layer``, contiguous; it is overwritten.
-    ``norms``: of each query and of each key, before they are turned. Returns [n, heads · head_dim].
+    ``norms``: of each query and of each key, before they are turned. ``sinks`` [heads]: what
+    ``muxd.kernels.sinks`` says. Returns [n, heads · head_dim].
     """
 
     def __call__(
-        self, layer: int, qkv: Tensor, angles: Angles, norms: tuple[Norm, Norm] | None = None
+        self,
+        layer: int,
+        qkv: Tensor,
+        angles: Angles,
+        norms: tuple[Norm, Norm] | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -91,8 +99,21 @@ class Rotary:
 
     def __init__(self, rope: Rope, head_dim: int, dtype: torch.dtype):
         self._frequencies = torch.from_numpy(rope.inverse_frequencies(head_dim))
-        self._dtype, self._magnitude = dtype, rope.magnitude
+        self._dtype, self._magnitudes = dtype, torch.from_numpy(rope.magnitudes(head_dim))
 
     def __call__(self, positions: Tensor) -> Angles:
         """positions [n] -> cosine and signed sine [n, 1, head_dim]."""
-        return angles(positions, self._frequencies, self._dtype, self._magnitude)
+        return angles(positions, self._frequencies, self._dtype, self._magnitudes)
+
+
+class Turns:
+    """The rotary embeddings of a model's layers, each computed once a batch."""
+
+    def __init__(self, spec: ModelSpec, weights: Weights):
+        self._ropes = [spec.rope_of(layer) for layer in range(spec.layers)]
+        self._turns = {rope: weights.rotary(rope, spec.head_dim) for rope in set(self._ropes)}
+
+    def __call__(self, positions: Tensor) -> list[Angles]:
+        """positions [n] -> the angles that each layer turns by."""
+        angles = {rope: turn(positions) for rope, turn in self._turns.items()}
+        return [angles[rope] for rope in self._ropes]

@@ -8,6 +8,7 @@ use_rslora).
 
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from muxd.models.files import read_json
 from muxd.models.reading import Source, numbers
 from muxd.models.safetensors_index import Stored, read_header, seal
 from muxd.models.spec import ModelSpec
-from muxd.models.tensors import headed, unwrapped, wanted
+from muxd.models.tensors import ROUTER, headed, unwrapped, wanted
 from muxd.models.weights import WeightPlan, aligned
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -60,6 +61,7 @@ class Part(NamedTuple):
     scale: float
     a: Stored
     b: Stored
+    order: tuple[int, ...] = ()  # of the outputs of each head, as the base has them
 
 
 class Lora(Struct, frozen=True):
@@ -74,13 +76,22 @@ class Lora(Struct, frozen=True):
         return sum(math.prod(stored.shape) for part in self.parts for stored in (part.a, part.b))
 
 
-class _Module(NamedTuple):
-    """A matrix of the base that can be adapted, by the name that PEFT has for it."""
+class _Piece(NamedTuple):
+    """Outputs of a stored matrix, and where the base has them."""
 
     matrix: str
     part: int
-    first: int
-    shape: tuple[int, int]
+    first: int  # of the part, in the matrix
+    outputs: int
+    stored: int  # the first of them in the stored matrix
+    order: tuple[int, ...]
+
+
+class _Module(NamedTuple):
+    """A stored matrix of the base that can be adapted; of one that is several, all its pieces."""
+
+    shape: tuple[int, ...]
+    pieces: list[_Piece]
 
 
 class _Config(NamedTuple):
@@ -112,7 +123,7 @@ def read_lora(folder: Path, spec: ModelSpec) -> Lora:
     found = _index(folder, modules)
     _check_targets(config, folder / WEIGHTS, found, modules)
     parts = [
-        _part(config, name, modules[name], found[name]) for name in modules if name in found
+        part for name in modules if name in found for part in _parts(config, name, modules[name], found[name])
     ]  # in the base's order
     for part in parts:
         for stored in (part.a, part.b):
@@ -202,14 +213,16 @@ def _matches(pattern: str, module: str) -> bool:
 
 def _modules(spec: ModelSpec) -> dict[str, _Module]:
     """Of the base's layers, by the names of their modules."""
-    found = {}
+    found: dict[str, _Module] = {}
     for tensor in wanted(spec):
-        if not tensor.name.startswith("layers.") or len(tensor.shape) != 2:
+        if not tensor.name.startswith("layers.") or len(tensor.shape) != 2 or tensor.name.endswith(ROUTER):
             continue
         first = 0
-        for part, (stored, shape) in enumerate(tensor.parts):
-            found[stored.removesuffix(".weight")] = _Module(tensor.name, part, first, (shape[0], shape[1]))
-            first += shape[0]
+        for number, part in enumerate(tensor.parts):
+            module = found.setdefault(part.stored.removesuffix(".weight"), _Module(part.whole, []))
+            outputs = part.shape[0]
+            module.pieces.append(_Piece(tensor.name, number, first, outputs, part.first, part.order))
+            first += outputs
     return found
 
 
@@ -275,7 +288,7 @@ def _layer(module: str) -> int:
     return int(module.split("layers.", 1)[1].partition(".")[0])
 
 
-def _part(config: _Config, name: str, module: _Module, pair: dict[str, Stored]) -> Part:
+def _parts(config: _Config, name: str, module: _Module, pair: dict[str, Stored]) -> list[Part]:
     rank = int(_first(config.ranks, name, config.rank))
     outputs, inputs = module.shape
     for letter, shape in (("lora_A", (rank, inputs)), ("lora_B", (outputs, rank))):
@@ -287,7 +300,11 @@ def _part(config: _Config, name: str, module: _Module, pair: dict[str, Stored]) 
             )
     alpha = _first(config.alphas, name, config.alpha)
     scale = alpha / (math.sqrt(rank) if config.root else rank)
-    return Part(module.matrix, module.part, module.first, scale, pair["lora_A"], pair["lora_B"])
+    a, b = pair["lora_A"], pair["lora_B"]
+    return [
+        Part(one.matrix, one.part, one.first, scale, a, b.cut(one.stored, one.outputs), one.order)
+        for one in module.pieces
+    ]
 
 
 def _first(patterns: dict[str, float], module: str, otherwise: float) -> float:
@@ -303,6 +320,16 @@ def _check_finite(stored: Stored) -> None:
 # ---- in the weights region -----------------------------------------------------------------------------
 
 
+def without_loras(plan: WeightPlan, gone: Collection[int]) -> WeightPlan:
+    """The same region with nothing where these adapters were to be; the others lie where they lay."""
+    parts = [part for part in plan.lora if part.adapter not in gone]
+    left = {entry.offset for part in plan.lora if part.adapter in gone for entry in (part.a, part.b)}
+    sources = [source for source in plan.sources if source.offset not in left]
+    files = {source.stored.file for source in sources}
+    seals = {file: told for file, told in plan.seals.items() if file in files}
+    return structs.replace(plan, sources=sources, seals=seals, lora=parts)
+
+
 def with_loras(plan: WeightPlan, loras: dict[int, Lora]) -> WeightPlan:
     """The same region with these adapters, by number, behind it: float32, as PEFT computes them, and packed
     where the base's matrices are."""
@@ -311,11 +338,12 @@ def with_loras(plan: WeightPlan, loras: dict[int, Lora]) -> WeightPlan:
     for number, lora in loras.items():
         for part in lora.parts:
             entries = []
-            for letter, stored in (("a", part.a), ("b", part.b)):
+            for letter, stored, order in (("a", part.a, ()), ("b", part.b, part.order)):
                 start = aligned(end)
                 shape = stored.shape
                 entries.append(TensorEntry(letter, "float32", shape, start, form))
-                sources.append(Source(f"{letter} of {part.matrix}", stored, start, form, "float32"))
+                name = f"{letter} of {part.matrix}"
+                sources.append(Source(name, stored, start, form, "float32", order))
                 nbytes = math.prod(shape) * ITEM_BYTES["float32"]
                 end = start + (native.library().matrix_bytes(form, *shape) if form else nbytes)
             told.append(LoraPart(number, part.matrix, part.part, part.first, part.scale, *entries))

@@ -11,6 +11,7 @@ from muxd.errors import ModelFolderError
 from muxd.kernels import native
 from muxd.messages import Dtype, StepName, WeightsName
 from muxd.models.safetensors_index import Stored
+from muxd.models.tensors import ROUTER
 
 _log = logging.getLogger("muxd.models")
 
@@ -32,6 +33,8 @@ class Packing(Struct, frozen=True):
             return _FLOATS[wanted]
         if blocks:
             return blocks
+        if name.endswith(f".{ROUTER}"):  # which experts are chosen would be others
+            return _FLOATS[dtype]
         if wanted == "int4" and name in _ENDS:
             wanted = "int8"
         return _MADE.get(wanted) or _FLOATS[dtype]

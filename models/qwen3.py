@@ -1,9 +1,12 @@
-"""Qwen3, dense (Yang et al. 2025): Llama with each head's query and key normalised before they are turned.
+"""Qwen3 (Yang et al. 2025), with an MLP or with experts: Llama with each head's query and key normalised
+before they are turned.
 
 Shapes: n tokens of any sequences one after another, h query heads, g KV heads, d head_dim.
 """
 
-from muxd.models.layers import Weights
+from collections.abc import Callable
+
+from muxd.models.layers import Norm, Weights
 from muxd.models.llama import Llama, LlamaLayer
 from muxd.models.spec import ModelSpec
 
@@ -18,7 +21,6 @@ class Qwen3(Llama):
 class Qwen3Layer(LlamaLayer):
     """Llama's, with norms over d that all heads share; the plain ones: w multiplies, not Gemma's 1 + w."""
 
-    def __init__(self, spec: ModelSpec, weights: Weights, layer: int):
-        super().__init__(spec, weights, layer)
-        q_norm, k_norm = (weights.norm(f"layers.{layer}.{part}_norm", spec.norm_eps) for part in "qk")
-        self.qk_norms = q_norm, k_norm
+    def take_norms(self, norm: Callable[[str], Norm]) -> None:
+        super().take_norms(norm)
+        self.qk_norms = norm("q_norm"), norm("k_norm")

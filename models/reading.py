@@ -4,10 +4,11 @@ What is read is bounded: some rows or elements at a time, whatever a file holds.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 from muxd.device.base import Writer
@@ -19,20 +20,42 @@ from muxd.models.convert import convert
 from muxd.models.cut import Piece
 from muxd.models.packing import file_form
 from muxd.models.safetensors_index import Stored
+from muxd.models.stacks import Cut
 
+_PACKED = 1 << 18  # elements packed at a time: what was read is in the second cache still
+_STEP = 8 << 20  # bytes packed between two words of how far it is
 CHUNK = 4 << 20  # elements converted at a time: bounds the scratch, and a window, to some tens of MiB
 
 
 class Source(Struct, frozen=True):
-    """One stored tensor and the byte of the region where its first element goes; packed with a ``form``.
-    ``dtype``: of what is not packed, where that is not the plan's. ``columns``: only these of each row."""
+    """One stored tensor, or rows of one, and the byte of the region where its first element goes; packed with
+    a ``form``. ``dtype``: of what is not packed, where that is not the plan's. ``order``: which row of each
+    group of so many lies where. ``cut``: out of a tensor of all experts; of MXFP4 with ``exponents``.
+    ``columns``: only these of each row."""
 
     name: str
     stored: Stored
     offset: int
     form: str = ""
     dtype: Dtype | None = None
+    order: tuple[int, ...] = ()
+    cut: Cut | None = None
+    exponents: Stored | None = None
     columns: Piece | None = None
+    held: NDArray[np.uint8] | None = None  # what was cut out
+
+    def rows_at_once(self, elements: int, least: int = 1) -> int:
+        """Of about so many ``elements``: a multiple of ``least`` and of whole groups."""
+        group = math.lcm(least, len(self.order) or 1)
+        row = math.prod(self.stored.shape[1:])
+        return max(group, elements // row // group * group)
+
+    def ordered(self, raw: NDArray[np.uint8], rows: int) -> NDArray[np.uint8]:
+        """``raw`` has so many whole rows."""
+        if not self.order:
+            return raw
+        groups = raw.reshape(rows // len(self.order), len(self.order), -1)
+        return groups[:, list(self.order)].reshape(-1)
 
 
 def numbers(stored: Stored) -> Iterator[NDArray[np.uint8]]:
@@ -45,21 +68,53 @@ def numbers(stored: Stored) -> Iterator[NDArray[np.uint8]]:
         yield piece
 
 
-def written(source: Source, writer: Writer, plan: Dtype) -> Iterator[int]:
+def written(told: Source, writer: Writer, plan: Dtype, room: NDArray[np.uint8]) -> Iterator[int]:
     """Read and convert it into its place, piece by piece; yields the bytes of each. ``plan``: the type of
-    what says no other. Raises ModelFolderError."""
-    dtype = source.dtype or plan
+    what says no other; ``room``: by ``scratch``. Raises ModelFolderError."""
+    source, dtype = _cut_out(told), told.dtype or plan
     if source.form:
-        yield from _pack(source, writer)
+        yield from _pack(source, writer, room)
     elif source.columns is not None:
         yield from _columns(source, source.columns, writer, dtype)
     else:
-        itemsize, count = ITEM_BYTES[dtype], math.prod(source.stored.shape)
-        for first in range(0, count, CHUNK):
-            size = min(CHUNK, count - first)
-            into = writer.window(source.offset + first * itemsize, size * itemsize)
+        yield from _whole_rows(source, writer, dtype)
+
+
+def _whole_rows(source: Source, writer: Writer, dtype: Dtype) -> Iterator[int]:
+    itemsize, count = ITEM_BYTES[dtype], math.prod(source.stored.shape)
+    for first, size in _pieces(source):
+        into = writer.window(source.offset + first * itemsize, size * itemsize)
+        if source.order:
+            raw = np.empty(size * itemsize, dtype=np.uint8)
+            _copy(source, first, raw, size, dtype)
+            into[:] = source.ordered(raw, size * source.stored.shape[0] // count)
+        else:
             _copy(source, first, into, size, dtype)
-            yield len(into)
+        yield len(into)
+
+
+def _cut_out(source: Source) -> Source:
+    """With one expert's matrix in memory, where it is cut out of all of them."""
+    cut, stored, exponents = source.cut, source.stored, source.exponents
+    if cut is None:
+        return source
+    if exponents is None:
+        held = cut.floats(stored.shape, ITEM_BYTES[stored.dtype], partial(_read, source))
+    else:
+        other = structs.replace(source, stored=exponents)
+        try:
+            held = cut.blocks(stored.shape, partial(_read, source), partial(_read, other))
+        except ValueError as error:
+            raise ModelFolderError(f"{stored.file}: tensor {source.name}: {error}") from None
+    return structs.replace(source, held=held)
+
+
+def _pieces(source: Source) -> Iterator[tuple[int, int]]:
+    """(first element, how many) of what is converted at a time."""
+    shape = source.stored.shape
+    step = source.rows_at_once(CHUNK) * math.prod(shape[1:]) if source.order else CHUNK
+    for first in range(0, math.prod(shape), step):
+        yield first, min(step, math.prod(shape) - first)
 
 
 def _columns(source: Source, columns: Piece, writer: Writer, dtype: Dtype) -> Iterator[int]:
@@ -123,6 +178,9 @@ def _read(
 ) -> NDArray[np.uint8]:
     """Bytes of a stored tensor from its byte ``at`` on."""
     raw = np.empty(nbytes, dtype=np.uint8) if into is None else into
+    if source.held is not None:
+        raw[:] = source.held[at : at + len(raw)]
+        return raw
     try:
         with source.stored.file.open("rb", buffering=0) as file:
             file.seek(source.stored.offset + at)
@@ -136,24 +194,49 @@ def _unreadable(source: Source, error: OSError | EOFError) -> ModelFolderError:
     return ModelFolderError(f"{source.stored.file}: tensor {source.name}: {error}")
 
 
-def _pack(source: Source, writer: Writer) -> Iterator[int]:
-    """A matrix for the native step, some rows at a time; yields the bytes of each."""
+def scratch(sources: Iterable[Source]) -> NDArray[np.uint8]:
+    """Room for what is packed of any of them. One for all: a page that a process has not touched yet costs as
+    much as a copy."""
+    packed = (source for source in sources if source.form)
+    return np.empty(max(map(_pack_bytes, packed), default=0), dtype=np.uint8)
+
+
+def _pack(source: Source, writer: Writer, room: NDArray[np.uint8]) -> Iterator[int]:
+    """A matrix for the native step, some rows at a time; yields the bytes of each. ``room``: by
+    ``scratch``."""
     packed, (rows, columns) = native.library(), source.stored.shape
-    # Halves have a range, which only ``convert`` looks at; any other format takes what the file holds.
-    halves = source.form == "f16"
-    kind = source.form if halves else file_form(source.stored)
-    step, size = max(16, CHUNK // columns // 16 * 16), packed.row_bytes(kind, columns)
-    block = packed.block_bytes(source.form, columns)
+    kind, step = _kind(source), _pack_rows(source)
+    size, block = packed.row_bytes(kind, columns), packed.block_bytes(source.form, columns)
+    done = 0
     for first in range(0, rows, step):
         count = min(step, rows - first)
-        raw = np.empty(count * size, dtype=np.uint8)
-        if halves:
+        raw = room[: count * size]
+        if kind == "f16":
             _copy(source, first * columns, raw, count * columns, "float16")
         else:
             _read(source, first * size, into=raw)
         window = writer.window(source.offset + first // 16 * block, -(-count // 16) * block)
-        packed.pack(window, source.form, columns, raw, kind)
-        yield len(window)
+        packed.pack(window, source.form, columns, source.ordered(raw, count), kind)
+        done += len(window)
+        if done >= _STEP:
+            yield done
+            done = 0
+    yield done
+
+
+def _kind(source: Source) -> str:
+    """What is packed. Halves have a range, which only ``convert`` looks at; any other format takes what the
+    file holds."""
+    return "f16" if source.form == "f16" else file_form(source.stored)
+
+
+def _pack_rows(source: Source) -> int:
+    return source.rows_at_once(_PACKED, 16)
+
+
+def _pack_bytes(source: Source) -> int:
+    rows, columns = source.stored.shape
+    return min(_pack_rows(source), rows) * native.library().row_bytes(_kind(source), columns)
 
 
 def _read_fully(readinto: Callable[[memoryview], int | None], view: memoryview) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 from muxd.models.config_file import Fields, shown
@@ -63,6 +63,7 @@ class YarnScaling(Struct, frozen=True):
     beta_slow: float
     original_positions: int
     magnitude: float
+    rounded: bool = True  # the ends of the line between, to whole pairs
 
     def stretched(self, plain: Frequencies, theta: float) -> Frequencies:
         count = len(plain)
@@ -71,8 +72,10 @@ class YarnScaling(Struct, frozen=True):
             """The index of the pair, not rounded, that turns so often."""
             return count * math.log(self.original_positions / (turns * 2 * math.pi)) / math.log(theta)
 
-        first = max(math.floor(pair(self.beta_fast)), 0)
-        last = min(math.ceil(pair(self.beta_slow)), 2 * count - 1)
+        low, high = pair(self.beta_fast), pair(self.beta_slow)
+        if self.rounded:
+            low, high = math.floor(low), math.ceil(high)
+        first, last = max(low, 0), min(high, 2 * count - 1)
         ramp = (np.arange(count, dtype=np.float32) - first) / np.float32((last - first) or 0.001)
         part: Frequencies = np.clip(ramp, 0, 1)
         return plain / np.float32(self.factor) * part + plain * (1 - part)
@@ -89,7 +92,23 @@ class FactorScaling(Struct, frozen=True):
         return plain / factors
 
 
-Scaling = LinearScaling | Llama3Scaling | YarnScaling | FactorScaling
+class LongScaling(Struct, frozen=True):
+    """LongRoPE with factors for sequences within the trained context, and for longer ones.
+
+    A sequence's frequencies must not change while it grows, nor with who shares its prefix: ``Rope.within``
+    takes one of the two for all sequences of a model, by the longest that it serves.
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_positions: int
+    magnitude: float
+
+    def stretched(self, plain: Frequencies, theta: float) -> Frequencies:
+        return FactorScaling(self.long, self.magnitude).stretched(plain, theta)
+
+
+Scaling = LinearScaling | Llama3Scaling | YarnScaling | FactorScaling | LongScaling
 
 
 class Rope(Struct, frozen=True):
@@ -97,11 +116,27 @@ class Rope(Struct, frozen=True):
 
     theta: float
     scaling: Scaling | None = None
+    turned: int | None = None  # dimensions of a head, the first ones of a stored one; None: all
 
     @property
     def magnitude(self) -> float:
-        """What cosines and sines are multiplied by."""
-        return self.scaling.magnitude if isinstance(self.scaling, YarnScaling | FactorScaling) else 1.0
+        """What cosines and sines of turned pairs are multiplied by."""
+        scaling = self.scaling
+        return scaling.magnitude if isinstance(scaling, YarnScaling | FactorScaling | LongScaling) else 1.0
+
+    def magnitudes(self, head_dim: int) -> Frequencies:
+        """Of each pair, float32 [head_dim / 2]: what is not turned is not stretched either."""
+        found = np.ones(head_dim // 2, dtype=np.float32)
+        found[: self._turned(head_dim) // 2] = self.magnitude
+        return found
+
+    def within(self, context: int) -> "Rope":
+        """The same for sequences of at most ``context`` tokens."""
+        scaling = self.scaling
+        if not isinstance(scaling, LongScaling):
+            return self
+        factors = scaling.short if context <= scaling.original_positions else scaling.long
+        return structs.replace(self, scaling=FactorScaling(factors, scaling.magnitude))
 
     @property
     def positions(self) -> int:
@@ -113,27 +148,56 @@ class Rope(Struct, frozen=True):
         return int(scaling.factor * scaling.original_positions) if isinstance(scaling, YarnScaling) else 0
 
     def inverse_frequencies(self, head_dim: int) -> Frequencies:
-        """Radians per position, float32 [head_dim / 2]; theta^(-2i/d), Su et al. 2021 (RoFormer), eq. 15.
+        """Radians per position, float32 [head_dim / 2]; theta^(-2i/d), Su et al. 2021 (RoFormer), eq. 15,
+        where d is what turns. Pairs that do not turn come last, with frequency 0.
 
         In float32 throughout, as the reference computes it; ``read_spec`` refuses what is not finite there.
         """
+        turned = self._turned(head_dim)
         with np.errstate(all="ignore"):
-            exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+            exponent = np.arange(0, turned, 2, dtype=np.float32) / np.float32(turned)
             plain = (1.0 / np.power(np.float32(self.theta), exponent)).astype(np.float32)
-            return plain if self.scaling is None else self.scaling.stretched(plain, self.theta)
+            found = plain if self.scaling is None else self.scaling.stretched(plain, self.theta)
+        return np.pad(found, (0, (head_dim - turned) // 2))
 
     def finite(self, head_dim: int) -> bool:
         """Whether every angle is a number."""
         return bool(np.isfinite(self.inverse_frequencies(head_dim)).all())
 
+    def _turned(self, head_dim: int) -> int:
+        return head_dim if self.turned is None else self.turned
 
-def single(fields: Fields) -> Rope:
+
+STILL = Rope(10_000.0, turned=0)  # turns nothing: every angle is 0
+
+
+def single(fields: Fields, *, theta: float = 10_000.0) -> Rope:
     """The one rope of a Llama: ``rope_theta`` with ``rope_scaling``, or ``rope_parameters``.
 
     Where there are both, somebody has added ``rope_scaling`` to a newer file: it rules, as in transformers.
     The base is the first that is given of its own, the file's, and that in ``rope_parameters`` (which
-    transformers would forget).
+    transformers would forget). All of a head is turned.
     """
+    fields.must_be("partial_rotary_factor", 1.0, default=1.0)
+    scaling, given = _single(fields)
+    if scaling:
+        scaling.must_be("partial_rotary_factor", 1.0, default=1.0)
+    return Rope(_theta(given, "rope_theta", theta), _scaling(scaling, fields) if scaling else None)
+
+
+def partial(fields: Fields, head_dim: int, part: float) -> Rope:
+    """The same where the ``partial_rotary_factor`` of a head is turned, by default ``part``."""
+    scaling, given = _single(fields)
+    key = "partial_rotary_factor"
+    told = scaling if scaling and scaling.raw.get(key) is not None else fields
+    turned = int(head_dim * told.number(key, part))
+    if turned % 2 or not 0 < turned <= head_dim:
+        raise told.refuse(key, f"turns {turned} of {head_dim} dimensions; it must be an even number of them")
+    return Rope(_theta(given, "rope_theta", 10_000.0), _scaling(scaling, fields) if scaling else None, turned)
+
+
+def _single(fields: Fields) -> tuple[Fields | None, Fields]:
+    """What says how the one rope is scaled, and what says its base."""
     new, old = fields.table("rope_parameters"), fields.table("rope_scaling")
     for kind in ("full_attention", "sliding_attention"):
         if new is not None and kind in new.raw:
@@ -141,18 +205,23 @@ def single(fields: Fields) -> Rope:
     scaling = old or new
     order = (old, fields, new) if old else (new, fields)
     given = next((one for one in order if one and one.raw.get("rope_theta") is not None), fields)
-    return Rope(_theta(given, "rope_theta", 10_000.0), _scaling(scaling, fields) if scaling else None)
+    return scaling, given
 
 
-def per_layer_type(fields: Fields) -> tuple[Rope, Rope]:
-    """Gemma 3's two ropes: of full-attention layers, and of sliding ones. ``rope_scaling`` is of the first,
-    over what ``rope_parameters`` say of it."""
+def per_layer_type(fields: Fields, *, theta: float, local: float | None = None) -> tuple[Rope, Rope]:
+    """Two ropes: of full-attention layers, and of sliding ones. ``rope_scaling`` is of the first, over what
+    ``rope_parameters`` say of it. By default the bases are ``theta``, and ``local`` by
+    ``rope_local_base_freq``; without ``local`` the same."""
+    fields.must_be("partial_rotary_factor", 1.0, default=1.0)
     new = fields.table("rope_parameters") or Fields(fields.path, {})
     old = fields.table("rope_scaling")
     full, sliding = new.table("full_attention"), new.table("sliding_attention")
     ruling = Fields(fields.path, _untyped(full) | old.raw, "rope_scaling.") if old else full
-    theta = _theta(fields, "rope_theta", 1_000_000.0)
-    local = _theta(fields, "rope_local_base_freq", 10_000.0)
+    theta = _theta(fields, "rope_theta", theta)
+    local = theta if local is None else _theta(fields, "rope_local_base_freq", local)
+    for one in (ruling, sliding):
+        if one:
+            one.must_be("partial_rotary_factor", 1.0, default=1.0)
     return (
         Rope(
             _theta(ruling, "rope_theta", theta) if ruling else theta,
@@ -179,7 +248,6 @@ def _theta(fields: Fields, key: str, default: float) -> float:
 
 def _scaling(fields: Fields, model: Fields) -> Scaling | None:
     """``rope_type`` (before transformers 4.43: ``type``) with its parameters; ``model``: what is around."""
-    fields.must_be("partial_rotary_factor", 1.0, default=1.0)
     kind = fields.text("rope_type", fields.text("type", "default"))
     if kind == "default":
         return None
@@ -187,7 +255,7 @@ def _scaling(fields: Fields, model: Fields) -> Scaling | None:
         "linear": _linear,
         "llama3": _llama3,
         "yarn": _yarn,
-        "longrope": _factors,
+        "longrope": _longrope,
     }
     if kind not in readers:
         known = ", ".join(f'"{name}"' for name in ("default", *readers))
@@ -212,10 +280,9 @@ def _llama3(fields: Fields, model: Fields) -> Llama3Scaling:
 
 
 def _yarn(fields: Fields, model: Fields) -> YarnScaling:
-    """DeepSeek's two magnitudes and a ramp that is not rounded are refused."""
+    """DeepSeek's two magnitudes are refused."""
     for key in ("mscale", "mscale_all_dim"):
         fields.must_be(key, None, default=None)
-    fields.must_be("truncate", True, default=True)
     factor = fields.number("factor")
     if factor < 1:
         raise fields.refuse("factor", f"must be at least 1, not {factor}")
@@ -225,22 +292,33 @@ def _yarn(fields: Fields, model: Fields) -> YarnScaling:
         beta_slow=fields.number("beta_slow", 1.0),
         original_positions=_original(fields, model),
         magnitude=fields.number("attention_factor", 0.1 * math.log(factor) + 1.0),
+        rounded=fields.flag("truncate", True),
     )
     if found.beta_fast <= found.beta_slow:
         raise fields.refuse("beta_fast", "must be above beta_slow")
     return found
 
 
-def _factors(fields: Fields, model: Fields) -> FactorScaling:
-    """LongRoPE whose two lists are one: with two, frequencies would change within a sequence."""
-    factors = fields.raw.get("long_factor")
+def _longrope(fields: Fields, model: Fields) -> FactorScaling | LongScaling:
+    """Two lists of factors that may be one; the magnitude as transformers has it where the file does not say.
+
+    Phi-3's paper: sqrt(1 + log(factor) / log(trained context)).
+    """
+    short, long = _factors(fields, "short_factor"), _factors(fields, "long_factor")
+    magnitude, original = fields.raw.get("attention_factor"), _original(fields, model)
+    if magnitude is not None:
+        magnitude = fields.number("attention_factor")
+    else:
+        factor = fields.number("factor", model.integer("max_position_embeddings") / original)
+        magnitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(max(original, 2)))
+    return FactorScaling(long, magnitude) if short == long else LongScaling(short, long, original, magnitude)
+
+
+def _factors(fields: Fields, key: str) -> tuple[float, ...]:
+    factors = fields.raw.get(key)
     if not isinstance(factors, list) or not factors or not all(_is_factor(one) for one in factors):
-        raise fields.refuse("long_factor", "must list a number other than 0 for every pair of a head")
-    if fields.raw.get("short_factor") != factors:
-        raise fields.refuse("short_factor", "differs from long_factor, which is not supported")
-    if fields.raw.get("attention_factor") is None:
-        raise fields.refuse("attention_factor", "is missing")
-    return FactorScaling(tuple(map(float, factors)), fields.number("attention_factor"))
+        raise fields.refuse(key, "must list a number other than 0 for every pair of a head that turns")
+    return tuple(map(float, factors))
 
 
 def _is_factor(value: object) -> bool:

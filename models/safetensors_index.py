@@ -20,6 +20,7 @@ from muxd.messages import ITEM_BYTES, Dtype
 from muxd.models import blocks
 from muxd.models.config_file import shown
 from muxd.models.files import open_regular, parse_json, read_json, refuse_pointer
+from muxd.models.stacks import CODES, EXPONENTS
 
 _DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _SHARD = re.compile(r"model-[0-9]{5}-of-([0-9]{5})\.safetensors")
@@ -42,6 +43,7 @@ _OTHERS = (
     ((".h5", ".msgpack"), "TensorFlow or Flax weights, which are not read; convert them to safetensors"),
     ((".safetensors",), "rename it to model.safetensors if it holds the whole model"),
 )
+BYTES = "bytes"
 _LARGEST_HEADER = 100 << 20  # the safetensors library's own limit
 
 
@@ -49,7 +51,7 @@ class Stored(Struct, frozen=True):
     """One tensor in a file: ``offset`` bytes from the file's start.
 
     ``blocks``: the GGUF quantisation of its rows, by ``muxd.models.blocks``; ``shape`` counts numbers then,
-    and ``dtype`` is what they are read as.
+    and ``dtype`` is what they are read as. Or BYTES: codes or exponents of ``muxd.models.stacks``.
     """
 
     file: Path
@@ -62,10 +64,10 @@ class Stored(Struct, frozen=True):
         """Of ``count`` numbers, of blocks whole ones."""
         return blocks.bytes_of(self.blocks, count) if self.blocks else count * ITEM_BYTES[self.dtype]
 
-    def rows(self, first: int, count: int) -> "Stored":
-        """``count`` rows from ``first`` on, as if they were stored alone."""
+    def cut(self, first: int, rows: int) -> "Stored":
+        """So many rows from the ``first`` on, as if they were stored alone."""
         at = self.bytes_of(first * math.prod(self.shape[1:]))
-        return structs.replace(self, shape=(count, *self.shape[1:]), offset=self.offset + at)
+        return structs.replace(self, shape=(rows, *self.shape[1:]), offset=self.offset + at)
 
 
 class _Entry(Struct, frozen=True):
@@ -173,6 +175,8 @@ def _stored(path: Path, name: str, raw: Any, base: int, size: int, kind: str) ->
         entry = msgspec.convert(raw, _Entry)
     except msgspec.ValidationError as error:
         raise ModelFolderError(f"{path}: header entry of tensor {name}: {error}") from None
+    if entry.dtype == "U8" and name.endswith((CODES, EXPONENTS)):
+        kind = kind or BYTES
     dtype = "bfloat16" if kind and entry.dtype == "U8" else _DTYPES.get(entry.dtype)
     if dtype is None:
         raise ModelFolderError(
@@ -185,5 +189,7 @@ def _stored(path: Path, name: str, raw: Any, base: int, size: int, kind: str) ->
         raise ModelFolderError(f"{path}: tensor {name}: data offsets {begin}..{end} do not fit its shape")
     if base + end > size:
         raise ModelFolderError(f"{path} is truncated: tensor {name} ends at byte {base + end} of {size}")
-    shape = blocks.numbers(path, name, kind, tuple(entry.shape)) if kind else tuple(entry.shape)
+    shape = tuple(entry.shape)
+    if kind and kind != BYTES:
+        shape = blocks.numbers(path, name, kind, shape)
     return Stored(path, dtype, shape, base + begin, kind)

@@ -6,9 +6,12 @@ so that the worker multiplies once. Read by the weight plan (daemon) and by the 
 
 from typing import NamedTuple
 
-from muxd.models.spec import ModelSpec
+from muxd.models.mixture import Experts
+from muxd.models.model_spec import ModelSpec
+from muxd.models.stacks import CODES, Cut, Layout
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ROUTER = "router"  # the end of its name in a layer
 # Of a model that sees and reads: names of what sees begin so,
 SIGHT = tuple(
     f"{outer}{part}."
@@ -42,17 +45,41 @@ def unwrapped(name: str) -> str:
     return name
 
 
+class Part(NamedTuple):
+    """Rows of a stored tensor, of all of them where ``rows`` is 0."""
+
+    stored: str
+    shape: tuple[int, ...]
+    first: int = 0  # of the stored tensor's ``rows``
+    rows: int = 0
+    order: tuple[int, ...] = ()  # which row of each head lies where; empty: as they are stored
+    cut: Cut | None = None  # out of a tensor of all experts
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The stored tensor's shape."""
+        if self.cut is not None:
+            return self.cut.whole(self.shape)
+        return (self.rows or self.shape[0], *self.shape[1:])
+
+
 class Wanted(NamedTuple):
-    """One tensor of the weights region and the stored tensors it is stacked from, each with its shape."""
+    """One tensor of the weights region and the stored ones it is stacked from. ``stack``: it is so many
+    matrices one after another."""
 
     name: str
-    parts: tuple[tuple[str, tuple[int, ...]], ...]
+    parts: tuple[Part, ...]
+    stack: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the stack: first axes added, the rest common."""
-        first = self.parts[0][1]
-        return (sum(shape[0] for _, shape in self.parts), *first[1:])
+        """First axes added, the rest common; of a stack [stack, rows, columns]."""
+        rows, rest = sum(part.shape[0] for part in self.parts), self.parts[0].shape[1:]
+        return (self.stack, rows // self.stack, *rest) if self.stack else (rows, *rest)
+
+
+def _whole(name: str, stored: str, shape: tuple[int, ...]) -> Wanted:
+    return Wanted(name, (Part(stored, shape),))
 
 
 def wanted(spec: ModelSpec) -> list[Wanted]:
@@ -60,21 +87,21 @@ def wanted(spec: ModelSpec) -> list[Wanted]:
     if spec.encoder:
         return _encoder(spec)
     embed = (spec.vocab_size, spec.hidden_size)
-    found = [Wanted("embed", ((EMBED, embed),))]
+    found = [_whole("embed", EMBED, embed)]
     for layer in range(spec.layers):
         found += _layer(spec, layer)
-    found.append(Wanted("norm", (("model.norm.weight", (spec.hidden_size,)),)))
+    found.append(_whole("norm", "model.norm.weight", (spec.hidden_size,)))
     if not spec.tied_embeddings:
-        found.append(Wanted("head", ((HEAD, embed),)))
+        found.append(_whole("head", HEAD, embed))
     return found
 
 
 def _encoder(spec: ModelSpec) -> list[Wanted]:
     hidden, inner, stored = spec.hidden_size, spec.intermediate_size, "embeddings."
     found = [
-        Wanted("embed", ((f"{stored}word_embeddings.weight", (spec.vocab_size, hidden)),)),
-        Wanted("positions", ((f"{stored}position_embeddings.weight", (spec.max_positions, hidden)),)),
-        Wanted("kinds", ((f"{stored}token_type_embeddings.weight", (spec.kinds, hidden)),)),
+        _whole("embed", f"{stored}word_embeddings.weight", (spec.vocab_size, hidden)),
+        _whole("positions", f"{stored}position_embeddings.weight", (spec.max_positions, hidden)),
+        _whole("kinds", f"{stored}token_type_embeddings.weight", (spec.kinds, hidden)),
         *_with_bias("embed_norm", (f"{stored}LayerNorm",), (hidden,)),
     ]
     for layer in range(spec.layers):
@@ -92,9 +119,19 @@ def _encoder(spec: ModelSpec) -> list[Wanted]:
 
 def _with_bias(name: str, stored: tuple[str, ...], shape: tuple[int, ...]) -> list[Wanted]:
     """A matrix or a norm, and what is added; each of the ``stored`` has that shape."""
-    weights = tuple((f"{part}.weight", shape) for part in stored)
-    biases = tuple((f"{part}.bias", shape[:1]) for part in stored)
+    weights = tuple(Part(f"{part}.weight", shape) for part in stored)
+    biases = tuple(Part(f"{part}.bias", shape[:1]) for part in stored)
     return [Wanted(name, weights), Wanted(f"{name}.bias", biases)]
+
+
+class _Piece(NamedTuple):
+    """Outputs of one matrix: in a stored one of its own, or in one that several share."""
+
+    stored: str
+    outputs: int
+    first: int = 0
+    rows: int = 0
+    order: tuple[int, ...] = ()
 
 
 def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
@@ -102,38 +139,108 @@ def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     attention, mlp = f"{stored}.self_attn", f"{stored}.mlp"
 
-    def linear(name: str, *parts: tuple[str, int], inputs: int, bias: bool = False) -> list[Wanted]:
-        stack = tuple((f"{part}.weight", (outputs, inputs)) for part, outputs in parts)
-        added = tuple((f"{part}.bias", (outputs,)) for part, outputs in parts)
+    def linear(name: str, pieces: list[_Piece], inputs: int, *, bias: bool = False) -> list[Wanted]:
+        stack = tuple(Part(f"{one.stored}.weight", (one.outputs, inputs), *one[2:]) for one in pieces)
+        added = tuple(Part(f"{one.stored}.bias", (one.outputs,), *one[2:]) for one in pieces)
         matrix, vector = Wanted(f"layers.{layer}.{name}", stack), Wanted(f"layers.{layer}.{name}.bias", added)
         return [matrix, vector] if bias else [matrix]
 
-    def norm(name: str, part: str, size: int = hidden) -> Wanted:
-        return Wanted(f"layers.{layer}.{name}", ((f"{stored}.{part}.weight", (size,)),))
+    def norm(name: str, part: str, size: int = hidden, order: tuple[int, ...] = ()) -> Wanted:
+        return Wanted(f"layers.{layer}.{name}", (Part(f"{stored}.{part}.weight", (size,), order=order),))
 
     found = [
-        norm("input_norm", "input_layernorm"),
-        *linear(
-            "qkv",
-            (f"{attention}.q_proj", q),
-            (f"{attention}.k_proj", kv),
-            (f"{attention}.v_proj", kv),
-            inputs=hidden,
-            bias=spec.qkv_bias,
-        ),
-        *linear("o", (f"{attention}.o_proj", hidden), inputs=q, bias=spec.o_bias),
-        norm("post_attention_norm", "post_attention_layernorm"),
-        *linear("gate_up", (f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner), inputs=hidden),
-        *linear("down", (f"{mlp}.down_proj", hidden), inputs=inner),
+        *linear("qkv", _qkv(spec, attention, q, kv), hidden, bias=spec.qkv_bias),
+        *linear("o", [_Piece(f"{attention}.o_proj", hidden)], q, bias=spec.o_bias),
+        *(norm(place, part) for place, part in spec.norms.placed()),
     ]
-    if spec.qk_norm:
-        found += [norm(part, f"self_attn.{part}", spec.head_dim) for part in ("q_norm", "k_norm")]
-    if spec.norms_after:
-        found += [
-            norm("pre_feedforward_norm", "pre_feedforward_layernorm"),
-            norm("post_feedforward_norm", "post_feedforward_layernorm"),
-        ]
+    if spec.sinks:
+        found.append(_whole(f"layers.{layer}.sinks", f"{attention}.sinks", (spec.heads,)))
+    if experts := spec.experts_of(layer):
+        found += _experts(spec, experts, layer)
+    else:
+        found += linear("gate_up", _gate_up(spec, mlp, inner), hidden)
+        found += linear("down", [_Piece(f"{mlp}.down_proj", hidden)], inner)
+    if spec.qk_norm or spec.wide_qk_norm:
+        sizes = {"q_norm": q, "k_norm": kv} if spec.wide_qk_norm else dict.fromkeys(_QK, spec.head_dim)
+        found += [norm(part, f"self_attn.{part}", size, spec.head_order) for part, size in sizes.items()]
     return found
+
+
+_QK = ("q_norm", "k_norm")
+
+
+def _qkv(spec: ModelSpec, attention: str, q: int, kv: int) -> list[_Piece]:
+    """Queries, keys and values; the first two in the order in which their pairs turn."""
+    order = spec.head_order
+    if spec.fused_qkv:
+        name, rows = f"{attention}.qkv_proj", q + 2 * kv
+        return [
+            _Piece(name, q, 0, rows, order),
+            _Piece(name, kv, q, rows, order),
+            _Piece(name, kv, q + kv, rows),
+        ]
+    return [
+        _Piece(f"{attention}.q_proj", q, order=order),
+        _Piece(f"{attention}.k_proj", kv, order=order),
+        _Piece(f"{attention}.v_proj", kv),
+    ]
+
+
+def _gate_up(spec: ModelSpec, mlp: str, inner: int) -> list[_Piece]:
+    if spec.fused_gate_up:
+        name = f"{mlp}.gate_up_proj"
+        return [_Piece(name, inner, 0, 2 * inner), _Piece(name, inner, inner, 2 * inner)]
+    return [_Piece(f"{mlp}.gate_proj", inner), _Piece(f"{mlp}.up_proj", inner)]
+
+
+# Where experts lie in a layer, and the names of router, gate, up and down.
+_EXPERTS = {
+    "MixtralForCausalLM": ("block_sparse_moe", "gate", "w1", "w3", "w2"),
+    "Qwen3MoeForCausalLM": ("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
+    "OlmoeForCausalLM": ("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
+}
+
+
+def _experts(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
+    if experts.stored != "each":
+        return _stacked(spec, experts, layer)
+    place, router, gate, up, down = _EXPERTS[spec.architecture]
+    stored, name, hidden = f"model.layers.{layer}.{place}", f"layers.{layer}", spec.hidden_size
+    each = [f"{stored}.experts.{expert}" for expert in range(experts.count)]
+    inner, outer = (experts.inner, hidden), (hidden, experts.inner)
+    gate_up = tuple(Part(f"{one}.{part}.weight", inner) for one in each for part in (gate, up))
+    downs = tuple(Part(f"{one}.{down}.weight", outer) for one in each)
+    return [
+        _whole(f"{name}.{ROUTER}", f"{stored}.{router}.weight", (experts.count, hidden)),
+        Wanted(f"{name}.experts.gate_up", gate_up, experts.count),
+        Wanted(f"{name}.experts.down", downs, experts.count),
+    ]
+
+
+def _stacked(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
+    stored, name = f"model.layers.{layer}.mlp", f"layers.{layer}"
+    layout: Layout = "mxfp4" if experts.stored == "mxfp4" else "turned"
+    end = CODES if layout == "mxfp4" else ""
+
+    def of_all(matrix: str, rows: int, columns: int, step: int) -> list[Wanted]:
+        """Its weights and what is added, each expert's ``step`` matrices by themselves."""
+        each = [(expert, first) for expert in range(experts.count) for first in range(step)]
+        tensor = f"{stored}.experts.{matrix}_proj"
+        weights, biases = [], []
+        for expert, first in each:
+            cut = Cut(layout, expert, experts.count, first, step)
+            weights.append(Part(tensor + end, (rows, columns), cut=cut))
+            vector = Cut("vector", expert, experts.count, first, step)
+            biases.append(Part(f"{tensor}_bias", (rows,), cut=vector))
+        place = f"{name}.experts.{matrix}"
+        return [Wanted(place, tuple(weights), experts.count), Wanted(f"{place}.bias", tuple(biases))]
+
+    return [
+        _whole(f"{name}.{ROUTER}", f"{stored}.router.weight", (experts.count, spec.hidden_size)),
+        _whole(f"{name}.{ROUTER}.bias", f"{stored}.router.bias", (experts.count,)),
+        *of_all("gate_up", experts.inner, spec.hidden_size, 2),
+        *of_all("down", spec.hidden_size, experts.inner, 1),
+    ]
 
 
 def harmless(name: str, spec: ModelSpec) -> bool:

@@ -7,7 +7,7 @@ every worker of the model maps the region and finds its tensors by ``plan.tensor
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +21,10 @@ from muxd.messages import ITEM_BYTES, Dtype, LoraPart, TensorEntry
 from muxd.models.blocks import SIZES
 from muxd.models.cut import ALONE, Piece, Rank, pieces
 from muxd.models.packing import Packing, part_names
-from muxd.models.reading import CHUNK, Source, numbers, written
-from muxd.models.safetensors_index import Stored, index, seal
+from muxd.models.reading import CHUNK, Source, numbers, scratch, written
+from muxd.models.safetensors_index import BYTES, Stored, index, seal
 from muxd.models.spec import ModelSpec, read_spec
+from muxd.models.stacks import CODES, EXPONENTS
 from muxd.models.tensors import EMBED, HEAD, SIGHT, Wanted, harmless, headed, unbert, unwrapped, wanted
 
 _log = logging.getLogger("muxd.models")
@@ -78,10 +79,10 @@ def plan(
     holds, but on a GPU bfloat16 instead of float32. ``packing``: matrices lie as the native step reads them.
     ``rank``: only its part of them, unpacked; all ranks' regions are alike but for their numbers.
 
-    Query, key and value rows form one tensor, gate and up rows another, unless packed. A head that
-    config.json says is tied to the embedding, and that is stored with other numbers, stays itself, as in
-    transformers. Raises ModelFolderError naming file, tensor, and what was expected, or the type it cannot be
-    computed in.
+    Query, key and value rows form one tensor, gate and up rows another, all experts' of a layer a third,
+    unless packed. A head that config.json says is tied to the embedding, and that is stored with other
+    numbers, stays itself, as in transformers. Raises ModelFolderError naming file, tensor, and what was
+    expected, or the type it cannot be computed in.
     """
     stored = _index(folder, spec)
     if spec.tied_embeddings and _own_head(stored):
@@ -104,7 +105,7 @@ def plan(
             tensors.append(TensorEntry(tensor.name, dtype, laid.shape, start))
             sources, zeros, end = sources + laid.sources, zeros + laid.zeros, laid.end
             continue
-        if packing is not None and len(tensor.shape) == 2:
+        if packing is not None and len(tensor.shape) > 1:
             for name, source in zip(part_names(tensor.name, len(found)), found, strict=True):
                 form, shape = packing.form(tensor.name, source.stored.blocks, dtype), source.stored.shape
                 tensors.append(TensorEntry(name, dtype, shape, start, form))
@@ -115,8 +116,11 @@ def plan(
         tensors.append(TensorEntry(tensor.name, dtype, tensor.shape, start))
         sources += found
         end = start + math.prod(tensor.shape) * ITEM_BYTES[dtype]
-    _refuse_unknown(stored, {name for tensor in wanted(spec) for name, _ in tensor.parts}, spec)
-    seals = {file: seal(file) for file in {source.stored.file for source in sources}}
+    used = {part.stored for tensor in wanted(spec) for part in tensor.parts}
+    halves = {name.removesuffix(CODES) + EXPONENTS for name in used if name.endswith(CODES)}
+    _refuse_unknown(stored, used | halves, spec)
+    read = {one.file for source in sources for one in (source.stored, source.exponents) if one}
+    seals = {file: seal(file) for file in read}
     return WeightPlan(tensors, end, dtype, sources, seals, zeros=zeros)
 
 
@@ -191,9 +195,9 @@ def layout(spec: ModelSpec, dtype: Dtype, packing: Packing | None = None) -> Wei
     tensors, end = [], 0
     for tensor in wanted(spec):
         parts, form = [(tensor.name, tensor.shape)], ""
-        if packing is not None and len(tensor.shape) == 2:
+        if packing is not None and len(tensor.shape) > 1:
             names = part_names(tensor.name, len(tensor.parts))
-            parts = [(name, shape) for name, (_, shape) in zip(names, tensor.parts, strict=True)]
+            parts = [(name, part.shape) for name, part in zip(names, tensor.parts, strict=True)]
             form = packing.form(tensor.name, "", dtype)
         for name, shape in parts:
             start = aligned(end)
@@ -207,17 +211,31 @@ def _sources(
     folder: Path, tensor: Wanted, stored: dict[str, Stored], offset: int, itemsize: int
 ) -> list[Source]:
     found = []
-    for name, shape in tensor.parts:
-        if name not in stored:
-            raise ModelFolderError(f"{folder}: tensor {name} is missing from the safetensors files")
-        if stored[name].shape != shape:
-            raise ModelFolderError(
-                f"{stored[name].file}: tensor {name} has shape {list(stored[name].shape)}, "
-                f"config.json asks for {list(shape)}"
-            )
-        found.append(Source(name, stored[name], offset))
-        offset += int(np.prod(shape)) * itemsize
+    for part in tensor.parts:
+        name, cut = part.stored, part.cut
+        one = _found(folder, stored, name, part.whole)
+        if cut is None:
+            rows = one.cut(part.first, part.shape[0])
+            found.append(Source(name, rows, offset, order=part.order))
+        else:
+            halves = None
+            if cut.layout == "mxfp4":
+                halves = _found(folder, stored, name.removesuffix(CODES) + EXPONENTS, part.whole[:-1])
+            rows = structs.replace(one, shape=part.shape, blocks="mxfp4" if halves else one.blocks)
+            found.append(Source(name, rows, offset, cut=cut, exponents=halves))
+        offset += math.prod(part.shape) * itemsize
     return found
+
+
+def _found(folder: Path, stored: dict[str, Stored], name: str, shape: tuple[int, ...]) -> Stored:
+    if name not in stored:
+        raise ModelFolderError(f"{folder}: tensor {name} is missing from the safetensors files")
+    one = stored[name]
+    if one.shape != shape or (one.blocks == BYTES) != name.endswith((CODES, EXPONENTS)):
+        raise ModelFolderError(
+            f"{one.file}: tensor {name} has shape {list(one.shape)}, config.json asks for {list(shape)}"
+        )
+    return one
 
 
 class _Laid(NamedTuple):
@@ -239,7 +257,7 @@ def _cut(tensor: Wanted, found: list[Source], cut: list[Piece], start: int, item
             row = math.prod(inputs) * itemsize
             if piece.length:
                 sources.append(
-                    structs.replace(source, stored=stored.rows(piece.first, piece.length), offset=at)
+                    structs.replace(source, stored=stored.cut(piece.first, piece.length), offset=at)
                 )
             rows, end = rows + piece.size, at + piece.size * row
             if piece.length < piece.size:
@@ -274,11 +292,15 @@ def _refuse_unknown(stored: dict[str, Stored], used: set[str], spec: ModelSpec) 
             )
 
 
-def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> None:
-    """Read and convert every tensor into the region of ``writer`` (at least ``plan.bytes`` bytes).
+def fill(plan: WeightPlan, writer: Writer) -> None:
+    """Read and convert every tensor into the region of ``writer`` (at least ``plan.bytes`` bytes). Raises
+    ModelFolderError."""
+    for _ in filling(plan, writer):
+        pass
 
-    ``progress`` is called with the bytes of the region filled so far. Raises ModelFolderError.
-    """
+
+def filling(plan: WeightPlan, writer: Writer) -> Iterator[int]:
+    """As ``fill``, in steps of some milliseconds; yields how many bytes of the region each has filled."""
     for file, sealed in plan.seals.items():
         if seal(file) != sealed:
             raise ModelFolderError(
@@ -288,7 +310,6 @@ def fill(plan: WeightPlan, writer: Writer, progress: Callable[[int], None]) -> N
     for first, stop in plan.zeros:
         for at in range(first, stop, CHUNK):
             writer.window(at, min(CHUNK, stop - at))[:] = 0
-    done = 0
+    room = scratch(plan.sources)
     for source in sorted(plan.sources, key=lambda s: (s.stored.file, s.stored.offset)):
-        for nbytes in written(source, writer, plan.dtype):
-            progress(done := done + nbytes)
+        yield from written(source, writer, plan.dtype, room)

@@ -5,7 +5,7 @@ through the unit, on the daemon's own loop: it takes effect with the next decisi
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -53,6 +53,8 @@ from muxd.pool.arena import Arena
 from muxd.pool.ledger import Usage
 from muxd.report import Report
 from muxd.sizes import size
+from muxd.watch.feed import Feed
+from muxd.watch.watcher import Watcher
 
 POLICIES = list(get_args(Policy))
 
@@ -66,6 +68,7 @@ class AdminService(Report):
     events: Events
     gate: Gate
     replanner: Replanner
+    feed: Feed
     log_lines: LogLines
     reloaded: Callable[[], Awaitable[Reloaded]]  # reads the configuration again
     drop_ins: DropIns | None = None  # None: muxd was started without a file
@@ -99,7 +102,12 @@ class AdminService(Report):
         except ConfigError as error:
             raise BadRequest(error.message) from None
         entry.quota = QuotaConfig(change.min or entry.quota.min, change.max or entry.quota.max, weight)
+        self.roster.altered.set()
         return self.quota()
+
+    def give_quota(self, model: ModelConfig) -> None:
+        """What that says of it. Raises as ``set_quota``."""
+        self.set_quota(QuotaChange(model.name, model.quota.min, model.quota.max, model.quota.weight))
 
     def _bounds(self, arena: Arena, change: QuotaChange, use: Usage) -> tuple[int, int]:
         """Least and most head blocks. A guarantee is rounded down to blocks as at the start."""
@@ -305,6 +313,10 @@ class AdminService(Report):
         known = served(self.entries)
         if model and model not in known and not self.events.since(model=model):
             raise NotFound(f"there is no model {model!r}; there are: {', '.join(known) or 'none'}")
+
+    def watch(self, cut: Callable[[], None]) -> AbstractContextManager[Watcher]:
+        """Raises Overloaded and ShuttingDown."""
+        return self.feed.watch(cut)
 
     def trace(self) -> list[Trace]:
         """One for each device."""

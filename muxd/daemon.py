@@ -21,7 +21,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from muxd.admin.client import socket_path
-from muxd.admin.schemas import AdminService, QuotaChange
+from muxd.admin.schemas import AdminService
 from muxd.admin.server import AdminServer
 from muxd.admin_service import AdminService as DaemonService
 from muxd.api.app import make_app, make_runner
@@ -31,7 +31,7 @@ from muxd.api.metrics import HttpMetrics
 from muxd.api.texts import text_pool
 from muxd.api.tls import Certificate
 from muxd.clock import MonotonicClock
-from muxd.config import Config, DeviceConfig, ModelConfig
+from muxd.config import Config, DeviceConfig
 from muxd.device.base import Device, is_gpu
 from muxd.device.choose import open_device
 from muxd.device.device_metrics import DeviceMetrics
@@ -60,11 +60,15 @@ from muxd.fleet.reloader import Reloader, Source
 from muxd.fleet.replanner import Replanner, watch
 from muxd.fleet.roster import Roster
 from muxd.fleet.supervisor import Progress
+from muxd.fleet.wishes import Wishes
 from muxd.fleet.zygote import Zygote
 from muxd.link.daemon_end import DaemonEnd, private_directory
 from muxd.link.exits import STACKS
 from muxd.pool.arena import Arena
 from muxd.sizes import size
+from muxd.watch.facts import Facts
+from muxd.watch.feed import Feed
+from muxd.watch.history import History
 
 _log = logging.getLogger("muxd")
 
@@ -155,8 +159,7 @@ class Daemon:
             try:
                 self._make_sites(arenas)
                 self._make_roster(on_progress)
-                keeper = self._make_keeper()
-                await self._serve(on_ready, keeper)
+                await self._serve(on_ready)
             finally:
                 self.link.close()
         finally:
@@ -165,9 +168,9 @@ class Daemon:
             for arena in arenas.values():
                 arena.close()
 
-    async def _serve(self, on_ready: Callable[[AdminService], None], keeper: Keeper | None) -> None:
+    async def _serve(self, on_ready: Callable[[AdminService], None]) -> None:
         """Doors open, supervisors running, until ``stop``; then everything down, in the reverse order."""
-        report = self._make_report()
+        report = self.operator = self._make_report()
         self.reloader = reloader = self._make_reloader(report)
         async with AsyncExitStack() as stack:
             # The local door first: a second daemon hears who already runs, not that a port is taken.
@@ -177,10 +180,13 @@ class Daemon:
             runner = self._make_http()
             stack.push_async_callback(runner.cleanup)
             await self._open_http(runner)
-            if keeper is not None:
-                await keeper.take_up()
-                saves = asyncio.create_task(keeper.run())
-                stack.callback(saves.cancel)
+            stack.callback(report.feed.close)  # who watches is told before the door closes
+            counts = asyncio.create_task(report.feed.count(self.observer.tokens_out))
+            stack.callback(counts.cancel)
+            kept = self._kept(report)
+            for one in kept:
+                await one.take_up()
+                stack.callback(asyncio.create_task(one.run()).cancel)
             self.roster.start()
             waking = asyncio.create_task(self.roster.waker.run())
             stack.callback(waking.cancel)
@@ -197,8 +203,8 @@ class Daemon:
             await self.gate.stopping.wait()
             notify.stopping(env=self._told)
             await self._drain(reloader.config.server.shutdown_grace)
-            if keeper is not None:
-                await keeper.save()
+            for one in kept:
+                await one.save()
 
     async def _drain(self, grace: float) -> None:
         """Until no unit has a request; one that is empty may get some from another whose model moves."""
@@ -327,17 +333,32 @@ class Daemon:
             self.config.placement, self.planning, self.roster, self.popularity, self.events, self.clock
         )
 
-    def _make_keeper(self) -> Keeper | None:
-        """None: there is no file to know this configuration by."""
+    def _kept(self, report: DaemonService) -> list[Wishes | Keeper]:
+        """What survives a restart, in the order to take it up; nothing, where there is no configuration."""
         if self.source is None:
-            return None
-        return Keeper(
+            return []
+        wishes = Wishes(
+            path=file_of(self.source.file, "set"), entries=self.entries, set_quota=report.give_quota,
+            altered=self.roster.altered,
+        )  # fmt: skip
+        keeper = Keeper(
             path=file_of(self.source.file), entries=self.entries, sites=self.sites,
             popularity=self.popularity, clock=self.clock,
         )  # fmt: skip
+        return [wishes, keeper]
+
+    def _make_feed(self) -> Feed:
+        now = self.clock.now()
+        facts = Facts(
+            entries=self.entries, sites=self.sites, observer=self.observer, events=self.events,
+            history=History(now, self.observer.tokens_out), clock=self.clock, wall=time.time,
+            address=lambda: self.address,
+        )  # fmt: skip
+        return Feed(facts, self.clock)
 
     def _make_report(self) -> DaemonService:
-        return DaemonService(roster=self.roster, config=self.config, entries=self.entries, sites=self.sites,
+        return DaemonService(feed=self._make_feed(),
+            roster=self.roster, config=self.config, entries=self.entries, sites=self.sites,
             observer=self.observer, clock=self.clock, address=lambda: self.address, stop=self.stop,
             readings=self.readings, events=self.events, gate=self.gate, log_lines=self.log_lines,
             replanner=self.replanner, reloaded=lambda: self.reloader.asked(), texts=self.texts,
@@ -346,12 +367,9 @@ class Daemon:
         )  # fmt: skip
 
     def _make_reloader(self, report: DaemonService) -> Reloader:
-        def set_quota(model: ModelConfig) -> None:
-            report.set_quota(QuotaChange(model.name, model.quota.min, model.quota.max, model.quota.weight))
-
         return Reloader(
             config=self.config, source=self.source, roster=self.roster, observer=self.observer,
-            events=self.events, set_policy=report.set_policy, set_quota=set_quota, told=self._told,
+            events=self.events, set_policy=report.set_policy, set_quota=report.give_quota, told=self._told,
             wish=self.asked_to_reload,
             drop_ins=report.drop_ins,
         )  # fmt: skip
@@ -373,10 +391,6 @@ class Daemon:
 
     def ahead(self, request: Request) -> int | None:
         return self.roster.ahead(request)
-
-    async def unload(self, name: str) -> None:
-        async for _ in self.roster.unload(name, now=False).watch():
-            pass
 
     def stop(self) -> None:
         """Begin the orderly end. May be called twice."""

@@ -18,7 +18,7 @@ from muxd.engine.observer import Observer
 from muxd.engine.unit import Unit
 from muxd.fleet.adapters import Adapter, served
 from muxd.fleet.catalog import Entry
-from muxd.fleet.gauges import lanes
+from muxd.fleet.counts import asked, lanes
 from muxd.fleet.site import Site
 from muxd.pool.arena import Arena
 from muxd.text.pool import TextPool
@@ -110,7 +110,7 @@ class Report:
         """While it moves, what it holds and serves at both devices."""
         held = lanes(self.sites.values(), entry.name)
         uses = [(site.arena.ledger.usage()[entry.name], site.arena.block_bytes) for site, _ in held]
-        lane = entry.lane
+        lane, now = entry.lane, asked(self.sites.values(), entry)
         return ModelInfo(
             name=entry.name,
             state=entry.state,
@@ -122,9 +122,9 @@ class Report:
             kv_used_bytes=sum(use.blocks * block for use, block in uses),
             kv_min_bytes=sum(use.min_blocks * block for use, block in uses),
             kv_max_bytes=sum(use.max_blocks * block for use, block in uses),
-            running=sum(lane.admitted for _, lane in held),
-            waiting=sum(lane.queued for _, lane in held),
-            ttft_p99_ms=self.observer.ttft_p99_ms(entry.name),
+            running=now.running,
+            waiting=now.waiting,
+            ttft_p99_ms=self.observer.ttft[entry.name].quantile_ms(0.99),
             tokens_total=self.observer.tokens_out[entry.name],
             since_seconds=self.clock.now() - entry.life.since if entry.life.since else 0.0,
             config=entry.config,
@@ -136,10 +136,7 @@ class Report:
 
     def _adapter(self, one: Adapter) -> ModelInfo:
         """Its requests and weights are its own, rows and share its base's."""
-        held = [lane for _, lane in lanes(self.sites.values(), one.base)]
-        own = [seq for lane in held for seq in lane.sequences() if seq.name == one.name]
-        running = sum(bool(seq.rows) for seq in own)
-        base = self._model(one.entry)
+        base, now = self._model(one.entry), asked(self.sites.values(), one)
         return structs.replace(
             base,
             name=one.name,
@@ -149,9 +146,9 @@ class Report:
             kv_used_bytes=0,
             kv_min_bytes=0,
             kv_max_bytes=0,
-            running=running,
-            waiting=len(own) - running,
-            ttft_p99_ms=self.observer.ttft_p99_ms(one.name),
+            running=now.running,
+            waiting=now.waiting,
+            ttft_p99_ms=self.observer.ttft[one.name].quantile_ms(0.99),
             tokens_total=self.observer.tokens_out[one.name],
             config=one.config,
             goodput=self.observer.attainment.rolling(one.name),

@@ -1,9 +1,10 @@
 """Fixtures for all rooms. Every test fails if it leaves a process or a memfd behind."""
 
 import contextlib
+import gc
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 # Before anything loads torch: threads that spin while they wait, of reference computations and of workers
 # under test, would take the cores that the tests beside them need.
@@ -13,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 from support import interrupts, leaks
+from support.examples import examples
 
 collect_ignore = ["clients"]  # they have an environment of their own: make test-clients
 
@@ -20,7 +22,8 @@ leaks.mark_environment()
 with contextlib.suppress(ImportError):  # a GPU host that can install nothing may lack it
     from hypothesis import settings
 
-    settings.register_profile("muxd", deadline=None)  # how long an example takes says how busy the machine is
+    # How long an example takes says how busy the machine is.
+    settings.register_profile("muxd", deadline=None, max_examples=examples(100))
     settings.load_profile("muxd")
 
 _CORES = os.sched_getaffinity(0)
@@ -32,6 +35,19 @@ def pytest_configure(config: pytest.Config) -> None:
     """A worker of pytest-xdist runs tests as a session without it does."""
     spread = bool(getattr(config.option, "tx", None)) and not hasattr(config, "workerinput")
     interrupts.install(workers=spread)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays, a million objects: garbage is neither looked for meanwhile, nor
+    among them later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -90,8 +106,8 @@ def nothing_left_behind() -> Iterator[None]:
     """No process (child or orphan) and no memfd beyond those of wider fixtures."""
     running, memfds = leaks.running(), leaks.memfds()
     yield
-    # A process that is ending gets a moment; one that was never reaped stays listed and fails.
-    left = {pid for pid in leaks.processes(running) if not leaks.gone(pid, 2) or leaks.is_zombie(pid)}
+    # A process that is ending gets its time; one that was never reaped stays listed and fails.
+    left = {pid for pid in leaks.processes(running) if not leaks.gone(pid, 20) or leaks.is_zombie(pid, 20)}
     told = [leaks.describe(pid) for pid in left]
     leaks.kill(left)
     assert not told, f"processes left behind: {told}"

@@ -30,12 +30,17 @@ _log = logging.getLogger("muxd.kernels")
 
 SOURCE = Path(__file__).with_name("native")
 # As ``Format`` in formats.h counts them.
-FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
+FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "mxfp4")
 KEPT = ("float32", "float16", "bfloat16", "fp8")  # ``Kept`` in attention.h: how K and V lie in the pool
+_FLOATS = FORMATS[:3]
+_LANES, _GROUP = 16, 32  # rows of a block, and what its columns are padded to: formats.h
 LEAST = frozenset({"avx2", "fma", "f16c"})
 _OPTIONS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", "-Wno-psabi", "-w")
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 300.0
+
+
+ROPES = 3  # that the layers of a model may turn by
 
 
 class NativeMissing(MuxdError):
@@ -48,13 +53,24 @@ class MatrixFields(ctypes.Structure):
     _fields_ = (("w", c_void_p), ("rows", c_int64), ("columns", c_int64), ("format", c_int32))
 
 
+class MixtureFields(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("count", "chosen", "inner", "normalised")),
+        *((name, c_float) for name in ("alpha", "limit")),
+        ("router", MatrixFields),
+        *((name, ctypes.POINTER(MatrixFields)) for name in ("gate", "up", "down")),
+        *((name, c_void_p) for name in ("router_bias", "gate_bias", "up_bias", "down_bias")),
+    )
+
+
 class LayerFields(ctypes.Structure):
     _fields_ = (
         *((name, MatrixFields) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         *((name, c_void_p) for name in ("before_attention", "after_attention", "before_mlp", "after_mlp")),
-        *((name, c_void_p) for name in ("q_norm", "k_norm", "q_bias", "k_bias", "v_bias", "o_bias")),
+        *((name, c_void_p) for name in ("q_norm", "k_norm", "sinks", "q_bias", "k_bias", "v_bias", "o_bias")),
         ("window", c_int32),
         ("rope", c_int32),
+        ("mixture", ctypes.POINTER(MixtureFields)),
     )
 
 
@@ -74,10 +90,11 @@ class ModelFields(ctypes.Structure):
             (name, c_int32)
             for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "inner", "vocab")
         ),
-        ("gelu", c_int32),
-        *((name, c_float) for name in ("eps", "scale", "embed_scale", "softcap")),
-        ("frequencies", c_void_p * 2),
-        ("magnitude", c_float * 2),
+        *((name, c_int32) for name in ("gelu", "centred", "parallel", "wide_qk_norm")),
+        *((name, c_float) for name in ("eps", "scale", "embed_scale", "residual_scale", "logit_scale")),
+        *((name, c_float) for name in ("softcap", "attention_softcap")),
+        ("frequencies", c_void_p * ROPES),
+        ("magnitudes", c_void_p * ROPES),
         ("embed", MatrixFields),
         ("head", MatrixFields),
         ("norm", c_void_p),
@@ -144,7 +161,8 @@ class Library:
         """``rows``, one after another as a file of ``kind`` has them, become row blocks from the beginning of
         ``into`` on."""
         count = len(rows) // self.row_bytes(kind, columns)
-        into[:] = 0  # what pads rows and columns
+        if count % _LANES or columns % _GROUP or form not in _FLOATS:
+            into[:] = 0  # what pads rows and columns
         self._loaded.muxd_pack(
             into.ctypes.data, FORMATS.index(form), 0, count, columns, rows.ctypes.data, FORMATS.index(kind)
         )

@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from muxd.kernels import feed as feeding
-from muxd.kernels import gated, paged_decode, paged_prefill, rope_write, row_table, sampling
+from muxd.kernels import gated, grouped, paged_decode, paged_prefill, rope_write, row_table, sampling
 from muxd.kernels import rms_norm as norm
+from muxd.kernels.grouped import Groups
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.sampling import SamplingLines
 
@@ -39,11 +40,21 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     splits: int = 1,
 ) -> Tensor:
     """See ``paged_decode``. ``splits``: from ``paged_decode.plan_splits`` on a GPU."""
     found: Tensor = _for(q, paged_decode).decode_attention(
-        q, pool, layer, rows, lengths, scale=scale, window=window, softcap=softcap, splits=splits
+        q,
+        pool,
+        layer,
+        rows,
+        lengths,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+        splits=splits,
     )
     return found
 
@@ -59,10 +70,11 @@ def prefill_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """See ``paged_prefill``."""
     found: Tensor = _for(q, paged_prefill).prefill_attention(
-        q, pool, layer, rows, starts, cached, scale=scale, window=window, softcap=softcap
+        q, pool, layer, rows, starts, cached, scale=scale, window=window, softcap=softcap, sinks=sinks
     )
     return found
 
@@ -109,9 +121,23 @@ def silu_gate(gate_up: Tensor) -> Tensor:
     return found
 
 
+def clamped_gate(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
+    """See ``gated``."""
+    found: Tensor = _for(gate_up, gated).clamped_gate(gate_up, alpha, limit)
+    return found
+
+
 def gelu_tanh_gate(gate_up: Tensor) -> Tensor:
     """See ``gated``."""
     found: Tensor = _for(gate_up, gated).gelu_tanh_gate(gate_up)
+    return found
+
+
+def grouped_linear(
+    x: Tensor, weight: Tensor, groups: Groups, *, bias: Tensor | None = None, gather: bool = False
+) -> Tensor:
+    """See ``grouped``."""
+    found: Tensor = _for(x, grouped).grouped_linear(x, weight, groups, bias=bias, gather=gather)
     return found
 
 

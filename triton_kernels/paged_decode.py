@@ -11,6 +11,7 @@ from torch import Tensor
 
 from muxd.kernels.launch import ceil_div
 from muxd.kernels.paged_pool import PagedPool
+from muxd.kernels.sinks import weights
 
 LEAST_TOKENS = 256  # a split below this costs more to merge than it saves
 MOST_SPLITS = 64
@@ -35,12 +36,14 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     splits: int = 1,
 ) -> Tensor:
     """The reference, in float32, a Python loop over sequences. Returns [b, heads · head_dim] in q's type.
 
     q [b, heads, head_dim]; rows int32 [b, width]; lengths int32 [b], the token of ``q`` counted. A sequence
-    of length 0 is padding: its rows are not read and its output is 0. ``splits`` changes nothing here.
+    of length 0 is padding: its rows are not read and its output is 0. ``sinks`` [heads]: see there.
+    ``splits`` changes nothing here.
     """
     out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     for i, length in enumerate(lengths.tolist()):
@@ -48,12 +51,18 @@ def decode_attention(
             continue
         keys, values = pool.seen(layer, rows[i], length)
         first = 0 if window is None else max(0, length - window)
-        out[i] = attend(q[i][None], keys[:, first:], values[:, first:], None, scale, softcap)[0]
+        out[i] = attend(q[i][None], keys[:, first:], values[:, first:], None, scale, softcap, sinks)[0]
     return out.to(q.dtype).flatten(1)
 
 
 def attend(
-    q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, scale: float, softcap: float | None
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    hidden: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """q [n, heads, d], keys and values [kv_heads, s, d], hidden bool [n, s] -> float32 [n, heads, d]."""
     n, heads, head_dim = q.shape
@@ -63,4 +72,5 @@ def attend(
         scores = softcap * torch.tanh(scores / softcap)
     if hidden is not None:
         scores = scores.masked_fill(hidden, float("-inf"))
-    return torch.einsum("kgns,ksd->nkgd", torch.softmax(scores, -1), values).reshape(n, heads, head_dim)
+    own = None if sinks is None else sinks.float().view(keys.shape[0], -1, 1, 1)
+    return torch.einsum("kgns,ksd->nkgd", weights(scores, own), values).reshape(n, heads, head_dim)

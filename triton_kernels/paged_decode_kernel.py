@@ -19,12 +19,12 @@ from muxd.kernels.paged_tile_kernel import LOG2_E, fold, load_half, offsets_of, 
 
 @triton.jit(do_not_specialize=["window", "column", "rows_stride"])
 def _split(
-    q, pool, table, rows, lengths, out, part, lse,
+    q, pool, table, rows, lengths, sinks, out, part, lse,
     scale, softcap, window, column, q_stride, rows_stride, table_stride,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, KV_HEADS: tl.constexpr,
     D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
     TILE: tl.constexpr, WHOLE: tl.constexpr,
-    WINDOWED: tl.constexpr, CAPPED: tl.constexpr,
+    WINDOWED: tl.constexpr, CAPPED: tl.constexpr, SUNK: tl.constexpr,
 ):  # fmt: skip
     split, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     splits = tl.num_programs(0)
@@ -61,6 +61,9 @@ def _split(
         acc, total, best = fold(acc, total, best, s, v, False)
 
     found = total > 0
+    if SUNK and WHOLE:
+        sink = tl.load(sinks + heads, mask=group < GROUP, other=0.0).to(tl.float32)
+        total += tl.where(found, tl.exp2(sink * 1.4426950408889634 - best), 0.0)
     result = acc / tl.where(found, total, 1.0)[:, None]
     line = sequence.to(tl.int64) * (KV_HEADS * GROUP) + heads
     if WHOLE:
@@ -76,13 +79,19 @@ def _split(
 
 
 @triton.jit(do_not_specialize=["splits"])
-def _merge(part, lse, out, splits, D: tl.constexpr, D_PAD: tl.constexpr, SPLITS_PAD: tl.constexpr):
+def _merge(
+    part, lse, sinks, out, splits,
+    D: tl.constexpr, D_PAD: tl.constexpr, SPLITS_PAD: tl.constexpr, HEADS: tl.constexpr, SUNK: tl.constexpr,
+):  # fmt: skip
     line = tl.program_id(0).to(tl.int64)  # (sequence, query head)
     split, d = tl.arange(0, SPLITS_PAD), tl.arange(0, D_PAD)
     logs = tl.load(lse + line * splits + split, mask=split < splits, other=float("-inf"))
     best = tl.max(logs, 0)
     weight = tl.exp2(logs - tl.where(best == float("-inf"), 0.0, best))
     total = tl.sum(weight, 0)
+    if SUNK:
+        sink = tl.load(sinks + line % HEADS).to(tl.float32) * 1.4426950408889634
+        total += tl.where(total > 0, tl.exp2(sink - tl.where(best == float("-inf"), 0.0, best)), 0.0)
     weight = weight / tl.where(total == 0, 1.0, total)
     at = (line * splits + split)[:, None] * D + d[None, :]
     parts = tl.load(part + at, mask=(weight > 0)[:, None] & (d < D)[None, :], other=0.0)
@@ -109,6 +118,7 @@ def decode_calls(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     splits: int = 1,
 ) -> tuple[Tensor, list[Call]]:
     """The output tensor and the launches that fill it; arguments as of ``paged_decode.decode_attention``."""
@@ -123,21 +133,23 @@ def decode_calls(
         _split,
         (splits, pool.kv_heads, batch),
         (
-            *(q, pool.blocks, pool.table, rows, lengths, out, part, lse),
+            *(q, pool.blocks, pool.table, rows, lengths, q if sinks is None else sinks, out, part, lse),
             *(scale if softcap else scale * LOG2_E, softcap or 0.0, window or 0, layer * pool.kv_heads),
             *(q.stride(0), rows.stride(0), pool.table.stride(0)),
         ),
         {
             **{"GROUP": group, "GROUP_PAD": max(16, power_of_two(group)), "KV_HEADS": pool.kv_heads},
             **{"D": d, "D_PAD": d_pad, "T": pool.tokens, "BLOCK": pool.block_elements, "WHOLE": splits == 1},
-            **{"WINDOWED": window is not None, "CAPPED": softcap is not None},
+            **{"WINDOWED": window is not None, "CAPPED": softcap is not None, "SUNK": sinks is not None},
             **_shape(d_pad, q.dtype.itemsize, pool.blocks.dtype.itemsize),
         },
     )
     if splits == 1:
         return out, [split]
     sizes = {"D": d, "D_PAD": d_pad, "SPLITS_PAD": power_of_two(splits), "num_warps": 4}
-    return out, [split, Call(_merge, (batch * heads,), (part, lse, out, splits), sizes)]
+    sizes |= {"HEADS": heads, "SUNK": sinks is not None}
+    own = part if sinks is None else sinks
+    return out, [split, Call(_merge, (batch * heads,), (part, lse, own, out, splits), sizes)]
 
 
 def decode_attention(
@@ -150,12 +162,14 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     splits: int = 1,
 ) -> Tensor:
     """As ``paged_decode.decode_attention``; ``q`` may be a slice of the projection, heads contiguous."""
     out, calls = decode_calls(
-        q, pool, layer, rows, lengths, scale=scale, window=window, softcap=softcap, splits=splits
-    )
+        q, pool, layer, rows, lengths,
+        scale=scale, window=window, softcap=softcap, sinks=sinks, splits=splits,
+    )  # fmt: skip
     for call in calls:
         call.run()
     return out

@@ -24,13 +24,14 @@ def prefill_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """The reference, in float32, a Python loop over sequences. Returns [n, heads · head_dim] in q's type.
 
     q [n, heads, head_dim], the sequences' chunks one after another; starts int32 [b + 1], where each begins
     in ``q`` and where the last ends; cached int32 [b], tokens before the chunk; rows int32 [b, width],
-    reaching to the chunk's end. Empty chunks are allowed; tokens from ``starts[b]`` on are padding and come
-    out as 0.
+    reaching to the chunk's end; sinks [heads], see there. Empty chunks are allowed; tokens from ``starts[b]``
+    on are padding and come out as 0.
     """
     out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     for i, before in enumerate(cached.tolist()):
@@ -42,5 +43,5 @@ def prefill_attention(
         query = torch.arange(before, before + n, device=q.device)[:, None]
         key = torch.arange(before + n, device=q.device)[None]
         hidden = key > query if window is None else (key > query) | (key <= query - window)
-        out[here] = attend(q[here], keys, values, hidden, scale, softcap)
+        out[here] = attend(q[here], keys, values, hidden, scale, softcap, sinks)
     return out.to(q.dtype).flatten(1)

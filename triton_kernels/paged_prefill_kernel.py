@@ -50,11 +50,11 @@ def _stretch(
 
 @triton.jit(do_not_specialize=["window", "column", "rows_stride", "sequences"])
 def _prefill(
-    q, pool, table, rows, starts, cached, out,
+    q, pool, table, rows, starts, cached, sinks, out,
     scale, softcap, window, column, q_stride, rows_stride, table_stride, sequences,
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr,
-    WINDOWED: tl.constexpr, CAPPED: tl.constexpr,
+    WINDOWED: tl.constexpr, CAPPED: tl.constexpr, SUNK: tl.constexpr,
 ):  # fmt: skip
     QUERIES: tl.constexpr = BLOCK_M // GROUP
     number = tl.num_programs(0) - 1 - tl.program_id(0)  # late positions are the long ones: they start first
@@ -113,6 +113,9 @@ def _prefill(
         pool, table, own_rows, scale, softcap, window, column + head, table_stride,
         D, D_PAD, T, BLOCK, TILE, WINDOWED, CAPPED, True,
     )  # fmt: skip
+    if SUNK:
+        sink = tl.load(sinks + heads, mask=m < QUERIES * GROUP, other=0.0).to(tl.float32)
+        total += tl.where(total > 0, tl.exp2(sink * 1.4426950408889634 - best), 0.0)
     result = acc / tl.where(total > 0, total, 1.0)[:, None]
     line = token * (KV_HEADS * GROUP) + heads
     tl.store(out + line[:, None] * D + d[None, :], result.to(out.dtype.element_ty), mask=real)
@@ -146,6 +149,7 @@ def prefill_calls(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, list[Call]]:
     """The output tensor and the launch that fills it; arguments as of ``paged_prefill.prefill_attention``."""
     n, heads, d = q.shape
@@ -153,13 +157,13 @@ def prefill_calls(
     out = torch.empty(n, heads * d, dtype=dtype, device=q.device)
     sizes = _sizes(
         *(heads, pool.kv_heads, d, pool.block_elements, dtype.itemsize, pool.blocks.dtype.itemsize),
-        *(window is not None, softcap is not None),
+        *(window is not None, softcap is not None, sinks is not None),
     )
     call = Call(
         _prefill,
         (n // (sizes["BLOCK_M"] // sizes["GROUP"]) + sequences, pool.kv_heads),
         (
-            *(q, pool.blocks, pool.table, rows, starts, cached, out),
+            *(q, pool.blocks, pool.table, rows, starts, cached, q if sinks is None else sinks, out),
             *(scale if softcap else scale * LOG2_E, softcap or 0.0, window or 0, layer * pool.kv_heads),
             *(q.stride(0), rows.stride(0), pool.table.stride(0), sequences),
         ),
@@ -171,12 +175,12 @@ def prefill_calls(
 @cache
 def _sizes(
     heads: int, kv_heads: int, d: int, block: int, itemsize: int, kv_itemsize: int,
-    windowed: bool, capped: bool,
+    windowed: bool, capped: bool, sunk: bool,
 ) -> dict[str, Any]:  # fmt: skip
     group, d_pad = heads // kv_heads, max(16, power_of_two(d))
     return {
         **{"GROUP": group, "KV_HEADS": kv_heads, "D": d, "D_PAD": d_pad, "T": block // (2 * d)},
-        **{"BLOCK": block, "WINDOWED": windowed, "CAPPED": capped},
+        **{"BLOCK": block, "WINDOWED": windowed, "CAPPED": capped, "SUNK": sunk},
         **_shape(d_pad, group, itemsize, kv_itemsize),
     }
 
@@ -192,10 +196,11 @@ def prefill_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """As ``paged_prefill.prefill_attention``, but padding tokens' output stays what lies in memory."""
     out, calls = prefill_calls(
-        q, pool, layer, rows, starts, cached, scale=scale, window=window, softcap=softcap
+        q, pool, layer, rows, starts, cached, scale=scale, window=window, softcap=softcap, sinks=sinks
     )
     for call in calls:
         call.run()

@@ -1,4 +1,5 @@
-"""Root-mean-square layer normalisation (Zhang and Sennrich 2019), in the two roundings models use."""
+"""Root-mean-square layer normalisation (Zhang and Sennrich 2019), in the two roundings models use, and of
+what the mean is taken from (Ba et al. 2016)."""
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,17 @@ class OffsetRmsNorm:
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         y = F.rms_norm(x.float(), self.shape, self.weight, self.eps).to(x.dtype)
+        return y if add is None else add + y
+
+
+class LayerNorm:
+    """(x - mean(x)) / rms(x - mean(x)) · w, all in float32 and rounded once: LayerNorm without a bias."""
+
+    def __init__(self, weight: Tensor, eps: float):
+        self.weight, self.eps, self.shape = weight.float(), eps, tuple(weight.shape)
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        y = F.layer_norm(x.float(), self.shape, self.weight, None, self.eps).to(x.dtype)
         return y if add is None else add + y
 
 

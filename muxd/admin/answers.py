@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import msgspec
@@ -11,12 +12,14 @@ from aiohttp import web
 from muxd import __version__
 from muxd.admin.schemas import VERSION_HEADER, AdminService
 from muxd.errors import BadRequest, MuxdError
+from muxd.watch.watcher import Watcher
 
 _LOG = logging.getLogger(__name__)
 _DEFECT = "internal error; the daemon's log says more"
 SERVICE = web.AppKey("service", AdminService)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Watch = Callable[[Callable[[], None]], AbstractContextManager[Watcher]]
 T = TypeVar("T")
 
 
@@ -52,6 +55,21 @@ async def tell(request: web.Request, news: AsyncIterator[object]) -> web.StreamR
         except Exception:
             _LOG.exception("admin: %s %s failed", request.method, request.path)
             await out.write(msgspec.json.encode(_refusal(_DEFECT)) + b"\n")
+    return out
+
+
+async def feed(request: web.Request, watch: Watch) -> web.StreamResponse:
+    """A line for the picture, then one for each change, until muxd stops or the reader does not keep up."""
+    out = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+
+    def cut() -> None:
+        if request.transport is not None:
+            request.transport.abort()
+
+    with watch(cut) as watcher, contextlib.suppress(ConnectionError):
+        await out.prepare(request)
+        async for _, body in watcher:
+            await out.write(body + b"\n")
     return out
 
 

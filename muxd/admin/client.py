@@ -8,7 +8,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +48,7 @@ from muxd.fleet.log_lines import LogLine
 from muxd.fleet.proposal import Proposal
 from muxd.fleet.reload import Reloaded
 from muxd.fleet.steps import LAST, Step
+from muxd.watch.schemas import Change, Picture
 
 T = TypeVar("T")
 
@@ -146,6 +147,13 @@ class AdminClient:
         route = f"/v0/events/follow?model={quote(model, safe='')}"
         for line in self._lines("GET", route, None):
             yield self._read(line, Event, route)
+
+    def watch(self) -> Generator[Picture | Change, None, None]:
+        """How things are, then what changes, until the daemon stops."""
+        wanted: type[Picture | Change] = Picture
+        for line in self._lines("GET", "/v0/watch", None):
+            yield self._read(line, wanted, "/v0/watch")
+            wanted = Change
 
     def keys(self) -> list[KeyInfo]:
         return self._call("GET", "/v0/keys", list[KeyInfo])

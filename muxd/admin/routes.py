@@ -4,7 +4,7 @@ import asyncio
 
 from aiohttp import web
 
-from muxd.admin.answers import SERVICE, answer, read, tell
+from muxd.admin.answers import SERVICE, answer, feed, read, tell
 from muxd.admin.schemas import (
     Drain,
     LoadModel,
@@ -44,6 +44,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/v0/why/{id:.+}", _why),
         web.get("/v0/trace", _trace),
         web.get("/v0/events", _events),
+        web.get("/v0/watch", _watch),
         web.get("/v0/events/follow", _follow),
         web.get("/v0/keys", _keys),
         web.get("/v0/logs", _logs),
@@ -139,6 +140,10 @@ async def _events(request: web.Request) -> web.Response:
 
 async def _follow(request: web.Request) -> web.StreamResponse:
     return await tell(request, request.app[SERVICE].follow(request.query.get("model", "")))
+
+
+async def _watch(request: web.Request) -> web.StreamResponse:
+    return await feed(request, request.app[SERVICE].watch)
 
 
 async def _keys(request: web.Request) -> web.Response:

@@ -3,7 +3,8 @@
 Units are in the names; memory is in bytes, times are seconds unless they say ``_ms``.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -16,6 +17,7 @@ from muxd.fleet.log_lines import LogLine
 from muxd.fleet.proposal import Proposal
 from muxd.fleet.reload import Reloaded
 from muxd.fleet.steps import Step
+from muxd.watch.watcher import Watcher
 
 Role = Literal["daemon", "worker", "text"]  # "text": renders templates and tokenises
 VERSION_HEADER = "Muxd-Version"
@@ -298,6 +300,9 @@ class AdminService(Protocol):
     def happened(self, model: str = "") -> list[Event]: ...
 
     def follow(self, model: str = "") -> AsyncIterator[Event]: ...
+
+    def watch(self, cut: Callable[[], None]) -> AbstractContextManager[Watcher]:
+        """See ``watch.feed.Feed``."""
 
     def keys(self) -> list[KeyInfo]: ...
 

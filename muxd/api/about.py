@@ -3,14 +3,19 @@
 from aiohttp import web
 
 from muxd.api.context import context, find_model, shown_models
+from muxd.api.guard import wants_page
+from muxd.api.page import front
 from muxd.api.replies import VERSION, json_response
 
 
 async def index(request: web.Request) -> web.Response:
-    """What is here, for a person with curl."""
+    """What is here, for a person with curl; for a browser the page."""
+    if wants_page(request):
+        return front(request)
     models = {model.name: model.state for model in shown_models(request)}
     endpoints = [f"{route.method} {route.path}" for route in context(request).routes]
-    return json_response({"name": "muxd", "version": VERSION, "models": models, "endpoints": endpoints})
+    about = {"name": "muxd", "version": VERSION, "models": models, "endpoints": endpoints}
+    return json_response(about, headers={"Vary": "Accept"})
 
 
 async def health(request: web.Request) -> web.Response:

@@ -2,6 +2,7 @@
 
 from aiohttp import web
 
+from muxd.admin.schemas import UnloadModel
 from muxd.api.context import context, find_model, on_device, shown_models
 from muxd.api.guard import check_actions
 from muxd.api.replies import json_response
@@ -22,7 +23,7 @@ async def unload(request: web.Request) -> web.Response:
     go with their bases."""
     check_actions(request)
     name = request.match_info.get("id", "")
-    serving = context(request).serving
+    operator = context(request).serving.operator
     served = [
         model
         for model in shown_models(request)
@@ -30,5 +31,6 @@ async def unload(request: web.Request) -> web.Response:
     ]
     models = [find_model(request, name)] if name else served
     for model in models:
-        await serving.unload(model.name)
+        async for _ in operator.unload(UnloadModel(model.name)):
+            pass
     return json_response({"msg": "ok", "unloaded": [model.name for model in models]})

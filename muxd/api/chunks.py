@@ -14,8 +14,8 @@ from muxd.api.face import Tally, Whole
 from muxd.api.logprobs import PromptScored, Scored, chat_logprobs, echoed_logprobs, text_logprobs
 from muxd.api.shapes import UNSCORED, Answer, Shown, usage_object, whole_answer
 from muxd.api.sse import SSE
+from muxd.text.pieces import Pieces
 from muxd.text.sayings import Arguments, Call, Content, Saying, Thought
-from muxd.text.tokenizer import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
@@ -26,7 +26,7 @@ class Chunks:
     """Implements ``face.Face``. ``echoes``: per choice, the text to put before the answer."""
 
     answer: Answer
-    tokenizer: Tokenizer
+    pieces: Pieces
     echoes: Sequence[str] = ()
     include_usage: bool = False
     token_ids: bool = False  # show them beside the text
@@ -37,7 +37,7 @@ class Chunks:
 
     def whole(self, choices: Sequence[Whole], tally: Tally) -> dict[str, Any]:
         return whole_answer(
-            self.answer, choices, tally, self.tokenizer, self.echoes, self.shown, token_ids=self.token_ids
+            self.answer, choices, tally, self.pieces, self.echoes, self.shown, token_ids=self.token_ids
         )
 
     def frames(self, index: int) -> "ChunkFrames":
@@ -60,7 +60,7 @@ class ChunkFrames:
     """The chunks of one choice. With ``include_usage`` every chunk but the last carries ``usage: null``."""
 
     def __init__(self, face: Chunks, index: int, echo: str = ""):
-        self._tokenizer, self._ids = face.tokenizer, face.token_ids
+        self._pieces, self._ids = face.pieces, face.token_ids
         self._scores_echo = face.shown.echo
         self._chat = face.answer.kind == "chat"
         self._echo, self._offset = echo, len(echo)
@@ -75,7 +75,7 @@ class ChunkFrames:
         if self._chat:
             return self._delta({"role": "assistant", "content": ""})
         if self._scores_echo:
-            scores = _encode(echoed_logprobs(prompt, self._tokenizer))
+            scores = _encode(echoed_logprobs(prompt, self._pieces))
             after = b',"logprobs":' + scores + b',"finish_reason":null' + self._tail
             return self._before + _encode(self._echo) + after
         return self._before + _encode(self._echo) + self._plain if self._echo else b""
@@ -117,9 +117,9 @@ class ChunkFrames:
     def _with_scores(self, text: str, scored: Sequence[Scored], token_ids: Sequence[int]) -> bytes:
         scores: dict[str, Any] | None = None
         if scored and self._chat:
-            scores = chat_logprobs(scored, self._tokenizer)
+            scores = chat_logprobs(scored, self._pieces)
         elif scored:
-            scores = text_logprobs(scored, self._tokenizer, self._offset)
+            scores = text_logprobs(scored, self._pieces, self._offset)
         self._offset += len(text)
         ids = b',"token_ids":' + _encode(token_ids) if self._ids else b""
         logprobs = self._after + b',"logprobs":' + _encode(scores) + b',"finish_reason":null'

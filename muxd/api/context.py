@@ -19,7 +19,7 @@ from muxd.clock import Clock
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.errors import ModelFolderError, ModelNotReady, ModelUnloaded, NotFound, ShuttingDown
-from muxd.text.tokenizer import Tokenizer
+from muxd.text.pieces import Pieces
 
 if TYPE_CHECKING:
     from muxd.api.running import Running
@@ -98,8 +98,8 @@ def on_device(model: ServedModel) -> bool:
     return model.state not in ("unloaded", "failed", "asleep")
 
 
-def tokenizer_of(model: ServedModel) -> Tokenizer:
-    """The model's tokenizer, once it may be used.
+def pieces_of(model: ServedModel) -> Pieces:
+    """What its answers are put together from, once the model may be used.
 
     A restarting model passes: the engine decides whether to queue. Raises ModelUnloaded when it is unloaded
     or about to be, ModelFolderError when it has failed, ShuttingDown when it drains, ModelNotReady while it
@@ -121,6 +121,6 @@ def tokenizer_of(model: ServedModel) -> Tokenizer:
         raise ModelFolderError(f"The model {model.name!r} cannot be served: {model.detail}", param="model")
     if model.state == "draining":
         raise ShuttingDown("muxd is shutting down and takes no new requests")
-    if model.tokenizer is None:
+    if model.pieces is None:
         raise ModelNotReady(f"The model {model.name!r} is {model.state}; try again shortly", param="model")
-    return model.tokenizer
+    return model.pieces

@@ -28,6 +28,7 @@ from muxd.errors import (
 log = logging.getLogger("muxd.api")
 
 _ANTHROPIC = re.compile(r"(/v1)?/messages(/|$)")
+_OLLAMA = re.compile(r"/api/(?!(events|why|models)(/|$))")  # the others under /api are not its own
 _MODELS = re.compile(r"(/v1)?/models(/|$)")
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -78,7 +79,7 @@ def told(error: BaseException, path: str, request_id: str) -> dict[str, Any]:
         kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
         about = {"type": kind, "message": said["error"]["message"]}
         return {"type": "error", "error": about, "request_id": request_id}
-    return {"error": said["error"]["message"]} if path.startswith("/api/") else said
+    return {"error": said["error"]["message"]} if _OLLAMA.match(path) else said
 
 
 def path_of(request: web.Request) -> str:

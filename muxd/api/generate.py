@@ -12,7 +12,7 @@ from aiohttp import web
 
 from muxd.api import errors
 from muxd.api.choice import Choice, Piece
-from muxd.api.context import context, submit, tokenizer_of, trace
+from muxd.api.context import context, pieces_of, submit, trace
 from muxd.api.face import Face, Tally, Whole
 from muxd.api.logprobs import Scored
 from muxd.api.replies import json_response
@@ -25,9 +25,9 @@ from muxd.api.waiting import give_signs
 from muxd.clock import Clock
 from muxd.engine.request import Request
 from muxd.text.detokenize import Detokenizer
+from muxd.text.pieces import Pieces
 from muxd.text.sayings import Saying
 from muxd.text.speech import Manner, Speech
-from muxd.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ async def run(request: web.Request, job: Job, face: Face) -> web.StreamResponse:
 
     try:
         with by_id(request, {job.id, record.id}, end):
-            await _submit(request, job, tokenizer_of(job.model), choices)
+            await _submit(request, job, pieces_of(job.model), choices)
             if job.stream:
                 return await _stream(request, reader, choices)
             return await _whole(reader, choices)
@@ -93,14 +93,14 @@ async def run(request: web.Request, job: Job, face: Face) -> web.StreamResponse:
         await _close(choices)
 
 
-async def _submit(request: web.Request, job: Job, tokenizer: Tokenizer, choices: list[Choice]) -> None:
+async def _submit(request: web.Request, job: Job, pieces: Pieces, choices: list[Choice]) -> None:
     """Fill ``choices``, each under the id that the client was told. Whoever gets an error from here closes
     those there are."""
     async for one in in_turns(job.requests):
         if trace(request).revoked:
             raise unfinished(trace(request))
-        start = tokenizer.pieces.start_after(one.prompt)
-        detokenizer = Detokenizer(tokenizer, start=start, shown=job.manner.markers)
+        start = pieces.start_after(one.prompt)
+        detokenizer = Detokenizer(pieces, start=start, shown=job.manner.markers)
         speech = Speech(job.manner) if job.manner.markers or job.manner.dialect else None
         stream = submit(request, one)
         choices.append(Choice(len(choices), one, stream, detokenizer, job.stops, speech))

@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 from muxd.api.context import context, trace
 from muxd.errors import Forbidden, Unauthorized
 
-_OPEN = ("/health", "/ping")  # for load balancers, which have no keys
+_OPEN = ("/health", "/ping", "/page")  # load balancers have no keys, and a page has none before it is there
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")
 _METHODS = "GET, POST, DELETE, OPTIONS"
 _EXPOSED = "x-request-id, x-should-retry, x-muxd-ignored, x-queue-position, Retry-After"
@@ -26,7 +26,7 @@ def admitted(request: web.Request) -> Iterator[None]:
     """While the request is handled. Raises Forbidden, Unauthorized or TooManyAtOnce."""
     _check_host(request)
     keys = context(request).keys
-    if keys is None or _is_open(request.path):
+    if keys is None or _is_open(request.path) or wants_page(request):
         yield
         return
     key = keys.find(_secret(request))
@@ -57,6 +57,24 @@ def check_actions(request: web.Request) -> None:
             )
     elif not _is_loopback(request.remote or "") or any(name in request.headers for name in _FORWARDED):
         raise Forbidden("from another machine this needs an API key with actions = true (server.keys)")
+
+
+def check_operator(request: web.Request) -> None:
+    """Whether it may change where models are, as an operator does. Raises Forbidden. Without keys nobody may:
+    ``muxctl`` is for who is on this machine."""
+    if context(request).keys is None:
+        raise Forbidden(
+            "over HTTP this needs an API key with actions = true, and this server has no keys (server.keys)"
+        )
+    check_actions(request)
+
+
+def may_operate(request: web.Request) -> bool:
+    try:
+        check_operator(request)
+    except Forbidden:
+        return False
+    return True
 
 
 def may_see_all(request: web.Request) -> bool:
@@ -108,6 +126,11 @@ def _secret(request: web.Request) -> str:
     if scheme.lower() == "bearer" and secret.strip():
         return secret.strip()
     return request.headers.get("x-api-key", "").strip()
+
+
+def wants_page(request: web.Request) -> bool:
+    """A browser is opened here; what it gets tells nothing of the server."""
+    return request.path == "/" and "text/html" in request.headers.get(hdrs.ACCEPT, "")
 
 
 def _is_open(path: str) -> bool:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from muxd.api.chunks import Chunks
-from muxd.api.context import tokenizer_of
+from muxd.api.context import pieces_of
 from muxd.api.generate import Job
 from muxd.api.prompts import check_count
 from muxd.api.sampling import chat_budget, ending_ids, for_choice, sampling_of, stop_strings
@@ -70,7 +70,7 @@ def chunks(answer: Answer, body: Asked, model: ServedModel, echoes: Sequence[str
     """The face of OpenAI's two older endpoints; ``echoes``: one per choice."""
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     shown = Shown(body.echo_scores, -1 if body.prompt_logprobs is None else body.prompt_logprobs)
-    return Chunks(answer, tokenizer_of(model), echoes, usage, bool(body.return_token_ids), shown)
+    return Chunks(answer, pieces_of(model), echoes, usage, bool(body.return_token_ids), shown)
 
 
 def _requests(

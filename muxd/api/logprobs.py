@@ -4,36 +4,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from muxd.messages import TokenLogprob
-from muxd.text.tokenizer import Tokenizer
+from muxd.text.pieces import Pieces
 
 Scored = tuple[int, TokenLogprob]  # a token and its log-probability
 # A token of a prompt, its log-probability, and how many had more, plus one; the first has none.
 PromptScored = tuple[int, TokenLogprob | None, int]
 
 
-def chat_logprobs(scored: Sequence[Scored], tokenizer: Tokenizer) -> dict[str, Any]:
+def chat_logprobs(scored: Sequence[Scored], pieces: Pieces) -> dict[str, Any]:
     """``{"content": [{token, logprob, bytes, top_logprobs}], "refusal": null}``."""
     content = [
         {
-            **_entry(token, score.logprob, tokenizer),
-            "top_logprobs": [_entry(other, value, tokenizer) for other, value in score.top],
+            **_entry(token, score.logprob, pieces),
+            "top_logprobs": [_entry(other, value, pieces) for other, value in score.top],
         }
         for token, score in scored
     ]
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(scored: Sequence[Scored], tokenizer: Tokenizer, offset: int) -> dict[str, Any]:
+def text_logprobs(scored: Sequence[Scored], pieces: Pieces, offset: int) -> dict[str, Any]:
     """Parallel lists; ``offset`` is where the first token's text begins, in characters of the answer.
 
     As in OpenAI's and vLLM's answers, the sampled token is always among ``top_logprobs``.
     """
-    return _lists([(token, score) for token, score in scored], tokenizer, offset)
+    return _lists([(token, score) for token, score in scored], pieces, offset)
 
 
-def echoed_logprobs(prompt: Sequence[PromptScored], tokenizer: Tokenizer) -> dict[str, Any]:
+def echoed_logprobs(prompt: Sequence[PromptScored], pieces: Pieces) -> dict[str, Any]:
     """The same of a prompt, with which the answer begins: nothing is known of its first token."""
-    return _lists([(token, score) for token, score, _ in prompt], tokenizer, 0)
+    return _lists([(token, score) for token, score, _ in prompt], pieces, 0)
 
 
 def both(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
@@ -41,32 +41,30 @@ def both(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
     return {name: first[name] + then[name] for name in first}
 
 
-def prompt_logprobs(prompt: Sequence[PromptScored], tokenizer: Tokenizer, count: int) -> list[Any]:
+def prompt_logprobs(prompt: Sequence[PromptScored], pieces: Pieces, count: int) -> list[Any]:
     """vLLM's: for each token of the prompt its own and the ``count`` best by id, null for the first."""
-    return [score and _by_id(token, score, rank, tokenizer, count) for token, score, rank in prompt]
+    return [score and _by_id(token, score, rank, pieces, count) for token, score, rank in prompt]
 
 
 def _by_id(
-    token: int, score: TokenLogprob, rank: int, tokenizer: Tokenizer, count: int
+    token: int, score: TokenLogprob, rank: int, pieces: Pieces, count: int
 ) -> dict[str, dict[str, Any]]:
     own = (token, score.logprob, rank)
     best = [(other, value, place) for place, (other, value) in enumerate(score.top[:count], 1)]
     return {
-        str(one): {"logprob": value, "rank": place, "decoded_token": _text(one, tokenizer)}
+        str(one): {"logprob": value, "rank": place, "decoded_token": _text(one, pieces)}
         for one, value, place in [own, *best]
     }
 
 
-def _lists(
-    scored: list[tuple[int, TokenLogprob | None]], tokenizer: Tokenizer, offset: int
-) -> dict[str, Any]:
-    tokens = [_text(token, tokenizer) for token, _ in scored]
+def _lists(scored: list[tuple[int, TokenLogprob | None]], pieces: Pieces, offset: int) -> dict[str, Any]:
+    tokens = [_text(token, pieces) for token, _ in scored]
     offsets = []
     for token in tokens:
         offsets.append(offset)
         offset += len(token)
     tops = [
-        score and {_text(other, tokenizer): value for other, value in [*score.top, (token, score.logprob)]}
+        score and {_text(other, pieces): value for other, value in [*score.top, (token, score.logprob)]}
         for token, score in scored
     ]
     return {
@@ -77,11 +75,11 @@ def _lists(
     }
 
 
-def _entry(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
-    data = tokenizer.token_bytes(token)
+def _entry(token: int, logprob: float, pieces: Pieces) -> dict[str, Any]:
+    data = pieces.alone(token)
     return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
 
 
-def _text(token: int, tokenizer: Tokenizer) -> str:
+def _text(token: int, pieces: Pieces) -> str:
     """Part of a character shows as U+FFFD; the chat shape has the bytes."""
-    return tokenizer.token_bytes(token).decode(errors="replace")
+    return pieces.alone(token).decode(errors="replace")

@@ -1,12 +1,10 @@
 """From a request to what it asks for, its text as ids.
 
-Long bodies are not even decoded here: a few megabytes of JSON hold the interpreter long enough for every
-stream to notice. They go to a text process as they came, and so does everything that a chat template has to
-render.
+No text is worked on here: tokenizers and templates hold the interpreter for as long as they like, and so do a
+few megabytes of JSON. Bodies go to a text process as they came; short ones are skimmed for the model's name.
 """
 
 import asyncio
-import contextlib
 import logging
 import re
 from collections.abc import Iterable
@@ -16,40 +14,28 @@ import msgspec
 from aiohttp import web
 
 from muxd.api.body import coding, read_body
-from muxd.api.context import context, find_model, names_of, shown_models, tokenizer_of, trace
+from muxd.api.context import context, find_model, names_of, pieces_of, shown_models, trace
 from muxd.api.decoding import decode
 from muxd.api.ignored import refuse_ignored
-from muxd.api.prepare import fields_of, prepare
+from muxd.api.prepare import fields_of
 from muxd.api.running import by_id, unfinished
 from muxd.api.schemas import Asked
 from muxd.api.serving import ServedModel
 from muxd.api.turns import in_turns
 from muxd.errors import BadRequest, ModelNotReady, MuxdError
-from muxd.text.library import Here
-from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, Stage, unpacked
+from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Result, unpacked
 
 T = TypeVar("T")
 
 log = logging.getLogger("muxd.api")
 
-_INLINE = 640  # bytes of a body whose text is tokenised here: at worst 2 ms
 _PEEK = 64 << 10  # bytes of a body that is skimmed here for the model's name: at worst 1 ms
-_PLAIN = ("text", "tokenize", "detokenize", "embed", "rerank", "score")  # no template has a part in them
 _SEEN = 256  # names of fields
 _HINT = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"')
 
 
 class _Named(msgspec.Struct):
     model: str | None = None
-
-
-class _Slow(Exception):
-    """A short body asks for what may take long all the same."""
-
-
-def _here(stage: Stage) -> None:
-    if stage == "constraint":
-        raise _Slow
 
 
 _named = msgspec.json.Decoder(_Named)
@@ -73,11 +59,8 @@ async def _read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
         raise BadRequest("model is required", param="model")
     model = find_model(request, name or _only(request))
     trace(request).model = model.name
-    tokenizer = tokenizer_of(model)
+    pieces_of(model)
     work = Prepare(kind, data, "", context(request).max_body, {name or model.name: model.view}, model.name)
-    if kind in _PLAIN and len(data) <= _INLINE and b'"messages"' not in data:
-        with contextlib.suppress(_Slow):
-            return model, prepare(work, Here(tokenizer), _here)
     return model, await _elsewhere(request, work, model.name, len(data))
 
 
@@ -85,7 +68,7 @@ async def about(request: web.Request, kind: Kind) -> Answer:
     """What a text process knows of a model, which the query names where there are several."""
     model = find_model(request, request.query.get("model") or _only(request))
     trace(request).model = model.name
-    tokenizer_of(model)
+    pieces_of(model)
     data = msgspec.json.encode({"model": model.name})
     work = Prepare(kind, data, "", context(request).max_body, {model.name: model.view})
     result = await _elsewhere(request, work, model.name, len(data))
@@ -149,17 +132,17 @@ async def _read_long(
     """Which model it is for is known afterwards; a guess takes it to the process that knows it."""
     most = context(request).max_body
     served = names_of(shown_models(request))
-    views = {name: model.view for name, model in served.items() if model.tokenizer is not None}
+    views = {name: model.view for name, model in served.items() if model.pieces is not None}
     only = next(iter(served)) if len({model.name for model in served.values()}) == 1 else ""
     guess = _guess(data)
     work = Prepare(kind, data, packing, most, views, only)
     result = await _elsewhere(request, work, guess if guess in served else "", len(data))
     if isinstance(result, Elsewhere):
-        tokenizer_of(find_model(request, result.model or _only(request)))
+        pieces_of(find_model(request, result.model or _only(request)))
         raise ModelNotReady(f"The model {result.model!r} was loaded this moment; try again", param="model")
     model = find_model(request, _name(result))
     trace(request).model = model.name
-    tokenizer_of(model)
+    pieces_of(model)
     return model, result
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from msgspec import Struct
 
-from muxd.api import about, actions, models, schemas
+from muxd.api import about, actions, models, operate, page, schemas
 from muxd.api.anthropic import endpoint as anthropic
 from muxd.api.anthropic.schemas import CountRequest, MessagesRequest
 from muxd.api.chat import chat
@@ -29,6 +29,7 @@ from muxd.api.responses.schemas import ResponsesRequest
 from muxd.api.running import cancel
 from muxd.api.sse import SSE
 from muxd.api.tokenize import detokenize, tokenize, tokenizer_info
+from muxd.watch.files import PAGE_TYPES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _JSON = ("application/json",)
@@ -54,7 +55,7 @@ class Route:
 
 
 ROUTES = [
-    Route("GET", "/", about.index, "What is here"),
+    Route("GET", "/", about.index, "What is here; to a browser a page that shows it"),
     Route("GET", "/health", about.health, "Whether muxd serves, and each model's state"),
     Route("GET", "/health/{id:.+}", about.ready, "Whether one model is served"),
     Route("GET", "/ping", about.health, "As /health"),
@@ -107,6 +108,15 @@ ROUTES = [
     Route("GET", "/unload", actions.unload, "Unload all models, as llama-swap"),
     Route("POST", "/api/models/unload", actions.unload, "Unload all models, as llama-swap"),
     Route("POST", "/api/models/unload/{id:.+}", actions.unload, "Unload one model, as llama-swap"),
+    Route("GET", "/api/events", page.events, "What happens, as it happens", answers=(SSE,)),
+    Route("GET", "/api/why/{id:.+}", operate.why, "Where a request's time went"),
+    Route("POST", "/api/models/load/{id:.+}", operate.load, "Load a model, ?device= says where to"),
+    Route("POST", "/api/models/sleep/{id:.+}", operate.sleep, "Have a model sleep"),
+    Route("POST", "/api/models/wake/{id:.+}", operate.wake, "Wake a model"),
+    Route("POST", "/api/models/move/{id:.+}", operate.move, "Move a model to the device ?device="),
+    Route("POST", "/api/models/pin/{id:.+}", operate.pin, "Never have a model sleep by the rules"),
+    Route("POST", "/api/models/unpin/{id:.+}", operate.unpin, "Let the rules have a model sleep"),
+    Route("GET", "/page/{file}", page.page_file, "What the page at / is made of", answers=tuple(PAGE_TYPES)),
     Route("GET", "/openapi.json", openapi, "This API as an OpenAPI document"),
     Route("POST", "/tokenize", tokenize, "Token ids of a text or conversation", schemas.TokenizeRequest),
     Route("GET", "/tokenizer_info", tokenizer_info, "Special tokens and chat template of ?model="),

@@ -6,11 +6,12 @@ Read by every file of this room; implemented by the engine's unit and, in tests,
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from muxd.admin.schemas import AdminService
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.fleet.gate import Taking
 from muxd.messages import Pooling
-from muxd.text.tokenizer import Tokenizer
+from muxd.text.pieces import Pieces
 from muxd.text.work import Result, View, Work
 
 State = Literal[
@@ -19,7 +20,8 @@ State = Literal[
 
 
 class ServedModel(Protocol):
-    """One model as the door sees it. ``tokenizer`` is None until it has been read."""
+    """One model as the door sees it. ``pieces`` is None until its tokenizer has been
+    read."""
 
     @property
     def name(self) -> str: ...
@@ -41,11 +43,11 @@ class ServedModel(Protocol):
         """Rows of the embedding table: every prompt id must lie below, or a worker would fault."""
 
     @property
-    def tokenizer(self) -> Tokenizer | None: ...
+    def pieces(self) -> Pieces | None: ...
 
     @property
     def view(self) -> View:
-        """What a text process needs; of use once there is a tokenizer."""
+        """What a text process needs; of use once there are pieces."""
 
     @property
     def aliases(self) -> Sequence[str]:
@@ -123,8 +125,9 @@ class Serving(Protocol):
     def ahead(self, request: Request) -> int | None:
         """How many requests for its model go first, 0 also while its prompt is computed; None after that."""
 
-    async def unload(self, name: str) -> None:
-        """Serve a model no more; returns when it is gone. Raises MuxdError where it cannot be."""
+    @property
+    def operator(self) -> AdminService:
+        """What an operator sees and does."""
 
 
 class Texts(Protocol):

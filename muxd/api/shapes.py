@@ -7,8 +7,8 @@ from msgspec import Struct
 
 from muxd.api.face import Tally, Whole, called, joined
 from muxd.api.logprobs import both, chat_logprobs, echoed_logprobs, prompt_logprobs, text_logprobs
+from muxd.text.pieces import Pieces
 from muxd.text.sayings import Content, Thought
-from muxd.text.tokenizer import Tokenizer
 
 Kind = Literal["chat", "text"]
 
@@ -36,7 +36,7 @@ def whole_answer(
     answer: Answer,
     choices: Sequence[Whole],
     tally: Tally,
-    tokenizer: Tokenizer,
+    pieces: Pieces,
     echoes: Sequence[str],
     shown: Shown,
     *,
@@ -48,10 +48,10 @@ def whole_answer(
     for choice, echo in zip(choices, echoes or [""] * len(choices), strict=True):
         ids = {"token_ids": choice.token_ids} if token_ids else {}
         if answer.kind == "chat":
-            made.append(ids | _chat_choice(choice, tokenizer))
+            made.append(ids | _chat_choice(choice, pieces))
         else:
-            made.append(ids | _text_choice(choice, tokenizer, echo, shown))
-    more = _prompt(choices[0], tokenizer, shown) if answer.kind == "chat" else {}
+            made.append(ids | _text_choice(choice, pieces, echo, shown))
+    more = _prompt(choices[0], pieces, shown) if answer.kind == "chat" else {}
     return more | {
         "id": answer.id,
         "object": "chat.completion" if answer.kind == "chat" else "text_completion",
@@ -78,7 +78,7 @@ def call_object(id: str | None, name: str, arguments: Any) -> dict[str, Any]:
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _chat_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
+def _chat_choice(choice: Whole, pieces: Pieces) -> dict[str, Any]:
     text, thought = joined(choice.sayings, Content), joined(choice.sayings, Thought)
     calls = called(choice.sayings)
     silent = not text and bool(calls)
@@ -90,17 +90,17 @@ def _chat_choice(choice: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "index": choice.index,
         "message": message,
-        "logprobs": chat_logprobs(choice.scored, tokenizer) if choice.scored else None,
+        "logprobs": chat_logprobs(choice.scored, pieces) if choice.scored else None,
         "finish_reason": choice.finish,
     }
 
 
-def _text_choice(choice: Whole, tokenizer: Tokenizer, echo: str, shown: Shown) -> dict[str, Any]:
-    logprobs = text_logprobs(choice.scored, tokenizer, len(echo)) if choice.scored else None
+def _text_choice(choice: Whole, pieces: Pieces, echo: str, shown: Shown) -> dict[str, Any]:
+    logprobs = text_logprobs(choice.scored, pieces, len(echo)) if choice.scored else None
     if shown.echo:
-        before = echoed_logprobs(choice.prompt, tokenizer)
+        before = echoed_logprobs(choice.prompt, pieces)
         logprobs = before if logprobs is None else both(before, logprobs)
-    return _prompt(choice, tokenizer, shown) | {
+    return _prompt(choice, pieces, shown) | {
         "index": choice.index,
         "text": echo + joined(choice.sayings, Content),
         "logprobs": logprobs,
@@ -108,8 +108,8 @@ def _text_choice(choice: Whole, tokenizer: Tokenizer, echo: str, shown: Shown) -
     }
 
 
-def _prompt(choice: Whole, tokenizer: Tokenizer, shown: Shown) -> dict[str, Any]:
+def _prompt(choice: Whole, pieces: Pieces, shown: Shown) -> dict[str, Any]:
     """Beside the choice of a completion, and beside a chat's choices, which have one prompt."""
     if shown.prompt < 0:
         return {}
-    return {"prompt_logprobs": prompt_logprobs(choice.prompt, tokenizer, shown.prompt)}
+    return {"prompt_logprobs": prompt_logprobs(choice.prompt, pieces, shown.prompt)}

@@ -7,10 +7,12 @@ from functools import partial
 from muxd.api.prepare import prepare
 from muxd.api.prompts import At
 from muxd.config import TextConfig
+from muxd.device.behind import aside
 from muxd.sizes import size
-from muxd.text.library import Library, longest_token
+from muxd.text.library import Library
 from muxd.text.pool import TextLimits, TextPool
 from muxd.text.serve import run
+from muxd.text.token_names import longest
 from muxd.text.work import Answered, Check, Checked, Result, Unloaded, Work
 
 MODULE = "muxd.api.texts"
@@ -29,10 +31,16 @@ def handle(library: Library, work: Work, at: At) -> Result:
             library.forget(source)
         return Answered()
     if isinstance(work, Check):
-        tokenizer, template = library.read(work.source, at)
-        thinking = template.thinking if template is not None else ""
-        return Checked(template is not None, longest_token(tokenizer), thinking)
+        return aside(partial(_checked, library, work, at))
     return prepare(work, library, at)
+
+
+def _checked(library: Library, work: Check, at: At) -> Checked:
+    tokenizer, template = library.read(work.source, at)
+    thinking = template.thinking if template is not None else ""
+    names = tokenizer.names(work.size)
+    most = longest(names, tokenizer.pieces)
+    return Checked(names, sorted(tokenizer.eos), template is not None, most, thinking)
 
 
 if __name__ == "__main__":

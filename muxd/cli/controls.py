@@ -36,7 +36,7 @@ def quota(
 
 
 def pin(model: _Pinned, socket: Socket = "", json: Json = False) -> None:
-    """Have a model never sleep by the rules: `resident = "always"` until muxd ends or loads it anew."""
+    """Have a model never sleep by the rules: `resident = "always"`, until muxd loads it anew."""
     _pin(model, True, socket, json, "never sleeps by itself")
 
 

@@ -25,6 +25,7 @@ from muxd.cli import (
     replan,
     simulate,
     tables,
+    top,
     workload,
 )
 from muxd.cli.asking import PROGRAM, Json, Socket, client_at, print_as, show
@@ -50,8 +51,19 @@ def ps(socket: Socket = "", json: Json = False) -> None:
 
 
 @app.command()
-def models(socket: Socket = "", json: Json = False) -> None:
+def models(
+    socket: Socket = "",
+    supported: Annotated[
+        bool, typer.Option("--supported", help="The architectures that muxd knows; asks no daemon.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """List the served models: state, memory, queue, latency."""
+    if supported:
+        from muxd.cli import supported as known  # numpy takes a tenth of a second to load
+
+        listed = known.supported()
+        return print_as(listed, json, known.table(listed))
     with sentences(PROGRAM):
         client = client_at(socket)
         rows = client.models()
@@ -94,6 +106,7 @@ def stop(
 app.command()(explain.why)
 app.command()(explain.trace)
 app.command()(events.events)
+app.command()(top.top)
 app.command()(devices.devices)
 app.command()(controls.quota)
 app.command()(controls.policy)

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from muxd import __version__
 from muxd.cost import probe
-from muxd.cost.analytic import read_bytes
+from muxd.cost.analytic import reading_of
 from muxd.cost.fit import fitted
 from muxd.cost.profile import FORMAT, Beside, Grid, ModelProfile, Profile, Shape, load
 from muxd.cost.profile import Device as Measured
@@ -230,6 +230,7 @@ def measure(
             with make(_cap(device, share), pool // 4) as other:
                 beside = _beside(probers.at(share), other, device, step, plan)
     size = msgspec.structs.replace(of_spec(spec, kv_dtype), packed=opened.packed)
+    reading = reading_of(size, 1, dtype)
     shape = Shape(opened.layers, opened.kv_heads, opened.head_dim, opened.max_positions, dtype, kv_dtype)
     return ModelProfile(
         shape=shape,
@@ -238,7 +239,8 @@ def measure(
         chunk_seconds=chunk_seconds,
         weights=weights,
         step="auto" if is_gpu(device) else "native" if opened.packed else "torch",
-        weight_bytes=read_bytes(size, dtype),
+        weight_bytes=round(reading.weights),
+        sparse=reading.sparse,
         beside=beside,
         folder=folder.absolute().name,
         measured=datetime.now(UTC).isoformat(timespec="seconds"),

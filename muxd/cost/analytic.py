@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from muxd.cost.estimate import Estimate, Reading, check_query, degree_error, model_error
+from muxd.cost.experts import Sparse
 from muxd.cost.law import Memory
 from muxd.cost.peaks import CAPTURED, EAGER, Peak, Reach, peak
 from muxd.cost.profile import ROOFLINE, Device, Grid, ModelProfile, Shape
@@ -51,8 +52,10 @@ def decode_work(batch: int, context: float) -> Work:
 
 
 def operations(shape: ModelShape, work: Work) -> float:
-    """2 a parameter and token, 4 · head_dim a query head, layer and pair."""
-    matrices = 2 * (shape.body_parameters * work.tokens + shape.head_parameters * work.answers)
+    """2 a parameter and token, of experts those that it has chosen; 4 · head_dim a query head, layer and
+    pair."""
+    idle = shape.parameters - shape.active_parameters
+    matrices = 2 * ((shape.body_parameters - idle) * work.tokens + shape.head_parameters * work.answers)
     return matrices + 4 * shape.layers * shape.heads * shape.head_dim * work.attended
 
 
@@ -64,17 +67,22 @@ def seconds(
     flops = peak.flops * (reach.prefill_flops if work.prefill else reach.decode_flops)
     flops *= float(part**reach.flops_exponent)
     bandwidth = peak.bandwidth * reach.bandwidth * float(part**reach.bandwidth_exponent)
-    matrices = max(read_bytes(shape, dtype) / bandwidth, operations(shape, work) / flops) / gpus
+    weights = reading_of(shape, 1, dtype).bytes_of(work.tokens)
+    matrices = max(weights / bandwidth, operations(shape, work) / flops) / gpus
     attention = shape.kv_bytes(gpus, dtype) * work.read / bandwidth
     device = matrices + attention + _reductions(shape, peak, reach, work.tokens * item, gpus)
     host = shape.layers * (reach.prefill_layer if work.prefill else reach.decode_layer)
     return reach.batch + max(host, device)
 
 
-def read_bytes(shape: ModelShape, dtype: Dtype) -> int:
-    """Of the weights, by every batch: all but an embedding that is looked up."""
-    read = shape.body_parameters + shape.head_parameters
-    return read * shape.packed // shape.parameters if shape.packed else read * ITEM_BYTES[dtype]
+def reading_of(shape: ModelShape, gpus: int, dtype: Dtype, fixed: float = 0.0) -> Reading:
+    """Of the weights all but an embedding that is looked up, and experts that nobody has chosen."""
+    item = shape.packed / shape.parameters if shape.packed else float(ITEM_BYTES[dtype])
+    always = shape.body_parameters + shape.head_parameters - shape.expert_parameters
+    experts, sparse = shape.experts, None
+    if experts is not None:
+        sparse = Sparse(shape.expert_parameters * item / gpus, experts.count, experts.chosen)
+    return Reading(always * item / gpus, shape.kv_bytes(gpus, dtype), fixed, sparse)
 
 
 def memory(peak: Peak, reach: Reach) -> Memory:
@@ -119,7 +127,7 @@ class Roofline:
 
     def reading(self, model: str, gpus: int) -> Reading:
         shape, dtype = self._check(model, gpus), self._dtypes[model]
-        return Reading(read_bytes(shape, dtype) / gpus, shape.kv_bytes(gpus, dtype), self.reach.batch)
+        return reading_of(shape, gpus, dtype, self.reach.batch)
 
     def degrees(self, model: str) -> list[int]:
         return self._shape(model).degrees()
@@ -188,7 +196,7 @@ def roofline(shape: Shape, parameters: int, heads: int, device: str) -> ModelPro
         shape=shape,
         prefill=grid("prefill"),
         decode=grid("decode"),
-        weight_bytes=read_bytes(whole, shape.dtype),
+        weight_bytes=round(reading_of(whole, 1, shape.dtype).weights),
         fixed=CAPTURED.batch,
         measured=f"{ROOFLINE} of {found.name}",
     )

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from muxd.cost.experts import Sparse
 from muxd.cost.law import Memory
 from muxd.errors import ConfigError
 
@@ -26,11 +27,17 @@ class Estimate(Struct, frozen=True):
 
 class Reading(Struct, frozen=True):
     """What every batch of a model reads from memory, for ``muxd.cost.law``: bytes of weights, and of K and V
-    a token of context, on each of its devices. ``fixed``: seconds that neither share nor memory change."""
+    a token of context, on each of its devices. ``fixed``: seconds that neither share nor memory change.
+    ``sparse``: weights of experts, beside ``weights``."""
 
     weights: float
     token: float
     fixed: float = 0.0
+    sparse: Sparse | None = None
+
+    def bytes_of(self, tokens: float) -> float:
+        """Of weights, by a batch of so many tokens."""
+        return self.weights + (self.sparse.read(tokens) if self.sparse else 0.0)
 
 
 class Costs(Protocol):

@@ -26,11 +26,13 @@ def fitted(profile: Profile) -> Profile:
         return profile
     shares = next(iter(models.values())).decode.shares
     reached = [
-        max(model.weight_bytes / _step(model, i) for model in models.values()) for i in range(len(shares))
+        max(model.read(_fewest(model)) / _step(model, i) for model in models.values())
+        for i in range(len(shares))
     ]
     reached = np.maximum.accumulate(reached).tolist()
     fixed = {
-        name: max(0.0, _step(model, -1) - model.weight_bytes / reached[-1]) for name, model in models.items()
+        name: max(0.0, _step(model, -1) - model.read(_fewest(model)) / reached[-1])
+        for name, model in models.items()
     }
     known = {
         name: structs.replace(model, fixed=fixed.get(name, 0.0)) for name, model in profile.models.items()
@@ -60,11 +62,16 @@ def _step(model: ModelProfile, share: int) -> float:
     return min(plane[0][0] for plane in model.decode.seconds[: share + 1 or None])
 
 
+def _fewest(model: ModelProfile) -> int:
+    """Of the sequences in that step."""
+    return model.decode.rows[0]
+
+
 def _both(model: ModelProfile, beside: Beside, memory: Memory) -> tuple[Parts, Parts]:
     speed, read = memory.alone(beside.share), model.shape.kv_bytes * beside.batch * beside.context
     return (
-        parts(beside.decode, model.fixed, model.weight_bytes, read, speed),
-        parts(beside.prefill, model.fixed, model.weight_bytes, 0.0, speed),
+        parts(beside.decode, model.fixed, model.read(beside.batch), read, speed),
+        parts(beside.prefill, model.fixed, model.read(beside.tokens), 0.0, speed),
     )
 
 

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from muxd import whole
+from muxd.cost.experts import Sparse
 from muxd.cost.law import Memory
 from muxd.errors import ConfigError
 from muxd.messages import Dtype, KvDtype, StepName, WeightsName, kv_item_bytes
@@ -88,8 +89,8 @@ class ModelProfile(Struct, frozen=True):
     """One model on one device. ``chunk_seconds``: for each prompt after the first in a prefill batch.
     ``weights``: as they were configured, ``step``: what computed them on a CPU ("auto": nobody has said).
 
-    For ``muxd.cost.law``: bytes of weights that every batch reads, and the seconds of a batch that neither
-    share nor memory change.
+    For ``muxd.cost.law``: bytes of weights that every batch reads, those of experts beside them, and the
+    seconds of a batch that neither share nor memory change.
     """
 
     shape: Shape
@@ -99,12 +100,17 @@ class ModelProfile(Struct, frozen=True):
     weights: WeightsName = "file"
     step: StepName = "auto"
     weight_bytes: int = 0
+    sparse: Sparse | None = None
     fixed: float = 0.0
     beside: Beside | None = None  # from which the device's memory was fitted
     overhead: Overhead = Overhead()
     folder: str = ""  # the folder's name
     measured: str = ""  # date, ISO 8601; or how it was computed
     versions: dict[str, str] = {}
+
+    def read(self, tokens: float) -> float:
+        """Bytes of weights, by a batch of so many tokens."""
+        return self.weight_bytes + (self.sparse.read(tokens) if self.sparse else 0.0)
 
 
 class Profile(Struct, frozen=True):

@@ -26,7 +26,7 @@ class Profiled:
 
     def reading(self, model: str, gpus: int) -> Reading:
         measured = self._table.model(model)
-        return Reading(measured.weight_bytes, measured.shape.kv_bytes, measured.fixed)
+        return Reading(measured.weight_bytes, measured.shape.kv_bytes, measured.fixed, measured.sparse)
 
     def shares(self, model: str, gpus: int) -> list[int]:
         self._both(model, gpus)

@@ -78,6 +78,7 @@ def _sampled(
         prefill=grids[0],
         decode=grids[1],
         weight_bytes=round(reading.weights),
+        sparse=reading.sparse,
         fixed=reading.fixed,
         measured=f"{parts}: {model} on {gpus} x {device_name}",
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from muxd.cost.experts import ExpertShape, touched
 from muxd.cost.profile import Shape
 from muxd.errors import ConfigError
 from muxd.messages import ITEM_BYTES, Dtype, KvDtype, kv_item_bytes
@@ -29,6 +30,7 @@ class ModelShape(Struct, frozen=True):
     max_positions: int = 2048
     kv_dtype: KvDtype = "auto"  # how K and V are kept
     packed: int = 0  # bytes of all weights where they do not lie as the model's type; 0: they do
+    experts: ExpertShape | None = None  # in place of the MLP of some layers
 
     @property
     def head_parameters(self) -> int:
@@ -39,6 +41,33 @@ class ModelShape(Struct, frozen=True):
     def body_parameters(self) -> int:
         """Every token passes through these; an embedding is looked up, not multiplied."""
         return self.parameters - self.head_parameters * (1 if self.tied else 2)
+
+    @property
+    def expert_parameters(self) -> int:
+        """Of all experts: those that a batch reads only where one of its tokens has chosen them."""
+        return 0 if self.experts is None else self.experts.parameters(self.hidden)
+
+    @property
+    def active_parameters(self) -> float:
+        """That one token is computed with, and the embeddings."""
+        return self.touched_parameters(1)
+
+    def touched_parameters(self, tokens: float) -> float:
+        """That a batch of so many tokens is computed with, expected, and the embeddings."""
+        if self.experts is None:
+            return self.parameters
+        part = touched(self.experts.count, self.experts.chosen, tokens)
+        return self.parameters - (1 - part) * self.expert_parameters
+
+    @property
+    def mlp_numbers(self) -> int:
+        """Numbers that one token's MLP holds at once: gate, up and their product; of experts each's, and what
+        each gives, in two orders."""
+        dense = 3 * self.intermediate
+        if self.experts is None:
+            return dense
+        mixed = self.experts.chosen * (3 * self.experts.inner + 2 * self.hidden)
+        return mixed if self.experts.layers == self.layers else max(dense, mixed)
 
     def kv_heads_on(self, gpus: int) -> int:
         """KV heads each of ``gpus`` devices holds; with fewer heads than devices a head is on several."""
@@ -92,9 +121,30 @@ CATALOGUE = {
     "qwen2.5-72b": ModelShape(80, 8192, 64, 8, 128, 29_568, 152_064, 72_706_203_648, False, 32_768),
     "qwen3-0.6b": ModelShape(28, 1024, 16, 8, 128, 3072, 151_936, 596_049_920, True, 40_960),
     "qwen3-8b": ModelShape(36, 4096, 32, 8, 128, 12_288, 151_936, 8_190_735_360, False, 40_960),
+    "mixtral-8x7b": ModelShape(
+        32, 4096, 32, 8, 128, 14_336, 32_000, 46_702_792_704, False, 32_768,
+        experts=ExpertShape(8, 2, 14_336, 32),
+    ),
+    "gpt-oss-20b": ModelShape(
+        24, 2880, 64, 8, 64, 2880, 201_088, 20_914_757_184, False, 131_072,
+        experts=ExpertShape(32, 4, 2880, 24),
+    ),
+    "gpt-oss-120b": ModelShape(
+        36, 2880, 64, 8, 64, 2880, 201_088, 116_829_156_672, False, 131_072,
+        experts=ExpertShape(128, 4, 2880, 36),
+    ),
+    "qwen3-30b-a3b": ModelShape(
+        48, 2048, 32, 4, 128, 6144, 151_936, 30_532_122_624, False, 40_960,
+        experts=ExpertShape(128, 8, 768, 48),
+    ),
+    "phi-4": ModelShape(40, 5120, 40, 10, 128, 17_920, 100_352, 14_659_507_200, False, 16_384),
+    "phi-4-mini": ModelShape(32, 3072, 24, 8, 128, 8192, 200_064, 3_836_021_760, True, 131_072),
+    "smollm3-3b": ModelShape(36, 2048, 16, 4, 128, 11_008, 128_256, 3_075_098_624, True, 65_536),
+    "gemma-2-2b": ModelShape(26, 2304, 8, 4, 256, 9216, 256_000, 2_614_341_888, True, 8192),
+    "gemma-2-9b": ModelShape(42, 3584, 16, 8, 256, 14_336, 256_000, 9_241_705_984, True, 8192),
     "smollm2-135m": ModelShape(30, 576, 9, 3, 64, 1536, 49_152, 134_515_008, True, 8192),
     "gemma-3-270m": ModelShape(18, 640, 4, 1, 256, 2048, 262_144, 268_098_176, True, 32_768),
-}
+}  # fmt: skip
 
 
 def known(name: str) -> ModelShape:
@@ -114,9 +164,14 @@ def read_shape(folder: Path) -> ModelShape:
 
 
 def of_spec(spec: ModelSpec, kv_dtype: KvDtype = "auto") -> ModelShape:
-    """``parameters`` by the matrices of the spec; norms and biases, under 0.1 %, are left out."""
+    """``parameters`` by the matrices of the spec; norms, biases and routers, under 0.1 %, are left out."""
     attention = 2 * spec.hidden_size * (spec.heads + spec.kv_heads) * spec.head_dim
-    layer = attention + 3 * spec.hidden_size * spec.intermediate_size
+    mlp, experts = 3 * spec.hidden_size * spec.intermediate_size, None
+    if spec.experts is not None:
+        mixed = sum(spec.experts.layers)
+        experts = ExpertShape(spec.experts.count, spec.experts.chosen, spec.experts.inner, mixed)
+    mixtures = 0 if experts is None else experts.parameters(spec.hidden_size)
+    dense = spec.layers - (experts.layers if experts else 0)
     vocabulary = spec.vocab_size * spec.hidden_size * (1 if spec.tied_embeddings else 2)
     return ModelShape(
         layers=spec.layers,
@@ -126,8 +181,9 @@ def of_spec(spec: ModelSpec, kv_dtype: KvDtype = "auto") -> ModelShape:
         head_dim=spec.head_dim,
         intermediate=spec.intermediate_size,
         vocab=spec.vocab_size,
-        parameters=vocabulary + spec.layers * layer,
+        parameters=vocabulary + spec.layers * attention + dense * mlp + mixtures,
         tied=spec.tied_embeddings,
         max_positions=spec.max_positions,
         kv_dtype=kv_dtype,
+        experts=experts,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from muxd.errors import ConfigError
@@ -28,6 +29,15 @@ class Writer(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, kind: type[BaseException] | None, /, *_: object) -> None: ...
+
+
+class RegionPlace(Struct, frozen=True):
+    """A region of ``nbytes`` bytes in the host's memory, or on ``gpu``, which wants ``environment`` of a
+    process."""
+
+    nbytes: int
+    gpu: int | None = None
+    environment: dict[str, str] = {}
 
 
 class Region(Protocol):
@@ -60,6 +70,11 @@ class Piece(Region, Protocol):
     @property
     def fd(self) -> int:
         """Descriptor to pass to another process (SCM_RIGHTS); owned by the region."""
+        ...
+
+    @property
+    def place(self) -> RegionPlace:
+        """For another process to fill it (``device.writing``)."""
         ...
 
     def writer(self) -> Writer:

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxd.device import cgroup
-from muxd.device.base import ClientView, Device, HostWriter, Piece, Region, seat_alone
+from muxd.device.base import ClientView, Device, Piece, Region, RegionPlace, Writer, seat_alone
 from muxd.device.budget import Budget
+from muxd.device.writing import mapped, writer
 from muxd.errors import ConfigError, OutOfMemory
 from muxd.messages import Dtype
 
@@ -62,16 +63,17 @@ class CpuRegion:
         return max(0, self.nbytes - os.fstat(self.fd).st_blocks * 512)
 
     def array(self) -> NDArray[np.uint8]:
-        """A writable mapping uint8[nbytes], e.g. to fill weights.
+        """A mapping; see ``writing.mapped``."""
+        return mapped(self.fd, self.nbytes)
 
-        It lives as long as the array or anything made from it by numpy. Not so ``torch.frombuffer``, which
-        keeps nothing alive: keep the array beside such a tensor.
-        """
-        return np.frombuffer(mmap.mmap(self.fd, self.nbytes), dtype=np.uint8)
+    @property
+    def place(self) -> RegionPlace:
+        """See ``device.base.Region.place``."""
+        return RegionPlace(self.nbytes)
 
-    def writer(self) -> HostWriter:
+    def writer(self) -> Writer:
         """See ``device.base.Region.writer``; its windows are the mapping itself."""
-        return HostWriter(self.array())
+        return writer(self.place, self.fd)
 
     def close(self) -> None:
         """Close the descriptor; mappings stay valid. May be called twice."""

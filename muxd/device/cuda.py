@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 
-from muxd.device.base import ClientView, Device, Piece, Region, seat_alone
+from muxd.device.base import ClientView, Device, Piece, Region, RegionPlace, Writer, seat_alone
 from muxd.device.budget import Budget
 from muxd.device.driver import (
     COMPUTE_MODE,
@@ -26,7 +26,7 @@ from muxd.device.driver import (
 )
 from muxd.device.green import PARTS, Unsplittable, quarters
 from muxd.device.mps import Mps, MpsUnavailable
-from muxd.device.upload import Uploader
+from muxd.device.writing import writer
 from muxd.errors import ConfigError, OutOfMemory
 from muxd.messages import Dtype
 
@@ -64,9 +64,14 @@ class CudaRegion:
         """See ``device.base.Region.closed``."""
         return self._fd < 0
 
-    def writer(self) -> Uploader:
+    @property
+    def place(self) -> RegionPlace:
+        """See ``device.base.Region.place``."""
+        return RegionPlace(self.nbytes, self._device, self._env)
+
+    def writer(self) -> Writer:
         """See ``device.base.Region.writer``; windows of at most ``upload.HALF`` bytes."""
-        return Uploader(self.fd, self.nbytes, self._device, env=self._env)
+        return writer(self.place, self.fd)
 
     def close(self) -> None:
         """Close the descriptor; mappings stay valid. May be called twice."""

@@ -6,8 +6,8 @@ keeps a clock of seconds per reason, and a sequence reads it when it enters the 
 an event costs O(lanes + batch), however many wait. No prompts and no token ids are kept.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 
 from msgspec import structs
 
@@ -27,6 +27,7 @@ from muxd.engine.actions import (
     WorkerReady,
 )
 from muxd.engine.flight import Flight
+from muxd.engine.kept import Kept
 from muxd.engine.lane import Lane
 from muxd.engine.sequence import Phase, Sequence
 from muxd.engine.slo import Outcome
@@ -58,7 +59,7 @@ class Journal:
         self._began = now
         self._clocks: dict[str, ReasonClock] = {}
         self._open: dict[int, OpenRequest] = {}
-        self._finished: deque[RequestTimes] = deque(maxlen=FINISHED)
+        self.finished: Kept[RequestTimes] = Kept(FINISHED)
 
     # ---- writing ----------------------------------------------------------------------------------
 
@@ -78,7 +79,7 @@ class Journal:
         one = self._open.pop(sequence.id, None)
         if one is not None:
             clock = self._clock(sequence.model)
-            self._finished.append(one.times(outcome, now, clock, detail, self._device))
+            self.finished.add(one.times(outcome, now, clock, detail, self._device))
 
     def withdraw(self, sequence: Sequence, now: float) -> OpenRequest | None:
         """Its book so far, for another unit's journal; None if it has ended."""
@@ -159,7 +160,7 @@ class Journal:
 
         When a client has used one ``x-request-id`` again, its newest answer. O(what is remembered).
         """
-        known = [*self._finished, *(self._now(one, now) for one in self._open.values())]
+        known = [*self.finished, *(self._now(one, now) for one in self._open.values())]
         found = [one for one in known if id and (id in (one.id, one.http_id) or _is_choice(one, id))]
         newest = max(found, key=lambda one: one.arrived, default=None)
         if newest is None:
@@ -167,6 +168,11 @@ class Journal:
         answer = newest.id.rpartition("-")[0]
         same = [one for one in found if one.id == id or _is_choice(one, answer)]
         return [self._with_neighbours(one) for one in sorted(same, key=_choice)]
+
+    def open(self, now: float, most: int) -> list[RequestTimes]:
+        """The newest ``most`` requests that have not ended, as they stand, oldest first."""
+        newest = list(islice(reversed(self._open.values()), most))
+        return [self._now(one, now) for one in reversed(newest)]
 
     def _now(self, one: OpenRequest, now: float) -> RequestTimes:
         state: State = "waiting" if one.sequence.started is None else "running"

@@ -4,9 +4,8 @@ Counts are kept here for muxctl and for the audit "every request ends exactly on
 ``engine/metrics.py`` and measure requests against their model's targets. It decides nothing.
 """
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from math import ceil
 from typing import Protocol
 
 from muxd.engine.actions import (
@@ -26,6 +25,7 @@ from muxd.engine.actions import (
 )
 from muxd.engine.flight import Flight
 from muxd.engine.metrics import Metrics
+from muxd.engine.recent import Recent
 from muxd.engine.request import Request
 from muxd.engine.sequence import Sequence
 from muxd.engine.slo import Attainment, Course, Outcome, Slo
@@ -56,7 +56,10 @@ class Observer:
         self.arrivals = 0
         self.outcomes: Counter[Outcome] = Counter()
         self.tokens_out: Counter[str] = Counter()
-        self._ttft: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=1000))
+        self.ttft: defaultdict[str, Recent] = defaultdict(Recent)  # seconds to the first token
+        self.tpot: defaultdict[str, Recent] = defaultdict(
+            Recent
+        )  # seconds a token after it, mean of a request
 
     def aim(self, model: str, slo: Slo) -> None:
         """Measure the model's requests against these targets from now on."""
@@ -111,7 +114,7 @@ class Observer:
             self.tokens_out[sequence.name] += 1
             if gap is None:
                 seconds = sequence.latest - sequence.arrived
-                self._ttft[sequence.name].append(seconds)
+                self.ttft[sequence.name].add(seconds)
                 self._metrics.first_token(sequence.name, seconds)
             else:
                 self._metrics.token(sequence.name, gap)
@@ -128,14 +131,12 @@ class Observer:
         if self._popularity is not None and outcome == "served":
             self._popularity.ended(sequence.model, sequence.generated, now)
         self._metrics.ended(sequence.name, outcome, now - sequence.arrived if outcome == "served" else None)
-        verdict = self.attainment.ended(sequence.name, _course(sequence, outcome, now))
+        course = _course(sequence, outcome, now)
+        if course.tpot is not None:
+            self.tpot[sequence.name].add(course.tpot)
+        verdict = self.attainment.ended(sequence.name, course)
         if verdict is not None:
             self._metrics.judged(sequence.name, verdict)
-
-    def ttft_p99_ms(self, model: str) -> float | None:
-        """Of the last 1,000 requests that got a token; None before the first."""
-        seconds = sorted(self._ttft[model])
-        return seconds[ceil(0.99 * len(seconds)) - 1] * 1000 if seconds else None
 
     # ---- batches ----------------------------------------------------------------------------------
 

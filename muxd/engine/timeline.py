@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from muxd.engine.flight import Flight
+from muxd.engine.kept import Kept
 from muxd.engine.lane import Lane
 from muxd.engine.trace import Mark, Sample, Span, Trace
 from muxd.pool.ledger import Ledger
@@ -22,17 +23,17 @@ class Timeline:
 
     def __init__(self, lanes: Mapping[str, Lane], ledger: Ledger):
         self._lanes, self._ledger = lanes, ledger
-        self._spans: deque[Span] = deque(maxlen=_SPANS)
-        self._marks: deque[Mark] = deque(maxlen=_MARKS)
+        self.spans: Kept[Span] = Kept(_SPANS)  # of batches that are over
+        self.marks: Kept[Mark] = Kept(_MARKS)
         kept = _COUNTS // (3 + 3 * max(1, len(lanes)))
         self._samples: deque[Sample] = deque(maxlen=max(100, min(10_000, kept)))
 
     def completed(self, flight: Flight) -> None:
         """The batch is over."""
-        self._spans.append(_span(flight))
+        self.spans.add(_span(flight))
 
     def mark(self, mark: Mark) -> None:
-        self._marks.append(mark)
+        self.marks.add(mark)
 
     def sample(self, now: float) -> None:
         """Count blocks and sequences, if the last count is old enough."""
@@ -54,19 +55,20 @@ class Timeline:
     def prefilled_beside(self, model: str, begin: float, end: float) -> dict[str, float]:
         """Seconds that the other models' prefills took within [begin, end], as far as remembered."""
         seconds: dict[str, float] = {}
-        for span in (*self._spans, *self._running()):
+        for span in (*self.spans, *self.running()):
             last = end if span.end is None else span.end
             overlap = min(end, last) - max(begin, span.start)
             if span.model != model and span.phase == "prefill" and overlap > 0:
                 seconds[span.model] = seconds.get(span.model, 0.0) + overlap
         return seconds
 
-    def _running(self) -> list[Span]:
+    def running(self) -> list[Span]:
+        """Batches that are being computed."""
         return [_span(flight) for lane in self._lanes.values() for flight in lane.flights]
 
     def snapshot(self, now: float) -> Trace:
-        spans = sorted((*self._spans, *self._running()), key=lambda span: span.start)
-        return Trace(now, spans, list(self._marks), list(self._samples))
+        spans = sorted((*self.spans, *self.running()), key=lambda span: span.start)
+        return Trace(now, spans, list(self.marks), list(self._samples))
 
 
 def _span(flight: Flight) -> Span:

@@ -105,6 +105,7 @@ class OpenRequest:
             http_id=sequence.request.http_id,
             model=sequence.model,
             adapter=sequence.request.asked,
+            key=sequence.request.key,
             state=state,
             arrived=sequence.arrived,
             total=now - sequence.arrived,

@@ -83,6 +83,7 @@ class RequestTimes(Struct, frozen=True):
     beside: dict[str, float] = {}  # seconds other models prefilled while it was queued
     stays: list[Stay] = []  # in order, the last where it is or was; [] if it never moved
     adapter: str = ""  # of ``model``, whose request it is
+    key: str = ""  # name of the key that it came with
 
 
 class Span(Struct, frozen=True, array_like=True):

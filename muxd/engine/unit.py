@@ -271,6 +271,14 @@ class Unit:
         """Take no new requests for ``model``; those that are here go on."""
         self._refusals[model] = error
 
+    def refuse_adapter(self, model: str, adapter: int, error: MuxdError) -> None:
+        """Requests for it that wait get ``error``; those for its base and other adapters wait on."""
+        for sequence in list(self.lanes[model].waiting.in_order()):
+            if sequence.request.adapter == adapter:
+                if stream := self._streams.pop(sequence.id, None):
+                    stream.fail(error)
+                self._handle(Cancelled(sequence))
+
     def emptied(self, model: str) -> asyncio.Event:
         """Set as soon as no request of ``model`` is left and its last batch is done."""
         return self._rests.emptied(model)

@@ -14,7 +14,7 @@ from muxd.engine.request import Request
 from muxd.errors import ModelFolderError
 from muxd.fleet.catalog import Entry, Shown
 from muxd.messages import ITEM_BYTES, Pooling
-from muxd.text.tokenizer import Tokenizer
+from muxd.text.pieces import Pieces
 from muxd.text.work import View
 
 
@@ -90,8 +90,8 @@ class Adapter:
         return lora.numbers * ITEM_BYTES["float32"] if lora else 0
 
     @property
-    def tokenizer(self) -> Tokenizer | None:
-        return self.entry.tokenizer
+    def pieces(self) -> Pieces | None:
+        return self.entry.pieces
 
     @property
     def max_context(self) -> int:

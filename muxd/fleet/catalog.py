@@ -19,22 +19,22 @@ from muxd.device.base import Region
 from muxd.engine.lane import Lane
 from muxd.engine.values import problem
 from muxd.errors import ModelFolderError, MuxdError
-from muxd.fleet.loras import read_loras, unread
+from muxd.fleet.loras import changed, read_loras, unread, without
 from muxd.fleet.state import Life, State
 from muxd.messages import Pooling, dtype_of
 from muxd.models.cut import Rank, cut_spec
 from muxd.models.generation import read_generation
-from muxd.models.lora import with_loras
+from muxd.models.lora import with_loras, without_loras
 from muxd.models.packing import packing_for
 from muxd.models.pooling import read_pooling
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.tensors import wanted
 from muxd.models.weights import WeightPlan, plan
 from muxd.text.library import stamp
-from muxd.text.pieces import Kind
+from muxd.text.pieces import Kind, Pieces
 from muxd.text.pool import TextPool
-from muxd.text.tokenizer import Tokenizer
-from muxd.text.work import Source, View
+from muxd.text.token_names import pieces_from
+from muxd.text.work import Checked, Source, View
 
 _log = logging.getLogger("muxd.fleet")
 
@@ -80,19 +80,37 @@ class Opened:
         self.step: Literal["native", "torch", "gpu"] = (
             "gpu" if gpu else "native" if self.plan.packed else "torch"
         )
-        self.tokenizer = Tokenizer.load(folder)
-        if self.tokenizer.pieces.kind is Kind.WORDS and not self.spec.headless:
-            raise ModelFolderError(
-                f"{folder / 'tokenizer.json'}: decoder WordPiece is not supported for a model that generates"
-            )
         override = str(Path(config.chat_template).expanduser()) if config.chat_template else ""
         self.source = Source(config.name, str(folder), override, stamp(folder))
+        self.pieces: Pieces | None = None  # until a text process has read the tokenizer
         self.chat = False  # has a chat template, as far as it has been looked for
         self.thinking = ""  # how its template has answers think
         self.longest = 0  # bytes of its longest token; 0: not known
         generation = read_generation(folder)
-        self.eos = self._ends({*self.spec.eos_ids, *generation.eos_ids, *self.tokenizer.eos})
+        self.eos = self._ends({*self.spec.eos_ids, *generation.eos_ids})
         self.default_sampling = _sampling_of(folder, generation.sampling)
+
+    def hear(self, checked: Checked) -> None:
+        """What a text process has read. Raises ModelFolderError."""
+        pieces = pieces_from(checked.names)
+        if pieces.kind is Kind.WORDS and not self.spec.headless:
+            raise ModelFolderError(
+                f"{self.folder / 'tokenizer.json'}: decoder WordPiece is not supported for a model that "
+                "generates"
+            )
+        self.eos |= self._ends(set(checked.eos))
+        self.chat, self.longest, self.thinking = checked.chat, checked.longest, checked.thinking
+        self.pieces = pieces
+
+    def drop_changed(self) -> dict[int, str]:
+        """Adapters whose files are others than those that were read are served no more; which, by number, and
+        why. The base is what it was. Reads their headers."""
+        found = changed(self.loras, self.plan)
+        gone = {self.loras.numbers[name]: why for name, why in found.items()}
+        if gone:
+            self.plan = self.parts[0] = without_loras(self.plan, gone)
+            self.loras = without(self.loras, found)
+        return gone
 
     def _ends(self, named: set[int]) -> frozenset[int]:
         """What ends an answer by any file. Fine-tunes often say it in one and leave the base's in the others.
@@ -136,7 +154,8 @@ class Entry:
         self.slept = 0.0  # when it last left it
 
     def open(self, *, gpu: bool = False) -> None:
-        """Read the folder; slow (tokenizers), so call it in a thread. A broken folder becomes ``error``.
+        """Read the folder but for its tokenizer; files, so call it in a thread. A broken one becomes
+        ``error``.
         ``gpu``: whether its devices are GPUs, which says what "auto" means."""
         try:
             self.opened = Opened(self.config, gpu=gpu, adapters=self.adapters)
@@ -145,17 +164,15 @@ class Entry:
             self.error = unread(error, self.name, self.config.path)
 
     async def read(self, texts: TextPool, *, gpu: bool = False) -> None:
-        """``open``, and compile the chat template, which comes from strangers, in a text process."""
+        """``open``, and in a text process read the tokenizer, which takes its time, and compile the chat
+        template, which comes from strangers."""
         await asyncio.to_thread(self.open, gpu=gpu)
         if self.opened is None or self.error:
             return
         try:
-            checked = await texts.check(self.opened.source)
+            self.opened.hear(await texts.check(self.opened.source, self.vocab_size))
         except MuxdError as error:
             self.opened, self.error = None, error.message
-            return
-        self.opened.chat, self.opened.longest = checked.chat, checked.longest
-        self.opened.thinking = checked.thinking
 
     def renew(self, now: float) -> None:
         """Its worker's life is over; the next one begins."""
@@ -173,8 +190,8 @@ class Entry:
         return twin
 
     @property
-    def tokenizer(self) -> Tokenizer | None:
-        return self.opened.tokenizer if self.opened else None
+    def pieces(self) -> Pieces | None:
+        return self.opened.pieces if self.opened else None
 
     @property
     def chat(self) -> bool:

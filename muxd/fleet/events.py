@@ -60,6 +60,11 @@ class Events:
 
         return tell
 
+    @property
+    def last(self) -> int:
+        """The number of the newest; 0 before the first."""
+        return self._ring.last
+
     def since(self, number: int = 0, model: str = "") -> list[Event]:
         """Those after ``number`` that are remembered; with ``model`` only its own."""
         return [one for one in self._ring.since(number) if model in ("", one.model)]

@@ -1,14 +1,15 @@
 """What /metrics asks of each model when somebody scrapes it; an unloaded model holds nothing."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Gauge
 
 from muxd.engine.lane import Lane
 from muxd.engine.metrics import Metrics
-from muxd.fleet.adapters import Adapter, served
+from muxd.fleet.adapters import served
 from muxd.fleet.catalog import Entry, Shown
+from muxd.fleet.counts import asked, lanes
 from muxd.fleet.site import Site
 
 _STEPS = ("native", "torch", "gpu")
@@ -61,7 +62,7 @@ class Gauges:
         """What counts requests, and its state: all else is its base's. Doing it again changes nothing."""
         self._metrics.add_model(name)
         self._metrics.watch_queue(
-            name, running=self._asking(name, started=True), waiting=self._asking(name, started=False)
+            name, running=self._asked(name, "running"), waiting=self._asked(name, "waiting")
         )
         for state in get_args(Shown):
             self._state.labels(name, state).set_function(self._is(name, "state", state))
@@ -70,11 +71,7 @@ class Gauges:
         """Once per model; doing it again changes nothing."""
         metrics = self._metrics
         metrics.add_model(name)
-        metrics.watch_queue(
-            name,
-            running=self._summed(name, lambda _, lane: lane.admitted),
-            waiting=self._summed(name, lambda _, lane: lane.queued),
-        )
+        metrics.watch_queue(name, running=self._asked(name, "running"), waiting=self._asked(name, "waiting"))
         used = self._summed(name, lambda site, _: site.arena.ledger.held(name))
         cached = self._summed(name, lambda site, _: site.arena.ledger.usage()[name].cached_blocks)
         metrics.watch_blocks(name, "used", used)
@@ -94,15 +91,12 @@ class Gauges:
 
         return asked
 
-    def _asking(self, name: str, *, started: bool) -> Callable[[], int]:
-        def asked() -> int:
-            found = served(self._entries).get(name)
-            held = lanes(self._sites.values(), found.base) if isinstance(found, Adapter) else []
-            return sum(
-                one.name == name and bool(one.rows) == started for _, lane in held for one in lane.sequences()
-            )
+    def _asked(self, name: str, what: Literal["running", "waiting"]) -> Callable[[], int]:
+        def count() -> int:
+            model = served(self._entries).get(name)
+            return 0 if model is None else int(getattr(asked(self._sites.values(), model), what))
 
-        return asked
+        return count
 
     def _is(self, name: str, what: Literal["state", "device", "step"], value: str) -> Callable[[], int]:
         def asked() -> int:
@@ -110,11 +104,6 @@ class Gauges:
             return int(entry is not None and getattr(entry, what) == value)
 
         return asked
-
-
-def lanes(sites: Iterable[Site], model: str) -> list[tuple[Site, Lane]]:
-    """The lanes the model has, more than one only while it moves."""
-    return [(site, lane) for site in sites if (lane := site.unit.lanes.get(model)) is not None]
 
 
 def _free(site: Site) -> Callable[[], int]:

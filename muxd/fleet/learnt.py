@@ -7,10 +7,10 @@ with a line in the log; what is said of a model that is another one now, or at a
 import asyncio
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -29,6 +29,8 @@ _log = logging.getLogger("muxd.fleet")
 _PERIOD = 180.0  # seconds
 _LARGEST = 16 << 20  # bytes of a file that could be ours
 
+T = TypeVar("T")
+
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True):
     """Of one model. ``learnt`` holds for ``stamp`` alone, ``usual`` for the folder, wherever it runs."""
@@ -44,10 +46,10 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
     version: Literal[1] = 1
 
 
-def file_of(config: Path) -> Path:
-    """Where what is learnt under that configuration is kept: each has its own."""
+def file_of(config: Path, kind: Literal["learnt", "set"] = "learnt") -> Path:
+    """Where what is learnt, or set by an operator, under that configuration is kept: each has its own."""
     full = config.absolute()
-    return state() / f"{full.stem}-{hashlib.sha256(bytes(full)).hexdigest()[:12]}.learnt.json"
+    return state() / f"{full.stem}-{hashlib.sha256(bytes(full)).hexdigest()[:12]}.{kind}.json"
 
 
 def decode(text: bytes) -> dict[str, Record]:
@@ -63,8 +65,9 @@ def encode(models: Mapping[str, Record]) -> bytes:
     return msgspec.json.encode(_File(dict(models)))
 
 
-def read(path: Path) -> dict[str, Record]:
-    """Nothing, where there is no file that can be used; never raises."""
+def read(path: Path, decode: Callable[[bytes], dict[str, T]], lost: str) -> dict[str, T]:
+    """By model. Nothing, where there is no file that can be used, and a line in the log that says what is
+    ``lost``; never raises."""
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST + 1)
@@ -74,7 +77,7 @@ def read(path: Path) -> dict[str, Record]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        _log.warning("%s is not used, quotas and costs are learnt anew: %s", path, error)
+        _log.warning("%s is not used, %s: %s", path, lost, error)
         return {}
 
 
@@ -95,7 +98,8 @@ class Keeper:
 
     async def take_up(self) -> None:
         """Once, when the models have their lanes."""
-        self.give(await asyncio.to_thread(read, self.path))
+        lost = "quotas and costs are learnt anew"
+        self.give(await asyncio.to_thread(read, self.path, decode, lost))
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -2,7 +2,7 @@
 anything."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -10,7 +10,9 @@ from msgspec import Struct
 from muxd.config import ModelConfig
 from muxd.errors import MuxdError
 from muxd.models.lora import Lora, read_lora
+from muxd.models.safetensors_index import seal
 from muxd.models.spec import ModelSpec
+from muxd.models.weights import WeightPlan
 
 _log = logging.getLogger("muxd.fleet")
 
@@ -37,6 +39,31 @@ def read_loras(adapters: Sequence[ModelConfig], spec: ModelSpec, *, gpu: bool) -
         if config.name in refused:
             _log.error("%s is not served: %s", config.name, refused[config.name])
     return Loras(numbers, read, refused)
+
+
+def changed(loras: Loras, plan: WeightPlan) -> dict[str, str]:
+    """Adapters whose file is another one than when ``plan`` was made, or none, with the reason by name: they
+    cannot be read where they were to be, and their base is served without them."""
+    found = {}
+    for name, number in loras.numbers.items():
+        files = {stored.file for part in loras.read[number].parts for stored in (part.a, part.b)}
+        try:
+            wrong = [file for file in sorted(files) if seal(file) != plan.seals[file]]
+        except MuxdError as error:
+            found[name] = error.message
+            continue
+        if wrong:
+            found[name] = (
+                f"{wrong[0]} is another file than when it was read: `muxctl unload` its base and load it"
+            )
+    return found
+
+
+def without(loras: Loras, refused: Mapping[str, str]) -> Loras:
+    """``refused``: adapters that are read no more, and why."""
+    numbers = {name: number for name, number in loras.numbers.items() if name not in refused}
+    read = {number: loras.read[number] for number in numbers.values()}
+    return Loras(numbers, read, {**loras.refused, **refused})
 
 
 def unread(error: Exception, model: str, folder: str) -> str:

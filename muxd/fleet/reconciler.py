@@ -260,11 +260,9 @@ class Reconciler:
         self._free.clear()
 
     def _teller(self, operation: Operation) -> Progress:
-        loop = asyncio.get_running_loop()
-
-        def advance(name: str, done: int, total: int) -> None:  # in another thread
+        def advance(name: str, done: int, total: int) -> None:
             stage: Stage = "weights" if done < total else "starting"
-            loop.call_soon_threadsafe(operation.tell, name, stage, done, total)
+            operation.tell(name, stage, done, total)
 
         return advance
 

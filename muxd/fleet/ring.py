@@ -23,6 +23,11 @@ class Ring(Generic[T]):
         self._count = 0
         self._news = asyncio.Event()
 
+    @property
+    def last(self) -> int:
+        """The number of the newest; 0 before the first."""
+        return self._count
+
     def add(self, make: Callable[[int], T]) -> None:
         """Keep what ``make`` makes of its number, and wake who follows."""
         self._count += 1

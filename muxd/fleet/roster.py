@@ -66,6 +66,7 @@ class Roster:
     texts: TextPool
     residency: ResidencyConfig = field(default_factory=ResidencyConfig)
     demands: Callable[[Iterable[str]], Mapping[str, Demand]] = lambda names: {}
+    altered: asyncio.Event = field(default_factory=asyncio.Event)  # what an operator may set was set
     waker: Waker = field(init=False)
     _reconciler: Reconciler = field(init=False)
     _operation: Operation | None = None
@@ -234,6 +235,7 @@ class Roster:
         entry = self._known(name)
         if entry.pinned != pinned:
             entry.pinned = pinned
+            self.altered.set()
             self._mark("pinned" if pinned else "unpinned", name)
             self.waker.asked.set()
 
@@ -353,6 +355,7 @@ class Roster:
         entry.changing = "loading"
         entry.quota = entry.config.quota
         entry.pinned = entry.config.resident == "always"
+        self.altered.set()
         try:
             await self._reconciler.forget(entry.name)  # a model that rests still has its lane
             try:

@@ -17,10 +17,10 @@ import msgspec
 from muxd.clock import Clock
 from muxd.device.base import ClientView, Device, Region
 from muxd.engine.unit import Unit
-from muxd.errors import ModelNotReady, MuxdError, WorkerLost
+from muxd.errors import ModelFolderError, ModelNotReady, MuxdError, WorkerLost
 from muxd.fleet.catalog import Entry
 from muxd.fleet.crew import Crew, Ended, Seat
-from muxd.fleet.loading import beside, filled
+from muxd.fleet.loading import beside, filled, unless
 from muxd.fleet.state import (
     AnnounceLost,
     AnnounceReady,
@@ -85,7 +85,7 @@ class Supervisor:
         keep_queue: bool = False,
     ):
         """``split``: a process for each phase. ``spawns`` numbers all workers of the daemon: no two ever
-        have one identity. ``progress`` is called from another thread, ``faulted`` when a worker's fault has
+        have one identity. ``faulted`` when a worker's fault has
         reached all of the device; ``clear`` returns when new workers may be let onto it. ``arena``: the
         pool of ``device``, in which the model has its seat. ``keep_queue``: a start that fails for good tells
         no request, who started it has another place for them."""
@@ -103,6 +103,7 @@ class Supervisor:
         self._keep_queue = keep_queue
         self._weights: Region | None = None
         self._loaded = False  # all of them are there
+        self.read = 0.0  # the part of them that has been read
         self._keep = False  # they stay when the workers have ended
         self._phases: tuple[Phases, ...] = ("prefill", "decode") if split else ("both",)
         self._crew: Crew | None = None
@@ -257,8 +258,12 @@ class Supervisor:
 
     async def _load(self) -> None:
         """Weights from the folder into memory of ours. Raises MuxdError."""
-        assert self.entry.opened is not None
-        plan, parts = self.entry.opened.plan, self.entry.opened.parts
+        opened = self.entry.opened
+        assert opened is not None
+        if self.entry.shelved is None:
+            for number, why in (await asyncio.to_thread(opened.drop_changed)).items():
+                self._unit.refuse_adapter(self.entry.name, number, ModelFolderError(why))
+        plan, parts = opened.plan, opened.parts
         copies = beside(plan, self._device, len(self._phases))
         if (shelved := self.entry.shelved) is not None:
             self.entry.shelved = None
@@ -267,16 +272,17 @@ class Supervisor:
             except MuxdError:
                 self.entry.shelved = shelved
                 raise
-            self._weights, self._loaded = shelved, True
+            self._weights, self._loaded, self.read = shelved, True, 1.0
             return
         self._weights = self._device.allocate(plan.bytes, "weights", copies)
+        every = plan.bytes * len(parts)
 
         def advance(done: int) -> None:
-            if self._stopping.is_set():
-                raise ModelNotReady(f"{self.entry.name} was stopped while it was being loaded")
-            self._progress(self.entry.name, done, plan.bytes * len(parts))
+            self.read = done / every
+            self._progress(self.entry.name, done, every)
 
-        await filled(self._weights, parts, advance)
+        if not await unless(self._stopping, filled(self._weights, parts, advance)):
+            raise ModelNotReady(f"{self.entry.name} was stopped while it was being loaded")
         self._loaded = True
 
     def _explained(self, end: Died | Lacked) -> Died | Lacked:

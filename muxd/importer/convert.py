@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from muxd.errors import ModelFolderError
-from muxd.importer.gemma3 import plan_gemma3
+from muxd.importer.gemma3 import plan_gemma2, plan_gemma3
 from muxd.importer.layout import ModelLayout, Planner
-from muxd.importer.llama import plan_llama
+from muxd.importer.llama import plan_granite, plan_llama, plan_smollm3
+from muxd.importer.olmo2 import plan_olmo2
 from muxd.importer.progress import Progress
 from muxd.importer.qwen import plan_qwen2, plan_qwen3
 from muxd.importer.source import GgufFile
@@ -25,7 +26,11 @@ _ARCHITECTURES: dict[str, Planner] = {
     "llama": plan_llama,
     "qwen2": plan_qwen2,
     "qwen3": plan_qwen3,
+    "gemma2": plan_gemma2,
     "gemma3": plan_gemma3,
+    "granite": plan_granite,
+    "olmo2": plan_olmo2,
+    "smollm3": plan_smollm3,
 }
 
 

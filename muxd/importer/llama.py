@@ -1,8 +1,10 @@
-"""GGUF ``llama``, which Mistral's files are too, to Hugging Face ``LlamaForCausalLM``.
+"""GGUF ``llama``, which Mistral's files are too, ``granite`` and ``smollm3`` to Hugging Face's names.
 
 llama.cpp rotates neighbouring pairs (2i, 2i+1), Hugging Face halves (i, i + d/2), so the converter reordered
 the rows of q and k inside each head. ``_halves_order`` undoes that.
 """
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,30 @@ def plan_llama(file: GgufFile) -> ModelLayout:
     """Raises ModelFolderError naming the metadata key or tensor that does not fit."""
     if file.integer("llama.expert_count", 0):
         file.fail("mixture-of-experts models cannot be imported")
-    config = decoder_config(file, "llama", "LlamaForCausalLM") | _NO_BIASES
+    return _plan(file, decoder_config(file, "llama", "LlamaForCausalLM"))
+
+
+def plan_granite(file: GgufFile) -> ModelLayout:
+    """With Granite's multipliers. Raises ModelFolderError as above."""
+    config = decoder_config(file, "granite", "GraniteForCausalLM")
+    multipliers = {
+        "attention_multiplier": "granite.attention.scale",
+        "embedding_multiplier": "granite.embedding_scale",
+        "residual_multiplier": "granite.residual_scale",
+        "logits_scaling": "granite.logit_scale",
+    }
+    return _plan(file, config | {name: file.number(key) for name, key in multipliers.items()})
+
+
+def plan_smollm3(file: GgufFile) -> ModelLayout:
+    """Every fourth layer does not turn: no GGUF says so, and llama.cpp's loader has it fixed. Raises
+    ModelFolderError as above."""
+    config = decoder_config(file, "smollm3", "SmolLM3ForCausalLM")
+    return _plan(file, config | {"no_rope_layer_interval": 4, "use_sliding_window": False})
+
+
+def _plan(file: GgufFile, config: dict[str, Any]) -> ModelLayout:
+    config |= _NO_BIASES
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim, hidden = config["head_dim"], config["hidden_size"]
 

@@ -95,10 +95,10 @@ class Estimator:
         return self._degrees[model]
 
     def demand(self, model: int) -> tuple[float, float]:
-        """Operations a second: 2 a parameter and token. And the parameters."""
+        """Operations a second: 2 a parameter that a token is computed with. And the parameters."""
         load = self.problem.models[model]
-        parameters = load.shape.parameters
-        return 2.0 * parameters * load.rate * (load.prompt + load.output), parameters
+        active = load.shape.active_parameters
+        return 2.0 * active * load.rate * (load.prompt + load.output), load.shape.parameters
 
     def shares(self, gpus: int, models: Sequence[int]) -> tuple[int, ...] | None:
         """Equal parts, as the scheduler gives them."""

@@ -1,6 +1,6 @@
 """What a unit holds on each of its devices, and what that leaves for K and V.
 
-    pool    = usable · memory - sum over models of ( weights / g + workers · (context + graphs) + scratch )
+    pool    = usable · memory - sum over models of ( weights / g + workers · context + graphs + scratch )
     scratch = 2 · activations + sets · step + workers · (tables + sampling + streams · workspace)
 
 What torch's allocator takes in a worker is the scratch, and a worker is held to its part of it. All are
@@ -33,7 +33,7 @@ class Budget(Struct, frozen=True):
     usable: float = 0.95  # of the device's memory
     workers: int = 1
     context: int = 800_000_000  # bytes of a process's device context and libraries
-    graphs: int = 300_000_000  # bytes the driver takes for captured graphs in each worker
+    graphs: int = 300_000_000  # bytes the driver takes for captured graphs, in the worker that decodes
     streams: int = 16  # that a worker may compute on
     workspace: int = 8_519_680  # bytes of cuBLAS for each stream: CUBLAS_WORKSPACE_CONFIG of its environment
     sets: int = 5  # of graphs kept, each with memory of its own
@@ -53,7 +53,7 @@ def _width(model: ModelLoad, gpus: int) -> float:
     """Numbers that one token's layer holds at once."""
     shape = model.shape
     attention = (shape.heads + 2 * shape.kv_heads) * shape.head_dim / gpus
-    return 4 * shape.hidden + attention + 3 * shape.intermediate / gpus
+    return 4 * shape.hidden + attention + shape.mlp_numbers / gpus
 
 
 def step(model: ModelLoad, gpus: int, budget: Budget) -> int:
@@ -84,7 +84,7 @@ def scratch(model: ModelLoad, gpus: int, budget: Budget, phases: Phases) -> int:
 def fixed(model: ModelLoad, gpus: int, budget: Budget) -> int:
     """Bytes on each device that the model holds whether or not it serves."""
     phases: tuple[Phases, ...] = ("both",) if budget.workers == 1 else ("prefill", "decode")
-    process = budget.workers * (budget.context + budget.graphs)
+    process = budget.workers * budget.context + budget.graphs
     held = sum(scratch(model, gpus, budget, one) for one in phases)
     return model.shape.weight_bytes(gpus, model.dtype) + held + process
 

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from muxd.text.pieces import Kind, Pieces
-from muxd.text.tokenizer import Tokenizer
 
 _UTF8 = codecs.getincrementaldecoder("utf-8")
 
@@ -28,8 +27,7 @@ class Detokenizer:
     first word of a text, and the answer to a prompt is not the first.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, start: bool = False, shown: Collection[str] = ()):
-        pieces = tokenizer.pieces
+    def __init__(self, pieces: Pieces, *, start: bool = False, shown: Collection[str] = ()):
         self._shown = pieces.specials(shown)
         self._joiner: _Joiner
         if pieces.kind is Kind.BYTES:

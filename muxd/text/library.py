@@ -34,16 +34,6 @@ class Shelf(Protocol):
     def open(self, view: View) -> TextModel: ...
 
 
-class Here:
-    """The daemon's own tokenizer of one model, for texts too short to send away; never a template."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-
-    def open(self, view: View) -> TextModel:
-        return TextModel(view, self._tokenizer, None)
-
-
 class Library:
     """Of one process. The least recently used models go when there is one tokenizer too many; models whose
     files say the same have one."""
@@ -95,8 +85,3 @@ def stamp(folder: Path) -> str:
     except OSError:
         return ""
     return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
-
-
-def longest_token(tokenizer: Tokenizer) -> int:
-    """Bytes of text that one token can stand for, at most."""
-    return max((len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)), default=0)

@@ -6,11 +6,10 @@ are simple enough to take apart: the rules below are those of the library, and t
 """
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any
-
-import tokenizers
 
 # The printable stand-ins of byte-level BPE: bytes that print are themselves, the others follow from U+0100.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -33,16 +32,22 @@ class Pieces:
     """Table from token id to ``str`` (text), ``bytes`` (UTF-8, perhaps a part of a character) or None (adds
     nothing). Shared by all streams of a model. Raises ValueError for a decoder it cannot take apart."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer):
-        self._tokenizer = tokenizer
-        added = tokenizer.get_added_tokens_decoder()
-        self.special = {token.content for token in added.values() if token.special}
-        decoder = tokenizer.decoder
+    def __init__(self, decoder: str, special: Mapping[str, int], name: Callable[[int], str | None]):
+        """``decoder``: as the library writes it, JSON; "": none. ``special``: those tokens by their text.
+        ``name``: of any token, None where there is no such one."""
+        self.decoder, self.special = decoder, dict(special)
+        self._name = name
         self._replacements: list[tuple[str, str]] = []
         self.joined = ""  # with which the tokens of ``WORDS`` begin that go on with a word
         self.strip_left = 0  # leading spaces taken off the whole text
-        self.kind = self._take_apart(json.loads(decoder.__getstate__())) if decoder else Kind.SPACED
+        self.kind = self._take_apart(json.loads(decoder)) if decoder else Kind.SPACED
         self._known: dict[int, str | bytes | None] = {}
+
+    @property
+    def growth(self) -> float:
+        """How many times the bytes of its name a token's text may have."""
+        sizes = [(len(old.encode()), len(new.encode())) for old, new in self._replacements]
+        return math.prod(max(1.0, new / old) if old else math.inf for old, new in sizes)
 
     def __getitem__(self, token: int) -> str | bytes | None:
         try:
@@ -52,8 +57,7 @@ class Pieces:
 
     def specials(self, texts: Iterable[str]) -> dict[int, str]:
         """Those of the ``texts`` that are special tokens, by id."""
-        found = {self._tokenizer.token_to_id(text): text for text in texts if text in self.special}
-        return {token: text for token, text in found.items() if token is not None}
+        return {self.special[text]: text for text in texts if text in self.special}
 
     def start_after(self, ids: Iterable[int]) -> bool:
         """Whether a text that goes on from ``ids`` is still at its start: they add nothing to it."""
@@ -89,7 +93,7 @@ class Pieces:
         return Kind.FALLBACK
 
     def _resolve(self, token: int, *, skip_special: bool) -> str | bytes | None:
-        text = self._tokenizer.id_to_token(token) if 0 <= token < 1 << 32 else None
+        text = self._name(token)
         if text is None or (skip_special and text in self.special):
             return None
         if self.kind is Kind.BYTES:

@@ -30,7 +30,8 @@ _log = logging.getLogger("muxd.text")
 
 _LEAST = 4096  # bytes that any job counts for
 _RATE = 1e6  # bytes a second, until one has been seen
-_BUSY = 6  # by the clock a job may take so many times its deadline
+_BUSY = 6  # by the clock a job may take so many times its deadline,
+_BEHIND = 30  # and one that loads a model, which is behind everybody
 _TICK = 0.05  # seconds between looks at what it has used
 _UNWANTED = 1.0  # of its own seconds that a job nobody waits for may take: a new process costs as much
 _RESPAWN = 1.0  # seconds after a process that could not be started
@@ -102,9 +103,10 @@ class TextPool:
                 job.result.set_exception(_ended())
         self._waiting.clear()
 
-    async def check(self, source: Source) -> Checked:
-        """Read a model's tokenizer and compile its template. Raises ModelFolderError or ConfigError."""
-        checked = await self.run(Check(source), source.model, 0)
+    async def check(self, source: Source, size: int) -> Checked:
+        """Read the tokenizer of a model that has ``size`` tokens and compile its template. Raises
+        ModelFolderError or ConfigError."""
+        checked = await self.run(Check(source, size), source.model, 0)
         assert isinstance(checked, Checked)
         return checked
 
@@ -237,11 +239,14 @@ class TextPool:
 
     async def _answer(self, process: TextProcess, job: _Job) -> Result:
         """The deadline is of the process's own seconds: on a busy machine a job takes no more of them. Raises
-        TimeoutError then, or after ``_BUSY`` times as long by the clock, EOFError where the process ended."""
+        TimeoutError then, or after so many times as long by the clock, EOFError where the process ended."""
+        times = _BEHIND if isinstance(job.work, Check) else _BUSY
         ask = asyncio.create_task(process.ask(job.work, lambda stage: setattr(job, "stage", stage)))
         try:
-            await _until(lambda: ask.done() or job.unwanted, process, self.limits.deadline, ask, job.result)
-            await _until(ask.done, process, _UNWANTED, ask)
+            await _until(
+                lambda: ask.done() or job.unwanted, process, self.limits.deadline, times, ask, job.result
+            )
+            await _until(ask.done, process, _UNWANTED, times, ask)
             return ask.result()
         finally:
             ask.cancel()
@@ -275,12 +280,12 @@ class TextPool:
 
 
 async def _until(
-    over: Callable[[], bool], process: TextProcess, most: float, *futures: asyncio.Future[Any]
+    over: Callable[[], bool], process: TextProcess, most: float, times: int, *futures: asyncio.Future[Any]
 ) -> None:
-    """Raises TimeoutError once ``process`` has used ``most`` seconds. Looks when one of the ``futures`` is
-    done, and now and then once somebody has left."""
+    """Raises TimeoutError once ``process`` has used ``most`` seconds, or after ``times`` as long by the
+    clock. Looks when one of the ``futures`` is done, and now and then once somebody has left."""
     loop = asyncio.get_running_loop()
-    before, end, left = process.seconds(), loop.time() + _BUSY * most, most
+    before, end, left = process.seconds(), loop.time() + times * most, most
     while not over():
         if left <= 0 or loop.time() >= end:
             raise TimeoutError

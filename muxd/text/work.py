@@ -12,6 +12,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Raw, Struct
 
+from muxd.text.token_names import TokenNames
+
 LENGTH = struct.Struct("<I")
 READY = b"r"  # a process's first byte
 Kind = Literal[
@@ -63,9 +65,10 @@ class View(Struct, frozen=True):
 
 
 class Check(Struct, frozen=True, tag="check"):
-    """Read the model's tokenizer and compile its template."""
+    """Read the model's tokenizer and compile its template. ``size``: tokens that the model has."""
 
     source: Source
+    size: int
 
 
 class Unloaded(Struct, frozen=True, tag="unloaded"):
@@ -95,6 +98,10 @@ class Doing(Struct, frozen=True, tag="doing"):
 
 
 class Checked(Struct, frozen=True, tag="checked"):
+    """``eos``: as ``Tokenizer.eos``; ``longest``: bytes of the longest token."""
+
+    names: TokenNames
+    eos: list[int]
     chat: bool
     longest: int
     thinking: str = ""  # of the chat template, by ``muxd.text.thinking``

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 
+from muxd.device.behind import aside
 from muxd.errors import MuxdError
 from muxd.link import fds, lifeline
 from muxd.link.exits import STACKS, Exit
@@ -80,14 +81,20 @@ def _work(setup: Setup, received: list[int], sock: socket.socket) -> Exit:
         log.error("set-up: %s", error)
         return Exit.BAD_SETUP
     link = WorkerEnd(setup.link, setup.worker, follows=setup.rank > 0)
-    try:
+
+    def rehearsed() -> tuple[Runner, float, float]:
         began = time.monotonic()
-        runner = Runner(setup, pool, weights)
+        made = Runner(setup, pool, weights)
         loaded = time.monotonic()
-        runner.warm_up()
-        warm = time.monotonic()
-        took = loaded - began, warm - loaded
-        link.send(Ready(setup.worker, os.getpid(), str(torch.__version__), *took, view.mps, view.sms))
+        made.warm_up()
+        return made, loaded - began, time.monotonic() - loaded
+
+    try:
+        # On a CPU others stream meanwhile; a GPU's context is the main thread's.
+        runner, building, warming = aside(rehearsed) if setup.device == "cpu" else rehearsed()
+        link.send(
+            Ready(setup.worker, os.getpid(), str(torch.__version__), building, warming, view.mps, view.sms)
+        )
         ended = serve(link, runner, Growth(sock, space, setup.worker))
         if ended is Exit.OK:
             leave()

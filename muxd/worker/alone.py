@@ -60,7 +60,7 @@ def _weights(folder: Path, spec: ModelSpec, setup: probe.Setup) -> tuple[WeightP
     made = plan(folder, spec, setup.dtype, packing=packing, rank=Rank(setup.rank, setup.ranks))
     weights = np.empty(made.bytes + ALIGNMENT, np.uint8)
     weights = weights[-weights.ctypes.data % ALIGNMENT :][: made.bytes]
-    fill(made, HostWriter(weights), lambda done: None)
+    fill(made, HostWriter(weights))
     return made, torch.from_numpy(weights).to(setup.device)
 
 

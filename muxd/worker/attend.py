@@ -71,17 +71,23 @@ class DecodeAttend:
             self._groups.append(groups[reach])
 
     def __call__(
-        self, layer: int, qkv: Tensor, angles: Angles, norms: tuple[Norm, Norm] | None = None
+        self,
+        layer: int,
+        qkv: Tensor,
+        angles: Angles,
+        norms: tuple[Norm, Norm] | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """See ``muxd.models.layers.Attend``."""
         q, kv = _turned(self._kv.spec, qkv, angles, norms)
-        blocks, scale = self._kv.blocks, self._kv.spec.attention_scale
+        blocks, spec = self._kv.blocks, self._kv.spec
+        scale, cap = spec.attention_scale, spec.attention_softcap
         blocks.write(self._blocks[layer], self._slots, kv)
         seen = []
         for group in self._groups[layer]:
             blocks.gather(group.places[layer], *group.gathered)
             part = q[group.first : group.stop]
-            seen.append(decode_attention(part, group.keys, group.values, group.mask, scale))
+            seen.append(decode_attention(part, group.keys, group.values, group.mask, scale, cap, sinks))
         return seen[0] if len(seen) == 1 else torch.cat(seen)
 
 
@@ -164,7 +170,12 @@ class PrefillAttend:
         self._views = {w: [_view(kv, span, w) for span in spans] for w in set(kv.spec.windows)}
 
     def __call__(
-        self, layer: int, qkv: Tensor, angles: Angles, norms: tuple[Norm, Norm] | None = None
+        self,
+        layer: int,
+        qkv: Tensor,
+        angles: Angles,
+        norms: tuple[Norm, Norm] | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """See ``muxd.models.layers.Attend``."""
         spec = self._kv.spec
@@ -176,7 +187,10 @@ class PrefillAttend:
         for span, view in zip(self._spans, self._views[spec.windows[layer]], strict=True):
             here = slice(end, end := end + span.stop - span.start)
             keys, values = self._seen(layer, view, kv[here])
-            seen = prefill_attention(q[here].transpose(0, 1), keys, values, view.mask, spec.attention_scale)
+            part = q[here].transpose(0, 1)
+            seen = prefill_attention(
+                part, keys, values, view.mask, spec.attention_scale, spec.attention_softcap, sinks
+            )
             out[here] = seen.transpose(0, 1)
         return out.flatten(1)
 

@@ -100,7 +100,7 @@ class CpuStep(ABC, Generic[K]):
             self._turn_to(shared)
 
     def ready(self, decodes: bool) -> None:
-        pass
+        self._threads = 0  # OpenMP keeps their number by the thread, and another one may serve
 
     def learn(self, new: NewRows) -> None:
         self._kv.learn(new)

@@ -41,12 +41,18 @@ class PagedDecode(NamedTuple):
     splits: int
 
     def __call__(
-        self, layer: int, qkv: Tensor, angles: Angles, norms: tuple[Norm, Norm] | None = None
+        self,
+        layer: int,
+        qkv: Tensor,
+        angles: Angles,
+        norms: tuple[Norm, Norm] | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         q = _turn_and_write(qkv, angles, norms, self.pool, layer, self.rows, self.positions, None)
         return ops.decode_attention(
             q, self.pool, layer, self.rows, self.lengths,
-            scale=self.spec.attention_scale, window=self.spec.windows[layer], splits=self.splits,
+            scale=self.spec.attention_scale, window=self.spec.windows[layer],
+            softcap=self.spec.attention_softcap, sinks=sinks, splits=self.splits,
         )  # fmt: skip
 
 
@@ -62,10 +68,16 @@ class PagedPrefill(NamedTuple):
     cached: Tensor  # [b], tokens before the chunk
 
     def __call__(
-        self, layer: int, qkv: Tensor, angles: Angles, norms: tuple[Norm, Norm] | None = None
+        self,
+        layer: int,
+        qkv: Tensor,
+        angles: Angles,
+        norms: tuple[Norm, Norm] | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         q = _turn_and_write(qkv, angles, norms, self.pool, layer, self.rows, self.positions, self.owners)
         return ops.prefill_attention(
             q, self.pool, layer, self.rows, self.starts, self.cached,
             scale=self.spec.attention_scale, window=self.spec.windows[layer],
+            softcap=self.spec.attention_softcap, sinks=sinks,
         )  # fmt: skip

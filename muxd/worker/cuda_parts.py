@@ -44,20 +44,30 @@ class CudaNorm:
         return ops.rms_norm(x, self.weight, self.eps, after=add)
 
 
+class CudaLayerNorm(CudaNorm):
+    """The same of x less its mean, which is LayerNorm without a bias."""
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """x [n, hidden]."""
+        full = x.float()
+        normed = ops.rms_norm(full - full.mean(-1, keepdim=True), self.weight, self.eps).to(x.dtype)
+        return normed if add is None else add + normed
+
+
 class CudaRotary:
     """Angles of positions [0, length), from a table where that is small enough."""
 
-    def __init__(self, frequencies: Tensor, length: int, dtype: torch.dtype, magnitude: float = 1.0):
-        self._frequencies, self._dtype, self._magnitude = frequencies, dtype, magnitude
+    def __init__(self, frequencies: Tensor, magnitudes: Tensor, length: int, dtype: torch.dtype):
+        self._frequencies, self._magnitudes, self._dtype = frequencies, magnitudes, dtype
         self._table: Angles | None = None
         if length * 2 * frequencies.numel() * dtype.itemsize <= _TABLE_BYTES:
             positions = torch.arange(length, device=frequencies.device)
-            self._table = angles(positions, frequencies, dtype, magnitude)
+            self._table = angles(positions, frequencies, dtype, magnitudes)
 
     def __call__(self, positions: Tensor) -> Angles:
         """positions [n], none below 0 -> cosine and signed sine [n, 1, head_dim]."""
         if self._table is None:
-            return angles(positions, self._frequencies, self._dtype, self._magnitude)
+            return angles(positions, self._frequencies, self._dtype, self._magnitudes)
         cos, sin = self._table
         return cos.index_select(0, positions), sin.index_select(0, positions)
 
@@ -72,10 +82,14 @@ class CudaWeights(Views):
     def linear(self, name: str, *, bias: bool = False) -> Linear:
         return CudaLinear(self.tensor(name), self.tensor(f"{name}.bias") if bias else None)
 
-    def norm(self, name: str, eps: float, *, offset: bool = False) -> Norm:
+    def norm(self, name: str, eps: float, *, offset: bool = False, centred: bool = False) -> Norm:
         weight = self.tensor(name)
-        return CudaNorm(1.0 + weight.float() if offset else weight, eps)
+        kind = CudaLayerNorm if centred else CudaNorm
+        return kind(1.0 + weight.float() if offset else weight, eps)
 
     def rotary(self, rope: Rope, head_dim: int) -> Turn:
-        frequencies = torch.from_numpy(rope.inverse_frequencies(head_dim)).to(self._region.device)
-        return CudaRotary(frequencies, self._length, self.dtype, rope.magnitude)
+        frequencies, magnitudes = (
+            torch.from_numpy(each).to(self._region.device)
+            for each in (rope.inverse_frequencies(head_dim), rope.magnitudes(head_dim))
+        )
+        return CudaRotary(frequencies, magnitudes, self._length, self.dtype)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from muxd.kernels.linear import PackedLinear, PlainLinear, packs
-from muxd.kernels.rms_norm import OffsetRmsNorm, RmsNorm
+from muxd.kernels.rms_norm import LayerNorm, OffsetRmsNorm, RmsNorm
 from muxd.messages import Dtype, TensorEntry
 from muxd.models.layers import Linear, Norm, Rotary, Turn
 from muxd.models.rope import Rope
@@ -51,8 +51,10 @@ class MappedWeights(Views):
         weight, added = self.tensor(name), self.tensor(f"{name}.bias") if bias else None
         return PackedLinear(weight, added) if self._pack[weight.dtype] else PlainLinear(weight, added)
 
-    def norm(self, name: str, eps: float, *, offset: bool = False) -> Norm:
+    def norm(self, name: str, eps: float, *, offset: bool = False, centred: bool = False) -> Norm:
         weight = self.tensor(name)
+        if centred:
+            return LayerNorm(weight, eps)
         return OffsetRmsNorm(weight, eps) if offset else RmsNorm(weight, eps)
 
     def rotary(self, rope: Rope, head_dim: int) -> Turn:

@@ -13,21 +13,26 @@ from torch import Tensor
 from muxd.kernels import native
 from muxd.kernels.native import (
     FORMATS,
+    ROPES,
     BatchFields,
     LayerFields,
     LayerLows,
     LowFields,
     MatrixFields,
+    MixtureFields,
     ModelFields,
 )
 from muxd.messages import LoraPart, Setup, TensorEntry
+from muxd.models.mixture import Experts
 from muxd.models.packing import part_names
 from muxd.models.rope import Rope
 from muxd.models.spec import ModelSpec
+from muxd.models.tensors import ROUTER
 from muxd.worker.mapped import DTYPES, Views
 from muxd.worker.native_pool import NativePool
 
 _LANES = 16
+_PLACES = ("before_attention", "after_attention", "before_mlp", "after_mlp")
 _PARTS = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
 
 _log = logging.getLogger("muxd.worker")
@@ -41,17 +46,21 @@ class NativeModel:
         self._spec, self._kept = spec, list[object]()
         self._entries = {entry.name: entry for entry in setup.tensors}
         self._views, self._weights = Views(setup.tensors, weights), weights
-        ropes = [spec.rope] if spec.rope == spec.local_rope else [spec.rope, spec.local_rope]
+        ropes = list(dict.fromkeys(spec.rope_of(layer) for layer in range(spec.layers)))
         layers = (LayerFields * spec.layers)(*(self._layer(i, ropes) for i in range(spec.layers)))
-        scale = torch.tensor(spec.embed_scale, dtype=DTYPES[setup.dtype])
+        scale = spec.embed_scale
+        if spec.embed_scale_rounded:
+            scale = float(torch.tensor(scale, dtype=DTYPES[setup.dtype]))
         frequencies = [self._keep(rope.inverse_frequencies(spec.head_dim)) for rope in ropes]
+        magnitudes = [self._keep(rope.magnitudes(spec.head_dim)) for rope in ropes]
         self._keep_alive(layers)
         self._library = native.library()
         model = ModelFields(
-            spec.layers, spec.hidden_size, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate_size,
-            spec.vocab_size, int(spec.gelu), spec.norm_eps, spec.attention_scale, float(scale),
-            spec.logit_softcap or 0.0, (ctypes.c_void_p * 2)(*frequencies),
-            (ctypes.c_float * 2)(*(rope.magnitude for rope in ropes)), self._matrix("embed"),
+            spec.layers, spec.hidden_size, spec.heads, spec.kv_heads, spec.head_dim, self._inner(),
+            spec.vocab_size, spec.gelu, spec.norm_centred, spec.parallel, spec.wide_qk_norm,
+            spec.norm_eps, spec.attention_scale, scale, spec.residual_scale, spec.logit_scale,
+            spec.logit_softcap or 0.0, spec.attention_softcap or 0.0, (ctypes.c_void_p * ROPES)(*frequencies),
+            (ctypes.c_void_p * ROPES)(*magnitudes), self._matrix("embed"),
             self._matrix("embed" if spec.tied_embeddings else "head"), self._norm("norm"), layers,
             self._lows(setup.lora), max((part.a.shape[0] for part in setup.lora), default=0),
         )  # fmt: skip
@@ -91,22 +100,56 @@ class NativeModel:
     def _layer(self, i: int, ropes: Items[Rope]) -> LayerFields:
         name, spec = f"layers.{i}.", self._spec
         q, k, v = (self._matrix(part) for part in part_names(name + "qkv", 3))
-        gate, up = (self._matrix(part) for part in part_names(name + "gate_up", 2))
         biases = self._biases(name + "qkv.bias", (q.rows, k.rows, v.rows)) if spec.qkv_bias else [None] * 3
-        o, down = self._matrix(name + "o"), self._matrix(name + "down")
-        window = spec.windows[i]
+        o, gate, up, down = self._matrix(name + "o"), MatrixFields(), MatrixFields(), MatrixFields()
+        if (experts := spec.experts_of(i)) is None:
+            gate, up = (self._matrix(part) for part in part_names(name + "gate_up", 2))
+            down = self._matrix(name + "down")
+        placed = {place: self._norm(name + place) for place, _ in spec.norms.placed()}
+        qk_norms: list[int | None] = [None, None]
+        if spec.qk_norm or spec.wide_qk_norm:
+            qk_norms = [self._norm(f"{name}{part}_norm") for part in "qk"]
         return LayerFields(
             q, k, v, o, gate, up, down,
-            self._norm(name + "input_norm"),
-            self._norm(name + "post_attention_norm") if spec.norms_after else None,
-            self._norm(name + ("pre_feedforward_norm" if spec.norms_after else "post_attention_norm")),
-            self._norm(name + "post_feedforward_norm") if spec.norms_after else None,
-            self._norm(name + "q_norm") if spec.qk_norm else None,
-            self._norm(name + "k_norm") if spec.qk_norm else None,
+            *(placed.get(place) for place in _PLACES),
+            *qk_norms,
+            self._keep(self._vector(name + "sinks")) if spec.sinks else None,
             *biases,
             self._biases(name + "o.bias", (o.rows,))[0] if spec.o_bias else None,
-            window or 0, 0 if window is None else len(ropes) - 1,
+            spec.windows[i] or 0, ropes.index(spec.rope_of(i)),
+            None if experts is None else ctypes.pointer(self._mixture(name, experts)),
         )  # fmt: skip
+
+    def _mixture(self, name: str, experts: Experts) -> MixtureFields:
+        count = experts.count
+        gate_up = [self._matrix(part) for part in part_names(f"{name}experts.gate_up", 2 * count)]
+        down = [self._matrix(part) for part in part_names(f"{name}experts.down", count)]
+        each = [(MatrixFields * count)(*some) for some in (gate_up[::2], gate_up[1::2], down)]
+        biases: list[int | None] = [None] * 4
+        if experts.biased:
+            rows = experts.inner, self._spec.hidden_size
+            biases = [
+                *self._biases(f"{name}{ROUTER}.bias", (count,)),
+                *self._stacked_biases(f"{name}experts.gate_up.bias", count, 2, rows[0]),
+                *self._stacked_biases(f"{name}experts.down.bias", count, 1, rows[1]),
+            ]
+        found = MixtureFields(
+            count, experts.chosen, experts.inner, int(experts.normalised), experts.alpha, experts.limit,
+            self._matrix(f"{name}{ROUTER}"), *each, *biases,
+        )  # fmt: skip
+        self._keep_alive((found, each))
+        return found
+
+    def _stacked_biases(self, name: str, experts: int, parts: int, rows: int) -> list[int]:
+        """Of each part [experts, rows], each expert's padded to whole registers."""
+        whole = np.zeros((parts, experts, -(-rows // _LANES) * _LANES), dtype=np.float32)
+        whole[:, :, :rows] = self._vector(name).reshape(experts, parts, rows).transpose(1, 0, 2)
+        return [self._keep(one) for one in whole]
+
+    def _inner(self) -> int:
+        """Of layers with an MLP, 0 where there are none."""
+        dense = any(self._spec.experts_of(i) is None for i in range(self._spec.layers))
+        return self._spec.intermediate_size if dense else 0
 
     def _lows(self, told: list[LoraPart]) -> "ctypes.Array[LayerLows] | None":
         """[adapters, layers]: what each adapter adds, where it adds something."""

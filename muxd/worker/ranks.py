@@ -111,8 +111,8 @@ class RankWeights:
             return _Sum(self._plain.linear(name), self._group, added)
         return self._plain.linear(name, bias=bias)
 
-    def norm(self, name: str, eps: float, *, offset: bool = False) -> Norm:
-        return self._plain.norm(name, eps, offset=offset)
+    def norm(self, name: str, eps: float, *, offset: bool = False, centred: bool = False) -> Norm:
+        return self._plain.norm(name, eps, offset=offset, centred=centred)
 
     def rotary(self, rope: Rope, head_dim: int) -> Turn:
         return self._plain.rotary(rope, head_dim)

@@ -75,7 +75,8 @@ class Runner:
 
     def __init__(self, setup: Setup, pool: Tensor, weights: Tensor, *, paged: bool | None = None):
         tied = all(tensor.name != "head" for tensor in setup.tensors)  # the daemon has compared
-        whole = structs.replace(read_spec(Path(setup.folder)), tied_embeddings=tied)
+        read = read_spec(Path(setup.folder)).within(setup.max_context)
+        whole = structs.replace(read, tied_embeddings=tied)
         self._spec: ModelSpec = cut_spec(whole, setup.ranks)
         self._max_context = setup.max_context
         self._decodes = setup.phases != "prefill" and not self._spec.headless

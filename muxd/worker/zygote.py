@@ -19,6 +19,7 @@ import sys
 from typing import NamedTuple
 
 from muxd.link import fds, lifeline
+from muxd.link.exits import Exit
 from muxd.messages import Ended, Fork, Forked, NotForked, ToZygote
 from muxd.worker import __main__ as worker
 
@@ -54,10 +55,17 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     os.close(given.lifeline)
     os.environ.update(child.environment)
-    return worker.run(socket.socket(fileno=child.control))
+    code = worker.run(socket.socket(fileno=child.control))
+    if code == Exit.OK:
+        # Nothing is under way, and all is said. To take the interpreter apart would write to every page that
+        # the zygote shares: a third of a second's work, for which whoever unloads or stops a model waits.
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _import(*, kernels: bool) -> None:
+    gc.disable()  # what modules make stays: looking through it again and again takes a sixth of the start
     for name in _WORKER:
         importlib.import_module(name)
     if kernels:
@@ -68,6 +76,7 @@ def _import(*, kernels: bool) -> None:
             pass  # a worker that needs them says so
     gc.collect()
     gc.freeze()  # a collection in a child would write to the pages of all that was imported, and so copy them
+    gc.enable()
 
 
 def _serve(sock: socket.socket) -> Child | None:

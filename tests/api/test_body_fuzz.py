@@ -9,13 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.bodies import SCHEMAS, Bodies, Body
+from support.examples import examples
 from support.http_door import Door, Scripted
 
 from muxd.api.refusals import HARMLESS
 from muxd.api.schemas import ChatRequest, CompletionRequest
 
 pytestmark = pytest.mark.anyio
-relaxed = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(max_examples=examples(120), suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Made before the test's coroutine begins: what hypothesis raises to end an example would end anyio's runner.
 randoms = st.randoms(use_true_random=False)
 BODIES = Bodies("org/chat-model", "base", 258)  # the tokenizer has a few more

@@ -28,12 +28,12 @@ async def test_gone(
     caplog.set_level(logging.INFO, "muxd.access")
     serving.play = serving.hold()
     reader, writer = await post_raw(chat_body | {"stream": stream, "n": n})
-    await asyncio.wait_for(serving.submitted.wait(), 5)
+    await asyncio.wait_for(serving.submitted.wait(), 60)
     if stream:
-        await asyncio.wait_for(reader.readuntil(b'"content":"hello"'), 5)
+        await asyncio.wait_for(reader.readuntil(b'"content":"hello"'), 60)
     assert serving.closed == []
     writer.transport.abort()
-    await asyncio.wait_for(serving.closing.wait(), 5)
+    await asyncio.wait_for(serving.closing.wait(), 60)
     assert serving.closed == [False] * n
     for one in serving.streams:
         one.close()
@@ -50,9 +50,9 @@ async def test_gone_after_a_polite_half_close(
 ) -> None:
     serving.play = serving.hold()
     _, writer = await post_raw(chat_body)
-    await asyncio.wait_for(serving.submitted.wait(), 5)
+    await asyncio.wait_for(serving.submitted.wait(), 60)
     writer.close()
-    await asyncio.wait_for(serving.closing.wait(), 5)
+    await asyncio.wait_for(serving.closing.wait(), 60)
     assert serving.closed == [False]
 
 
@@ -64,7 +64,7 @@ async def test_one_leaves_the_others_stay(
     stream = await door.openai.chat.completions.create(**chat_body, stream=True)
     assert (await anext(stream)).choices[0].delta.role == "assistant"
     writer.transport.abort()
-    await asyncio.wait_for(serving.closing.wait(), 5)
+    await asyncio.wait_for(serving.closing.wait(), 60)
     for token in serving.ids("three"):
         serving.streams[1].put(token)
     serving.streams[1].end("stop")
@@ -93,7 +93,7 @@ async def test_slow_reader_is_waited_for_and_stalls_nobody(
 
     serving.play = flood
     reader, _ = await post_raw(chat_body | {"stream": True})
-    await asyncio.wait_for(written.wait(), 30)
+    await asyncio.wait_for(written.wait(), 60)
     serving.play = serving.say("hello world")
     assert (await door.post(CHAT, chat_body))[0] == 200
     held = len(serving.streams[0]._tokens)

@@ -28,27 +28,33 @@ HEAD = (
 
 
 @pytest.fixture
-def limits() -> HttpLimits:
+def limits(request: pytest.FixtureRequest) -> HttpLimits:
+    """Of seconds few where they are to be used up, and as many as a busy machine needs where they are not."""
+    seconds = getattr(request, "param", 60.0)
     return HttpLimits(
-        connections=8, header_timeout=0.3, body_timeout=0.3, idle_timeout=1.0, write_timeout=0.3,
+        connections=8, header_timeout=seconds, body_timeout=seconds, idle_timeout=1.0, write_timeout=seconds,
         body_memory=300_000,
     )  # fmt: skip
 
 
+used_up = pytest.mark.parametrize("limits", [0.3], indirect=True)
+
+
 async def answer_of(reader: asyncio.StreamReader) -> tuple[int, dict[str, str | None]]:
     """Status and error object of one answer with a length."""
-    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)).decode()
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)).decode()
     while " 100 " in head.split("\r\n")[0]:
-        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)).decode()
+        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)).decode()
     length = next(int(line.split(":")[1]) for line in head.lower().split("\r\n") if "content-length" in line)
     return int(head.split()[1]), json.loads(await reader.readexactly(length)).get("error", {})
 
 
 async def closed(reader: asyncio.StreamReader) -> None:
     with contextlib.suppress(ConnectionError):
-        assert await asyncio.wait_for(reader.read(), 20) == b""
+        assert await asyncio.wait_for(reader.read(), 60) == b""
 
 
+@used_up
 @pytest.mark.parametrize(
     "sent", [b"POST / HTTP/1.1\r\nHost: x", b"G", b"POST / HTTP/1.1\r\nHost: localhost\r\nA: b\r\n"]
 )
@@ -59,11 +65,13 @@ async def test_headers_that_never_end(connect: Connect, sent: bytes) -> None:
     await closed(reader)
 
 
+@used_up
 async def test_a_connection_that_never_says_anything_is_closed(connect: Connect) -> None:
     reader, _ = await connect(b"")
     await closed(reader)
 
 
+@used_up
 async def test_a_body_that_never_ends(connect: Connect) -> None:
     reader, _ = await connect(HEAD.format(1000).encode() + b'{"model":')
     status, error = await answer_of(reader)
@@ -71,6 +79,7 @@ async def test_a_body_that_never_ends(connect: Connect) -> None:
     await closed(reader)
 
 
+@used_up
 async def test_unfinished_bodies_share_a_memory_and_small_ones_find_room(
     connect: Connect, door: Door, chat_body: dict[str, Any]
 ) -> None:
@@ -109,7 +118,7 @@ async def test_where_all_are_busy_one_more_is_refused(
         await post_raw(chat_body | {"stream": True})
     while len(serving.requests) < 8:
         serving.submitted.clear()
-        await asyncio.wait_for(serving.submitted.wait(), 20)
+        await asyncio.wait_for(serving.submitted.wait(), 60)
     reader, _ = await connect(b"")
     status, error = await answer_of(reader)
     assert (status, error["code"]) == (503, "overloaded")
@@ -117,6 +126,7 @@ async def test_where_all_are_busy_one_more_is_refused(
     assert serving.closed == []
 
 
+@used_up
 async def test_a_client_that_does_not_read_is_cut_off(
     door: Door, serving: Scripted, post_raw: PostRaw, chat_body: dict[str, Any]
 ) -> None:
@@ -149,7 +159,7 @@ async def test_a_half_closed_client_gets_its_answer(
     body = json.dumps({"model": "base", "prompt": "x"}).encode()
     reader, writer = await connect(HEAD.format(len(body)).encode() + body)
     writer.write_eof()
-    await asyncio.wait_for(serving.submitted.wait(), 20)
+    await asyncio.wait_for(serving.submitted.wait(), 60)
     go.set()
     status, error = await answer_of(reader)
     assert (status, error) == (200, {})
@@ -170,11 +180,11 @@ async def test_a_half_closed_client_of_ollamas_stream_reads_lines_of_json(
     body = json.dumps({"model": "base", "prompt": "x"}).encode()
     head = HEAD.replace("/v1/completions", "/api/generate").format(len(body))
     reader, writer = await connect(head.encode() + body)
-    await asyncio.wait_for(reader.readuntil(b"}\n\r\n"), 20)
+    await asyncio.wait_for(reader.readuntil(b"}\n\r\n"), 60)
     writer.write_eof()
-    assert await asyncio.wait_for(reader.readexactly(6), 20) == b"1\r\n \r\n"
+    assert await asyncio.wait_for(reader.readexactly(6), 60) == b"1\r\n \r\n"
     go.set()
-    rest = await asyncio.wait_for(reader.read(), 20)
+    rest = await asyncio.wait_for(reader.read(), 60)
     parts = [part for part in rest.split(b"\r\n") if part.lstrip().startswith(b"{")]
     (last,) = [json.loads(line) for line in b"".join(parts).splitlines()]
     assert last["done"]

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
 def reached(address: str, port: int) -> bool:
     """Whether a connection comes about."""
     try:
-        socket.create_connection((address, port), timeout=5).close()
+        socket.create_connection((address, port), timeout=60).close()
     except ConnectionRefusedError:
         return False
     return True

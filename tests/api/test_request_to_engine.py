@@ -143,13 +143,13 @@ async def test_the_engine_knows_both_ids_the_client_was_told(
     assert serving.requests[-1].http_id == headers["x-request-id"] != ""
 
 
-async def test_long_prompts_and_chat_templates_go_to_a_text_process(
+async def test_prompts_and_chat_templates_go_to_a_text_process(
     door: Door, serving: Scripted, chat_body: dict[str, Any]
 ) -> None:
-    """Short prompts need none."""
     serving.by_name["base"].max_context = 100_000
     await door.post(TEXT, {"model": "base", "prompt": "the quick"})
-    assert serving.texts == []
+    assert [model for model, _ in serving.texts] == ["base"]
+    serving.texts.clear()
     long = {"model": "base", "prompt": "the quick " * 1000}
     assert (await door.post(TEXT, long))[0] == 200
     assert serving.texts == [("base", len(json.dumps(long)))]

@@ -96,7 +96,7 @@ async def test_a_handshake_has_as_long_as_headers_have(
     issue("first")
     certificate = Certificate(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"), HandClock())
     metrics = HttpMetrics(CollectorRegistry())
-    limits = HttpLimits(header_timeout=0.1)
+    limits = HttpLimits(header_timeout=0.5)
     app = make_app(serving, max_body=1 << 20, metrics=metrics, texts=serving, limits=limits)
     runner = make_runner(app, shutdown_timeout=1)
     await runner.setup()

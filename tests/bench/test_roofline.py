@@ -26,7 +26,8 @@ def test_every_case_runs_and_has_a_bound(kernels: Any) -> None:
     from roofline_device import TINY
 
     made = [make() for make in kernels.cases(kernels.SMALL, TINY)]
-    assert len({(case.kernel, case.shape) for case in made}) == len(made) == 2 + 1 + 9 + 8
+    made += [make() for one in kernels.mixtures(TINY) for make in kernels.expert_cases(one, TINY)]
+    assert len({(case.kernel, case.shape) for case in made}) == len(made) == 2 + 1 + 9 + 8 + 3
     for case in made:
         assert case.nbytes > 0
         for i in (0, case.cycles - 1):

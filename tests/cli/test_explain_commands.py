@@ -3,13 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 from msgspec.structs import replace
-from support.scripted_daemon import QUOTAS, TRACE, WHY, scripted
+from support.scripted_daemon import QUOTAS, TRACE, WHY
 
 from muxd.admin.schemas import ModelInfo, PolicyState, QuotaInfo
 from muxd.cli.explain import sentence, story
@@ -19,16 +18,9 @@ from muxd.engine.chrome import chrome
 from muxd.engine.trace import RequestTimes, Stay
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "muxd.sock"
-    with scripted(path):
-        yield path
-
-
-def muxctl(path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def muxctl(door: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "muxd.cli.muxctl", *arguments, "--socket", str(path)],
+        [sys.executable, "-m", "muxd.cli.muxctl", *arguments, "--socket", str(door)],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -37,8 +29,8 @@ def muxctl(path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_why_is_a_table_and_a_sentence(path: Path) -> None:
-    done = muxctl(path, "why", "from/client?1")
+def test_why_is_a_table_and_a_sentence(door: Path) -> None:
+    done = muxctl(door, "why", "from/client?1")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "chatcmpl-5-0 (x-request-id from/client?1)",
@@ -59,13 +51,13 @@ def test_why_is_a_table_and_a_sentence(path: Path) -> None:
     ]
 
 
-def test_why_for_programs_is_everything(path: Path) -> None:
-    done = muxctl(path, "why", "chatcmpl-5-0", "--json")
+def test_why_for_programs_is_everything(door: Path) -> None:
+    done = muxctl(door, "why", "chatcmpl-5-0", "--json")
     assert msgspec.json.decode(done.stdout, type=list[RequestTimes]) == [WHY]
 
 
-def test_an_unknown_request_is_a_sentence(path: Path) -> None:
-    done = muxctl(path, "why", "chatcmpl-6")
+def test_an_unknown_request_is_a_sentence(door: Path) -> None:
+    done = muxctl(door, "why", "chatcmpl-6")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "muxctl: no request 'chatcmpl-6'\n")
 
 
@@ -133,51 +125,51 @@ def test_a_request_that_was_moved_is_told_by_device_in_order() -> None:
     ]
 
 
-def test_trace_writes_what_the_viewers_read_and_replaces_nothing(path: Path, tmp_path: Path) -> None:
+def test_trace_writes_what_the_viewers_read_and_replaces_nothing(door: Path, tmp_path: Path) -> None:
     file = tmp_path / "trace.json"
-    done = muxctl(path, "trace", str(file))
+    done = muxctl(door, "trace", str(file))
     assert done.returncode == 0
     assert done.stdout.startswith(f"Wrote 2 batches of the last 10 s to {file}.\n")
     assert "ui.perfetto.dev" in done.stdout
     assert "chrome://tracing" in done.stdout
     assert msgspec.json.decode(file.read_bytes()) == msgspec.json.decode(msgspec.json.encode(chrome([TRACE])))
     file.write_text("mine")
-    again = muxctl(path, "trace", str(file))
+    again = muxctl(door, "trace", str(file))
     assert (again.returncode, file.read_text()) == (1, "mine")
     assert again.stderr == f"muxctl: {file} exists; choose another name, or --force to replace it\n"
-    assert muxctl(path, "trace", str(file), "--force").returncode == 0
+    assert muxctl(door, "trace", str(file), "--force").returncode == 0
     assert file.read_text() != "mine"
-    nowhere = muxctl(path, "trace", str(tmp_path / "no" / "where.json"))
+    nowhere = muxctl(door, "trace", str(tmp_path / "no" / "where.json"))
     assert nowhere.stderr.startswith("muxctl: cannot write ")
 
 
-def test_quota_is_a_table_in_bytes_and_percent(path: Path) -> None:
-    assert muxctl(path, "quota").stdout.splitlines() == [
+def test_quota_is_a_table_in_bytes_and_percent(door: Path) -> None:
+    assert muxctl(door, "quota").stdout.splitlines() == [
         "MODEL       MIN        QUOTA      MAX        WEIGHT   USED       CACHED   BORROWED",
         "smol_lm.2   256M 25%   512M 50%   1G 100%    2        300M 29%   16M 2%   44M 4%",
         "gemma       0          256M 25%   512M 50%   1        0          0        0",
     ]
-    one = muxctl(path, "quota", "gemma", "--json").stdout
+    one = muxctl(door, "quota", "gemma", "--json").stdout
     assert msgspec.json.decode(one, type=list[QuotaInfo]) == [QUOTAS[1]]
 
 
-def test_quota_changes_what_is_named(path: Path) -> None:
+def test_quota_changes_what_is_named(door: Path) -> None:
     rows = msgspec.json.decode(
-        muxctl(path, "quota", "gemma", "--weight", "4", "--json").stdout, type=list[QuotaInfo]
+        muxctl(door, "quota", "gemma", "--weight", "4", "--json").stdout, type=list[QuotaInfo]
     )
     assert [(row.model, row.weight) for row in rows] == [("gemma", 4.0)]
-    nameless = muxctl(path, "quota", "--min", "1M")
+    nameless = muxctl(door, "quota", "--min", "1M")
     assert nameless.returncode == 1
     assert nameless.stderr.startswith("muxctl: name the model whose quota is to change")
-    unknown = muxctl(path, "quota", "nope")
+    unknown = muxctl(door, "quota", "nope")
     assert unknown.stderr == "muxctl: no model 'nope'; there are: smol_lm.2, gemma\n"
 
 
-def test_policy_shows_changes_and_refuses(path: Path) -> None:
-    assert muxctl(path, "policy").stdout == "mux (others: temporal, spatial)\n"
-    changed = msgspec.json.decode(muxctl(path, "policy", "temporal", "--json").stdout, type=PolicyState)
+def test_policy_shows_changes_and_refuses(door: Path) -> None:
+    assert muxctl(door, "policy").stdout == "mux (others: temporal, spatial)\n"
+    changed = msgspec.json.decode(muxctl(door, "policy", "temporal", "--json").stdout, type=PolicyState)
     assert changed.policy == "temporal"
-    busy = muxctl(path, "policy", "spatial")
+    busy = muxctl(door, "policy", "spatial")
     assert (busy.returncode, busy.stdout) == (1, "")
     assert busy.stderr == "muxctl: 3 requests are being served; wait until muxd is idle\n"
 

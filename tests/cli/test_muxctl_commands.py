@@ -1,5 +1,6 @@
 """muxctl as people and programs run it, against a real daemon door."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from support.scripted_daemon import MODELS, PROCESSES, scripted
 
 from muxd.admin.schemas import ModelInfo, ProcessInfo, Status
 from muxd.fleet.steps import Step
+from muxd.models.families.table import FAMILIES, HEADLESS, WRAPPERS
 
 
 def muxctl(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
@@ -34,10 +36,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "muxd.sock"
 
 
-def test_tables_for_people(path: Path) -> None:
-    with scripted(path):
-        models = muxctl("models", "--socket", str(path))
-        processes = muxctl("ps", MUXD_SOCKET=str(path))
+def test_tables_for_people(door: Path) -> None:
+    models = muxctl("models", "--socket", str(door))
+    processes = muxctl("ps", MUXD_SOCKET=str(door))
     assert (models.returncode, models.stderr) == (0, "")
     assert models.stdout.splitlines() == [
         "MODEL       STATE    SHARE   WEIGHTS   KV USED/MIN/MAX   RUN   WAIT   TTFT99   TOKENS   SINCE   "
@@ -182,38 +183,47 @@ def test_stop_gives_up_with_a_sentence(path: Path) -> None:
     ],
 )
 def test_load_unload_and_audit_in_words_and_exit_codes(
-    path: Path, arguments: str, code: int, out: str, err: str
+    door: Path, arguments: str, code: int, out: str, err: str
 ) -> None:
-    with scripted(path):
-        done = muxctl(*arguments.split(), MUXD_SOCKET=str(path))
+    done = muxctl(*arguments.split(), MUXD_SOCKET=str(door))
     assert (done.returncode, done.stdout) == (code, out), done.stderr
     assert done.stderr.startswith(err) if err else not done.stderr
 
 
-def test_a_name_alone_is_a_pulled_or_imported_folder(path: Path, tmp_path: Path) -> None:
+def test_a_name_alone_is_a_pulled_or_imported_folder(door: Path, tmp_path: Path) -> None:
     (tmp_path / "models" / "mine").mkdir(parents=True)
-    with scripted(path):
-        done = muxctl("load", "--name", "mine", MUXD_SOCKET=str(path), MUXD_HOME=str(tmp_path))
-        other = muxctl("load", "--name", "other", MUXD_SOCKET=str(path), MUXD_HOME=str(tmp_path))
+    done = muxctl("load", "--name", "mine", MUXD_SOCKET=str(door), MUXD_HOME=str(tmp_path))
+    other = muxctl("load", "--name", "other", MUXD_SOCKET=str(door), MUXD_HOME=str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "mine is ready.\n")
     assert (other.returncode, other.stdout) == (2, "")
 
 
-def test_load_in_json_is_its_last_step(path: Path) -> None:
-    with scripted(path):
-        done = muxctl("load", "good", "--json", MUXD_SOCKET=str(path))
+def test_load_in_json_is_its_last_step(door: Path) -> None:
+    done = muxctl("load", "good", "--json", MUXD_SOCKET=str(door))
     assert msgspec.json.decode(done.stdout, type=Step) == Step("good", "ready", 4 << 20, 4 << 20)
 
 
-def test_the_socket_may_stand_before_the_command(path: Path) -> None:
-    with scripted(path):
-        for before in (["--socket", str(path)], [f"--socket={path}"]):
-            done = muxctl(*before, "keys", MUXD_SOCKET="/nowhere")
-            assert done.stdout.splitlines() == [
-                "KEY     MODELS        ACTIONS   AT ONCE   WEIGHT",
-                "alice   *             yes       -         1",
-                "bob     gemma, smol*  no        4         0.5",
-            ], done.stderr
+def test_the_architectures_that_are_known_without_a_daemon(door: Path) -> None:
+    shown = muxctl("models", "--supported", "--socket", str(door))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    lines = {line.split()[0]: line.split()[1:] for line in shown.stdout.splitlines() if line}
+    assert lines["ARCHITECTURE"] == ["MODEL_TYPE", "CPU", "GPU", "MODELS"]
+    assert lines["GraniteForCausalLM"][:4] == ["granite", "native,", "torch", "interpreter"]
+    assert lines["BertModel"][:3] == ["bert", "torch", "interpreter"]
+    rows = json.loads(muxctl("models", "--supported", "--json").stdout)
+    names = [row["architecture"] for row in rows]
+    assert names == sorted(FAMILIES.keys() | WRAPPERS.keys() | HEADLESS.keys())
+    assert rows[names.index("Qwen3Model")]["cpu"] == ["torch"]
+
+
+def test_the_socket_may_stand_before_the_command(door: Path) -> None:
+    for before in (["--socket", str(door)], [f"--socket={door}"]):
+        done = muxctl(*before, "keys", MUXD_SOCKET="/nowhere")
+        assert done.stdout.splitlines() == [
+            "KEY     MODELS         ACTIONS   AT ONCE   WEIGHT",
+            "alice   *              yes       -         1",
+            "bob     gemma, smol*   no        4         0.5",
+        ], done.stderr
 
 
 def test_a_shell_completes_commands(path: Path) -> None:

@@ -55,7 +55,8 @@ def test_every_answer_is_as_described(url: str, key: str) -> None:
     tried: Counter[str] = Counter()
     for found in schemathesis.openapi.from_dict(document).get_all_operations():
         operation = found.ok()
-        if "unload" not in operation.path:  # nothing would be served after it
+        # Nothing would be served after the first two, and the third has no end.
+        if "unload" not in operation.path and not operation.path.startswith(("/api/models/", "/api/events")):
             property_of(operation, url, headers, tried)()
     assert tried["POST /v1/chat/completions"] >= EXAMPLES
     assert len(tried) > 20

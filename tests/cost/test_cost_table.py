@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.costs import SHAPE, model, table
 
+from muxd.cost.experts import Sparse
 from muxd.cost.law import Memory
 from muxd.cost.profile import FORMAT, Device, Grid, ModelProfile, Overhead, Profile
 from muxd.cost.table import CostTable, Surface, monotone
@@ -94,12 +95,15 @@ def test_like_gives_a_profile_a_second_name() -> None:
 def test_the_parts_of_a_batch_are_its_bytes_at_the_speed_of_its_share() -> None:
     memory = Memory(limit=1e9, shares=[50, 100], reached=[4e8, 8e8])
     cost = table(memory=memory, a=ModelProfile(SHAPE, GRID, GRID, weight_bytes=80_000_000, fixed=0.01))
-    assert cost.parts("a", 1.0, 0, 100) == (1.0, 0.01, 0.1, 0.0, 80_000_000)
-    half = cost.parts("a", 1.0, 1000, 50)
+    assert cost.parts("a", 1.0, 0, 100, 4) == (1.0, 0.01, 0.1, 0.0, 80_000_000)
+    half = cost.parts("a", 1.0, 1000, 50, 4)
     assert half.weights == pytest.approx(0.2)
     assert half.kv == pytest.approx(1000 * SHAPE.kv_bytes / 4e8)
     assert half.moved == 80_000_000 + 1000 * SHAPE.kv_bytes
-    assert table(a=ModelProfile(SHAPE, GRID, GRID, weight_bytes=1)).parts("a", 1.0, 9, 50).moved == 0
+    assert table(a=ModelProfile(SHAPE, GRID, GRID, weight_bytes=1)).parts("a", 1.0, 9, 50, 4).moved == 0
+    experts = Sparse(8_000_000, 4, 1)
+    mixed = table(memory=memory, a=ModelProfile(SHAPE, GRID, GRID, weight_bytes=80_000_000, sparse=experts))
+    assert [mixed.parts("a", 1.0, 0, 100, n).moved for n in (1, 2)] == [82_000_000, 83_500_000]
 
 
 def test_alone_is_prefill_then_one_step_a_token_with_the_daemons_part() -> None:

@@ -17,8 +17,10 @@ from muxd.errors import ConfigError, ModelFolderError
 def test_parameters_follow_from_the_shape(name: str) -> None:
     """Norms and the biases of Qwen2 are the rest."""
     m = CATALOGUE[name]
-    layer = 2 * m.hidden * (m.heads + m.kv_heads) * m.head_dim + 3 * m.hidden * m.intermediate
-    counted = m.layers * layer + m.vocab * m.hidden * (1 if m.tied else 2)
+    dense = m.layers - (m.experts.layers if m.experts else 0)
+    attention, mlp = 2 * m.hidden * (m.heads + m.kv_heads) * m.head_dim, 3 * m.hidden * m.intermediate
+    counted = m.layers * attention + dense * mlp + m.vocab * m.hidden * (1 if m.tied else 2)
+    counted += m.expert_parameters
     assert 0.999 * m.parameters < counted <= m.parameters
     assert m.body_parameters == m.parameters - (1 if m.tied else 2) * m.vocab * m.hidden
 

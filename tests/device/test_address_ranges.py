@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
+from support.examples import examples
 
 from muxd.device.cpu import Cpu
 from muxd.device.cuda import Cuda
@@ -46,7 +47,7 @@ def ends(space: Reservation, offset: int, nbytes: int) -> tuple[int, int]:
     return byte(space.address + offset), byte(space.address + offset + nbytes - 1)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.tuples(st.booleans(), st.integers(1, 3), st.integers(1, 255)), max_size=30))
 def test_lent_memory_is_found_at_its_place_in_every_range_for_as_long_as_it_is_there(
     kind: str, steps: list[tuple[bool, int, int]]

@@ -26,7 +26,7 @@ TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ m.tool_calls 
 ALLOWED = {200, 400, 404}
 BODIES = Bodies("chat", "text", VOCAB)
 
-pytestmark = on(*EVERYWHERE, smoke=True)
+pytestmark = on(*EVERYWHERE)
 
 
 @pytest.fixture

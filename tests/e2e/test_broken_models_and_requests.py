@@ -97,7 +97,7 @@ def body(**changes: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("name", BREAKS)
 def test_a_broken_folder_is_refused_with_file_and_reason(daemon: LiveDaemon, name: str) -> None:
-    answer = httpx.post(f"{daemon.url}/v1/completions", json=body(model=name))
+    answer = httpx.post(f"{daemon.url}/v1/completions", json=body(model=name), timeout=60)
     error = answer.json()["error"]
     assert answer.status_code == 503
     assert BREAKS[name][1] in error["message"]
@@ -135,7 +135,10 @@ def test_nonsense_is_answered_and_a_running_stream_does_not_notice(daemon: LiveD
         chunks = iter(stream)
         seen = list(next(chunks).choices[0].token_ids)  # type: ignore[attr-defined]
         answer = httpx.post(
-            f"{daemon.url}/v1/completions", content=content, headers={"Content-Type": "application/json"}
+            f"{daemon.url}/v1/completions",
+            content=content,
+            headers={"Content-Type": "application/json"},
+            timeout=60,
         )
         for chunk in chunks:
             seen += getattr(chunk.choices[0], "token_ids", [])
@@ -147,7 +150,7 @@ def test_nonsense_is_answered_and_a_running_stream_does_not_notice(daemon: LiveD
 
 
 def test_a_method_nobody_serves(daemon: LiveDaemon) -> None:
-    answer = httpx.request("DELETE", f"{daemon.url}/v1/completions")
+    answer = httpx.request("DELETE", f"{daemon.url}/v1/completions", timeout=60)
     assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
 
 

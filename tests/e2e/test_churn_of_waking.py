@@ -286,7 +286,7 @@ def test_a_daemon_that_is_killed_while_models_wake_leaves_nothing(where: Where, 
             ours = set(daemon.workers().values())
             os.kill(daemon.process.pid, signal.SIGKILL)
             daemon.process.wait()
-            assert all(leaks.gone(pid, 10) for pid in ours)
+            assert all(leaks.gone(pid) for pid in ours)
 
 
 async def _all_asked(daemon: LiveDaemon, seconds: float) -> None:

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.forms import PATTERNS, schemas
 from support.live import LiveDaemon, demo_config, demo_folder, live
 from support.tiny import tiny_served
-from support.where import EVERYWHERE, Where, on
+from support.where import EVERYWHERE, Where, on, place
 
 FREE: dict[str, Any] = {"prompt": "Tell me", "temperature": 0, "max_tokens": 60, "ignore_eos": True}
 MOST = 400
@@ -26,7 +26,7 @@ FORMS = min(200, int(os.environ.get("MUXD_FUZZ", "30")))  # schemas for each dem
 
 def blanks(url: str) -> dict[str, int]:
     """Of which random models write many."""
-    asked = httpx.post(f"{url}/tokenize", json={"model": "a", "prompt": "\n\t\r "}).json()
+    asked = httpx.post(f"{url}/tokenize", json={"model": "a", "prompt": "\n\t\r "}, timeout=60).json()
     return {str(token): -100 for token in asked["tokens"]}
 
 
@@ -66,7 +66,7 @@ def asked_for(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, "strict": True}}
 
 
-@pytest.fixture(scope="module", params=["no", "yes"])
+@pytest.fixture(scope="module")
 def daemon(
     request: pytest.FixtureRequest, where: Where, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveDaemon]:
@@ -79,7 +79,12 @@ def daemon(
         yield daemon
 
 
-@on(*EVERYWHERE, smoke=True)
+@pytest.mark.parametrize(
+    ("where", "daemon"),
+    # On GPUs, whose SMs can be divided, each phase has a process of its own.
+    [place(name, split, smoke=split == "yes") for name in EVERYWHERE for split in ("no", "yes")],
+    indirect=True,
+)
 class TestRandomModels:
     @pytest.mark.parametrize("count", [24, pytest.param(200, marks=pytest.mark.slow)])
     def test_schemas_beside_answers_that_nothing_holds(self, daemon: LiveDaemon, count: int) -> None:
@@ -143,30 +148,34 @@ class TestRandomModels:
 
 
 @on("cpu", "stand-in")
-def test_an_answer_that_is_computed_again_keeps_its_form(where: Where, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("pool", "times"), [("256K", 25), pytest.param("512K", 50, marks=pytest.mark.slow)])
+def test_an_answer_that_is_computed_again_keeps_its_form(
+    where: Where, tmp_path: Path, pool: str, times: int
+) -> None:
     """In a pool that holds a few of them at a time, they are the ones they are alone."""
+    form = f"([a-z]{{3}} [0-9]{{2}},){{{times}}}"
     folder = tiny_served(tmp_path / "a")
     text = (
-        f'[pool]\nbytes = "512K"\n[[model]]\nname = "a"\npath = "{folder}"\ndtype = "float32"\n'
+        f'[pool]\nbytes = "{pool}"\n[[model]]\nname = "a"\npath = "{folder}"\ndtype = "float32"\n'
         "max_queue = 256\nprefix_cache = false\n"
     )
     bodies: list[dict[str, Any]] = [
         {
             "model": "a", "prompt": f"{i}", "seed": i, "max_tokens": 380, "stream": i % 2 == 0,
-            "structured_outputs": {"regex": "([a-z]{3} [0-9]{2},){50}"},
+            "structured_outputs": {"regex": form},
         }
         for i in range(8)
     ]  # fmt: skip
     with where.live(text, tmp_path) as daemon:
         alone = [asyncio.run(all_of(daemon.url, [body]))[0] for body in bodies]
         together = asyncio.run(all_of(daemon.url, bodies))
-        families = text_string_to_metric_families(httpx.get(f"{daemon.url}/metrics").text)
+        families = text_string_to_metric_families(httpx.get(f"{daemon.url}/metrics", timeout=60).text)
         preempted = sum(
             sample.value for family in families for sample in family.samples
             if sample.name == "muxd_preemptions_total"
         )  # fmt: skip
     assert together == alone
-    assert all(re.fullmatch("([a-z]{3} [0-9]{2},){50}", answer) for answer, _ in alone)
+    assert all(re.fullmatch(form, answer) for answer, _ in alone)
     assert preempted
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from support.live import LiveDaemon, live
+from support.shared import Shared
 from support.tiny import byte_tokenizer
 from support.tiny_models import bert, llama, qwen3, words
 from support.where import EVERYWHERE, Where, on
@@ -48,11 +49,17 @@ def config(models: Models, split: str) -> str:
     )
 
 
-@pytest.fixture(params=["no", "yes"])
-def daemon(
-    request: pytest.FixtureRequest, where: Where, models: Models, tmp_path: Path
-) -> Iterator[LiveDaemon]:
-    with where.live(config(models, request.param), tmp_path) as daemon:
+@pytest.fixture(scope="module", params=["no", "yes"])
+def shared(
+    request: pytest.FixtureRequest, where: Where, models: Models, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shared]:
+    with Shared(where, config(models, request.param), tmp_path_factory.mktemp("embedded")) as shared:
+        yield shared
+
+
+@pytest.fixture
+def daemon(shared: Shared) -> Iterator[LiveDaemon]:
+    with shared.lent() as daemon:
         yield daemon
 
 
@@ -97,7 +104,7 @@ def test_vectors_beside_answers(daemon: LiveDaemon, models: Models) -> None:
 
     asyncio.run(scene())
     assert daemon.admin.audit().fault == ""
-    with httpx.Client(base_url=daemon.url) as client:
+    with httpx.Client(base_url=daemon.url, timeout=60) as client:
         for body in (
             {"model": "encoder", "prompt": "a"},
             {"model": "decoder", "prompt": "a", "max_tokens": 2},
@@ -107,7 +114,7 @@ def test_vectors_beside_answers(daemon: LiveDaemon, models: Models) -> None:
         assert client.post("/v1/embeddings", json={"model": "chat", "input": "a"}).status_code == 400
 
 
-@pytest.mark.parametrize("daemon", ["no"], indirect=True)
+@pytest.mark.parametrize("shared", ["no"], indirect=True)
 @on("cpu", "stand-in")
 def test_texts_of_a_worker_that_dies_are_embedded_by_the_next(daemon: LiveDaemon, models: Models) -> None:
     async def scene() -> None:

@@ -52,8 +52,8 @@ def test_sigterm_lets_short_streams_end_tells_long_ones_why_and_leaves_nothing(
         assert finishes[-1] == "length"
         with pytest.raises(openai.APIError, match="shutting down"):
             list(long)
-        assert daemon.process.wait(30) == 0
-        assert all(leaks.gone(pid, 5) for pid in pids)
+        assert daemon.process.wait(60) == 0
+        assert all(leaks.gone(pid) for pid in pids)
         assert memfds_of(pids) == []
         assert not daemon.socket.exists()
 
@@ -108,5 +108,5 @@ def test_sigkill_of_a_worker_pauses_its_streams_and_spares_the_other_model(
 def metrics(daemon: LiveDaemon) -> str:
     import urllib.request
 
-    with urllib.request.urlopen(f"{daemon.url}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{daemon.url}/metrics", timeout=60) as answer:
         return str(answer.read().decode())

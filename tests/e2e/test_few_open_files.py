@@ -34,7 +34,7 @@ def test_where_clients_hold_all_connections_a_worker_is_replaced_all_the_same(tm
         seen = list(next(chunks).choices[0].token_ids)  # type: ignore[attr-defined]
         address = urlsplit(daemon.url)
         for _ in range(LIMIT + 50):
-            one = held.enter_context(socket.create_connection((address.hostname, address.port), timeout=30))
+            one = held.enter_context(socket.create_connection((address.hostname, address.port), timeout=60))
             with contextlib.suppress(ConnectionError):  # it was one too many
                 one.sendall(UNFINISHED)
         os.kill(first, signal.SIGKILL)

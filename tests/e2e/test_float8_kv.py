@@ -111,7 +111,7 @@ def test_the_longest_request_is_twice_as_long(where: Where, folder: Path, tmp_pa
     """A pool of three rows."""
     with where.live(config(folder).replace(str(POOL), str(12 * 4096)), tmp_path) as daemon:
         longest = {
-            name: int(httpx.get(f"{daemon.url}/v1/models/{name}").json()["max_model_len"])
+            name: int(httpx.get(f"{daemon.url}/v1/models/{name}", timeout=60).json()["max_model_len"])
             for name in ("own", "kept")
         }
         assert longest == {"own": 3 * 64, "kept": 3 * 128}

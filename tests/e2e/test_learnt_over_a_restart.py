@@ -1,6 +1,7 @@
 """What a daemon has learnt of its models is there after a restart: a quota that moved, costs, rates."""
 
 import json
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from support.live import LiveDaemon, live
 from support.shared import until
 from support.tiny import tiny_served
 
+from muxd.admin.schemas import PinModel, QuotaChange
 from muxd.fleet.learnt import Record, decode
 
 
@@ -62,3 +64,20 @@ def test_a_quota_that_moved_is_kept_and_a_damaged_file_is_left_aside(tmp_path: P
     with live(text, tmp_path) as daemon:
         assert quotas(daemon) == first
         assert sum(f"{file} is not used" in line for line in daemon.log.splitlines()) == 1
+
+
+def test_what_an_operator_has_set_is_kept_even_by_a_daemon_that_is_killed(tmp_path: Path) -> None:
+    text = f'[pool]\nbytes = "1M"\n[[model]]\nname = "a"\npath = "{tiny_served(tmp_path / "a")}"\n'
+    with live(text, tmp_path) as daemon:
+        daemon.admin.set_quota(QuotaChange("a", min="256K", max="512K"))
+        daemon.admin.pin(PinModel("a", pinned=True))
+        until(lambda: any(b'"pinned":true' in file.read_bytes() for file in tmp_path.glob("muxd-*.set.json")))
+        daemon.terminate(signal.SIGKILL)
+    with live(text, tmp_path) as daemon:
+        (row,) = daemon.admin.quota()
+        assert (row.min_bytes, row.max_bytes) == (256 << 10, 512 << 10)
+        assert [model.pinned for model in daemon.admin.models()] == [True]
+    with live(f'{text}resident = "demand"\nquota = {{ max = "60%" }}\n', tmp_path) as daemon:
+        (row,) = daemon.admin.quota()
+        assert row.min_bytes == 0
+        assert [model.pinned for model in daemon.admin.models()] == [False]

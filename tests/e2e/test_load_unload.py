@@ -79,7 +79,7 @@ def row(daemon: LiveDaemon, model: str) -> ModelInfo:
 
 
 def metrics(daemon: LiveDaemon) -> str:
-    return httpx.get(f"{daemon.url}/metrics").text
+    return httpx.get(f"{daemon.url}/metrics", timeout=60).text
 
 
 def count(daemon: LiveDaemon, series: str) -> float:
@@ -126,7 +126,10 @@ def test_an_unload_refuses_new_requests_answers_old_ones_and_gives_everything_ba
     assert [one.model for one in daemon.admin.quota()] == ["b"]
     shown = row(daemon, "a")
     assert (shown.state, shown.pid, shown.weights_bytes, shown.kv_used_bytes) == ("unloaded", None, 0, 0)
-    listed = {model["id"]: model["status"] for model in httpx.get(f"{daemon.url}/v1/models").json()["data"]}
+    listed = {
+        model["id"]: model["status"]
+        for model in httpx.get(f"{daemon.url}/v1/models", timeout=60).json()["data"]
+    }
     assert (listed["a"], listed["b"]) == ("unloaded", "ready")
     series = metrics(daemon)
     assert 'muxd_model_state{model="a",state="unloaded"} 1.0' in series
@@ -207,7 +210,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_leaves_nothing(daemon: LiveD
     assert "model.safetensors" in shown.detail
     assert [one.model for one in daemon.admin.quota()] == ["b"]
     assert sorted(kinds(leaks.descriptors(daemon.process.pid))) == sorted(kinds(before))
-    answer = httpx.post(f"{daemon.url}/v1/completions", json={"model": "a", "prompt": "x"})
+    answer = httpx.post(f"{daemon.url}/v1/completions", json={"model": "a", "prompt": "x"}, timeout=60)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_unavailable")
     file.write_bytes(whole_file)
     load(daemon, LoadModel("a"))
@@ -258,7 +261,7 @@ def test_a_model_from_outside_the_file(daemon: LiveDaemon, tmp_path: Path) -> No
 
 def test_a_guarantee_goes_to_the_others_and_comes_back(where: Where, tmp_path: Path) -> None:
     def context(daemon: LiveDaemon) -> int:
-        return int(httpx.get(f"{daemon.url}/v1/models/b").json()["max_model_len"])
+        return int(httpx.get(f"{daemon.url}/v1/models/b", timeout=60).json()["max_model_len"])
 
     with where.live(config(tmp_path, min_a="95%").replace("16M", "2M"), tmp_path) as daemon:
         short = context(daemon)
@@ -301,7 +304,7 @@ def test_sigterm_in_the_midst_of_it_leaves_nothing(where: Where, tmp_path: Path,
             if what == "draining":
                 with pytest.raises(openai.APIError, match="shutting down"):
                     list(running)
-        assert all(leaks.gone(pid, 5) for pid in pids)
+        assert all(leaks.gone(pid) for pid in pids)
         assert not daemon.socket.exists()
         assert "Traceback" not in daemon.log
 

@@ -3,6 +3,7 @@ together, and each answers as transformers does with the adapter merged.
 """
 
 import asyncio
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,6 +161,31 @@ def test_a_sleeping_base_wakes_for_its_adapter(merged: tuple[Path, Merged], tmp_
         assert row(daemon, "clerk").state == "asleep"
         check(merged[1], asked, asyncio.run(together(daemon, asked)))
         assert [row(daemon, name).state for name in SERVED] == ["ready"] * 3
+
+
+def test_a_base_wakes_without_an_adapter_whose_file_was_replaced(
+    merged: tuple[Path, Merged], tmp_path: Path
+) -> None:
+    """Who waits for that one is told why, and all others are answered."""
+    root = tmp_path / "models"
+    shutil.copytree(merged[0], root)
+    asked = [("clerk", words(30, 3)), ("base", words(12, 5))]
+
+    async def scene(daemon: LiveDaemon) -> list[dict[str, Any]]:
+        async with aiohttp.ClientSession(daemon.url) as session:
+            refused = asyncio.create_task(session.post("/v1/completions", json=body("pirate", words(8, 2))))
+            answers = await together(daemon, asked)
+            async with await refused as answer:
+                assert answer.status >= 500
+                assert "adapter_model.safetensors is another file" in await answer.text()
+        return answers
+
+    with live(f'{config(root)}[residency]\nhost_memory = "0"\n', tmp_path) as daemon:
+        assert [step.stage for step in daemon.admin.sleep(SleepModel("base"))][-1] == "asleep"
+        shutil.copy(root / "clerk" / "adapter_model.safetensors", root / "pirate")
+        check(merged[1], asked, asyncio.run(scene(daemon)))
+        assert [row(daemon, name).state for name in SERVED] == ["ready", "failed", "ready"]
+        assert "muxctl unload" in row(daemon, "pirate").detail
 
 
 def test_a_reload_brings_an_adapter_and_takes_another(merged: tuple[Path, Merged], tmp_path: Path) -> None:

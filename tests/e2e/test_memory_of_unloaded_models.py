@@ -52,7 +52,7 @@ def ask(daemon: LiveDaemon, prompt: str) -> list[int]:
 
 
 def metric(daemon: LiveDaemon, name: str) -> float:
-    text = httpx.get(f"{daemon.url}/metrics").text
+    text = httpx.get(f"{daemon.url}/metrics", timeout=60).text
     return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
 
 

@@ -90,7 +90,7 @@ def test_streams_drain_queued_requests_go_over_and_all_tokens_are_the_same(
         one.join()
         assert (len(one.tokens), one.finish, one.error) == (LONG, "length", "")
         assert one.tokens[:64] == alone
-    assert leaks.gone(old, 5)
+    assert leaks.gone(old)
     assert running[0].tokens == running[1].tokens
     assert ask(daemon, "a", 64) == alone
     assert [(one.model, one.device) for one in daemon.admin.quota()] == [
@@ -203,7 +203,7 @@ def test_sigterm_in_the_midst_of_a_move_leaves_nothing(where: Where, tmp_path: P
         pids = [daemon.process.pid, *(process.pid for process in daemon.admin.ps())]
         assert daemon.terminate() == 0, daemon.log
         assert running.join().finish or "shutting down" in running.error
-        assert all(leaks.gone(pid, 5) for pid in pids)
+        assert all(leaks.gone(pid) for pid in pids)
         assert not daemon.socket.exists()
         assert "Traceback" not in daemon.log
 

@@ -137,6 +137,6 @@ def test_one_that_is_killed_takes_the_other_along(daemon: LiveDaemon, victim: st
 
 
 def restarts(daemon: LiveDaemon) -> float:
-    text = httpx.get(f"{daemon.url}/metrics").text
+    text = httpx.get(f"{daemon.url}/metrics", timeout=60).text
     found = re.search(r'^muxd_worker_restarts_total{model="a"} (\S+)$', text, re.MULTILINE)
     return float(found[1]) if found else 0.0

@@ -135,7 +135,7 @@ def test_demo_models(where: Where, name: str, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(demo_folder(name), dtype=torch.float32).eval()
     text = "The quick brown fox jumps over the lazy dog. Die Würde des Menschen ist unantastbar. " * 6
     with live(demo_config(name, dtype="float32"), tmp_path) as daemon:
-        tokens = httpx.post(f"{daemon.url}/tokenize", json={"prompt": text}).json()["tokens"]
+        tokens = httpx.post(f"{daemon.url}/tokenize", json={"prompt": text}, timeout=60).json()["tokens"]
         body = {"model": name, "prompt": text, "max_tokens": 0, "echo": True, "logprobs": 1}
         (choice,) = post(daemon, body)["choices"]
     assert choice["logprobs"]["token_logprobs"][1:] == pytest.approx(wanted(model, tokens), abs=2e-3)

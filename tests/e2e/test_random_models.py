@@ -13,7 +13,17 @@ import aiohttp
 import pytest
 from support.live import LiveDaemon
 from support.tiny import byte_tokenizer
-from support.tiny_models import continuation_logits, gemma3, llama, mistral, qwen2
+from support.tiny_models import (
+    cohere2,
+    continuation_logits,
+    gemma2,
+    gemma3,
+    gpt_oss,
+    llama,
+    mistral,
+    phi3,
+    qwen3_moe,
+)
 from support.where import Where, on
 from transformers import PreTrainedModel
 
@@ -22,8 +32,9 @@ pytestmark = on("cpu", "gpu")
 Models = dict[str, tuple[Path, PreTrainedModel]]
 TOKENS, CLOSE = 48, 1e-3
 HOSTS: list[dict[str, Callable[..., PreTrainedModel]]] = [
-    {"llama": llama, "gemma": gemma3},
-    {"mistral": mistral, "qwen2": qwen2},
+    {"llama": llama, "gemma": gemma3, "gpt-oss": gpt_oss},
+    {"mistral": mistral, "experts": qwen3_moe},
+    {"phi3": phi3, "gemma2": gemma2, "cohere2": cohere2},
 ]
 
 

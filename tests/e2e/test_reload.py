@@ -154,7 +154,8 @@ def test_what_cannot_change_in_place_is_loaded_anew_unless_an_operator_has_unloa
         assert states(daemon) == {"a": "ready", "b": "unloaded"}
         list(daemon.admin.load(LoadModel("b")))
         lengths = {
-            name: httpx.get(f"{daemon.url}/v1/models/{name}").json()["max_model_len"] for name in ("a", "b")
+            name: httpx.get(f"{daemon.url}/v1/models/{name}", timeout=60).json()["max_model_len"]
+            for name in ("a", "b")
         }
         assert lengths == {"a": 100, "b": 200}
         assert reload(daemon, changed) == "reload: no model changes"
@@ -163,8 +164,13 @@ def test_what_cannot_change_in_place_is_loaded_anew_unless_an_operator_has_unloa
         said = reload(daemon, text(*new))
         assert said.startswith("reload: unload b, renew a, add c; add wide failed: "), said
         assert states(daemon) == {"a": "ready", "b": "unloaded", "wide": "failed", "c": "ready"}
-        httpx.post(f"{daemon.url}/v1/completions", json={"model": "c", "prompt": "x"}).raise_for_status()
-        assert 'muxd_goodput_requests_total{model="c"} 1.0' in httpx.get(f"{daemon.url}/metrics").text
+        httpx.post(
+            f"{daemon.url}/v1/completions", json={"model": "c", "prompt": "x"}, timeout=60
+        ).raise_for_status()
+        assert (
+            'muxd_goodput_requests_total{model="c"} 1.0'
+            in httpx.get(f"{daemon.url}/metrics", timeout=60).text
+        )
 
 
 def test_guarantees_that_fit_only_together_change_places_and_those_that_cannot_hold_are_refused(

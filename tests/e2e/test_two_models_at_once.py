@@ -10,7 +10,7 @@ from support.where import EVERYWHERE, Where, on
 
 pytestmark = [pytest.mark.demo, on(*EVERYWHERE)]
 
-CLIENTS = 16
+CLIENTS, TOKENS = 16, 24
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,12 @@ def ask(daemon: LiveDaemon, model: str, number: int, start: threading.Barrier | 
                 model=model,
                 messages=[{"role": "user", "content": prompt}],
                 stream=True,
-                max_tokens=40,
+                max_tokens=TOKENS,
                 temperature=0,
             )
             return "".join(c.choices[0].delta.content or "" for c in chunks)
         stream = client.completions.create(
-            model=model, prompt=prompt, stream=True, max_tokens=40, temperature=0
+            model=model, prompt=prompt, stream=True, max_tokens=TOKENS, temperature=0
         )
         return "".join(chunk.choices[0].text for chunk in stream)
 

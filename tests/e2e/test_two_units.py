@@ -23,7 +23,7 @@ def test_two_devices_answer_as_one_does_each_on_its_own_core(where: Where, tmp_p
     with where.live(one, tmp_path) as daemon:
         alone = {model: ask(daemon, model) for model in pins}
         assert row(daemon, "a").device == ""
-        assert "muxd_model_device" not in httpx.get(f"{daemon.url}/metrics").text
+        assert "muxd_model_device" not in httpx.get(f"{daemon.url}/metrics", timeout=60).text
     with where.live(where.two_devices() + models(where, tmp_path, pins), tmp_path) as daemon:
         with ThreadPoolExecutor(6) as clients:
             asked = [model for model in pins for _ in range(4)]
@@ -51,7 +51,7 @@ def test_two_devices_answer_as_one_does_each_on_its_own_core(where: Where, tmp_p
 
 def check_controls(daemon: LiveDaemon, first: str, second: str) -> None:
     """What muxctl asks and changes, on both devices."""
-    metrics = httpx.get(f"{daemon.url}/metrics").text
+    metrics = httpx.get(f"{daemon.url}/metrics", timeout=60).text
     assert f'muxd_model_device{{device="{second}",model="b"}} 1.0' in metrics
     assert f'muxd_device_free_blocks{{device="{first}"}}' in metrics
     quotas = {one.model: one for one in daemon.admin.set_quota(QuotaChange("b", min="1M"))}
@@ -59,7 +59,9 @@ def check_controls(daemon: LiveDaemon, first: str, second: str) -> None:
     assert daemon.admin.set_policy("fcfs").policy == "fcfs"
     assert {mark.kind for trace in daemon.admin.trace() for mark in trace.marks} >= {"policy"}
     assert [trace.device for trace in daemon.admin.trace()] == [first, second]
-    answer = httpx.post(f"{daemon.url}/v1/completions", json={"model": "b", "prompt": "x", "max_tokens": 2})
+    answer = httpx.post(
+        f"{daemon.url}/v1/completions", json={"model": "b", "prompt": "x", "max_tokens": 2}, timeout=60
+    )
     (times,) = daemon.admin.why(answer.json()["id"])
     assert (times.model, times.state) == ("b", "served")
     with pytest.raises(MuxdError, match=f"no device 'cpu:7'; there are: {first}, {second}"):

@@ -6,6 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.bench_unit import BenchUnit
 from support.bench_worker import Spec
+from support.examples import examples
 
 from muxd.engine.settings import Settings
 
@@ -57,7 +58,7 @@ class Watched(BenchUnit):
         return self.arrive("m", prompt, answer, key=key, weight=self.weights[key])
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(scripts, st.tuples(weights, weights, weights), st.sampled_from([40, 200]))
 @example([("arrive", "a", 24, 12)] * 20 + [("arrive", "b", 1, 1)] * 20 + [("finish", 0)] * 60, (1, 1, 1), 200)
 def test_two_keys_that_wait_are_served_alike(

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.bench_worker import Spec
+from support.examples import examples
 from support.lanes import lane_spec
 from support.timed_unit import Arrival, TimedUnit
 
@@ -179,7 +180,7 @@ def test_cached_prefixes_make_prompts_cheaper() -> None:
     assert forecast.ttft("a", 100, {"a": lane}, 1.0) == pytest.approx(25 * 0.01)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(st.integers(1, 60), max_size=12), st.integers(1, 60), st.integers(1, 60))
 def test_more_ahead_never_means_sooner(ahead: list[int], prompt: int, more: int) -> None:
     unit = taught()

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.bench_unit import BenchUnit
 from support.bench_worker import Spec
+from support.examples import examples
 from support.lanes import lane_spec
 from support.timed_unit import Arrival, TimedUnit
 
@@ -75,7 +76,7 @@ lose = st.tuples(st.just("lose"), models)
 events = st.lists(st.one_of(arrive, arrive, finish, finish, finish, cancel, lose), max_size=60)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.too_slow])
 @given(events, st.sampled_from([24, 60, 400]))
 def test_the_parts_are_those_of_a_naive_account_and_add_up(script: list[tuple[Any, ...]], total: int) -> None:
     unit = Naive(total)

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.bench_unit import EOS, BenchUnit
 from support.bench_worker import Spec
+from support.examples import examples
 
 from muxd.engine.policies import POLICIES
 from muxd.engine.settings import Settings
@@ -202,7 +203,7 @@ policies = st.sampled_from(sorted(POLICIES))
 either = st.sampled_from([SPECS, SPLIT])
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(arrivals, min_size=1, max_size=12),
     policies,
@@ -246,7 +247,7 @@ def test_whoever_kills_is_found_and_everybody_else_is_served(
     assert unit.shares.free == unit.shares.limit
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(arrivals, min_size=1, max_size=10), policies, either, st.booleans(), st.randoms())
 def test_deaths_and_dead_rows_at_any_time_end_every_request_once(
     drawn: list[Any], policy: str, specs: list[Spec], ahead: bool, random: Random

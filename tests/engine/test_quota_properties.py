@@ -6,6 +6,7 @@ from fractions import Fraction
 import hypothesis.strategies as st
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.examples import examples
 
 from muxd.engine.fair_share import pour
 from muxd.engine.quota import Demand, Move, Quotas
@@ -158,7 +159,7 @@ class QuotaHistory(RuleBasedStateMachine):
 
 
 TestQuotaHistory = QuotaHistory.TestCase
-TestQuotaHistory.settings = settings(max_examples=200, stateful_step_count=25)
+TestQuotaHistory.settings = settings(max_examples=examples(200), stateful_step_count=25)
 
 
 # ---- a load that stays --------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def pools(draw: st.DrawFn, min_models: int = 2) -> tuple[Quotas, dict[str, tuple
 
 
 @given(pools(), st.data())
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_when_all_are_hungry_quotas_become_what_the_weights_say(
     pool: tuple[Quotas, dict[str, tuple[int, int, float]]], data: st.DataObject
 ) -> None:
@@ -208,7 +209,7 @@ def test_when_all_are_hungry_quotas_become_what_the_weights_say(
 
 
 @given(pools(), st.data())
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_a_flash_crowd_has_nine_tenths_of_what_nobody_uses_in_six_periods(
     pool: tuple[Quotas, dict[str, tuple[int, int, float]]], data: st.DataObject
 ) -> None:
@@ -227,7 +228,7 @@ def test_a_flash_crowd_has_nine_tenths_of_what_nobody_uses_in_six_periods(
 
 
 @given(st.integers(1, CALM), st.integers(2, 6), st.integers(100, 10_000))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_hunger_that_alternates_faster_than_the_calm_ends_in_rest(half: int, count: int, total: int) -> None:
     """Models are hungry in turns, for ``half`` periods each round, and idle else."""
     quotas = Quotas(total, 1.0, calm=CALM)

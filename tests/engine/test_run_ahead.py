@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.bench_unit import EOS, BenchUnit
 from support.bench_worker import Spec
+from support.examples import examples
 
 from muxd.engine.actions import Ahead, BatchDone, Launch, Withdraw, Withdrawn
 from muxd.engine.policies import POLICIES
@@ -188,7 +189,7 @@ FINISH = st.tuples(st.just("finish"), st.integers(0, 2), st.integers(0, 15), st.
 CANCEL = st.tuples(st.just("cancel"), st.integers(0, 30), st.just(0), st.just(0))
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.one_of(ARRIVE, FINISH, FINISH, FINISH, CANCEL), min_size=25, max_size=90),
     st.integers(8, 40),

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.bench_unit import EOS, BenchUnit
 from support.bench_worker import Spec
+from support.examples import examples
 
 from muxd.engine.actions import Lent, Recalled, Tick
 from muxd.engine.policies import POLICIES
@@ -97,7 +98,7 @@ def play(unit: BenchUnit, script: list[tuple[Any, ...]]) -> None:
             unit.handle(Tick())
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow])
 @given(events, st.sampled_from([24, 40, 200]), st.sampled_from([0, 20, 50]), policies, either, st.booleans())
 def test_every_request_ends_once_and_every_block_returns(
     script: list[tuple[Any, ...]], total: int, overbook: int, policy: str, specs: list[Spec], ahead: bool
@@ -111,7 +112,7 @@ def test_every_request_ends_once_and_every_block_returns(
     assert unit.shares.free == unit.shares.limit
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(events, policies, either, st.booleans())
 def test_served_streams_have_exactly_the_tokens_asked_for(
     script: list[tuple[Any, ...]], policy: str, specs: list[Spec], ahead: bool
@@ -129,7 +130,7 @@ def test_served_streams_have_exactly_the_tokens_asked_for(
             assert sent == 0
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(events, either)
 def test_a_model_below_its_guarantee_is_never_preempted_nor_refused_rows(
     script: list[tuple[Any, ...]], specs: list[Spec]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from msgspec import Struct, structs
 from support.bench_unit import BenchUnit
 from support.bench_worker import Spec
+from support.examples import examples
 from support.timed_unit import Arrival, TimedUnit
 
 from muxd.engine.settings import Settings
@@ -97,7 +98,7 @@ HELD = Crowd(
 )  # fmt: skip
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(crowds())
 @example(FLOOD)
 @example(WHOLE)
@@ -117,7 +118,7 @@ def test_mux_starts_every_prompt_within_the_stated_bound(crowd: Crowd) -> None:
         assert begun[one.id] - max([one.arrived, *before]) <= bound + CLOSE
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(crowds())
 @example(FLOOD)
 @example(WHOLE)

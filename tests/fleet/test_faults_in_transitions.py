@@ -6,19 +6,18 @@ All of muxd that decides and performs is real, and so are the files and the memo
 
 import asyncio
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support import played_fleet
 from support.daemon_here import machine_of
-from support.played_fleet import POOL, PlayedFleet, Process, answer
+from support.played_fleet import POOL, PlayedFleet, Process, answer, filled_here
 from support.tiny import tiny_served
 from support.virtual_loop import VirtualLoop
 
@@ -27,7 +26,7 @@ from muxd.config import ResidencyConfig
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.errors import MuxdError
-from muxd.fleet import crew, loading
+from muxd.fleet import crew, supervisor
 from muxd.fleet.catalog import Opened
 from muxd.messages import Sampling
 
@@ -201,6 +200,7 @@ def fleet_of(
     clock = VirtualClock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crew, "WorkerProcess", Process)
+        patch.setattr(supervisor, "filled", filled_here)
         left = machine_of(limit + (4 * size if limited else 0), patch)
         kept = host if host == "auto" else str(int(float(host) * size))
 
@@ -329,12 +329,12 @@ def test_a_model_that_rests_gives_its_place_to_who_is_asked_for(models: dict[str
 def test_whatever_is_thrown_while_weights_are_read_is_told_and_tried_again(
     models: dict[str, Opened], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    async def broken(*_: object) -> None:
         raise MemoryError
 
     async def scene(played: Course) -> None:
         name = next(one for one in NAMES if one not in awake(played))
-        monkeypatch.setattr(loading, "fill", broken)
+        monkeypatch.setattr(supervisor, "filled", broken)
         one = await asked(played, name)
         assert one.outcome == "failed"
         assert f"{name} could not be woken: of a defect (MemoryError)" in one.error
@@ -364,18 +364,3 @@ def test_the_file_of_another_model_is_not_taken_for_its_own(
 
     with fleet_of(models, machine=1.5, host="0", limited=True) as play:
         play(scene)
-
-
-def test_weights_are_read_by_a_thread_behind_everybody_and_nobody_else_gets_it() -> None:
-    """Streams go on meanwhile; a thread can never get back to where it was."""
-
-    def nice() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    async def scene() -> None:
-        own, found = nice(), list[int]()
-        await loading._behind(lambda region: found.append(nice()), cast(Any, None))
-        assert found == [min(19, own + 10)]
-        assert nice() == await asyncio.to_thread(nice) == own
-
-    asyncio.run(scene())

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from support.examples import examples
 from support.lanes import lane_spec
 
 from muxd.clock import VirtualClock
@@ -201,7 +202,7 @@ def whole_story(pair: Pair, id: str) -> list[Stay]:
     return one.stays
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.lists(steps, max_size=60), st.sampled_from([(64, 64), (64, 24), (20, 64)]))
 def test_every_request_ends_once_wherever_it_was_begun(
     script: list[tuple[Any, ...]], blocks: tuple[int, int]

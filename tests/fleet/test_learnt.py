@@ -28,6 +28,7 @@ from muxd.pool.ledger import Ledger
 
 NAMES = ("a", "b", "c")
 BLOCKS = 64
+LOST = "it is learnt anew"
 amounts = st.floats(0, MOST)
 means = st.builds(lambda total, weight: Mean(min(total, weight * MOST), weight), amounts, amounts)
 costs = st.builds(LaneCosts, amounts, amounts, amounts, amounts)
@@ -82,7 +83,7 @@ def test_a_file_says_what_was_written(models: dict[str, Record]) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "new", "x.learnt.json")
         write(path, models)
-        assert read(path) == models
+        assert read(path, decode, LOST) == models
         assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
@@ -97,7 +98,7 @@ def test_a_damaged_file_never_raises_and_what_is_read_of_it_can_be_taken_up(
     with TemporaryDirectory() as folder:
         path = Path(folder, "x")
         path.write_bytes(text)
-        found = read(path)
+        found = read(path, decode, LOST)
     told = [record.learnt for record in found.values()]
     scheduler().take_up(dict(zip(NAMES, told, strict=False)))
 
@@ -124,15 +125,15 @@ def test_a_file_that_cannot_be_used_is_one_line_in_the_log(
 ) -> None:
     path = tmp_path / "x"
     path.write_bytes(text)
-    assert read(path) == {}
+    assert read(path, decode, LOST) == {}
     assert [str(path) in one.getMessage() for one in caplog.records] == [True]
     assert caplog.records[0].levelno == logging.WARNING
 
 
 def test_no_file_is_no_word_and_a_folder_is_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert read(tmp_path / "none") == {}
+    assert read(tmp_path / "none", decode, LOST) == {}
     assert caplog.records == []
-    assert read(tmp_path) == {}
+    assert read(tmp_path, decode, LOST) == {}
     assert len(caplog.records) == 1
 
 
@@ -180,6 +181,6 @@ def test_what_is_said_of_a_model_that_has_changed_is_left_out(tmp_path: Path) ->
         assert keeper.records() == told
         assert site.unit.quota("b") == 8
         await keeper.save()
-        assert read(keeper.path) == told
+        assert read(keeper.path, decode, LOST) == told
 
     played(daemon, scene)

@@ -72,7 +72,7 @@ def played(scene: Callable[[], Awaitable[None]]) -> None:
     async def whole() -> None:
         await scene()
 
-    asyncio.run(asyncio.wait_for(whole(), 20))
+    asyncio.run(whole())
 
 
 def test_a_load_ends_the_loan_that_fits_it_best() -> None:

@@ -26,7 +26,7 @@ from muxd.pool.ledger import Ledger
 
 
 def played(scene: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(_of(scene), 20))
+    asyncio.run(_of(scene))
 
 
 async def _of(scene: Callable[[], Awaitable[None]]) -> None:

@@ -119,7 +119,7 @@ def test_a_worker_that_hangs_is_replaced_and_its_streams_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also one that a request makes hang: the second time it fails by its name."""
-    muxd = daemon(tmp_path, timeout=0.2)
+    muxd = daemon(tmp_path, timeout=0.5)  # one that only waits for a core is not taken to hang
     killer = Killer(muxd, monkeypatch, signal.SIGSTOP)
 
     async def scene() -> None:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.tiny import tiny_served
 
 from muxd.config import ModelConfig, SamplingConfig
@@ -111,7 +112,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(sorted(RANGES)), VALUES))
 def test_whatever_the_file_says_only_what_a_request_may_say_is_left(
     folder: Path, said: dict[str, Any]

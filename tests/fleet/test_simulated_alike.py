@@ -21,6 +21,7 @@ from support.both_ways import (
     simulated,
     site_of,
 )
+from support.examples import examples
 
 from muxd.config import (
     Admission,
@@ -104,7 +105,7 @@ scripts = st.lists(st.one_of(arrivals, arrivals, finishes, finishes, others), ma
 
 
 @settings(
-    max_examples=200,
+    max_examples=examples(200),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())

@@ -1,15 +1,17 @@
 """An opened entry: what several files of a folder say together, and what becomes of one that is broken."""
 
+import asyncio
 import json
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.tiny import CONFIG, byte_tokenizer, tiny_llama, tiny_served
 from support.tiny_models import bert
 
+from muxd.api.texts import handle
 from muxd.config import Config, ModelConfig
 from muxd.device.cpu import Cpu
 from muxd.errors import NoRow
@@ -19,11 +21,21 @@ from muxd.messages import DtypeName
 from muxd.models.files import open_regular
 from muxd.models.weights import stored_dtype
 from muxd.pool.arena import Arena
+from muxd.text.library import Library
+from muxd.text.pool import TextPool
+from muxd.text.work import Check, Result, Source
+
+
+class Here:
+    """A text process's part of reading a folder, done here."""
+
+    async def check(self, source: Source, size: int) -> Result:
+        return handle(Library(), Check(source, size), lambda stage: None)
 
 
 def opened(folder: Path, **settings: Any) -> Entry:
     entry = Entry(ModelConfig("m", str(folder), **settings))
-    entry.open()
+    asyncio.run(entry.read(cast(TextPool, Here())))
     return entry
 
 

@@ -9,6 +9,7 @@ from support.kernel_cases import (
     Shape,
     check_decode,
     check_gates,
+    check_grouped,
     check_prefill,
     check_rms_norm,
     check_rope_write,
@@ -25,6 +26,7 @@ from muxd.kernels import (
     feed,
     feed_kernel,
     gated_kernel,
+    grouped_kernel,
     ops,
     paged_decode,
     paged_decode_kernel,
@@ -99,6 +101,13 @@ def test_rms_norm(size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("inner", [64, 97, 4864, 18944])
 def test_gates(inner: int, dtype: torch.dtype) -> None:
     check_gates(gated_kernel, 33, inner, dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
+@pytest.mark.parametrize("n", [1, 32, 700])
+@pytest.mark.parametrize(("fan", "shape"), [(8, (128, 1536, 2048)), (2, (8, 4096, 1792)), (3, (5, 97, 72))])
+def test_grouped(fan: int, shape: tuple[int, int, int], n: int, dtype: torch.dtype) -> None:
+    check_grouped(grouped_kernel, n, fan, shape, dtype, device="cuda")
 
 
 @pytest.mark.parametrize("shortlist", [16, 1024])

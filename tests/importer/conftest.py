@@ -223,24 +223,53 @@ def write_qwen(
     return finish(writer, path, alter, Tiny(path, model, tokenizer))
 
 
+GEMMA: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7, "head_dim": 32,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256, "sliding_window": 8,
+    "query_pre_attn_scalar": 32, "initializer_range": 0.2,
+}  # fmt: skip
+
+
+def write_gemma2(path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None = None) -> Tiny:
+    import torch
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(8)
+    size = len(sentencepiece_vocabulary()[0])
+    caps: dict[str, Any] = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+    model, writer = (
+        Gemma2ForCausalLM(Gemma2Config(vocab_size=size, **GEMMA, **caps)),
+        gguf.GGUFWriter(path, "gemma2"),
+    )
+    writer.add_attn_logit_softcapping(2.0)
+    writer.add_final_logit_softcapping(3.0)
+    return write_sentencepiece(path, quantisation, alter, writer, model, theta=1e4)
+
+
 def write_gemma(path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None = None) -> Tiny:
     import torch
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    tokens, scores, kinds = sentencepiece_vocabulary()
     torch.manual_seed(2)
-    config = Gemma3TextConfig(
-        vocab_size=len(tokens), hidden_size=64, intermediate_size=96, num_hidden_layers=7, head_dim=32,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256, sliding_window=8,
-        query_pre_attn_scalar=32, initializer_range=0.2,
-    )  # fmt: skip
-    model = Gemma3ForCausalLM(config)
+    size = len(sentencepiece_vocabulary()[0])
+    model = Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=size, **GEMMA))
+    return write_sentencepiece(path, quantisation, alter, gguf.GGUFWriter(path, "gemma3"), model, theta=1e6)
+
+
+def write_sentencepiece(
+    path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None, writer: gguf.GGUFWriter,
+    model: Any, *, theta: float,
+) -> Tiny:  # fmt: skip
+    import torch
+
+    tokens, scores, kinds = sentencepiece_vocabulary()
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             parameter.data = torch.randint(-32, 64, parameter.shape) / 64
     model = rounded(model)
-    writer = gguf.GGUFWriter(path, "gemma3")
-    add_numbers(writer, context=256, hidden=64, layers=7, inner=96, heads=2, kv_heads=1, eps=1e-6, theta=1e6)
+    add_numbers(
+        writer, context=256, hidden=64, layers=7, inner=96, heads=2, kv_heads=1, eps=1e-6, theta=theta
+    )
     writer.add_key_length(32)
     writer.add_sliding_window(8)
     writer.add_tokenizer_model("llama")
@@ -257,6 +286,86 @@ def write_gemma(path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alte
         if name != "lm_head.weight":
             add(writer, gguf_name(name, GEMMA_NAMES), value, quantisation)
     return finish(writer, path, alter, Tiny(path, model, tokenizers.Tokenizer(models.BPE())))
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 384, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
+    "max_position_embeddings": 256, "initializer_range": 0.2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+}  # fmt: skip
+
+
+def write_bytelevel(
+    path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None, writer: gguf.GGUFWriter,
+    model: Any, parts: dict[str, str], *, pre: str, pairs: bool,
+) -> Tiny:  # fmt: skip
+    """``pairs``: rows of q and k lie as llama.cpp turns them for Llama's relatives."""
+    import torch
+
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.data = torch.randint(-32, 64, parameter.shape) / 64
+    tokenizer, config, model = smollm_tokenizer(), model.config, rounded(model)
+    add_numbers(
+        writer, context=256, hidden=64, layers=config.num_hidden_layers, inner=96, heads=4,
+        kv_heads=config.num_key_value_heads, eps=config.rms_norm_eps, theta=5000.0,
+    )  # fmt: skip
+    vocab = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(vocab)
+    writer.add_token_types([3] * 3 + [1] * (len(vocab) - 3))
+    writer.add_token_merges([" ".join(p) for p in json.loads(tokenizer.to_str())["model"]["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    heads = {"q_proj": 4, "k_proj": config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        value, part = tensor.numpy(), name.split(".")[-2]
+        if pairs and part in heads:
+            value = permute(value, heads[part])
+        if name != "lm_head.weight" or not config.tie_word_embeddings:
+            add(writer, gguf_name(name, parts), value, quantisation)
+    return finish(writer, path, alter, Tiny(path, model, tokenizer))
+
+
+def write_granite(path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None = None) -> Tiny:
+    import torch
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(5)
+    config = GraniteConfig(
+        **SMALL, num_hidden_layers=2, num_key_value_heads=2, embedding_multiplier=12.0, logits_scaling=8.0,
+        attention_multiplier=0.0625, residual_multiplier=0.25, tie_word_embeddings=True,
+    )  # fmt: skip
+    writer = gguf.GGUFWriter(path, "granite")
+    writer.add_embedding_scale(12.0)
+    writer.add_attention_scale(0.0625)
+    writer.add_residual_scale(0.25)
+    writer.add_logit_scale(8.0)
+    model = GraniteForCausalLM(config)
+    return write_bytelevel(path, quantisation, alter, writer, model, LLAMA_NAMES, pre="refact", pairs=True)
+
+
+def write_smollm3(path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None = None) -> Tiny:
+    """The fourth layer does not turn."""
+    import torch
+    from transformers import SmolLM3Config, SmolLM3ForCausalLM
+
+    torch.manual_seed(6)
+    config = SmolLM3Config(**SMALL, num_hidden_layers=4, num_key_value_heads=2, pad_token_id=0)
+    writer, model = gguf.GGUFWriter(path, "smollm3"), SmolLM3ForCausalLM(config)
+    return write_bytelevel(path, quantisation, alter, writer, model, LLAMA_NAMES, pre="smaug-bpe", pairs=True)
+
+
+def write_olmo2(path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None = None) -> Tiny:
+    import torch
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    torch.manual_seed(7)
+    model = Olmo2ForCausalLM(Olmo2Config(**SMALL, num_hidden_layers=2))
+    writer, names = gguf.GGUFWriter(path, "olmo2"), GEMMA_NAMES
+    return write_bytelevel(path, quantisation, alter, writer, model, names, pre="dbrx", pairs=False)
 
 
 def add_numbers(
@@ -289,7 +398,10 @@ def finish(writer: gguf.GGUFWriter, path: Path, alter: Alter | None, tiny: Tiny)
     return tiny
 
 
-WRITERS = {"llama": write_llama, "qwen2": write_qwen2, "qwen3": write_qwen3, "gemma3": write_gemma}
+WRITERS = {
+    "llama": write_llama, "qwen2": write_qwen2, "qwen3": write_qwen3, "gemma3": write_gemma,
+    "gemma2": write_gemma2, "granite": write_granite, "smollm3": write_smollm3, "olmo2": write_olmo2,
+}  # fmt: skip
 
 
 @pytest.fixture

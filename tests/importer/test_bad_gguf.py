@@ -94,7 +94,8 @@ def _no_end(writer: gguf.GGUFWriter) -> None:
     [
         (
             _value("general.architecture", "mamba"),
-            "architecture 'mamba' is not supported; known are gemma3, llama, qwen2, qwen3",
+            "architecture 'mamba' is not supported; known are gemma2, gemma3, granite, llama, olmo2, qwen2, "
+            "qwen3, smollm3",
         ),
         (_without("llama.embedding_length"), "'llama.embedding_length' is missing"),
         (_no_end, "'tokenizer.ggml.eos_token_id' is missing"),

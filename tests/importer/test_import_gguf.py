@@ -39,7 +39,10 @@ def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3"])
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "gemma3", "gemma2", "granite", "smollm3", "olmo2"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("quantisation", ["F32", "BF16"])
 def test_weights_that_fit_bfloat16_come_back_exactly(
     write_tiny: Any, architecture: str, quantisation: str
@@ -69,7 +72,7 @@ def test_quantised_weights_are_the_files_own_values_rounded_once(write_tiny: Any
 
 
 def test_the_configs_say_what_the_file_says(write_tiny: Any) -> None:
-    for architecture in ("llama", "qwen2", "qwen3", "gemma3"):
+    for architecture in ARCHITECTURES:
         tiny = write_tiny(architecture)
         folder = tiny.path.parent / architecture
         import_gguf(tiny.path, folder, progress=Silent())

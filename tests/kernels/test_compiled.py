@@ -30,6 +30,7 @@ from triton.runtime.driver import driver
 from muxd.kernels import (
     feed_kernel,
     gated_kernel,
+    grouped_kernel,
     paged_decode_kernel,
     paged_prefill_kernel,
     rms_norm_kernel,
@@ -37,6 +38,7 @@ from muxd.kernels import (
     row_table_kernel,
     sampling_kernel,
 )
+from muxd.kernels.grouped import Groups
 from muxd.kernels.launch import Call
 from muxd.kernels.paged_decode import plan_splits
 
@@ -103,6 +105,8 @@ ATTENTION: list[tuple[int, int, int, torch.dtype, torch.dtype, dict[str, Any]]] 
     (256, 1, 4, BF16, FP8, {"window": 512}),  # Gemma 3
     (128, 2, 4, FP16, FP8, {}),
     *((d, 2, 2, FP32, FP8, {}) for d in (80, 128, 256)),
+    *((64, 8, 8, BF16, kept, {"window": 128, "sinks": True}) for kept in (BF16, FP8)),  # gpt-oss
+    (64, 8, 8, FP32, FP32, {"sinks": True}),
 ]
 
 
@@ -116,11 +120,12 @@ def test_attention(
     options: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    own, heads = pool(head_dim, kv_heads, kv_dtype), kv_heads * group
+    own, heads, plain = pool(head_dim, kv_heads, kv_dtype), kv_heads * group, not options
     rows, lengths = torch.zeros(2, 16, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
     q = torch.empty(300, heads + 2 * kv_heads, head_dim, dtype=dtype)[:, :heads]
+    options = options | ({"sinks": torch.empty(heads, dtype=dtype)} if "sinks" in options else {})
     # One split differs from several in its last store alone: compiled where nothing else varies.
-    splits = (4, 1) if not options and dtype is kv_dtype is BF16 else (4,)
+    splits = (4, 1) if plain and dtype is kv_dtype is BF16 else (4,)
     calls = [
         *(
             call
@@ -174,10 +179,34 @@ def test_rms_norm(size: int, tmp_path: Path) -> None:
             compile_all(rms_norm_kernel.rms_norm_calls(x, x[0], 1e-6, **options)[1], tmp_path)
 
 
-@pytest.mark.parametrize("gelu", [False, True])
-def test_gates(gelu: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["silu", "gelu", "clamped"])
+def test_gates(kind: str, tmp_path: Path) -> None:
     for inner in (97, 2048, 4864):
-        compile_all(gated_kernel.gate_calls(torch.empty(2, 2 * inner, dtype=BF16), gelu)[1], tmp_path)
+        compile_all(
+            gated_kernel.gate_calls(torch.empty(2, 2 * inner, dtype=BF16), kind, 1.7, 7.0)[1], tmp_path
+        )
+
+
+# experts, outputs, inputs, of a token: gate and up of Qwen3 30B-A3B and Mixtral 8x7B, and what fits no tile
+EXPERTS = [(128, 1536, 2048, 8), (8, 28_672, 4096, 2), (5, 97, 72, 2)]
+
+
+@pytest.mark.parametrize(("experts", "outputs", "inputs", "fan"), EXPERTS)
+@pytest.mark.parametrize("n", [4, 300])
+def test_grouped(n: int, experts: int, outputs: int, inputs: int, fan: int, tmp_path: Path) -> None:
+    for dtype in (BF16, FP16, FP32):
+        for gather, biased in ((True, False), (False, False), (True, True)):
+            compile_all(grouped_calls(n, (experts, outputs, inputs), fan, dtype, gather, biased), tmp_path)
+
+
+def grouped_calls(
+    n: int, shape: tuple[int, int, int], fan: int, dtype: torch.dtype, gather: bool, biased: bool
+) -> list[Call]:
+    order, starts = torch.zeros(n * fan, dtype=torch.int64), torch.zeros(shape[0] + 1, dtype=torch.int32)
+    x = torch.empty(n if gather else n * fan, shape[2], dtype=dtype)
+    weight = torch.empty(1, dtype=dtype).expand(shape)  # nothing is computed
+    groups, bias = Groups(order, starts, fan), weight[:, :, 0] if biased else None
+    return grouped_kernel.grouped_calls(x, weight, groups, bias=bias, gather=gather)[1]
 
 
 @pytest.mark.parametrize(("greedy", "filtered"), [(True, False), (False, False), (False, True)])
@@ -236,7 +265,8 @@ def test_batch_sizes_layers_and_sms_compile_nothing_anew() -> None:
                 qkv[:n], turn[:n], turn[:n], own, n % 2, rows, ints[:n], None
             )
             yield rms_norm_kernel.rms_norm_calls(x[:n], x[0], 1e-6)[1]
-            yield gated_kernel.gate_calls(up[:n], False)[1]
+            yield gated_kernel.gate_calls(up[:n], "silu")[1]
+            yield grouped_calls(n, (16, 96, 64), 4, BF16, gather=True, biased=False)
             yield feed_kernel.feed_calls(ints[:n], ints[:n], ints.long())[1]
             yield row_table_kernel.grow_rows_calls(table, ints[:n], ints[:n], ints[:n])
             yield row_table_kernel.learn_rows_calls(table, ints[:n], table[:n])
@@ -249,6 +279,7 @@ def test_batch_sizes_layers_and_sms_compile_nothing_anew() -> None:
     found = kinds(batches())
     assert found.pop("_split") == 2, "whole contexts, and parts of them"
     assert found.pop("_merge") <= 6, "by powers of two"
+    assert found.pop("_grouped") == 2, "of decode steps, and of prompts"
     assert set(found.values()) == {1}, found
 
 
@@ -266,7 +297,7 @@ def test_constants_of_a_shape_are_worked_out_once() -> None:
             *paged_prefill_kernel.prefill_calls(
                 q[:, :14], own, number, rows, ints[: n + 1], ints[:n], scale=1
             )[1],
-            *gated_kernel.gate_calls(x[:n], False)[1],
+            *gated_kernel.gate_calls(x[:n], "silu")[1],
         ]
 
     for first, other in zip(layer(4, 0), layer(19, 1), strict=True):

@@ -12,10 +12,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.kernel_cases import Shape, check_decode, check_prefill, paged, sampling_lines
 
-from muxd.kernels import feed, gated, ops, paged_decode, paged_prefill, rope_write, row_table, sampling
+from muxd.kernels import (
+    feed,
+    gated,
+    grouped,
+    ops,
+    paged_decode,
+    paged_prefill,
+    rope_write,
+    row_table,
+    sampling,
+)
 from muxd.kernels import rms_norm as norm
+from muxd.kernels import sinks as sinking
 from muxd.kernels.attention import prefill_attention
 from muxd.kernels.head_blocks import HeadBlocks
 from muxd.kernels.paged_decode import plan_splits
@@ -49,8 +61,9 @@ def test_a_pool_is_what_head_blocks_write() -> None:
     torch.testing.assert_close(keys.view(2, 21, 24)[:, 40 - 21], expected[1, 2:])
 
 
+@pytest.mark.parametrize("sunk", [False, True])
 @pytest.mark.parametrize("window", [None, 20])
-def test_attention_references_are_the_plain_formula(window: int | None) -> None:
+def test_attention_references_are_the_plain_formula(window: int | None, sunk: bool) -> None:
     """Decode is prefill of the last token, and prefill is what the CPU serves."""
     shape, generator = Shape(32, 2, 3, window=window), torch.Generator().manual_seed(1)
     pool, rows = paged(shape, [57], generator)
@@ -59,13 +72,23 @@ def test_attention_references_are_the_plain_formula(window: int | None) -> None:
     at = torch.arange(57)
     hidden = (at > at[:, None]) | (at <= at[:, None] - (window or 99))
     mask = torch.zeros(57, 57).masked_fill_(hidden, float("-inf"))
-    wanted = prefill_attention(q.transpose(0, 1), keys, values, mask, 0.3).transpose(0, 1).flatten(1)
-    options: dict[str, Any] = {"scale": 0.3, "window": window}
+    sinks = torch.linspace(-2, 3, 6) if sunk else None
+    wanted = prefill_attention(q.transpose(0, 1), keys, values, mask, 0.3, sinks=sinks)
+    wanted = wanted.transpose(0, 1).flatten(1)
+    options: dict[str, Any] = {"scale": 0.3, "window": window, "sinks": sinks}
     starts, cached = torch.tensor([0, 57], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     found = ops.prefill_attention(q, pool, 1, rows, starts, cached, **options)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
     last = ops.decode_attention(q[56:], pool, 1, rows, torch.tensor([57], dtype=torch.int32), **options)
     torch.testing.assert_close(last, wanted[56:], atol=1e-5, rtol=1e-4)
+
+
+def test_a_sink_is_a_key_that_gives_nothing() -> None:
+    scores, sinks = torch.randn(2, 3, 5), torch.randn(2, 3, 1)
+    found = sinking.weights(scores, sinks)
+    wanted = scores.exp() / (scores.exp().sum(-1, keepdim=True) + sinks.exp())
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(sinking.weights(scores, sinks - 1e4), scores.softmax(-1))
 
 
 def test_a_wrong_kernel_does_not_pass() -> None:
@@ -84,6 +107,31 @@ def test_a_wrong_kernel_does_not_pass() -> None:
         check_decode(Forgets, Shape(64, 1, 2), [50, 70], 1)  # type: ignore[arg-type]
     with pytest.raises(AssertionError):
         check_prefill(Forgets, Shape(64, 1, 2, window=40), [(0, 90)])  # type: ignore[arg-type]
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 20), st.integers(1, 9), st.data())
+def test_every_pair_is_in_its_experts_group_once(n: int, experts: int, data: st.DataObject) -> None:
+    fan = data.draw(st.integers(1, experts))
+    rows = [data.draw(st.permutations(range(experts)))[:fan] for _ in range(n)]
+    chosen = torch.tensor(rows, dtype=torch.int64).view(n, fan)
+    groups = grouped.group(chosen, experts)
+    assert groups.starts[0] == 0
+    assert groups.starts[-1] == n * fan
+    for expert in range(experts):
+        own = groups.order[groups.starts[expert] : groups.starts[expert + 1]]
+        assert own.tolist() == (chosen.flatten() == expert).nonzero().flatten().tolist()
+
+
+def test_the_grouped_reference_is_a_product_with_each_ones_own_matrix() -> None:
+    x, weight, bias = torch.randn(5, 6), torch.randn(4, 3, 6), torch.randn(4, 3)
+    chosen = torch.tensor([[0, 3], [3, 0], [1, 3], [3, 1], [0, 1]])
+    groups = grouped.group(chosen, 4)
+    wanted = torch.einsum("nh,nkoh->nko", x, weight[chosen]).view(10, 3)[groups.order]
+    torch.testing.assert_close(ops.grouped_linear(x, weight, groups, gather=True), wanted)
+    sorted_rows = x.repeat_interleave(2, 0)[groups.order]
+    found = ops.grouped_linear(sorted_rows, weight, groups, bias=bias)
+    torch.testing.assert_close(found, wanted + bias[chosen.flatten()[groups.order]])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -118,7 +166,7 @@ HOST = st.builds(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(HOST, st.just(0.0) | st.floats(0.0001, 1), st.integers(0, 60), st.integers(0, 60), st.integers(0, 50))
 def test_sampling_reference_is_the_sampler_that_serves(
     host: Sampling, min_p: float, prompt: int, generated: int, seed: int
@@ -174,7 +222,8 @@ def test_the_dispatch_takes_references_on_the_cpu_and_leaves_triton_alone() -> N
         (paged_prefill, ["prefill_attention"]),
         (rope_write, ["rope_write"]),
         (norm, ["rms_norm"]),
-        (gated, ["silu_gate", "gelu_tanh_gate"]),
+        (gated, ["silu_gate", "gelu_tanh_gate", "clamped_gate"]),
+        (grouped, ["grouped_linear"]),
         (sampling, ["sample", "count_tokens"]),
         (row_table, ["learn_rows", "grow_rows"]),
         (feed, ["feed"]),

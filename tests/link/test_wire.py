@@ -52,7 +52,7 @@ class Bench:
         self.end.announce(worker, Ear(worker, self.events))
 
     async def next(self) -> tuple[str, FromWorker | str]:
-        return await asyncio.wait_for(self.events.get(), 20)
+        return await asyncio.wait_for(self.events.get(), 60)
 
 
 @pytest.fixture(params=["uvloop", "asyncio"])

@@ -19,7 +19,7 @@ from muxd.errors import ModelFolderError
 from muxd.models.cut import Rank, cut_spec, pieces
 from muxd.models.registry import ARCHITECTURES
 from muxd.models.spec import ModelSpec, read_spec
-from muxd.models.tensors import Wanted, wanted
+from muxd.models.tensors import Part, Wanted, wanted
 from muxd.models.weights import WeightPlan, fill, plan
 from muxd.worker.mapped import MappedWeights
 
@@ -34,7 +34,7 @@ CUT = sorted(ARCHITECTURES.keys() & MADE.keys() - REFUSED)
 def loaded(layout: WeightPlan) -> MappedWeights:
     """The region was full of something else."""
     region = np.full(layout.bytes, 0xFF, dtype=np.uint8)
-    fill(layout, HostWriter(region), lambda done: None)
+    fill(layout, HostWriter(region))
     return MappedWeights(layout.tensors, torch.from_numpy(region))
 
 
@@ -72,7 +72,8 @@ def test_every_row_and_column_is_somebodys_and_sums_count_it_once(
     theirs = {tensor.name: tensor for tensor in wanted(own)}
     for tensor in wanted(spec):
         cuts = [pieces(spec, tensor, Rank(number, ranks)) for number in range(ranks)]
-        for index, (_, whole) in enumerate(tensor.parts):
+        for index, stored in enumerate(tensor.parts):
+            whole = stored.shape
             seen = np.zeros(whole[cuts[0][index].axis] if cuts[0] else 1, dtype=int)
             for cut in cuts:
                 if cut is None:
@@ -131,16 +132,16 @@ def check(whole: NDArray[Any], part: NDArray[Any], cut: Any, tensor: Wanted) -> 
         assert np.array_equal(part, whole)
         return
     from_, to = 0, 0
-    for piece, (_, shape) in zip(cut, tensor.parts, strict=True):
+    for piece, stored in zip(cut, tensor.parts, strict=True):
         if piece.axis:
-            mine, stored = part, whole[:, piece.first : piece.first + piece.length]
-            assert np.array_equal(mine[:, : piece.length], stored)
-            assert not mine[:, piece.length :].any()
+            theirs = whole[:, piece.first : piece.first + piece.length]
+            assert np.array_equal(part[:, : piece.length], theirs)
+            assert not part[:, piece.length :].any()
             continue
         mine = part[to : to + piece.size]
         assert np.array_equal(mine[: piece.length], whole[from_ + piece.first :][: piece.length])
         assert not mine[piece.length :].any()
-        from_, to = from_ + shape[0], to + piece.size
+        from_, to = from_ + stored.shape[0], to + piece.size
 
 
 def test_types_are_converted_as_without_a_cut(tmp_path: Path) -> None:
@@ -177,8 +178,8 @@ def test_what_is_not_cut_says_so(name: str, tmp_path: Path) -> None:
 
 def test_a_tensor_that_nobody_has_described_is_refused_by_name(any_spec: ModelSpec) -> None:
     for tensor in (
-        Wanted("layers.0.router", (("router.weight", (4, 8)),)),
-        Wanted("layers.0.q_norm", (("q_norm.weight", (2 * any_spec.head_dim,)),)),
+        Wanted("layers.0.router", (Part("router.weight", (4, 8)),)),
+        Wanted("layers.0.q_norm", (Part("q_norm.weight", (2 * any_spec.head_dim,)),)),
     ):
         with pytest.raises(ModelFolderError, match=f"its tensor {tensor.name} is cut"):
             pieces(any_spec, tensor, Rank(0, 2))

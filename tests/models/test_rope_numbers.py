@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.tiny import CONFIG
 
 from muxd.errors import ModelFolderError
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("rope")
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(config=configs())
 def test_angles_are_finite_or_the_folder_is_refused(folder: Path, config: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config))

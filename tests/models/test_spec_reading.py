@@ -257,7 +257,7 @@ def test_architecture_may_come_from_model_type(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "unknown": (LLAMA, {"architectures": ["MambaForCausalLM"]}, "known: BertModel, Gemma3ForCausalLM, Gem"),
+    "unknown": (LLAMA, {"architectures": ["MambaForCausalLM"]}, "known: BertModel, Cohere2ForCausalLM, Exa"),
     "type": (LLAMA, {"hidden_size": "576"}, "hidden_size must be a whole number of at least 1, not '576'"),
     "bool": (LLAMA, {"num_hidden_layers": True}, "num_hidden_layers must be a whole number"),
     "missing": (LLAMA, {"intermediate_size": None}, "intermediate_size is missing"),
@@ -285,11 +285,6 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "act": (LLAMA, {"hidden_act": "relu"}, 'hidden_act = "relu" is not supported; only "silu" is'),
     "eps": (LLAMA, {"rms_norm_eps": -1}, "rms_norm_eps must be a number above 0"),
     "eos": (LLAMA, {"eos_token_id": "</s>"}, "eos_token_id must be a token id or a list"),
-    "longrope": (
-        LLAMA,
-        {"rope_scaling": {"type": "longrope", "long_factor": [2.0] * 32, "short_factor": [1.0] * 32}},
-        "rope_scaling.short_factor differs from long_factor, which is not supported",
-    ),
     "dynamic": (
         LLAMA,
         {"rope_scaling": {"type": "dynamic", "factor": 2.0}},

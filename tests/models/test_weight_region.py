@@ -12,16 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.block_folders import make_blocks
-from support.tiny_models import gemma3, llama, qwen2
+from support.tiny_models import gemma3, llama, phi3, qwen2
 
 from muxd.device.base import HostWriter
 from muxd.errors import ModelFolderError
 from muxd.kernels import native
 from muxd.messages import Dtype, WeightsName
+from muxd.models import reading
 from muxd.models.packing import Packing
 from muxd.models.safetensors_index import read_header
 from muxd.models.spec import read_spec
-from muxd.models.weights import fill, plan
+from muxd.models.weights import fill, filling, plan
 from muxd.worker.mapped import DTYPES, MappedWeights
 
 compiled = pytest.mark.skipif(bool(native.missing()), reason=native.missing())
@@ -43,7 +44,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 def loaded(folder: Path, dtype: Dtype) -> MappedWeights:
     layout = plan(folder, read_spec(folder), dtype)
     region = np.zeros(layout.bytes, dtype=np.uint8)
-    fill(layout, HostWriter(region), lambda done: None)
+    fill(layout, HostWriter(region))
     return MappedWeights(layout.tensors, torch.from_numpy(region))
 
 
@@ -122,12 +123,36 @@ def test_biases_are_stacked_as_their_matrices_are(tmp_path: Path) -> None:
     torch.testing.assert_close(found.double(), exact, atol=0.02, rtol=0.02)
 
 
-def test_progress_ends_at_all_bytes(original: Path) -> None:
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=compiled)])
+def test_what_is_fused_is_cut_and_heads_lie_as_their_pairs_turn(
+    tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is read at a time; a half of three quarters of 16 rows, then one that does not turn."""
+    phi3(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")["model.layers.1.self_attn.qkv_proj.weight"]
+    order = torch.tensor([*range(6), 12, 13, *range(6, 12), 14, 15])
+    q, k, v = stored.split([96, 32, 32])
+    wanted = [part.unflatten(0, (-1, 16))[:, order].flatten(0, 1) for part in (q, k)] + [v]
+    monkeypatch.setattr(reading, "CHUNK", 200)
+    layout = plan(tmp_path, read_spec(tmp_path), "float32", packing=Packing("file") if packed else None)
+    region = np.zeros(layout.bytes, dtype=np.uint8)
+    fill(layout, HostWriter(region))
+    if packed:
+        entries = {entry.name: entry for entry in layout.tensors}
+        places = [entries[f"layers.1.qkv.{i}"] for i in range(3)]
+        found = [native.library().unpack(region[entry.offset :], "f32", *entry.shape) for entry in places]
+    else:
+        found = (
+            MappedWeights(layout.tensors, torch.from_numpy(region)).tensor("layers.1.qkv").split([96, 32, 32])
+        )
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(torch.as_tensor(ours), theirs)
+
+
+def test_pieces_are_all_bytes(original: Path) -> None:
     layout = plan(original, read_spec(original), "float32")
-    seen: list[int] = []
-    fill(layout, HostWriter(np.zeros(layout.bytes + 100, dtype=np.uint8)), seen.append)
-    assert seen == sorted(seen)
-    assert seen[-1] == sum(4 * int(np.prod(entry.shape)) for entry in layout.tensors)
+    seen = list(filling(layout, HostWriter(np.zeros(layout.bytes + 100, dtype=np.uint8))))
+    assert sum(seen) == sum(4 * int(np.prod(entry.shape)) for entry in layout.tensors)
 
 
 def test_shards_give_the_same_region(folder: Path) -> None:
@@ -307,12 +332,12 @@ def test_values_beyond_float16_are_refused_not_made_infinite(folder: Path) -> No
     put(NORM, torch.full((96,), 1e6))(folder)
     layout = plan(folder, read_spec(folder), "float16")
     with pytest.raises(ModelFolderError, match=r"model\.norm\.weight: values leave the range of float16"):
-        fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)), lambda done: None)
+        fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)))
 
 
 def packs(folder: Path, weights: WeightsName, dtype: Dtype) -> None:
     layout = plan(folder, read_spec(folder), dtype, packing=Packing(weights))
-    fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)), lambda done: None)
+    fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)))
 
 
 @compiled
@@ -343,4 +368,4 @@ def test_a_file_that_shrinks_after_planning_is_noticed(folder: Path) -> None:
     layout = plan(folder, read_spec(folder), "float32")
     cut(folder)
     with pytest.raises(ModelFolderError, match="ended early"):
-        fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)), lambda done: None)
+        fill(layout, HostWriter(np.zeros(layout.bytes, dtype=np.uint8)))

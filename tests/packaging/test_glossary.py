@@ -22,9 +22,8 @@ ORDINARY = frozenset(
         admin allocation announce answer anthropic arrive attend average became bench budget busy
         cancelled certificate chat client clock cluster config cpu cuda curve daemon day defect demo desc
         detokenize dev device died discreet divide driver embedding exposition fits flat folder forbidden fork
-        gauge
-        gemma gguf gpu graph grid grow health host json kernel kill kv link log logits logprob measure
-        metrics mistral monotonic mps norm nvml ollama openapi outcome peak peer placement planning
+        gauge gemma gguf gpu graph grid grow health host json kernel kill kv layer link log logits logprob
+        measure metrics mistral monotonic mps norm nvml ollama openapi outcome peak peer placement planning
         prefill prober profile progress prop publish quantile queue rate ready reap refusal replay report
         rerank response responses robin roofline rotary route scheduler schema serve setup shape shutting
         slo slow sm spawn status task template tensor tokenize tool traffic unauthorized unload unmap

@@ -14,11 +14,11 @@ LINKS = {"models": "models", "kernels": "triton_kernels", "cli/systemd": "system
 
 
 def tree() -> set[str]:
-    """Python files, texts, and sources that are compiled where they are used, as they must lie in a wheel,
-    each folder listed under the name it is imported by."""
+    """Python files, texts, the page, and sources that are compiled where they are used, as they must lie in a
+    wheel, each folder listed under the name it is imported by."""
     own = {
         p.relative_to(ROOT).as_posix()
-        for kind in ("*.py", "*.txt")
+        for kind in ("*.py", "*.txt", "page/*")
         for p in (ROOT / "muxd").rglob(kind)
         if not through_link(p)
     }

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.placements import COSTS, GB, QUICK, load, problems
 
 from muxd.errors import ConfigError
@@ -31,7 +32,7 @@ class After:
             raise Enough
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(problems(), st.integers(0, 30))
 def test_whenever_it_is_ended_there_is_a_plan_no_worse_than_the_first(problem: Problem, times: int) -> None:
     try:

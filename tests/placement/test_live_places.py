@@ -2,6 +2,7 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.placements import COSTS, GB, SIZES, load
 
 from muxd.errors import ConfigError
@@ -34,7 +35,7 @@ def scenes(draw: st.DrawFn) -> tuple[Live, dict[str, int]]:
         return Live(small, Room(devices, 400 * GB, pool), COSTS, Budget()), pins
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(scenes())
 def test_a_start_places_everybody_keeps_pins_and_is_no_worse_than_where_it_began(
     scene: tuple[Live, dict[str, int]],
@@ -53,7 +54,7 @@ def test_a_start_places_everybody_keeps_pins_and_is_no_worse_than_where_it_began
         assert layout_value(appraiser, chosen) >= layout_value(appraiser, begun) * (1 - 1e-9)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(scenes(), st.data())
 def test_a_decision_never_moves_a_pinned_model(
     scene: tuple[Live, dict[str, int]], data: st.DataObject

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 from hypothesis import given, settings
+from support.examples import examples
 from support.placements import COSTS, GB, load, problems
 
 from muxd.errors import ConfigError
@@ -30,7 +31,7 @@ def every_layout(problem: Problem) -> Iterator[list[tuple[int, tuple[int, ...]]]
             ]
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(problems(most=4))
 def test_the_optimum_is_what_enumeration_finds(problem: Problem) -> None:
     try:

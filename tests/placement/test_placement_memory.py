@@ -61,7 +61,7 @@ def test_what_torch_takes_in_a_worker_is_counted_by_name() -> None:
     few = msgspec.structs.replace(plain, max_running=8)
     assert memory.step(model, 1, few) < memory.step(model, 1, plain) / 2
     pair = msgspec.structs.replace(plain, workers=2)
-    held = memory.fixed(model, 1, pair) - model.weights - 2 * (pair.context + pair.graphs)
+    held = memory.fixed(model, 1, pair) - model.weights - 2 * pair.context - pair.graphs
     assert held == sum(memory.scratch(model, 1, pair, one) for one in ("prefill", "decode"))
 
 

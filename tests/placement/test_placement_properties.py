@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.placements import COSTS, QUICK, problems
 
 from muxd.errors import ConfigError
@@ -19,7 +20,7 @@ from muxd.placement.recombine import recombined
 from muxd.placement.search import Annealing
 from muxd.placement.sets import Sets
 
-MANY = settings(max_examples=25)
+MANY = settings(max_examples=examples(25))
 
 
 def estimator(problem: Problem) -> Estimator:
@@ -79,7 +80,7 @@ def test_ours_is_never_worse_than_greedy(problem: Problem) -> None:
             assert ours.objective >= min(other.objective, enough) * (1 - 1e-9)
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 @given(problems(most=4))
 def test_ours_against_the_optimum(problem: Problem) -> None:
     """The gap is printed (pytest -s) and never negative: the optimum is one."""
@@ -115,7 +116,7 @@ def test_annealing_keeps_its_sums_and_never_loses(problem: Problem, seed: int) -
     assert found == Annealing(sets, start, seed).run(300)  # the same seed, the same plan
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(problems(), st.integers(0, 5))
 def test_what_is_recombined_is_as_good_as_the_best_walk(problem: Problem, seed: int) -> None:
     """Its sets are among the columns, so only the solver's gap may be lost."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from muxd.placement.rates import Rates
 
@@ -37,7 +38,7 @@ def test_a_jump_is_seen_at_the_next_look_where_a_fading_mean_takes_a_memory(
     assert abs(slow[-1] - after) > 0.6 * abs(after - before)
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.floats(0.05, 200), st.integers(0, 2**31))
 def test_under_poisson_arrivals_the_error_is_what_the_memory_allows(rate: float, seed: int) -> None:
     counts = np.random.default_rng(seed).poisson(rate * PERIOD, 200).tolist()

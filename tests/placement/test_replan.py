@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.placements import COSTS, GB, QUICK, load, problems
 
 from muxd.errors import ConfigError
@@ -108,7 +109,7 @@ def test_a_present_layout_that_no_longer_fits_is_left_at_once() -> None:
     assert decide(appraiser, decision.layout, crowded, POLICY, 1e9).reason == "does not fit"
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(problems(most=5), st.lists(st.floats(0.1, 8), min_size=2, max_size=6), st.integers(0, 200))
 def test_moves_are_bounded_by_cooldown_gain_and_cost(
     problem: Problem, factors: list[float], period: int
@@ -138,7 +139,7 @@ def test_moves_are_bounded_by_cooldown_gain_and_cost(
     assert all(b - a >= POLICY.cooldown for a, b in pairwise(adopted))
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 @given(problems(most=5), st.lists(st.floats(0.99, 1.01), min_size=1, max_size=4))
 def test_noise_within_the_hysteresis_moves_nothing_after_an_adoption(
     problem: Problem, noise: list[float]

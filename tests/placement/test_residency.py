@@ -35,7 +35,7 @@ class Cluster:
         for model, site in places.items():
             self.order.served(model, site)
         self.costs = costs
-        self.full: set[str] = set()  # who finds on its way back that others have taken what it left
+        self.full: set[str] = set()  # parked ones who find that others are there
         self.parked: list[str] = []
         self.stayed: list[str] = []
         self.log: list[Step[int]] = []
@@ -61,7 +61,7 @@ class Cluster:
     def begin(self, step: Load[int]) -> None:
         assert not any(self.at.get(gone) for gone in self.order.before.get(step.site, ()))
         here = self.at.setdefault(step.site, set())
-        if len(here) == self.room and step.site == self.places.get(step.model):
+        if len(here) == self.room and self.serving[step.model] is None:  # it tries what memory says
             self.full.add(step.model)
         else:
             here.add(step.model)
@@ -179,6 +179,19 @@ def test_a_new_place_that_takes_it_not_leaves_it_where_it_is() -> None:
     assert order.aim({"a": 1, "b": 0}, {"a": 0.0, "b": 1.0}) == [Leave("a", 0, 1)]
     assert order.stay("a") == []
     assert (order.over, order.at("a"), order.at("b")) == (True, 0, 1)
+
+
+def test_who_is_parked_for_somebody_who_stays_after_all_tries_and_comes_back() -> None:
+    order: Residency[int] = Residency(lambda _, models: len(models) <= 1)
+    order.served("a", 1)
+    order.served("b", 0)
+    assert order.aim({"a": 0, "b": 1}) == [Leave("b", 0, 1)]
+    assert order.left("b") == [Load("a", 0)]
+    assert order.failed("a") == [Load("b", 1)]
+    assert order.no_room("b", own=False) is None
+    assert order.failed("b") == [Load("b", 0)]
+    assert order.loaded("b") == []
+    assert (order.over, order.at("a"), order.at("b")) == (True, 1, 0)
 
 
 @given(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.examples import examples
 from support.naive_pool import NaivePool, keys_of
 
 from muxd.errors import ConfigError
@@ -349,5 +350,5 @@ class LedgerHistory(RuleBasedStateMachine):
             assert sum(map(naive.unfilled, naive.quota)) <= unheld
 
 
-LedgerHistory.TestCase.settings = settings(max_examples=150, stateful_step_count=50)
+LedgerHistory.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=50)
 TestLedgerHistory = LedgerHistory.TestCase

@@ -2,6 +2,8 @@
 
 import struct
 import time
+from array import array
+from collections.abc import Callable
 from hashlib import blake2b
 
 import hypothesis.strategies as st
@@ -52,12 +54,25 @@ def test_a_key_is_the_hash_of_the_key_before_and_the_rows_tokens() -> None:
         assert found == key
 
 
-@pytest.mark.parametrize("row_tokens", [8, 16, 32])
-def test_naming_4096_tokens_is_well_under_a_millisecond(row_tokens: int) -> None:
-    tokens = list(range(4096))
-    best = 1.0
+def best(work: Callable[[], object]) -> float:
+    """Seconds of the processor: others on the machine only ever add to them."""
+    found = []
     for _ in range(20):
-        began = time.perf_counter()
-        Chain("m", row_tokens).match(tokens)
-        best = min(best, time.perf_counter() - began)
-    assert best < 0.001
+        began = time.thread_time()
+        work()
+        found.append(time.thread_time() - began)
+    return min(found)
+
+
+@pytest.mark.parametrize("row_tokens", [8, 16, 32])
+def test_naming_4096_tokens_takes_little_more_than_to_hash_them(row_tokens: int) -> None:
+    """A fifth of a millisecond or so, wherever a loop that does nothing else takes that."""
+    tokens = list(range(4096))
+
+    def hashed() -> None:
+        key = b""
+        for start in range(0, len(tokens), row_tokens):
+            row = array("i", tokens[start : start + row_tokens])
+            key = blake2b(key + row.tobytes(), digest_size=16).digest()
+
+    assert best(lambda: Chain("m", row_tokens).match(tokens)) < 3 * best(hashed)

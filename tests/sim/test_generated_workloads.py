@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from muxd.errors import ConfigError
 from muxd.sim.generate import Recipe, arrivals, generate, rates
@@ -62,7 +63,7 @@ def test_the_data_sets_keep_their_means(name: str, mean_in: int, mean_out: int) 
     assert np.percentile(ins, 99) > 4 * np.median(ins), "a heavy tail"
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 @given(st.integers(50, 2_400_000), st.floats(0.5, 10))
 def test_a_lognormal_has_its_mean_however_long(mean: int, scale: float) -> None:
     ins, outs = lengths(f"lognormal:{mean},500", scale=scale).draw(np.random.default_rng(4), 200_000)
@@ -71,7 +72,7 @@ def test_a_lognormal_has_its_mean_however_long(mean: int, scale: float) -> None:
     assert ins.max() <= max(1024, 4 * mean) * scale + 1
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.integers(1, 500), st.integers(0, 500), st.floats(0.1, 4))
 def test_uniform_and_constant_lengths(low: int, more: int, scale: float) -> None:
     ins, outs = lengths(f"uniform:{low}-{low + more},{low}-{low}", scale=scale).draw(

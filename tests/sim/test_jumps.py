@@ -6,6 +6,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 from support.costs import model, table
+from support.examples import examples
 
 from muxd.config import Config, ModelConfig, Policy, PoolConfig, SchedulerConfig, Split
 from muxd.cost.law import Memory
@@ -167,7 +168,7 @@ CASES = st.builds(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(CASES)
 def test_the_same_to_the_last_bit(case: Case) -> None:
     """And every step that is jumped over is one answer less of which the scheduler hears."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.placements import COSTS, GB, load
 
 from muxd.placement.appraiser import canonical
@@ -132,7 +133,7 @@ def layouts() -> st.SearchStrategy[Layout]:
     )
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(st.lists(layouts(), min_size=1, max_size=4), st.floats(0.02, 0.2), st.booleans())
 def test_no_request_is_lost_or_served_before_its_model_is_there(
     found: list[Layout], gap: float, tight: bool

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 from support.costs import model, table
+from support.examples import examples
 
 from muxd.clock import VirtualClock
 from muxd.config import Config, ModelConfig, Policy, PoolConfig, SchedulerConfig, Split
@@ -94,7 +95,7 @@ RECIPES = st.builds(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(
     RECIPES,
     st.sampled_from(["512K", "16M"]),
@@ -132,7 +133,7 @@ def busy(cost: CostTable, workload: Workload, *, ahead: bool) -> tuple[float, fl
     return world.device.busy, float(records.end.max()), records
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.integers(1, 8), st.integers(1, 60), st.integers(1, 40), st.floats(0, 0.03))
 def test_one_models_device_is_never_less_busy(streams: int, prompt: int, output: int, host: float) -> None:
     """The same work, in no more time: of streams that come together, each step is one for all."""

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.costs import model, table
+from support.examples import examples
 from typer.testing import CliRunner
 
 from muxd.cli.muxctl import app
@@ -58,7 +59,7 @@ def test_a_model_that_never_fits_is_refused() -> None:
         swap({"a": GB, "b": 10 * GB}, SwapTerms(memory=5e9))
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.integers(1, 4), st.integers(1, 4), st.floats(0.5, 30), st.integers(0, 99))
 def test_everybody_is_served_once_and_memory_is_never_exceeded(
     count: int, room: int, rate: float, seed: int

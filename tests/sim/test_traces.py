@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from muxd.errors import ConfigError
 from muxd.sim.retold import Retelling, retold
@@ -108,7 +109,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(ROWS, st.integers(0, 1000), st.integers(1, 1000), st.integers(0, 99))
 def test_every_whole_row_of_the_part_is_asked_once(
     tmp_path_factory: pytest.TempPathFactory,
@@ -255,7 +256,7 @@ def test_files_and_kinds_that_are_none(tmp_path: Path) -> None:
         told(AZURE, "azure", tmp_path)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.sampled_from(sorted(KINDS)), st.data())
 def test_a_damaged_trace_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject

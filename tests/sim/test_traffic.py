@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from muxd.errors import ConfigError
 from muxd.sim.generate import mixed
@@ -42,7 +43,7 @@ def times(items: list[Item]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return np.array([item.time for item in items])
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(traffic("a"), traffic("b"), traffic("c"), st.integers(0, 2**40))
 def test_a_model_changes_no_other_ones_requests(
     a: ModelTraffic, b: ModelTraffic, c: ModelTraffic, seed: int
@@ -54,7 +55,7 @@ def test_a_model_changes_no_other_ones_requests(
     assert times(twin).tolist() != times(alone).tolist() or not alone, "and has its own, too"
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(traffic("a"), traffic("b"), st.integers(0, 99))
 def test_the_same_seed_gives_the_same_bits(a: ModelTraffic, b: ModelTraffic, seed: int) -> None:
     made, again, other = (mixed([a, b], SECONDS, seed=number) for number in (seed, seed, seed + 1))
@@ -64,7 +65,7 @@ def test_the_same_seed_gives_the_same_bits(a: ModelTraffic, b: ModelTraffic, see
     assert all(one.time <= two.time for one, two in pairwise(made.items))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(traffic("a"), st.integers(0, 99))
 def test_the_number_of_requests_is_the_integral_of_the_rate(model: ModelTraffic, seed: int) -> None:
     moments = (np.arange(400_000) + 0.5) * SECONDS / 400_000
@@ -97,7 +98,7 @@ def test_gaps_have_their_variation_where_the_rate_is_highest() -> None:
     assert gaps.std() / gaps.mean() == pytest.approx(4.0, rel=0.05)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(traffic("a"), st.integers(0, 99), st.integers(0, 390))
 def test_a_phase_that_is_off_takes_its_requests_away_and_no_others(
     model: ModelTraffic, seed: int, start: int

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from support.examples import examples
 from support.placements import COSTS, GB
 
 from muxd.config import Config, ModelConfig, PoolConfig
@@ -72,7 +73,7 @@ def test_a_model_that_could_never_be_there_is_refused_by_name() -> None:
         waking([], replace(RULES, memory={SITE: GB}))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1.5), st.integers(1, 400)), min_size=1, max_size=60),
     st.sampled_from(["worth", "lru", "one"]),

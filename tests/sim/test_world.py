@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 from support.costs import model, table
+from support.examples import examples
 
 from muxd.config import Config, ModelConfig, PoolConfig, QuotaConfig, SchedulerConfig
 from muxd.cost.law import Memory
@@ -81,7 +82,7 @@ def test_shared_memory_makes_neighbours_slower_and_ends_with_them() -> None:
     assert both.end[0] == pytest.approx(1.5 + 50 * 0.015, abs=0.15)
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(st.data())
 def test_no_simulation_moves_more_bytes_than_the_device_can(data: st.DataObject) -> None:
     """Whatever the policy, the models and the parts of the device: mean over the whole run."""
@@ -110,7 +111,7 @@ workloads = st.builds(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(workloads, st.sampled_from(["512K", "1M", "16M"]), st.integers(1, 8), st.integers(1, 40))
 def test_every_request_ends_once_and_every_block_returns(
     recipe: Recipe, pool: str, max_running: int, max_queue: int

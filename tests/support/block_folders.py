@@ -11,7 +11,7 @@ from muxd.models.safetensors_index import read_header
 
 # The largest of code times its scale's own code.
 _LEVELS = {"q4_0": 8, "q4_1": 16, "q5_0": 16, "q5_1": 32, "q8_0": 128, "q4_k": 15 * 63, "q5_k": 31 * 63,
-           "q6_k": 32 * 128}  # fmt: skip
+           "q6_k": 32 * 128, "mxfp4": 12}  # fmt: skip
 
 
 def random_blocks(kind: str, count: int, scale: float, seed: int = 0) -> NDArray[np.uint8]:
@@ -19,6 +19,9 @@ def random_blocks(kind: str, count: int, scale: float, seed: int = 0) -> NDArray
     generator = np.random.default_rng(seed)
     per, size = blocks.SIZES[kind]
     raw = generator.integers(0, 256, size=(count // per, size), dtype=np.uint8)
+    if kind == "mxfp4":  # exponents of a tenth to all of the scale
+        raw[:, 0] = 128 + np.floor(np.log2(scale)) - generator.integers(0, 4, size=len(raw))
+        return raw.reshape(-1)
     halves = 2 if kind in ("q4_1", "q5_1", "q4_k", "q5_k") else 1
     at = size - 2 if kind == "q6_k" else 0
     drawn = (generator.uniform(-1, 1, size=(len(raw), halves)) * scale).astype(np.float16)

@@ -72,7 +72,7 @@ class DirectRunner:
         self.weights_bytes = layout.bytes
         region = np.zeros(layout.bytes + 64, dtype=np.uint8)
         region = region[-region.ctypes.data % 64 :]  # as a mapping lies
-        fill(layout, HostWriter(region), lambda done: None)
+        fill(layout, HostWriter(region))
         blocks = rows * self.spec.blocks_per_row
         pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8, device=device)
         self.pool = pool

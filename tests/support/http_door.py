@@ -1,18 +1,21 @@
 """A scripted engine behind the real HTTP application: real TokenStreams, a real tokenizer."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import aiohttp
 
+from muxd.admin.schemas import UnloadModel
 from muxd.api.prepare import prepare
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.fleet.gate import Taking
+from muxd.fleet.steps import Step
 from muxd.messages import Pooling, TokenLogprob
 from muxd.text.library import TextModel
+from muxd.text.pieces import Pieces
 from muxd.text.template import ChatTemplate
 from muxd.text.tokenizer import Tokenizer
 from muxd.text.work import Prepare, Result, Source, View, Work
@@ -58,6 +61,10 @@ class Model:
     base: str = ""
 
     @property
+    def pieces(self) -> Pieces | None:
+        return self.tokenizer.pieces if self.tokenizer is not None else None
+
+    @property
     def chat(self) -> bool:
         return self.template is not None
 
@@ -99,6 +106,7 @@ class Scripted:
         self.text_came, self.text_goes_on = asyncio.Event(), asyncio.Event()
         self.text_goes_on.set()
         self.play: Play = self.say("hello world")
+        self.operator: Any = self  # of what an operator may do it can unload
         self._tasks: set[asyncio.Future[Any]] = set()
         template = ChatTemplate(TEMPLATE, tokenizer.specials, "test")
         size, eos = tokenizer.vocab_size, tokenizer.eos
@@ -114,8 +122,9 @@ class Scripted:
     def ahead(self, request: Request) -> int | None:
         return self.places.pop(0) if self.places else None
 
-    async def unload(self, name: str) -> None:
-        self.by_name[name].state = "unloaded"
+    async def unload(self, wanted: UnloadModel) -> AsyncIterator[Step]:
+        self.by_name[wanted.model].state = "unloaded"
+        yield Step(wanted.model, "unloaded")
 
     def open(self, view: View) -> TextModel:
         model = self.by_name[view.source.model]

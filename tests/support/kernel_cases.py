@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muxd.kernels import gated, paged_decode, paged_prefill, rope_write, sampling
+from muxd.kernels import gated, grouped, paged_decode, paged_prefill, rope_write, sampling
 from muxd.kernels import rms_norm as norm
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.rotary import angles
@@ -36,6 +36,7 @@ class Shape:
     dtype: torch.dtype = torch.float32
     window: int | None = None
     softcap: float | None = None
+    sunk: bool = False
     kv_dtype: torch.dtype | None = None
     device: str = "cpu"
     layers: int = 2
@@ -43,7 +44,11 @@ class Shape:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"scale": self.head_dim**-0.5, "window": self.window, "softcap": self.softcap}
+        sinks = torch.linspace(-3, 4, self.kv_heads * self.group, device=self.device) if self.sunk else None
+        own = None if sinks is None else sinks.to(self.dtype)
+        return {
+            "scale": self.head_dim**-0.5, "window": self.window, "softcap": self.softcap, "sinks": own,
+        }  # fmt: skip
 
 
 def paged(shape: Shape, lengths: list[int], generator: torch.Generator) -> tuple[PagedPool, Tensor]:
@@ -165,6 +170,37 @@ def check_gates(kernel: ModuleType, n: int, inner: int, dtype: torch.dtype, devi
     for name in ("silu_gate", "gelu_tanh_gate"):
         wanted = getattr(gated, name)(both.double()).to(dtype)
         check(getattr(kernel, name)(both), wanted, dtype)
+    wanted = gated.clamped_gate(both.double(), 1.702, 7.0).to(dtype)
+    check(kernel.clamped_gate(both, 1.702, 7.0), wanted, dtype)
+
+
+def check_grouped(
+    kernel: ModuleType,
+    n: int,
+    fan: int,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Both products of a mixture for ``n`` tokens; ``shape``: experts, outputs, inputs. What lies behind the
+    rows of ``x`` is poison, and so are the weights of experts that nobody chose."""
+    generator = torch.Generator().manual_seed(seed)
+    experts, outputs, inputs = shape
+    favour = torch.rand(experts, generator=generator) ** 3  # some are chosen by many, some by none
+    scores = torch.rand(n, experts, generator=generator) * favour
+    groups = grouped.group(scores.topk(fan, -1).indices, experts)
+    weight = torch.randn(shape, generator=generator) / inputs**0.5
+    weight[groups.starts.diff() == 0] = float("nan")
+    weight, bias = weight.to(dtype).to(device), torch.randn(experts, outputs, generator=generator).to(dtype)
+    groups = groups._replace(order=groups.order.to(device), starts=groups.starts.to(device))
+    for gather, added in ((True, None), (False, bias.to(device))):
+        rows = n if gather else n * fan
+        wide = torch.full((rows, inputs + 5), float("nan"))
+        wide[:, :inputs] = torch.randn(rows, inputs, generator=generator)
+        x = wide.to(dtype).to(device)[:, :inputs]
+        found = kernel.grouped_linear(x, weight, groups, bias=added, gather=gather)
+        check(found, grouped.grouped_linear(x, weight, groups, bias=added, gather=gather), dtype)
 
 
 def sampling_lines(params: list[dict[str, Any]], device: str = "cpu") -> SamplingLines:

@@ -105,8 +105,9 @@ def memfds(pid: int | str = "self") -> list[str]:
     return sorted(name for name in descriptors(pid).values() if any(one in name for one in ours))
 
 
-def gone(pid: int, seconds: float) -> bool:
-    """Whether the process ends within ``seconds``; needs not be our child. A zombie counts as ended."""
+def gone(pid: int, seconds: float = 60.0) -> bool:
+    """Whether the process ends within ``seconds``, by default what one that is about to end may take where
+    the machine is busy; needs not be our child. A zombie counts as ended."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:

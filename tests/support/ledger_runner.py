@@ -14,6 +14,7 @@ import torch
 from muxd.device.base import HostWriter
 from muxd.messages import Chunk, Decode, KvDtype, NewRows, Prefill, Sampling, Setup, kv_item_bytes
 from muxd.models.cut import ALONE, Rank, cut_spec
+from muxd.models.packing import packing_for
 from muxd.models.spec import read_spec
 from muxd.models.weights import fill, plan
 from muxd.pool.ledger import Ledger
@@ -51,14 +52,16 @@ class LedgerRunner:
         *,
         device: str = "cpu",
         paged: bool | None = None,
+        native: bool = False,
         kv_dtypes: dict[str, KvDtype] | None = None,
         rank: Rank = ALONE,
         meeting: str = "",
     ):
-        """``kv_dtypes``: of models whose K and V are not of their own type, float32. ``rank``: this
-        process's, of a group that meets by the file ``meeting``."""
+        """``native``: the native step, else torch. ``kv_dtypes``: of models whose K and V are not of their
+        own type, float32. ``rank``: this process's, of a group that meets by the file ``meeting``."""
         self._rank, self._meeting = rank, meeting
         self._device, self._paged, self._kv_dtypes = device, paged, kv_dtypes or {}
+        self._packing = packing_for("file", "native", "float32", gpu=False) if native else None
         self.pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8, device=device)  # NaN
         self.ledger = Ledger(blocks)
         self.runners: dict[str, Runner] = {}
@@ -73,9 +76,10 @@ class LedgerRunner:
     def _add(self, model: str, folder: Path, blocks: int, block_bytes: int) -> None:
         whole, kind = read_spec(folder), self._kv_dtypes.get(model, "auto")
         spec, rank = cut_spec(whole, self._rank.ranks), self._rank
-        layout = plan(folder, whole, "float32", rank=rank)
-        weights = np.zeros(layout.bytes, dtype=np.uint8)
-        fill(layout, HostWriter(weights), lambda done: None)
+        layout = plan(folder, whole, "float32", packing=self._packing, rank=rank)
+        weights = np.zeros(layout.bytes + 64, dtype=np.uint8)
+        weights = weights[-weights.ctypes.data % 64 :]  # as a mapping lies
+        fill(layout, HostWriter(weights))
         rows = blocks // spec.blocks_per_row
         self.row_tokens[model] = spec.tokens_per_row(block_bytes, kv_item_bytes("float32", kind))
         self.ledger.add_model(model, spec.blocks_per_row, rows, row_tokens=self.row_tokens[model])

@@ -42,8 +42,8 @@ def demo_config(*names: str, dtype: str = "bfloat16", pool: str = "512M", extra:
 
 
 class LiveDaemon:
-    """``muxd serve`` on a free port. ``env``: what its environment has more than ours; ``by``: a command that
-    runs it."""
+    """``muxd serve``; ``port`` 0: a free one. ``env``: what its environment has more than ours; ``by``: a
+    command that runs it."""
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class LiveDaemon:
         folder: Path,
         env: Mapping[str, str] = MappingProxyType({}),
         by: Sequence[str] = (),
+        port: int = 0,
     ):
         self.folder = folder
         # Unix socket paths are short: pytest's own folders can be too deep.
@@ -61,7 +62,7 @@ class LiveDaemon:
         file.write_text(config)
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(f"{self._sockets.name}/notify")
-        command = [sys.executable, "-m", "muxd.cli.muxd", "serve", "--config", str(file), "--port", "0"]
+        command = [sys.executable, "-m", "muxd.cli.muxd", "serve", "--config", str(file), "--port", str(port)]
         own = {**os.environ, "STATE_DIRECTORY": str(folder), **env}
         own["NOTIFY_SOCKET"] = f"{self._sockets.name}/notify"
         if "[[device]]" in config:
@@ -139,10 +140,14 @@ class LiveDaemon:
 
 @contextmanager
 def live(
-    config: str, folder: Path, env: Mapping[str, str] = MappingProxyType({}), by: Sequence[str] = ()
+    config: str,
+    folder: Path,
+    env: Mapping[str, str] = MappingProxyType({}),
+    by: Sequence[str] = (),
+    port: int = 0,
 ) -> Iterator[LiveDaemon]:
     """A ready daemon; on leaving it must end with exit code 0 on SIGTERM, if it still runs."""
-    daemon = LiveDaemon(config, folder, env, by)
+    daemon = LiveDaemon(config, folder, env, by, port)
     try:
         yield daemon.wait_ready()
         if daemon.process.poll() is None:

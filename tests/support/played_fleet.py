@@ -3,6 +3,7 @@ virtual clock, and end, stand still or cannot be forked whenever a test says so.
 
 import asyncio
 import errno
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from muxd.clock import VirtualClock
 from muxd.config import Config, ModelConfig, PlacementConfig, ResidencyConfig
+from muxd.device.base import Region
 from muxd.device.cpu import Cpu
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
@@ -23,6 +25,7 @@ from muxd.fleet.replanner import watch
 from muxd.fleet.roster import Roster
 from muxd.link.daemon_end import Hearer
 from muxd.messages import BatchDone, Decode, FromWorker, Prefill, Ready, Setup, Shutdown, ToWorker
+from muxd.models.weights import WeightPlan, fill
 from muxd.pool.arena import Arena
 from support.bench_worker import Spec, Worker
 
@@ -40,6 +43,17 @@ def answer(prompt: list[int], tokens: int) -> list[int]:
 
 def _next(history: list[int]) -> int:
     return 3 + (sum(history) + 7 * len(history)) % 211
+
+
+async def filled_here(region: Region, parts: Sequence[WeightPlan], progress: Callable[[int], None]) -> None:
+    """As ``fleet.loading.filled``, in the loop's own time: the reading itself, without its process."""
+    try:
+        for piece, part in zip(region.pieces, parts, strict=True):
+            await asyncio.to_thread(fill, part, piece.writer())
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # they have the region mapped
+        raise
+    progress(sum(part.bytes for part in parts))
 
 
 class Process:
@@ -174,7 +188,8 @@ class Link:
 class PlayedFleet:
     """``models``: name -> what its folder says. ``limit``: of ``device.memory``; 0: what the machine has.
 
-    Made inside a running loop; ``muxd.fleet.crew.WorkerProcess`` is to be ``Process`` meanwhile. ``lacking``:
+    Made inside a running loop; ``muxd.fleet.crew.WorkerProcess`` is to be ``Process`` meanwhile, and
+    ``muxd.fleet.supervisor.filled`` ``filled_here``. ``lacking``:
     no process can be forked; ``crashing``: each ends before it is ready.
     """
 

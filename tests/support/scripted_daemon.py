@@ -7,10 +7,11 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import replace
 
 from muxd.admin.schemas import (
@@ -44,6 +45,19 @@ from muxd.fleet.log_lines import LogLine
 from muxd.fleet.proposal import Proposal, ProposedModel
 from muxd.fleet.reload import Reloaded
 from muxd.fleet.steps import Step
+from muxd.watch.schemas import (
+    AccountView,
+    BlockRun,
+    Change,
+    DaemonView,
+    DeviceView,
+    FlightView,
+    ModelView,
+    Picture,
+    RequestView,
+    WeightsView,
+)
+from muxd.watch.watcher import Watcher
 
 POOL = PoolStatus(bytes=1 << 30, block_bytes=8192, total_blocks=131072, free_blocks=98304, cached_blocks=100)
 REQUESTS = RequestStatus(running=3, waiting=1, served=120, refused=4, cancelled=2, failed=1)
@@ -147,6 +161,41 @@ PROPOSAL = Proposal(
         ProposedModel("smol", "cuda:0", "cuda:0", 0.0, 0.0, 0.0, True),
     ],
     True, "adopt", 1.25, 0.5, ["gemma"],
+)  # fmt: skip
+
+
+PICTURE = Picture(
+    1_700_000_000.0,
+    DaemonView("0.1.0", 4710, 1_699_996_300.0, "mux", "http://127.0.0.1:8000", {"served": 120}),
+    {
+        "cuda:0": DeviceView(
+            "cuda:0", 0, 8192, 1000,
+            [
+                BlockRun("smol_lm.2", "guaranteed", 200), BlockRun("smol_lm.2", "borrowed", 50),
+                BlockRun("gemma", "cached", 100), BlockRun("", "free", 650),
+            ],
+            {"smol_lm.2": AccountView(200, 200, 1000, 250, 0), "gemma": AccountView(0, 300, 1000, 0, 100)},
+            [WeightsView("smol_lm.2", 269 << 20, "resident"), WeightsView("gemma", 1 << 30, "loading", 0.4)],
+            [FlightView("smol_lm.2", "decode", 1_699_999_999.9, 50, 3)],
+        )
+    },
+    {
+        name: ModelView(
+            name, state, "", "", "cuda:0", True, True, False, 1_699_996_300.0, 50, in_use, running, 0,
+            269 << 20, 20.0, 41.6, 500.0, 9.0, 12.0, 0.0, 98765, rate, 0.98,
+        )
+        for name, state, in_use, running, rate in (
+            ("smol_lm.2", "ready", 50, 3, 123.4), ("gemma", "loading", 0, 0, 0.0),
+        )
+    },
+    {
+        "chatcmpl-5-0": RequestView(
+            "chatcmpl-5-0", "smol_lm.2", "alice", "cuda:0", "served", 1_699_999_990.0, 350.0, 500.0, 2.0, 40,
+            12,
+        )
+    },
+    events=EVENTS,
+    tokens={"smol_lm.2": [0.0, 100.0, 123.4]},
 )  # fmt: skip
 
 
@@ -269,6 +318,14 @@ class ScriptedService:
     async def follow(self, model: str = "") -> AsyncIterator[Event]:
         for one in self.happened(model):
             yield one
+
+    @contextmanager
+    def watch(self, cut: Callable[[], None]) -> Iterator[Watcher]:
+        watcher = Watcher(cut)
+        watcher.put("picture", msgspec.json.encode(PICTURE))
+        watcher.put("change", msgspec.json.encode(Change(PICTURE.time + 1, models={"gemma": None})))
+        watcher.close()
+        yield watcher
 
     def trace(self) -> list[Trace]:
         return [TRACE]

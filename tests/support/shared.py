@@ -29,9 +29,9 @@ class Shared:
 
     def __exit__(self, *_: object) -> None:
         """Nothing that the tests before were excused for may outlive the daemon."""
-        family = _family(self._daemon) if self._daemon else set()
+        ours = family(self._daemon) if self._daemon else set()
         self._end()
-        assert all(leaks.gone(pid, 5) for pid in family), "processes left by a shared daemon"
+        assert all(leaks.gone(pid) for pid in ours), "processes left by a shared daemon"
 
     @contextmanager
     def lent(self) -> Iterator[LiveDaemon]:
@@ -40,7 +40,7 @@ class Shared:
         yield daemon
         try:
             self._put_back(daemon)
-            leaks.keep(_family(daemon))
+            leaks.keep(family(daemon))
         except BaseException:
             self._end()
             raise
@@ -101,7 +101,7 @@ def _terms(row: QuotaInfo) -> tuple[int, int, float]:
     return row.min_bytes, row.max_bytes, row.weight
 
 
-def _family(daemon: LiveDaemon) -> set[int]:
+def family(daemon: LiveDaemon) -> set[int]:
     """The daemon, those it names as its own, and what these were started by."""
     named = {row.pid for row in daemon.admin.ps()}
     return {daemon.process.pid} | named | ({leaks.parent(pid) for pid in named} - {1, leaks.OURSELVES})

@@ -36,7 +36,7 @@ class Daemon:
         self.arena.ledger.add_model("tiny", spec.blocks_per_row, rows)
         layout = plan(folder, spec, "float32")
         self.weights = device.allocate(layout.bytes, "weights")
-        fill(layout, self.weights.writer(), lambda done: None)
+        fill(layout, self.weights.writer())
         self.events: asyncio.Queue[FromWorker | str] = asyncio.Queue()
         self.lifeline, self._held = os.pipe()
         self._directory = private_directory()
@@ -59,7 +59,7 @@ class Daemon:
         return [self.arena.fds[0], self.weights.fd, self.lifeline]
 
     async def next(self) -> FromWorker | str:
-        return await asyncio.wait_for(self.events.get(), 60)
+        return await self.events.get()  # one that never comes is the end of the test's own time
 
     async def call(self, command: ToWorker) -> FromWorker | str:
         self.link.send(NAME, command)
@@ -105,7 +105,7 @@ class Worker:
     def send_signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def ended(self, seconds: float = 60) -> tuple[int, str]:
+    def ended(self, seconds: float = 240) -> tuple[int, str]:
         """Exit code and stderr; raises TimeoutExpired if it does not end."""
         _, errors = self.process.communicate(timeout=seconds)
         return self.process.returncode, errors
@@ -142,7 +142,7 @@ class Forked:
     def send_signal(self, number: signal.Signals) -> None:
         signal.pidfd_send_signal(self.child.pidfd, number)
 
-    def ended(self, seconds: float = 60) -> tuple[int, str]:
+    def ended(self, seconds: float = 240) -> tuple[int, str]:
         """Exit code, as of a ``Worker``."""
         if self._code is None:
             assert select.select([self.child.pidfd], [], [], seconds)[0], f"{self.pid} does not end"

@@ -1,25 +1,54 @@
 """Small random models of every architecture, saved as transformers saves them, with their reference."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import (
     BertConfig,
     BertModel,
+    Cohere2Config,
+    Cohere2ForCausalLM,
+    Exaone4Config,
+    Exaone4ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Glm4Config,
+    Glm4ForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Olmo3Config,
+    Olmo3ForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 COMMON: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "use_cache": True}
@@ -44,12 +73,14 @@ def save(model: PreTrainedModel, folder: Path, **options: Any) -> PreTrainedMode
     for name, weight in model.named_parameters():
         if "norm" in name:
             torch.nn.init.normal_(weight, mean=float(weight.detach().mean()), std=0.3)
-        elif weight.dim() == 2:
+        elif weight.dim() > 1:  # matrices, also those of all experts in one
             torch.nn.init.normal_(weight, std=0.08)
-        elif name.endswith("bias"):
+        elif name.endswith(("bias", "sinks")):
             torch.nn.init.normal_(weight, std=0.5)
     model.save_pretrained(folder, **options)
     model.eval()
+    if hasattr(model.config, "num_experts_per_tok"):
+        model.set_experts_implementation("eager")  # another one wants widths that its products are made for
     return model
 
 
@@ -97,6 +128,51 @@ def mistral(folder: Path, **changes: Any) -> PreTrainedModel:
     return save(MistralForCausalLM(MistralConfig(**COMMON | shape | changes)), folder)
 
 
+def mixtral(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Mixtral's proportions in small: 2 of 5 experts, 3 query heads to a KV head."""
+    torch.manual_seed(7)
+    shape = {
+        "vocab_size": 311, "hidden_size": 72, "intermediate_size": 104, "num_hidden_layers": 3,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
+        "num_local_experts": 5, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    return save(MixtralForCausalLM(MixtralConfig(**COMMON | shape | changes)), folder)
+
+
+def qwen3_moe(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Qwen3 30B-A3B's proportions in small: many narrow experts, most of which few tokens choose."""
+    torch.manual_seed(8)
+    shape = {
+        "vocab_size": 317, "hidden_size": 64, "intermediate_size": 136, "moe_intermediate_size": 24,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 48,
+        "max_position_embeddings": 512, "num_experts": 16, "num_experts_per_tok": 4, "norm_topk_prob": True,
+    }  # fmt: skip
+    return save(Qwen3MoeForCausalLM(Qwen3MoeConfig(**COMMON | shape | changes)), folder)
+
+
+def olmoe(folder: Path, **changes: Any) -> PreTrainedModel:
+    """OLMoE's proportions in small: norms over all heads, no grouped queries."""
+    torch.manual_seed(9)
+    shape = {
+        "vocab_size": 315, "hidden_size": 80, "intermediate_size": 40, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512,
+        "num_experts": 8, "num_experts_per_tok": 3,
+    }  # fmt: skip
+    return save(OlmoeForCausalLM(OlmoeConfig(**COMMON | shape | changes)), folder)
+
+
+def gpt_oss(folder: Path, **changes: Any) -> PreTrainedModel:
+    """gpt-oss 20b's proportions in small: 8 query heads to a KV head, sinks, every other layer slides."""
+    torch.manual_seed(10)
+    rope = YARN_ROPE | {"truncate": False, "rope_theta": 150_000.0, "original_max_position_embeddings": 128}
+    shape = {
+        "vocab_size": 325, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+        "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 512,
+        "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 21, "rope_parameters": rope,
+    }  # fmt: skip
+    return save(GptOssForCausalLM(GptOssConfig(**COMMON | shape | changes)), folder)
+
+
 def gemma3(folder: Path, **changes: Any) -> PreTrainedModel:
     """Gemma 3 270M's proportions in small: one KV head, head_dim 256, mostly sliding layers."""
     torch.manual_seed(2)
@@ -107,6 +183,124 @@ def gemma3(folder: Path, **changes: Any) -> PreTrainedModel:
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
     }  # fmt: skip
     return save(Gemma3ForCausalLM(Gemma3TextConfig(**COMMON | shape | changes)), folder)
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def gemma2(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Gemma 2 2B's proportions in small: soft caps that numbers reach, every second layer slides."""
+    torch.manual_seed(7)
+    shape = {
+        "vocab_size": 311, "hidden_size": 72, "intermediate_size": 136, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
+        "sliding_window": 21, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    }  # fmt: skip
+    return save(Gemma2ForCausalLM(Gemma2Config(**COMMON | shape | changes)), folder)
+
+
+def phi3(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Phi-4-mini's proportions in small: fused matrices, rope on three quarters of a head."""
+    torch.manual_seed(8)
+    shape = {
+        "vocab_size": 317, "hidden_size": 96, "intermediate_size": 168, "num_hidden_layers": 3,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "partial_rotary_factor": 0.75,
+    }  # fmt: skip
+    return save(Phi3ForCausalLM(Phi3Config(**COMMON | shape | changes)), folder)
+
+
+def long_phi3(original: int) -> dict[str, Any]:
+    """Changes of ``phi3``: LongRoPE over so many trained positions."""
+    lists = {"short_factor": [1.0 + i / 9 for i in range(6)], "long_factor": [1.5 + i for i in range(6)]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75, **lists}
+    more = {"original_max_position_embeddings": original}
+    return {"rope_parameters": rope | more, **more}
+
+
+def granite(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Granite 3.3 2B's proportions in small, and its multipliers."""
+    torch.manual_seed(9)
+    shape = {
+        "vocab_size": 305, "hidden_size": 96, "intermediate_size": 152, "num_hidden_layers": 3,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "embedding_multiplier": 12.0, "attention_multiplier": 0.0625, "residual_multiplier": 0.22,
+        "logits_scaling": 8.0, "tie_word_embeddings": True,
+    }  # fmt: skip
+    return save(GraniteForCausalLM(GraniteConfig(**COMMON | shape | changes)), folder)
+
+
+def olmo2(folder: Path, **changes: Any) -> PreTrainedModel:
+    """OLMo 2 1B's proportions in small: as many KV heads as heads."""
+    torch.manual_seed(10)
+    shape = {
+        "vocab_size": 303, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "max_position_embeddings": 512,
+    }  # fmt: skip
+    return save(Olmo2ForCausalLM(Olmo2Config(**COMMON | shape | changes)), folder)
+
+
+def olmo3(folder: Path, **changes: Any) -> PreTrainedModel:
+    """OLMo 3's proportions in small: three of four layers slide, and the other one's rope is stretched."""
+    torch.manual_seed(11)
+    shape = {
+        "vocab_size": 303, "hidden_size": 80, "intermediate_size": 144, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "sliding_window": 21,
+        "rope_parameters": {FULL: YARN_ROPE, SLIDING: {"rope_type": "default", "rope_theta": 1e4}},
+    }  # fmt: skip
+    return save(Olmo3ForCausalLM(Olmo3Config(**COMMON | shape | changes)), folder)
+
+
+def smollm3(folder: Path, **changes: Any) -> PreTrainedModel:
+    """SmolLM3's proportions in small: every fourth layer does not turn."""
+    torch.manual_seed(12)
+    shape = {
+        "vocab_size": 301, "hidden_size": 96, "intermediate_size": 144, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 1, "max_position_embeddings": 512,
+    }  # fmt: skip
+    return save(SmolLM3ForCausalLM(SmolLM3Config(**COMMON | shape | changes)), folder)
+
+
+def glm(folder: Path, **changes: Any) -> PreTrainedModel:
+    """GLM-4 9B of 2024 in small: half of a head turns, interleaved; biases; gate and up fused."""
+    torch.manual_seed(13)
+    return save(GlmForCausalLM(GlmConfig(**COMMON | _GLM | changes)), folder)
+
+
+def glm4(folder: Path, **changes: Any) -> PreTrainedModel:
+    """GLM-4-0414 9B in small: with norms around each block."""
+    torch.manual_seed(14)
+    return save(Glm4ForCausalLM(Glm4Config(**COMMON | _GLM | changes)), folder)
+
+
+_GLM = {
+    "vocab_size": 319, "hidden_size": 96, "intermediate_size": 152, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+def cohere2(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Command R7B's proportions in small: three of four layers slide, and they alone turn."""
+    torch.manual_seed(15)
+    shape = {
+        "vocab_size": 307, "hidden_size": 96, "intermediate_size": 176, "num_hidden_layers": 4,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "sliding_window": 21, "logit_scale": 0.25,
+    }  # fmt: skip
+    return save(Cohere2ForCausalLM(Cohere2Config(**COMMON | shape | changes)), folder)
+
+
+def exaone4(folder: Path, **changes: Any) -> PreTrainedModel:
+    """EXAONE 4 32B's proportions in small: three of four layers slide, and they alone turn."""
+    torch.manual_seed(16)
+    shape = {
+        "vocab_size": 309, "hidden_size": 80, "intermediate_size": 168, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "sliding_window": 21, "sliding_window_pattern": 4,
+    }  # fmt: skip
+    return save(Exaone4ForCausalLM(Exaone4Config(**COMMON | shape | changes)), folder)
 
 
 def bert(folder: Path, **changes: Any) -> PreTrainedModel:
@@ -124,6 +318,18 @@ def reference_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     """float32 [len(tokens), vocab], no cache."""
     logits: torch.Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0].float()
     return logits
+
+
+@torch.inference_mode()
+def undecided(model: PreTrainedModel, tokens: list[int]) -> bool:
+    """Whether somewhere two experts score so alike that rounding may choose either."""
+    count = getattr(model.config, "num_experts_per_tok", 0)
+    if not count or count == model.config.num_local_experts:
+        return False
+    found = model.model(torch.tensor([tokens]), use_cache=False, output_router_logits=True)
+    routers = found.router_logits or ()  # of layers that have some
+    best = [scores.topk(count + 1, -1).values for scores in routers]
+    return any(bool((one[:, -2] - one[:, -1] < 1e-4).any()) for one in best)
 
 
 def continuation_logits(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> torch.Tensor:
@@ -170,4 +376,30 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
     "mistral": (mistral, {}),
     "mistral no window, head_dim not hidden / heads": (mistral, {"sliding_window": None, "head_dim": 40}),
     "gemma3": (gemma3, {}),
+    "gemma2": (gemma2, {}),
+    "cohere2": (cohere2, {}),
+    "qwen3 moe, some layers dense, weights not made one": (
+        qwen3_moe,
+        {"norm_topk_prob": False, "mlp_only_layers": [0], "decoder_sparse_step": 2, "attention_bias": True},
+    ),
+    "gpt oss, clamped often": (gpt_oss, {"swiglu_limit": 0.3, "swiglu_alpha": 3.0}),
 }
+# In `make test` drawn configurations stand for these (``drawn_models``).
+RELATIVES: dict[str, tuple[Make, dict[str, Any]]] = {
+    "phi3": (phi3, {}),
+    "phi3 longrope": (phi3, long_phi3(2)),
+    "granite": (granite, {}),
+    "olmo2": (olmo2, {}),
+    "olmo3": (olmo3, {}),
+    "smollm3": (smollm3, {}),
+    "glm": (glm, {}),
+    "glm4": (glm4, {}),
+    "exaone4": (exaone4, {}),
+    "mixtral window, tied": (mixtral, {"sliding_window": 21, "tie_word_embeddings": True}),
+    "olmoe": (olmoe, {}),
+}
+
+
+def quick(variants: Iterable[str]) -> list[Any]:
+    """Parameters of a test: relatives are left to `make test-all`."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in RELATIVES else name for name in variants]

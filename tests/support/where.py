@@ -30,8 +30,8 @@ def place(name: str, *more: str, smoke: bool = False) -> Any:
     return pytest.param(name, *more, marks=[*_MARKS[name], *few], id="-".join((name, *more)))
 
 
-def on(*names: str, smoke: bool = False) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("where", [place(name, smoke=smoke) for name in names], indirect=True)
+def on(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("where", [place(name) for name in names], indirect=True)
 
 
 class Where:

@@ -4,9 +4,11 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from tokenizers import decoders, models
 
 from muxd.text.detokenize import Detokenizer
+from muxd.text.token_names import longest, pieces_from
 from muxd.text.tokenizer import Tokenizer
 
 TEXTS = [
@@ -19,7 +21,7 @@ TEXTS = [
 
 
 def stream(tokenizer: Tokenizer, pushes: list[list[int]]) -> str:
-    detokenizer = Detokenizer(tokenizer, start=True)
+    detokenizer = Detokenizer(tokenizer.pieces, start=True)
     return "".join(detokenizer.push(ids) for ids in pushes) + detokenizer.finish()
 
 
@@ -38,7 +40,7 @@ def test_an_answer_reads_on_from_its_prompt(small: Tokenizer, data: st.DataObjec
     words = small.encode(" over the dog")
     prompt = data.draw(st.lists(st.sampled_from(specials + words), max_size=4))
     answer = data.draw(st.lists(st.sampled_from(words) | st.integers(0, small.vocab_size + 3), max_size=6))
-    detokenizer = Detokenizer(small, start=small.pieces.start_after(prompt))
+    detokenizer = Detokenizer(small.pieces, start=small.pieces.start_after(prompt))
     shown = "".join(detokenizer.push([token]) for token in answer) + detokenizer.finish()
     assert small.decode(prompt) + shown == small.decode(prompt + answer)
 
@@ -51,8 +53,8 @@ def test_the_space_before_the_first_word_of_an_answer_is_shown() -> None:
     tokenizer = Tokenizer(inner, {"bos_token": "<s>"}, frozenset())
     starts = [tokenizer.pieces.start_after(prompt) for prompt in ([0, 1], [0], [])]
     assert starts == [False, True, True]
-    assert Detokenizer(tokenizer).push([2]) == " Paris"
-    assert Detokenizer(tokenizer, start=True).push([2]) == "Paris"
+    assert Detokenizer(tokenizer.pieces).push([2]) == " Paris"
+    assert Detokenizer(tokenizer.pieces, start=True).push([2]) == "Paris"
 
 
 @given(text=st.text(max_size=40))
@@ -76,7 +78,7 @@ def test_real_text_comes_back_as_written(real: Tokenizer, text: str) -> None:
 
 
 def test_a_character_appears_with_its_last_byte_and_never_in_part(small: Tokenizer) -> None:
-    detokenizer = Detokenizer(small, start=True)
+    detokenizer = Detokenizer(small.pieces, start=True)
     shown = [detokenizer.push([token]) for token in small.encode("x😀y")]
     assert "\ufffd" not in "".join(shown)
     assert "".join(shown) + detokenizer.finish() == "x😀y"
@@ -84,13 +86,13 @@ def test_a_character_appears_with_its_last_byte_and_never_in_part(small: Tokeniz
 
 
 def test_an_unfinished_character_is_flushed_as_a_replacement() -> None:
-    detokenizer = Detokenizer(_bytes_only())
+    detokenizer = Detokenizer(_bytes_only().pieces)
     assert detokenizer.push([0xE6, 0x97]) == ""
     assert detokenizer.finish() == "\ufffd\ufffd"
 
 
 def test_a_run_of_bytes_waits_for_its_end_because_one_bad_byte_spoils_all() -> None:
-    good, bad = Detokenizer(_bytes_only()), Detokenizer(_bytes_only())
+    good, bad = Detokenizer(_bytes_only().pieces), Detokenizer(_bytes_only().pieces)
     assert good.push([0xC3, 0xBC]) == ""
     assert good.push([256]) == "ü!"
     assert bad.push([0xC3, 0xBC, 0xFF, 256]) == "\ufffd" * 3 + "!"
@@ -100,7 +102,7 @@ def test_tokens_without_a_decoder_are_joined_with_spaces() -> None:
     inner = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     tokenizer = Tokenizer(inner, {}, frozenset())
     assert stream(tokenizer, [[0], [1, 7], [0]]) == tokenizer.decode([0, 1, 7, 0]) == "a b a"
-    assert Detokenizer(tokenizer).push([0]) == " a"
+    assert Detokenizer(tokenizer.pieces).push([0]) == " a"
 
 
 def test_a_decoder_that_cannot_be_streamed_is_refused() -> None:
@@ -122,3 +124,28 @@ def _bytes_only() -> Tokenizer:
     inner = tokenizers.Tokenizer(models.BPE(vocab, [], byte_fallback=True))
     inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return Tokenizer(inner, {}, frozenset())
+
+
+@given(data=st.data())
+def test_what_the_daemon_is_told_of_a_vocabulary_is_the_tokenizers(
+    small: Tokenizer, data: st.DataObject
+) -> None:
+    """Of tokens that there are not, too; those from ``size`` on are not told."""
+    size = data.draw(st.integers(0, small.vocab_size + 3))
+    told = small.names(size)
+    pieces = pieces_from(structs.replace(told, key=told.key + small.pieces.decoder.encode()))
+    tokens = range(-1, small.vocab_size + 5)
+    none = ((None, b"") for _ in tokens)
+    wanted = (
+        (small.pieces[token], small.token_bytes(token)) if token < size else next(none) for token in tokens
+    )
+    assert [(pieces[token], pieces.alone(token)) for token in tokens] == list(wanted)
+    assert pieces.specials(small.specials.values()) == small.pieces.specials(small.specials.values())
+    assert longest(told, small.pieces) == max((len(pieces.alone(token)) for token in tokens), default=0)
+
+
+def test_models_whose_tokenizers_say_the_same_share_their_pieces(small: Tokenizer) -> None:
+    told = small.names(10)
+    first = pieces_from(told)
+    assert pieces_from(told) is first
+    assert pieces_from(structs.replace(told, key=b"another")) is not first

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2.exceptions import SecurityError, UndefinedError
 
+from muxd.text import budget
 from muxd.text.budget import formatted, grown, start_budget
 from muxd.text.sandbox import TemplateEnvironment
 
@@ -76,6 +77,13 @@ def render(source: str, **variables: Any) -> str:
     return "".join(template.generate(variables))
 
 
+@pytest.fixture(params=[10, pytest.param(1, marks=pytest.mark.slow)])
+def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its steps a render has one in so many: what goes on and on uses up the few as it does the many."""
+    monkeypatch.setattr(budget, "MAX_STEPS", budget.MAX_STEPS // request.param)
+
+
+@pytest.mark.usefixtures("part")
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
 def test_what_multiplies_is_refused(source: str) -> None:
     with pytest.raises(SecurityError, match=r"the template (asks for a size|takes more than)"):

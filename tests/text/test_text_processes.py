@@ -20,10 +20,11 @@ from support.tiny import byte_tokenizer
 
 from muxd.api.texts import MODULE
 from muxd.errors import BadRequest, ContextTooLong, ModelFolderError, MuxdError, TextBusy, TooLarge
+from muxd.text import pool as text_pool
 from muxd.text.library import Library, stamp
 from muxd.text.pool import TextLimits, TextPool
 from muxd.text.tokenizer import Tokenizer
-from muxd.text.work import Answer, Checked, Elsewhere, Kind, Prepare, Prepared, Source, View, unpacked
+from muxd.text.work import Answer, Elsewhere, Kind, Prepare, Prepared, Source, View, unpacked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_descriptor_leak")]
 PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
@@ -39,6 +40,12 @@ def libuv_is_initialised() -> None:
 @pytest.fixture(autouse=True)
 def tests_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(hostile_texts.__file__).parents[1]))
+
+
+@pytest.fixture(autouse=True)
+def a_deadline_is_of_a_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its own seconds a job takes no more on a busy machine; by the clock it may take any number."""
+    monkeypatch.setattr(text_pool, "_BUSY", 1e6)
 
 
 @pytest.fixture
@@ -88,7 +95,8 @@ def chat(model: str) -> dict[str, object]:
 async def test_a_conversation_comes_back_as_the_ids_of_its_rendering(folder: Make) -> None:
     view = folder("a", PLAIN)
     async with pool() as texts:
-        assert await texts.check(view.source) == Checked(True, 5)
+        checked = await texts.check(view.source, 256)
+        assert (checked.chat, checked.longest) == (True, 5)
         result = await texts.run(job("chat", chat("a"), view), "a", 100)
     assert isinstance(result, Prepared)
     ids = unpacked(result.prompts[0])
@@ -146,12 +154,13 @@ async def test_what_is_refused_there_is_raised_here(folder: Make, what: str) -> 
 async def test_a_template_that_never_ends_is_the_fault_of_its_request_only(folder: Make) -> None:
     """It gets a 400, its process is replaced, and other models are answered meanwhile and afterwards."""
     endless, good = folder("endless"), folder("good", PLAIN)
-    async with pool(hostile_texts.MODULE, processes=2, deadline=3.0) as texts:
+    async with pool(hostile_texts.MODULE, processes=2, deadline=2.0) as texts:
+        await asyncio.gather(*(texts.check(good.source, 256) for _ in range(2)))  # both processes are there
         hanging = asyncio.create_task(texts.run(job("chat", chat("endless"), endless), "endless", 100))
-        answers = [await texts.run(job("chat", chat("good"), good), "good", 100) for _ in range(20)]
+        answers = [await texts.run(job("chat", chat("good"), good), "good", 100) for _ in range(10)]
         assert all(isinstance(answer, Prepared) for answer in answers)
         assert not hanging.done()
-        with pytest.raises(BadRequest, match="chat template took longer than 3 s") as refused:
+        with pytest.raises(BadRequest, match="chat template took longer than 2 s") as refused:
             await hanging
         assert refused.value.code == "chat_template_failed"
         assert texts.restarts == 1
@@ -160,7 +169,7 @@ async def test_a_template_that_never_ends_is_the_fault_of_its_request_only(folde
 
 async def test_a_suspect_never_has_all_processes(folder: Make) -> None:
     endless, good = folder("endless"), folder("good", PLAIN)
-    async with pool(hostile_texts.MODULE, processes=2, deadline=3.0) as texts:
+    async with pool(hostile_texts.MODULE, processes=2, deadline=0.5) as texts:
         with pytest.raises(BadRequest):
             await texts.run(job("chat", chat("endless"), endless), "endless", 100)
         many = [
@@ -177,10 +186,10 @@ async def test_a_template_that_never_compiles_is_refused_when_its_model_is_read(
     folder: Make, model: str
 ) -> None:
     """Jinja works out constants while it compiles."""
-    async with pool(processes=1, memory=1 << 29, deadline=1.0, module=hostile_texts.MODULE) as texts:
+    async with pool(processes=1, memory=1 << 29, deadline=0.5, module=hostile_texts.MODULE) as texts:
         with pytest.raises(ModelFolderError, match=f"the chat template of {model}"):
-            await texts.check(folder(model).source)
-        assert await texts.check(folder("good").source) == Checked(True, 5)
+            await texts.check(folder(model).source, 256)
+        assert (await texts.check(folder("good").source, 256)).chat
 
 
 @pytest.mark.parametrize(
@@ -197,11 +206,11 @@ async def test_who_is_at_fault_depends_on_how_far_a_job_was(
 ) -> None:
     """A template is the model's, so trying again is no use; a text may find more room another time."""
     view, good = folder(model), folder("good")
-    async with pool(processes=1, memory=1 << 29, deadline=1.0, module=hostile_texts.MODULE) as texts:
-        await texts.check(good.source)  # which waits for a process to start, however busy the machine is
+    async with pool(processes=1, memory=1 << 29, deadline=0.5, module=hostile_texts.MODULE) as texts:
+        await texts.check(good.source, 256)  # which waits for a process to start, however busy the machine is
         with pytest.raises(kind):
             await texts.run(job("chat", chat(model), view), model, 100)
-        await texts.check(good.source)
+        await texts.check(good.source, 256)
         assert isinstance(await texts.run(job("chat", chat("good"), good), "good", 100), Prepared)
         assert texts.restarts == 1
 
@@ -209,7 +218,7 @@ async def test_who_is_at_fault_depends_on_how_far_a_job_was(
 async def test_a_process_that_is_killed_while_it_waits_costs_nobody_a_request(folder: Make) -> None:
     view = folder("a", PLAIN)
     async with pool(processes=1) as texts:
-        await texts.check(view.source)
+        await texts.check(view.source, 256)
         os.kill(texts.pids[0], signal.SIGKILL)
         assert isinstance(await texts.run(job("chat", chat("a"), view), "a", 100), Prepared)
         assert texts.restarts == 1
@@ -218,7 +227,7 @@ async def test_a_process_that_is_killed_while_it_waits_costs_nobody_a_request(fo
 async def test_signals_that_ask_for_nothing_it_has_do_not_end_it(folder: Make) -> None:
     view = folder("a", PLAIN)
     async with pool(processes=1) as texts:
-        await texts.check(view.source)
+        await texts.check(view.source, 256)
         (pid,) = texts.pids
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT):
             os.kill(pid, number)
@@ -228,7 +237,7 @@ async def test_signals_that_ask_for_nothing_it_has_do_not_end_it(folder: Make) -
 
 async def test_there_is_a_budget_of_bytes(folder: Make) -> None:
     endless, good = folder("endless"), folder("good", PLAIN)
-    async with pool(hostile_texts.MODULE, processes=2, deadline=2.0, budget=100_000) as texts:
+    async with pool(hostile_texts.MODULE, processes=2, deadline=1.5, budget=100_000) as texts:
         hanging = asyncio.create_task(texts.run(job("chat", chat("endless"), endless), "endless", 90_000))
         await asyncio.sleep(0)
         with pytest.raises(TextBusy, match="too much text") as refused:
@@ -262,7 +271,7 @@ async def test_a_job_that_nobody_waits_for_ends(folder: Make) -> None:
     """Long before its deadline, and nobody is to blame."""
     endless, good = folder("endless"), folder("good")
     async with pool(hostile_texts.MODULE, processes=1, deadline=3600.0) as texts:
-        await texts.check(good.source)
+        await texts.check(good.source, 256)
         leaver = asyncio.create_task(texts.run(job("chat", chat("endless"), endless), "endless", 100))
         await asyncio.sleep(0)
         leaver.cancel()

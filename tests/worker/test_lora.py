@@ -8,12 +8,23 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from support.adapters import adapter
+from safetensors.torch import save_file
+from support.adapters import EVERYWHERE, adapter
 from support.direct_runner import DirectRunner
-from support.tiny_models import VARIANTS, Make, greedy_choices, reference_logits, words
+from support.tiny_models import (
+    RELATIVES,
+    VARIANTS,
+    Make,
+    greedy_choices,
+    qwen3_moe,
+    reference_logits,
+    words,
+)
 from transformers import PreTrainedModel
 
+from muxd.errors import ModelFolderError
 from muxd.messages import Dtype
+from muxd.models.lora import read_lora
 
 KINDS = ["llama biases", "qwen3", "mistral", "gemma3"]
 CLOSE = 1e-4
@@ -92,6 +103,29 @@ def test_a_prompt_in_chunks_beside_another_adapters(family: Family, native: bool
         assert done.tokens[i] == int(wanted.argmax())
 
 
+@pytest.mark.parametrize(
+    ("kind", "fused"),
+    [("phi3", ("qkv_proj", "gate_up_proj")), ("glm4", ("gate_up_proj",)), ("olmo2", ()), ("cohere2", ())],
+)
+def test_adapters_of_matrices_that_are_cut_or_put_in_order(
+    tmp_path: Path, native: bool, kind: str, fused: tuple[str, ...]
+) -> None:
+    """As their base's: what is fused has one A, and B's rows go with the base's."""
+    make, changes = (VARIANTS | RELATIVES)[kind]
+    base = make(tmp_path / "base", **changes)
+    apart = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+    cut = {part for name in fused for part in apart[name]}
+    targets = (*fused, *(name for name in EVERYWHERE if name not in cut))
+    merged = adapter(tmp_path / "one", base, seed=4, targets=targets)
+    runner = DirectRunner(tmp_path / "base", block_bytes=4096, adapters=[tmp_path / "one"], native=native)
+    tokens = words(40)
+    done = runner.prefill([(seq, 0, tokens, True) for seq in (1, 2)], adapters={2: 1})
+    for seq, model in enumerate((base, merged)):
+        close(runner.logits[-1][seq], reference_logits(model, tokens)[-1])
+    answer = [done.tokens[1], *runner.decode([2]), *runner.decode([2])]
+    assert answer == greedy_choices(merged, tokens, answer)
+
+
 def test_a_number_that_is_no_adapter_is_refused(family: Family, native: bool) -> None:
     with pytest.raises(ValueError, match="no adapter 4"):
         direct(family, native).prefill([(1, 0, [5, 6], True)], adapters={1: 4})
@@ -123,3 +157,19 @@ def test_halves(family: Family, native: bool, dtype: Dtype) -> None:
         assert float((runner.logits[-1][seq] - wanted[number]).norm()) <= 0.1 * float(wanted[number].norm())
     for first in (3, 2, 1, 0):  # of two rows, the first and the last of a batch
         assert len(runner.decode([first, *(seq for seq in whose if seq % 4 != first), first + 4])) == 8
+
+
+def test_attention_of_a_mixture_is_adapted_and_its_experts_are_not(tmp_path: Path, native: bool) -> None:
+    base = qwen3_moe(tmp_path / "base")
+    merged = adapter(tmp_path / "a", base, seed=1, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
+    runner = DirectRunner(tmp_path / "base", block_bytes=4096, adapters=[tmp_path / "a"], native=native)
+    prompts = words(30), words(11, 2)
+    runner.prefill([(0, 0, prompts[0], True), (1, 0, prompts[1], True)], adapters={0: 1})
+    for seq, model in enumerate((merged, base)):
+        close(runner.logits[-1][seq], reference_logits(model, prompts[seq])[-1])
+    for name in ("mlp.experts.0.up_proj", "mlp.gate"):
+        path = f"base_model.model.model.layers.0.{name}"
+        pair = {f"{path}.lora_A.weight": torch.ones(4, 64), f"{path}.lora_B.weight": torch.ones(24, 4)}
+        save_file(pair, tmp_path / "a" / "adapter_model.safetensors")
+        with pytest.raises(ModelFolderError, match="adapts nothing that its base has"):
+            read_lora(tmp_path / "a", runner.spec)

@@ -8,7 +8,17 @@ import pytest
 import torch
 from support.block_folders import make_blocks
 from support.direct_runner import DirectRunner
-from support.tiny_models import gemma3, llama
+from support.tiny_models import (
+    cohere2,
+    continuation_logits,
+    gemma2,
+    gemma3,
+    glm4,
+    llama,
+    mixtral,
+    phi3,
+    qwen3_moe,
+)
 
 from muxd.kernels import native as kernels
 from muxd.messages import NO_TOKEN, KvDtype, WeightsName
@@ -48,12 +58,41 @@ def test_blocks_of_a_file_are_computed_as_they_are(tmp_path: Path, kind: str, na
     assert float((found - wanted).abs().median()) < 0.05 * float(wanted.std())
 
 
+@pytest.mark.parametrize("kind", ["q8_0", "q4_1", "q4_k"])
+def test_experts_of_blocks(tmp_path: Path, kind: str, native: bool) -> None:
+    """Every expert chosen, or the choice would differ where scores are almost alike."""
+    mixtral(tmp_path / "m", **SHAPE | {"num_local_experts": 3, "num_experts_per_tok": 3})
+    make_blocks(tmp_path / "m", kind)
+    wanted = logits(DirectRunner(tmp_path / "m", "float32", native=False))
+    found = logits(DirectRunner(tmp_path / "m", "float32", native=native))
+    assert apart(found, wanted) < 0.02
+    assert float((found - wanted).abs().median()) < 0.05 * float(wanted.std())
+
+
+def test_a_prompt_is_mixed_in_parts_where_experts_are_wide(tmp_path: Path, native: bool) -> None:
+    wide = {"intermediate_size": 120_000, "hidden_size": 32, "num_hidden_layers": 1, "num_local_experts": 3}
+    reference = mixtral(tmp_path / "m", **wide)  # of 2 experts a token: 17 tokens at a time
+    direct = DirectRunner(tmp_path / "m", "float32", cores=2, native=native)
+    found = direct.generate([PROMPTS[2]], 2)[0]
+    wanted = continuation_logits(reference, PROMPTS[2], found)
+    assert found == wanted.argmax(-1).tolist()
+    torch.testing.assert_close(torch.cat(direct.logits).float(), wanted, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("weights", "most"), [("int8", 0.01), ("int4", 0.5), ("bfloat16", 1e-3)])
 def test_weights_made_at_the_load(tmp_path: Path, weights: WeightsName, most: float) -> None:
     llama(tmp_path / "m", **SHAPE)
     wanted = logits(DirectRunner(tmp_path / "m", "float32"))
     direct = DirectRunner(tmp_path / "m", "float32", native=True, weights=weights)
     assert apart(logits(direct), wanted) < most
+
+
+@pytest.mark.parametrize("make", [phi3, glm4])
+def test_codes_of_matrices_that_are_cut_and_put_in_order(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "m")
+    wanted = logits(DirectRunner(tmp_path / "m", "float32", native=False))
+    found = logits(DirectRunner(tmp_path / "m", "float32", native=True, weights="int8"))
+    assert apart(found, wanted) < 0.02
 
 
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
@@ -81,9 +120,10 @@ def test_more_threads_than_at_first(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_what_is_not_finite_gives_no_token_and_harms_no_other_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [llama, qwen3_moe])
+def test_what_is_not_finite_gives_no_token_and_harms_no_other_row(tmp_path: Path, make: Any) -> None:
     """A token whose embedding is NaN: its row has no token, the rows beside it have theirs."""
-    model = llama(tmp_path / "m", tie_word_embeddings=False)
+    model = make(tmp_path / "m", tie_word_embeddings=False)
     with torch.no_grad():
         model.model.embed_tokens.weight[7] = float("nan")
     model.save_pretrained(tmp_path / "m")
@@ -113,7 +153,7 @@ def test_keys_beyond_float16_give_no_token(tmp_path: Path, native: bool, context
     assert [token == NO_TOKEN for token in direct.decode([0, 1])] == [True, False]
 
 
-@pytest.mark.parametrize("make", [llama, gemma3])
+@pytest.mark.parametrize("make", [llama, gemma3, gemma2, cohere2])
 def test_bfloat16_is_no_further_from_float32_than_torchs(tmp_path: Path, make: Any, native: bool) -> None:
     """A prompt in chunks, past the window, and some tokens after it."""
     make(tmp_path / "m")

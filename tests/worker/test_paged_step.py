@@ -10,30 +10,36 @@ import pytest
 import torch
 from support.direct_runner import GREEDY, DirectRunner, int32
 from support.ledger_runner import LedgerRunner
-from support.tiny_models import VARIANTS as SHARED
 from support.tiny_models import (
+    RELATIVES,
     continuation_logits,
     gemma3,
     greedy_choices,
     llama,
+    quick,
     words,
 )
+from support.tiny_models import VARIANTS as SHARED
 
 from muxd.messages import Chunk, NewRows, Prefill, Sampling
 from muxd.worker import cuda_state
 from muxd.worker.cuda_graphs import BUCKETS
 from muxd.worker.cuda_step import CudaStep
 
-VARIANTS = SHARED | {
-    "llama untied, head_dim not dividing a block": (
-        llama,
-        {"head_dim": 24, "num_key_value_heads": 3, "tie_word_embeddings": False},
-    ),
-    "gemma3 odd, soft cap": (
-        gemma3,
-        {"head_dim": 32, "num_key_value_heads": 2, "sliding_window": 7, "final_logit_softcapping": 5.0},
-    ),
-}
+VARIANTS = (
+    SHARED
+    | RELATIVES
+    | {
+        "llama untied, head_dim not dividing a block": (
+            llama,
+            {"head_dim": 24, "num_key_value_heads": 3, "tie_word_embeddings": False},
+        ),
+        "gemma3 odd, soft cap": (
+            gemma3,
+            {"head_dim": 32, "num_key_value_heads": 2, "sliding_window": 7, "final_logit_softcapping": 5.0},
+        ),
+    }
+)
 SAMPLINGS = [
     GREEDY,
     Sampling(temperature=0.8, seed=3),
@@ -45,7 +51,7 @@ SAMPLINGS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=quick(VARIANTS))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     make, changes = VARIANTS[request.param]
     folder = tmp_path_factory.mktemp("model")
@@ -143,8 +149,9 @@ def test_bfloat16_stays_near_float32(pair: tuple[Path, Any], device: str) -> Non
     prompt = words(40)
     tokens = direct.generate([prompt], 4)[0]
     wanted = continuation_logits(reference, prompt, tokens)
-    found = torch.cat(direct.logits).float().cpu()
-    assert float((found - wanted).abs().max()) < 0.06 * float(wanted.abs().max())
+    off = (torch.cat(direct.logits).float().cpu() - wanted).abs().amax(1)
+    # Of two experts that score almost alike, rounding chooses the other one now and then, also transformers'.
+    assert float(off.median() if direct.spec.experts else off.max()) < 0.06 * float(wanted.abs().max())
 
 
 # ---- sampling -----------------------------------------------------------------------------------------

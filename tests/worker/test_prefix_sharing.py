@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.direct_runner import GREEDY, DirectRunner, int32
 from support.ledger_runner import LedgerRunner, Served
-from support.tiny_models import gemma3, greedy_choices, llama, mistral, qwen2, qwen3
+from support.tiny_models import cohere2, gemma3, greedy_choices, llama, mistral, qwen2, qwen3
 from transformers import PreTrainedModel
 
 from muxd.messages import Chunk, NewRows, Prefill, Sampling
@@ -24,6 +24,7 @@ SHAPES: dict[str, tuple[Make, dict[str, Any]]] = {
     ),
     "qwen3": (qwen3, {}),
     "mistral": (mistral, {}),
+    "cohere2, layers without rope": (cohere2, {}),
     "gemma3": (gemma3, {}),  # 2 tokens a row, window 21
     "gemma3 window inside a row": (gemma3, {"head_dim": 32, "num_key_value_heads": 2, "sliding_window": 7}),
 }

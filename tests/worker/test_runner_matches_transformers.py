@@ -14,11 +14,13 @@ import torch
 from support.direct_runner import DirectRunner
 from support.tiny_models import (
     LLAMA3_ROPE,
+    RELATIVES,
     continuation_logits,
     gemma3,
     greedy_choices,
     llama,
     mistral,
+    quick,
     reference_logits,
     save,
 )
@@ -31,17 +33,21 @@ from transformers import (
     Mistral3ForConditionalGeneration,
 )
 
-VARIANTS = SHARED | {
-    "llama untied": (llama, {"tie_word_embeddings": False}),
-    "llama one KV head each": (llama, {"num_key_value_heads": 6, "head_dim": 16}),
-    "llama head_dim not dividing a block": (llama, {"head_dim": 24, "num_key_value_heads": 3}),
-    "llama linear rope": (
-        llama,
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}},
-    ),
-    "gemma3 odd": (gemma3, {"head_dim": 32, "num_key_value_heads": 2, "sliding_window": 7}),
-    "gemma3 soft cap, untied": (gemma3, {"final_logit_softcapping": 5.0, "tie_word_embeddings": False}),
-}
+VARIANTS = (
+    SHARED
+    | RELATIVES
+    | {
+        "llama untied": (llama, {"tie_word_embeddings": False}),
+        "llama one KV head each": (llama, {"num_key_value_heads": 6, "head_dim": 16}),
+        "llama head_dim not dividing a block": (llama, {"head_dim": 24, "num_key_value_heads": 3}),
+        "llama linear rope": (
+            llama,
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}},
+        ),
+        "gemma3 odd": (gemma3, {"head_dim": 32, "num_key_value_heads": 2, "sliding_window": 7}),
+        "gemma3 soft cap, untied": (gemma3, {"final_logit_softcapping": 5.0, "tie_word_embeddings": False}),
+    }
+)
 
 
 def _config(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -120,7 +126,7 @@ def prompt(length: int, seed: int = 0) -> list[int]:
     return random.Random(seed * 1000 + length).choices(range(3, 300), k=length)
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=quick(VARIANTS))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     make, changes = VARIANTS[request.param]
     folder = tmp_path_factory.mktemp("model")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.direct_runner import GREEDY, DirectRunner
+from support.examples import examples
 from support.tiny_models import gemma3, llama, words
 
 from muxd.link.exits import Exit
@@ -102,7 +103,7 @@ def test_each_kind_alone(folder: Path, device: str, which: int) -> None:
     assert [done.tokens for done in found] == [done.tokens for done in wanted]
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(st.lists(st.permutations(range(5)), min_size=3, max_size=12), st.data())
 def test_sequences_that_leave_move_and_sit_out(
     tmp_path_factory: pytest.TempPathFactory, orders: list[list[int]], data: st.DataObject

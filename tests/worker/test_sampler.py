@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 from support import damaged
+from support.examples import examples
 
 from muxd.messages import NO_TOKEN, Sampling
 from muxd.worker.cuda_sampling import CudaSampler, SamplingMode, columns, mode_of
@@ -64,7 +65,7 @@ FILTERS = st.builds(
 ).filter(lambda s: s.top_k > 0 or s.top_p < 1 or s.min_p > 0)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(FILTERS, st.integers(0, 50), st.integers(0, 300))
 def test_filters_pick_what_plain_python_picks(sampling: Sampling, seed: int, position: int) -> None:
     logits = logits_of(seed)
@@ -74,7 +75,7 @@ def test_filters_pick_what_plain_python_picks(sampling: Sampling, seed: int, pos
     assert tokens[0] in near
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.integers(0, 2**63 - 1), st.integers(0, 100), st.floats(0.1, 4))
 def test_without_filters_the_whole_vocabulary_is_inverted_in_order(seed: int, at: int, heat: float) -> None:
     logits = logits_of(3)
@@ -125,7 +126,7 @@ def test_uniform_depends_on_seed_and_position_only(seed: int, position: int) -> 
     assert uniform(seed, position) != uniform(seed ^ 1, position)
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(
     st.lists(st.integers(0, 19), min_size=1, max_size=30),
     st.integers(0, 30),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.lanes import lane_spec
 from support.ledger_runner import LedgerRunner
 from support.tiny_models import llama
@@ -114,7 +115,7 @@ REQUESTS = st.lists(
 )
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 @given(REQUESTS, st.integers(0, 10), st.integers(0, 99))
 def test_tokens_are_the_same_and_no_row_is_written_late(
     folder: Path, requests: list[tuple[int, int, Sampling, int]], pause: int, seed: int

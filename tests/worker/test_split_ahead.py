@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.lanes import lane_spec
 from support.ledger_runner import LedgerRunner
 from support.tiny_models import llama
@@ -219,7 +220,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(EVENTS, st.sampled_from([_ROWS, 9]), st.integers(0, 99))
 def test_any_order_of_two_workers_gives_the_tokens_of_one_request_alone(
     folder: Path,

@@ -76,20 +76,20 @@ def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
 
 def test_sigterm_settles_and_is_still_what_ended_it(worker: Worker) -> None:
     worker.process.terminate()
-    assert worker.process.wait(20) == -signal.SIGTERM
+    assert worker.process.wait(60) == -signal.SIGTERM
     assert worker.heard.read() == "settled\n"
 
 
 def test_a_closed_socket_settles_first(worker: Worker) -> None:
     worker.sock.close()
-    assert worker.process.wait(20) == Exit.ORPHANED
+    assert worker.process.wait(60) == Exit.ORPHANED
     assert worker.heard.read() == "settled\n"
 
 
 @pytest.mark.parametrize("worker", ["stuck"], indirect=True)
 def test_a_device_that_never_rests_is_given_up_when_the_daemon_is_gone(worker: Worker) -> None:
     worker.sock.close()
-    assert worker.process.wait(20) == Exit.ORPHANED
+    assert worker.process.wait(60) == Exit.ORPHANED
 
 
 def test_sigkill_of_the_daemon_settles_too() -> None:
@@ -104,4 +104,4 @@ def test_sigkill_of_the_daemon_settles_too() -> None:
         assert said.readline() == "held\n"
         parent.kill()
         assert said.read() == "settled\n"
-        assert leaks.gone(pid, 20)
+        assert leaks.gone(pid)

@@ -142,7 +142,9 @@ def shows_its_memory_and_name(pid: int) -> None:
     assert Path(f"/proc/{pid}/comm").read_text() == "muxd:tiny\n"
 
 
-def test_what_the_daemon_writes_is_what_the_worker_reads(folder: Path, tmp_path: Path) -> None:
+def test_what_the_daemon_writes_is_what_the_worker_reads(
+    folder: Path, tmp_path: Path, zygote: Zygote
+) -> None:
     """Other weights in the same region give the tokens of the other model: nothing was copied before."""
     other = tiny_llama(tmp_path / "other", seed=1)
     expected = DirectRunner(other, cores=1).generate([PROMPT], 1)[0]
@@ -157,7 +159,7 @@ def test_what_the_daemon_writes_is_what_the_worker_reads(folder: Path, tmp_path:
         assert isinstance(done, BatchDone)
         assert done.tokens == expected
 
-    play(folder, scene)
+    play(folder, scene, lambda: Forked(zygote))
 
 
 def test_a_batch_that_raises_is_reported_and_ends_the_worker(folder: Path) -> None:
@@ -188,7 +190,9 @@ def deepest() -> Constraint:
     return nested(levels - 1)
 
 
-def test_a_grammar_that_only_the_door_could_read_ends_its_own_answer(folder: Path, tmp_path: Path) -> None:
+def test_a_grammar_that_only_the_door_could_read_ends_its_own_answer(
+    folder: Path, tmp_path: Path, zygote: Zygote
+) -> None:
     worded = byte_tokenizer(Path(shutil.copytree(folder, tmp_path / "worded")))
     expected = DirectRunner(folder, cores=1).generate([PROMPT], 2)[0]
 
@@ -206,7 +210,7 @@ def test_a_grammar_that_only_the_door_could_read_ends_its_own_answer(folder: Pat
         assert isinstance(done, BatchDone)
         assert done.tokens == expected[1:]
 
-    play(folder, scene)
+    play(folder, scene, lambda: Forked(zygote))
 
 
 def test_a_command_that_cannot_be_read_ends_the_worker(folder: Path) -> None:
@@ -220,7 +224,9 @@ def test_a_command_that_cannot_be_read_ends_the_worker(folder: Path) -> None:
     play(folder, scene)
 
 
-def test_a_model_it_cannot_serve_is_refused_with_the_reason(folder: Path, tmp_path: Path) -> None:
+def test_a_model_it_cannot_serve_is_refused_with_the_reason(
+    folder: Path, tmp_path: Path, zygote: Zygote
+) -> None:
     bad = tiny_llama(tmp_path / "bad")
     config = (bad / "config.json").read_text()
     (bad / "config.json").write_text(config.replace("LlamaForCausalLM", "SomethingElse"))
@@ -233,7 +239,7 @@ def test_a_model_it_cannot_serve_is_refused_with_the_reason(folder: Path, tmp_pa
         assert "SomethingElse" in refused.reason
         assert worker.ended()[0] == Exit.REFUSED
 
-    play(folder, scene)
+    play(folder, scene, lambda: Forked(zygote))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +261,7 @@ def test_memory_that_does_not_fit_the_setup_is_refused(
     play(folder, scene)
 
 
-def test_ctrl_c_is_the_daemons_and_sigterm_ends_at_once(folder: Path) -> None:
+def test_ctrl_c_is_the_daemons_and_sigterm_ends_at_once(folder: Path, zygote: Zygote) -> None:
     async def scene(daemon: Daemon, worker: Worker | Forked) -> None:
         await ready(daemon, worker)
         worker.send_signal(signal.SIGINT)
@@ -263,4 +269,4 @@ def test_ctrl_c_is_the_daemons_and_sigterm_ends_at_once(folder: Path) -> None:
         worker.send_signal(signal.SIGTERM)
         assert worker.ended() == (-signal.SIGTERM, "")
 
-    play(folder, scene)
+    play(folder, scene, lambda: Forked(zygote))

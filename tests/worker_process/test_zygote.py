@@ -97,7 +97,7 @@ def test_signals_that_ask_for_nothing_it_has_do_not_end_it(zygote: Zygote) -> No
 def test_workers_live_on_when_it_ends_and_the_next_is_forked_by_another(own: Zygote) -> None:
     worker, first = Forked(own), own.pid
     os.kill(first, signal.SIGKILL)
-    assert leaks.gone(first, 60)
+    assert leaks.gone(first)
     next_one = Forked(own)
     assert own.pid not in (0, first)
     assert worker.runs
@@ -146,8 +146,8 @@ def test_sigkill_of_the_daemon_ends_it_and_its_workers() -> None:
     daemon.kill()
     daemon.wait()
     daemon.stdout.close()
-    assert leaks.gone(zygote, 60)
-    assert leaks.gone(worker, 60)
+    assert leaks.gone(zygote)
+    assert leaks.gone(worker)
 
 
 Act = Callable[[WorkerProcess], Awaitable[T]]

@@ -63,7 +63,8 @@ class Attending {
       float* at = angles_.get() + ((int64_t)t * ropes_ + r) * hd_;
       for (int i = 0; i < hd_ / 2; i++) {
         const float angle = position * m_.frequencies[r][i];
-        at[i] = cosf(angle) * m_.magnitude[r], at[hd_ / 2 + i] = sinf(angle) * m_.magnitude[r];
+        const float magnitude = m_.magnitudes[r][i];
+        at[i] = cosf(angle) * magnitude, at[hd_ / 2 + i] = sinf(angle) * magnitude;
       }
     }
   }
@@ -85,7 +86,7 @@ class Attending {
     };
     if (cuts_ == 1) return phases.each(items_.size(), 1, piece, after);
     phases.each(items_.size() * cuts_, 1, piece);
-    phases.each(items_.size(), 1, [&](int i, int) { merge(i); }, after);
+    phases.each(items_.size(), 1, [&](int i, int) { merge(layer, i); }, after);
   }
 
   ModelFields m_;
@@ -122,9 +123,10 @@ class Attending {
         v[i] = (a * c - b * s) * scale, v[i + hd_ / 2] = (b * c + a * s) * scale;
       }
     };
-    for (int h = 0; h < group_; h++) rotate(row + (g * group_ + h) * hd_, l.q_norm, m_.scale);
+    const float *q_norm = m_.wide_qk_norm ? nullptr : l.q_norm, *k_norm = m_.wide_qk_norm ? nullptr : l.k_norm;
+    for (int h = 0; h < group_; h++) rotate(row + (g * group_ + h) * hd_, q_norm, m_.scale);
     float *k = row + q_width_ + g * hd_, *v = k + kv_width_;
-    rotate(k, l.k_norm, 1);
+    rotate(k, k_norm, 1);
     const Blocks in = blocks_of(s, layer, g);
     const int p = s.start + t - s.first, T = pool_.tokens;
     uint8_t* at = in.of(p / T) + p % T * in.token_bytes();
@@ -133,7 +135,8 @@ class Attending {
   }
 
   Blocks blocks_of(const Span& s, int layer, int g) const {
-    return {&pool_, s.rows, m_.layers, layer, m_.kv_heads, g, hd_};
+    return {&pool_, s.rows, m_.layers, layer, m_.kv_heads, g, hd_, m_.attention_softcap,
+            layers_[layer].sinks ? layers_[layer].sinks + g * group_ : nullptr};
   }
 
   void one(const LayerFields& l, int layer, const Item& item, int number, Own& own) {
@@ -154,8 +157,10 @@ class Attending {
     few(in, low, end, q, out, state);
     if (cuts_ > 1) return;
     float* to = seen_.get() + t * attended_ + item.head * group_ * hd_;
-    for (int h = 0; h < group_; h++)
-      for (int d = 0; d < hd_; d++) to[h * hd_ + d] = out[h * width_ + d] / state[h].total;
+    for (int h = 0; h < group_; h++) {
+      const float total = state[h].total + in.sunk(h, state[h].top);
+      for (int d = 0; d < hd_; d++) to[h * hd_ + d] = out[h * width_ + d] / total;
+    }
   }
 
   void few(const Blocks& in, int low, int end, const float* q, float* out, Partial* state) {
@@ -188,8 +193,9 @@ class Attending {
   }
 
   // The cuts of item i become what an uncut one would have left.
-  void merge(int i) {
+  void merge(int layer, int i) {
     const Item& item = items_[i];
+    const Blocks in = blocks_of(spans_[item.span], layer, item.head);
     float* to = seen_.get() + (spans_[item.span].first + item.from) * attended_ + item.head * group_ * hd_;
     const Partial* states = states_.get() + (int64_t)i * cuts_ * group_;
     const float* parts = partial_.get() + (int64_t)i * cuts_ * group_ * width_;
@@ -204,6 +210,7 @@ class Attending {
         for (int d = 0; d < hd_ && weight > 0; d++)
           to[h * hd_ + d] += weight * parts[(c * group_ + h) * width_ + d];
       }
+      total += in.sunk(h, top);
       for (int d = 0; d < hd_; d++) to[h * hd_ + d] /= total;
     }
   }

@@ -23,6 +23,11 @@ struct Blocks {
   const Pool* pool;
   const int32_t* rows;  // of the sequence
   int layers, layer, kv_heads, head, head_dim;
+  float softcap;       // of scores; 0: none
+  const float* sinks;  // of the group's heads; null: none
+
+  // What the sink of head ``h`` adds to the total of a softmax whose largest score is ``top``.
+  float sunk(int h, float top) const { return sinks ? expf(sinks[h] - top) : 0.f; }
 
   uint8_t* of(int64_t row) const {
     const int64_t at = ((int64_t)rows[row] * layers + layer) * kv_heads + head;
@@ -76,6 +81,16 @@ inline void keep(int kept, uint8_t* token, const float* v, int n) {
 }
 
 constexpr float LOWEST = -1e30f;
+
+// c tanh(s / c) of scores s, where there is a cap c (Gemma Team 2024). tanh(y) = 1 - 2 / (1 + exp(2 y)).
+inline void cap(float* scores, int n, float softcap) {
+  if (softcap == 0) return;
+  const Floats most = all(softcap), twice = all(2 / softcap), one = all(1.f);
+  for (int i = 0; i < n; i += LANES) {
+    const Floats e = exponential(mul(load(scores + i), twice));
+    store(scores + i, mul(most, sub(one, div(all(2.f), add(one, e)))));
+  }
+}
 
 // Scores in place become weights of the running softmax; returns what earlier sums are to be multiplied by.
 inline float weigh(float* scores, int n, float& top, float& total) {
@@ -168,6 +183,7 @@ inline void attend_heads(const Blocks& in, int first, int stop, const float* q, 
   for (int at = first; at < stop; at += PIECE) {
     const int end = std::min(stop, at + PIECE);
     scores_of<KEPT, H, WHOLE>(in, at, end, q, apart, scores);
+    for (int h = 0; h < H; h++) cap(scores + h * PIECE, end - at, in.softcap);
     for (int h = 0; h < H; h++) factor[h] = weigh(scores + h * PIECE, end - at, state[h].top, state[h].total);
     int d = 0;
     for (; d + 64 <= width; d += 64) values_of<KEPT, H, 4, WHOLE>(in, at, end, d, scores, factor, out, stride);
@@ -310,6 +326,7 @@ inline void attend_tile(const Blocks& in, int at, int n, int window, const float
     for (int r = 0; r < rows; r++) {
       const int p = at + r / group;
       float* line = scores + r * KEYS;
+      cap(line, KEYS, in.softcap);
       const int hidden = window > 0 ? std::clamp(p + 1 - window - first, 0, KEYS) : 0;
       const int seen = std::clamp(p + 1 - first, hidden, KEYS);
       for (int j = 0; j < hidden; j++) line[j] = LOWEST;
@@ -326,7 +343,7 @@ inline void attend_tile(const Blocks& in, int at, int n, int window, const float
     multiply<P>(scores, KEYS, values, width, sums, width, rows, P ? (count + 1) / 2 : count, width);
   }
   for (int r = 0; r < rows; r++) {
-    const float inverse = 1 / total[r];
+    const float inverse = 1 / (total[r] + in.sunk(r % group, top[r]));
     float* to = out + r / group * out_apart + r % group * hd;
     for (int d = 0; d < hd; d++) to[d] = sums[r * width + d] * inverse;
   }

@@ -7,12 +7,15 @@
 //   supers [groups / 8][16], for the K formats, which scale the scales
 // and a number is scale * (code - OFFSET), or scale * code + minimum.
 #pragma once
+#include <cmath>
+
 #include "simd.h"
 
-enum Format { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, FORMATS };
+enum Format { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, MXFP4, FORMATS };
 // PLAIN: a half a group. MINIMUM: and a half for the minimum. NESTED: a byte each, times halves a super-block.
 // HALVES: a signed byte for each 16 columns, times a half a super-block.
-enum Scales { PLAIN, MINIMUM, NESTED, HALVES };
+// EXPONENT: a byte, the exponent of twice what the codes stand for (OCP Microscaling Formats 1.0, E2M1 and E8M0).
+enum Scales { PLAIN, MINIMUM, NESTED, HALVES, EXPONENT };
 
 constexpr int GROUP = 32, SUPER = 8;  // columns; groups
 
@@ -21,7 +24,7 @@ template <int BITS_, Scales SCALES_, int OFFSET_> struct Codes {
   static constexpr int BITS = BITS_, OFFSET = OFFSET_;
   static constexpr Scales SCALES = SCALES_;
   static constexpr int CODES = GROUP * LANES * BITS / 8;  // bytes of a group in a row block
-  static constexpr int SCALE = SCALES == MINIMUM ? 64 : 32;
+  static constexpr int SCALE = SCALES == MINIMUM ? 64 : SCALES == EXPONENT ? 16 : 32;
   static constexpr int NEST = SCALES == NESTED ? 64 : SCALES == HALVES ? 32 : 0;
 };
 template <> struct Coded<Q8_0> : Codes<8, PLAIN, 128> {};
@@ -32,6 +35,10 @@ template <> struct Coded<Q5_1> : Codes<5, MINIMUM, 0> {};
 template <> struct Coded<Q4_K> : Codes<4, NESTED, 0> {};
 template <> struct Coded<Q5_K> : Codes<5, NESTED, 0> {};
 template <> struct Coded<Q6_K> : Codes<6, HALVES, 32> {};
+template <> struct Coded<MXFP4> : Codes<4, EXPONENT, 12> {};
+
+// What a code of MXFP4 stands for, doubled, and 12 more: no byte is below 0.
+alignas(16) constexpr uint8_t FOURS[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
 // Calls f with an object of the format's type.
 template <class F> inline void with_codes(int format, F f) {
@@ -44,6 +51,7 @@ template <class F> inline void with_codes(int format, F f) {
     case Q4_K: return f(Coded<Q4_K>());
     case Q5_K: return f(Coded<Q5_K>());
     case Q6_K: return f(Coded<Q6_K>());
+    case MXFP4: return f(Coded<MXFP4>());
   }
 }
 
@@ -73,7 +81,7 @@ template <class C> struct Places {
 struct Group {
   uint8_t code[GROUP];
   uint16_t scale, minimum;          // PLAIN, MINIMUM: halves
-  uint8_t nested_scale[2];          // NESTED: scale and minimum; HALVES: of each half, as signed bytes
+  uint8_t nested_scale[2];          // NESTED: scale and minimum; HALVES: of each half, as signed bytes; EXPONENT
   uint16_t super_scale, super_minimum;
 };
 
@@ -100,6 +108,8 @@ template <class C> inline void put(uint8_t* block, int64_t groups, int64_t g, in
   if (C::SCALES == PLAIN || C::SCALES == MINIMUM) {
     memcpy(scales + 2 * lane, &from.scale, 2);
     if (C::SCALES == MINIMUM) memcpy(scales + 32 + 2 * lane, &from.minimum, 2);
+  } else if (C::SCALES == EXPONENT) {
+    scales[lane] = from.nested_scale[0];
   } else {
     scales[lane] = from.nested_scale[0];
     scales[16 + lane] = from.nested_scale[1];
@@ -132,7 +142,9 @@ template <class C> inline void numbers(const uint8_t* block, int64_t groups, int
         code |= ((more >> (field % per * wide)) & ((1 << wide) - 1)) << 4;
       }
     }
+    if (C::SCALES == EXPONENT) code = FOURS[code];
     const float number = code - C::OFFSET;
+    if (C::SCALES == EXPONENT) out[i] = ldexpf(number, scales[lane] - 128);
     if (C::SCALES == PLAIN) out[i] = half(scales) * number;
     if (C::SCALES == MINIMUM) out[i] = half(scales) * number + half(scales + 32);
     if (C::SCALES == NESTED)

@@ -6,14 +6,26 @@
 #include "attention.h"
 #include "products.h"
 
+// Experts in place of a layer's gate, up and down. Biases: each expert's padded to whole registers; null: none.
+struct MixtureFields {
+  int32_t count, chosen, inner;  // chosen: of a token
+  int32_t normalised;            // the weights of those chosen add up to 1
+  float alpha, limit;            // the gate is g sigmoid(alpha g); limit 0: none
+  Matrix router;
+  const Matrix *gate, *up, *down;  // [count]
+  const float *router_bias, *gate_bias, *up_bias, *down_bias;
+};
+
 struct LayerFields {
   Matrix q, k, v, o, gate, up, down;
   const float *before_attention, *after_attention;  // norms; null: none
   const float *before_mlp, *after_mlp;
   const float *q_norm, *k_norm;
+  const float* sinks;  // [heads]
   const float *q_bias, *k_bias, *v_bias, *o_bias;
   int32_t window;  // 0: sees everything
-  int32_t rope;    // which of the two
+  int32_t rope;    // which of the model's
+  const MixtureFields* mixture;  // null: gate, up and down
 };
 
 // What an adapter adds to one matrix: scale · B (A x); without ``w``: nothing.
@@ -25,12 +37,18 @@ struct Low {
 enum Part { Q, K, V, O, GATE, UP, DOWN, MATRICES };
 struct LayerLows { Low of[MATRICES]; };
 
+constexpr int ROPES = 3;
+
 struct ModelFields {
   int32_t layers, hidden, heads, kv_heads, head_dim, inner, vocab;
-  int32_t gelu;  // the gate's activation: tanh's approximation of gelu, else silu
-  float eps, scale, embed_scale, softcap;  // softcap 0: none
-  const float* frequencies[2];             // of the ropes [head_dim / 2]
-  float magnitude[2];
+  int32_t gelu;          // the gate's activation: tanh's approximation of gelu, else silu
+  int32_t centred;       // norms, but those of queries and keys, subtract the mean first
+  int32_t parallel;      // attention and MLP read the same
+  int32_t wide_qk_norm;  // queries and keys are normalised over all heads together
+  float eps, scale, embed_scale;        // scale: of scores
+  float residual_scale, logit_scale;    // of what a block adds; of logits, before their soft cap
+  float softcap, attention_softcap;     // of logits and of scores; 0: none
+  const float *frequencies[ROPES], *magnitudes[ROPES];  // of the ropes [head_dim / 2]
   Matrix embed, head;
   const float* norm;
   const LayerFields* layer;
@@ -96,6 +114,30 @@ struct Ready {
                      total.get() + 2 * i * groups, rounded.get() + i * k};
   }
 };
+
+// What multiplies activations beside float32, by format.
+enum Needs { AS_CODES = 1, AS_PAIRS = 2 };
+inline int needed(int format) { return coded(format) ? AS_CODES : format == BF16 ? AS_PAIRS : 0; }
+inline int needed(std::initializer_list<int> formats) {
+  int all = 0;
+  for (int one : formats) all |= needed(one);
+  return all;
+}
+
+// From ``a.f`` of ``k`` padded columns.
+inline void make_ready(Activation& a, int64_t k, int needs) {
+  if (needs & AS_CODES) quantise(a, k);
+  if (needs & AS_PAIRS) round_pairs(a.f, a.rounded, k);
+}
+
+inline float mean_of(const float* x, int n) {
+  float total = 0;
+  int i = 0;
+  Floats acc = zeros();
+  for (; i + LANES <= n; i += LANES) acc = add(acc, load(x + i));
+  for (total = sum(acc); i < n; i++) total += x[i];
+  return total / n;
+}
 
 inline void rms_norm(const float* x, const float* w, int n, float eps, float* out) {
   float squares = 0;

@@ -20,6 +20,7 @@ inline int64_t file_row_bytes(int format, int64_t columns) {
     case Q4_K: return columns / 256 * 144;
     case Q5_K: return columns / 256 * 176;
     case Q6_K: return columns / 256 * 210;
+    case MXFP4: return columns / 32 * 17;
   }
   return 0;
 }
@@ -59,6 +60,12 @@ inline Group file_group(int format, const uint8_t* row, int64_t g) {
       memcpy(&to.scale, b, 2);
       nibbles(b + (format == Q4_0 ? 2 : 6), to);
       if (format == Q5_0) fifth_bits(b + 2, to);
+      break;
+    }
+    case MXFP4: {
+      const uint8_t* b = row + g * 17;
+      to.nested_scale[0] = b[0];
+      nibbles(b + 1, to);
       break;
     }
     case Q4_1: case Q5_1: {
@@ -183,4 +190,43 @@ inline void pack_row(uint8_t* w, int format, int64_t row, int64_t columns, const
     for (int64_t i = 0; i < k; i++)
       ((uint16_t*)block)[(i / 2 * LANES + lane) * 2 + i % 2] = bfloat_of(scratch[i]);
   }
+}
+
+// Eight words of eight rows, ``bytes`` apart, to eight rows of a block.
+inline void transpose_tile(uint32_t* to, const uint8_t* from, int64_t bytes) {
+  __m256 r[8], t[8];
+  for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps((const float*)(from + i * bytes));
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; j++) {
+      r[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0x44);
+      r[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0xee);
+    }
+  for (int i = 0; i < 4; i++) {
+    _mm256_storeu_ps((float*)(to + i * LANES), _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps((float*)(to + (i + 4) * LANES), _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
+}
+
+// Sixteen rows of floats that stay as they are: words change places, [16, words] to [words, 16].
+inline void transpose_rows(uint32_t* block, const uint8_t* from, int64_t bytes, int64_t words) {
+  int64_t i = 0;
+  for (; i + 8 <= words; i += 8)
+    for (int lane = 0; lane < LANES; lane += 8)
+      transpose_tile(block + i * LANES + lane, from + lane * bytes + 4 * i, bytes);
+  for (; i < words; i++)
+    for (int lane = 0; lane < LANES; lane++) memcpy(block + i * LANES + lane, from + lane * bytes + 4 * i, 4);
+}
+
+// Whether that has done it: other formats are packed row by row. Columns beyond the last must be zero.
+inline bool pack_rows(uint8_t* block, int format, int64_t columns, const uint8_t* from, int kind) {
+  const int64_t bytes = file_row_bytes(kind, columns);
+  if (kind != format || (format == BF16 && columns % 2)) return false;
+  if (format == F32) transpose_rows((uint32_t*)block, from, bytes, columns);
+  else if (format == BF16) transpose_rows((uint32_t*)block, from, bytes, columns / 2);  // two are a word
+  else return false;
+  return true;
 }

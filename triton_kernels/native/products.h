@@ -52,6 +52,7 @@ template <class C, int STEP> inline void codes_of(const uint8_t* codes, Ints& lo
   const Ints nibble = byte_all(15);
   Ints both = int_load(codes + 64 * STEP);
   low = int_and(both, nibble), high = int_and(right16<4>(both), nibble);
+  if constexpr (C::SCALES == EXPONENT) low = looked_up(FOURS, low), high = looked_up(FOURS, high);
   if constexpr (C::BITS > 4) {
     low = int_or(low, higher<C::BITS, 2 * STEP>(codes));
     high = int_or(high, higher<C::BITS, 2 * STEP + 1>(codes));
@@ -100,7 +101,11 @@ inline void coded_block(const uint8_t* block, int64_t groups, const Activation* 
       nibble_step<C, B, 3>(codes, a, g, s, t);
     }
     fetch<C::CODES + C::SCALE>(block + g * (C::CODES + C::SCALE));
-    if constexpr (C::SCALES == PLAIN || C::SCALES == MINIMUM) {
+    if constexpr (C::SCALES == EXPONENT) {
+      // The least exponent counts as none: a number of 2^-128 reaches no sum.
+      Floats scale = mul(as_floats(left32<23>(widened(scales))), all(0.5f));
+      for (int b = 0; b < B; b++) acc[b] = fma(floats(s[b]), mul(scale, all(a[b].scale[g])), acc[b]);
+    } else if constexpr (C::SCALES == PLAIN || C::SCALES == MINIMUM) {
       Floats scale = from_half((const uint16_t*)scales);
       for (int b = 0; b < B; b++) acc[b] = fma(floats(s[b]), mul(scale, all(a[b].scale[g])), acc[b]);
       if constexpr (C::SCALES == MINIMUM) {
@@ -186,4 +191,22 @@ inline void row_block(const Matrix& m, int64_t stride, int64_t j, const Activati
   if (TOGETHER > 4 && n >= 4) some<4>(m, block, a, out), n -= 4, a += 4, out += 4;
   if (n >= 2) some<2>(m, block, a, out), n -= 2, a += 2, out += 2;
   if (n) some<1>(m, block, a, out);
+}
+
+constexpr int TOKENS = 64;  // whose activations stay in the cache while weights pass
+
+inline int blocks(const Matrix& m) { return padded(m.rows, LANES) / LANES; }
+
+// sink(token, row block, register) for row blocks [first, stop).
+template <class Sink>
+inline void product(const Matrix& m, int first, int stop, const Activation* a, int n, Sink sink) {
+  const int64_t stride = block_bytes(m.format, m.columns);
+  Floats acc[TOKENS];
+  for (int from = 0; from < n; from += TOKENS) {
+    const int count = n - from < TOKENS ? n - from : TOKENS;
+    for (int j = first; j < stop; j++) {
+      row_block(m, stride, j, a + from, count, acc);
+      for (int i = 0; i < count; i++) sink(from + i, j, acc[i]);
+    }
+  }
 }

@@ -43,6 +43,10 @@ inline Ints int_or(Ints a, Ints b) { return _mm512_or_si512(a, b); }
 template <int N> inline Ints left32(Ints a) { return _mm512_slli_epi32(a, N); }
 template <int N> inline Ints left16(Ints a) { return _mm512_slli_epi16(a, N); }
 template <int N> inline Ints right16(Ints a) { return _mm512_srli_epi16(a, N); }
+// Each byte below 16 becomes the one at that place of ``table``.
+inline Ints looked_up(const uint8_t* table, Ints at) {
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)table)), at);
+}
 inline int32_t int_sum(Ints a) { return _mm512_reduce_add_epi32(a); }
 // The lower bytes of sixteen numbers that fit.
 inline void store_bytes(int8_t* p, Ints v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(v)); }
@@ -135,6 +139,10 @@ inline Ints int_or(Ints x, Ints y) { return {_mm256_or_si256(x.a, y.a), _mm256_o
 template <int N> inline Ints left32(Ints x) { return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)}; }
 template <int N> inline Ints left16(Ints x) { return {_mm256_slli_epi16(x.a, N), _mm256_slli_epi16(x.b, N)}; }
 template <int N> inline Ints right16(Ints x) { return {_mm256_srli_epi16(x.a, N), _mm256_srli_epi16(x.b, N)}; }
+inline Ints looked_up(const uint8_t* table, Ints at) {
+  const __m256i both = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table));
+  return {_mm256_shuffle_epi8(both, at.a), _mm256_shuffle_epi8(both, at.b)};
+}
 inline int32_t int_sum(Ints x) {
   __m256i half = _mm256_add_epi32(x.a, x.b);
   __m128i four = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));

@@ -2,6 +2,7 @@
 // float32 throughout; what weights and K and V are in, formats.h and attention.h say.
 #include "attending.h"
 #include "lora.h"
+#include "mixture.h"
 #include "pack.h"
 
 namespace {
@@ -13,7 +14,11 @@ Team& team() {
 
 class Step final : public Attending, public Job {
  public:
-  Step(const ModelFields& m, const LayerFields* layers) : Attending(m, layers) {
+  Step(const ModelFields& m, const LayerFields* layers) : Attending(m, layers), mixing_(layers_) {
+    for (auto& one : layers_) {
+      into_mlp_.push_back(one.mixture ? Mixing::into(*one.mixture) : needed({one.gate.format, one.up.format}));
+      into_down_.push_back(one.mixture ? Mixing::within(*one.mixture) : needed(one.down.format));
+    }
     x_ = padded(m.hidden, GROUP), inner_ = padded(m.inner, GROUP);
     widest_ = std::max(std::max(x_, attended_), inner_);
   }
@@ -28,6 +33,7 @@ class Step final : public Attending, public Job {
     ready_.need(n, widest_);
     lay_out(threads);
     adapting_.group(m_, b_);
+    mixing_.lay_out(n);
     head_alone_ = false;
     sample(threads);
   }
@@ -75,7 +81,7 @@ class Step final : public Attending, public Job {
     auto before_attention = [&](int i, int t) {
       if (i > 0) residual(row(t), t, layers_[i - 1].after_mlp);
       const LayerFields& l = layers_[i];
-      normed(row(t), l.before_attention, {l.q.format, l.k.format, l.v.format}, a[t]);
+      normed(row(t), l.before_attention, needed({l.q.format, l.k.format, l.v.format}), a[t]);
     };
     each_token(phases, n, few_ ? n : team().piece(n), [&](int first, int stop) {
       for (; first < stop; first++) begin(first);
@@ -83,18 +89,25 @@ class Step final : public Attending, public Job {
     for (int i = 0; i < m_.layers; i++) {
       const LayerFields& l = layers_[i];
       project(l, i, a, phases);
-      auto before_o = [&](int t) { copied(seen_.get() + t * attended_, attended_, l.o.format, a[t]); };
+      if (m_.wide_qk_norm) norm_widely(l, phases);
+      auto before_o = [&](int t) { copied(seen_.get() + t * attended_, attended_, needed(l.o.format), a[t]); };
       attend(l, i, own, phases, [&] { at_once(before_o); });
       rather_together(phases, before_o);
       into_sum(l.o, i, O, l.o_bias, a, phases, [&](int t) {
-        residual(row(t), t, l.after_attention);
-        normed(row(t), l.before_mlp, {l.gate.format, l.up.format, F32}, a[t]);
+        if (!m_.parallel) residual(row(t), t, l.after_attention);
+        normed(row(t), m_.parallel ? l.before_attention : l.before_mlp, into_mlp_[i], a[t]);
+        if (m_.parallel) residual(row(t), t, l.after_attention);
       });
-      gate(l, i, a, phases, [&](int t) { copied(gated_.get() + t * inner_, inner_, l.down.format, a[t]); });
-      into_sum(l.down, i, DOWN, nullptr, a, phases, [&](int t) {
+      auto after = [&](int t) {
         if (i + 1 < m_.layers) before_attention(i + 1, t);
         else residual(row(t), t, l.after_mlp);
-      });
+      };
+      if (l.mixture) {
+        mixing_.mix(*l.mixture, into_down_[i], a, n, few_, sum_.get(), x_, team(), phases, after);
+        continue;
+      }
+      gate(l, i, a, phases, [&](int t) { copied(gated_.get() + t * inner_, inner_, into_down_[i], a[t]); });
+      into_sum(l.down, i, DOWN, nullptr, a, phases, after);
     }
     phases.each(b_.picks, team().piece(b_.picks), [&](int first, int stop) {
       for (; first < stop; first++)
@@ -131,43 +144,34 @@ class Step final : public Attending, public Job {
   // x += what the last product left for token t, normalised where a model does so.
   void residual(float* x, int t, const float* norm) {
     float* added = sum_.get() + t * x_;
-    if (norm) rms_norm(added, norm, m_.hidden, m_.eps, added);
-    for (int i = 0; i < m_.hidden; i++) x[i] += added[i];
+    if (norm) normalise(added, norm, added);
+    for (int i = 0; i < m_.hidden; i++) x[i] += m_.residual_scale * added[i];
   }
 
-  void normed(const float* x, const float* norm, std::initializer_list<int> formats, Activation& to) {
+  void normalise(const float* x, const float* norm, float* to) {
+    if (m_.centred) {
+      const float mean = mean_of(x, m_.hidden);
+      for (int i = 0; i < m_.hidden; i++) to[i] = x[i] - mean;
+      x = to;
+    }
+    rms_norm(x, norm, m_.hidden, m_.eps, to);
+  }
+
+  // Without a norm: as it is.
+  void normed(const float* x, const float* norm, int needs, Activation& to) {
     float* f = (float*)to.f;
-    rms_norm(x, norm, m_.hidden, m_.eps, f);
+    if (norm) normalise(x, norm, f);
+    else memcpy(f, x, sizeof(float) * m_.hidden);
     for (int64_t i = m_.hidden; i < x_; i++) f[i] = 0;
-    if (std::any_of(formats.begin(), formats.end(), coded)) quantise(to, x_);
-    if (std::find(formats.begin(), formats.end(), BF16) != formats.end()) round_pairs(f, to.rounded, x_);
+    make_ready(to, x_, needs);
   }
 
-  void copied(const float* from, int64_t k, int format, Activation& to) {
+  void copied(const float* from, int64_t k, int needs, Activation& to) {
     memcpy((float*)to.f, from, sizeof(float) * k);
-    if (coded(format)) quantise(to, k);
-    if (format == BF16) round_pairs(to.f, to.rounded, k);
+    make_ready(to, k, needs);
   }
 
   // ---- products ---------------------------------------------------------------------------------------
-
-  static constexpr int TOKENS = 64;  // whose activations stay in the cache while weights pass
-
-  // sink(token, row block, register) for row blocks [first, stop).
-  template <class Sink>
-  static void product(const Matrix& m, int first, int stop, const Activation* a, int n, Sink sink) {
-    const int64_t stride = block_bytes(m.format, m.columns);
-    Floats acc[TOKENS];
-    for (int from = 0; from < n; from += TOKENS) {
-      const int count = std::min(TOKENS, n - from);
-      for (int j = first; j < stop; j++) {
-        row_block(m, stride, j, a + from, count, acc);
-        for (int i = 0; i < count; i++) sink(from + i, j, acc[i]);
-      }
-    }
-  }
-
-  static int blocks(const Matrix& m) { return padded(m.rows, LANES) / LANES; }
 
   void project(const LayerFields& l, int layer, const Activation* a, Phases& phases) {
     adapting_.lower(layer, {Q, K, V}, a, phases);
@@ -185,6 +189,17 @@ class Step final : public Attending, public Job {
           v = adapting_.add_to(v, t, layer, i, i, j);
           store(projected_.get() + t * qkv_ + offset[i] + 16 * j, v);
         });
+      }
+    });
+  }
+
+  void norm_widely(const LayerFields& l, Phases& phases) {
+    const int n = b_.tokens;
+    phases.each(n, team().piece(n), [&](int first, int stop) {
+      for (; first < stop; first++) {
+        float *q = projected_.get() + first * qkv_, *k = q + q_width_;
+        rms_norm(q, l.q_norm, m_.heads * m_.head_dim, m_.eps, q);
+        rms_norm(k, l.k_norm, m_.kv_heads * m_.head_dim, m_.eps, k);
       }
     });
   }
@@ -229,7 +244,7 @@ class Step final : public Attending, public Job {
     if (n == 0 || !b_.best) return;
     Activation* a = last_.of.get();
     phases.each(n, team().piece(n), [&](int i, int stop) {
-      for (; i < stop; i++) normed(b_.hidden + (int64_t)i * m_.hidden, m_.norm, {m_.head.format}, a[i]);
+      for (; i < stop; i++) normed(b_.hidden + (int64_t)i * m_.hidden, m_.norm, needed(m_.head.format), a[i]);
     });
     const int count = blocks(m_.head);
     float* best = best_of_.get() + (int64_t)thread * n;
@@ -242,6 +257,7 @@ class Step final : public Attending, public Job {
   void logit(int i, int64_t at, Floats v, float& best, int64_t& choice) {
     const int count = std::min<int64_t>(LANES, m_.head.rows - at);
     alignas(64) float all_of[LANES];
+    v = mul(v, all(m_.logit_scale));
     if (m_.softcap != 0) {
       store(all_of, v);
       for (int k = 0; k < LANES; k++) all_of[k] = tanhf(all_of[k] / m_.softcap) * m_.softcap;
@@ -265,6 +281,8 @@ class Step final : public Attending, public Job {
   int64_t x_, inner_, widest_;
   bool few_ = false, head_alone_ = false;
   Adapting adapting_;
+  Mixing mixing_;
+  std::vector<int> into_mlp_, into_down_;  // by layer: what their activations are to be ready for
   Ready ready_, last_;
   Buffer<float> x_all_, sum_, gated_, best_, best_of_;
   Buffer<int64_t> choice_, choice_of_;
@@ -294,8 +312,12 @@ void muxd_pack(uint8_t* w, int format, int64_t first, int64_t count, int64_t col
                int kind) {
   std::vector<float> scratch(padded(columns, GROUP));
   const int64_t bytes = file_row_bytes(kind, columns);
-  for (int64_t i = 0; i < count; i++)
-    pack_row(w, format, first + i, columns, from + i * bytes, kind, scratch.data());
+  for (int64_t i = 0; i < count; i++) {
+    const bool whole = (first + i) % LANES == 0 && i + LANES <= count;
+    uint8_t* block = w + (first + i) / LANES * block_bytes(format, columns);
+    if (whole && pack_rows(block, format, columns, from + i * bytes, kind)) i += LANES - 1;
+    else pack_row(w, format, first + i, columns, from + i * bytes, kind, scratch.data());
+  }
 }
 
 void muxd_unpack(const uint8_t* w, int format, int64_t first, int64_t count, int64_t columns, float* out) {

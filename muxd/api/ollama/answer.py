@@ -9,8 +9,8 @@ import msgspec
 from muxd.api.face import Called, Tally, Whole, called, joined
 from muxd.api.logprobs import PromptScored, Scored, chat_logprobs
 from muxd.api.times import zulu
+from muxd.text.pieces import Pieces
 from muxd.text.sayings import Content, Saying, Thought
-from muxd.text.tokenizer import Tokenizer
 
 _encode = msgspec.json.Encoder().encode
 
@@ -22,9 +22,9 @@ class OllamaAnswer:
     content_type = "application/x-ndjson"
     comments = False
 
-    def __init__(self, model: str, tokenizer: Tokenizer, *, chat: bool):
+    def __init__(self, model: str, pieces: Pieces, *, chat: bool):
         """``chat``: /api/chat, else /api/generate."""
-        self._model, self._chat, self._tokenizer = model, chat, tokenizer
+        self._model, self._chat, self._pieces = model, chat, pieces
         self._calls: list[Saying] = []
         self._finish = ""
 
@@ -75,7 +75,7 @@ class OllamaAnswer:
         else:
             said |= {"response": text, **more}
         if scored:
-            said["logprobs"] = chat_logprobs(scored, self._tokenizer)["content"]
+            said["logprobs"] = chat_logprobs(scored, self._pieces)["content"]
         return said
 
     def _ended(self, tally: Tally) -> dict[str, Any]:

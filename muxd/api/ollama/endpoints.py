@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from muxd.api.body import coding, read_body
-from muxd.api.context import find_model, on_device, shown_models, submit, tokenizer_of
+from muxd.api.context import find_model, on_device, pieces_of, shown_models, submit
 from muxd.api.decoding import decode
 from muxd.api.generate import run
 from muxd.api.ignored import ignored
@@ -49,7 +49,7 @@ async def _generated(request: web.Request, kind: Kind, *, chat: bool) -> web.Str
         return encoded_response(result.body)
     body, prompts = await unpack_asked(request, model, result)
     _, job = chat_job("ollama-", model, body, prompts)
-    return await run(request, job, OllamaAnswer(model.name, tokenizer_of(model), chat=chat))
+    return await run(request, job, OllamaAnswer(model.name, pieces_of(model), chat=chat))
 
 
 async def _wake(request: web.Request, model: ServedModel) -> None:

@@ -10,8 +10,8 @@ from muxd.api.logprobs import PromptScored, Scored
 from muxd.api.responses.items import Output
 from muxd.api.shapes import Answer
 from muxd.api.sse import SSE
+from muxd.text.pieces import Pieces
 from muxd.text.sayings import Saying
-from muxd.text.tokenizer import Tokenizer
 
 _encode = msgspec.json.Encoder().encode
 
@@ -22,12 +22,12 @@ class Response:
     content_type = SSE
     comments = True
 
-    def __init__(self, answer: Answer, tokenizer: Tokenizer, told: dict[str, Any]):
+    def __init__(self, answer: Answer, pieces: Pieces, told: dict[str, Any]):
         self._answer, self._told = answer, told
         named = {
             function["name"]: tool["name"] for tool in told["tools"] for function in tool.get("tools", ())
         }
-        self._output = Output(self._tell, tokenizer, named)
+        self._output = Output(self._tell, pieces, named)
         self._number = 0
         self._frames: list[bytes] = []
         self._finish = ""

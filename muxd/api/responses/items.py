@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from muxd.api.logprobs import Scored, chat_logprobs
+from muxd.text.pieces import Pieces
 from muxd.text.sayings import Arguments, Call, Content, Saying, Thought
-from muxd.text.tokenizer import Tokenizer
 
 Tell = Callable[..., None]  # the type of an event, and its fields
 
@@ -15,9 +15,9 @@ class Output:
     """``items`` are those that have begun, the last one perhaps not complete. ``tell`` hears every event.
     ``namespaces``: of functions that have one, by name."""
 
-    def __init__(self, tell: Tell, tokenizer: Tokenizer, namespaces: dict[str, str]):
+    def __init__(self, tell: Tell, pieces: Pieces, namespaces: dict[str, str]):
         self.items: list[dict[str, Any]] = []
-        self._tell, self._tokenizer, self._namespaces = tell, tokenizer, namespaces
+        self._tell, self._pieces, self._namespaces = tell, pieces, namespaces
         self._open = ""  # the kind of the last item, while it goes on
         self._parts: list[str] = []  # of its text
 
@@ -58,7 +58,7 @@ class Output:
 
     def _more_text(self, text: str, scored: Sequence[Scored]) -> None:
         self._turn_to("message")
-        logprobs = chat_logprobs(scored, self._tokenizer)["content"] if scored else []
+        logprobs = chat_logprobs(scored, self._pieces)["content"] if scored else []
         self.items[-1]["content"][0]["logprobs"] += logprobs
         self._text_delta("response.output_text.delta", text, logprobs=logprobs)
 

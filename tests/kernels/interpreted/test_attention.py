@@ -50,6 +50,14 @@ def test_splits_do_not_show(splits: int) -> None:
     check_decode(paged_decode_kernel, Shape(128, 1, 4), lengths, splits=splits)
 
 
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sinks(dtype: torch.dtype, splits: int) -> None:
+    shape = Shape(64, 2, 4, dtype, window=30, sunk=True)
+    check_decode(paged_decode_kernel, shape, [70, 0, 3, 1], splits=splits)
+    check_prefill(paged_prefill_kernel, shape, [(20, 70), (0, 3), (5, 0)])
+
+
 @pytest.mark.parametrize(
     ("head_dim", "dtype"), [(64, torch.bfloat16), (80, torch.float16), (96, torch.float32)]
 )
@@ -109,6 +117,7 @@ SHAPES = st.builds(
     dtype=st.sampled_from(DTYPES),
     window=st.none() | st.integers(1, 150),
     softcap=st.none() | st.floats(1, 60),
+    sunk=st.booleans(),
     block_bytes=st.sampled_from([4096, 8192, 16384]),
 )
 

@@ -1,0 +1,51 @@
+"""A mixture of experts in place of a layer's MLP (Shazeer et al. 2017; Mixtral: Jiang et al. 2024): a router
+scores all experts for each token, the best few compute, and what they give is added by the router's weights.
+
+The weights are a softmax over all scores, or over those of the chosen alone: that is the same as making what
+a softmax over all gives them add up to one.
+"""
+
+import torch
+from torch import Tensor
+
+from muxd.kernels.grouped import group
+from muxd.kernels.ops import clamped_gate, grouped_linear, silu_gate
+from muxd.models.layers import Weights
+from muxd.models.mixture import Experts
+
+
+class Mixture:
+    """``muxd.models.layers.Linear`` in form: x [n, hidden] -> [n, hidden]."""
+
+    def __init__(self, experts: Experts, weights: Weights, layer: str):
+        """``layer``: the prefix of its tensors' names."""
+
+        def of_all(name: str) -> tuple[Tensor, Tensor | None]:
+            weight = weights.tensor(f"{layer}experts.{name}")
+            bias = weights.tensor(f"{layer}experts.{name}.bias") if experts.biased else None
+            return weight, None if bias is None else bias.view(weight.shape[:2])
+
+        self.experts, self.router = experts, weights.linear(f"{layer}router", bias=experts.biased)
+        self.gate_up, self.gate_up_bias = of_all("gate_up")  # [experts, 2 · inner, hidden], gates first
+        self.down, self.down_bias = of_all("down")  # [experts, hidden, inner]
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """x [n, hidden] -> [n, hidden], plus ``add`` where given."""
+        weights, chosen = route(self.router(x), self.experts)
+        groups = group(chosen, self.experts.count)
+        both = grouped_linear(x, self.gate_up, groups, bias=self.gate_up_bias, gather=True)
+        alpha, limit = self.experts.alpha, self.experts.limit
+        active = clamped_gate(both, alpha, limit) if limit else silu_gate(both)
+        given = grouped_linear(active, self.down, groups, bias=self.down_bias)
+        # Back to the order of tokens, so that sums are the same whoever else is in the batch.
+        pairs = torch.empty_like(given).index_copy_(0, groups.order, given).view(*chosen.shape, -1)
+        mixed = torch.bmm(weights[:, None].to(x.dtype), pairs)[:, 0]  # added in float32, whatever the type
+        return mixed if add is None else add.add_(mixed)
+
+
+def route(scores: Tensor, experts: Experts) -> tuple[Tensor, Tensor]:
+    """The router's ``scores`` [n, experts] -> weights float32 [n, chosen], and whose, int64 [n, chosen]."""
+    best, chosen = scores.float().topk(experts.chosen, -1)
+    if experts.normalised:
+        return torch.softmax(best, -1), chosen
+    return torch.exp(best - torch.logsumexp(scores.float(), -1, keepdim=True)), chosen

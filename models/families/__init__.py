@@ -1,0 +1,1 @@
+"""What config.json means, a file for each family of architectures. No torch."""

@@ -1,0 +1,144 @@
+"""What muxd knows about a model: the shape of a transformer and the constants of its formulas.
+
+Owns ``ModelSpec``, which ``muxd.models.spec`` reads from a folder. No torch.
+"""
+
+from msgspec import Struct, structs
+
+from muxd.errors import NoRow
+from muxd.messages import Dtype
+from muxd.models.mixture import Experts
+from muxd.models.rope import STILL, Rope
+
+
+class Norms(Struct, frozen=True):
+    """Where a layer's norms are: for each place the stored name, or None where there is no norm."""
+
+    before_attention: str | None = None
+    after_attention: str | None = None  # of what attention gives, before it is added
+    before_mlp: str | None = None
+    after_mlp: str | None = None
+
+    def placed(self) -> list[tuple[str, str]]:
+        """(place, stored name) of those that are there."""
+        named = [(place, getattr(self, place)) for place in self.__struct_fields__]
+        return [(place, stored) for place, stored in named if stored is not None]
+
+
+# A word is used for different places by different families.
+PRE = Norms(before_attention="input_layernorm", before_mlp="post_attention_layernorm")
+POST = Norms(after_attention="post_attention_layernorm", after_mlp="post_feedforward_layernorm")
+AROUND = Norms(
+    before_attention="input_layernorm",
+    after_attention="post_attention_layernorm",
+    before_mlp="pre_feedforward_layernorm",
+    after_mlp="post_feedforward_layernorm",
+)
+AROUND_GLM = Norms(
+    before_attention="input_layernorm",
+    after_attention="post_self_attn_layernorm",
+    before_mlp="post_attention_layernorm",
+    after_mlp="post_mlp_layernorm",
+)
+SHARED = Norms(before_attention="input_layernorm")  # attention and MLP read the same
+
+
+class ModelSpec(Struct, frozen=True):
+    """The shape of a transformer, a decoder but for ``encoder``, and the constants its formulas need."""
+
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_positions: int
+    bos_id: int | None
+    tied_embeddings: bool
+    norm_eps: float
+    attention_scale: float  # multiplies q·k before the softmax
+    rope: Rope  # of layers that see everything
+    local_rope: Rope  # of layers with a window
+    windows: tuple[int | None, ...]  # per layer: a token sees itself and window - 1 before it; None: all
+    architecture: str = ""  # the name in config.json, key of muxd.models.registry
+    eos_ids: tuple[int, ...] = ()
+    dtype: Dtype | None = None  # of the weights by config.json, where that is one that can be served
+    attention_softcap: float | None = None  # of scores, before the mask
+    logit_softcap: float | None = None
+    logit_scale: float = 1.0  # multiplies logits, before their soft cap
+    residual_scale: float = 1.0  # multiplies what attention and MLP add
+    embed_scale: float = 1.0  # multiplies embeddings
+    embed_scale_rounded: bool = False  # to the model's type, before it does
+    unturned: tuple[int, ...] = ()  # layers that turn neither queries nor keys
+    interleaved: bool = False  # stored heads pair (2i, 2i + 1), and not (i, i + half of what turns)
+    qkv_bias: bool = False
+    o_bias: bool = False
+    qk_norm: bool = False  # before they are turned, of each head
+    sinks: bool = False  # of attention, one a head
+    wide_qk_norm: bool = False  # or over all heads together
+    gelu: bool = False  # gates by GELU's tanh form and not by SiLU
+    norms: Norms = PRE
+    norm_offset: bool = False  # norms' weights lie around zero, and 1 + w multiplies
+    norm_centred: bool = False  # norms subtract the mean: LayerNorm, without a bias
+    parallel: bool = False  # attention and MLP read the same normed input, and both are added
+    fused_qkv: bool = False  # stored in one piece, as gate and up may be
+    fused_gate_up: bool = False
+    experts: Experts | None = None  # in place of some layers' MLP
+    beyond_float16: bool = False  # activations beyond 65,504: in float16 every logit becomes NaN
+    kinds: int = 0  # of an encoder's tokens
+    encoder: bool = False  # every token sees its whole text; it has no head
+    headless: bool = False  # saved without a head: it can only be pooled
+    wrapped: bool = False  # the text part of a model that also sees: its tensors' names carry a prefix
+
+    def rope_of(self, layer: int) -> Rope:
+        """What turns the queries and keys of ``layer``."""
+        if layer in self.unturned:
+            return STILL
+        return self.rope if self.windows[layer] is None else self.local_rope
+
+    def experts_of(self, layer: int) -> Experts | None:
+        """Of a layer that has them in place of its MLP."""
+        return self.experts if self.experts is not None and self.experts.layers[layer] else None
+
+    def within(self, context: int) -> "ModelSpec":
+        """The same for sequences of at most ``context`` tokens: LongRoPE has factors for short ones."""
+        ropes = {"rope": self.rope.within(context), "local_rope": self.local_rope.within(context)}
+        return structs.replace(self, **ropes)
+
+    @property
+    def head_order(self) -> tuple[int, ...]:
+        """Which of a stored head's rows lies where, so that (i, i + head_dim / 2) turn together, as the
+        kernels have it; empty where they do. Of queries and keys alike: no score changes.
+        """
+        turned = self.head_dim if self.rope.turned is None else self.rope.turned
+        half = turned // 2
+        first = range(0, turned, 2) if self.interleaved else range(half)
+        second = range(1, turned, 2) if self.interleaved else range(half, turned)
+        still = range(turned, self.head_dim)
+        middle = len(still) // 2
+        order = (*first, *still[:middle], *second, *still[middle:])
+        return () if order == tuple(range(self.head_dim)) else order
+
+    @property
+    def blocks_per_row(self) -> int:
+        """Head blocks in one row: one per layer and KV head."""
+        return self.layers * self.kv_heads
+
+    def tokens_per_row(self, block_bytes: int, itemsize: int) -> int:
+        """See ``tokens_per_row``."""
+        return tokens_per_row(block_bytes, self.head_dim, itemsize)
+
+
+def tokens_per_row(block_bytes: int, head_dim: int, itemsize: int) -> int:
+    """T of docs/design.md §1: tokens whose K and V of one KV head fit one head block.
+
+    Raises NoRow, a ConfigError, when not even one fits.
+    """
+    least = 2 * head_dim * itemsize
+    if block_bytes < least:
+        raise NoRow(
+            f"pool.block_bytes: {block_bytes} holds no token of a model with head_dim {head_dim}; "
+            f"at least {least} are needed"
+        )
+    return block_bytes // least

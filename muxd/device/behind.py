@@ -1,0 +1,53 @@
+"""Work that gives way: what loads a model runs behind the streams of others where cores are short."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+_NICE = 10  # a tenth of what a stream's threads get of a core that both want
+_PATIENCE = 5.0  # seconds for which small work waits for cores that nobody wants
+
+T = TypeVar("T")
+
+
+def stand_back() -> None:
+    """This thread, and what it starts, is behind everybody from now on, and can never get back to where it
+    was: Linux keeps both by the thread."""
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice + _NICE)
+
+
+def aside(work: Callable[[], T]) -> T:
+    """The result of ``work``, done in a thread that stands back; the caller keeps its place."""
+    with ThreadPoolExecutor(1, "behind", initializer=stand_back) as thread:
+        return thread.submit(work).result()
+
+
+class IdleThread:
+    """For pieces of work that last some milliseconds each. For ``patience`` seconds they run only where a
+    core would be idle (SCHED_IDLE: a thread that wakes finds such a core free, and takes it at once). Longer
+    work goes on in the caller's place: on a machine without an idle core it would never end."""
+
+    def __init__(self, patience: float = _PATIENCE):
+        self._until = time.monotonic() + patience
+        self._thread = ThreadPoolExecutor(1, "idle_thread", initializer=_idle)
+
+    def run(self, work: Callable[[], T]) -> T:
+        """The result of a piece."""
+        if time.monotonic() < self._until:
+            return self._thread.submit(work).result()
+        return work()
+
+    def close(self) -> None:
+        """No more pieces."""
+        self._thread.shutdown()
+
+
+def _idle() -> None:
+    """Of this thread alone; a kernel that refuses leaves it as it is."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -1,0 +1,218 @@
+"""Legal configurations of the families, drawn: small shapes, and what a file of the family may say."""
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import strategies as st
+
+from support import tiny_models
+from support.tiny_models import FULL, SLIDING, Make
+
+POSITIONS = 256
+_THETAS = st.sampled_from([37.0, 1e4, 5e5])
+_FLAGS = st.booleans()
+_SCALES = st.floats(0.05, 4.0)
+Config = dict[str, Any]
+
+
+@st.composite
+def _shapes(draw: st.DrawFn, *, square: bool = False, even: bool = False) -> Config:
+    """``square``: hidden is heads times head_dim; ``even``: a multiple of the heads."""
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    heads, head_dim = kv_heads * group, 2 * draw(st.integers(2, 20))
+    hidden = heads * head_dim if square else draw(st.integers(16, 72))
+    if even:
+        hidden = heads * draw(st.integers(-(-16 // heads), 8 + 16 // heads))
+    return {
+        "vocab_size": draw(st.integers(97, 300)), "hidden_size": hidden, "num_attention_heads": heads,
+        "intermediate_size": draw(st.integers(8, 80)), "num_hidden_layers": draw(st.integers(1, 4)),
+        "num_key_value_heads": kv_heads, "head_dim": head_dim, "max_position_embeddings": POSITIONS,
+        "tie_word_embeddings": draw(_FLAGS), "rms_norm_eps": draw(st.sampled_from([1e-6, 1e-5, 1e-2])),
+    }  # fmt: skip
+
+
+def _ropes(theta: st.SearchStrategy[float] = _THETAS) -> st.SearchStrategy[Config]:
+    """Of one kind of layer, with every scaling that has numbers alone."""
+    trained = st.sampled_from([16, 64])
+    return st.one_of(
+        st.fixed_dictionaries({"rope_type": st.just("default"), "rope_theta": theta}),
+        st.fixed_dictionaries(
+            {"rope_type": st.just("linear"), "rope_theta": theta, "factor": st.floats(1.0, 8.0)}
+        ),
+        st.fixed_dictionaries(
+            {
+                "rope_type": st.just("yarn"), "rope_theta": theta, "factor": st.floats(1.0, 4.0),
+                "original_max_position_embeddings": trained,
+            }
+        ),
+        st.fixed_dictionaries(
+            {
+                "rope_type": st.just("llama3"), "rope_theta": theta, "factor": st.floats(1.0, 8.0),
+                "low_freq_factor": st.just(1.0), "high_freq_factor": st.just(4.0),
+                "original_max_position_embeddings": trained,
+            }
+        ),
+    )  # fmt: skip
+
+
+@st.composite
+def _windows(draw: st.DrawFn, layers: int) -> Config:
+    kinds = st.lists(st.sampled_from([FULL, SLIDING]), min_size=layers, max_size=layers)
+    return {"layer_types": draw(kinds), "sliding_window": draw(st.integers(1, 40))}
+
+
+@st.composite
+def gemma2(draw: st.DrawFn) -> Config:
+    shape = draw(_shapes(even=True))
+    caps = st.none() | st.floats(0.5, 30.0)
+    own = {
+        "attn_logit_softcapping": draw(caps), "final_logit_softcapping": draw(caps),
+        "query_pre_attn_scalar": draw(st.integers(1, 64)), "rope_parameters": draw(_ropes()),
+    }  # fmt: skip
+    return shape | draw(_windows(shape["num_hidden_layers"])) | own
+
+
+@st.composite
+def phi3(draw: st.DrawFn) -> Config:
+    """Sequences of a model with two lists are all longer than it was trained for, or none is."""
+    shape = draw(_shapes(square=True))
+    head_dim = shape["head_dim"]
+    pairs = draw(st.integers(1, head_dim // 2))
+    part = (2 * pairs + 0.5) / head_dim if 2 * pairs < head_dim else 1.0
+    original = draw(st.sampled_from([2, 2 * POSITIONS]))
+    rope = {"rope_type": "default", "rope_theta": draw(_THETAS), "partial_rotary_factor": part}
+    if draw(_FLAGS):
+        factors = st.lists(st.floats(1.0, 8.0), min_size=pairs, max_size=pairs)
+        rope |= {
+            "rope_type": "longrope", "short_factor": draw(factors), "long_factor": draw(factors),
+            "original_max_position_embeddings": original,
+        }  # fmt: skip
+    window = draw(st.none() | st.integers(1, 40))
+    return shape | {
+        "rope_parameters": rope, "original_max_position_embeddings": original, "sliding_window": window,
+    }  # fmt: skip
+
+
+@st.composite
+def granite(draw: st.DrawFn) -> Config:
+    names = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+    multipliers = {name: draw(_SCALES) for name in names}
+    own = {"attention_bias": draw(_FLAGS), "rope_parameters": draw(_ropes())}
+    return draw(_shapes()) | multipliers | own
+
+
+@st.composite
+def olmo2(draw: st.DrawFn) -> Config:
+    return draw(_shapes()) | {"attention_bias": draw(_FLAGS), "rope_parameters": draw(_ropes())}
+
+
+@st.composite
+def olmo3(draw: st.DrawFn) -> Config:
+    shape = draw(_shapes())
+    ropes = {FULL: draw(_ropes()), SLIDING: draw(_ropes())}
+    windows = draw(_windows(shape["num_hidden_layers"]))
+    return shape | windows | {"attention_bias": draw(_FLAGS), "rope_parameters": ropes}
+
+
+@st.composite
+def smollm3(draw: st.DrawFn) -> Config:
+    shape = draw(_shapes())
+    layers = shape["num_hidden_layers"]
+    turning = st.none() | st.lists(st.integers(0, 1), min_size=layers, max_size=layers)
+    own = {
+        "no_rope_layers": draw(turning), "no_rope_layer_interval": draw(st.integers(1, 4)),
+        "attention_bias": draw(_FLAGS), "rope_parameters": draw(_ropes()),
+    }  # fmt: skip
+    slides = draw(_windows(layers)) | {"use_sliding_window": True} if draw(_FLAGS) else {}
+    return shape | own | slides
+
+
+@st.composite
+def glm(draw: st.DrawFn) -> Config:
+    shape = draw(_shapes())
+    pairs = draw(st.integers(1, shape["head_dim"] // 2))
+    part = (2 * pairs + 0.5) / shape["head_dim"] if 2 * pairs < shape["head_dim"] else 1.0
+    rope = {"rope_type": "default", "rope_theta": draw(_THETAS), "partial_rotary_factor": part}
+    return shape | {"attention_bias": draw(_FLAGS), "rope_parameters": rope}
+
+
+@st.composite
+def cohere2(draw: st.DrawFn) -> Config:
+    shape = draw(_shapes(square=True))
+    own = {
+        "attention_bias": draw(_FLAGS), "rope_parameters": draw(_ropes()),
+        "logit_scale": draw(_SCALES), "layer_norm_eps": shape.pop("rms_norm_eps"),
+    }  # fmt: skip
+    return shape | draw(_windows(shape["num_hidden_layers"])) | own
+
+
+@st.composite
+def exaone4(draw: st.DrawFn) -> Config:
+    shape = draw(_shapes())
+    windows = draw(_windows(shape["num_hidden_layers"]))
+    if draw(_FLAGS):
+        kinds = [FULL] * shape["num_hidden_layers"]
+        windows = {"layer_types": kinds, "sliding_window": None, "sliding_window_pattern": None}
+    return shape | windows | {"rope_parameters": draw(_ropes())}
+
+
+@st.composite
+def _experts(draw: st.DrawFn, most: int = 12) -> Config:
+    count = draw(st.integers(1, most))
+    return {"num_local_experts": count, "num_experts_per_tok": draw(st.integers(1, count))}
+
+
+@st.composite
+def mixtral(draw: st.DrawFn) -> Config:
+    own = {"sliding_window": draw(st.none() | st.integers(1, 40)), "rope_parameters": draw(_ropes())}
+    return draw(_shapes()) | draw(_experts()) | own
+
+
+@st.composite
+def qwen3_moe(draw: st.DrawFn) -> Config:
+    shape = draw(_shapes())
+    layers = st.integers(0, shape["num_hidden_layers"] - 1)
+    own = {
+        "moe_intermediate_size": draw(st.integers(8, 40)), "norm_topk_prob": draw(_FLAGS),
+        "decoder_sparse_step": draw(st.integers(1, 2)), "mlp_only_layers": draw(st.lists(layers, max_size=2)),
+        "attention_bias": draw(_FLAGS), "rope_parameters": draw(_ropes()),
+    }  # fmt: skip
+    slides = {"use_sliding_window": True, "sliding_window": draw(st.integers(1, 40))} if draw(_FLAGS) else {}
+    return shape | draw(_experts()) | own | slides
+
+
+@st.composite
+def olmoe(draw: st.DrawFn) -> Config:
+    own = {"norm_topk_prob": draw(_FLAGS), "rope_parameters": draw(_ropes())}
+    return draw(_shapes(square=True)) | draw(_experts()) | own
+
+
+@st.composite
+def gpt_oss(draw: st.DrawFn) -> Config:
+    shape = draw(_shapes())
+    rope = draw(_ropes())
+    if rope["rope_type"] == "yarn":
+        rope["truncate"] = draw(_FLAGS)
+    own = {
+        "swiglu_alpha": draw(st.floats(0.5, 3.0)), "swiglu_limit": draw(st.floats(0.1, 9.0)),
+        "attention_bias": draw(_FLAGS), "rope_parameters": rope,
+    }  # fmt: skip
+    return shape | draw(_windows(shape["num_hidden_layers"])) | draw(_experts()) | own
+
+
+DRAWN: dict[str, tuple[Make, Callable[[], st.SearchStrategy[Config]]]] = {
+    "gemma2": (tiny_models.gemma2, gemma2),
+    "phi3": (tiny_models.phi3, phi3),
+    "granite": (tiny_models.granite, granite),
+    "olmo2": (tiny_models.olmo2, olmo2),
+    "olmo3": (tiny_models.olmo3, olmo3),
+    "smollm3": (tiny_models.smollm3, smollm3),
+    "glm": (tiny_models.glm, glm),
+    "glm4": (tiny_models.glm4, glm),
+    "cohere2": (tiny_models.cohere2, cohere2),
+    "exaone4": (tiny_models.exaone4, exaone4),
+    "mixtral": (tiny_models.mixtral, mixtral),
+    "qwen3_moe": (tiny_models.qwen3_moe, qwen3_moe),
+    "olmoe": (tiny_models.olmoe, olmoe),
+    "gpt_oss": (tiny_models.gpt_oss, gpt_oss),
+}
