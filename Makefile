@@ -61,7 +61,7 @@ test-all: $(VENV)/.dev demo
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) -m interpreter tests/kernels/interpreted tests/bench/interpreted
 
 # Other people's clients and schemas, in an environment of their own, against a live daemon.
-test-clients: $(VENV)/.muxd demo $(CLIENTS)/.made
+test-clients: $(VENV)/.muxd demo $(CLIENTS)/.made $(CLIENTS)/agents/.made
 	MUXD=$(abspath $(BIN)/muxd) $(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini \
 	  --rootdir tests/clients --confcutdir tests/clients tests/clients
 
@@ -111,7 +111,7 @@ MUXD_FUZZ ?= 100000
 fuzz: $(VENV)/.dev
 	MUXD_FUZZ=$(MUXD_FUZZ)0 $(BIN)/python -m pytest tests/link/test_wire_fuzz.py --timeout 14400
 	MUXD_FUZZ=$(MUXD_FUZZ) $(BIN)/python -m pytest -m "not gpu" --timeout 14400 \
-	  tests/worker/test_sampler.py tests/e2e/test_bodies_at_a_daemon.py tests/fleet/test_damaged_folders.py
+	  tests/e2e/test_constrained.py::test_demo_models tests/worker/test_sampler.py tests/e2e/test_bodies_at_a_daemon.py tests/fleet/test_damaged_folders.py
 
 MUXD_DRAWN ?= 200
 drawn: $(VENV)/.dev
@@ -131,6 +131,14 @@ $(VENV)/.muxd: pyproject.toml
 $(CLIENTS)/.made: tests/clients/requirements.txt $(VENV)/.muxd
 	$(BIN)/python -m venv --clear $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
+	@touch $@
+
+# 0.8 GB, and only where npm is.
+$(CLIENTS)/agents/.made: tests/clients/agents.txt $(CLIENTS)/.made
+	@mkdir -p $(@D)
+	@if command -v npm > /dev/null; then \
+	  npm install --no-audit --no-fund --loglevel=error --prefix $(@D) $$(cat tests/clients/agents.txt); \
+	else echo "without npm: Codex CLI and Claude Code are left out"; fi
 	@touch $@
 
 # pip reads the dev group from pyproject.toml since 25.1; the venv's own pip may be older, hence the upgrade.

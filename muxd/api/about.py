@@ -1,15 +1,11 @@
 """What is about the daemon and not about a model: health, version, metrics, an index."""
 
-from importlib.metadata import version as installed_version
-
 from aiohttp import web
 
 from muxd.api.context import context, find_model, shown_models
 from muxd.api.guard import wants_page
 from muxd.api.page import front
-from muxd.api.replies import json_response
-
-VERSION = installed_version("muxd")
+from muxd.api.replies import VERSION, json_response
 
 
 async def index(request: web.Request) -> web.Response:

@@ -10,15 +10,13 @@ from muxd.api.arriving import Arriving
 from muxd.api.context import CONTEXT, Context
 from muxd.api.door import door, sign
 from muxd.api.errors import Discreet
-from muxd.api.guests import GuestRunner, HttpLimits
+from muxd.api.guests import LINE, GuestRunner, HttpLimits
 from muxd.api.keys import Keys
 from muxd.api.metrics import HttpMetrics
 from muxd.api.routes import ROUTES, all_routes
 from muxd.api.running import Running
 from muxd.api.serving import Serving, Texts
 from muxd.clock import Clock, MonotonicClock
-
-_LINE = 32 << 10  # bytes of a request's first line and of each header: some tokens and cookies are long
 
 
 def make_app(
@@ -70,6 +68,6 @@ def make_runner(app: web.Application, *, shutdown_timeout: float = 60.0) -> web.
         access_log=None,
         logger=Discreet(logging.getLogger("muxd.api")),
         shutdown_timeout=shutdown_timeout,
-        max_line_size=_LINE,
-        max_field_size=_LINE,
+        max_line_size=LINE,
+        max_field_size=LINE,
     )

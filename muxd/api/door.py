@@ -6,15 +6,15 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from muxd.api import errors
-from muxd.api.about import VERSION
 from muxd.api.context import TRACE, context
 from muxd.api.guard import admitted, preflight, sign_origin
+from muxd.api.replies import SERVER
 from muxd.api.routes import NAMES, ROUTES
 from muxd.api.trace import Trace, log_access, outcome_of, request_id
 from muxd.api.translated import rename
 from muxd.errors import BadRequest, NotFound
 
-_PROBES = ("/health", "/ping", "/metrics")
+_PROBES = ("/health", "/ping", "/metrics", "/favicon.ico")
 _SHOWN = 100  # characters of a path that is not served
 _CLIENT_GONE = 499  # nginx's number for it; only ever logged and counted
 
@@ -89,7 +89,7 @@ def _book(request: web.Request, record: Trace, status: int, now: float) -> None:
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:
     """``on_response_prepare``: the request id on every answer, streams included."""
-    response.headers["Server"] = f"muxd/{VERSION}"
+    response.headers["Server"] = SERVER
     record = request.get(TRACE)
     if record is not None:
         response.headers["x-request-id"] = record.id

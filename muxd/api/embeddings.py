@@ -37,18 +37,12 @@ Vector = NDArray[np.float32]  # of length 1
 async def embeddings(request: web.Request) -> web.Response:
     """OpenAI's. Raises MuxdError for everything the client has to hear about."""
     model, asked, prompts = await texts_of(request, "embed", EmbeddingAsked)
-    vectors = await _embed(request, model, [ids for ids, _ in prompts])
-    size = len(vectors[0])
-    if asked.dimensions is not None and asked.dimensions > size:
-        raise BadRequest(
-            f"dimensions: {asked.dimensions} are more than the {size} of {model.name!r}", param="dimensions"
-        )
-    parts = []
-    async for index, vector in in_turns(enumerate(vectors)):
-        kept = vector if asked.dimensions is None else _unit(vector[: asked.dimensions])
+    vectors = await embed(request, model, [ids for ids, _ in prompts])
+    parts: list[bytes] = []
+    async for vector in of_size(model, vectors, asked.dimensions):
         plain = asked.encoding_format != "base64"
-        value = kept.tolist() if plain else base64.b64encode(kept.astype("<f4").tobytes()).decode()
-        parts.append(msgspec.json.encode({"object": "embedding", "index": index, "embedding": value}))
+        value = vector.tolist() if plain else base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        parts.append(msgspec.json.encode({"object": "embedding", "index": len(parts), "embedding": value}))
     usage = _usage(prompts)
     rest = msgspec.json.encode({"object": "list", "model": model.name, "usage": usage})
     body = b"".join((rest[:-1], b',"data":[', b",".join(parts), b"]}"))
@@ -58,7 +52,7 @@ async def embeddings(request: web.Request) -> web.Response:
 async def rerank(request: web.Request) -> web.Response:
     """Cohere's and Jina's: documents by how near they are to the query, nearest first."""
     model, asked, prompts = await texts_of(request, "rerank", RerankAsked)
-    query, *documents = await _embed(request, model, [ids for ids, _ in prompts])
+    query, *documents = await embed(request, model, [ids for ids, _ in prompts])
     scores = [_near(query, document) for document in documents]
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]
     shown = [text for _, text in prompts[1:]]
@@ -73,7 +67,7 @@ async def rerank(request: web.Request) -> web.Response:
 async def score(request: web.Request) -> web.Response:
     """vLLM's: one text against each of several, or texts pair by pair."""
     model, asked, prompts = await texts_of(request, "score", ScoreAsked)
-    vectors = await _embed(request, model, [ids for ids, _ in prompts])
+    vectors = await embed(request, model, [ids for ids, _ in prompts])
     first, then = vectors[: asked.first], vectors[asked.first :]
     pairs = zip(first * len(then) if len(first) == 1 else first, then, strict=True)
     data = [
@@ -86,7 +80,18 @@ async def score(request: web.Request) -> web.Response:
 # ---- shared ---------------------------------------------------------------------------------------
 
 
-async def _embed(request: web.Request, model: ServedModel, prompts: list[list[int]]) -> list[Vector]:
+async def of_size(model: ServedModel, vectors: list[Vector], dimensions: int | None) -> AsyncIterator[Vector]:
+    """Their first ``dimensions``, all by default. Raises BadRequest where there are not as many."""
+    size = len(vectors[0])
+    if dimensions is not None and dimensions > size:
+        raise BadRequest(
+            f"dimensions: {dimensions} are more than the {size} of {model.name!r}", param="dimensions"
+        )
+    async for vector in in_turns(vectors):
+        yield vector if dimensions is None else _unit(vector[:dimensions])
+
+
+async def embed(request: web.Request, model: ServedModel, prompts: list[list[int]]) -> list[Vector]:
     """Of each, in order. Raises BadRequest where the model gives none."""
     if not model.pooling:
         raise BadRequest(

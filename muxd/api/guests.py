@@ -11,9 +11,11 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from muxd.api.errors import error_object
+from muxd.api.replies import SERVER
 from muxd.api.sse import SKIPPED
 from muxd.errors import MuxdError, Overloaded, TooSlow
 
@@ -23,6 +25,7 @@ _PROBES = (
     0.5,
     5.0,
 )  # seconds between looks whether a half-closed client is there; the last repeats
+LINE = 32 << 10  # bytes of a request's first line and of each header: some tokens and cookies are long
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -197,10 +200,13 @@ class Guest(RequestHandler):
         super().handle_error(request, status, exc, message)  # logs; raises where an answer has begun
         said = web.HTTPBadRequest if status < 500 else web.HTTPInternalServerError
         what = f"the request is not valid HTTP/1.1 ({type(exc).__name__})" if status < 500 else "muxd failed"
+        if isinstance(exc, LineTooLong):
+            status, what = 431, f"the first line or a header has more than {LINE} bytes"
         answer = web.Response(
             status=status,
             body=msgspec.json.encode(error_object(said(text=what))),
             content_type="application/json",
+            headers={"Server": SERVER},
         )
         answer.force_close()
         return answer

@@ -15,7 +15,7 @@ MOST = 16  # that are named
 NOTHING = frozenset(
     {
         *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
-        *("prompt_cache_retention", "prediction", "request_id", "betas"),
+        *("prompt_cache_retention", "prediction", "request_id", "betas", "client_metadata"),
     }
 )
 _NAME = re.compile(r"[A-Za-z_][\w.-]{0,39}", re.ASCII)

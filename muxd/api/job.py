@@ -32,6 +32,12 @@ def make_job(
     check_count(len(prompts), n)
     if body.stream_options is not None and not body.stream:
         raise BadRequest("stream_options is only allowed when stream is true", param="stream_options")
+    if (body.min_tokens or 0) > min(budgets):
+        raise BadRequest(
+            f"min_tokens: {body.min_tokens} are more than the {min(budgets)} that the answer may have "
+            "(max_tokens, or what the prompt leaves of the context)",
+            param="min_tokens",
+        )
     if len(prompts) * n > model.max_queue:
         param = "n" if n > 1 else "prompt"
         raise NeverFits(

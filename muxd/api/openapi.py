@@ -9,10 +9,9 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
-from muxd.api.about import VERSION
 from muxd.api.context import context
 from muxd.api.described import Described, plain
-from muxd.api.replies import json_response
+from muxd.api.replies import VERSION, json_response
 
 _REF = "#/components/schemas/{name}"
 _ANY = {"application/json": {"type": "object"}}  # others are text

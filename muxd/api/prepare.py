@@ -23,7 +23,10 @@ from muxd.api.ollama.schemas import (
     OllamaGenerateRequest,
     OllamaOptions,
     OllamaRequest,
+    OllamaTextRequest,
+    OllamaTextsRequest,
 )
+from muxd.api.ollama.texts import texts_to_embed
 from muxd.api.prompts import At, Prompts, chat_prompt, encode, prompts_of, render_chat, until_last
 from muxd.api.refusals import refuse_unserved
 from muxd.api.responses import conversation as responses
@@ -40,6 +43,7 @@ from muxd.api.schemas import (
     ScoreAsked,
     ScoreRequest,
     TokenizeRequest,
+    TokenizerInfoRequest,
     Unserved,
 )
 from muxd.api.tools import checked_tools, demanded, offered
@@ -55,15 +59,25 @@ _BODIES: dict[Kind, type[Struct]] = {
     "text": CompletionRequest,
     "tokenize": TokenizeRequest,
     "detokenize": DetokenizeRequest,
+    "tokenizer_info": TokenizerInfoRequest,
     "responses": ResponsesRequest,
     "messages": MessagesRequest,
     "count": CountRequest,
     "ollama_chat": OllamaChatRequest,
     "ollama_generate": OllamaGenerateRequest,
+    "ollama_embed": OllamaTextsRequest,
+    "ollama_embeddings": OllamaTextRequest,
     "embed": EmbeddingRequest,
     "rerank": RerankRequest,
     "score": ScoreRequest,
 }
+_TO_EMBED = (
+    EmbeddingRequest,
+    RerankRequest,
+    ScoreRequest,
+    OllamaTextsRequest,
+    OllamaTextRequest,
+)
 _DECODERS = {kind: msgspec.json.Decoder[Any](body) for kind, body in _BODIES.items()}
 _INNER = (("options", OllamaOptions),)
 _KEPT = [name for name in Asked.__struct_fields__ if name not in Unserved.__struct_fields__]
@@ -80,7 +94,7 @@ def prepare(work: Prepare, shelf: Shelf, at: At) -> Result:
         return Elsewhere(body.model)
     result = _worked_on(shelf.open(view), body, at, counts=work.kind == "count")
     found = ignored(data, type(body), _INNER if isinstance(body, OllamaRequest) else ())
-    return msgspec.structs.replace(result, ignored=found)
+    return msgspec.structs.replace(result, ignored=[*result.ignored, *found])
 
 
 def fields_of(kind: Kind) -> list[str]:
@@ -95,17 +109,20 @@ def _worked_on(model: TextModel, body: Any, at: At, *, counts: bool) -> Prepared
     if isinstance(body, DetokenizeRequest):
         at("tokens")
         return Answer(model.name, msgspec.json.encode({"prompt": model.tokenizer.decode(body.tokens)}))
-    if isinstance(body, EmbeddingRequest | RerankRequest | ScoreRequest):
+    if isinstance(body, TokenizerInfoRequest):
+        return Answer(model.name, msgspec.json.encode(_about(model)))
+    if isinstance(body, _TO_EMBED):
         return _embedded(model, body, at)
     if isinstance(body, OllamaRequest) and body.silent:
         return Answer(model.name, msgspec.json.encode(loaded(body)))
     asked = translated(body, chat=model.template is not None)
     try:
-        return _prepared(model, asked, at, counts=counts)
+        result = _prepared(model, asked, at, counts=counts)
     except BadRequest as error:
         raise rename(error, asked.params) from None
     except RecursionError:  # what is nested less deep than JSON may be can still be too deep to work on
         raise too_deep() from None
+    return msgspec.structs.replace(result, ignored=asked.ignored)
 
 
 def translated(body: Struct, *, chat: bool) -> Translated:
@@ -171,7 +188,7 @@ def _completion(model: TextModel, body: CompletionRequest, asked: Translated, at
     return Prepared(packed_asked, [packed(ids) for ids, _ in prompts], echoes)
 
 
-def _embedded(model: TextModel, body: EmbeddingRequest | RerankRequest | ScoreRequest, at: At) -> Prepared:
+def _embedded(model: TextModel, body: Any, at: At) -> Prepared:
     refuse_unserved(body, served=("documents",))
     match body:
         case EmbeddingRequest():
@@ -179,6 +196,11 @@ def _embedded(model: TextModel, body: EmbeddingRequest | RerankRequest | ScoreRe
                 model=model.name, encoding_format=body.encoding_format, dimensions=body.dimensions
             )
             return _texts(model, asked, body.input, "input", at)
+        case OllamaTextsRequest() | OllamaTextRequest():
+            at("tokens")
+            param, given = texts_to_embed(model, body)
+            asked = EmbeddingAsked(model=model.name, dimensions=getattr(body, "dimensions", None))
+            return _texts(model, asked, given, param, at)
         case RerankRequest():
             return _rerank(model, body, at)
     return _score(model, body, at)
@@ -262,6 +284,18 @@ def _tokens(model: TextModel, body: TokenizeRequest, at: At) -> dict[str, Any]:
         strings = [model.tokenizer.token_bytes(token).decode(errors="replace") for token in ids]
     most = model.view.max_context
     return {"count": len(ids), "max_model_len": most, "tokens": ids, "token_strs": strings}
+
+
+def _about(model: TextModel) -> dict[str, Any]:
+    """What vLLM's answer has of a folder's tokenizer_config.json, as muxd uses it."""
+    tokenizer = model.tokenizer
+    return dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token")) | {
+        **tokenizer.specials,
+        "add_bos_token": tokenizer.encode("")[:1] == [tokenizer.bos],
+        "model_max_length": model.view.max_context,
+        "vocab_size": tokenizer.vocab_size,
+        "chat_template": None if model.template is None else model.template.source,
+    }
 
 
 def _ids(model: TextModel, body: TokenizeRequest, at: At) -> list[int]:

@@ -4,6 +4,7 @@ No text is worked on here: tokenizers and templates hold the interpreter for as 
 few megabytes of JSON. Bodies go to a text process as they came; short ones are skimmed for the model's name.
 """
 
+import asyncio
 import logging
 import re
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from muxd.api.context import context, find_model, names_of, pieces_of, shown_mod
 from muxd.api.decoding import decode
 from muxd.api.ignored import refuse_ignored
 from muxd.api.prepare import fields_of
+from muxd.api.running import by_id, unfinished
 from muxd.api.schemas import Asked
 from muxd.api.serving import ServedModel
 from muxd.api.turns import in_turns
@@ -59,7 +61,36 @@ async def _read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
     trace(request).model = model.name
     pieces_of(model)
     work = Prepare(kind, data, "", context(request).max_body, {name or model.name: model.view}, model.name)
-    return model, await context(request).texts.run(work, model.name, len(data))
+    return model, await _elsewhere(request, work, model.name, len(data))
+
+
+async def about(request: web.Request, kind: Kind) -> Answer:
+    """What a text process knows of a model, which the query names where there are several."""
+    model = find_model(request, request.query.get("model") or _only(request))
+    trace(request).model = model.name
+    pieces_of(model)
+    data = msgspec.json.encode({"model": model.name})
+    work = Prepare(kind, data, "", context(request).max_body, {model.name: model.view})
+    result = await _elsewhere(request, work, model.name, len(data))
+    assert isinstance(result, Answer)
+    return result
+
+
+async def _elsewhere(request: web.Request, work: Prepare, model: str, size: int) -> Result:
+    """In a text process, until it is ended by its id."""
+    record = trace(request)
+    task = asyncio.ensure_future(context(request).texts.run(work, model, size))
+
+    def end() -> None:
+        task.cancel()
+
+    try:
+        with by_id(request, {record.id}, end):
+            return await task
+    except asyncio.CancelledError:
+        if record.revoked:
+            raise unfinished(record) from None
+        raise
 
 
 Texts = list[tuple[list[int], str]]  # ids, and the text to echo
@@ -105,7 +136,7 @@ async def _read_long(
     only = next(iter(served)) if len({model.name for model in served.values()}) == 1 else ""
     guess = _guess(data)
     work = Prepare(kind, data, packing, most, views, only)
-    result = await context(request).texts.run(work, guess if guess in served else "", len(data))
+    result = await _elsewhere(request, work, guess if guess in served else "", len(data))
     if isinstance(result, Elsewhere):
         pieces_of(find_model(request, result.model or _only(request)))
         raise ModelNotReady(f"The model {result.model!r} was loaded this moment; try again", param="model")

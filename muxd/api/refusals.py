@@ -42,6 +42,7 @@ _HINTS = {
     "skip_special_tokens": "special tokens are always left out of the text",
     "chat_template": "the operator sets the template, with chat_template in the model's [[model]] table",
     "best_of": "it must equal n",
+    "suffix": "a model that fills in has markers for it, which the prompt can hold",
 }
 
 
@@ -56,7 +57,7 @@ def refuse_unserved(body: Struct, *, served: Collection[str] = ()) -> None:
         if harmless is None or value is None or harmless(value) or _switched_off(body, name, value):
             continue
         hint = _HINTS.get(name, "leave it out")
-        raise BadRequest(f"{name} with this value is not supported by this server; {hint}", param=name)
+        raise BadRequest(f"{name} is not served; {hint}", param=name)
 
 
 def _switched_off(body: Struct, name: str, value: Any) -> bool:

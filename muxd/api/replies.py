@@ -1,10 +1,14 @@
-"""Answers that are one JSON value."""
+"""Answers that are one JSON value, and who gives them."""
 
 from collections.abc import Mapping
+from importlib.metadata import version as installed_version
 from typing import Any
 
 import msgspec
 from aiohttp import web
+
+VERSION = installed_version("muxd")
+SERVER = f"muxd/{VERSION}"
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

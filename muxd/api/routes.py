@@ -13,15 +13,22 @@ from muxd.api.chat import chat
 from muxd.api.completions import completions
 from muxd.api.described import plain
 from muxd.api.embeddings import embeddings, rerank, score
+from muxd.api.ollama import embed
 from muxd.api.ollama import endpoints as ollama
 from muxd.api.ollama.answer import OllamaAnswer
-from muxd.api.ollama.schemas import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
+from muxd.api.ollama.schemas import (
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaTextRequest,
+    OllamaTextsRequest,
+    ShowRequest,
+)
 from muxd.api.openapi import openapi
 from muxd.api.responses.endpoint import responses
 from muxd.api.responses.schemas import ResponsesRequest
 from muxd.api.running import cancel
 from muxd.api.sse import SSE
-from muxd.api.tokenize import detokenize, tokenize
+from muxd.api.tokenize import detokenize, tokenize, tokenizer_info
 from muxd.watch.files import PAGE_TYPES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -85,6 +92,8 @@ ROUTES = [
         OllamaGenerateRequest,
         _LINES,
     ),
+    Route("POST", "/api/embed", embed.embed_texts, "Texts as vectors, as Ollama", OllamaTextsRequest),
+    Route("POST", "/api/embeddings", embed.embed_text, "As /api/embed, of one text", OllamaTextRequest),
     Route("GET", "/api/tags", ollama.tags, "The models that are served, as Ollama"),
     Route("GET", "/api/ps", ollama.ps, "Those that are loaded, as Ollama"),
     Route("POST", "/api/show", ollama.show, "One model, as Ollama", ShowRequest),
@@ -110,6 +119,7 @@ ROUTES = [
     Route("GET", "/page/{file}", page.page_file, "What the page at / is made of", answers=tuple(PAGE_TYPES)),
     Route("GET", "/openapi.json", openapi, "This API as an OpenAPI document"),
     Route("POST", "/tokenize", tokenize, "Token ids of a text or conversation", schemas.TokenizeRequest),
+    Route("GET", "/tokenizer_info", tokenizer_info, "Special tokens and chat template of ?model="),
     Route("POST", "/detokenize", detokenize, "The text of token ids", schemas.DetokenizeRequest),
 ]
 

@@ -212,7 +212,14 @@ class DetokenizeRequest(Struct, kw_only=True):
     tokens: list[TokenId]
 
 
+class TokenizerInfoRequest(Struct, kw_only=True):
+    """GET /tokenizer_info has it as its query."""
+
+    model: str | None = None
+
+
 Texts = Annotated[list[str], Meta(min_length=1)]
+Dimensions = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
 class EmbeddingRequest(Struct, kw_only=True):
@@ -221,7 +228,7 @@ class EmbeddingRequest(Struct, kw_only=True):
     model: str
     input: str | list[str | TokenId | list[TokenId]]
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    dimensions: Dimensions | None = None
     truncate_prompt_tokens: Any = None  # refused
 
 

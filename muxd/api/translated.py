@@ -11,11 +11,13 @@ from muxd.errors import BadRequest
 
 
 class Translated(Struct):
-    """``told``: for the face that answers. ``params``: the core's fields by what the client calls them."""
+    """``told``: for the face that answers. ``params``: the core's fields by what the client calls them.
+    ``ignored``: what was asked for and is left out."""
 
     body: ChatRequest | CompletionRequest
     told: dict[str, Any] = {}
     params: dict[str, str] = {}
+    ignored: list[str] = []
 
 
 def translate(

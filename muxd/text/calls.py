@@ -15,6 +15,7 @@ class Dialect(Struct, frozen=True):
 
     ``begins``: markers before one; none: a call is all that the answer begins with. ``ends``: what may stand
     behind one. ``leads``: of an answer that is a call, what may stand before it. ``quotes``: other markers.
+    ``bare``: an answer may begin with a call that has no marker, as small models of the family write it.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Dialect(Struct, frozen=True):
     ends: tuple[str, ...] = ()
     leads: tuple[str, ...] = ()
     quotes: tuple[str, ...] = ()
+    bare: bool = False
     short_ids: bool = False  # nine letters, or its template refuses the conversation
 
     @property
@@ -42,7 +44,8 @@ class CallCutter:
         self._dialect, self._known, self._most = dialect, known, most
         self._seeker = Seeker(dialect.begins)
         self._reader: CallReader | None = None
-        self._looking = not dialect.begins  # a call may begin here without a marker
+        self._looking = dialect.bare or not dialect.begins  # a call may begin here without a marker
+        self._unmarked = not dialect.begins  # the last one that began has none
         self._raw: list[str] = []  # what is being read, until it is known to be a call
         self._begun = self._argued = False  # a call by this reader, and its arguments
         self._space = ""
@@ -59,6 +62,7 @@ class CallCutter:
                 before, marker, text = self._seeker.push(text)
                 self._content(before)
                 if marker:
+                    self._unmarked = False
                     self._start([marker])
         told, self._told = self._told, []
         return told
@@ -79,7 +83,7 @@ class CallCutter:
     # ---- CallSink -----------------------------------------------------------------------------------
 
     def begin(self, name: str) -> bool:
-        if not self._dialect.begins and name not in self._known:
+        if self._unmarked and name not in self._known:
             return False
         self._raw, self._space, self._begun, self._argued = [], "", True, False
         self._count += 1
@@ -130,15 +134,19 @@ class CallCutter:
         whole = "".join(self._raw)
         shown, leads = whole.lstrip(), self._dialect.leads
         if self._count:
-            shown, leads = self._behind(shown), self._dialect.ends
+            shown, leads = self._behind(shown), self._ends
         if not shown or any(one.startswith(shown) for one in leads):
             self._raw = [shown] if self._count else [whole]
             return ""
         if not self._count:
             lead = next((one for one in leads if shown.startswith(one)), "")  # the longest are first
             shown = shown.removeprefix(lead).lstrip()
-            if not shown:
+            if not shown or (self._dialect.bare and _may_become_call(shown)):
                 return ""
+            if self._dialect.bare and not _is_call(shown):
+                self._looking, self._raw = False, []
+                return whole
+            self._unmarked = True
         self._looking, self._raw = False, []
         if shown[0] == "{" or (shown[0] == "[" and not self._count):
             self._start([] if self._count else [whole[: len(whole) - len(shown)]])
@@ -147,9 +155,15 @@ class CallCutter:
 
     def _behind(self, text: str) -> str:
         """Without what ends a call."""
-        while end := next((one for one in self._dialect.ends if text.startswith(one)), ""):
+        while end := next((one for one in self._ends if text.startswith(one)), ""):
             text = text.removeprefix(end).lstrip()
         return text
+
+    @property
+    def _ends(self) -> tuple[str, ...]:
+        """Behind a call without a marker its fence, too."""
+        fence = self._dialect.leads if self._dialect.bare and self._unmarked else ()
+        return (*self._dialect.ends, *fence)
 
     def _content(self, text: str) -> None:
         """White space waits: before a call it is left out."""
@@ -158,6 +172,19 @@ class CallCutter:
         self._space = text[len(shown) :]
         if shown:
             self._told.append(Content(shown))
+
+
+# How the object of a call begins: other objects are not held back until they end.
+_HEADS = tuple(f'{{"{key}"' for key in ("name", "arguments", "parameters", "function", "type"))
+
+
+def _is_call(text: str) -> bool:
+    return "".join(text.split()).startswith(_HEADS)
+
+
+def _may_become_call(text: str) -> bool:
+    dense = "".join(text.split())
+    return any(head.startswith(dense) and head != dense for head in _HEADS)
 
 
 def _new_id(short: bool) -> str:

@@ -15,7 +15,10 @@ from muxd.text.calls import Dialect
 DIALECTS: dict[str, Dialect] = {
     one.name: one
     for one in (
-        Dialect("hermes", JsonCalls, ("<tool_call>",), ("</tool_call>",)),  # Qwen 2.5 and 3, too
+        # Qwen 2.5 and 3, too; Qwen2.5-Coder leaves its markers out.
+        Dialect(
+            "hermes", JsonCalls, ("<tool_call>",), ("</tool_call>",), leads=("```json", "```"), bare=True
+        ),
         Dialect("mistral", MistralCalls, ("[TOOL_CALLS]",), quotes=("[ARGS]", "[CALL_ID]"), short_ids=True),
         Dialect(
             "gemma",

@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from muxd.errors import (
     BadRequest,
@@ -31,6 +33,7 @@ _RATE = 1e6  # bytes a second, until one has been seen
 _BUSY = 6  # by the clock a job may take so many times its deadline,
 _BEHIND = 30  # and one that loads a model, which is behind everybody
 _TICK = 0.05  # seconds between looks at what it has used
+_UNWANTED = 1.0  # of its own seconds that a job nobody waits for may take: a new process costs as much
 _RESPAWN = 1.0  # seconds after a process that could not be started
 _PARTS = {"template": "chat template"}
 _KINDS: dict[str, type[MuxdError]] = {
@@ -56,6 +59,11 @@ class _Job:
     size: int
     result: asyncio.Future[Result]
     stage: Stage | None = None  # None: it has not been begun
+
+    @property
+    def unwanted(self) -> bool:
+        """Whoever asked has left, and it does no more what others need, too: to read a model's tokenizer."""
+        return self.result.cancelled() and self.stage not in (None, "read")
 
 
 @dataclass
@@ -213,7 +221,10 @@ class TextPool:
             outcome = await self._answer(process, job)
             return True
         except TimeoutError:
-            outcome = self._blame(job, f"took longer than {self.limits.deadline:g} s")
+            if job.result.cancelled():
+                _log.info("%s: a text process was replaced: nobody waits for its job any more", job.model)
+            else:
+                outcome = self._blame(job, f"took longer than {self.limits.deadline:g} s")
         except EOFError:
             # It had ended before; what is to be let go of has gone with it.
             again = job.stage is None and not isinstance(job.work, Unloaded)
@@ -229,17 +240,14 @@ class TextPool:
     async def _answer(self, process: TextProcess, job: _Job) -> Result:
         """The deadline is of the process's own seconds: on a busy machine a job takes no more of them. Raises
         TimeoutError then, or after so many times as long by the clock, EOFError where the process ended."""
-        loop, deadline = asyncio.get_running_loop(), self.limits.deadline
         times = _BEHIND if isinstance(job.work, Check) else _BUSY
-        before, end, left = process.seconds(), loop.time() + times * deadline, deadline
         ask = asyncio.create_task(process.ask(job.work, lambda stage: setattr(job, "stage", stage)))
         try:
-            while left > 0 and loop.time() < end:
-                await asyncio.wait([ask], timeout=max(left, _TICK))
-                if ask.done():
-                    return ask.result()
-                left = deadline - (process.seconds() - before)
-            raise TimeoutError
+            await _until(
+                lambda: ask.done() or job.unwanted, process, self.limits.deadline, times, ask, job.result
+            )
+            await _until(ask.done, process, _UNWANTED, times, ask)
+            return ask.result()
         finally:
             ask.cancel()
 
@@ -269,6 +277,22 @@ class TextPool:
             sentence = f"response_format (or structured_outputs) {what}; make the form of the answer simpler"
             return BadRequest(sentence, param="response_format")
         return TextBusy(f"reading this text {what}; a shorter one may do", retry_after=self._wait())
+
+
+async def _until(
+    over: Callable[[], bool], process: TextProcess, most: float, times: int, *futures: asyncio.Future[Any]
+) -> None:
+    """Raises TimeoutError once ``process`` has used ``most`` seconds, or ``times`` as many have gone by.
+    Looks when one of the ``futures`` is done, and now and then once somebody has left."""
+    loop = asyncio.get_running_loop()
+    before, end, left = process.seconds(), loop.time() + times * most, most
+    while not over():
+        if left <= 0 or loop.time() >= end:
+            raise TimeoutError
+        pending = [future for future in futures if not future.done()]
+        patience = max(left, _TICK) if len(pending) == len(futures) > 1 else _TICK
+        await asyncio.wait(pending, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        left = most - (process.seconds() - before)
 
 
 def _told(result: Result) -> Result:

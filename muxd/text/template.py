@@ -35,6 +35,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, specials: Mapping[str, str], origin: str, *, tool_use: str | None = None):
         """``origin`` names the file in errors. Raises ModelFolderError for a syntax error."""
+        self.source = source  # of conversations without tools
         self._specials = dict(specials)
         self._template = _compile(source, origin)
         self._tool_use = self._template if tool_use is None else _compile(tool_use, origin)

@@ -98,6 +98,7 @@ def error_of(answer: Any) -> dict[str, Any]:
         ),
         ({"response_format": {"type": "json_object", "schema": [1]}}, "response_format.schema"),
         ({"response_format": {"type": "json_object"}, "min_tokens": 3}, "min_tokens"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
         ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
         ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.choice"),

@@ -200,3 +200,27 @@ async def test_a_client_that_leaves_closes_all_its_texts(door: Door, serving: Sc
         serving.closing.clear()
         await serving.closing.wait()
     assert len(serving.streams) == 32
+
+
+async def test_ollamas_two_ways(door: Door, serving: Scripted) -> None:
+    wanted = [unit(vector_of(serving.tokenizer.encode(text))) for text in ("one", "two")]
+    status, answer, _ = await door.post("/api/embed", {"model": "base:latest", "input": ["one", "two"]})
+    assert status == 200
+    np.testing.assert_allclose(answer["embeddings"], wanted, rtol=1e-5)
+    counts = [len(serving.tokenizer.encode(text)) for text in ("one", "two")]
+    assert (answer["model"], answer["prompt_eval_count"]) == ("base", sum(counts))
+    assert answer["total_duration"] > 0
+    _, answer, _ = await door.post("/api/embed", {"model": "base", "input": "one", "dimensions": 4})
+    np.testing.assert_allclose(answer["embeddings"], [unit(wanted[0][:4])], rtol=1e-5)
+    _, answer, _ = await door.post("/api/embeddings", {"model": "base", "prompt": "two"})
+    np.testing.assert_allclose(answer["embedding"], wanted[1], rtol=1e-5)
+    status, answer, _ = await door.post("/api/embed", {"model": "base", "input": "one", "dimensions": 9})
+    assert (status, answer["error"][:10]) == (400, "dimensions")
+
+
+async def test_ollama_cuts_what_is_too_long_unless_it_is_told_not_to(door: Door, serving: Scripted) -> None:
+    body = {"model": "base", "input": ["hello world " * 400]}
+    status, answer, _ = await door.post("/api/embed", body | {"truncate": False})
+    assert (status, "error" in answer) == (400, True)
+    assert (await door.post("/api/embed", body))[0] == 200
+    assert len(serving.requests[-1].prompt) == serving.by_name["base"].max_context - 1

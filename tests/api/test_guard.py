@@ -278,6 +278,20 @@ async def test_a_whole_answer_is_ended_by_the_header(
     assert headers["x-should-retry"] == "false"
 
 
+@pytest.mark.parametrize("path", [CHAT, "/tokenize"])
+async def test_a_request_whose_text_is_being_read_is_ended(
+    door: Door, serving: Scripted, chat_body: dict[str, Any], path: str
+) -> None:
+    serving.text_goes_on.clear()
+    asked = asyncio.create_task(door.post(path, chat_body, **{"x-request-id": "mine"}))
+    await serving.text_came.wait()
+    assert (await door.http.delete("/v1/requests/mine")).status == 200
+    status, answer, _ = await asked
+    assert (status, answer["error"]["code"]) == (499, "request_cancelled")
+    assert (await door.http.delete("/v1/requests/mine")).status == 404
+    assert serving.requests == []
+
+
 async def test_a_key_ends_its_own_requests(serving: Scripted, file: Path) -> None:
     serving.play = serving.hold()
     headers = bearer(BOB) | {"x-request-id": "bobs"}

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import pytest
 import tokenizers
-from support.http_door import Door, Scripted
+from support.http_door import TEMPLATE, Door, Scripted
 from tokenizers import decoders, models
 
 from muxd.engine.request import Request
@@ -281,3 +281,16 @@ async def test_every_path_is_counted_by_its_name(door: Door) -> None:
         series = await (await door.http.get("/metrics")).text()
         assert f'route="{name}"' in series
     assert 'route="unknown"' not in series
+
+
+async def test_who_makes_prompts_hears_of_special_tokens_and_the_template(
+    door: Door, serving: Scripted
+) -> None:
+    base = await (await door.http.get("/tokenizer_info?model=base")).json()
+    assert (base["eos_token"], base["bos_token"], base["add_bos_token"]) == ("<eos>", None, False)
+    assert (base["chat_template"], base["model_max_length"]) == (None, 512)
+    async with door.http.get("/tokenizer_info/") as answer:
+        assert (answer.status, (await answer.json())["error"]["param"]) == (400, "model")
+    del serving.by_name["base"]
+    chat = await (await door.http.get("/tokenizer_info/")).json()
+    assert chat["chat_template"] == TEMPLATE

@@ -252,3 +252,16 @@ async def test_a_name_nobody_knows_is_not_echoed_whole(door: Door) -> None:
     status, answer, _ = await door.post(CHAT, {"model": "x" * 50_000, "messages": []})
     assert status == 404
     assert len(answer["error"]["message"]) < 400
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_line_that_is_too_long(connect: Connect, first: bool) -> None:
+    """As a cookie or a token may be, up to 32 KiB."""
+    for size, status in ((20_000, b" 200 "), (40_000, b" 431 ")):
+        line = f"?a={'x' * size}" if first else f" HTTP/1.1\r\nCookie: {'x' * size}"
+        rest = " HTTP/1.1" if first else ""
+        reader, _ = await connect(f"GET /health{line}{rest}\r\nHost: localhost\r\n\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert status in head
+        assert b"Server: muxd/" in head
+    assert b"more than 32768 bytes" in await reader.read()

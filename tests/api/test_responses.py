@@ -143,7 +143,7 @@ async def test_scores(door: Door, serving: Scripted) -> None:
         ({"input": [{"type": "function_call_output", "call_id": "f"}]}, "input[0].output"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"background": True}, "background"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "file_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice"),
         ({"text": {"format": {"type": "xml"}}}, "text.format"),
@@ -160,3 +160,55 @@ async def test_a_refusal_names_the_field(
     status, answer, _ = await door.post(PATH, {"model": "base", "input": "hi"} | change)
     assert (status, answer["error"]["param"]) == (404 if param == "model" else 400, param)
     assert serving.requests == []
+
+
+SPACE: dict[str, Any] = {"type": "namespace", "name": "sky", "description": "Of the sky", "tools": [TOOL]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_says_of_which_namespace_its_function_is(
+    door: Door, serving: Scripted, stream: bool
+) -> None:
+    serving.play = serving.say(CALL)
+    other = TOOL | {"name": "river"}
+    asked: dict[str, Any] = {"model": "base", "input": "hi", "tools": [other, SPACE]}
+    if stream:
+        async with door.openai.responses.stream(**asked) as events:
+            answer = (await events.get_final_response()).model_dump()
+    else:
+        answer = (await door.openai.responses.create(**asked)).model_dump()
+    (call,) = answer["output"]
+    assert (call["name"], call["namespace"]) == ("weather", "sky")
+    assert prompt(serving) == "river<tool_call>weather<tool_call>[user]hi"
+    assert [tool["type"] for tool in answer["tools"]] == ["function", "namespace"]
+    again = [{"role": "user", "content": "hi"}, call, {
+        "type": "function_call_output", "call_id": call["call_id"], "output": "sunny"
+    }]  # fmt: skip
+    serving.play = serving.say("Sunny.")
+    answer = await door.openai.responses.create(**asked | {"input": again})
+    assert answer.output_text == "Sunny."
+
+
+async def test_tools_that_the_server_would_have_to_run_are_left_out_and_named(
+    door: Door, serving: Scripted
+) -> None:
+    body = {"model": "base", "input": "hi", "tools": [TOOL, {"type": "web_search"}]}
+    status, answer, headers = await door.post(PATH, body)
+    assert (status, headers["x-muxd-ignored"]) == (200, "tools.web_search")
+    assert [tool["type"] for tool in answer["tools"]] == ["function"]
+    assert prompt(serving) == "weather<tool_call>[user]hi"
+
+
+@pytest.mark.parametrize(
+    ("tools", "param"),
+    [
+        ([TOOL, SPACE | {"tools": [TOOL | {"name": None}]}], "tools[1].tools[0].name"),
+        ([SPACE | {"tools": [SPACE]}], "tools[0].tools[0].type"),
+        ([TOOL, SPACE], "tools[1].tools[0].function.name"),
+    ],
+)
+async def test_a_tool_that_is_none_is_named_by_its_place(
+    door: Door, tools: list[dict[str, Any]], param: str
+) -> None:
+    status, answer, _ = await door.post(PATH, {"model": "base", "input": "hi", "tools": tools})
+    assert (status, answer["error"]["param"]) == (400, param)

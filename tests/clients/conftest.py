@@ -26,9 +26,10 @@ def anyio_backend() -> str:
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the daemon answers, once its model is ready."""
     folder = tmp_path_factory.mktemp("daemon")
-    made = subprocess.run([_muxd(), "new-key", "clients"], capture_output=True, text=True, check=True)
-    (folder / "keys.toml").write_text(made.stdout + "actions = true\n")
-    os.environ["MUXD_TEST_KEY"] = made.stderr.rsplit(maxsplit=1)[-1]
+    wide, known = _new_key("clients")
+    narrow, other = _new_key("narrow")
+    (folder / "keys.toml").write_text(f"{wide}actions = true\n{narrow}max_concurrency = 1\n")
+    os.environ |= {"MUXD_TEST_KEY": known, "MUXD_TEST_NARROW_KEY": other}
     home = Path(os.environ.get("MUXD_HOME") or Path.home() / ".cache" / "muxd")
     config = folder / "muxd.toml"
     config.write_text(
@@ -58,6 +59,18 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def key(url: str) -> str:
     return os.environ["MUXD_TEST_KEY"]
+
+
+@pytest.fixture(scope="session")
+def narrow_key(url: str) -> str:
+    """Of a client that may ask for one thing at a time."""
+    return os.environ["MUXD_TEST_NARROW_KEY"]
+
+
+def _new_key(name: str) -> tuple[str, str]:
+    """Its lines in the file, and itself."""
+    made = subprocess.run([_muxd(), "new-key", name], capture_output=True, text=True, check=True)
+    return made.stdout, made.stderr.rsplit(maxsplit=1)[-1]
 
 
 def _muxd() -> str:

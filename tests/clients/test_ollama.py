@@ -59,6 +59,14 @@ def test_tools(client: Any) -> None:
     assert told.prompt_eval_count > plain.prompt_eval_count
 
 
+def test_embeddings(client: Any) -> None:
+    answer = client.embed(MODEL, input=["a river", "a city"])
+    assert [len(one) for one in answer.embeddings] == [576, 576]
+    assert client.embeddings(MODEL, prompt="a city").embedding == pytest.approx(
+        answer.embeddings[1], abs=1e-5
+    )
+
+
 def test_errors(client: Any) -> None:
     with pytest.raises(ollama.ResponseError, match="unknown") as missing:
         client.chat("unknown", messages=USER)

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 pytestmark = pytest.mark.clients
 MODEL = "smollm2-135m-instruct"
@@ -109,6 +110,27 @@ def test_a_call_that_must_be(client: Any, choice: Any) -> None:
         assert isinstance(json.loads(call.function.arguments)["city"], str)
 
 
+class Place(BaseModel):
+    kind: Literal["river", "city", "country"]
+    long: bool
+
+
+def test_an_answer_that_is_parsed(client: Any) -> None:
+    asked: Any = [{"role": "user", "content": "The Nile is a river."}]
+    chat = client.chat.completions.parse(model=MODEL, messages=asked, response_format=Place, max_tokens=200)
+    assert isinstance(chat.choices[0].message.parsed, Place)
+    response = client.responses.parse(model=MODEL, input=asked, text_format=Place, max_output_tokens=200)
+    assert isinstance(response.output_parsed, Place)
+
+
+def test_embeddings(client: Any) -> None:
+    """The client asks for base64 by itself."""
+    packed = client.embeddings.create(model=MODEL, input=["a river", "a city"])
+    plain = client.embeddings.create(model=MODEL, input="a city", encoding_format="float")
+    assert plain.data[0].embedding == pytest.approx(packed.data[1].embedding, abs=1e-5)
+    assert packed.usage.prompt_tokens > plain.usage.prompt_tokens
+
+
 def test_errors(client: Any, url: str) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="unknown", messages=USER)
@@ -121,6 +143,25 @@ def test_errors(client: Any, url: str) -> None:
         pytest.raises(openai.AuthenticationError),
     ):
         stranger.models.list()
+
+
+def test_a_refusal_is_tried_again(url: str, narrow_key: str) -> None:
+    """By the client itself, as the answer asks for."""
+    refused: list[str] = []
+
+    def hear(response: Any) -> None:
+        if response.status_code == 429:
+            refused.append(response.headers["retry-after"])
+            stream.close()
+
+    known: Any = {"base_url": f"{url}/v1", "api_key": narrow_key, "timeout": 240}
+    http = openai.DefaultHttpxClient(event_hooks={"response": [hear]})
+    with openai.OpenAI(**known) as first, openai.OpenAI(**known, max_retries=8, http_client=http) as second:
+        stream = first.chat.completions.create(model=MODEL, messages=USER, stream=True, max_tokens=4000)
+        next(iter(stream))
+        answer: Any = second.chat.completions.create(model=MODEL, messages=USER, max_tokens=1)
+    assert answer.usage.completion_tokens == 1
+    assert refused
 
 
 @pytest.mark.anyio

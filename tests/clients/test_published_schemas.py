@@ -145,14 +145,19 @@ def test_responses(door: httpx.Client, case: str) -> None:
     body = {"model": MODEL, "input": "Name a city and a river."} | RESPONSES[case]
     whole = answer(door, "/v1/responses", body)
     published("openai").check("Response", whole)
-    kinds = []
+    kinds, calls = [], []
     for name, event in events(door, "/v1/responses", body):
         assert event["type"] == name
         published("openai").check("ResponseStreamEvent", event)
         kinds.append(name)
+        if name in ("response.output_item.added", "response.output_item.done"):
+            calls.append(event["item"]["type"] == "function_call")
     assert kinds[:3] == ["response.created", "response.in_progress", "response.output_item.added"]
     assert kinds[-1] == f"response.{whole['status']}"
     item = "function_call" if case == "call" else "message"
+    assert calls == [case == "call"] * 2
+    assert ("response.function_call_arguments.delta" in kinds) == (case == "call")
+    assert ("response.function_call_arguments.done" in kinds) == (case == "call")
     assert [one["type"] for one in whole["output"]] == [item]
 
 
@@ -198,14 +203,18 @@ def test_messages(door: httpx.Client, case: str) -> None:
     whole = answer(door, "/v1/messages", body)
     published("anthropic").check("Message", whole)
     assert [one["type"] for one in whole["content"]] == ["tool_use" if case == "call" else "text"]
-    kinds = []
+    kinds, blocks = [], []
     for name, event in events(door, "/v1/messages", body):
         assert event["type"] == name
         kinds.append(name)
+        if name in ("content_block_start", "content_block_delta"):
+            blocks.append(event.get("content_block", event.get("delta"))["type"])
         # No schema has it: it is the one that clients pass over.
         if name != "ping":
             published("anthropic").check("MessageStreamEvent", event)
     assert (kinds[0], kinds[-2:]) == ("message_start", ["message_delta", "message_stop"])
+    wanted = ("tool_use", "input_json_delta") if case == "call" else ("text", "text_delta")
+    assert (blocks[0], set(blocks[1:])) == (wanted[0], {wanted[1]})
     counted = {name: body[name] for name in ("model", "messages", "tools") if name in body}
     published("anthropic").check(
         "CountMessageTokensResponse", answer(door, "/v1/messages/count_tokens", counted)

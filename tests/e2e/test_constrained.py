@@ -3,6 +3,7 @@ holds and that stay what they are, and whatever is taken from them on the way.""
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from support.where import EVERYWHERE, Where, on, place
 
 FREE: dict[str, Any] = {"prompt": "Tell me", "temperature": 0, "max_tokens": 60, "ignore_eos": True}
 MOST = 400
+FORMS = min(200, int(os.environ.get("MUXD_FUZZ", "30")))  # schemas for each demo model
 
 
 def blanks(url: str) -> dict[str, int]:
@@ -181,7 +183,8 @@ def test_an_answer_that_is_computed_again_keeps_its_form(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["smol", "gemma"])
 def test_demo_models(name: str, tmp_path: Path) -> None:
-    """Real vocabularies, one through its chat template, at the temperature that a client sends by default."""
+    """Real vocabularies, one through its chat template, at the temperature that a client sends by default;
+    beside answers that nothing holds, which are what they are alone."""
     if not (demo_folder(name) / "config.json").is_file():
         pytest.skip(f"{demo_folder(name)} is not there: run `make demo`")
     path = "/v1/chat/completions" if name == "smol" else "/v1/completions"
@@ -191,11 +194,14 @@ def test_demo_models(name: str, tmp_path: Path) -> None:
         how = {"max_tokens": MOST, "temperature": seed % 2, "seed": seed, "stream": seed % 3 == 0}
         return {"model": name, **asked, **how, **form}
 
-    some = schemas(30, seed=7)
+    some = schemas(FORMS, seed=7)
     bodies = [body(i, f"Number {i} as JSON:", response_format=asked_for(one)) for i, one in enumerate(some)]
     bodies += [body(i, "Anything.", guided_regex=one) for i, one in enumerate(PATTERNS)]
-    with live(demo_config(name), tmp_path) as daemon:
-        found = asyncio.run(all_of(daemon.url, bodies, path))
+    free = [body(0, f"Tell me of number {i}.", max_tokens=40, ignore_eos=True) for i in range(4)]
+    with live(demo_config(name, dtype="float32"), tmp_path) as daemon:
+        wanted = [asyncio.run(all_of(daemon.url, [one], path))[0] for one in free]
+        *found, a, b, c, d = asyncio.run(all_of(daemon.url, [*bodies, *free], path))
+    assert [a, b, c, d] == wanted
     for schema, answer in zip(some, found, strict=False):
         fits(schema, answer)
     for pattern, (text, finish) in zip(PATTERNS, found[len(some) :], strict=True):

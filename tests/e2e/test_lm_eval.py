@@ -1,4 +1,5 @@
-"""lm-eval's multiple choice through the HTTP API and through transformers: the same scores, choice by choice.
+"""lm-eval's multiple choice through the HTTP API, which also makes the tokens, and through transformers: the
+same scores, choice by choice.
 
 It has an environment of its own, for what it needs would not fit beside muxd's: MUXD_LM_EVAL is its program.
 """
@@ -37,7 +38,7 @@ dataset_kwargs:
     test: {data}
 test_split: test
 output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
+doc_to_text: "{bos}{{{{question}}}}"
 doc_to_choice: "{{{{choices}}}}"
 doc_to_target: "{{{{answer}}}}"
 metric_list:
@@ -80,11 +81,13 @@ def test_scores_are_transformers(name: str, tmp_path: Path) -> None:
     data = tmp_path / "facts.jsonl"
     lines = [{"question": q, "choices": choices, "answer": answer} for q, choices, answer in QUESTIONS]
     data.write_text("\n".join(map(json.dumps, lines)))
-    (tmp_path / "few_facts.yaml").write_text(TASK.format(data=data))
+    # Over the API lm-eval adds none, whatever the model needs.
+    bos = "<bos>" if name == "gemma" else ""
+    (tmp_path / "few_facts.yaml").write_text(TASK.format(data=data, bos=bos))
     with live(demo_config(name, dtype="float32"), tmp_path) as daemon:
         arguments = (
-            f"model={name},base_url={daemon.url}/v1/completions,tokenizer={demo_folder(name)},"
-            f"tokenized_requests=True,num_concurrent=4,max_length=2048,add_bos_token={name == 'gemma'}"
+            f"model={name},base_url={daemon.url}/v1/completions,tokenizer_backend=remote,"
+            "tokenized_requests=True,num_concurrent=4,max_length=2048"
         )
         ours, logprobs = scores(tmp_path, "ours", "local-completions", arguments)
     theirs, wanted = scores(tmp_path, "theirs", "hf", f"pretrained={demo_folder(name)},dtype=float32")

@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from muxd.api.anthropic.schemas import CountRequest, MessagesRequest
-from muxd.api.ollama.schemas import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
+from muxd.api.ollama.schemas import (
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaTextRequest,
+    OllamaTextsRequest,
+    ShowRequest,
+)
 from muxd.api.responses.schemas import ResponsesRequest
 from muxd.api.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from muxd.engine.values import RANGES
@@ -30,6 +36,8 @@ SCHEMAS: dict[str, type[msgspec.Struct]] = {
     "/v1/messages/count_tokens": CountRequest,
     "/api/chat": OllamaChatRequest,
     "/api/generate": OllamaGenerateRequest,
+    "/api/embed": OllamaTextsRequest,
+    "/api/embeddings": OllamaTextRequest,
     "/api/show": ShowRequest,
 }
 ROLES = ("user", "system", "assistant", "tool", "developer", "wizard")

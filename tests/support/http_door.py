@@ -103,6 +103,8 @@ class Scripted:
         self.closed: list[bool] = []  # ``served`` of each close that reached the engine
         self.closing = asyncio.Event()
         self.submitted = asyncio.Event()
+        self.text_came, self.text_goes_on = asyncio.Event(), asyncio.Event()
+        self.text_goes_on.set()
         self.play: Play = self.say("hello world")
         self.operator: Any = self  # of what an operator may do it can unload
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -133,6 +135,8 @@ class Scripted:
         """What a text process does (tests/text has real ones), done here."""
         assert isinstance(work, Prepare)
         self.texts.append((model, size))
+        self.text_came.set()
+        await self.text_goes_on.wait()
         return prepare(work, self, lambda stage: None)
 
     def submit(self, request: Request) -> TokenStream:

@@ -32,6 +32,11 @@ def _model(folder: Path) -> Any:
     return model
 
 
+def forget() -> None:
+    """Models that have judged, and their memory."""
+    _model.cache_clear()
+
+
 def greedy(folder: Path, prompt: list[int], guess: list[int]) -> list[int]:
     """As many greedy token ids as ``guess`` has, in float32, never stopping early.
 

@@ -267,6 +267,19 @@ async def test_who_leaves_takes_the_place_of_nobody(folder: Make) -> None:
         assert isinstance(await texts.run(job("chat", chat("a"), view), "a", 100), Prepared)
 
 
+async def test_a_job_that_nobody_waits_for_ends(folder: Make) -> None:
+    """Long before its deadline, and nobody is to blame."""
+    endless, good = folder("endless"), folder("good")
+    async with pool(hostile_texts.MODULE, processes=1, deadline=3600.0) as texts:
+        await texts.check(good.source, 256)
+        leaver = asyncio.create_task(texts.run(job("chat", chat("endless"), endless), "endless", 100))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        assert isinstance(await texts.run(job("chat", chat("good"), good), "good", 100), Prepared)
+        assert texts.restarts == 1
+        assert texts._turns._suspects == {}
+
+
 async def test_another_tokenizer_than_the_loaded_one_is_refused(folder: Make) -> None:
     view = folder("a", PLAIN)
     file = Path(view.source.folder) / "tokenizer.json"

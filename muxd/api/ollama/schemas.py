@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from muxd.api.schemas import Stops
+from muxd.api.schemas import Dimensions, Stops, Texts
 
 OLLAMA_TAG = ":latest"  # what a name without a tag stands for
 
@@ -68,6 +68,26 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True):
     @property
     def silent(self) -> bool:
         return not self.prompt
+
+
+class OllamaTextsRequest(Struct, kw_only=True):
+    """POST /api/embed."""
+
+    model: str
+    input: str | Texts
+    truncate: bool | None = None  # texts that are too long: cut, unless it says no
+    dimensions: Dimensions | None = None
+    options: Any = None  # about how a model is loaded
+    keep_alive: Any = None
+
+
+class OllamaTextRequest(Struct, kw_only=True):
+    """POST /api/embeddings, as it was before."""
+
+    model: str
+    prompt: str
+    options: Any = None
+    keep_alive: Any = None
 
 
 class ShowRequest(Struct):

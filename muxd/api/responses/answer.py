@@ -24,7 +24,10 @@ class Response:
 
     def __init__(self, answer: Answer, pieces: Pieces, told: dict[str, Any]):
         self._answer, self._told = answer, told
-        self._output = Output(self._tell, pieces)
+        named = {
+            function["name"]: tool["name"] for tool in told["tools"] for function in tool.get("tools", ())
+        }
+        self._output = Output(self._tell, pieces, named)
         self._number = 0
         self._frames: list[bytes] = []
         self._finish = ""

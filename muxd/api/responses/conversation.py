@@ -1,5 +1,6 @@
 """The body of /v1/responses as a conversation. Pure."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from muxd.api.decoding import convert
@@ -16,6 +17,8 @@ _PARAMS = {
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
 }
+# Run by who answers; clients offer them unasked, and a model that is not told of them can do without.
+_HOSTED = frozenset({"web_search", "web_search_2025_08_26", "web_search_preview", "image_generation"})
 _STATE = "muxd keeps no answers; send the whole conversation in input"
 
 
@@ -26,7 +29,9 @@ def translate(body: ResponsesRequest) -> Translated:
             raise refuse(name, _STATE)
     if body.background:
         raise refuse("background", "muxd answers at once; leave it out")
-    tools = None if body.tools is None else [_tool(one, index) for index, one in enumerate(body.tools)]
+    offered = dict(functions(body.tools or ()))
+    tools = None if body.tools is None else [_tool(one, where) for where, one in offered.items()]
+    params = _PARAMS | {f"tools[{index}]": where for index, where in enumerate(offered)}
     logprobs = _LOGPROBS in (body.include or ()) or bool(body.top_logprobs)
     fields = {
         "model": body.model,
@@ -44,7 +49,9 @@ def translate(body: ResponsesRequest) -> Translated:
         "response_format": _format(body),
         "chat_template_kwargs": body.chat_template_kwargs,
     }
-    return core(fields, ChatRequest, _PARAMS, _told(body))
+    made = core(fields, ChatRequest, params, _told(body))
+    made.ignored = sorted({f"tools.{one.type}" for one in body.tools or () if one.type in _HOSTED})
+    return made
 
 
 def _told(body: ResponsesRequest) -> dict[str, Any]:
@@ -61,21 +68,35 @@ def _told(body: ResponsesRequest) -> dict[str, Any]:
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "text": {"format": (body.text.format if body.text else None) or {"type": "text"}},
         "tool_choice": body.tool_choice or "auto",
-        "tools": [
-            {"type": "function", "name": one.name, "description": one.description,
-             "parameters": one.parameters or {}, "strict": bool(one.strict)}
-            for one in body.tools or ()
-        ],
+        "tools": [_told_tool(one) for one in body.tools or () if one.type not in _HOSTED],
         "top_logprobs": body.top_logprobs or 0,
         "truncation": body.truncation or "disabled",
     }  # fmt: skip
 
 
-def _tool(tool: FlatTool, index: int) -> dict[str, Any]:
-    if tool.type != "function":
-        raise refuse(f"tools[{index}].type", f'only "function" is served, not {tool.type[:40]!r}')
+def _told_tool(tool: FlatTool) -> dict[str, Any]:
+    shown: dict[str, Any] = {"type": tool.type, "name": tool.name, "description": tool.description}
+    if tool.type == "namespace":
+        return shown | {"tools": [_told_tool(one) for one in tool.tools or ()]}
+    return shown | {"parameters": tool.parameters or {}, "strict": bool(tool.strict)}
+
+
+def functions(tools: Sequence[FlatTool], within: str = "tools") -> Iterator[tuple[str, FlatTool]]:
+    """Those that the model is told of, each with where it stands: a namespace's too, by their own names.
+    Raises BadRequest."""
+    for index, tool in enumerate(tools):
+        where = f"{within}[{index}]"
+        if tool.type == "namespace" and within == "tools":
+            yield from functions(tool.tools or (), f"{where}.tools")
+        elif tool.type == "function":
+            yield where, tool
+        elif tool.type not in _HOSTED or within != "tools":
+            raise refuse(f"{where}.type", f'only "function" is served, not {tool.type[:40]!r}')
+
+
+def _tool(tool: FlatTool, where: str) -> dict[str, Any]:
     if not tool.name:
-        raise refuse(f"tools[{index}].name", "is required")
+        raise refuse(f"{where}.name", "is required")
     function: dict[str, Any] = {"name": tool.name}
     if tool.description is not None:
         function["description"] = tool.description

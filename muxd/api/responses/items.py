@@ -12,11 +12,12 @@ Tell = Callable[..., None]  # the type of an event, and its fields
 
 
 class Output:
-    """``items`` are those that have begun, the last one perhaps not complete. ``tell`` hears every event."""
+    """``items`` are those that have begun, the last one perhaps not complete. ``tell`` hears every event.
+    ``namespaces``: of functions that have one, by name."""
 
-    def __init__(self, tell: Tell, pieces: Pieces):
+    def __init__(self, tell: Tell, pieces: Pieces, namespaces: dict[str, str]):
         self.items: list[dict[str, Any]] = []
-        self._tell, self._pieces = tell, pieces
+        self._tell, self._pieces, self._namespaces = tell, pieces, namespaces
         self._open = ""  # the kind of the last item, while it goes on
         self._parts: list[str] = []  # of its text
 
@@ -81,6 +82,8 @@ class Output:
         item = {
             "id": _id("fc"), "type": "function_call", "call_id": call.id, "name": call.name, "arguments": "",
         }  # fmt: skip
+        if namespace := self._namespaces.get(call.name):
+            item["namespace"] = namespace
         self._begin("function_call", item, shown={})
 
     def _begin(self, kind: str, item: dict[str, Any], shown: dict[str, Any]) -> None:

@@ -19,13 +19,14 @@ class TextOptions(Struct):
 
 
 class FlatTool(Struct):
-    """A tool, without the object that chat completions put around a function."""
+    """A tool, without the object that chat completions put around a function; or a namespace of ``tools``."""
 
     type: str
     name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    tools: "Annotated[list[FlatTool], Meta(max_length=1024)] | None" = None
 
 
 class FlatChoice(Struct):
