@@ -282,8 +282,8 @@ class TextPool:
 async def _until(
     over: Callable[[], bool], process: TextProcess, most: float, times: int, *futures: asyncio.Future[Any]
 ) -> None:
-    """Raises TimeoutError once ``process`` has used ``most`` seconds, or after ``times`` as long by the
-    clock. Looks when one of the ``futures`` is done, and now and then once somebody has left."""
+    """Raises TimeoutError once ``process`` has used ``most`` seconds, or ``times`` as many have gone by.
+    Looks when one of the ``futures`` is done, and now and then once somebody has left."""
     loop = asyncio.get_running_loop()
     before, end, left = process.seconds(), loop.time() + times * most, most
     while not over():
