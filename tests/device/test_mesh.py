@@ -79,6 +79,7 @@ def test_a_pool_and_what_is_lent_to_it_lie_on_every_member_at_the_same_offsets()
     arena.close()
 
 
+@pytest.mark.xdist_group("cores")
 @pytest.mark.skipif(available_cores() < 2, reason="needs two cores")
 def test_its_cpus_are_dealt_in_order() -> None:
     first, second = sorted(os.sched_getaffinity(0))[:2]

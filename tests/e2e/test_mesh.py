@@ -14,14 +14,13 @@ from support.two_units import Stream, ask, folder, row, whole
 from support.where import Where, on
 
 from muxd.admin.schemas import LoadModel, MoveModel, ProcessInfo, SleepModel, UnloadModel
-from muxd.device.cpu import available_cores
 from muxd.errors import MuxdError
 from muxd.text.tokenizer import Tokenizer
 
 TOKENS = 150
 
 on_the_cpu = on("cpu")
-pytestmark = pytest.mark.skipif(available_cores() < 2, reason="needs two cores")
+pytestmark = pytest.mark.usefixtures("two_devices")
 
 
 def mesh_of(where: Where) -> str:
@@ -144,6 +143,7 @@ async def all_at_once(url: str, asked: list[tuple[str, list[int]]]) -> list[list
         return list(await asyncio.gather(*(complete(session, *one) for one in asked)))
 
 
+@pytest.mark.slow
 @pytest.mark.demo
 @on_the_cpu
 def test_the_demo_models_answer_as_transformers_does(where: Where, tmp_path: Path) -> None:
