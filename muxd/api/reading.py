@@ -61,7 +61,8 @@ async def _read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
     trace(request).model = model.name
     pieces_of(model)
     work = Prepare(kind, data, "", context(request).max_body, {name or model.name: model.view}, model.name)
-    return model, await _elsewhere(request, work, model.name, len(data))
+    result = await _elsewhere(request, work, model.name, len(data))
+    return find_model(request, model.name), result  # it may be on another device by now
 
 
 async def about(request: web.Request, kind: Kind) -> Answer:

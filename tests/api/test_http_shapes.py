@@ -1,5 +1,6 @@
 """Raw bodies, frames and headers, key by key."""
 
+import asyncio
 import json
 import re
 from dataclasses import replace
@@ -294,3 +295,19 @@ async def test_who_makes_prompts_hears_of_special_tokens_and_the_template(
     del serving.by_name["base"]
     chat = await (await door.http.get("/tokenizer_info/")).json()
     assert chat["chat_template"] == TEMPLATE
+
+
+async def test_a_model_that_moves_while_its_prompt_is_read_answers_all_the_same(
+    door: Door, serving: Scripted
+) -> None:
+    """Who was there before drains by then, and takes nothing new."""
+    serving.text_goes_on.clear()
+    asked = asyncio.create_task(
+        door.post("/v1/completions", {"model": "base", "prompt": "x", "max_tokens": 4})
+    )
+    await serving.text_came.wait()
+    before = serving.by_name["base"]
+    serving.by_name["base"] = replace(before)
+    before.state = "draining"
+    serving.text_goes_on.set()
+    assert (await asked)[0] == 200
