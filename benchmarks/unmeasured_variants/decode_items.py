@@ -148,13 +148,16 @@ def decode_calls(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     programs: int = 792,
 ) -> tuple[Tensor, list[Call]]:
     """As ``paged_decode_kernel.decode_calls``; the first call, the plan, is one for all layers of a step.
 
     ``programs``: of how many the device is to have work for; the default is twice what 132 SMs hold, three
-    each. A choice, not a measurement.
+    each. A choice, not a measurement. Raises ValueError for sinks, which the sketch has not.
     """
+    if sinks is not None:
+        raise ValueError("decode_items knows no sinks: measure it with a model that has none")
     batch, heads, d = q.shape
     group, d_pad = heads // pool.kv_heads, max(16, power_of_two(d))
     most, shape = (
