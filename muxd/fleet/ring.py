@@ -1,9 +1,10 @@
 """What happened, in order and bounded: the newest are kept, and whoever follows gets what comes."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Generic, Protocol, TypeVar
+
+from muxd.engine.kept import Kept
 
 
 class Numbered(Protocol):
@@ -19,25 +20,23 @@ class Ring(Generic[T]):
     """Its things carry numbers that ascend without gaps. Used on one event loop."""
 
     def __init__(self, kept: int):
-        self._kept: deque[T] = deque(maxlen=kept)
-        self._count = 0
+        self._kept: Kept[T] = Kept(kept)
         self._news = asyncio.Event()
 
     @property
     def last(self) -> int:
         """The number of the newest; 0 before the first."""
-        return self._count
+        return self._kept.count
 
     def add(self, make: Callable[[int], T]) -> None:
         """Keep what ``make`` makes of its number, and wake who follows."""
-        self._count += 1
-        self._kept.append(make(self._count))
+        self._kept.add(make(self._kept.count + 1))
         self._news.set()
         self._news = asyncio.Event()
 
     def since(self, number: int = 0) -> list[T]:
         """Those after ``number`` that are kept."""
-        return [one for one in self._kept if one.number > number]
+        return self._kept.since(number)
 
     async def follow(self, number: int = 0) -> AsyncGenerator[T, None]:
         """The same, and then every one that comes; a reader that is too slow misses the oldest."""

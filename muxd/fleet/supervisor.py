@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -85,10 +84,10 @@ class Supervisor:
         keep_queue: bool = False,
     ):
         """``split``: a process for each phase. ``spawns`` numbers all workers of the daemon: no two ever
-        have one identity. ``faulted`` when a worker's fault has
-        reached all of the device; ``clear`` returns when new workers may be let onto it. ``arena``: the
-        pool of ``device``, in which the model has its seat. ``keep_queue``: a start that fails for good tells
-        no request, who started it has another place for them."""
+        have one identity. ``faulted`` is called when a worker's fault has reached all of the device;
+        ``clear`` returns when new workers may be let onto it. ``arena``: the pool of ``device``, in which the
+        model has its seat. ``keep_queue``: a start that fails for good tells no request, who started it has
+        another place for them."""
         self.entry = entry
         self.life = entry.life
         self.settled = asyncio.Event()  # ready, failed or stopped for the first time
@@ -239,11 +238,9 @@ class Supervisor:
                     self._handle(self._explained(await self._one_crew()))
         except (MuxdError, OSError) as error:
             self.error = error if isinstance(error, MuxdError) else None
-            _clear(error)
             self._handle(Died(_sentence(error), final=True))
         except Exception as error:  # the others go on, and whoever waits hears of it
             _log.exception("%s: a defect while it was being loaded or served", self.entry.name)
-            _clear(error)
             self._handle(Died(f"of a defect ({type(error).__name__}); muxd's log says more", final=True))
         finally:
             if self._aside:
@@ -394,10 +391,3 @@ class Supervisor:
 
 def _sentence(error: MuxdError | OSError) -> str:
     return error.message if isinstance(error, MuxdError) else f"cannot be loaded: {error.strerror or error}"
-
-
-def _clear(error: BaseException | None) -> None:
-    """Empty the frames it came through, and what it was raised for: they keep half-filled weights mapped."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__

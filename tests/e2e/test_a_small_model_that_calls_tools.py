@@ -12,6 +12,7 @@ import httpx2 as httpx
 import pytest
 from jsonschema import Draft202012Validator
 from support import qwen_coder
+from support.completing import complete
 from support.live import LiveDaemon, demo_config, live
 from support.reference import PROMPTS, forget, greedy
 
@@ -51,22 +52,12 @@ def daemon(
         yield daemon
 
 
-async def complete(session: aiohttp.ClientSession, model: str, prompt: Any) -> list[int]:
-    body = {
-        "model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True,
-        "return_token_ids": True,
-    }  # fmt: skip
-    async with session.post("/v1/completions", json=body) as answer:
-        assert answer.status == 200, await answer.text()
-        return list((await answer.json())["choices"][0]["token_ids"])
-
-
 async def together(daemon: LiveDaemon, prompts: list[list[int]]) -> list[list[int]]:
     """While the other model answers, too."""
     timeout = aiohttp.ClientTimeout(900)
     async with aiohttp.ClientSession(daemon.url, timeout=timeout) as session:
-        beside = asyncio.create_task(complete(session, "smol", "Once upon a time"))
-        found = await asyncio.gather(*(complete(session, MODEL, prompt) for prompt in prompts))
+        beside = asyncio.create_task(complete(session, "smol", "Once upon a time", TOKENS))
+        found = await asyncio.gather(*(complete(session, MODEL, prompt, TOKENS) for prompt in prompts))
         await beside
         return list(found)
 

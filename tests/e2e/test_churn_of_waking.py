@@ -21,7 +21,7 @@ import aiohttp
 import pytest
 from support import leaks
 from support.churn import Asked, ask, clients, letters
-from support.churn_books import Judge, check_both_sides, why
+from support.churn_books import check_answers, check_both_sides, why
 from support.live import LiveDaemon
 from support.tiny import tiny_served
 from support.where import Where, on
@@ -33,7 +33,6 @@ SECONDS = float(os.environ.get("MUXD_CHURN_SECONDS", "25"))
 SEED = int(os.environ.get("MUXD_CHURN_SEED", "1"))
 NAMES = ["a", "b", "c", "d", "e", "f"]
 PROMPTS, PROMPT, ANSWER = 5, 60, 60  # of each model; tokens at most
-MOST_TIES = 0.01  # of the streams compared
 POOL = 4 << 20
 TURN = 90.0  # seconds within which everybody is served when nothing goes wrong any more
 JOURNAL = 200  # requests after which it is asked how they ended, before it forgets them
@@ -245,13 +244,9 @@ def test_whatever_goes_wrong_while_models_wake(where: Where, tmp_path: Path) -> 
         after = leaks.descriptors(daemon.process.pid)
         outcomes = Counter(one.outcome for one in churn.asked)
         wakes = sum(event.kind == "woken" for event in daemon.admin.events())
-        judge = Judge(churn)
-        for one in churn.asked:
-            judge.stream(one)
         report = {"outcomes": dict(outcomes), "done": dict(churn.done), "wakes remembered": wakes}
-        print(json.dumps(report | {"compared": judge.compared, "ties": judge.ties}, indent=1))
-        assert not judge.wrong, judge.wrong[:3]
-        assert judge.ties <= MOST_TIES * judge.compared
+        print(json.dumps(report, indent=1))
+        check_answers(churn)
         check_both_sides(churn, text)
         check_memory(daemon, models)
         assert outcomes["served"]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import aiohttp
 import pytest
+from support.completing import complete
 from support.live import LiveDaemon, demo_config, demo_folder
 from support.reference import PROMPTS, greedy
 from support.where import Where, on
@@ -49,20 +50,6 @@ def judge(daemon: LiveDaemon, judged: dict[str, Judged], model: str) -> Judged:
     if model not in judged:
         judged[model] = Judged(daemon, model)
     return judged[model]
-
-
-async def complete(session: aiohttp.ClientSession, model: str, prompt: list[int], tokens: int) -> list[int]:
-    body = {
-        "model": model,
-        "prompt": prompt,
-        "max_tokens": tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "return_token_ids": True,
-    }
-    async with session.post("/v1/completions", json=body) as answer:
-        assert answer.status == 200, await answer.text()
-        return list((await answer.json())["choices"][0]["token_ids"])
 
 
 async def together(daemon: LiveDaemon, model: str, prompts: list[list[int]]) -> list[list[int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from support.completing import complete
 from support.live import LiveDaemon, demo_config, demo_folder, live
 from support.reference import PROMPTS, greedy
 from support.two_units import Stream, ask, folder, row, whole
@@ -130,17 +131,9 @@ def test_ranks_are_lost_at_any_moment(
             disturb(daemon, alone, draw.randrange(2), number, draw.randrange(1, 100))
 
 
-async def complete(session: aiohttp.ClientSession, model: str, prompt: list[int]) -> list[int]:
-    body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": True,
-            "return_token_ids": True}  # fmt: skip
-    async with session.post("/v1/completions", json=body) as answer:
-        assert answer.status == 200, await answer.text()
-        return list((await answer.json())["choices"][0]["token_ids"])
-
-
 async def all_at_once(url: str, asked: list[tuple[str, list[int]]]) -> list[list[int]]:
     async with aiohttp.ClientSession(url) as session:
-        return list(await asyncio.gather(*(complete(session, *one) for one in asked)))
+        return list(await asyncio.gather(*(complete(session, *one, 8) for one in asked)))
 
 
 @pytest.mark.slow

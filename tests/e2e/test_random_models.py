@@ -11,6 +11,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from support.completing import complete
 from support.live import LiveDaemon
 from support.tiny import byte_tokenizer
 from support.tiny_models import (
@@ -63,21 +64,11 @@ def prompts(name: str) -> list[list[int]]:
     return [draw.choices(range(3, 250), k=n) for n in (1, 7, 33, 64, 65, 120, 200, 250)]
 
 
-async def complete(session: aiohttp.ClientSession, model: str, prompt: list[int]) -> list[int]:
-    body = {
-        "model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True,
-        "return_token_ids": True,
-    }  # fmt: skip
-    async with session.post("/v1/completions", json=body) as answer:
-        assert answer.status == 200, await answer.text()
-        return list((await answer.json())["choices"][0]["token_ids"])
-
-
 async def together(daemon: LiveDaemon, names: Iterable[str]) -> dict[str, list[list[int]]]:
     """All prompts of all these models at once."""
     asked = [(name, prompt) for name in names for prompt in prompts(name)]
     async with aiohttp.ClientSession(daemon.url) as session:
-        found = await asyncio.gather(*(complete(session, *one) for one in asked))
+        found = await asyncio.gather(*(complete(session, *one, TOKENS) for one in asked))
     by_model: dict[str, list[list[int]]] = {name: [] for name in names}
     for (name, _), tokens in zip(asked, found, strict=True):
         by_model[name].append(tokens)

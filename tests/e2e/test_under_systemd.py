@@ -12,6 +12,7 @@ from queue import Queue
 import httpx2 as httpx
 import pytest
 from support.live import LiveDaemon, live
+from support.shared import until
 from support.tiny import tiny_served
 
 
@@ -106,8 +107,7 @@ def check_drain(daemon: LiveDaemon) -> None:
     answers: list[httpx.Response] = []
     running = threading.Thread(target=lambda: answers.append(ask(daemon, 60)))
     running.start()
-    while not daemon.status().requests.running:
-        pass  # it is on its way
+    until(lambda: daemon.status().requests.running == 1)
     drained = list(daemon.admin.drain())
     running.join()
     assert answers[0].json()["usage"]["completion_tokens"] == 60

@@ -12,6 +12,7 @@ from support import tiny_models
 from support.churn import Asked
 from support.live import LiveDaemon
 
+MOST_TIES = 0.01  # of the streams compared
 TIE = 1e-4  # nats between the two best tokens below which another batch shape may choose the other
 
 
@@ -73,6 +74,17 @@ class Judge:
             tiny_models.reference_logits(self._references[model], tokens)[-1].log_softmax(-1).topk(2).values
         )
         return float(best[0] - best[1])
+
+
+def check_answers(churn: Played) -> None:
+    """Every answer is the model's own, but for ties. Prints how many were compared."""
+    judge = Judge(churn)
+    judge.alone()
+    for one in churn.asked:
+        judge.stream(one)
+    print(f"{judge.compared} streams compared, {judge.ties} ties")
+    assert not judge.wrong, judge.wrong[:3]
+    assert judge.ties <= MOST_TIES * judge.compared
 
 
 def series(text: str, name: str) -> Counter[tuple[str, ...]]:

@@ -14,8 +14,8 @@ import aiohttp
 
 from muxd.admin.schemas import LoadModel
 from muxd.errors import MuxdError
-from support import tiny_models
-from support.churn import Asked, ask, letters
+from support import leaks, tiny_models
+from support.churn import Asked, ask, clients, letters
 from support.churn_books import why
 from support.live import LiveDaemon
 from support.tiny import tiny_served
@@ -165,3 +165,19 @@ class Churn:
 
 def every_step(call: Callable[[T], Iterable[object]]) -> Callable[[T], object]:
     return lambda wanted: list(call(wanted))
+
+
+Course = TypeVar("Course", bound=Churn)
+
+
+async def played(
+    daemon: LiveDaemon, make: Callable[[aiohttp.ClientSession], Course]
+) -> tuple[Course, str, dict[int, str], dict[int, str]]:
+    """Run it; with it the daemon's series afterwards, and its descriptors before and after."""
+    before = leaks.descriptors(daemon.process.pid)
+    async with clients(daemon.url) as session:
+        churn = make(session)
+        await churn.run()
+        async with session.get("/metrics") as answer:
+            text = await answer.text()
+    return churn, text, before, leaks.descriptors(daemon.process.pid)

@@ -3,6 +3,7 @@ virtual clock, and end, stand still or cannot be forked whenever a test says so.
 
 import asyncio
 import errno
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -16,7 +17,7 @@ from muxd.device.base import Region
 from muxd.device.cpu import Cpu
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
-from muxd.errors import ShuttingDown
+from muxd.errors import MuxdError, ShuttingDown
 from muxd.fleet.build import open_site
 from muxd.fleet.catalog import Entry, Opened
 from muxd.fleet.popularity import Popularity
@@ -44,12 +45,25 @@ def _next(history: list[int]) -> int:
     return 3 + (sum(history) + 7 * len(history)) % 211
 
 
+def _forgetful(error: MuxdError) -> MuxdError:
+    """The same, without the frames it came through, and those of what it was raised for: they have the region
+    mapped, which a reading process takes with it."""
+    one: BaseException | None = error
+    while one is not None:
+        traceback.clear_frames(one.__traceback__)
+        one = one.__context__
+    return error
+
+
 async def filled_here(region: Region, parts: Sequence[WeightPlan], progress: Callable[[int], None]) -> None:
     """As ``fleet.loading.filled``, in the loop's own time: the reading itself, without its process. Not in a
     thread either: it would go on, with the region mapped, where whoever waits for it is cancelled."""
     for piece, part in zip(region.pieces, parts, strict=True):
         await asyncio.sleep(0.05)
-        fill(part, piece.writer())
+        try:
+            fill(part, piece.writer())
+        except MuxdError as error:
+            raise _forgetful(error) from None
     progress(sum(part.bytes for part in parts))
 
 

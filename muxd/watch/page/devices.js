@@ -1,7 +1,7 @@
 // Each device's pool as a bar of blocks, and beside it what each model may hold, its weights, its share of now.
 
 import { colour, faded, hatch } from "./colours.js";
-import { element, find, keyed, put, style, write } from "./dom.js";
+import { element, find, keyed, put, sized, style, write } from "./dom.js";
 import { bytes, percent } from "./format.js";
 import { ink } from "./theme.js";
 
@@ -144,14 +144,9 @@ class Map_ {
 
   #paint() {
     if (this.away) return;
-    const ratio = devicePixelRatio || 1;
     const width = this.node.clientWidth, height = this.rows * (CELL + GAPS) - GAPS;
     const { canvas } = this;
-    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
-      canvas.width = Math.round(width * ratio);
-      canvas.height = Math.round(height * ratio);
-      canvas.style.height = `${height}px`;
-    }
+    const ratio = sized(canvas, width, height);
     const context = canvas.getContext("2d");
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, canvas.width, canvas.height);

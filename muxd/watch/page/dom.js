@@ -31,6 +31,18 @@ export function style(node, name, value) {
   if (node.style.getPropertyValue(name) !== value) node.style.setProperty(name, value);
 }
 
+// The canvas drawn at the screen's own resolution, which is returned: pixels of it for each of CSS.
+export function sized(canvas, width, height) {
+  const ratio = devicePixelRatio || 1;
+  const [wide, high] = [Math.round(width * ratio), Math.round(height * ratio)];
+  if (canvas.width !== wide || canvas.height !== high) {
+    canvas.width = wide;
+    canvas.height = high;
+    canvas.style.height = `${height}px`;
+  }
+  return ratio;
+}
+
 // The children of `parent` become those of `rows`, in order; `make(key)` makes one, `update(node, row)` fills it.
 export function keyed(parent, rows, key, make, update) {
   const kept = new Map([...parent.children].map((child) => [child.dataset.key, child]));

@@ -2,7 +2,7 @@
 // sees who ran with whom. Prefill is tall, decode is low; marks stand above.
 
 import { colour, faded } from "./colours.js";
-import { find, put, style, write } from "./dom.js";
+import { find, put, sized, style, write } from "./dom.js";
 import { clock, milliseconds } from "./format.js";
 import { ink } from "./theme.js";
 
@@ -81,16 +81,12 @@ export class Timeline {
     const began = performance.now();
     const { picture } = this.state;
     const rows = (this.rows ??= rowsOf(picture));
-    const width = this.node.clientWidth, ratio = devicePixelRatio || 1;
+    const width = this.node.clientWidth;
     const line = rows.length > 24 ? 12 : rows.length > 12 ? 16 : 24;
     const groups = new Set(rows.map((row) => row.device)).size;
     const height = TOP + FOOT + rows.length * line + Math.max(0, groups - 1) * GAP + (rows.length ? 0 : line);
     const { canvas } = this;
-    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
-      canvas.width = Math.round(width * ratio);
-      canvas.height = Math.round(height * ratio);
-      canvas.style.height = `${height}px`;
-    }
+    const ratio = sized(canvas, width, height);
     const context = canvas.getContext("2d");
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
