@@ -54,7 +54,8 @@ class _Group(TyperGroup):
         """The one option that commands share may stand before the command."""
         if args and args[0].partition("=")[0] == "--socket":
             count = 1 if "=" in args[0] else 2
-            args = [*args[count : count + 1], *args[:count], *args[count + 1 :]]
+            option, command = args[:count], args[count:]
+            args = [*command[:1], *option, *command[1:]] if command else []  # none: what there is to choose
         return super().parse_args(ctx, args)
 
 

@@ -226,6 +226,13 @@ def test_the_socket_may_stand_before_the_command(door: Path) -> None:
         ], done.stderr
 
 
+def test_a_socket_without_a_command_shows_what_commands_there_are() -> None:
+    for alone in (["--socket", "/x"], ["--socket=/x"], ["--socket"]):
+        done = muxctl(*alone)
+        assert done.returncode == muxctl().returncode
+        assert "install-service" in done.stdout + done.stderr
+
+
 def test_a_shell_completes_commands(path: Path) -> None:
     script = muxctl("completion", "bash").stdout
     assert "complete -o default -F _muxctl_completion muxctl" in script
