@@ -78,7 +78,7 @@ class Facts:
         self._ended.clear()
         now = self.clock.now()
         ran, marks = self._ran(changes.RAN), self._marks(changes.MARKS)
-        events = [one for one in self.events.since() if one.number > self._event][-changes.EVENTS :]
+        events = self.events.since()[-changes.EVENTS :]
         self._event = self.events.last
         rates = self.history.rates.since(0)
         self._points = self.history.rates.count

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.adapters import adapter
 from support.live import LiveDaemon, live
+from support.logits import greedy_choices
 from support.tiny import byte_tokenizer
-from support.tiny_models import greedy_choices, llama, words
+from support.tiny_models import llama, words
 from transformers import PreTrainedModel
 
 from muxd.admin.schemas import ModelInfo, SleepModel, UnloadModel

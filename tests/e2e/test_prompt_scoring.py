@@ -10,8 +10,9 @@ import httpx2 as httpx
 import pytest
 import torch
 from support.live import LiveDaemon, demo_config, demo_folder, live
+from support.logits import reference_logits
 from support.tiny import byte_tokenizer
-from support.tiny_models import llama, reference_logits, words
+from support.tiny_models import llama, words
 from support.where import EVERYWHERE, Where, on
 from transformers import AutoModelForCausalLM, PreTrainedModel
 

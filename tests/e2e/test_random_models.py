@@ -13,18 +13,9 @@ import aiohttp
 import pytest
 from support.completing import complete
 from support.live import LiveDaemon
+from support.logits import continuation_logits
 from support.tiny import byte_tokenizer
-from support.tiny_models import (
-    cohere2,
-    continuation_logits,
-    gemma2,
-    gemma3,
-    gpt_oss,
-    llama,
-    mistral,
-    phi3,
-    qwen3_moe,
-)
+from support.tiny_models import cohere2, gemma2, gemma3, gpt_oss, llama, mistral, phi3, qwen3_moe
 from support.where import Where, on
 from transformers import PreTrainedModel
 

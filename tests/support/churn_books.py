@@ -8,9 +8,9 @@ from typing import Any, Protocol
 from transformers import AutoModelForCausalLM
 
 from muxd.errors import MuxdError
-from support import tiny_models
 from support.churn import Asked
 from support.live import LiveDaemon
+from support.logits import greedy_choices, reference_logits
 
 MOST_TIES = 0.01  # of the streams compared
 TIE = 1e-4  # nats between the two best tokens below which another batch shape may choose the other
@@ -48,7 +48,7 @@ class Judge:
         """The answers alone are the reference's own greedy decoding."""
         for (model, index), tokens in self.churn.alone.items():
             prompt = self.churn.prompts[model][index]
-            chosen = tiny_models.greedy_choices(self._references[model], prompt, tokens)
+            chosen = greedy_choices(self._references[model], prompt, tokens)
             for place in (p for p, pair in enumerate(zip(chosen, tokens, strict=True)) if len(set(pair)) > 1):
                 if self.gap(model, prompt + tokens[:place]) >= TIE:
                     self.wrong.append(f"alone {model} {index} at {place}")
@@ -70,9 +70,7 @@ class Judge:
                 self.wrong.append(f"{one} has no finish reason")
 
     def gap(self, model: str, tokens: list[int]) -> float:
-        best = (
-            tiny_models.reference_logits(self._references[model], tokens)[-1].log_softmax(-1).topk(2).values
-        )
+        best = reference_logits(self._references[model], tokens)[-1].log_softmax(-1).topk(2).values
         return float(best[0] - best[1])
 
 

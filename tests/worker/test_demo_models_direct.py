@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.direct_runner import DirectRunner
-from support.tiny_models import continuation_logits, reference_logits
+from support.logits import continuation_logits, reference_logits
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 

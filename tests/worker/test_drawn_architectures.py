@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.direct_runner import DirectRunner
 from support.drawn_models import DRAWN, Config
 from support.ledger_runner import LedgerRunner
-from support.tiny_models import continuation_logits, reference_logits, undecided
+from support.logits import continuation_logits, reference_logits, undecided
 
 from muxd.kernels import native as kernels
 from muxd.worker import cuda_step

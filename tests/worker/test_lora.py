@@ -11,15 +11,8 @@ import torch
 from safetensors.torch import save_file
 from support.adapters import EVERYWHERE, adapter
 from support.direct_runner import DirectRunner
-from support.tiny_models import (
-    RELATIVES,
-    VARIANTS,
-    Make,
-    greedy_choices,
-    qwen3_moe,
-    reference_logits,
-    words,
-)
+from support.logits import greedy_choices, reference_logits
+from support.tiny_models import RELATIVES, VARIANTS, Make, qwen3_moe, words
 from transformers import PreTrainedModel
 
 from muxd.errors import ModelFolderError

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.direct_runner import DirectRunner
+from support.logits import continuation_logits
 from support.mxfp4_folders import make_mxfp4
-from support.tiny_models import continuation_logits, gpt_oss, words
+from support.tiny_models import gpt_oss, words
 
 from muxd.errors import ModelFolderError
 from muxd.kernels import native as kernels

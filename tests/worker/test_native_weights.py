@@ -8,17 +8,8 @@ import pytest
 import torch
 from support.block_folders import make_blocks
 from support.direct_runner import DirectRunner
-from support.tiny_models import (
-    cohere2,
-    continuation_logits,
-    gemma2,
-    gemma3,
-    glm4,
-    llama,
-    mixtral,
-    phi3,
-    qwen3_moe,
-)
+from support.logits import continuation_logits
+from support.tiny_models import cohere2, gemma2, gemma3, glm4, llama, mixtral, phi3, qwen3_moe
 
 from muxd.kernels import native as kernels
 from muxd.messages import NO_TOKEN, KvDtype, WeightsName

@@ -10,15 +10,8 @@ import pytest
 import torch
 from support.direct_runner import GREEDY, DirectRunner, int32
 from support.ledger_runner import LedgerRunner
-from support.tiny_models import (
-    RELATIVES,
-    continuation_logits,
-    gemma3,
-    greedy_choices,
-    llama,
-    quick,
-    words,
-)
+from support.logits import continuation_logits, greedy_choices
+from support.tiny_models import RELATIVES, gemma3, llama, quick, words
 from support.tiny_models import VARIANTS as SHARED
 
 from muxd.messages import Chunk, NewRows, Prefill, Sampling

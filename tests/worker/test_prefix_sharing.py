@@ -9,7 +9,8 @@ import pytest
 import torch
 from support.direct_runner import GREEDY, DirectRunner, int32
 from support.ledger_runner import LedgerRunner, Served
-from support.tiny_models import cohere2, gemma3, greedy_choices, llama, mistral, qwen2, qwen3
+from support.logits import greedy_choices
+from support.tiny_models import cohere2, gemma3, llama, mistral, qwen2, qwen3
 from transformers import PreTrainedModel
 
 from muxd.messages import Chunk, NewRows, Prefill, Sampling

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from support.direct_runner import GREEDY, DirectRunner
-from support.tiny_models import gemma3, llama, reference_logits, words
+from support.logits import reference_logits
+from support.tiny_models import gemma3, llama, words
 from transformers import PreTrainedModel
 
 from muxd.messages import PromptScores, Sampling

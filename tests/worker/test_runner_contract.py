@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from support.direct_runner import GREEDY, DirectRunner, int32
-from support.tiny_models import continuation_logits, gemma3, llama
+from support.logits import continuation_logits
+from support.tiny_models import gemma3, llama
 
 from muxd.kernels import native as kernels
 from muxd.messages import Chunk, Decode, Joined, NewRows, Prefill, Sampling

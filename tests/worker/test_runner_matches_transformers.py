@@ -12,18 +12,8 @@ from typing import Any
 import pytest
 import torch
 from support.direct_runner import DirectRunner
-from support.tiny_models import (
-    LLAMA3_ROPE,
-    RELATIVES,
-    continuation_logits,
-    gemma3,
-    greedy_choices,
-    llama,
-    mistral,
-    quick,
-    reference_logits,
-    save,
-)
+from support.logits import continuation_logits, greedy_choices, reference_logits
+from support.tiny_models import LLAMA3_ROPE, RELATIVES, gemma3, llama, mistral, quick, save
 from support.tiny_models import VARIANTS as SHARED
 from transformers import (
     AutoModelForCausalLM,
