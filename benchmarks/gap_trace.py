@@ -5,7 +5,7 @@ Linux counts for every thread the nanoseconds that it ran, and those that it cou
 started and of the process that asks; this takes some tenths of a millisecond of the latter, in each gap. One
 is long beyond ``LONG`` times the median of the quiet ones; what it lost is put down to whoever ran or waited
 longest beyond what is usual. Where nobody did, all waited for each other, for the interpreter's lock, or for
-the machine below.
+the machine below. "On one core": of 100 gaps, those after which all threads that had computed were on one.
 """
 
 import os
@@ -22,6 +22,7 @@ from msgspec import Struct
 LONG = 1.5  # times the median of the quiet gaps
 _WORTH = 0.25  # of what a gap lost: whoever has less is not why
 _LOOK = 0.05  # seconds between looks for new threads
+_WORKED = 2_000_000  # nanoseconds in a gap: the thread had a part in the step
 _TITLE = "muxd:"
 _ROLES = {"text": "text", "zygote": "zygote", "weights": "weights"}  # by title; other titles are models'
 LOOP, THREADS, STREAM, CLIENT = "daemon's loop", "daemon's threads", "stream's worker", "client"
@@ -45,6 +46,7 @@ class Gap(Struct, frozen=True):
     begin: float
     end: float
     times: Times
+    together: bool = False  # the threads of the stream's worker were on one core
 
     @property
     def ms(self) -> float:
@@ -58,6 +60,7 @@ class Threads:
     def __init__(self, daemon: int, model: str):
         self._daemon, self._title = daemon, f"{_TITLE}{model}"[:15]
         self._files: dict[int, int] = {}  # thread -> descriptor of its schedstat
+        self.together = False  # see ``Gap``, of what ``took`` told last
         self._roles: dict[int, str] = {}
         self._last: dict[int, tuple[int, int]] = {}
         self._look = 0.0  # when to look for new ones
@@ -69,6 +72,7 @@ class Threads:
             self._find()
             self._look = time.perf_counter() + _LOOK
         found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        worked: list[int] = []
         for thread in list(self._files):
             try:
                 ran, waited, _ = map(int, os.pread(self._files[thread], 64, 0).split())
@@ -77,9 +81,13 @@ class Threads:
                 continue
             before = self._last.get(thread, (0, 0))
             self._last[thread] = ran, waited
-            times = found[self._roles[thread]]
+            role = self._roles[thread]
+            times = found[role]
+            if role == STREAM and ran - before[0] > _WORKED:
+                worked.append(thread)
             times[0] += (ran - before[0]) / 1e6
             times[1] += (waited - before[1]) / 1e6
+        self.together = len(worked) > 1 and len({_core(thread) for thread in worked}) == 1
         return {role: (ran, waited) for role, (ran, waited) in found.items()}
 
     def close(self) -> None:
@@ -116,6 +124,13 @@ class Threads:
         return _ROLES.get(title.removeprefix(_TITLE), "the new worker")
 
 
+def _core(thread: int) -> int:
+    """Where it runs, or ran last."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{thread}/stat").read_text().rpartition(")")[2].split()[36])
+    return -1
+
+
 def _below(process: int) -> Iterator[int]:
     """It, and what it has started, and so on."""
     yield process
@@ -136,7 +151,7 @@ class Trace:
     def token(self, now: float) -> None:
         times = self._threads.took()
         if self._last:
-            self._gaps.append(Gap(self._last, now, times))
+            self._gaps.append(Gap(self._last, now, times, self._threads.together))
         self._last = now
 
     def report(self, phases: Mapping[str, Sequence[tuple[float, float]]], quiet: str) -> dict[str, object]:
@@ -191,12 +206,14 @@ def _told(gaps: Sequence[Gap], usual: Usual) -> dict[str, object]:
     if not gaps:
         return told
     told |= {"p99": round(float(np.percentile([gap.ms for gap in gaps], 99)), 1)}
+    told |= {"on one core": round(100 * sum(gap.together for gap in gaps) / len(gaps), 1)}
     told |= {
         "ms of 1,000 lost in long ones": round(1e3 * _lost(long, usual) / sum(gap.ms for gap in gaps), 1)
     }
     if long:
         why = Counter(cause(gap, usual) for gap in long)
         told |= {"because": dict(why.most_common()), "ran, ms each": _mean(long, 0)}
+        told |= {"long ones on one core": round(100 * sum(gap.together for gap in long) / len(long), 1)}
         told |= {"waited for a core, ms each": _mean(long, 1)}
         told |= {"worst": [round(gap.ms, 1) for gap in sorted(long, key=lambda gap: -gap.ms)[:5]]}
     return told
