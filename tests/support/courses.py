@@ -183,8 +183,9 @@ class Course:
                 while (one := await self._answered(name)).outcome != "served":
                     assert one.error, "without a word"
                     await asyncio.sleep(1.0)
+            for name in NAMES:
+                await self._wakes_as_its_files_are(name)
         self.fleet.audit()
-        self.check_weights()
         assert not self.fleet.arena.ledger.held_blocks
         seen = Counter(one.outcome for one in self.asked)
         assert seen == Counter(self.fleet.observer.outcomes), "both sides count alike"
@@ -202,6 +203,13 @@ class Course:
             (piece,) = region.pieces
             there_now = mapped(piece.fd, piece.nbytes)
             assert np.array_equal(there_now, read), f"{name} computes with other weights than its file's"
+
+    async def _wakes_as_its_files_are(self, name: str) -> None:
+        if name in awake(self):
+            await self.fleet.roster.sleep(name, now=True).finished()
+        assert (await self._answered(name)).outcome == "served"
+        assert replaced(self.fleet.entries[name].files) == []
+        self.check_weights()
 
     async def _answered(self, name: str) -> Asked:
         one = Asked(self.fleet, name, 4)
