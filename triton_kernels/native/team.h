@@ -67,7 +67,7 @@ class Team {
 
  private:
   friend class Phases;
-  static constexpr int SPINS = 1000;
+  static constexpr int SPINS = 1000, FEW_CORES = 16;
 
   static uint64_t ticket(uint64_t job, uint64_t phase, uint64_t taken) { return job << 40 | phase << 24 | taken; }
   static uint64_t phase_of(uint64_t ticket) { return ticket >> 24; }  // with its job
@@ -82,7 +82,8 @@ class Team {
 
   // Where all cores are wanted the others stay off this thread's. One that wakes there waits behind it, and Linux
   // looks for balance only every some tens of milliseconds where no core is idle, be it that what gives way to
-  // everybody has one for itself: a step would be computed by one thread meanwhile.
+  // everybody has one for itself: two would compute as one meanwhile. Of many threads one is no loss, and to bind
+  // them all is work.
   void spread(int threads) {
     const int here = sched_getcpu();
     if (here < 0 || here == here_) return;
@@ -90,7 +91,7 @@ class Team {
     if (sched_getaffinity(0, sizeof others, &others) != 0) return;
     CPU_CLR(here, &others);
     const int left = CPU_COUNT(&others);
-    if (left == 0 || left >= threads) return;
+    if (left == 0 || left >= threads || left > FEW_CORES) return;
     for (auto& one : threads_) pthread_setaffinity_np(one.native_handle(), sizeof others, &others);
     here_ = here;
   }
