@@ -1,13 +1,15 @@
 """What a stream pays while another model is loaded or wakes beside it, and how long those take.
 
-    python benchmarks/load_beside.py [--rounds 8] [--seconds 4] [--steps native torch]
+    python benchmarks/load_beside.py [--rounds 8] [--seconds 4] [--steps native torch] [--trace]
 
 One daemon, the two demo models: one streams without end; the other is loaded (from the page cache, with a
 tokenizer that nobody has seen: its file is another each time), put to sleep and asked for (its weights parked
 in host memory), again and again. Quiet seconds and seconds beside a load take turns, so what the machine does
 besides is in both; how many cores that takes is printed. Printed for each step: gaps between tokens of the
 stream in ms, by what the load was at; how much later a first token comes where the model has to wake.
-Before, with nothing streaming: what a load moves in GB/s beside plain copies of as much.
+Before, with nothing streaming: what a load moves in GB/s beside plain copies of as much. With ``--trace``
+every gap that is longer than usual is put down to the part of the load that was under way, and to who ran and
+who waited for a core (``gap_trace.py``).
 """
 
 import argparse
@@ -25,6 +27,7 @@ from tempfile import TemporaryDirectory
 
 import httpx2 as httpx
 import numpy as np
+from gap_trace import Trace
 
 from muxd.admin.client import AdminClient
 from muxd.admin.schemas import LoadModel, SleepModel, UnloadModel
@@ -67,10 +70,10 @@ def config(folder: Path, step: str) -> Path:
 class Stream:
     """Answers one after another: when each token came."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, trace: Trace | None = None):
         self.times: list[float] = []
         self.warm = asyncio.Event()
-        self._url = url
+        self._url, self._trace = url, trace
 
     async def run(self) -> None:
         body = {"model": STREAMS, "prompt": "Once", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
@@ -80,6 +83,8 @@ class Stream:
                     async for line in answer.aiter_lines():
                         if line.startswith("data: {"):
                             self.times.append(time.perf_counter())
+                            if self._trace is not None:
+                                self._trace.token(self.times[-1])
                         if len(self.times) == WARM:
                             self.warm.set()
 
@@ -141,11 +146,12 @@ def _spent() -> float:
 
 def load(admin: AdminClient, spans: Spans) -> None:
     """A whole load, its stages as spans."""
-    stage, began = "reading", time.perf_counter()
+    part, began = "reading", time.perf_counter()
     for step in admin.load(LoadModel(LOADED)):
-        if step.stage != stage:
-            spans.all.setdefault(f"load: {stage}", []).append((began, time.perf_counter()))
-            stage, began = step.stage, time.perf_counter()
+        now = "weights, process starts" if step.stage == "weights" and not step.done else step.stage
+        if now != part:
+            spans.all.setdefault(f"load: {part}", []).append((began, time.perf_counter()))
+            part, began = now, time.perf_counter()
 
 
 async def first_token(url: str) -> float:
@@ -189,9 +195,12 @@ def rates() -> dict[str, object]:
     return told | {"GB": round(layout.bytes / 1e9, 3), "load / copy into new memory": round(share, 2)}
 
 
-async def measure(admin: AdminClient, folder: Path, rounds: int, seconds: float) -> dict[str, object]:
-    url, spans = admin.status().address, Spans()
-    stream = Stream(url)
+async def measure(
+    admin: AdminClient, folder: Path, rounds: int, seconds: float, *, traced: bool
+) -> dict[str, object]:
+    status, spans = admin.status(), Spans()
+    url, trace = status.address, Trace(status.pid, STREAMS) if traced else None
+    stream = Stream(url, trace)
     running = asyncio.create_task(stream.run())
     await stream.warm.wait()
     awake, asleep = [], []
@@ -207,12 +216,14 @@ async def measure(admin: AdminClient, folder: Path, rounds: int, seconds: float)
         with spans.take("wake"):
             asleep.append(await first_token(url))
     running.cancel()
+    told = {} if trace is None else {"trace": trace.report(spans.all, "quiet")}
     found: dict[str, object] = {what: _gaps(stream.gaps(spans.all[what])) for what in spans.all}
     return found | {
         "cores that others had": {what: round(median(had), 2) for what, had in spans.others.items()},
         "load s": round(spans.seconds("load"), 2),
         "first token s, awake": round(median(awake), 3),
         "first token s, asleep": round(median(asleep), 3),
+        **told,
     }
 
 
@@ -228,11 +239,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=4.0, help="of quiet in each round")
     parser.add_argument("--steps", nargs="+", default=["native", "torch"])
+    parser.add_argument("--trace", action="store_true", help="who ran and who waited in each long gap")
     asked = parser.parse_args()
     print(json.dumps(rates(), indent=1), flush=True)
     for step in asked.steps:
         with TemporaryDirectory() as folder, local_daemon(config(Path(folder), step)) as admin:
-            found = asyncio.run(measure(admin, Path(folder), asked.rounds, asked.seconds))
+            found = asyncio.run(measure(admin, Path(folder), asked.rounds, asked.seconds, traced=asked.trace))
             print(json.dumps({"step": step, **found}, indent=1), flush=True)
 
 

@@ -325,8 +325,8 @@ def without_loras(plan: WeightPlan, gone: Collection[int]) -> WeightPlan:
     parts = [part for part in plan.lora if part.adapter not in gone]
     left = {entry.offset for part in plan.lora if part.adapter in gone for entry in (part.a, part.b)}
     sources = [source for source in plan.sources if source.offset not in left]
-    files = {source.stored.file for source in sources}
-    seals = {file: told for file, told in plan.seals.items() if file in files}
+    unread = {one.stored.file for one in plan.sources} - {one.stored.file for one in sources}
+    seals = {file: told for file, told in plan.seals.items() if file not in unread}
     return structs.replace(plan, sources=sources, seals=seals, lora=parts)
 
 

@@ -19,7 +19,7 @@ from muxd.errors import ModelFolderError
 from muxd.messages import ITEM_BYTES, Dtype
 from muxd.models import blocks
 from muxd.models.config_file import shown
-from muxd.models.files import open_regular, parse_json, read_json, refuse_pointer
+from muxd.models.files import open_regular, parse_json, read_bytes, read_json, refuse_pointer
 from muxd.models.stacks import CODES, EXPONENTS
 
 _DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -148,8 +148,13 @@ def read_header(path: Path, unread: Unread = lambda name: False) -> dict[str, St
 
 
 def seal(path: Path) -> str:
-    """Of where its tensors lie: another one, and what was read of the file holds no more. Raises
-    ModelFolderError."""
+    """Of what the file says of the model: of safetensors where tensors lie, of JSON all of it, "" where there
+    is none. Another one, and what was read of the file holds no more. Raises ModelFolderError."""
+    if path.suffix == ".json":
+        try:
+            return hashlib.sha256(read_bytes(path, _LARGEST_HEADER)).hexdigest()
+        except FileNotFoundError:
+            return ""
     length, text, _ = _header(path)
     return hashlib.sha256(length.to_bytes(8, "little") + text).hexdigest()
 

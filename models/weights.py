@@ -120,7 +120,7 @@ def plan(
     halves = {name.removesuffix(CODES) + EXPONENTS for name in used if name.endswith(CODES)}
     _refuse_unknown(stored, used | halves, spec)
     read = {one.file for source in sources for one in (source.stored, source.exponents) if one}
-    seals = {file: seal(file) for file in read}
+    seals = {file: seal(file) for file in (folder / "config.json", *read)}
     return WeightPlan(tensors, end, dtype, sources, seals, zeros=zeros)
 
 
@@ -304,8 +304,8 @@ def filling(plan: WeightPlan, writer: Writer) -> Iterator[int]:
     for file, sealed in plan.seals.items():
         if seal(file) != sealed:
             raise ModelFolderError(
-                f"{file} is another file than when the model's folder was read: its tensors lie elsewhere; "
-                "`muxctl unload` the model and `muxctl load` it"
+                f"{file} is another file than when the model's folder was read, and says something else of "
+                "the model: `muxctl unload` the model and `muxctl load` it"
             )
     for first, stop in plan.zeros:
         for at in range(first, stop, CHUNK):

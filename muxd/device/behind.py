@@ -14,6 +14,13 @@ _PATIENCE = 5.0  # seconds for which small work waits for cores that nobody want
 T = TypeVar("T")
 
 
+def put_back(pid: int, by: int = _NICE) -> None:
+    """A process that has just been started is behind everybody, and so is what it starts: from its first
+    import on, and imports are half a second's work. Nothing where it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + by)
+
+
 def stand_back() -> None:
     """This thread, and what it starts, is behind everybody from now on, and can never get back to where it
     was: Linux keeps both by the thread."""

@@ -76,10 +76,11 @@ class CpuRegion:
         return writer(self.place, self.fd)
 
     def close(self) -> None:
-        """Close the descriptor; mappings stay valid. May be called twice."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Close the descriptor; mappings stay valid. May be called twice. Where it was the last hold on the
+        memory the kernel takes that back meanwhile, which lasts with many pages: call it in a thread."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class Cpu:

@@ -30,6 +30,7 @@ from muxd.models.pooling import read_pooling
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.tensors import wanted
 from muxd.models.weights import WeightPlan, plan
+from muxd.placement.wakes import Wakes
 from muxd.text.library import stamp
 from muxd.text.pieces import Kind, Pieces
 from muxd.text.pool import TextPool
@@ -89,6 +90,11 @@ class Opened:
         generation = read_generation(folder)
         self.eos = self._ends({*self.spec.eos_ids, *generation.eos_ids})
         self.default_sampling = _sampling_of(folder, generation.sampling)
+
+    @property
+    def files(self) -> set[Path]:
+        """What its weights are read from, and what says how they are computed with."""
+        return {file for part in self.parts for file in part.seals}
 
     def hear(self, checked: Checked) -> None:
         """What a text process has read. Raises ModelFolderError."""
@@ -150,6 +156,8 @@ class Entry:
             ""  # wanted instead
         )
         self.shelved: Region | None = None  # its weights in host memory, while it sleeps
+        self.wakes = Wakes()  # what they have taken, on its device
+        self.files: dict[Path, str] = {}  # those that its weights were read from, by their stamps
         self.woken = 0.0  # when it last came to its device
         self.slept = 0.0  # when it last left it
 
@@ -159,7 +167,7 @@ class Entry:
         ``gpu``: whether its devices are GPUs, which says what "auto" means."""
         try:
             self.opened = Opened(self.config, gpu=gpu, adapters=self.adapters)
-            self.error = ""
+            self.error, self.files = "", {}
         except Exception as error:  # whatever is in the folder, the other models go on
             self.error = unread(error, self.name, self.config.path)
 
@@ -184,10 +192,16 @@ class Entry:
         twin = Entry(self.config, self.adapters)
         twin.created, twin.quota, twin.opened, twin.device = self.created, self.quota, self.opened, device
         twin.pinned = self.pinned
-        twin.shelved, self.shelved = self.shelved, None
+        twin.shelved, self.shelved, twin.files = self.shelved, None, self.files
         twin.woken, twin.slept = self.woken, self.slept
         twin.changing = self.changing if self.changing == "asleep" else ""
         return twin
+
+    def unshelve(self) -> None:
+        """Its weights leave host memory."""
+        if self.shelved is not None:
+            self.shelved.close()
+            self.shelved = None
 
     @property
     def pieces(self) -> Pieces | None:
@@ -306,7 +320,10 @@ class Entry:
         if self.changing == "unloaded":
             return f"muxctl load {self.name} brings it back"
         if self.changing == "asleep" and not self.error:
-            return "in host memory" if self.shelved is not None else "on disk"
+            parked = self.shelved is not None
+            seconds = self.wakes.parked if parked else self.wakes.cold
+            lies = "in host memory" if parked else "on disk"
+            return f"{lies}; wakes in {seconds:.2g} s" if seconds else lies
         return self.error or self.note or self.life.detail
 
 

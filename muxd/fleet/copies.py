@@ -17,7 +17,7 @@ from muxd.device.base import is_gpu
 from muxd.errors import ModelUnloaded, MuxdError, ShuttingDown
 from muxd.fleet.catalog import Entry
 from muxd.fleet.loans import Loans, Room
-from muxd.fleet.operation import Operation, first
+from muxd.fleet.operation import Operation, Woke, first
 from muxd.fleet.site import Site
 from muxd.fleet.supervisor import Progress
 
@@ -52,6 +52,7 @@ class Copies:
         room = Room(abort)
         try:
             await room.make(new.weight_bytes, self._lenders(target))
+            began = self.clock.now()
             await target.bring_up(new, progress, abort, keep_queue=parked, patient=operation.patient)
         except BaseException:
             await target.halt(new)
@@ -62,6 +63,8 @@ class Copies:
             raise
         room.settle(new.weight_bytes)
         new.woken = self.clock.now()
+        if operation.kind == "woken":
+            operation.woke = Woke(new.woken - began, target.supervisors[name].from_host)
         if new.changing == "waking":
             new.changing = ""
         if serves:

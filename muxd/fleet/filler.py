@@ -1,9 +1,9 @@
 """``python -m muxd.fleet.filler --fd N --lifeline M``: a process that reads one model's weights.
 
-A process and not a thread of the daemon: it is behind everybody where cores are short, and a thread of the
-daemon that waits for a core while it has the interpreter's lock keeps the loop waiting, and so all streams.
-``N`` is one end of a socketpair on which ``fleet.filling`` sends a ``Filling`` with the region's descriptor,
-and hears of each piece, and of the end.
+A process and not a thread of the daemon: it is behind everybody where cores are short (``fleet.filling`` puts
+it there as it is started), and a thread of the daemon that waits for a core while it has the interpreter's
+lock keeps the loop waiting, and so all streams. ``N`` is one end of a socketpair on which ``fleet.filling``
+sends a ``Filling`` with the region's descriptor, and hears of each piece, and of the end.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from muxd.device.base import RegionPlace
-from muxd.device.behind import IdleThread, stand_back
+from muxd.device.behind import IdleThread
 from muxd.device.writing import writer
 from muxd.errors import ModelFolderError, MuxdError
 from muxd.link import fds, lifeline
@@ -72,7 +72,6 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, signal.SIG_IGN)
     lifeline.tie(given.lifeline)
     lifeline.set_title("weights")
-    stand_back()
     with socket.socket(fileno=given.fd) as sock:
         order, (region,) = fds.receive(sock, Filling)
         sock.sendall(framed(_fill(order, region, sock)))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from muxd.device.base import Piece
+from muxd.device.behind import put_back
 from muxd.errors import ModelFolderError, MuxdError
 from muxd.fleet.filler import Filled, Filling, Unfilled, decode, packed
 from muxd.link import fds
@@ -43,12 +44,14 @@ async def filled_piece(plan: WeightPlan, region: Piece, progress: Callable[[int]
 
 
 async def _spawn(sock: int, lifeline: int) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         # -P: a folder called "muxd" where the user stands must not be imported
         *(sys.executable, "-P", "-m", "muxd.fleet.filler", "--fd", str(sock), "--lifeline", str(lifeline)),
         pass_fds=[sock, lifeline],
         stdin=asyncio.subprocess.DEVNULL,
     )
+    put_back(process.pid)
+    return process
 
 
 async def _watched(

@@ -1,4 +1,5 @@
-"""What was learnt survives a restart: quotas, batch costs and how much each model is asked for, in one file.
+"""What was learnt survives a restart: quotas, batch costs, how much each model is asked for and how long it
+takes to wake, in one file.
 
 It is written every few minutes and at the end, and read once, at the start. A file that is none is left aside
 with a line in the log; what is said of a model that is another one now, or at another device, is left out.
@@ -23,6 +24,7 @@ from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import shape
 from muxd.fleet.popularity import Popularity, Usual
 from muxd.fleet.site import Site
+from muxd.placement.wakes import Wakes
 
 _log = logging.getLogger("muxd.fleet")
 
@@ -33,12 +35,14 @@ T = TypeVar("T")
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of one model. ``learnt`` holds for ``stamp`` alone, ``usual`` for the folder, wherever it runs."""
+    """Of one model. ``learnt`` and ``wakes`` hold for ``stamp`` alone, ``usual`` for the folder, wherever it
+    runs."""
 
     path: str
     stamp: str  # of its shape, and of device and pool
     learnt: Learnt
     usual: Usual
+    wakes: Wakes = Wakes()  # a file from before they were learnt is as good
 
 
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
@@ -121,7 +125,7 @@ class Keeper:
         return {
             entry.name: Record(
                 entry.config.path, self._stamp(entry), learnt[entry.device].get(entry.name, Learnt()),
-                usual.get(entry.name, Usual()),
+                usual.get(entry.name, Usual()), entry.wakes,
             )
             for entry in self._served()
         }  # fmt: skip
@@ -136,7 +140,7 @@ class Keeper:
                 continue
             usual[entry.name] = record.usual
             if record.stamp == self._stamp(entry):
-                at[entry.device][entry.name] = record.learnt
+                at[entry.device][entry.name], entry.wakes = record.learnt, record.wakes
         self.popularity.take_up(usual, self.clock.now())
         for name, learnt in at.items():
             self.sites[name].unit.take_up(learnt)

@@ -1,12 +1,16 @@
-"""A model's weights on their way into memory: each device of a model that is cut gets its rank's part."""
+"""A model's weights on their way into memory: each device of a model that is cut gets its rank's part. All of
+them are of one set of files, which do not change meanwhile."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from muxd.device.base import Device, Region
+from muxd.errors import ModelFolderError
 from muxd.fleet.filling import filled_piece
+from muxd.models.stamps import replaced
 from muxd.models.weights import WeightPlan
 
 
@@ -35,6 +39,16 @@ async def unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
 
 def _after(before: int, progress: Callable[[int], None], done: int) -> None:
     progress(before + done)
+
+
+async def check_unchanged(files: Mapping[Path, str]) -> None:
+    """``files``: as ``models.stamps.stamps`` before they were read. Raises ModelFolderError for one in whose
+    place another is: what was read may be half of each."""
+    if others := await asyncio.to_thread(replaced, files):
+        raise ModelFolderError(
+            f"{others[0]} was replaced, or written to, while the weights were read: once the folder is whole "
+            "and nobody writes to it, ask for the model or `muxctl load` it again"
+        )
 
 
 def beside(plan: WeightPlan, device: Device, workers: int) -> int:

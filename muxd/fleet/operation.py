@@ -3,12 +3,20 @@ watches."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from muxd.errors import MuxdError
 from muxd.fleet.steps import Stage, Step
 
 Kind = Literal["loaded", "unloaded", "moved", "asleep", "woken"]
+
+
+class Woke(NamedTuple):
+    """Seconds from the beginning of a load until its model was ready; ``parked``: its weights were in host
+    memory."""
+
+    seconds: float
+    parked: bool
 
 
 class Operation:
@@ -32,6 +40,7 @@ class Operation:
         self.hurry = asyncio.Event()  # set: wait for nobody any more
         self.step = Step(model, first)
         self.errors: list[MuxdError] = []  # why models could not be had, the first one first
+        self.woke: Woke | None = None  # what a wake has taken
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 

@@ -37,7 +37,7 @@ from muxd.fleet.demand import Demand
 from muxd.fleet.gauges import Gauges
 from muxd.fleet.operation import Operation
 from muxd.fleet.reconciler import Fits, Reconciler, untold
-from muxd.fleet.site import Site, unshelve
+from muxd.fleet.site import Site
 from muxd.fleet.supervisor import Progress
 from muxd.fleet.waker import Waker
 from muxd.text.pool import TextPool
@@ -124,7 +124,7 @@ class Roster:
                 await operation.finished()
         await asyncio.gather(*(site.close() for site in self.sites.values()))
         for entry in self.entries.values():
-            unshelve(entry)
+            entry.unshelve()
 
     async def calm(self) -> None:
         """Until no model is being loaded, unloaded or moved."""

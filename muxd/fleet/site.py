@@ -134,7 +134,7 @@ class Site:
                 if self.device.shelve(weights):
                     entry.shelved = weights
                 else:
-                    weights.close()
+                    await asyncio.to_thread(weights.close)
         finally:  # nothing of it is left, whatever went wrong with its end
             del self.supervisors[entry.name]
             entry.renew(self.clock.now())
@@ -145,7 +145,7 @@ class Site:
         self.unit.refuse(entry.name, error)
         # First the process, then its requests: while it writes their rows nobody else may have them.
         freed = await self.halt(entry)
-        unshelve(entry)
+        entry.unshelve()
         if entry.lane is not None:
             if not entry.lane.empty:
                 self.unit.worker_lost(entry.name, error, final=True)
@@ -171,10 +171,3 @@ class Site:
     async def close(self) -> None:
         """End every worker and every hold on weights of models that are awake."""
         await asyncio.gather(*(supervisor.stop() for supervisor in self.supervisors.values()))
-
-
-def unshelve(entry: Entry) -> None:
-    """Its weights leave host memory."""
-    if entry.shelved is not None:
-        entry.shelved.close()
-        entry.shelved = None

@@ -19,7 +19,7 @@ from muxd.engine.unit import Unit
 from muxd.errors import ModelFolderError, ModelNotReady, MuxdError, WorkerLost
 from muxd.fleet.catalog import Entry
 from muxd.fleet.crew import Crew, Ended, Seat
-from muxd.fleet.loading import beside, filled, unless
+from muxd.fleet.loading import beside, check_unchanged, filled, unless
 from muxd.fleet.state import (
     AnnounceLost,
     AnnounceReady,
@@ -47,6 +47,7 @@ from muxd.messages import (
     Setup,
     Unmapped,
 )
+from muxd.models.stamps import replaced, stamps
 from muxd.pool.arena import Arena, Extent
 
 _log = logging.getLogger("muxd.fleet")
@@ -103,6 +104,7 @@ class Supervisor:
         self._weights: Region | None = None
         self._loaded = False  # all of them are there
         self.read = 0.0  # the part of them that has been read
+        self.from_host = False  # they were in host memory
         self._keep = False  # they stay when the workers have ended
         self._phases: tuple[Phases, ...] = ("prefill", "decode") if split else ("both",)
         self._crew: Crew | None = None
@@ -246,7 +248,7 @@ class Supervisor:
             if self._aside:
                 await asyncio.wait(self._aside)
             if self._weights is not None and not (self._keep and self._loaded):
-                self._weights.close()
+                await asyncio.to_thread(self._weights.close)
             self.settled.set()
 
     async def _pause(self, seconds: float) -> None:
@@ -254,33 +256,36 @@ class Supervisor:
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _load(self) -> None:
-        """Weights from the folder into memory of ours. Raises MuxdError."""
-        opened = self.entry.opened
+        """Weights from host memory, else from the folder into memory of ours. Raises MuxdError."""
+        entry, opened = self.entry, self.entry.opened
         assert opened is not None
-        if self.entry.shelved is None:
+        if others := await asyncio.to_thread(replaced, entry.files):
+            told = "%s: %s is another file than the one that its weights are of: they are read anew"
+            _log.warning(told, entry.name, others[0])
+            entry.unshelve()
+        if entry.shelved is None:
             for number, why in (await asyncio.to_thread(opened.drop_changed)).items():
-                self._unit.refuse_adapter(self.entry.name, number, ModelFolderError(why))
+                self._unit.refuse_adapter(entry.name, number, ModelFolderError(why))
         plan, parts = opened.plan, opened.parts
         copies = beside(plan, self._device, len(self._phases))
-        if (shelved := self.entry.shelved) is not None:
-            self.entry.shelved = None
-            try:
-                self._device.unshelve(shelved, copies)
-            except MuxdError:
-                self.entry.shelved = shelved
-                raise
-            self._weights, self._loaded, self.read = shelved, True, 1.0
+        if (shelved := entry.shelved) is not None:
+            self._device.unshelve(shelved, copies)
+            entry.shelved, self._weights, self._loaded, self.read = None, shelved, True, 1.0
+            self.from_host = True
             return
+        files = await asyncio.to_thread(stamps, opened.files)
         self._weights = self._device.allocate(plan.bytes, "weights", copies)
         every = plan.bytes * len(parts)
 
         def advance(done: int) -> None:
             self.read = done / every
-            self._progress(self.entry.name, done, every)
+            self._progress(entry.name, done, every)
 
+        advance(0)
         if not await unless(self._stopping, filled(self._weights, parts, advance)):
-            raise ModelNotReady(f"{self.entry.name} was stopped while it was being loaded")
-        self._loaded = True
+            raise ModelNotReady(f"{entry.name} was stopped while it was being loaded")
+        await check_unchanged(files)
+        entry.files, self._loaded = files, True
 
     def _explained(self, end: Died | Lacked) -> Died | Lacked:
         """A request that runs alone once its like has died is to blame, and not the model."""

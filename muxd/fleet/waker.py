@@ -14,16 +14,27 @@ from math import inf
 
 from muxd.clock import Clock
 from muxd.config import ResidencyConfig
+from muxd.device.base import is_gpu
 from muxd.device.cpu import available_memory
 from muxd.errors import OutOfMemory
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import Demand, load_of
 from muxd.fleet.loading import beside
-from muxd.fleet.operation import Operation
+from muxd.fleet.operation import Operation, Woke
 from muxd.fleet.reconciler import Reconciler
-from muxd.fleet.site import Site, unshelve
+from muxd.fleet.site import Site
 from muxd.placement.memory import fixed
-from muxd.placement.waking import Model, Rules, Shift, Standing, decide, next_look, residents, standing
+from muxd.placement.waking import (
+    Model,
+    Rules,
+    Shift,
+    Standing,
+    decide,
+    next_look,
+    residents,
+    standing,
+    stated_seconds,
+)
 from muxd.sizes import AUTO, size
 
 _log = logging.getLogger("muxd.fleet")
@@ -143,13 +154,16 @@ class Waker:
 
     def _model(self, entry: Entry) -> Model:
         asleep = entry.weight_bytes * entry.config.tp
-        return Model(entry.name, self.footprint(entry), asleep, (entry.device,), entry.pinned)
+        parks = not is_gpu(self.sites[entry.device].device)  # see ``Device.shelve``
+        return Model(
+            entry.name, self.footprint(entry), asleep, (entry.device,), entry.pinned, parks, entry.wakes
+        )  # fmt: skip
 
     def _begin(self, shift: Shift, rules: Rules) -> None:
         for name in shift.sleep:
             self.sleep(name, keep=name not in shift.drop, patience=rules.patience)
         for name in set(shift.drop) - set(shift.sleep):
-            unshelve(self.entries[name])
+            self.entries[name].unshelve()
         for name, site in shift.wake.items():
             self.wake(name, site)
         for name in shift.hopeless:
@@ -181,11 +195,17 @@ class Waker:
         async def work() -> None:
             try:
                 await self.reconciler.reach(targets, operation, fits=self._fits)
+                if operation.woke is not None:
+                    self._learn(self.entries[operation.model], operation.woke)
             finally:
                 self.asked.set()
 
         operation.start(work())
         return operation
+
+    def _learn(self, entry: Entry, woke: Woke) -> None:
+        stated = stated_seconds(self._model(entry).weights, self._rules(), asleep=woke.parked)
+        entry.wakes = entry.wakes.after(woke.seconds, stated, parked=woke.parked)
 
     def _fits(self, site: str, models: Set[str]) -> bool:
         return sum(self.footprint(self.entries[name]) for name in models) <= self.rooms[site]

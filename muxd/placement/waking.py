@@ -3,9 +3,9 @@
 A model is *resident* (its weights are on a device), *asleep* (they are in host memory, it has no worker)
 or *cold* (they are on disk). Requests for one that is not resident wait in its queue. The oldest of them
 says who is next; room is made by those whose absence costs least: the seconds that their next request would
-wait, times how soon it is to be expected. Who has something to do keeps its place until somebody has waited
-``patience``, and nobody leaves before it has been there for ``least``, nor before four times what its waking
-took: so the device spends its time on answers, not on loads.
+wait (``wakes.py``), times how soon it is to be expected. Who has something to do keeps its place until
+somebody has waited ``patience``, and nobody leaves before it has been there for ``least``, nor before four
+times what its waking takes: so the device spends its time on answers, not on loads.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from muxd.engine.lane import Lane
 from muxd.placement.residency import Residency
+from muxd.placement.wakes import Wakes
 
 Kind = Literal["worth", "lru", "one"]  # "one": one model at a time, as llama-swap does by default
 
@@ -40,6 +41,8 @@ class Standing(Struct, frozen=True):
     used: float = -inf  # when it last had something to do
     since: float = -inf  # when it came to its site
     keep: bool = False  # it never leaves
+    parks: bool = True  # host memory can have its weights while it sleeps
+    wakes: Wakes = Wakes()  # what its own have taken
 
     @property
     def busy(self) -> bool:
@@ -50,8 +53,9 @@ class Rules(Struct, frozen=True):
     """``memory``: bytes for ``Standing.size``, by site; ``host``: for the weights of those who sleep;
     ``shared``: for both together, where sites have no memory but the host's.
 
-    ``start``: seconds of a wake beside its bytes, at ``host_rate`` or ``disk_rate`` bytes a second. ``idle``:
-    seconds without work after which a model sleeps though nobody needs its place; 0: it stays.
+    ``start``: seconds of a wake beside its bytes, at ``host_rate`` or ``disk_rate`` bytes a second, where
+    none was seen yet. ``idle``: seconds without work after which a model sleeps though nobody needs its
+    place; 0: it stays.
     """
 
     memory: Mapping[str, int]
@@ -84,6 +88,8 @@ class Model(Struct, frozen=True):
     weights: int
     sites: tuple[str, ...]
     keep: bool = False
+    parks: bool = True
+    wakes: Wakes = Wakes()
 
 
 def standing(
@@ -122,6 +128,8 @@ def standing(
         used=now if lane.waiting or lane.running else lane.decode_ended,
         since=since,
         keep=model.keep,
+        parks=model.parks,
+        wakes=model.wakes,
     )
 
 
@@ -159,12 +167,17 @@ def next_look(models: Iterable[Standing], rules: Rules, now: float) -> float:
 
 
 def wake_seconds(model: Standing, rules: Rules, *, asleep: bool) -> float:
-    """Until its first request is begun."""
-    return rules.start + model.weights / (rules.host_rate if asleep else rules.disk_rate)
+    """Until its first request is begun, as its own wakes say; ``asleep``: its weights are in host memory."""
+    return model.wakes.seconds(stated_seconds(model.weights, rules, asleep=asleep), parked=asleep)
+
+
+def stated_seconds(weights: int, rules: Rules, *, asleep: bool) -> float:
+    """The same by bytes alone."""
+    return rules.start + weights / (rules.host_rate if asleep else rules.disk_rate)
 
 
 def _stay(model: Standing, rules: Rules) -> float:
-    return max(rules.least, _PAYS * wake_seconds(model, rules, asleep=True))
+    return max(rules.least, _PAYS * wake_seconds(model, rules, asleep=model.parks))
 
 
 def _bytes(limit: int | None) -> float:
@@ -251,13 +264,23 @@ class _Look:
         return self._now >= model.oldest + self._rules.patience and not victim.oldest < model.oldest
 
     def _loss(self, victim: Standing) -> float:
-        """Seconds that requests will wait for it, a second: by what was measured, and by how long it has had
-        nothing to do."""
+        """Seconds that requests will wait for it, a second."""
         if self._rules.kind == "lru":
             return victim.used - self._now
-        idle = self._now - victim.used
-        rate = min(victim.rate, 1.0 / idle) if idle > 0 else victim.rate
-        return rate * wake_seconds(victim, self._rules, asleep=True)
+        return self._rate(victim) * wake_seconds(victim, self._rules, asleep=victim.parks)
+
+    def _saves(self, model: Standing) -> float:
+        """What is lost less while it sleeps where its weights are in host memory, not on disk."""
+        if self._rules.kind == "lru":
+            return self._loss(model)
+        parked, cold = (wake_seconds(model, self._rules, asleep=asleep) for asleep in (True, False))
+        return self._rate(model) * max(0.0, cold - parked)
+
+    def _rate(self, model: Standing) -> float:
+        """Requests a second that are to be expected: as measured, but no more than one in the time in which
+        it has had nothing to do."""
+        idle = self._now - model.used
+        return min(model.rate, 1.0 / idle) if idle > 0 else model.rate
 
     def _send_idle(self) -> None:
         if not self._rules.idle:
@@ -270,13 +293,13 @@ class _Look:
                 self._take(model.site, -model.size)
 
     def _drops(self) -> list[str]:
-        """Host memory is for those whose absence would cost most; what a waking model leaves is free."""
+        """Host memory is for those to whom it saves most; what a waking model leaves is free."""
         stay = [one for one in self._models if one.asleep and one.name not in self._wake]
         wanted = [*stay, *self._sleep.values()]
         going = sum(one.weights for one in self._models if one.leaving)  # they may stay in it
         left, drops = min(self._rules.host, self._shared) - going, []
-        for model in sorted(wanted, key=lambda one: (-self._loss(one) / one.weights, -one.used)):
-            if model.weights <= left:
+        for model in sorted(wanted, key=lambda one: (-self._saves(one) / one.weights, -one.used)):
+            if model.parks and model.weights <= left:
                 left -= model.weights
             else:
                 drops.append(model.name)

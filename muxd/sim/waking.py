@@ -1,7 +1,8 @@
 """One device and more models than fit it: those that are asked for wake, in virtual time.
 
 Who wakes and who sleeps is ``placement/waking.py``'s, in which order ``placement/residency.py``'s, and
-requests wait in the scheduler's own queues. A wake takes the seconds that the rules say.
+requests wait in the scheduler's own queues. A wake takes the seconds that were measured of the model, as
+``fleet/learnt.py`` keeps them, else those that the rules say.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -17,6 +18,7 @@ from muxd.engine.scheduler import Scheduler
 from muxd.errors import ConfigError
 from muxd.placement.rates import Rates
 from muxd.placement.residency import Leave, Load, Residency, Step
+from muxd.placement.wakes import Wakes
 from muxd.placement.waking import (
     Model,
     Rules,
@@ -46,7 +48,8 @@ class Footprint(Struct, frozen=True):
 
 class Waking:
     """One run. ``rules.memory`` is of ``SITE``. At the start those are there that fit, in the order of
-    ``sizes``, and as many of the others sleep as host memory holds.
+    ``sizes``, and as many of the others sleep as host memory holds. ``wakes``: what a daemon has learnt of
+    them.
 
     Raises ConfigError for a model that could never be there.
     """
@@ -58,6 +61,7 @@ class Waking:
         workload: Workload,
         rules: Rules,
         sizes: Mapping[str, Footprint],
+        wakes: Mapping[str, Wakes] | None = None,
     ):
         for name, size in sizes.items():
             if size.device > rules.memory[SITE]:
@@ -71,7 +75,11 @@ class Waking:
         self._rates = Rates(dict.fromkeys(sizes, 0.0), _MEMORY)
         self._known, self._looked = dict.fromkeys(sizes, 0.0), 0.0
         self._asleep: set[str] = set()
-        self._models = {name: Model(name, size.device, size.weights, (SITE,)) for name, size in sizes.items()}
+        learnt = wakes or {}
+        self._models = {
+            name: Model(name, size.device, size.weights, (SITE,), wakes=learnt.get(name, Wakes()))
+            for name, size in sizes.items()
+        }
         self._since = dict.fromkeys(sizes, -inf)
         self._slept = dict.fromkeys(sizes, -inf)
         self._loads: list[tuple[float, str]] = []

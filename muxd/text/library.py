@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from muxd.errors import ModelFolderError
+from muxd.models.stamps import stamp as stamp_of
 from muxd.text.template import ChatTemplate
 from muxd.text.tokenizer import Tokenizer
 from muxd.text.work import Source, Stage, View
@@ -80,8 +81,4 @@ class Library:
 
 def stamp(folder: Path) -> str:
     """Tells one tokenizer.json from another; "" where there is none."""
-    try:
-        found = (folder / "tokenizer.json").stat()
-    except OSError:
-        return ""
-    return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
+    return stamp_of(folder / "tokenizer.json")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from muxd.device.behind import put_back
 from muxd.text.work import LENGTH, Doing, Reply, Result, Stage, Work, decode_reply, framed
 
 _ENV = {
@@ -59,9 +60,7 @@ class TextProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 env=os.environ | _ENV,
             )
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                nice = os.getpriority(os.PRIO_PROCESS, 0)
-                os.setpriority(os.PRIO_PROCESS, process.pid, nice + _NICE)
+            put_back(process.pid, _NICE)
             reader, writer = await asyncio.open_unix_connection(sock=ours)
         except BaseException:
             ours.close()

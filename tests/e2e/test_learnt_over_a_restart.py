@@ -10,7 +10,7 @@ from support.live import LiveDaemon, live
 from support.shared import until
 from support.tiny import tiny_served
 
-from muxd.admin.schemas import PinModel, QuotaChange
+from muxd.admin.schemas import PinModel, QuotaChange, SleepModel, WakeModel
 from muxd.fleet.learnt import Record, decode
 
 
@@ -64,6 +64,25 @@ def test_a_quota_that_moved_is_kept_and_a_damaged_file_is_left_aside(tmp_path: P
     with live(text, tmp_path) as daemon:
         assert quotas(daemon) == first
         assert sum(f"{file} is not used" in line for line in daemon.log.splitlines()) == 1
+
+
+def test_what_its_wakes_took_is_shown_and_kept(tmp_path: Path) -> None:
+    text = f'[pool]\nbytes = "1M"\n[[model]]\nname = "a"\npath = "{tiny_served(tmp_path / "a")}"\n'
+
+    def detail(daemon: LiveDaemon) -> str:
+        assert [step.stage for step in daemon.admin.sleep(SleepModel("a"))][-1] == "asleep"
+        (row,) = daemon.admin.models()
+        return row.detail
+
+    with live(text, tmp_path) as daemon:
+        assert detail(daemon) == "in host memory"
+        assert [step.stage for step in daemon.admin.wake(WakeModel("a"))][-1] == "ready"
+    wakes = kept(tmp_path)["a"].wakes
+    assert wakes.parked > 0
+    assert wakes.cold == 0
+    with live(text, tmp_path) as daemon:
+        assert detail(daemon) == f"in host memory; wakes in {wakes.parked:.2g} s"
+    assert kept(tmp_path)["a"].wakes == wakes
 
 
 def test_what_an_operator_has_set_is_kept_even_by_a_daemon_that_is_killed(tmp_path: Path) -> None:

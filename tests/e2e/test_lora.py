@@ -164,8 +164,9 @@ def test_a_sleeping_base_wakes_for_its_adapter(merged: tuple[Path, Merged], tmp_
         assert [row(daemon, name).state for name in SERVED] == ["ready"] * 3
 
 
+@pytest.mark.parametrize("host_memory", ["0", "auto"])
 def test_a_base_wakes_without_an_adapter_whose_file_was_replaced(
-    merged: tuple[Path, Merged], tmp_path: Path
+    merged: tuple[Path, Merged], tmp_path: Path, host_memory: str
 ) -> None:
     """Who waits for that one is told why, and all others are answered."""
     root = tmp_path / "models"
@@ -181,7 +182,7 @@ def test_a_base_wakes_without_an_adapter_whose_file_was_replaced(
                 assert "adapter_model.safetensors is another file" in await answer.text()
         return answers
 
-    with live(f'{config(root)}[residency]\nhost_memory = "0"\n', tmp_path) as daemon:
+    with live(f'{config(root)}[residency]\nhost_memory = "{host_memory}"\n', tmp_path) as daemon:
         assert [step.stage for step in daemon.admin.sleep(SleepModel("base"))][-1] == "asleep"
         shutil.copy(root / "clerk" / "adapter_model.safetensors", root / "pirate")
         check(merged[1], asked, asyncio.run(scene(daemon)))

@@ -1,6 +1,7 @@
 """Weights are read by a process of their own: what it reads, what it says, and that nothing of it is left."""
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,10 +74,26 @@ def test_a_plan_crosses_as_it_is(layout: WeightPlan) -> None:
 
 
 def test_a_file_that_has_changed_is_named(layout: WeightPlan, region: CpuRegion) -> None:
-    (file,) = layout.seals
+    (file,) = (one for one in layout.seals if one.suffix == ".safetensors")
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ModelFolderError, match=r"model\.safetensors is truncated"):
         run(layout, region)
+
+
+def test_the_process_is_behind_everybody_before_it_imports_anything(
+    layout: WeightPlan, region: CpuRegion, started: Started
+) -> None:
+    own, found = os.getpriority(os.PRIO_PROCESS, 0), list[int]()
+
+    async def scene() -> None:
+        reading = asyncio.create_task(filling.filled_piece(layout, region, lambda done: None))
+        await started.event.wait()
+        assert started.process is not None
+        found.append(os.getpriority(os.PRIO_PROCESS, started.process.pid))
+        await reading
+
+    asyncio.run(scene())
+    assert found == [min(19, own + 10)]
 
 
 def test_a_process_that_is_lost_is_told(layout: WeightPlan, region: CpuRegion, started: Started) -> None:

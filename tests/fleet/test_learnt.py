@@ -24,6 +24,7 @@ from muxd.fleet.learnt import Keeper, Record, decode, encode, file_of, read, wri
 from muxd.fleet.popularity import Popularity, Usual
 from muxd.placement.rates import Watched
 from muxd.placement.replanner import Watch
+from muxd.placement.wakes import Wakes
 from muxd.pool.ledger import Ledger
 
 NAMES = ("a", "b", "c")
@@ -37,7 +38,8 @@ learnt = st.builds(Learnt, st.none() | st.integers(0, 2**53), costs, seen)
 watched = st.builds(Watched, amounts, amounts.map(lambda seconds: round(seconds, 3)))
 lengths = st.tuples(amounts, amounts).map(lambda two: (two[0], min(two[1], two[0] * MOST)))
 usual = st.builds(lambda rate, one, two: Usual(rate, *one, *two), watched, lengths, lengths)
-records = st.builds(Record, st.text(), st.text(), learnt, usual)
+wakes = st.builds(Wakes, amounts, amounts)
+records = st.builds(Record, st.text(), st.text(), learnt, usual, wakes)
 files = st.dictionaries(st.text(), records, max_size=4)
 
 
@@ -117,6 +119,7 @@ def test_a_damaged_file_never_raises_and_what_is_read_of_it_can_be_taken_up(
         b'{"models": {"a": {"path": "", "stamp": "", "usual": {}, "learnt": {"seen": {"real": {"total": 1}}}'
         b"}}}",
         b'{"models": {"a": {"path": "", "stamp": "", "learnt": {"costs": {"pace": NaN}}, "usual": {}}}}',
+        b'{"models": {"a": {"path": "", "stamp": "", "learnt": {}, "usual": {}, "wakes": {"cold": -1}}}}',
         b"\xff\xfe",
     ],
 )
@@ -128,6 +131,11 @@ def test_a_file_that_cannot_be_used_is_one_line_in_the_log(
     assert read(path, decode, LOST) == {}
     assert [str(path) in one.getMessage() for one in caplog.records] == [True]
     assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_a_file_from_before_wakes_were_learnt_is_as_good() -> None:
+    text = b'{"models": {"a": {"path": "p", "stamp": "s", "learnt": {}, "usual": {}}}, "version": 1}'
+    assert decode(text) == {"a": Record("p", "s", Learnt(), Usual())}
 
 
 def test_no_file_is_no_word_and_a_folder_is_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -167,7 +175,10 @@ def test_what_is_said_of_a_model_that_has_changed_is_left_out(tmp_path: Path) ->
             "b": Learnt(8, LaneCosts(5.0, 6.0, 7.0, 8.0)),
         }
         asked = Usual(Watched(60.0, 1000.0), 10.0, 100.0, 5.0, 500.0)
-        told = {name: replace(one, learnt=learnt[name], usual=asked) for name, one in begun.items()}
+        told = {
+            name: replace(one, learnt=learnt[name], usual=asked, wakes=Wakes(0.5, 2.0))
+            for name, one in begun.items()
+        }
         elsewhere = {name: replace(one, path="/elsewhere") for name, one in told.items()}
         keeper.give(elsewhere)
         assert keeper.records() == begun
@@ -177,6 +188,7 @@ def test_what_is_said_of_a_model_that_has_changed_is_left_out(tmp_path: Path) ->
             name: one.learnt for name, one in begun.items()
         }
         assert [one.usual for one in found.values()] == [asked, asked]
+        assert [one.wakes for one in found.values()] == [Wakes(), Wakes()]
         keeper.give(told)
         assert keeper.records() == told
         assert site.unit.quota("b") == 8

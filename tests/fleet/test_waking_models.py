@@ -135,6 +135,30 @@ def test_a_model_that_cannot_wake_tells_those_who_wait_and_is_tried_again(
     played(daemon, scene)
 
 
+@pytest.mark.parametrize("host_memory", ["0", "auto"])
+def test_who_sleeps_while_its_weights_are_replaced_wakes_with_the_new_ones(
+    tmp_path: Path, host_memory: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon = made(tmp_path, host_memory=host_memory)
+
+    async def scene() -> None:
+        alone = {name: await read(submit(daemon, name)) for name in NAMES}
+        assert alone["a"] != alone["b"]
+        name = next(name for name, state in states(daemon).items() if state == "ready")
+        other = next(one for one in NAMES if one != name)
+        async for _ in daemon.roster.sleep(name).watch():
+            pass
+        new = tmp_path / name / "new"
+        new.write_bytes((tmp_path / other / "model.safetensors").read_bytes())
+        new.replace(tmp_path / name / "model.safetensors")
+        assert await read(submit(daemon, name)) == alone[other]
+        assert [one.getMessage() for one in caplog.records if "read anew" in one.getMessage()] != []
+        wakes = daemon.entries[name].wakes
+        assert wakes.cold > 0, "it came from its file"
+
+    played(daemon, scene)
+
+
 def test_who_is_always_resident_never_sleeps(tmp_path: Path) -> None:
     daemon = made(tmp_path)
     daemon.entries["d"] = Entry(structs.replace(daemon.entries["d"].config, resident="always"))

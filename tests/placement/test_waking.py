@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from muxd.placement.waking import Model, Rules, Shift, Standing, decide, next_look, residents
+from muxd.placement.wakes import BOUND, Wakes
+from muxd.placement.waking import (
+    Model,
+    Rules,
+    Shift,
+    Standing,
+    decide,
+    next_look,
+    residents,
+    stated_seconds,
+    wake_seconds,
+)
 
 GPU = Rules({"gpu": 10}, host=100, start=0.1, host_rate=100.0, disk_rate=10.0, least=2.0, patience=5.0)
 
@@ -115,16 +126,54 @@ def test_who_has_nothing_to_do_sleeps_after_a_while() -> None:
     assert decide(models, rules, 31.0).sleep == ["a"]
 
 
+def test_who_is_seen_to_wake_slowly_stays_and_stays_longer() -> None:
+    slow, quick = Wakes(parked=1.0, cold=3.0), Wakes(parked=0.1, cold=0.2)
+    models = [there("slow", rate=0.1, used=9.0, wakes=slow), there("quick", rate=0.2, used=9.0, wakes=quick)]
+    assert decide([*models, asked("new", since=9.9)], GPU, 10.0).sleep == ["quick"], (
+        "0.02 s a second, not 0.1"
+    )
+    plain = [replace(one, wakes=Wakes()) for one in models]
+    assert decide([*plain, asked("new", since=9.9)], GPU, 10.0).sleep == ["slow"]
+    models = [there("a", 8, since=8.0, wakes=Wakes(parked=0.8)), asked("b", since=8.0)]
+    assert next_look(models, GPU, 10.0) == 8.0 + 4 * 0.8
+    assert decide(models, GPU, 11.0) == Shift()
+    assert decide(models, GPU, 8.0 + 4 * 0.8).sleep == ["a"]
+
+
+def test_host_memory_is_for_whom_it_is_seen_to_save_most() -> None:
+    rules = replace(GPU, host=4)
+    near, far = Wakes(parked=0.2, cold=0.3), Wakes(parked=0.2, cold=2.0)
+    near_one = model("near", asleep=True, rate=0.2, used=9.0, wakes=near)
+    models = [there("far", 8, rate=0.1, used=9.0, wakes=far), near_one, asked("b", 8)]
+    models[0] = replace(models[0], weights=4)
+    assert decide(models, rules, 10.0) == Shift({"b": "gpu"}, ["far"], ["near"])
+    models[0] = replace(models[0], parks=False)
+    assert decide(models, rules, 10.0) == Shift({"b": "gpu"}, ["far"], ["far"]), "it cannot"
+
+
+def test_who_cannot_sleep_in_host_memory_is_as_dear_as_its_wake_from_disk() -> None:
+    models = [
+        there("host", rate=0.2, used=9.0),
+        there("disk", rate=0.1, used=9.0, parks=False),
+        asked("new", since=9.9),
+    ]
+    assert decide(models, GPU, 10.0).sleep == ["host"]
+
+
+learnt = st.builds(Wakes, *[st.just(0.0) | st.floats(0, 1e9)] * 2)
 kinds = st.sampled_from(["worth", "lru", "one"])
 sizes = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 2), st.integers(0, 20)), min_size=1, max_size=8)
 
 
-@given(sizes, kinds, st.integers(0, 12))
-def test_memory_is_never_promised_twice(drawn: list[tuple[int, int, int]], kind: str, host: int) -> None:
+@given(sizes, kinds, st.integers(0, 12), st.lists(learnt, min_size=8, max_size=8), st.booleans())
+def test_memory_is_never_promised_twice(
+    drawn: list[tuple[int, int, int]], kind: str, host: int, wakes: list[Wakes], parks: bool
+) -> None:
     rules = Rules({"x": 10, "y": 7}, host=host, kind=kind)  # type: ignore[arg-type]
     models, free, left = [], dict(rules.memory), host
     for i, (size, place, age) in enumerate(drawn):
-        one = Standing(f"m{i}", size, size, ("x", "y"), rate=age / 7, used=float(age))
+        one = Standing(f"m{i}", size, size, ("x", "y"), rate=age / 7, used=float(age), wakes=wakes[i])
+        one = replace(one, parks=parks or i % 2 == 0)
         site = ("x", "y", "")[place]
         if site and free[site] >= size:
             free[site] -= size
@@ -149,16 +198,23 @@ def test_memory_is_never_promised_twice(drawn: list[tuple[int, int, int]], kind:
     assert sum(by_name[name].weights for name in kept) <= host
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 3)), max_size=60), kinds)
-def test_everybody_is_served_in_the_end_and_soon(asks: list[tuple[int, float]], kind: str) -> None:
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.floats(0, 3)), max_size=60),
+    kinds,
+    st.lists(learnt, min_size=6, max_size=6),
+)
+def test_everybody_is_served_in_the_end_and_soon(
+    asks: list[tuple[int, float]], kind: str, wakes: list[Wakes]
+) -> None:
     """Six models of 4 bytes, room for two; an answer takes a second, a wake half a second. Nobody waits
-    longer than all the others together may stay, whoever comes."""
+    longer than all the others together may stay, whoever comes and whatever was learnt; and nobody is sent
+    away before it has paid for what its wake is believed to take."""
     rules = replace(GPU, kind=kind)
     at, arrivals = 0.0, []
     for number, gap in asks:
         at += gap
         arrivals.append((at, f"m{number}"))
-    models = {f"m{i}": model(f"m{i}") for i in range(6)}
+    models = {f"m{i}": model(f"m{i}", wakes=wakes[i]) for i in range(6)}
     coming: dict[str, float] = {}
     queue: dict[str, list[float]] = {name: [] for name in models}
     now, worst = 0.0, 0.0
@@ -177,10 +233,13 @@ def test_everybody_is_served_in_the_end_and_soon(asks: list[tuple[int, float]], 
             models[name] = replace(one, waiting=len(waits), oldest=min(waits, default=inf))
         found = decide(models.values(), rules, now)
         for name in found.sleep:
+            paid = max(rules.least, 4 * wake_seconds(models[name], rules, asleep=True))
+            assert now >= models[name].since + paid
             models[name] = replace(models[name], site="", asleep=name not in found.drop)
         for name, site in found.wake.items():
             models[name] = replace(models[name], site=site, asleep=False, settled=False)
             coming[name] = now + 0.5
         now += 0.25
         assert now < 1000
-    assert worst <= 6 * (GPU.patience + 2.0 + 1.0) + 0.25 * len(asks)
+    stay = max(GPU.least, 4 * BOUND * stated_seconds(4, GPU, asleep=True))
+    assert worst <= 6 * (GPU.patience + stay + 1.0) + 0.25 * len(asks)

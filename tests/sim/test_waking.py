@@ -12,7 +12,11 @@ from muxd.config import Config, ModelConfig, PoolConfig
 from muxd.cost.sampled import profile_of
 from muxd.cost.shapes import CATALOGUE
 from muxd.cost.table import CostTable
+from muxd.engine.learnt import Learnt
 from muxd.errors import ConfigError
+from muxd.fleet.learnt import Record, decode, encode
+from muxd.fleet.popularity import Usual
+from muxd.placement.wakes import Wakes
 from muxd.placement.waking import Rules
 from muxd.sim.build import make_scheduler
 from muxd.sim.records import Outcome
@@ -33,9 +37,9 @@ RULES = Rules(
 )
 
 
-def waking(items: list[Item], rules: Rules = RULES) -> Waking:
+def waking(items: list[Item], rules: Rules = RULES, wakes: dict[str, Wakes] | None = None) -> Waking:
     config = Config(pool=PoolConfig(bytes="1G"), model=[ModelConfig(name=name, path=name) for name in NAMES])
-    return Waking(make_scheduler(config, COST), COST, Workload(items, {}), rules, SIZES)
+    return Waking(make_scheduler(config, COST), COST, Workload(items, {}), rules, SIZES, wakes)
 
 
 def test_a_model_that_sleeps_wakes_in_the_seconds_it_takes() -> None:
@@ -48,6 +52,17 @@ def test_a_model_that_sleeps_wakes_in_the_seconds_it_takes() -> None:
 def test_without_host_memory_it_comes_from_disk() -> None:
     records = waking([Item(1.0, "m3", 20, 5)], replace(RULES, host=0)).run()
     assert 2.1 <= records.first[0] - 1.0 < 2.2
+
+
+def test_it_takes_what_a_daemon_has_learnt_that_it_takes() -> None:
+    """From the file that the daemon keeps; within the bounds of what it believes itself."""
+    kept = {name: Record("", "", Learnt(), Usual(), Wakes(parked=0.7, cold=1e6)) for name in NAMES}
+    wakes = {name: record.wakes for name, record in decode(encode(kept)).items()}
+    items = [Item(1.0, "m3", 20, 5)]
+    records = waking(items, wakes=wakes).run()
+    assert 0.7 <= records.first[0] - 1.0 < 0.8
+    records = waking(items, replace(RULES, host=0), wakes).run()
+    assert 8 * 2.1 <= records.first[0] - 1.0 < 8 * 2.1 + 0.1
 
 
 def test_a_long_answer_is_cut_when_somebody_has_waited_and_goes_on_later() -> None:
@@ -79,16 +94,17 @@ def test_a_model_that_could_never_be_there_is_refused_by_name() -> None:
     st.sampled_from(["worth", "lru", "one"]),
     st.sampled_from([0, 2 * GB, 8 * GB]),
     st.sampled_from([0.0, 1.0]),
+    st.dictionaries(st.sampled_from(NAMES), st.builds(Wakes, st.floats(0, 1e9), st.floats(0, 1e9))),
 )
 def test_everybody_is_served_whoever_comes(
-    drawn: list[tuple[int, float, int]], kind: str, host: int, idle: float
+    drawn: list[tuple[int, float, int]], kind: str, host: int, idle: float, wakes: dict[str, Wakes]
 ) -> None:
     at, items = 0.0, []
     for model, gap, tokens in drawn:
         at += gap
         items.append(Item(at, NAMES[model], 30, tokens))
     rules = replace(RULES, kind=kind, host=host, idle=idle)
-    run = waking(items, rules)
+    run = waking(items, rules, wakes)
     records = run.run()
     assert (records.outcome == Outcome.SERVED).all()
     assert (records.first >= records.sent).all()

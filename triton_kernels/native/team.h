@@ -4,6 +4,8 @@
 // has nothing to do spins for some microseconds and then sleeps.
 #pragma once
 #include <immintrin.h>
+#include <pthread.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -44,6 +46,7 @@ class Team {
     number_ = (number_ + 1) & 0xffffff;
     ticket_ = ticket(number_, 0, 0);
     if (threads > 1) {
+      spread(threads);
       order_.fetch_add(1);
       order_.notify_all();
     }
@@ -64,7 +67,7 @@ class Team {
 
  private:
   friend class Phases;
-  static constexpr int SPINS = 1000;
+  static constexpr int SPINS = 1000, FEW_CORES = 16;
 
   static uint64_t ticket(uint64_t job, uint64_t phase, uint64_t taken) { return job << 40 | phase << 24 | taken; }
   static uint64_t phase_of(uint64_t ticket) { return ticket >> 24; }  // with its job
@@ -77,11 +80,28 @@ class Team {
     for (T now = on.load(); !done(now); now = on.load()) on.wait(now);
   }
 
+  // Where all cores are wanted the others stay off this thread's. One that wakes there waits behind it, and Linux
+  // looks for balance only every some tens of milliseconds where no core is idle, be it that what gives way to
+  // everybody has one for itself: two would compute as one meanwhile. Of many threads one is no loss, and to bind
+  // them all is work.
+  void spread(int threads) {
+    const int here = sched_getcpu();
+    if (here < 0 || here == here_) return;
+    cpu_set_t others;
+    if (sched_getaffinity(0, sizeof others, &others) != 0) return;
+    CPU_CLR(here, &others);
+    const int left = CPU_COUNT(&others);
+    if (left == 0 || left >= threads || left > FEW_CORES) return;
+    for (auto& one : threads_) pthread_setaffinity_np(one.native_handle(), sizeof others, &others);
+    here_ = here;
+  }
+
   int grown(int threads) {
     try {
       while ((int)threads_.size() < threads - 1) {
         const int number = threads_.size() + 1;
         threads_.emplace_back([this, number, seen = order_.load()] { serve(number, seen); });
+        here_ = -1;
       }
     } catch (const std::system_error&) {  // a limit of threads, a user's or a control group's
     }
@@ -103,6 +123,7 @@ class Team {
   }
 
   std::vector<std::thread> threads_;
+  int here_ = -1;  // the core that the others stay off
   std::atomic<Job*> job_{nullptr};
   std::atomic<int> size_{1}, busy_{0};
   uint32_t number_ = 0;
