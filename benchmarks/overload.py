@@ -18,7 +18,7 @@ import random
 import resource
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -50,6 +50,8 @@ class Told:
     statuses: Counter[int] = field(default_factory=Counter)
     without_retry: int = 0
     sent: int = 0
+    frames: int = 0  # with text, of answers that were not whole in time, too
+    cpu: float = 0.0  # of the clients' process
 
 
 async def ask(session: aiohttp.ClientSession, told: Told) -> None:
@@ -71,8 +73,9 @@ async def answered(session: aiohttp.ClientSession, told: Told) -> None:
             return
         first = 0.0
         async for line in answer.content:
-            if line.startswith(b"data: {") and not first:
-                first = time.perf_counter() - began
+            if line.startswith(b"data: {"):
+                told.frames += 1
+                first = first or time.perf_counter() - began
             if line.startswith(b"data: [DONE]"):
                 told.served += 1
                 told.first.append(first)
@@ -130,7 +133,9 @@ def clients(url: str, seconds: float, rate: float, pipe: Any) -> None:
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(seconds + 120)
         async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session:
-            return await (opened(session, seconds, rate) if rate else closed(session, seconds))
+            told = await (opened(session, seconds, rate) if rate else closed(session, seconds))
+            told.cpu = time.process_time()
+            return told
 
     pipe.send(uvloop.run(run()))
 
@@ -139,7 +144,7 @@ async def stretch(admin: AdminClient, url: str, seconds: float, rate: float) -> 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=clients, args=(url, seconds, rate, theirs))
-    before, over = memory(admin), asyncio.Event()
+    before, used, over = memory(admin), processors(admin), asyncio.Event()
     process.start()
     async with aiohttp.ClientSession(url) as session:
 
@@ -154,10 +159,12 @@ async def stretch(admin: AdminClient, url: str, seconds: float, rate: float) -> 
         told: Told = await asyncio.to_thread(ours.recv)
         over.set()
         healthy, asked = await asyncio.gather(*looks)
+        cpu = {role: (now - used[role]) / told.seconds for role, now in processors(admin).items()}
     process.join()
     return {
         "seconds": told.seconds, "sent": told.sent, "served a second": told.served / told.seconds,
         "statuses": dict(told.statuses), "refusals without Retry-After": told.without_retry,
+        "frames a second": told.frames / told.seconds, "cores": cpu | {"clients": told.cpu / told.seconds},
         "first token": spread(told.first), "refusal": spread(told.refused),
         "/health": spread(healthy), "admin": spread(asked), "memory before, MB": before,
         "memory after, MB": memory(admin),
@@ -175,6 +182,14 @@ def spread(times: list[float]) -> dict[str, float]:
 
 def memory(admin: AdminClient) -> int:
     return next(row.memory_bytes for row in admin.ps() if row.role == "daemon") >> 20
+
+
+def processors(admin: AdminClient) -> dict[str, float]:
+    """CPU seconds up to now, by role."""
+    used: dict[str, float] = defaultdict(float)
+    for row in admin.ps():
+        used[row.role] += row.cpu_seconds
+    return used
 
 
 async def measure(admin: AdminClient, seconds: float, times: float, idle: int) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from support.examples import examples
 from muxd.messages import NO_TOKEN, Sampling
 from muxd.worker.cuda_sampling import CudaSampler, SamplingMode, columns, mode_of
 from muxd.worker.cuda_upload import upload
-from muxd.worker.sampler import draw, penalise, sample, uniform
+from muxd.worker.draw import RUN, draw, largest
+from muxd.worker.sampler import penalise, sample, uniform
 from muxd.worker.sequence import Sequence, Span
 
-VOCAB = 700  # beyond the sampler's shortlist
+VOCAB = 700  # beyond a first shortlist
 DAMAGED = int(os.environ.get("MUXD_FUZZ", "300"))
 
 
@@ -75,6 +76,49 @@ def test_filters_pick_what_plain_python_picks(sampling: Sampling, seed: int, pos
     assert tokens[0] in near
 
 
+LARGE = 2 * RUN * 128 + 77  # beyond the first shortlist it is looked at in runs, the last of them not full
+
+
+@settings(max_examples=examples(40))
+@given(FILTERS, st.integers(0, 50), st.floats(0, 1, exclude_max=True), st.floats(0.5, 30))
+def test_a_large_vocabulary_is_drawn_from_as_if_it_were_sorted(
+    sampling: Sampling, seed: int, u: float, spread: float
+) -> None:
+    """By numpy, in float64; what is banned is drawn by no ``u``."""
+    logits = logits_of(seed, spread, LARGE)
+    logits[::3] = -math.inf
+    scaled = (logits - logits.max()) / sampling.temperature
+    order = np.argsort(-scaled.numpy(), kind="stable")
+    weights = np.exp(scaled.double().numpy()[order])
+    weights = weights[weights >= min(sampling.min_p, 1.0)]
+    weights = weights[: sampling.top_k or None]
+    if sampling.top_p < 1:
+        weights = weights[(np.cumsum(weights) - weights) < sampling.top_p * weights.sum()]
+    reached = np.cumsum(weights) / weights.sum()
+    found = draw(scaled.clone(), sampling, u)
+    at = int(np.flatnonzero(order == found)[0])
+    assert math.isfinite(float(logits[found]))
+    assert at < len(weights) + 1
+    assert (reached[at - 1] if at else 0.0) - 1e-5 <= u <= reached[min(at, len(reached) - 1)] + 1e-5
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 128), st.integers(1, 40))
+def test_the_largest_are_found_by_opening_few_runs(seed: int, count: int, kinds: int) -> None:
+    """Many are equal, so that only the values are the same as topk's."""
+    weights = torch.from_numpy(np.random.default_rng(seed).integers(0, kinds, LARGE)).float()
+    values, at = largest(weights, count)
+    assert values.tolist() == weights.topk(count).values.tolist()
+    assert weights[at[values > 0]].tolist() == values[values > 0].tolist()
+    assert len(set(at.tolist())) == count
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-53])
+def test_nothing_of_no_weight_is_drawn(u: float) -> None:
+    scaled = torch.full((LARGE,), -math.inf)
+    scaled[[100, 9000]] = torch.tensor([0.0, -3.0])
+    assert draw(scaled, Sampling(), u) in (100, 9000)
+
+
 @settings(max_examples=examples(40))
 @given(st.integers(0, 2**63 - 1), st.integers(0, 100), st.floats(0.1, 4))
 def test_without_filters_the_whole_vocabulary_is_inverted_in_order(seed: int, at: int, heat: float) -> None:
@@ -84,6 +128,17 @@ def test_without_filters_the_whole_vocabulary_is_inverted_in_order(seed: int, at
     u = uniform(seed, at)
     low = float(cumulative[tokens[0] - 1]) if tokens[0] else 0.0
     assert low - 1e-6 <= u <= float(cumulative[tokens[0]]) + 1e-6
+
+
+def test_what_is_drawn_leaves_the_logits_as_they_are() -> None:
+    logits = torch.stack([logits_of(i) for i in range(2)])
+    before = logits.clone()
+    all_of_it = Sampling(
+        temperature=0.7, top_p=0.9, seed=1, repetition_penalty=1.3, presence_penalty=1.0, min_tokens=9,
+        banned_first=(1,), logprobs=2,
+    )  # fmt: skip
+    sample(logits, [sequence(all_of_it, [3, 4], 1)] * 2)
+    assert torch.equal(logits, before)
 
 
 def test_greedy_is_the_argmax_also_among_sampled_rows() -> None:
@@ -145,8 +200,8 @@ def test_penalties_against_plain_code(
         wanted[token] = wanted[token] / repetition if wanted[token] > 0 else wanted[token] * repetition
     for token in set(history[prompt:]):
         wanted[token] -= presence + frequency * history[prompt:].count(token)
-    found = penalise(logits, sequence(sampling, history, prompt))
-    torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-5, rtol=1e-5)
+    penalise(logits, sequence(sampling, history, prompt))
+    torch.testing.assert_close(logits, torch.tensor(wanted), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
