@@ -16,7 +16,7 @@ LONG := stand_in or interpreter or compile or slow
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help test-page test-clients serve quick test test-all gpu roofline check format lock coverage demo bench churn chaos fuzz drawn clean
+.PHONY: help test-page test-clients serve quick test test-all gpu roofline check format lock docs coverage demo bench churn chaos fuzz drawn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
@@ -31,6 +31,7 @@ help:
 	@echo "make format  ruff's formatter, and what ruff can mend"
 	@echo "make coverage  which lines and branches the tests of make test run, by room"
 	@echo "make lock    newest versions of everything the tests run with, into requirements-dev.lock"
+	@echo "make docs    the pages and pictures that are made from the code: settings, how-it-works"
 	@echo "make demo    only fetch the demo models"
 	@echo "make bench   what the daemon costs beside a bare loop"
 	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads, fifteen of models that wake"
@@ -91,6 +92,10 @@ lock: $(VENV)/.muxd
 	$(BIN)/python -m pip install --dry-run --ignore-installed --quiet --report - --editable . --group dev \
 	  | $(BIN)/python .ci/lock.py > requirements-dev.lock.new
 	mv requirements-dev.lock.new requirements-dev.lock
+
+docs: $(VENV)/.dev
+	$(BIN)/python .ci/configuration.py
+	$(BIN)/python benchmarks/pictures.py
 
 demo: $(VENV)/.muxd
 	$(BIN)/muxd fetch-demo

@@ -22,6 +22,14 @@ Reasoning = Literal["auto", "none", "think", "mistral", "gemma"]
 MPS_CLIENTS = 48  # processes that may use one GPU at once (NVIDIA, Multi-Process Service, "Limitations")
 _SPARED = 4  # of them, for the workers that replace others and for whoever looks at the GPU
 
+# Units of settings, for docs/configuration.md.
+Seconds = Annotated[float, Meta(extra={"unit": "s"})]
+Size = Annotated[str, Meta(extra={"unit": "bytes"})]
+Percent = Annotated[int, Meta(extra={"unit": "%"})]
+Tokens = Annotated[int, Meta(extra={"unit": "tokens"})]
+Bytes = Annotated[int, Meta(extra={"unit": "bytes"})]
+Rate = Annotated[float, Meta(extra={"unit": "requests/s"})]
+
 LogFormat = Literal["text", "logfmt", "json"]
 Split = Literal["auto", "yes", "no"]
 Residents = Literal["worth", "lru", "one"]
@@ -39,8 +47,8 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     tls_cert: str = ""  # files in PEM; both or none
     tls_key: str = ""
     socket: str = ""  # admin Unix socket; empty: $XDG_RUNTIME_DIR/muxd.sock, else MUXD_HOME/muxd.sock
-    max_body: str = "8M"
-    shutdown_grace: float = 10.0  # seconds that running streams get to end after SIGTERM
+    max_body: Size = "8M"
+    shutdown_grace: Seconds = 10.0  # seconds that running streams get to end after SIGTERM
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: LogFormat = "text"  # logfmt and json: one line of fields for each event, for log programs
     vllm_metrics: bool = False  # /metrics says the same again by vLLM's names
@@ -55,20 +63,20 @@ class LimitsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[limits]``: what clients of the HTTP door may take; times in seconds."""
 
     connections: int = 4096
-    header_timeout: float = 10.0  # from the first byte of a request to the end of its headers
-    body_timeout: float = 30.0  # for the body
-    idle_timeout: float = 75.0  # of a connection without a request
-    write_timeout: float = 30.0  # of a client that does not read
-    body_memory: str = "64M"  # of bodies that arrive, together; more get 503
+    header_timeout: Seconds = 10.0  # from the first byte of a request to the end of its headers
+    body_timeout: Seconds = 30.0  # for the body
+    idle_timeout: Seconds = 75.0  # of a connection without a request
+    write_timeout: Seconds = 30.0  # of a client that does not read
+    body_memory: Size = "64M"  # of bodies that arrive, together; more get 503
 
 
 class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[text]``: the processes in which chat templates run and prompts become tokens."""
 
     processes: int = 2
-    memory: str = "1G"  # of addresses, for each; a job that needs more ends its process
-    deadline: float = 10.0  # seconds of its process that a job may take, and that it may wait for one
-    budget: str = "64M"  # bytes of requests that wait or are worked on, together; more get 503
+    memory: Size = "1G"  # of addresses, for each; a job that needs more ends its process
+    deadline: Seconds = 10.0  # seconds of its process that a job may take, and that it may wait for one
+    budget: Size = "64M"  # bytes of requests that wait or are worked on, together; more get 503
 
 
 class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,8 +85,8 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     # "cuda:0"; on the CPU "cpu:0", "cpu:1" ..., any numbers; a mesh of several with "+" between
     name: str
     cores: list[int] = msgspec.field(default_factory=list)  # CPU numbers of its own; none on a GPU
-    pool: str = ""  # as pool.bytes, which is the default; of a mesh on each member
-    memory: str = ""  # pool and weights together take no more; empty: what the device has
+    pool: Size = ""  # as pool.bytes, which is the default; of a mesh on each member
+    memory: Size = ""  # pool and weights together take no more; empty: what the device has
 
     @property
     def members(self) -> list[str]:
@@ -89,8 +97,8 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[pool]``: the KV memory all models share."""
 
-    bytes: str = "auto"  # "8G", "60%" of the device's memory, or "auto": what models leave (pool_bytes)
-    block_bytes: int = 8192
+    bytes: Size = "auto"  # "8G", "60%" of the device's memory, or "auto": what models leave (pool_bytes)
+    block_bytes: Bytes = 8192
     grow: bool = False  # memory that models leave becomes K and V, until a load needs it
 
 
@@ -99,13 +107,13 @@ class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     policy: Policy = "mux"
     admission: Admission = "queue"  # "slo": refuse what cannot meet its model's ttft_slo
-    adapt_period: float = 8.0  # seconds between moves of the quotas
-    overbook: int = 0  # percent of shares that may be booked above 100, in total
-    drain_timeout: float = 0.5  # seconds a waiting prefill may hold back decode steps
-    prefill_tokens: int = 512  # token budget of one prefill batch
-    prefill_seconds: float = 0.25  # a prefill is cut where it would take longer; 0: by tokens alone
-    look_ahead: int = 64  # generated tokens charged at admission at least
-    batch_timeout: float = 10.0  # seconds after which a batch may be taken to hang
+    adapt_period: Seconds = 8.0  # seconds between moves of the quotas
+    overbook: Percent = 0  # percent of shares that may be booked above 100, in total
+    drain_timeout: Seconds = 0.5  # seconds a waiting prefill may hold back decode steps
+    prefill_tokens: Tokens = 512  # token budget of one prefill batch
+    prefill_seconds: Seconds = 0.25  # a prefill is cut where it would take longer; 0: by tokens alone
+    look_ahead: Tokens = 64  # generated tokens charged at admission at least
+    batch_timeout: Seconds = 10.0  # seconds after which a batch may be taken to hang
     batch_timeout_factor: float = 20.0  # and times what it is expected to take
     split_phases: Split = "auto"  # a process for prefill and one for decode; "auto": where SMs can be divided
 
@@ -114,10 +122,10 @@ class PlacementConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[placement]``: which model runs where, with more than one ``[[device]]``."""
 
     replan: bool = True  # move models where the work has gone
-    period: float = 5.0  # seconds between looks; rates are averaged over some twelve of them
+    period: Seconds = 5.0  # seconds between looks; rates are averaged over some twelve of them
     least_gain: float = 0.1  # part of what is served now, where it changes, that a new plan must add
-    cooldown: float = 60.0  # seconds from one new plan to the next
-    horizon: float = 300.0  # seconds in which the gain must be more than the moves cost
+    cooldown: Seconds = 60.0  # seconds from one new plan to the next
+    horizon: Seconds = 300.0  # seconds in which the gain must be more than the moves cost
     profile: str = ""  # costs by `muxd profile`; empty: estimated from shapes and the device's peaks
 
 
@@ -125,19 +133,19 @@ class ResidencyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[residency]``: which models are on a device, where there are more than fit it; times in seconds."""
 
     policy: Residents = "worth"  # who leaves: whose absence costs least; "lru"; "one": one model at a time
-    host_memory: str = (
+    host_memory: Size = (
         "auto"  # for the weights of models that sleep: "20G"; "auto": half of what is free; "0"
     )
-    least: float = 2.0  # a model stays at least so long
-    patience: float = 5.0  # who has something to do leaves only for a request that has waited so long
-    idle_after: float = 0.0  # without requests a model sleeps after so long; 0: only to make room
+    least: Seconds = 2.0  # a model stays at least so long
+    patience: Seconds = 5.0  # who has something to do leaves only for a request that has waited so long
+    idle_after: Seconds = 0.0  # without requests a model sleeps after so long; 0: only to make room
 
 
 class QuotaConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``quota`` of a model: how much of the pool it is guaranteed and may take at most."""
 
-    min: str = "0"  # "64M" or "10%"
-    max: str = "100%"
+    min: Size = "0"  # "64M" or "10%"
+    max: Size = "100%"
     weight: float = 1.0  # its part of what nobody is guaranteed, against the other models' weights
 
 
@@ -165,7 +173,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     path: str = ""  # its folder; of an adapter empty
     base: str = ""  # name of the model that an adapter belongs to
     lora: str = ""  # the adapter's folder, as PEFT saves it
-    share: int = 0  # percent of the device under contention; 0: an equal part
+    share: Percent = 0  # percent of the device under contention; 0: an equal part
     dtype: DtypeName = "auto"  # of weights, K and V; "auto": what the folder holds, on a GPU never float32
     kv_dtype: KvDtype = "auto"  # of K and V: as dtype, or "fp8", which is a byte a number
     weights: WeightsName = (
@@ -173,11 +181,11 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     )
     cpu_step: StepName = "auto"  # "native" where a compiler is, else torch; on a GPU neither
     quota: QuotaConfig = msgspec.field(default_factory=QuotaConfig)
-    max_context: int = 0  # 0: what the model and the pool allow
+    max_context: Tokens = 0  # 0: what the model and the pool allow
     max_running: int = 0  # sequences decoded together; 0: 32 on a CPU, 128 on a GPU
     max_queue: int = 256  # waiting requests before 429
-    ttft_slo: float = 0.0  # seconds from arrival to the first token; 0: no target
-    tpot_slo: float = 0.0  # seconds a token after the first, mean of a request; 0: no target
+    ttft_slo: Seconds = 0.0  # seconds from arrival to the first token; 0: no target
+    tpot_slo: Seconds = 0.0  # seconds a token after the first, mean of a request; 0: no target
     prefix_cache: bool = True  # keep computed rows for later prompts that begin with the same tokens
     pooling: PoolingName = "auto"  # how it embeds texts; "auto": as its folder says, "none": not at all
     chat_template: str = ""  # file with a jinja template, overrides the model folder's
@@ -189,7 +197,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     reasoning: Reasoning = "auto"  # what it reasons between; "none": that stays in the content
     device: str = ""  # the [[device]] it runs on; empty: where the plan puts it
     tp: int = 1  # devices that it is cut over, tensor parallel: all of a mesh's
-    rate: float = 0.0  # requests a second expected of it, for the plan at the start; 0: as the others
+    rate: Rate = 0.0  # requests a second expected of it, for the plan at the start; 0: as the others
     resident: Literal["demand", "always"] = "demand"  # "always": it never sleeps
 
 

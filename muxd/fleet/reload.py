@@ -36,6 +36,11 @@ _ROADS: dict[str, What] = {
 }
 
 
+def changes_of_a_model(key: str) -> What:
+    """What a changed setting of a [[model]] asks; "renew": it is loaded anew."""
+    return _ROADS.get(key, "renew")
+
+
 class Setting(Struct, frozen=True):
     """One of ``LIVE``, and what it is now."""
 

@@ -4,6 +4,7 @@ Plays the part of ``engine/unit.py`` and of the workers: every launch is done af
 says, every sequence gets exactly the tokens its request asks for. Who owns the clock says when.
 """
 
+from collections.abc import Callable
 from math import inf
 
 from muxd.clock import VirtualClock
@@ -43,6 +44,12 @@ _TOKEN = 5  # what every step samples; with no end tokens any id will do
 _GREEDY = Sampling(temperature=0.0)
 _NO_EOS: frozenset[int] = frozenset()
 
+Observe = Callable[[Event, list[Action], float], None]  # an event, what came of it, seconds
+
+
+def nobody(event: Event, actions: list[Action], now: float) -> None:
+    """Observes nothing."""
+
 
 def request_of(index: int, item: Item, prompt: list[int]) -> Request:
     """What the HTTP door would make of it."""
@@ -50,10 +57,19 @@ def request_of(index: int, item: Item, prompt: list[int]) -> Request:
 
 
 class VirtualUnit:
-    """``records`` may be of a larger workload: a sequence's id is its place in it."""
+    """``records`` may be of a larger workload: a sequence's id is its place in it. ``observe`` hears of every
+    event, as the journal of a daemon's unit does."""
 
-    def __init__(self, scheduler: Scheduler, cost: CostTable, clock: VirtualClock, records: Records):
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        cost: CostTable,
+        clock: VirtualClock,
+        records: Records,
+        observe: Observe = nobody,
+    ):
         self.scheduler = scheduler
+        self._observe = observe
         self.device = VirtualDevice(cost)
         self.events = 0  # how often the scheduler was asked
         self.repeated = 0  # decode steps of which it was told together
@@ -162,6 +178,7 @@ class VirtualUnit:
         actions = self.scheduler.handle(event, now)
         for action in actions:
             self._perform(action, now, first)
+        self._observe(event, actions, now)
         return actions
 
     def _perform(self, action: Action, now: float, first: bool) -> None:

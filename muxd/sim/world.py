@@ -8,7 +8,7 @@ from muxd.cost.table import CostTable
 from muxd.engine.scheduler import Scheduler
 from muxd.errors import ConfigError
 from muxd.sim.records import Outcome, Records
-from muxd.sim.virtual_unit import VirtualUnit, request_of
+from muxd.sim.virtual_unit import Observe, VirtualUnit, nobody, request_of
 from muxd.sim.workload import Workload, prompts
 
 _IDLE_TICKS = 1000
@@ -31,8 +31,10 @@ class World:
         *,
         shared_prefix: int = 0,
         jumps: bool = True,
+        observe: Observe = nobody,
     ):
-        """``jumps``: over decode steps that decide nothing. Without them the results are the same."""
+        """``jumps``: over decode steps that decide nothing. Without them the results are the same, and
+        ``observe`` hears of each."""
         unknown = sorted(set(workload.models) - set(scheduler.lanes))
         if unknown:
             raise ConfigError(
@@ -40,7 +42,7 @@ class World:
             )
         self.clock = VirtualClock()
         self.records = Records(workload)
-        self._unit = VirtualUnit(scheduler, cost, self.clock, self.records)
+        self._unit = VirtualUnit(scheduler, cost, self.clock, self.records, observe)
         self.device = self._unit.device
         self._idle = 0
         self._jumps = jumps

@@ -17,7 +17,7 @@ PROGRAMS: dict[str, Any] = {
     "muxctl": typer.main.get_command(muxctl),
     "muxd": typer.main.get_command(muxd),
 }
-BLOCKS = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCKS = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`((?:sudo )?(?:\.venv/bin/)?(?:muxctl|muxd) [^`\n]+)`")
 
 

@@ -11,7 +11,10 @@ from support.pages import missing
 ROOT = Path(__file__).parents[2]
 MUXD = ROOT / "muxd"
 DESIGN = (ROOT / "docs" / "design.md").read_text()
-DOCS = ["docs/design.md", "docs/glossary.md", "docs/how-to-add.md", "docs/journey.md"]
+DOCS = [
+    f"docs/{name}.md"
+    for name in ("design", "faq", "glossary", "how-it-works", "how-to-add", "journey", "tutorial")
+]
 PAGES = sorted(str(page.relative_to(ROOT)) for page in MUXD.glob("*/design.md"))
 FOLDERS = sorted(one.name for one in MUXD.iterdir() if one.is_dir() and one.name != "__pycache__")
 
@@ -80,3 +83,12 @@ def test_the_journey_names_files_and_functions_that_exist() -> None:
 def test_how_to_add_names_files_and_what_is_in_them() -> None:
     page = (ROOT / "docs" / "how-to-add.md").read_text()
     assert missing(re.sub(r"`__init__\.py`|`test_\w+\.py`", "", page)) == []
+
+
+def test_contributing_has_every_target_of_the_makefile() -> None:
+    """And no other: `make TARGET` in its table; those that the README has are `test` and `serve`, too."""
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    rows = [
+        line.split("|")[1] for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line[:1] == "|"
+    ]
+    assert set(re.findall(r"`make ([a-z-]+)`", " ".join(rows))) == set(phony.split()) - {"help"}
