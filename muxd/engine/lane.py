@@ -15,6 +15,8 @@ from muxd.errors import MuxdError
 from muxd.messages import Decode, Phases, Prefill
 
 _FORGET = 1.05  # how the shortest step grows with every step that is longer
+# A prefill of no more takes about as long as a decode step: what it takes to read the weights.
+FEW_TOKENS = 16
 _KEEP = 0.9  # what the average costs keep of their past with every batch
 
 
@@ -70,7 +72,7 @@ class Lane:
         self.prefilled_since_decode = False
         self.token_seconds = 0.0  # what prefilling a token was seen to cost
         self.step_seconds = 0.0  # what a decode step was
-        self.pace = 0.0  # about the shortest of the last decode steps
+        self.pace = 0.0  # about the shortest of the last decode steps, and prefills of few tokens
         self.answer_tokens = 0.0  # what its answers take, about
         self.proven: set[bool] = set()  # phases (whether it prefills) of which this worker has done a batch
         self.suspects: dict[int, Sequence] = {}  # see ``recovery``; while there are any, one batch at a time
@@ -172,14 +174,19 @@ class Lane:
     def learn_cost(self, flight: Flight, seconds: float) -> None:
         """A batch took that long."""
         self.proven.add(flight.prefill)
-        if flight.prefill:
-            self.token_seconds = _mean(self.token_seconds, seconds / flight.tokens)
-        else:
+        if not flight.prefill:
             self.learn_step(seconds)
+            return
+        self.token_seconds = _mean(self.token_seconds, seconds / flight.tokens)
+        if flight.tokens <= FEW_TOKENS:
+            self._learn_pace(seconds)
 
     def learn_step(self, seconds: float) -> None:
         """A decode step took that long."""
         self.step_seconds = _mean(self.step_seconds, seconds)
+        self._learn_pace(seconds)
+
+    def _learn_pace(self, seconds: float) -> None:
         self.pace = min(seconds, self.pace * _FORGET) if self.pace else seconds
 
     def learn_answer(self, tokens: int) -> None:
