@@ -17,6 +17,7 @@ from muxd.messages import Decode, Phases, Prefill
 _FORGET = 1.05  # how the shortest step grows with every step that is longer
 # A prefill of no more takes about as long as a decode step: what it takes to read the weights.
 FEW_TOKENS = 16
+_KEPT = 8  # the part of its places that a model keeps for keys with few of them
 _KEEP = 0.9  # what the average costs keep of their past with every batch
 
 
@@ -92,6 +93,38 @@ class Lane:
 
     def rows_for(self, tokens: int) -> int:
         return ceil(tokens / self.spec.row_tokens)
+
+    def admit(self, sequence: Sequence) -> None:
+        """It has its rows."""
+        self.waiting.admitted(sequence)
+        self.admitted += 1
+
+    def release(self, sequence: Sequence) -> None:
+        """It has given them back."""
+        self.waiting.released(sequence)
+        self.admitted -= 1
+
+    def full(self, sequence: Sequence) -> bool:
+        """No place for it among the running: of several keys who has many leaves the last ones to those that
+        have few. Who has begun goes on."""
+        crowds = sequence.counter is None and self._crowds(sequence)
+        return self.admitted >= self.spec.max_running - crowds * (self.spec.max_running // _KEPT)
+
+    def next_prompts(self) -> Iterator[Sequence]:
+        """For one batch, in order: nobody whose key has many places behind one whose key has few, which would
+        wait for it."""
+        few = False
+        for sequence in self.waiting.in_order():
+            crowds = self._crowds(sequence)
+            if few and crowds:
+                return
+            few = few or not crowds
+            yield sequence
+
+    def _crowds(self, sequence: Sequence) -> bool:
+        """Its key has as many places as are kept for those that have few."""
+        kept = self.spec.max_running // _KEPT
+        return bool(kept) and self.waiting.crowds(sequence, kept)
 
     @property
     def queued(self) -> int:

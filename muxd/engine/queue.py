@@ -17,11 +17,12 @@ class TokenCounter:
     Tokens are whole numbers since the last change of ``_base``: many at once count as one by one.
     """
 
-    __slots__ = ("_base", "tokens", "waiting", "weight")
+    __slots__ = ("_base", "places", "tokens", "waiting", "weight")
 
     def __init__(self) -> None:
         self.waiting: list[Sequence] = []
         self.weight = 1.0
+        self.places = 0  # sequences that hold rows
         self.tokens = 0
         self._base = 0.0
 
@@ -102,13 +103,26 @@ class Queue:
     def admitted(self, sequence: Sequence) -> None:
         """It has its rows, and its prompt is to be computed: what is left of that counts from now on."""
         if sequence.counter is not None:
+            sequence.counter.places += 1
             return
         counter = self._counters[sequence.request.key]
         self._level = max(self._level, counter.level)
         self._take(sequence)
         counter.tokens += sequence.remaining
+        counter.places += 1
         sequence.counter = counter
         self.put_back(sequence)
+
+    def released(self, sequence: Sequence) -> None:
+        """It holds rows no more."""
+        assert sequence.counter is not None
+        sequence.counter.places -= 1
+
+    def crowds(self, sequence: Sequence, places: int) -> bool:
+        """Whether it is of a key that has so many places, where there are other keys."""
+        if len(self._counters) < 2 or (counter := self._counters.get(sequence.request.key)) is None:
+            return False
+        return counter.places >= places
 
     def remove(self, sequence: Sequence) -> None:
         """Raises ValueError where it does not wait."""
