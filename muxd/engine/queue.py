@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from muxd.engine.sequence import Sequence
 
+_LATELY = 64  # times so many admissions of one key in a row, and it is alone
+
 
 class TokenCounter:
     """What requests of one key have had of the model, and those that have had nothing yet, by arrival.
@@ -46,6 +48,8 @@ class Queue:
         self._only: TokenCounter | None = None  # waiting alone: every decision asks for heads
         self._level = 0.0  # of the counter from which somebody was taken last
         self._fresh = 0  # sequences that wait at counters
+        self._last = ""  # the key that was admitted last
+        self._alone = 0  # how many of it in a row
 
     def __len__(self) -> int:
         return len(self._begun) + self._fresh
@@ -110,6 +114,8 @@ class Queue:
         self._take(sequence)
         counter.tokens += sequence.remaining
         counter.places += 1
+        key = sequence.request.key
+        self._last, self._alone = key, self._alone + 1 if key == self._last else 1
         sequence.counter = counter
         self.put_back(sequence)
 
@@ -119,10 +125,11 @@ class Queue:
         sequence.counter.places -= 1
 
     def crowds(self, sequence: Sequence, places: int) -> bool:
-        """Whether it is of a key that has so many places, where there are other keys."""
-        if len(self._counters) < 2 or (counter := self._counters.get(sequence.request.key)) is None:
+        """Whether it is of a key that has so many places, where another key has come lately."""
+        if len(self._counters) < 2 or self._alone >= _LATELY * places:
             return False
-        return counter.places >= places
+        counter = self._counters.get(sequence.request.key)
+        return counter is not None and counter.places >= places
 
     def remove(self, sequence: Sequence) -> None:
         """Raises ValueError where it does not wait."""

@@ -164,6 +164,19 @@ def test_who_is_alone_takes_all_places() -> None:
         unit.finish("m")
 
 
+def test_who_has_been_alone_for_long_takes_all_places_again() -> None:
+    unit = Watched(dict.fromkeys(KEYS, 1.0), running=16)
+    unit.ask("b", 1, 1)
+    unit.run()
+    flood = [unit.ask("a", answer=MOST) for _ in range(8 * 16 + 50)]
+    lane, most = unit.scheduler.lanes["m"], [0, 0]
+    while lane.waiting:
+        later = sum(one.started is not None for one in flood) > 8 * 16
+        most[later] = max(most[later], lane.admitted)
+        unit.finish("m")
+    assert most == [14, 16]
+
+
 def test_nobody_saves_up_while_others_are_served() -> None:
     unit = Watched(dict.fromkeys(KEYS, 1.0))
     unit.ask("b")
