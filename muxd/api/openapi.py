@@ -14,7 +14,16 @@ from muxd.api.described import Described, plain
 from muxd.api.replies import VERSION, json_response
 
 _REF = "#/components/schemas/{name}"
-_ANY = {"application/json": {"type": "object"}}  # others are text
+_TEXT = {"type": "string"}
+# Others are text. Of a stream each event is described: before OpenAPI 3.2 there is no word for the whole.
+_ANY = {
+    "application/json": {"type": "object"},
+    "text/event-stream": {
+        "type": "object",
+        "properties": {"event": _TEXT, "data": _TEXT},
+        "required": ["data"],
+    },
+}
 _ERRORS = {
     "default": {
         "description": "An error object in the shape of the API that the path belongs to",
@@ -58,7 +67,7 @@ def _operation(route: Described, path: str, schemas: dict[type[Struct], Any]) ->
     if route.body is not None:
         content = {"application/json": {"schema": schemas[route.body]}}
         made["requestBody"] = {"required": True, "content": content}
-    content = {kind: {"schema": _ANY.get(kind, {"type": "string"})} for kind in route.answers}
+    content = {kind: {"schema": _ANY.get(kind, _TEXT)} for kind in route.answers}
     return made | {"responses": {"200": {"description": "Done", "content": content}, **_ERRORS}}
 
 

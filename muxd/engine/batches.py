@@ -32,7 +32,7 @@ class Batches:
         granted: list[Rows] = []
         chunks: list[Chunk] = []
         sequences: list[Sequence] = []
-        for sequence in lane.waiting.in_order():
+        for sequence in lane.next_prompts():
             if sequences and sequences[0].suspect:
                 break  # alone
             if lane.retiring and not sequence.rows:

@@ -15,6 +15,9 @@ from muxd.errors import MuxdError
 from muxd.messages import Decode, Phases, Prefill
 
 _FORGET = 1.05  # how the shortest step grows with every step that is longer
+# A prefill of no more takes about as long as a decode step: what it takes to read the weights.
+FEW_TOKENS = 16
+_KEPT = 8  # the part of its places that a model keeps for keys with few of them
 _KEEP = 0.9  # what the average costs keep of their past with every batch
 
 
@@ -70,7 +73,7 @@ class Lane:
         self.prefilled_since_decode = False
         self.token_seconds = 0.0  # what prefilling a token was seen to cost
         self.step_seconds = 0.0  # what a decode step was
-        self.pace = 0.0  # about the shortest of the last decode steps
+        self.pace = 0.0  # about the shortest of the last decode steps, and prefills of few tokens
         self.answer_tokens = 0.0  # what its answers take, about
         self.proven: set[bool] = set()  # phases (whether it prefills) of which this worker has done a batch
         self.suspects: dict[int, Sequence] = {}  # see ``recovery``; while there are any, one batch at a time
@@ -90,6 +93,38 @@ class Lane:
 
     def rows_for(self, tokens: int) -> int:
         return ceil(tokens / self.spec.row_tokens)
+
+    def admit(self, sequence: Sequence) -> None:
+        """It has its rows."""
+        self.waiting.admitted(sequence)
+        self.admitted += 1
+
+    def release(self, sequence: Sequence) -> None:
+        """It has given them back."""
+        self.waiting.released(sequence)
+        self.admitted -= 1
+
+    def full(self, sequence: Sequence) -> bool:
+        """No place for it among the running: of several keys who has many leaves the last ones to those that
+        have few. Who has begun goes on."""
+        crowds = sequence.counter is None and self._crowds(sequence)
+        return self.admitted >= self.spec.max_running - crowds * (self.spec.max_running // _KEPT)
+
+    def next_prompts(self) -> Iterator[Sequence]:
+        """For one batch, in order: nobody whose key has many places behind one whose key has few, which would
+        wait for it."""
+        few = False
+        for sequence in self.waiting.in_order():
+            crowds = self._crowds(sequence)
+            if few and crowds:
+                return
+            few = few or not crowds
+            yield sequence
+
+    def _crowds(self, sequence: Sequence) -> bool:
+        """Its key has as many places as are kept for those that have few."""
+        kept = self.spec.max_running // _KEPT
+        return bool(kept) and self.waiting.crowds(sequence, kept)
 
     @property
     def queued(self) -> int:
@@ -172,14 +207,19 @@ class Lane:
     def learn_cost(self, flight: Flight, seconds: float) -> None:
         """A batch took that long."""
         self.proven.add(flight.prefill)
-        if flight.prefill:
-            self.token_seconds = _mean(self.token_seconds, seconds / flight.tokens)
-        else:
+        if not flight.prefill:
             self.learn_step(seconds)
+            return
+        self.token_seconds = _mean(self.token_seconds, seconds / flight.tokens)
+        if flight.tokens <= FEW_TOKENS:
+            self._learn_pace(seconds)
 
     def learn_step(self, seconds: float) -> None:
         """A decode step took that long."""
         self.step_seconds = _mean(self.step_seconds, seconds)
+        self._learn_pace(seconds)
+
+    def _learn_pace(self, seconds: float) -> None:
         self.pace = min(seconds, self.pace * _FORGET) if self.pace else seconds
 
     def learn_answer(self, tokens: int) -> None:

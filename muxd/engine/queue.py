@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from muxd.engine.sequence import Sequence
 
+_LATELY = 64  # times so many admissions of one key in a row, and it is alone
+
 
 class TokenCounter:
     """What requests of one key have had of the model, and those that have had nothing yet, by arrival.
@@ -17,11 +19,12 @@ class TokenCounter:
     Tokens are whole numbers since the last change of ``_base``: many at once count as one by one.
     """
 
-    __slots__ = ("_base", "tokens", "waiting", "weight")
+    __slots__ = ("_base", "places", "tokens", "waiting", "weight")
 
     def __init__(self) -> None:
         self.waiting: list[Sequence] = []
         self.weight = 1.0
+        self.places = 0  # sequences that hold rows
         self.tokens = 0
         self._base = 0.0
 
@@ -45,6 +48,8 @@ class Queue:
         self._only: TokenCounter | None = None  # waiting alone: every decision asks for heads
         self._level = 0.0  # of the counter from which somebody was taken last
         self._fresh = 0  # sequences that wait at counters
+        self._last = ""  # the key that was admitted last
+        self._alone = 0  # how many of it in a row
 
     def __len__(self) -> int:
         return len(self._begun) + self._fresh
@@ -102,13 +107,29 @@ class Queue:
     def admitted(self, sequence: Sequence) -> None:
         """It has its rows, and its prompt is to be computed: what is left of that counts from now on."""
         if sequence.counter is not None:
+            sequence.counter.places += 1
             return
         counter = self._counters[sequence.request.key]
         self._level = max(self._level, counter.level)
         self._take(sequence)
         counter.tokens += sequence.remaining
+        counter.places += 1
+        key = sequence.request.key
+        self._last, self._alone = key, self._alone + 1 if key == self._last else 1
         sequence.counter = counter
         self.put_back(sequence)
+
+    def released(self, sequence: Sequence) -> None:
+        """It holds rows no more."""
+        assert sequence.counter is not None
+        sequence.counter.places -= 1
+
+    def crowds(self, sequence: Sequence, places: int) -> bool:
+        """Whether it is of a key that has so many places, where another key has come lately."""
+        if len(self._counters) < 2 or self._alone >= _LATELY * places:
+            return False
+        counter = self._counters.get(sequence.request.key)
+        return counter is not None and counter.places >= places
 
     def remove(self, sequence: Sequence) -> None:
         """Raises ValueError where it does not wait."""

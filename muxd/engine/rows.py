@@ -42,7 +42,7 @@ class RowKeeper:
         head = lane.waiting.head
         if head.rows:
             return True
-        if self.starving or lane.admitted >= lane.spec.max_running:
+        if self.starving or lane.full(head):
             # What comes free is the starving sequence's. Otherwise a prompt that was preempted to make room
             # would be admitted into that very room again.
             return False
@@ -62,7 +62,7 @@ class RowKeeper:
         """
         if sequence.rows:
             return NOTHING
-        if self.starving or lane.admitted >= lane.spec.max_running or not self._fits(lane, sequence):
+        if self.starving or lane.full(sequence) or not self._fits(lane, sequence):
             return None
         keys, known = self._keys(lane, sequence), self._known_rows(lane, sequence)
         grant = self.ledger.admit(lane.spec.model, keys, known)
@@ -75,8 +75,7 @@ class RowKeeper:
             sequence.cached = sequence.computed
         sequence.charge = self.charge(lane, sequence)
         self._promise(lane, max(0, sequence.charge - known))
-        lane.waiting.admitted(sequence)
-        lane.admitted += 1
+        lane.admit(sequence)
         if lane.spec.model in self.claims:
             self.claims.discard(lane.spec.model)
             self._news += 1
@@ -223,7 +222,7 @@ class RowKeeper:
         self._promise(lane, -max(0, sequence.charge - len(sequence.rows)))
         self.ledger.release(sequence.model, np.asarray(sequence.rows, dtype=np.int32))
         lane.forget.append(sequence.id)
-        lane.admitted -= 1
+        lane.release(sequence)
         sequence.rows = []
         self._news += 1
 
@@ -278,7 +277,7 @@ class RowKeeper:
         owed = self._by_right(model) or (
             self.quotas is not None and self.quotas.growing(model, self.ledger.held(model))
         )
-        return owed and lane.admitted < lane.spec.max_running and not self.admissible(lane)
+        return owed and not lane.full(lane.waiting.head) and not self.admissible(lane)
 
     def _by_right(self, model: str) -> bool:
         """The head of its queue, and what its running sequences are promised, stay within its quota."""

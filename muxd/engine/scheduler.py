@@ -270,7 +270,7 @@ class Scheduler:
         if not lane.ready:
             return "worker"
         if not self._rows.admissible(lane):
-            return "slots" if lane.admitted >= lane.spec.max_running else "rows"
+            return "slots" if lane.full(lane.waiting.head) else "rows"
         if not lane.free(prefill=True):
             return ""
         return "share" if self._policy.held == lane.spec.model else "turn"

@@ -9,6 +9,7 @@ from support.bench_worker import Spec
 from support.examples import examples
 
 from muxd.engine.settings import Settings
+from muxd.messages import Prefill
 
 RUNNING, LONGEST, MOST = 3, 24, 12  # sequences at once, tokens of a prompt and of an answer
 KEYS = ["a", "b", ""]
@@ -18,13 +19,22 @@ finish = st.tuples(st.just("finish"), st.integers(0, 15))
 lose = st.tuples(st.just("lose"))
 scripts = st.lists(st.one_of(arrive, arrive, finish, finish, lose), max_size=80)
 
+FLOOD = [("arrive", "a", 24, 12)] * 20 + [("arrive", "b", 1, 1)] * 20 + [("finish", 0)] * 60
+
 
 class Watched(BenchUnit):
     """After every event: how far two keys drift apart while both have somebody who waits."""
 
-    def __init__(self, weights: dict[str, float], *, total_blocks: int = 200, max_queue: int = 1000):
-        spec = Spec("m", max_running=RUNNING, max_queue=max_queue)
-        self.weights = weights
+    def __init__(
+        self,
+        weights: dict[str, float],
+        *,
+        total_blocks: int = 200,
+        max_queue: int = 1000,
+        running: int = RUNNING,
+    ):
+        spec = Spec("m", max_running=running, max_queue=max_queue)
+        self.weights, self.running = weights, running
         self.apart: dict[tuple[str, str], tuple[float, float]] = {}  # least and most since both wait
         super().__init__([spec], total_blocks, settings=Settings(prefill_tokens=16, look_ahead=4))
 
@@ -32,6 +42,10 @@ class Watched(BenchUnit):
         super().check()
         lane = self.scheduler.lanes["m"]
         assert lane.flights or not lane.waiting or not lane.ready, "nobody computes, somebody waits"
+        for key in KEYS:
+            mine = [s for s in self.all if s.request.key == key]
+            counter = next((s.counter for s in mine if s.counter is not None), None)
+            assert counter is None or counter.places == sum(bool(s.rows) for s in mine)
         had = {key: self.served(key) / self.weights[key] for key in KEYS}
         waits = {s.request.key for s in lane.waiting if s.counter is None}
         for one in KEYS:
@@ -52,19 +66,22 @@ class Watched(BenchUnit):
 
     def bound(self, key: str) -> float:
         """``muxd/engine/design.md``: a prompt, and what those that are admitted can still say."""
-        return (LONGEST + RUNNING * MOST) / self.weights[key]
+        return (LONGEST + self.running * MOST) / self.weights[key]
 
     def ask(self, key: str, prompt: int = 4, answer: int = 4) -> Any:
         return self.arrive("m", prompt, answer, key=key, weight=self.weights[key])
 
 
 @settings(max_examples=examples(60))
-@given(scripts, st.tuples(weights, weights, weights), st.sampled_from([40, 200]))
-@example([("arrive", "a", 24, 12)] * 20 + [("arrive", "b", 1, 1)] * 20 + [("finish", 0)] * 60, (1, 1, 1), 200)
+@given(
+    scripts, st.tuples(weights, weights, weights), st.sampled_from([40, 200]), st.sampled_from([RUNNING, 8])
+)
+@example(FLOOD, (1, 1, 1), 200, RUNNING)
+@example(FLOOD, (1, 1, 1), 200, 8)
 def test_two_keys_that_wait_are_served_alike(
-    script: list[tuple[Any, ...]], of: tuple[float, float, float], blocks: int
+    script: list[tuple[Any, ...]], of: tuple[float, float, float], blocks: int, running: int
 ) -> None:
-    unit = Watched(dict(zip(KEYS, of, strict=True)), total_blocks=blocks)
+    unit = Watched(dict(zip(KEYS, of, strict=True)), total_blocks=blocks, running=running)
     for kind, *args in script:
         if kind == "arrive":
             unit.ask(*args)
@@ -101,6 +118,63 @@ def test_who_comes_after_a_flood_goes_next() -> None:
     assert all(one.started == late.started for one in since), "at most beside it"
     lane = unit.scheduler.lanes["m"]
     assert len(list(lane.waiting.in_order())) == len(lane.waiting)
+
+
+def test_who_has_many_places_leaves_the_last_to_others() -> None:
+    unit = Watched(dict.fromkeys(KEYS, 1.0), running=16)
+    unit.ask("b", 1, 1)
+    unit.run()
+    flood = [unit.ask("a", answer=MOST) for _ in range(30)]
+    lane = unit.scheduler.lanes["m"]
+    while lane.admitted < 14 or any(flight.prefill for flight in lane.flights):
+        unit.finish("m")
+    unit.finish("m")
+    assert (lane.admitted, lane.flights[0].prefill) == (14, False)
+    late = [unit.ask("b"), unit.ask("b")]
+    unit.finish("m")
+    assert [one.started for one in late] == [unit.now] * 2, "there is a place for both"
+    unit.run()
+    assert set(unit.outcome.values()) == {"served"}
+    assert len(unit.outcome) == 1 + len(flood) + len(late)
+
+
+def test_who_has_few_places_is_read_without_prompts_of_who_has_many() -> None:
+    unit = Watched(dict.fromkeys(KEYS, 1.0), running=16)
+    unit.ask("b", 1, 1)
+    unit.run()
+    for _ in range(30):
+        unit.ask("a", answer=MOST)
+    while unit.scheduler.lanes["m"].admitted < 8:
+        unit.finish("m")
+    late = unit.ask("b")
+    unit.finish("m")
+    commands = [command for _, _, command in unit.launches[-2:]]
+    assert all(isinstance(command, Prefill) for command in commands)
+    assert [len(command.chunks) for command in commands if isinstance(command, Prefill)] == [4, 1]
+    assert late.started == unit.now
+    unit.run()
+    assert set(unit.outcome.values()) == {"served"}
+
+
+def test_who_is_alone_takes_all_places() -> None:
+    unit = Watched(dict.fromkeys(KEYS, 1.0), running=16)
+    for _ in range(50):
+        unit.ask("a", answer=MOST)
+    while unit.scheduler.lanes["m"].admitted < 16:
+        unit.finish("m")
+
+
+def test_who_has_been_alone_for_long_takes_all_places_again() -> None:
+    unit = Watched(dict.fromkeys(KEYS, 1.0), running=16)
+    unit.ask("b", 1, 1)
+    unit.run()
+    flood = [unit.ask("a", answer=MOST) for _ in range(8 * 16 + 50)]
+    lane, most = unit.scheduler.lanes["m"], [0, 0]
+    while lane.waiting:
+        later = sum(one.started is not None for one in flood) > 8 * 16
+        most[later] = max(most[later], lane.admitted)
+        unit.finish("m")
+    assert most == [14, 16]
 
 
 def test_nobody_saves_up_while_others_are_served() -> None:

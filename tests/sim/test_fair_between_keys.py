@@ -12,7 +12,9 @@ from muxd.sim.workload import Item, Workload
 from muxd.sim.world import World
 
 CALLERS, SECONDS, RATE = 49, 80.0, 2.5
-COST = table(m=model(prefill=0.0005, decode=0.012))
+FLOODED = 200  # tokens of each prompt of the flood
+PREFILL, STEP = 0.0005, 0.012  # seconds a token, seconds a step
+COST = table(m=model(prefill=PREFILL, decode=STEP))
 CONFIG = Config(
     pool=PoolConfig("64M"),
     scheduler=SchedulerConfig(prefill_tokens=256),
@@ -20,9 +22,9 @@ CONFIG = Config(
 )
 
 
-def calls() -> Workload:
+def calls(lengths: str = "uniform:64-256,16-64") -> Workload:
     """In turn from forty-nine keys."""
-    made = generate(Recipe(["m"], RATE, SECONDS, lengths="uniform:64-256,16-64", seed=1)).items
+    made = generate(Recipe(["m"], RATE, SECONDS, lengths=lengths, seed=1)).items
     return Workload([with_key(item, f"caller{i % CALLERS}") for i, item in enumerate(made)], {})
 
 
@@ -30,9 +32,9 @@ def with_key(item: Item, key: str) -> Item:
     return Item(item.time, item.model, item.prompt_tokens, item.output_tokens, key)
 
 
-def flooded() -> Workload:
-    flood = [Item(10.0, "m", 200, 48, "flood")] * 300
-    return Workload(sorted([*calls().items, *flood], key=lambda item: item.time), {})
+def flooded(quiet: Workload) -> Workload:
+    flood = [Item(10.0, "m", FLOODED, 48, "flood")] * 300
+    return Workload(sorted([*quiet.items, *flood], key=lambda item: item.time), {})
 
 
 def run(workload: Workload) -> Records:
@@ -51,7 +53,8 @@ def ttft99(records: Records, workload: Workload) -> float:
 
 
 def test_one_who_floods_delays_himself() -> None:
-    quiet, loud = calls(), flooded()
+    quiet = calls()
+    loud = flooded(quiet)
     nameless = Workload([with_key(item, "") for item in loud.items], {})
     alone, beside, by_arrival = (
         ttft99(run(asked), words) for asked, words in ((quiet, quiet), (loud, loud), (nameless, loud))
@@ -59,3 +62,14 @@ def test_one_who_floods_delays_himself() -> None:
     print(f"TTFT p99: {alone:.3f} s alone, {beside:.3f} s beside a flood, {by_arrival:.3f} s by arrival")
     assert beside <= 2 * alone
     assert by_arrival > 20 * alone
+
+
+def test_short_prompts_wait_for_what_is_being_computed_and_for_nothing_else() -> None:
+    """Where an answer begins at once alone it waits for a batch of the flood that has begun and for the rest
+    of the prompt that this has cut: for no place, and for no other prompts of the flood beside its own."""
+    quiet = calls("uniform:8-24,8-24")
+    loud = flooded(quiet)
+    alone, beside = (ttft99(run(asked), asked) for asked in (quiet, loud))
+    begun = (CONFIG.scheduler.prefill_tokens + FLOODED) * PREFILL
+    print(f"TTFT p99: {alone:.3f} s alone, {beside:.3f} s beside a flood")
+    assert beside <= alone + begun + STEP

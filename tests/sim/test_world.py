@@ -63,6 +63,14 @@ def test_a_prompt_that_takes_long_is_cut_by_what_its_tokens_cost() -> None:
     assert records.end[0] == pytest.approx(1.0 + 4 * 0.5)
 
 
+def test_a_batch_that_costs_much_whatever_its_tokens_is_not_cut_on_and_on() -> None:
+    """A prompt of 3,000 before anything else: in the time that is wanted not one token can be computed."""
+    cost = table(a=model(prefill=0.0001, overhead=Overhead(batch=0.5)))
+    by_time = structs.replace(plain_config(["a"]), scheduler=SchedulerConfig(prefill_seconds=0.1))
+    records = run(Workload([Item(0.0, "a", 3000, 1)], {}), cost, by_time)
+    assert records.end[0] <= 0.3 + 20 * 0.5
+
+
 def test_two_models_at_half_the_device_each_take_twice_as_long() -> None:
     cost = table(a=model(prefill=1e-9, decode=0.01), b=model(prefill=1e-9, decode=0.01))
     both = run(Workload([Item(0.0, "a", 4, 101), Item(0.0, "b", 4, 101)], {}), cost)

@@ -4,7 +4,7 @@ What it has more than the published algorithm, and why, is in the engine's ``des
 """
 
 from muxd.engine.actions import QuotaMoved
-from muxd.engine.lane import Lane
+from muxd.engine.lane import FEW_TOKENS, Lane
 from muxd.engine.policies.base import Policy
 
 # A held prefill that has waited this many drain timeouts lets no decode step pass any more.
@@ -133,11 +133,14 @@ class Mux(Policy):
         return max(lane.spec.share, min(self.board.shares.most_beside(needs), lane.spec.cap))
 
     def _prefill_tokens(self, lane: Lane) -> int:
-        """As many as the time of a batch allows by what this model's tokens were seen to cost."""
+        """As many as the time of a batch allows by what this model's tokens were seen to cost. Never fewer
+        than take about as long as one: each would seem to cost more, and the next batch have fewer, down to
+        one."""
         most, wanted = self.board.settings.prefill_tokens, self.board.settings.prefill_seconds
         if not (wanted and lane.token_seconds):
             return most
-        return max(1, min(most, int(max(wanted, _FIXED * lane.pace) / lane.token_seconds)))
+        fit = int(max(wanted, _FIXED * lane.pace) / lane.token_seconds)
+        return min(most, max(FEW_TOKENS, fit))
 
     def _prompts(self, now: float) -> list[Lane]:
         """In turn; where models have targets, who must start soonest goes first, and before that who was
