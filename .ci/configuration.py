@@ -26,8 +26,8 @@ Written by `make docs` from the settings' types and the comments of [muxd.exampl
 change those, not this page. The example has more on each setting, and what vLLM and SGLang call it.
 `muxd check-config muxd.toml` says what is wrong with a file, and names the key.
 
-A flag goes before the environment (`MUXD_PORT`, `MUXD_POOL_BYTES`; of `[residency]`, `[[device]]` and
-`[[model]]` nothing is read there), that before the file, that before the default. A size is `"512M"`, `"2G"`
+A flag goes before the environment (`MUXD_PORT`, `MUXD_POOL_BYTES`; of `[[device]]` and `[[model]]` nothing
+is read there), that before the file, that before the default. A size is `"512M"`, `"2G"`
 (binary), or bytes in quotes. Relative paths start at the folder of the file.
 
 **Reload** is what happens when the file is read again (`muxctl reload`, SIGHUP). *yes*: it holds from then

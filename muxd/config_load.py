@@ -17,13 +17,7 @@ from msgspec import Struct
 
 from muxd.config import (
     Config,
-    LimitsConfig,
     ModelConfig,
-    PlacementConfig,
-    PoolConfig,
-    SchedulerConfig,
-    ServerConfig,
-    TextConfig,
 )
 from muxd.config_checks import check
 from muxd.errors import ConfigError
@@ -126,14 +120,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
     """MUXD_PORT, MUXD_POOL_BYTES, MUXD_SCHEDULER_OVERBOOK ...: [server] keys need no room name."""
     found: dict[str, Any] = {}
-    rooms: dict[str, type[Struct]] = {
-        "server": ServerConfig,
-        "limits": LimitsConfig,
-        "text": TextConfig,
-        "pool": PoolConfig,
-        "scheduler": SchedulerConfig,
-        "placement": PlacementConfig,
-    }
+    tables = {one.name: one.type for one in msgspec.structs.fields(Config) if isinstance(one.type, type)}
+    rooms = {room: struct for room, struct in tables.items() if issubclass(struct, Struct)}
     for room, struct in rooms.items():
         for field in msgspec.structs.fields(struct):
             prefix = "MUXD_" if room == "server" else f"MUXD_{room.upper()}_"

@@ -17,7 +17,7 @@ from muxd.device.base import is_gpu
 from muxd.errors import ModelUnloaded, MuxdError, ShuttingDown
 from muxd.fleet.catalog import Entry
 from muxd.fleet.loans import Loans, Room
-from muxd.fleet.operation import Operation, Woke, first
+from muxd.fleet.operation import Operation, WakeTime, first
 from muxd.fleet.site import Site
 from muxd.fleet.supervisor import Progress
 
@@ -64,7 +64,7 @@ class Copies:
         room.settle(new.weight_bytes)
         new.woken = self.clock.now()
         if operation.kind == "woken":
-            operation.woke = Woke(new.woken - began, target.supervisors[name].from_host)
+            operation.woke = WakeTime(new.woken - began, target.supervisors[name].from_host)
         if new.changing == "waking":
             new.changing = ""
         if serves:

@@ -11,7 +11,7 @@ from muxd.fleet.steps import Stage, Step
 Kind = Literal["loaded", "unloaded", "moved", "asleep", "woken"]
 
 
-class Woke(NamedTuple):
+class WakeTime(NamedTuple):
     """Seconds from the beginning of a load until its model was ready; ``parked``: its weights were in host
     memory."""
 
@@ -40,7 +40,7 @@ class Operation:
         self.hurry = asyncio.Event()  # set: wait for nobody any more
         self.step = Step(model, first)
         self.errors: list[MuxdError] = []  # why models could not be had, the first one first
-        self.woke: Woke | None = None  # what a wake has taken
+        self.woke: WakeTime | None = None  # what a wake has taken
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 

@@ -20,7 +20,7 @@ from muxd.errors import OutOfMemory
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import Demand, load_of
 from muxd.fleet.loading import beside
-from muxd.fleet.operation import Operation, Woke
+from muxd.fleet.operation import Operation, WakeTime
 from muxd.fleet.reconciler import Reconciler
 from muxd.fleet.site import Site
 from muxd.placement.memory import fixed
@@ -203,7 +203,7 @@ class Waker:
         operation.start(work())
         return operation
 
-    def _learn(self, entry: Entry, woke: Woke) -> None:
+    def _learn(self, entry: Entry, woke: WakeTime) -> None:
         stated = stated_seconds(self._model(entry).weights, self._rules(), asleep=woke.parked)
         entry.wakes = entry.wakes.after(woke.seconds, stated, parked=woke.parked)
 

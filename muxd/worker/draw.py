@@ -9,7 +9,7 @@ from math import exp, nextafter
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, threshold_
+from torch.nn.functional import pad, threshold
 
 from muxd.messages import Sampling
 
@@ -25,7 +25,7 @@ def draw(scaled: Tensor, sampling: Sampling, u: float) -> int:
     The three filters keep a prefix of the tokens in falling order, so they commute except that top_p is a
     fraction of what top_k and min_p left.
     """
-    weights = threshold_(scaled.clamp_(min=_NONE).exp_(), 1.1 * exp(_NONE), 0.0)
+    weights = threshold(scaled.clamp_(min=_NONE).exp_(), 1.1 * exp(_NONE), 0.0, inplace=True)
     if sampling.top_k <= 0 and sampling.top_p >= 1 and sampling.min_p <= 0:
         return _invert_all(weights, u)
     size, least = weights.numel(), min(sampling.min_p, 1.0)  # the best one always passes

@@ -43,11 +43,13 @@ def test_environment_names_every_room_and_converts() -> None:
         "MUXD_POOL_BLOCK_BYTES": "4096",
         "MUXD_SCHEDULER_OVERBOOK": "20",
         "MUXD_SCHEDULER_POLICY": "mux",
+        "MUXD_RESIDENCY_IDLE_AFTER": "90",
     }
     config = load(None, env=env)
     assert (config.server.log_level, config.server.shutdown_grace) == ("debug", 2.5)
     assert (config.pool.bytes, config.pool.block_bytes) == ("64M", 4096)
     assert (config.scheduler.overbook, config.scheduler.policy) == (20, "mux")
+    assert config.residency.idle_after == 90
 
 
 def test_paths_of_models_start_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
