@@ -16,7 +16,7 @@ LONG := stand_in or interpreter or compile or slow
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help test-page test-clients serve quick test test-all gpu roofline check format lock coverage demo bench churn chaos fuzz drawn clean
+.PHONY: help test-page test-clients serve quick test test-all gpu roofline check format lock coverage demo bench churn chaos soak fuzz drawn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
@@ -35,6 +35,7 @@ help:
 	@echo "make bench   what the daemon costs beside a bare loop"
 	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads, fifteen of models that wake"
 	@echo "make chaos   a thousand faults under load, by a seed (MUXD_CHAOS, MUXD_CHAOS_SEED): half an hour"
+	@echo "make soak    twenty minutes of mixed load: nothing grows (MUXD_SOAK, MUXD_SOAK_SEED, MUXD_SOAK_OUT)"
 	@echo "make fuzz    damaged messages, samplings, HTTP bodies, folders and GGUF files; MUXD_FUZZ=100000 says how many"
 	@echo "make drawn   drawn configurations of the architectures against transformers; MUXD_DRAWN=200 of each"
 	@echo "make clean   remove the environment and caches (models stay)"
@@ -104,7 +105,11 @@ churn: $(VENV)/.dev
 
 MUXD_CHAOS ?= 1000
 chaos: $(VENV)/.dev
-	MUXD_CHAOS=$(MUXD_CHAOS) $(BIN)/python -m pytest tests/chaos -s
+	MUXD_CHAOS=$(MUXD_CHAOS) $(BIN)/python -m pytest tests/chaos/test_chaos.py -s
+
+MUXD_SOAK ?= 1200
+soak: $(VENV)/.dev
+	MUXD_SOAK=$(MUXD_SOAK) $(BIN)/python -m pytest tests/chaos/test_soak.py -s
 
 # Of messages ten times as many: they cost the least.
 MUXD_FUZZ ?= 100000
