@@ -3,6 +3,7 @@
 PYTHON :=
 VENV := .venv
 CLIENTS := .venv-clients
+AUDIT := .venv-audit
 BIN := $(VENV)/bin
 
 # Of benchmarks/gpu_all.py, which a host that can install nothing runs by itself (docs/measurements.md).
@@ -16,7 +17,7 @@ LONG := stand_in or interpreter or compile or slow
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help test-page test-clients serve quick test test-all gpu roofline check format lock coverage demo bench churn chaos soak fuzz drawn clean
+.PHONY: help test-page test-clients serve quick test test-all gpu roofline check format lock audit coverage demo bench churn chaos soak fuzz drawn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
@@ -31,6 +32,7 @@ help:
 	@echo "make format  ruff's formatter, and what ruff can mend"
 	@echo "make coverage  which lines and branches the tests of make test run, by room"
 	@echo "make lock    newest versions of everything the tests run with, into requirements-dev.lock"
+	@echo "make audit   known vulnerabilities of what muxd and its tests run with; needs a network"
 	@echo "make demo    only fetch the demo models"
 	@echo "make bench   what the daemon costs beside a bare loop"
 	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads, fifteen of models that wake"
@@ -93,6 +95,10 @@ lock: $(VENV)/.muxd
 	  | $(BIN)/python .ci/lock.py > requirements-dev.lock.new
 	mv requirements-dev.lock.new requirements-dev.lock
 
+# In an environment of its own, without muxd's. Not part of make test: it asks a database over the network.
+audit: $(AUDIT)/.made
+	@$(AUDIT)/bin/python .ci/audit.py $(AUDIT)/bin/pip-audit
+
 demo: $(VENV)/.muxd
 	$(BIN)/muxd fetch-demo
 
@@ -123,7 +129,7 @@ drawn: $(VENV)/.dev
 	MUXD_DRAWN=$(MUXD_DRAWN) $(PYTEST) -m slow tests/worker/test_drawn_architectures.py
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(CLIENTS) $(AUDIT) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps make the second start a matter of seconds; a changed pyproject.toml installs anew.
@@ -136,6 +142,11 @@ $(VENV)/.muxd: pyproject.toml
 $(CLIENTS)/.made: tests/clients/requirements.txt $(VENV)/.muxd
 	$(BIN)/python -m venv --clear $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
+	@touch $@
+
+$(AUDIT)/.made: Makefile
+	$(or $(PYTHON),python3) -m venv --clear $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet "pip-audit>=2.10,<3"
 	@touch $@
 
 # 0.8 GB, and only where npm is.
