@@ -38,7 +38,7 @@ class Sent(Struct):
 
     @property
     def kind(self) -> str:
-        kind = self.path.rpartition("/")[2] + (", stream" if self.body.get("stream") else "")
+        kind = self.path.removeprefix("/v1/") + (", stream" if self.body.get("stream") else "")
         kind += ", constrained" if "structured_outputs" in self.body else ""
         return kind + (", leaves" if self.leave is not None else "")
 

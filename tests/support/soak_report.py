@@ -10,9 +10,9 @@ from msgspec import to_builtins
 
 from support.flatness import Judged, judge
 from support.process_sizes import FIELDS, Sizes
+from support.soaked import LONG
 
 MEGA = 1 << 20
-LONG = 600.0  # seconds from which memory is judged as of a long run
 # What the fitted line may rise by over the judged part. Memory of a short run has not come to rest.
 MEMORY, MEMORY_SHORT, COUNTS = 3.0 * MEGA, 24.0 * MEGA, 1.0
 

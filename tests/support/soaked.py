@@ -18,8 +18,12 @@ from support.process_sizes import Sizes, mean, measure
 from support.soak_clients import FORM, Sent, check, dawdle, send
 from support.tiny import tiny_served
 
-KEPT = 10_000  # requests that the daemon remembers after their end: until then it grows
+# What a daemon remembers is bounded, and until it is full the daemon grows: 10,000 requests that have ended, 20,000
+# batches, and as many looks at the pool as 200 seconds of work have, of 20 ms each.
+KEPT = 10_000
 AT_ONCE = 64  # choices of one request
+BUSY = 300.0  # seconds; only before a long soak, which judges memory
+LONG = 600.0
 AWAKE, ASLEEP, EMBEDS = ["a", "b"], ["c", "d", "e"], "f"
 POOL = 4 << 20
 DAWDLE = 4.0  # seconds between two slow readers
@@ -62,6 +66,8 @@ class Soak:
 
     async def run(self) -> None:
         await self._fill()
+        if self.seconds >= LONG:
+            await asyncio.gather(*(self._busy(model, time.monotonic() + BUSY) for model in AWAKE))
         self._began = time.monotonic()
         asyncio.get_running_loop().call_later(self.seconds, self._over.set)
         async with asyncio.TaskGroup() as group:
@@ -71,10 +77,15 @@ class Soak:
         await self._settle()
 
     async def _fill(self) -> None:
-        """What the daemon remembers of requests is bounded: it is filled before anybody looks."""
         body = {"prompt": [5] * 8, "max_tokens": 1, "n": AT_ONCE, "ignore_eos": True}
         for number in range(KEPT // AT_ONCE + 1):
             await self._send("/v1/completions", {"model": AWAKE[number % 2], **body})
+
+    async def _busy(self, model: str, end: float) -> None:
+        """One stream after the other."""
+        body = {"model": model, "prompt": [5] * 8, "max_tokens": 400, "ignore_eos": True, "stream": True}
+        while time.monotonic() < end:
+            await self._send("/v1/completions", body)
 
     async def _settle(self) -> None:
         """Behind whatever is still computed for who has left."""
