@@ -18,8 +18,8 @@ from support.process_sizes import Sizes, mean, measure
 from support.soak_clients import FORM, Sent, check, dawdle, send
 from support.tiny import tiny_served
 
-# What a daemon remembers is bounded, and until it is full the daemon grows: 10,000 requests that have ended, 20,000
-# batches, and as many looks at the pool as 200 seconds of work have, of 20 ms each.
+# What a daemon remembers is bounded, and until it is full the daemon grows: 10,000 requests that have ended,
+# 20,000 batches, and as many looks at the pool as 200 seconds of work have, of 20 ms each.
 KEPT = 10_000
 AT_ONCE = 64  # choices of one request
 BUSY = 300.0  # seconds; only before a long soak, which judges memory
