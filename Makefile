@@ -3,6 +3,7 @@
 PYTHON :=
 VENV := .venv
 CLIENTS := .venv-clients
+AUDIT := .venv-audit
 BIN := $(VENV)/bin
 
 # Of benchmarks/gpu_all.py, which a host that can install nothing runs by itself (docs/measurements.md).
@@ -16,7 +17,7 @@ LONG := stand_in or interpreter or compile or slow
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help test-page test-clients serve quick test test-all gpu roofline check format lock docs coverage demo bench churn chaos fuzz drawn clean
+.PHONY: help test-page test-clients serve quick test test-all gpu roofline check format lock audit docs coverage demo bench churn chaos soak fuzz drawn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
@@ -32,10 +33,12 @@ help:
 	@echo "make coverage  which lines and branches the tests of make test run, by room"
 	@echo "make lock    newest versions of everything the tests run with, into requirements-dev.lock"
 	@echo "make docs    the pages and pictures that are made from the code: settings, how-it-works"
+	@echo "make audit   known vulnerabilities of what muxd and its tests run with; needs a network"
 	@echo "make demo    only fetch the demo models"
 	@echo "make bench   what the daemon costs beside a bare loop"
 	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads, fifteen of models that wake"
 	@echo "make chaos   a thousand faults under load, by a seed (MUXD_CHAOS, MUXD_CHAOS_SEED): half an hour"
+	@echo "make soak    twenty minutes of mixed load: nothing grows (MUXD_SOAK, MUXD_SOAK_SEED, MUXD_SOAK_OUT)"
 	@echo "make fuzz    damaged messages, samplings, HTTP bodies, folders and GGUF files; MUXD_FUZZ=100000 says how many"
 	@echo "make drawn   drawn configurations of the architectures against transformers; MUXD_DRAWN=200 of each"
 	@echo "make clean   remove the environment and caches (models stay)"
@@ -97,6 +100,10 @@ docs: $(VENV)/.dev
 	$(BIN)/python .ci/configuration.py
 	$(BIN)/python benchmarks/pictures.py
 
+# In an environment of its own, without muxd's. Not part of make test: it asks a database over the network.
+audit: $(AUDIT)/.made
+	@$(AUDIT)/bin/python .ci/audit.py $(AUDIT)/bin/pip-audit
+
 demo: $(VENV)/.muxd
 	$(BIN)/muxd fetch-demo
 
@@ -109,7 +116,11 @@ churn: $(VENV)/.dev
 
 MUXD_CHAOS ?= 1000
 chaos: $(VENV)/.dev
-	MUXD_CHAOS=$(MUXD_CHAOS) $(BIN)/python -m pytest tests/chaos -s
+	MUXD_CHAOS=$(MUXD_CHAOS) $(BIN)/python -m pytest tests/chaos/test_chaos.py -s
+
+MUXD_SOAK ?= 1200
+soak: $(VENV)/.dev
+	MUXD_SOAK=$(MUXD_SOAK) $(BIN)/python -m pytest tests/chaos/test_soak.py -s
 
 # Of messages ten times as many: they cost the least.
 MUXD_FUZZ ?= 100000
@@ -123,7 +134,7 @@ drawn: $(VENV)/.dev
 	MUXD_DRAWN=$(MUXD_DRAWN) $(PYTEST) -m slow tests/worker/test_drawn_architectures.py
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(CLIENTS) $(AUDIT) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps make the second start a matter of seconds; a changed pyproject.toml installs anew.
@@ -136,6 +147,11 @@ $(VENV)/.muxd: pyproject.toml
 $(CLIENTS)/.made: tests/clients/requirements.txt $(VENV)/.muxd
 	$(BIN)/python -m venv --clear $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
+	@touch $@
+
+$(AUDIT)/.made: Makefile
+	$(or $(PYTHON),python3) -m venv --clear $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet "pip-audit>=2.10,<3"
 	@touch $@
 
 # 0.8 GB, and only where npm is.

@@ -52,6 +52,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: LogFormat = "text"  # logfmt and json: one line of fields for each event, for log programs
     vllm_metrics: bool = False  # /metrics says the same again by vLLM's names
+    traces: str = ""  # URL of an OTLP receiver that gets a span for each request; empty: none
     device: str = "auto"  # "cpu", "cuda:0", or "auto": the first GPU where there is one
 
     @property

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from msgspec import NODEFAULT
 from msgspec.structs import fields
@@ -206,12 +207,29 @@ def _check_server(server: ServerConfig, where: Path | str) -> None:
         raise ConfigError(f"{where}: server.port: {server.port} is not a port")
     if bool(server.tls_cert) != bool(server.tls_key):
         raise ConfigError(f"{where}: server.tls_cert and server.tls_key: give both or none")
+    if server.traces and not _is_plain_url(server.traces):
+        raise ConfigError(
+            f"{where}: server.traces: is no URL of a receiver; write one such as "
+            '"http://127.0.0.1:4318/v1/traces", without a name or password in it (OTEL_EXPORTER_OTLP_HEADERS '
+            "has such things)"
+        )
     for origin in server.cors_origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
             raise ConfigError(
                 f"{where}: server.cors_origins: {origin!r} is no origin; write "
                 '"https://chat.example", without a slash at its end, or "*" for every page'
             )
+
+
+def _is_plain_url(text: str) -> bool:
+    """Of HTTP, with a host, and nothing secret in it."""
+    try:
+        url = urlsplit(text)
+        return (
+            url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and "@" not in url.netloc
+        )
+    except ValueError:
+        return False
 
 
 _LEAST_TEXT_MEMORY = 512 << 20  # an interpreter, its libraries and a small tokenizer

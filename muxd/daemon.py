@@ -30,6 +30,7 @@ from muxd.api.listen import BACKLOG, handed, is_local, listeners
 from muxd.api.metrics import HttpMetrics
 from muxd.api.texts import text_pool
 from muxd.api.tls import Certificate
+from muxd.api.traces import trace_requests
 from muxd.clock import MonotonicClock
 from muxd.config import Config, DeviceConfig
 from muxd.device.base import Device, is_gpu
@@ -226,6 +227,7 @@ class Daemon:
             cors_origins=server.cors_origins, allowed_hosts=[*server.hosts, *server.allowed_hosts],
             strict=server.strict,
         )  # fmt: skip
+        trace_requests(app, server.traces, self.registry)
         return make_runner(app, shutdown_timeout=_HTTP_GRACE)
 
     def _http_limits(self) -> HttpLimits:

@@ -11,6 +11,7 @@ from muxd.api.guard import admitted, preflight, sign_origin
 from muxd.api.replies import SERVER
 from muxd.api.routes import NAMES, ROUTES
 from muxd.api.trace import Trace, log_access, outcome_of, request_id
+from muxd.api.traces import SPANS
 from muxd.api.translated import rename
 from muxd.errors import BadRequest, NotFound
 
@@ -81,6 +82,8 @@ def _book(request: web.Request, record: Trace, status: int, now: float) -> None:
     metrics.answered(route, request.method, status)
     if record.key is not None:
         metrics.used(record.key.name, status, record.prompt_tokens, record.completion_tokens)
+    if (spans := request.app.get(SPANS)) is not None:
+        spans.ended(record, request.headers, route=route, status=status, now=now)
     path = request.rel_url.raw_path
     log_access(
         record, method=request.method, path=path, status=status, now=now, quiet=path.startswith(_PROBES)

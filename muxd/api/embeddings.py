@@ -145,6 +145,7 @@ async def _vector(request: web.Request, one: Request, streams: set[TokenStream])
     finally:
         streams.discard(stream)
         stream.close()
+        trace(request).waited(stream.queued())
     raise unfinished(trace(request))
 
 

@@ -91,6 +91,8 @@ async def run(request: web.Request, job: Job, face: Face) -> web.StreamResponse:
             return await _whole(reader, choices)
     finally:
         await _close(choices)
+        for choice in choices:
+            record.waited(choice.stream.queued())
 
 
 async def _submit(request: web.Request, job: Job, pieces: Pieces, choices: list[Choice]) -> None:

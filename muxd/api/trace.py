@@ -30,6 +30,7 @@ class Trace:
     completion_tokens: int = 0
     thinking_tokens: int = 0  # of these
     first_token: float | None = None
+    queued: float | None = None  # seconds until the last of its sequences was computed for the first time
     finish: str = ""
     params: Mapping[str, str] = field(default_factory=dict)  # the core's fields by what the client calls them
     outcome: Outcome | None = None  # set by a handler that knows better than the status
@@ -39,6 +40,11 @@ class Trace:
         if self.first_token is None:
             self.first_token = now
         self.completion_tokens += count
+
+    def waited(self, seconds: float | None) -> None:
+        """One of its sequences has; None: it was never computed."""
+        if seconds is not None:
+            self.queued = seconds if self.queued is None else max(self.queued, seconds)
 
 
 def request_id(given: str | None) -> str:

@@ -92,6 +92,11 @@ class Sequence:
         return self.request.name
 
     @property
+    def queued(self) -> float | None:
+        """Seconds until it was first computed; None: it has not been."""
+        return None if self.started is None else self.started - self.arrived
+
+    @property
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_tokens
 

@@ -21,12 +21,14 @@ class TokenStream:
     is called at most once, and never when the engine has ended the sequence itself.
     """
 
-    def __init__(self, on_close: Callable[[bool], None]):
+    def __init__(self, on_close: Callable[[bool], None], queued: Callable[[], float | None] = lambda: None):
+        """``queued``: seconds until it was first computed; None: it has not been yet."""
         self.cached_tokens = 0  # of the prompt, found computed when the sequence was admitted
         # By position of the prompt, where asked for: all of them are there before the first token is.
         self.prompt_scores: dict[int, tuple[TokenLogprob, int]] = {}
         self.vector = b""  # float32, of a prompt that is embedded: there with the end
         self._on_close = on_close
+        self.queued = queued
         self._wake = asyncio.Event()
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []

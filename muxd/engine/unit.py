@@ -104,7 +104,7 @@ class Unit:
             self._observer.turned_away(request)
             raise error
         sequence = Sequence(next(self._ids), request, self._clock.now())
-        stream = TokenStream(lambda served: self._close(sequence, served))
+        stream = TokenStream(lambda served: self._close(sequence, served), lambda: sequence.queued)
         self._streams[sequence.id] = stream
         self._empty.clear()
         for action in self._handle(Arrived(sequence)):

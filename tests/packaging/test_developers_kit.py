@@ -1,10 +1,12 @@
 """Hooks, workflow, lock and coverage: what a developer runs is what `make check` and `make test` run."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import audit
 import coverage_by_room
 import lock
 import pytest
@@ -39,6 +41,43 @@ def test_the_workflow_runs_what_every_change_is_landed_with() -> None:
     assert [step["run"] for step in steps if "run" in step] == ["bash .ci/run"]
     (python,) = [step["with"]["python-version"] for step in steps if "with" in step]
     assert python in PROJECT["project"]["requires-python"]
+
+
+def test_a_workflow_audits_what_is_locked() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "audit.yml").read_text())["jobs"]
+    assert [step["run"] for step in jobs["audit"]["steps"] if "run" in step] == ["make audit"]
+    names = {Requirement(pin).name for pin in audit.pins()}
+    assert names >= {*PINS, "torch", "triton"}
+
+
+FLAW = {"id": "PYSEC-1", "fix_versions": ["2.0"], "aliases": [], "description": ""}
+
+
+@pytest.mark.parametrize(
+    ("packages", "code", "words"),
+    [
+        ([{"name": "a", "version": "1", "vulns": []}], audit.NOTHING, "1 packages, no known vulnerability"),
+        ([{"name": "a", "version": "1", "vulns": [FLAW]}], audit.FOUND, "a 1: PYSEC-1, mended in 2.0"),
+        ([{"name": "a", "skip_reason": "not on PyPI"}], audit.UNKNOWN, "not audited: a"),
+        (
+            [{"name": "a", "skip_reason": "x"}, {"name": "b", "version": "1", "vulns": [FLAW]}],
+            audit.FOUND,
+            "b 1: PYSEC-1, mended in 2.0\nnot audited: a",
+        ),
+    ],
+)
+def test_an_audit_fails_for_what_is_known_and_for_what_it_could_not_ask(
+    packages: list[dict[str, Any]], code: int, words: str
+) -> None:
+    ended, sentences = audit.verdict(json.dumps({"dependencies": packages, "fixes": []}), "")
+    assert (ended, "\n".join(sentences)) == (code, words)
+
+
+def test_without_a_network_an_audit_says_so_in_a_sentence() -> None:
+    ended, sentences = audit.verdict("", "Traceback\nConnectionError: api.osv.dev\n")
+    assert ended == audit.UNKNOWN
+    assert len(sentences) == 1
+    assert sentences[0].startswith("Nothing was audited")
 
 
 def requirements() -> list[str]:
