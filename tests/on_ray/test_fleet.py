@@ -1,5 +1,5 @@
-"""Three hosts on a local Ray cluster: a node is killed and one is added under load, and every request ends in
-one way, with the tokens that a muxd alone gives."""
+"""Three hosts on a local Ray cluster: a node is killed, one is added, a muxd dies, all under load, and every
+request ends in one way, with the tokens that a muxd alone gives."""
 
 import json
 import random
@@ -94,7 +94,7 @@ def health(hosts: RayHosts) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
-def test_a_node_that_is_killed_and_one_that_comes(tmp_path: Path) -> None:
+def test_a_node_that_is_killed_one_that_comes_and_a_muxd_that_dies(tmp_path: Path) -> None:
     head = '[pool]\nbytes = "16M"\n[text]\nprocesses = 1\n'
     tables = {name: served(tmp_path / "models", name, seed) for seed, name in enumerate(MODELS)}
     direct = tmp_path / "direct"
@@ -124,6 +124,9 @@ def test_a_node_that_is_killed_and_one_that_comes(tmp_path: Path) -> None:
                 hosts.add()
                 until(lambda: list(health(hosts).values()).count("ok") == 3)
                 until(lambda: bool(hosts.admin(3).status().requests.served))  # it is asked as the others are
+                hosts.kill_daemon(2)
+                until(lambda: list(health(hosts).values()).count("ok") == 2)
+                until(lambda: list(health(hosts).values()).count("ok") == 3)  # its node has started another
                 before = clients.served()
                 until(lambda: clients.served() > before + 40)
             finally:

@@ -68,6 +68,10 @@ class RayHosts:
         self.cluster.remove_node(self._nodes[number], allow_graceful=False)
         leaks.kill({pid})
 
+    def kill_daemon(self, number: int) -> None:
+        """Its muxd alone."""
+        leaks.kill({self.admin(number).status().pid})
+
     def stop(self) -> None:
         import ray
         from ray import serve
