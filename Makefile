@@ -4,6 +4,7 @@ PYTHON :=
 VENV := .venv
 CLIENTS := .venv-clients
 AUDIT := .venv-audit
+RAY := .venv-ray
 BIN := $(VENV)/bin
 
 # Of benchmarks/gpu_all.py, which a host that can install nothing runs by itself (docs/measurements.md).
@@ -17,7 +18,7 @@ LONG := stand_in or interpreter or compile or slow
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help test-page test-clients serve quick test test-all gpu roofline check format lock audit docs coverage demo bench churn chaos soak fuzz drawn clean
+.PHONY: help test-page test-ray test-clients serve quick test test-all gpu roofline check format lock audit docs coverage demo bench churn chaos soak fuzz drawn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
@@ -28,6 +29,7 @@ help:
 	@echo "make gpu     on a GPU host: doctor, GPU tests, probes, roofline, policies; PART=1 SECONDS=555 OUT=DIR QUICK=1"
 	@echo "make roofline  on a GPU host: kernels, steps and answers against what the GPU allows, and transformers"
 	@echo "make test-page  the page in a real browser: needs Chromium (Debian: apt install chromium)"
+	@echo "make test-ray  three hosts on a local Ray cluster, and the manifests: installs Ray, needs a gigabyte of memory"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make format  ruff's formatter, and what ruff can mend"
 	@echo "make coverage  which lines and branches the tests of make test run, by room"
@@ -73,6 +75,16 @@ test-clients: $(VENV)/.muxd demo $(CLIENTS)/.made $(CLIENTS)/agents/.made
 test-page: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --group page
 	$(BIN)/python -m pytest -m page tests/page
+
+# Ray is in an environment of its own: it wants versions of what muxd has, too.
+test-ray: $(VENV)/.muxd $(RAY)/.made
+	$(RAY)/bin/python -m pytest -m ray tests/on_ray
+
+$(RAY)/.made: pyproject.toml requirements-dev.lock
+	$(BIN)/python -m venv --clear $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(RAY)/bin/python -m pip install --quiet --constraint requirements-dev.lock --editable . --group dev --group ray
+	@touch $@
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -134,7 +146,7 @@ drawn: $(VENV)/.dev
 	MUXD_DRAWN=$(MUXD_DRAWN) $(PYTEST) -m slow tests/worker/test_drawn_architectures.py
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(AUDIT) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(CLIENTS) $(AUDIT) $(RAY) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps make the second start a matter of seconds; a changed pyproject.toml installs anew.

@@ -239,5 +239,20 @@ class Draining(MuxdError):
     retry_after = 30.0
 
 
+class NoHost(MuxdError):
+    """Try again later: of several hosts none takes requests."""
+
+    status = 503
+    code = "no_host"
+    retry_after = 5.0
+
+
+class HostLost(MuxdError):
+    """The host that was answering is lost, and what it had told cannot be gone on with elsewhere."""
+
+    status = 502
+    code = "host_lost"
+
+
 class DaemonUnreachable(MuxdError):
     """muxctl could not reach the daemon; the message says what to start."""

@@ -131,6 +131,7 @@ class Report:
             goodput=self.observer.attainment.rolling(entry.name),
             device=entry.device if self.several else "",
             row_tokens=lane.spec.row_tokens if lane else 0,
+            row_bytes=next((one.spec.blocks_per_row * site.arena.block_bytes for site, one in held), 0),
             pinned=entry.pinned,
         )
 

@@ -22,7 +22,7 @@ ROOMS = {
     "models": ["models", "worker"], "triton_kernels": ["kernels"], "benchmarks": ["bench"],
     "muxd/config.py": ["config"], "muxd/messages.py": ["link", "worker_process"], "muxd/daemon.py": ["admin"],
     "pyproject.toml": ["packaging"], "Makefile": ["packaging"], "README.md": ["packaging"],
-    "docs": ["packaging"], "systemd": ["packaging"], "muxd.example.toml": ["config"],
+    "muxd/ray": ["on_ray"], "docs": ["packaging"], "systemd": ["packaging"], "muxd.example.toml": ["config"],
 }  # fmt: skip
 LEFT_OUT = "not (gpu or stand_in or interpreter or compile or slow)"
 
@@ -44,7 +44,7 @@ def tests_of(file: Path) -> list[Path]:
     if file.parts[0] == "tests":
         return _of_tests(file)
     if file.parts[0] == "muxd" and len(file.parts) > 2:
-        rooms = [file.parts[1]]
+        rooms = ROOMS.get("/".join(file.parts[:2]), [file.parts[1]])
     else:
         rooms = ROOMS.get(str(file), ROOMS.get(file.parts[0], []))
     return [TESTS / room for room in rooms if (TESTS / room).is_dir()]

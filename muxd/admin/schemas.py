@@ -85,6 +85,7 @@ class ModelInfo(Struct, frozen=True):
     goodput: float | None = None  # part of the last 1,000 requests within both; None: none measured yet
     device: str = ""  # where it is; "" with one device
     row_tokens: int = 0  # whose K and V are one row of head blocks; 0: it is not loaded
+    row_bytes: int = 0  # of the pool that a row takes
     pinned: bool = False  # it never sleeps by the rules
 
 

@@ -1,0 +1,142 @@
+"""Three hosts on a local Ray cluster: a node is killed, one is added, a muxd dies, all under load, and every
+request ends in one way, with the tokens that a muxd alone gives."""
+
+import json
+import random
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from support.fleet_models import served
+from support.live import live
+from support.shared import until
+from support.two_units import ask, body
+
+from muxd.ray import app
+
+pytest.importorskip("ray.serve", reason="needs the extra muxd[ray]")
+from support.ray_cluster import RayHosts, ray_hosts
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # Ray's own, of its threads and files too
+]
+TOKENS = 48
+MODELS = ("a", "b", "c")
+
+
+class Clients:
+    """Ask for models at random until they are stopped; ``ends`` counts how requests ended."""
+
+    def __init__(self, url: str, expected: dict[str, list[int]]):
+        self.url, self.expected = url, expected
+        self.ends: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self._stopped, self._lock = threading.Event(), threading.Lock()
+
+    def run(self, seed: int) -> None:
+        draw = random.Random(seed)
+        while not self._stopped.is_set():
+            model, stream = draw.choice(MODELS), draw.random() < 0.5
+            try:
+                end = self._stream(model) if stream else self._whole(model)
+            except httpx.HTTPError as error:
+                end = f"wrong: {error!r}"
+            with self._lock:
+                self.ends[end] += 1
+                if end.startswith("wrong"):
+                    self.wrong.append(end)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def served(self) -> int:
+        with self._lock:
+            return self.ends["served"] + self.ends["streamed"]
+
+    def _whole(self, model: str) -> str:
+        answer = httpx.post(f"{self.url}/v1/completions", json=body(model, TOKENS), timeout=120)
+        if answer.status_code != 200:
+            return self._refused(answer.status_code, answer.json())
+        found = answer.json()["choices"][0]["token_ids"]
+        return "served" if found == self.expected[model] else f"wrong: {model} {found}"
+
+    def _stream(self, model: str) -> str:
+        asked = body(model, TOKENS, stream=True)
+        found: list[int] = []
+        with httpx.stream("POST", f"{self.url}/v1/completions", json=asked, timeout=120) as answer:
+            if answer.status_code != 200:
+                return self._refused(answer.status_code, json.loads(answer.read()))
+            frames = [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
+        if frames[-1:] != ["[DONE]"]:
+            return f"wrong: {model} broke off after {len(frames)} frames"
+        for frame in map(json.loads, frames[:-1]):
+            if "error" in frame:
+                part = found == self.expected[model][: len(found)]
+                return "cut" if part and frame["error"]["code"] == "host_lost" else f"wrong: {frame}"
+            found += frame["choices"][0].get("token_ids") or []
+        return "streamed" if found == self.expected[model] else f"wrong: {model} {found}"
+
+    def _refused(self, status: int, said: dict[str, Any]) -> str:
+        """No host has the model now, or the one that has it was lost."""
+        code = said["error"]["code"]
+        return "refused" if (status, code) in ((503, "no_host"), (502, "host_lost")) else f"wrong: {said}"
+
+
+def health(hosts: RayHosts) -> dict[str, str]:
+    said: dict[str, str] = httpx.get(f"{hosts.url}/health", timeout=60).json()["hosts"]
+    return said
+
+
+@pytest.mark.timeout(600)
+def test_a_node_that_is_killed_one_that_comes_and_a_muxd_that_dies(tmp_path: Path) -> None:
+    head = '[pool]\nbytes = "16M"\n[text]\nprocesses = 1\n'
+    tables = {name: served(tmp_path / "models", name, seed) for seed, name in enumerate(MODELS)}
+    direct = tmp_path / "direct"
+    direct.mkdir()
+    with live(head + "".join(tables.values()), direct) as daemon:
+        expected = {name: ask(daemon, name, TOKENS) for name in MODELS}
+    plan = tmp_path / "plan"
+    plan.mkdir()
+    (plan / "host-0.toml").write_text(head + tables["a"] + tables["b"])
+    (plan / "host-1.toml").write_text(head + tables["a"] + tables["c"])
+    with ray_hosts(3) as hosts:
+        from ray import serve
+
+        serve.run(app({"plan": str(plan), "port": "0", "drain": "5"}))
+        until(lambda: list(health(hosts).values()) == ["ok"] * 3)
+        until(lambda: [hosts.admin(number).status().models for number in range(3)] == [{"ready": 2}] * 3)
+        assert set(hosts.models()) == set(MODELS)
+        clients = Clients(hosts.url, expected)
+        with ThreadPoolExecutor(4) as threads:
+            running = [threads.submit(clients.run, seed) for seed in range(4)]
+            try:
+                until(lambda: clients.served() > 40)
+                hosts.kill(1)
+                until(lambda: list(health(hosts).values()).count("ok") == 2)
+                before = clients.served()
+                until(lambda: clients.served() > before + 40)
+                hosts.add()
+                until(lambda: list(health(hosts).values()).count("ok") == 3)
+                until(lambda: bool(hosts.admin(3).status().requests.served))  # it is asked as the others are
+                hosts.kill_daemon(2)
+                until(lambda: list(health(hosts).values()).count("ok") == 2)
+                until(lambda: list(health(hosts).values()).count("ok") == 3)  # its node has started another
+                before = clients.served()
+                until(lambda: clients.served() > before + 40)
+            finally:
+                clients.stop()
+            for one in running:
+                one.result()
+        assert clients.wrong == []
+        assert clients.ends["served"]
+        assert clients.ends["streamed"]
+        for number in (0, 2, 3):
+            books = hosts.admin(number).audit()
+            assert not books.fault
+            assert not books.held_blocks
