@@ -1,6 +1,7 @@
 """Three hosts on a local Ray cluster: a node is killed, one is added, a muxd dies, all under load, and every
 request ends in one way, with the tokens that a muxd alone gives."""
 
+import http.client
 import json
 import random
 import threading
@@ -93,6 +94,28 @@ def health(hosts: RayHosts) -> dict[str, str]:
     return said
 
 
+def check_cancels(hosts: RayHosts) -> None:
+    """Of clients that go away, in the midst of a stream and before an answer, nothing goes on at a host."""
+
+    def running() -> int:
+        return sum(hosts.admin(number).status().requests.running for number in range(3))
+
+    def cancelled() -> int:
+        return sum(hosts.admin(number).status().requests.cancelled for number in range(3))
+
+    url = f"{hosts.url}/v1/completions"
+    with httpx.stream("POST", url, json=body("a", 8000, stream=True), timeout=60) as answer:
+        next(answer.iter_lines())
+        assert running() == 1
+    until(lambda: (running(), cancelled()) == (0, 1))
+    connection = http.client.HTTPConnection("127.0.0.1", hosts.port, timeout=60)
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/v1/completions", json.dumps(body("b", 8000)), headers)
+    until(lambda: running() == 1)
+    connection.close()
+    until(lambda: (running(), cancelled()) == (0, 2))
+
+
 @pytest.mark.timeout(600)
 def test_a_node_that_is_killed_one_that_comes_and_a_muxd_that_dies(tmp_path: Path) -> None:
     head = '[pool]\nbytes = "16M"\n[text]\nprocesses = 1\n'
@@ -112,6 +135,7 @@ def test_a_node_that_is_killed_one_that_comes_and_a_muxd_that_dies(tmp_path: Pat
         until(lambda: list(health(hosts).values()) == ["ok"] * 3)
         until(lambda: [hosts.admin(number).status().models for number in range(3)] == [{"ready": 2}] * 3)
         assert set(hosts.models()) == set(MODELS)
+        check_cancels(hosts)
         clients = Clients(hosts.url, expected)
         with ThreadPoolExecutor(4) as threads:
             running = [threads.submit(clients.run, seed) for seed in range(4)]
