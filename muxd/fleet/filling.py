@@ -17,9 +17,14 @@ from muxd.models.weights import WeightPlan
 from muxd.text.work import LENGTH
 
 
-async def filled_piece(plan: WeightPlan, region: Piece, progress: Callable[[int], None]) -> None:
+async def filled_piece(
+    plan: WeightPlan, region: Piece, progress: Callable[[int], None], streams: Callable[[], bool]
+) -> None:
     """Have ``region`` filled; ``progress`` hears how many bytes are. Cancelled, it leaves a region half
     filled, and no process.
+
+    It gives way from when there are ``streams``: before, what else the machine does would keep it waiting,
+    and it would spare nobody.
 
     Raises ModelFolderError, MuxdError where device memory cannot be filled or the process is lost, OSError
     where the system refuses one.
@@ -29,11 +34,22 @@ async def filled_piece(plan: WeightPlan, region: Piece, progress: Callable[[int]
     try:
         try:
             process = await _spawn(theirs.fileno(), lifeline)
+            behind = streams()
+            if behind:
+                put_back(process.pid)
         finally:
             theirs.close()
             os.close(lifeline)
+
+        def heard(nbytes: int) -> None:
+            nonlocal behind
+            if not behind and streams():
+                put_back(process.pid)
+                behind = True
+            progress(nbytes)
+
         try:
-            await _watched(process, ours, Filling(packed(plan), region.place), region.fd, progress)
+            await _watched(process, ours, Filling(packed(plan), region.place), region.fd, heard)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -44,14 +60,12 @@ async def filled_piece(plan: WeightPlan, region: Piece, progress: Callable[[int]
 
 
 async def _spawn(sock: int, lifeline: int) -> asyncio.subprocess.Process:
-    process = await asyncio.create_subprocess_exec(
+    return await asyncio.create_subprocess_exec(
         # -P: a folder called "muxd" where the user stands must not be imported
         *(sys.executable, "-P", "-m", "muxd.fleet.filler", "--fd", str(sock), "--lifeline", str(lifeline)),
         pass_fds=[sock, lifeline],
         stdin=asyncio.subprocess.DEVNULL,
     )
-    put_back(process.pid)
-    return process
 
 
 async def _watched(

@@ -14,12 +14,14 @@ from muxd.models.stamps import replaced
 from muxd.models.weights import WeightPlan
 
 
-async def filled(region: Region, parts: Sequence[WeightPlan], progress: Callable[[int], None]) -> None:
+async def filled(
+    region: Region, parts: Sequence[WeightPlan], progress: Callable[[int], None], streams: Callable[[], bool]
+) -> None:
     """``parts`` of each rank into the pieces of ``region``, in their order. ``progress`` is called with the
     bytes of all that are there. Raises as ``filled_piece``."""
     before = 0
     for piece, part in zip(region.pieces, parts, strict=True):
-        await filled_piece(part, piece, partial(_after, before, progress))
+        await filled_piece(part, piece, partial(_after, before, progress), streams)
         before += part.bytes
 
 

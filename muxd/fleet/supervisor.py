@@ -282,7 +282,8 @@ class Supervisor:
             self._progress(entry.name, done, every)
 
         advance(0)
-        if not await unless(self._stopping, filled(self._weights, parts, advance)):
+        work = filled(self._weights, parts, advance, lambda: self._unit.serves_beside(entry.name))
+        if not await unless(self._stopping, work):
             raise ModelNotReady(f"{entry.name} was stopped while it was being loaded")
         await check_unchanged(files)
         entry.files, self._loaded = files, True

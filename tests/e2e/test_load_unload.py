@@ -1,6 +1,7 @@
 """Models that come and go while a daemon serves: who is told what, and what is left behind."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -218,15 +219,18 @@ def test_a_model_that_cannot_be_loaded_says_why_and_leaves_nothing(daemon: LiveD
 
 
 def test_a_worker_that_refuses_is_taken_down_again(where: Where, daemon: LiveDaemon) -> None:
-    """The folder changes after muxd has read it and before the worker does."""
+    """The folder changes after muxd has read it and before the worker does, and nothing shows that it has."""
     unload(daemon, "a")
     file = daemon.folder / "a" / "config.json"
-    good = file.read_text()
+    good, was = file.read_text(), file.stat()
+    other = good.replace("LlamaForCausalLM", "MambaForCausalLM")
+    assert other != good
     with daemon.no_worker_starts():
         steps = daemon.admin.load(LoadModel("a"))
         while next(steps).stage != "starting":
             continue
-        file.write_text(json.dumps(json.loads(good) | {"architectures": ["MambaForCausalLM"]}))
+        file.write_text(other)
+        os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
     queued = httpx.post(f"{daemon.url}/v1/completions", json={"model": "a", "prompt": "x"}, timeout=60)
     assert queued.status_code == 503
     assert "Mamba" in queued.json()["error"]["message"]

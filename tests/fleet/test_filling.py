@@ -55,8 +55,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     return noted
 
 
+def beside_streams() -> bool:
+    return True
+
+
 def run(layout: WeightPlan, region: CpuRegion, progress: Callable[[int], None] = lambda done: None) -> None:
-    asyncio.run(filling.filled_piece(layout, region, progress))
+    asyncio.run(filling.filled_piece(layout, region, progress, beside_streams))
 
 
 def test_it_fills_what_the_reading_itself_fills(layout: WeightPlan, region: CpuRegion) -> None:
@@ -80,25 +84,44 @@ def test_a_file_that_has_changed_is_named(layout: WeightPlan, region: CpuRegion)
         run(layout, region)
 
 
-def test_the_process_is_behind_everybody_before_it_imports_anything(
-    layout: WeightPlan, region: CpuRegion, started: Started
+@pytest.mark.parametrize("others", [True, False])
+def test_the_process_gives_way_to_streams_before_it_imports_anything_and_else_to_nobody(
+    layout: WeightPlan, region: CpuRegion, started: Started, others: bool
 ) -> None:
     own, found = os.getpriority(os.PRIO_PROCESS, 0), list[int]()
 
     async def scene() -> None:
-        reading = asyncio.create_task(filling.filled_piece(layout, region, lambda done: None))
+        reading = asyncio.create_task(filling.filled_piece(layout, region, lambda done: None, lambda: others))
         await started.event.wait()
         assert started.process is not None
         found.append(os.getpriority(os.PRIO_PROCESS, started.process.pid))
         await reading
 
     asyncio.run(scene())
-    assert found == [min(19, own + 10)]
+    assert found == [min(19, own + 10) if others else own]
+
+
+def test_it_gives_way_to_a_stream_that_begins_while_it_reads(
+    layout: WeightPlan, region: CpuRegion, started: Started
+) -> None:
+    own, found, begun = os.getpriority(os.PRIO_PROCESS, 0), list[int](), list[int]()
+
+    def looked() -> bool:
+        begun.append(1)
+        return len(begun) > 1
+
+    def progress(done: int) -> None:
+        assert started.process is not None
+        found.append(os.getpriority(os.PRIO_PROCESS, started.process.pid))
+
+    asyncio.run(filling.filled_piece(layout, region, progress, looked))
+    assert found[0] == min(19, own + 10)
+    assert len(begun) == 2  # asked no more than that
 
 
 def test_a_process_that_is_lost_is_told(layout: WeightPlan, region: CpuRegion, started: Started) -> None:
     async def scene() -> None:
-        reading = asyncio.create_task(filling.filled_piece(layout, region, lambda done: None))
+        reading = asyncio.create_task(filling.filled_piece(layout, region, lambda done: None, beside_streams))
         await started.event.wait()
         assert started.process is not None
         started.process.kill()
@@ -110,7 +133,7 @@ def test_a_process_that_is_lost_is_told(layout: WeightPlan, region: CpuRegion, s
 
 def test_given_up_it_leaves_no_process(layout: WeightPlan, region: CpuRegion, started: Started) -> None:
     async def scene() -> None:
-        reading = asyncio.create_task(filling.filled_piece(layout, region, lambda done: None))
+        reading = asyncio.create_task(filling.filled_piece(layout, region, lambda done: None, beside_streams))
         await started.event.wait()
         reading.cancel()
         await asyncio.wait([reading])
