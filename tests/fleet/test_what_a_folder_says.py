@@ -68,7 +68,9 @@ def test_an_end_token_that_the_model_has_no_logit_for_is_left_out(
     assert "end tokens [128009] are not below vocab_size 320" in caplog.text
 
 
-def test_the_models_own_files_are_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_models_own_files_are_opened_once_and_config_json_for_its_seal_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tiny_served(tmp_path / "m")
     (folder / "generation_config.json").write_text("{}")
     seen: Counter[str] = Counter()
@@ -79,7 +81,7 @@ def test_the_models_own_files_are_opened_once(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("muxd.models.files.open_regular", counted)
     assert not opened(folder).error
-    assert (seen["generation_config.json"], seen["config.json"], seen["tokenizer.json"]) == (1, 1, 1)
+    assert (seen["generation_config.json"], seen["config.json"], seen["tokenizer.json"]) == (1, 2, 1)
 
 
 def test_default_sampling_is_the_generation_configs(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ print(*sorted(len(os.sched_getaffinity(int(one))) for one in helpers)[:1], len(o
 """
 
 
+@pytest.mark.xdist_group("cores")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="with one core there is no other")
 @pytest.mark.parametrize(("cores", "told"), [(2, "1 2\n"), (1, "1 1\n")])
 def test_who_helps_is_not_where_the_one_is_that_begins(tmp_path: Path, cores: int, told: str) -> None:
