@@ -71,9 +71,14 @@ def test_who_sleeps_with_its_files_as_they_were_reads_nothing(
         name = sleeping(played, parked=True)
         read: list[Region] = []
 
-        async def noted(region: Region, parts: Sequence[WeightPlan], progress: Callable[[int], None]) -> None:
+        async def noted(
+            region: Region,
+            parts: Sequence[WeightPlan],
+            progress: Callable[[int], None],
+            streams: Callable[[], bool],
+        ) -> None:
             read.append(region)
-            await filled_here(region, parts, progress)
+            await filled_here(region, parts, progress, streams)
 
         monkeypatch.setattr(supervisor, "filled", noted)
         kept = played.fleet.entries[name].shelved
@@ -94,8 +99,13 @@ def test_a_file_that_changes_while_it_is_read_is_told_and_read_again(
     async def scene(played: Course) -> None:
         name = next(one for one in NAMES if one not in awake(played))
 
-        async def slow(region: Region, parts: Sequence[WeightPlan], progress: Callable[[int], None]) -> None:
-            await filled_here(region, parts, progress)
+        async def slow(
+            region: Region,
+            parts: Sequence[WeightPlan],
+            progress: Callable[[int], None],
+            streams: Callable[[], bool],
+        ) -> None:
+            await filled_here(region, parts, progress, streams)
             played.other_file(name, number)
 
         monkeypatch.setattr(supervisor, "filled", slow)

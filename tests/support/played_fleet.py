@@ -55,7 +55,9 @@ def _forgetful(error: MuxdError) -> MuxdError:
     return error
 
 
-async def filled_here(region: Region, parts: Sequence[WeightPlan], progress: Callable[[int], None]) -> None:
+async def filled_here(
+    region: Region, parts: Sequence[WeightPlan], progress: Callable[[int], None], streams: Callable[[], bool]
+) -> None:
     """As ``fleet.loading.filled``, in the loop's own time: the reading itself, without its process. Not in a
     thread either: it would go on, with the region mapped, where whoever waits for it is cancelled."""
     for piece, part in zip(region.pieces, parts, strict=True):
