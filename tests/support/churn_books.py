@@ -118,7 +118,8 @@ def check_both_sides(churn: Played, text: str) -> None:
             assert one.outcome in states, (one, states)
         if one.outcome == "served":
             assert len(states) == one.n
-    assert counted == +series(text, "muxd_requests_total")
+    told = +series(text, "muxd_requests_total")
+    assert counted == told, {"journal only": counted - told, "counters only": told - counted}
     now = churn.daemon.status().requests
     ended = Counter(state for (_, state), n in counted.items() for _ in range(n))
     assert (now.running, now.waiting) == (0, 0)
