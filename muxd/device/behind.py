@@ -15,8 +15,9 @@ T = TypeVar("T")
 
 
 def put_back(pid: int, by: int = _NICE) -> None:
-    """A process that has just been started is behind everybody, and so is what it starts: from its first
-    import on, and imports are half a second's work. Nothing where it has ended."""
+    """A process is behind everybody from now on, and so is what it starts then: one that has just been
+    started from its first import on, and imports are half a second's work. Threads that it has already stay
+    where they are. Nothing where it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + by)
 

@@ -164,10 +164,6 @@ class Unit:
         """Another model computes now."""
         return any(lane.flights for name, lane in self.lanes.items() if name != model)
 
-    def serves_beside(self, model: str) -> bool:
-        """Another model has streams, whether it computes now or not."""
-        return any(lane.running or lane.flights for name, lane in self.lanes.items() if name != model)
-
     def device_faulted(self, model: str, device: str) -> None:
         """A fault of the model's worker has reached all workers of the device; each is reported lost, too."""
         self._observer.device_faulted()

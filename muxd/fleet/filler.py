@@ -1,7 +1,7 @@
 """``python -m muxd.fleet.filler --fd N --lifeline M``: a process that reads one model's weights.
 
-A process and not a thread of the daemon: it is behind everybody where cores are short (``fleet.filling`` puts
-it there as it is started), and a thread of the daemon that waits for a core while it has the interpreter's
+A process and not a thread of the daemon: it is behind everybody while others have streams (``fleet.filling``
+puts it there), and a thread of the daemon that waits for a core while it has the interpreter's
 lock keeps the loop waiting, and so all streams. ``N`` is one end of a socketpair on which ``fleet.filling``
 sends a ``Filling`` with the region's descriptor, and hears of each piece, and of the end.
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from muxd.device.base import Device, Region
+from muxd.engine.lane import Lane
 from muxd.errors import ModelFolderError
 from muxd.fleet.filling import filled_piece
 from muxd.models.stamps import replaced
@@ -23,6 +24,11 @@ async def filled(
     for piece, part in zip(region.pieces, parts, strict=True):
         await filled_piece(part, piece, partial(_after, before, progress), streams)
         before += part.bytes
+
+
+def streams_beside(lanes: Mapping[str, Lane], model: str) -> bool:
+    """Another model has some, whether it computes now or not."""
+    return any(lane.running or lane.flights for name, lane in lanes.items() if name != model)
 
 
 async def unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

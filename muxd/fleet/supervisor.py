@@ -19,7 +19,7 @@ from muxd.engine.unit import Unit
 from muxd.errors import ModelFolderError, ModelNotReady, MuxdError, WorkerLost
 from muxd.fleet.catalog import Entry
 from muxd.fleet.crew import Crew, Ended, Seat
-from muxd.fleet.loading import beside, check_unchanged, filled, unless
+from muxd.fleet.loading import beside, check_unchanged, filled, streams_beside, unless
 from muxd.fleet.state import (
     AnnounceLost,
     AnnounceReady,
@@ -282,7 +282,7 @@ class Supervisor:
             self._progress(entry.name, done, every)
 
         advance(0)
-        work = filled(self._weights, parts, advance, lambda: self._unit.serves_beside(entry.name))
+        work = filled(self._weights, parts, advance, lambda: streams_beside(self._unit.lanes, entry.name))
         if not await unless(self._stopping, work):
             raise ModelNotReady(f"{entry.name} was stopped while it was being loaded")
         await check_unchanged(files)
