@@ -31,7 +31,8 @@ def handle(library: Library, work: Work, at: At) -> Result:
             library.forget(source)
         return Answered()
     if isinstance(work, Check):
-        return aside(partial(_checked, library, work, at))
+        read = partial(_checked, library, work, at)
+        return aside(read) if work.aside else read()
     return prepare(work, library, at)
 
 

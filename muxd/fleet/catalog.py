@@ -171,14 +171,14 @@ class Entry:
         except Exception as error:  # whatever is in the folder, the other models go on
             self.error = unread(error, self.name, self.config.path)
 
-    async def read(self, texts: TextPool, *, gpu: bool = False) -> None:
+    async def read(self, texts: TextPool, *, gpu: bool = False, aside: bool = False) -> None:
         """``open``, and in a text process read the tokenizer, which takes its time, and compile the chat
-        template, which comes from strangers."""
+        template, which comes from strangers. ``aside``: behind everybody there."""
         await asyncio.to_thread(self.open, gpu=gpu)
         if self.opened is None or self.error:
             return
         try:
-            self.opened.hear(await texts.check(self.opened.source, self.vocab_size))
+            self.opened.hear(await texts.check(self.opened.source, self.vocab_size, aside=aside))
         except MuxdError as error:
             self.opened, self.error = None, error.message
 

@@ -35,6 +35,7 @@ from muxd.fleet.catalog import Entry
 from muxd.fleet.copies import Copies, unloaded
 from muxd.fleet.demand import Demand
 from muxd.fleet.gauges import Gauges
+from muxd.fleet.loading import streams_beside
 from muxd.fleet.operation import Operation
 from muxd.fleet.reconciler import Fits, Reconciler, untold
 from muxd.fleet.site import Site
@@ -155,7 +156,9 @@ class Roster:
 
     async def read(self, entry: Entry) -> None:
         """Its folder, for the devices there are; ``entry.error`` says what is wrong with it."""
-        await entry.read(self.texts, gpu=any(is_gpu(site.device) for site in self.sites.values()))
+        sites = self.sites.values()
+        beside = any(streams_beside(site.unit.lanes, entry.name) for site in sites)
+        await entry.read(self.texts, gpu=any(is_gpu(site.device) for site in sites), aside=beside)
 
     def give_share(self, entry: Entry) -> None:
         """What its configuration says now, from its next batch on, where the device has no caps."""

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -99,16 +100,16 @@ class Supervisor:
         self.members = [device.members.index(member) for member in self._device.members]
         self._arena, self._unit, self._clock = arena, unit, clock
         self._link, self._zygote, self._progress, self._spawns = link, zygote, progress, spawns
-        self._faulted, self._clear = faulted, clear
-        self._keep_queue = keep_queue
+        self._faulted, self._clear, self._keep_queue = faulted, clear, keep_queue
+        self._beside = partial(streams_beside, unit.lanes, entry.name)
         self._weights: Region | None = None
         self._loaded = False  # all of them are there
         self.read = 0.0  # the part of them that has been read
         self.from_host = False  # they were in host memory
         self._keep = False  # they stay when the workers have ended
         self._phases: tuple[Phases, ...] = ("prefill", "decode") if split else ("both",)
-        self._crew: Crew | None = None
         self._stopping = asyncio.Event()
+        self._crew: Crew | None = None
         self._verdict: Died | None = None  # why the running workers end, where an exit code says less
         self._delay: float | None = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -282,7 +283,7 @@ class Supervisor:
             self._progress(entry.name, done, every)
 
         advance(0)
-        work = filled(self._weights, parts, advance, lambda: streams_beside(self._unit.lanes, entry.name))
+        work = filled(self._weights, parts, advance, self._beside)
         if not await unless(self._stopping, work):
             raise ModelNotReady(f"{entry.name} was stopped while it was being loaded")
         await check_unchanged(files)
@@ -302,7 +303,8 @@ class Supervisor:
         crew = self._crew = Crew(self._link, self._zygote, names, self, self.members)
         try:
             env = self._device.worker_env(self._cap)
-            self._handle(Spawned(await crew.spawn(self._setup, self._seats(), env, self._device.end_work)))
+            setup = msgspec.structs.replace(self._setup, aside=self._beside())
+            self._handle(Spawned(await crew.spawn(setup, self._seats(), env, self._device.end_work)))
             ended = await self._watch(crew)
             if ended.code and not self.stopping and await asyncio.to_thread(self._device.faulted):
                 # Where others computed, too, it is unknown whose batch the device could not take.

@@ -103,10 +103,10 @@ class TextPool:
                 job.result.set_exception(_ended())
         self._waiting.clear()
 
-    async def check(self, source: Source, size: int) -> Checked:
-        """Read the tokenizer of a model that has ``size`` tokens and compile its template. Raises
-        ModelFolderError or ConfigError."""
-        checked = await self.run(Check(source, size), source.model, 0)
+    async def check(self, source: Source, size: int, *, aside: bool = False) -> Checked:
+        """Read the tokenizer of a model that has ``size`` tokens and compile its template; ``aside``: behind
+        everybody. Raises ModelFolderError or ConfigError."""
+        checked = await self.run(Check(source, size, aside), source.model, 0)
         assert isinstance(checked, Checked)
         return checked
 

@@ -65,10 +65,12 @@ class View(Struct, frozen=True):
 
 
 class Check(Struct, frozen=True, tag="check"):
-    """Read the model's tokenizer and compile its template. ``size``: tokens that the model has."""
+    """Read the model's tokenizer and compile its template. ``size``: tokens that the model has. ``aside``:
+    behind everybody, since others stream."""
 
     source: Source
     size: int
+    aside: bool = False
 
 
 class Unloaded(Struct, frozen=True, tag="unloaded"):

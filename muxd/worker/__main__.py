@@ -90,8 +90,9 @@ def _work(setup: Setup, received: list[int], sock: socket.socket) -> Exit:
         return made, loaded - began, time.monotonic() - loaded
 
     try:
-        # On a CPU others stream meanwhile; a GPU's context is the main thread's.
-        runner, building, warming = aside(rehearsed) if setup.device == "cpu" else rehearsed()
+        # A GPU's context is the main thread's.
+        gives_way = setup.aside and setup.device == "cpu"
+        runner, building, warming = aside(rehearsed) if gives_way else rehearsed()
         link.send(
             Ready(setup.worker, os.getpid(), str(torch.__version__), building, warming, view.mps, view.sms)
         )

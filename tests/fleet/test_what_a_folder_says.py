@@ -29,8 +29,8 @@ from muxd.text.work import Check, Result, Source
 class Here:
     """A text process's part of reading a folder, done here."""
 
-    async def check(self, source: Source, size: int) -> Result:
-        return handle(Library(), Check(source, size), lambda stage: None)
+    async def check(self, source: Source, size: int, *, aside: bool) -> Result:
+        return handle(Library(), Check(source, size, aside), lambda stage: None)
 
 
 def opened(folder: Path, **settings: Any) -> Entry:
