@@ -12,6 +12,7 @@ from statistics import median
 import numpy as np
 import uvloop
 
+from muxd import toml
 from muxd.cli.local_daemon import local_daemon
 from muxd.cost.profile import Overhead
 from muxd.cost.table import CostTable
@@ -42,7 +43,8 @@ def measure_overhead(
         server = f'[server]\ndevice = "{device}"\n'
         model = f'[[model]]\nname = "{name}"\npath = "{folder.absolute()}"\n'
         kinds = f'dtype = "{dtype}"\nkv_dtype = "{measured.shape.kv_dtype}"\nweights = "{measured.weights}"\n'
-        config.write_text(f'{server}{model}{kinds}cpu_step = "{measured.step}"\n')
+        kinds += f'cpu_step = "{measured.step}"\nsampling = {toml.text(measured.sampling)}\n'
+        config.write_text(f"{server}{model}{kinds}")
         with local_daemon(config) as admin:
             url = admin.status().address
             for _ in range(2):  # a new worker is slow at first: pages and kernels it has not touched
@@ -72,6 +74,6 @@ def _step(records: Records) -> float:
 
 
 def _replay(url: str, items: list[Item]) -> Records:
-    run = Replay(Workload(items, {}), url, progress=lambda done: None)
+    run = Replay(Workload(items, {}), url, greedy=False, progress=lambda done: None)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run.run())

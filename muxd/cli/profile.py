@@ -25,6 +25,14 @@ def profile(
         str, typer.Option(help="As weights in muxd.toml: file, int8, int4, or a type of floats.")
     ] = "file",
     cpu_step: Annotated[str, typer.Option(help="As in muxd.toml: auto, native or torch.")] = "auto",
+    sampling: Annotated[
+        str,
+        typer.Option(
+            help="How tokens are chosen, as in muxd.toml: '{ temperature = 0.7, top_p = 0.9 }'. Default: "
+            "greedily, which costs least.",
+            metavar="TABLE",
+        ),
+    ] = "",
     out: Annotated[
         Path | None,
         typer.Option(help="The file; other models in it stay. Default: MUXD_HOME/cost.json.", metavar="FILE"),
@@ -53,8 +61,11 @@ def profile(
         kv_kind: KvDtype = _one_of("--kv-dtype", kv_dtype, KvDtype)
         form: WeightsName = _one_of("--weights", weights, WeightsName)
         by: StepName = _one_of("--cpu-step", cpu_step, StepName)
+        chosen = _chosen(sampling)
         if roofline and (form, by) != ("file", "auto"):
             fail(_PROGRAM, "--roofline is of a GPU: --weights and --cpu-step are a CPU's", code=2)
+        if roofline and sampling:
+            fail(_PROGRAM, "--sampling: what --roofline computes knows nothing of it", code=2)
         kind = dtype_of(named) or stored_dtype(folder, gpu=device != "cpu" or bool(roofline))
         file = out or home() / "cost.json"
         made = (
@@ -67,6 +78,7 @@ def profile(
                 kv_kind,
                 form,
                 by,
+                chosen,
                 file,
                 device,
                 daemon=daemon and not random,
@@ -85,6 +97,24 @@ def _one_of(option: str, value: str, kinds: Any) -> Any:
     return value
 
 
+def _chosen(sampling: str) -> dict[str, float]:
+    """What a table of ``[model.sampling]`` says."""
+    import tomllib
+
+    from muxd.cli.profiling import GREEDY
+    from muxd.config import SamplingConfig
+
+    try:
+        table = tomllib.loads(f"sampling = {sampling or '{}'}")["sampling"]
+        said = msgspec.convert(table, SamplingConfig)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        fail(
+            _PROGRAM, f"--sampling {sampling!r}: {error}; as in muxd.toml: '{{ temperature = 0.7 }}'", code=2
+        )
+    given = {key: value for key, value in msgspec.structs.asdict(said).items() if value is not None}
+    return {**GREEDY, **given}
+
+
 def _measured(
     folder: Path,
     name: str,
@@ -92,6 +122,7 @@ def _measured(
     kv_dtype: KvDtype,
     weights: WeightsName,
     cpu_step: StepName,
+    sampling: dict[str, float],
     file: Path,
     where: str,
     *,
@@ -114,7 +145,7 @@ def _measured(
     ):
         model = measure(
             folder, dtype, lambda: advance(1), kv_dtype=kv_dtype, weights=weights, cpu_step=cpu_step,
-            device=device, random=random,
+            sampling=sampling, device=device, random=random,
         )  # fmt: skip
         made = merged(file, name, model, device)
         if daemon:

@@ -6,11 +6,12 @@ The process computes with the worker's Runner (``python -m muxd.worker.profile``
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Self, TypeVar
 
 import msgspec
@@ -28,7 +29,7 @@ from muxd.cost.table import monotone
 from muxd.device.base import Device, is_gpu
 from muxd.device.cuda import Cuda
 from muxd.errors import ConfigError, ModelFolderError
-from muxd.messages import Dtype, KvDtype, StepName, WeightsName, kv_item_bytes
+from muxd.messages import Dtype, KvDtype, Sampling, StepName, WeightsName, kv_item_bytes
 from muxd.models.spec import ModelSpec, read_spec
 
 _POOL_BYTES = 1 << 30  # on the CPU; a GPU takes what the largest probe needs, at most half its memory
@@ -38,6 +39,7 @@ _SPLIT, _SPLIT_TOKENS = 8, 256  # a batch of eight prompts against one prompt of
 _SUSPECT = 1.15  # times what a larger batch took
 _STEPS = 16  # room a decode probe needs for its tokens
 _OTHERS = 5  # probes beside the grids
+GREEDY = MappingProxyType({"temperature": 0.0})
 
 Step = Callable[[], None]
 T = TypeVar("T")
@@ -92,11 +94,12 @@ class Prober:
         kv_dtype: KvDtype = "auto",
         weights: WeightsName = "file",
         step: StepName = "auto",
+        sampling: Mapping[str, float] = GREEDY,
         cap: int = 0,
         random: bool = False,
     ):
         """``cap``: percent it may use for life, where the device caps; ``random``: no weight files;
-        ``weights``, ``step``: as a model's are configured."""
+        ``weights``, ``step``, ``sampling``: as a model's are configured."""
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "muxd.worker.profile"],
             env={**os.environ, **device.worker_env(cap)},
@@ -105,7 +108,7 @@ class Prober:
         )
         self._setup = probe.Setup(
             str(folder.absolute()), dtype, 8192, pool_bytes, device.cores, device.name, random, kv_dtype,
-            weights, step,
+            weights, step, sampling=_sampling(sampling),
         )  # fmt: skip
 
     def measure(self, asked: probe.Probe) -> float:
@@ -146,6 +149,12 @@ class Prober:
             with suppress(BrokenPipeError):
                 pipe.close()
         self._process.wait()
+
+
+def _sampling(given: Mapping[str, float]) -> Sampling:
+    """In the words of ``[model.sampling]``, which has -1 for no top-k, too."""
+    own = {**given, "top_k": max(0, int(given.get("top_k", 0)))}
+    return msgspec.structs.replace(Sampling(), **own)
 
 
 class Probers:
@@ -194,6 +203,7 @@ def measure(
     kv_dtype: KvDtype = "auto",
     weights: WeightsName = "file",
     cpu_step: StepName = "auto",
+    sampling: Mapping[str, float] = GREEDY,
     random: bool = False,
 ) -> ModelProfile:
     """Everything about one model on ``device`` as it is configured; ``step`` is called after every probe.
@@ -213,6 +223,7 @@ def measure(
             kv_dtype=kv_dtype,
             weights=weights,
             step=cpu_step,
+            sampling=sampling,
             cap=cap,
             random=random,
         )
@@ -239,6 +250,7 @@ def measure(
         chunk_seconds=chunk_seconds,
         weights=weights,
         step="auto" if is_gpu(device) else "native" if opened.packed else "torch",
+        sampling=dict(sampling),
         weight_bytes=round(reading.weights),
         sparse=reading.sparse,
         beside=beside,

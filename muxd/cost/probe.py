@@ -7,7 +7,7 @@ stdin and stdout.
 import msgspec
 from msgspec import Struct
 
-from muxd.messages import Dtype, KvDtype, StepName, WeightsName
+from muxd.messages import Dtype, KvDtype, Sampling, StepName, WeightsName
 
 
 class Setup(Struct, frozen=True, tag="setup"):
@@ -26,6 +26,7 @@ class Setup(Struct, frozen=True, tag="setup"):
     rank: int = 0  # of ``ranks`` processes that get the same probes, over the files' weights; as in
     ranks: int = 1  # ``messages.Setup``
     meeting: str = ""
+    sampling: Sampling = Sampling(temperature=0.0)  # how each token is chosen
 
 
 class Decode(Struct, frozen=True, tag="decode"):

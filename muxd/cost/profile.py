@@ -88,6 +88,7 @@ class Beside(Struct, frozen=True):
 class ModelProfile(Struct, frozen=True):
     """One model on one device. ``chunk_seconds``: for each prompt after the first in a prefill batch.
     ``weights``: as they were configured, ``step``: what computed them on a CPU ("auto": nobody has said).
+    ``sampling``: how tokens were chosen, in the words of ``[model.sampling]``.
 
     For ``muxd.cost.law``: bytes of weights that every batch reads, those of experts beside them, and the
     seconds of a batch that neither share nor memory change.
@@ -99,6 +100,7 @@ class ModelProfile(Struct, frozen=True):
     chunk_seconds: float = 0.0
     weights: WeightsName = "file"
     step: StepName = "auto"
+    sampling: dict[str, float] = msgspec.field(default_factory=lambda: {"temperature": 0.0})
     weight_bytes: int = 0
     sparse: Sparse | None = None
     fixed: float = 0.0

@@ -33,13 +33,24 @@ class Replay:
     ``run`` raises DaemonUnreachable, or ConfigError when the daemon does not serve a model of the workload.
     """
 
-    def __init__(self, workload: Workload, url: str, *, shared_prefix: int = 0, progress: Progress):
+    def __init__(
+        self,
+        workload: Workload,
+        url: str,
+        *,
+        shared_prefix: int = 0,
+        greedy: bool = True,
+        progress: Progress,
+    ):
+        """``greedy``: at temperature 0, all else as the model is configured; otherwise that, too."""
         self.records = Records(workload)
         self.lateness = np.zeros(len(workload.items))
         self._url = url.rstrip("/")
         self._progress = progress
         ids = prompts(workload, shared_prefix=shared_prefix)
-        self._bodies = [_body(item, prompt) for item, prompt in zip(workload.items, ids, strict=True)]
+        self._bodies = [
+            _body(item, prompt, greedy=greedy) for item, prompt in zip(workload.items, ids, strict=True)
+        ]
         self._start = 0.0
 
     async def run(self) -> Records:
@@ -108,11 +119,12 @@ class Replay:
         self.records.fail(index, outcome, self._now(), f"HTTP {status}: {_message(body)}")
 
 
-def _body(item: Item, prompt: Sequence[int]) -> bytes:
+def _body(item: Item, prompt: Sequence[int], *, greedy: bool) -> bytes:
     return _encode(
         {
-            "model": item.model, "prompt": prompt, "max_tokens": item.output_tokens, "temperature": 0,
-            "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
+            **({"temperature": 0} if greedy else {}),
+            "model": item.model, "prompt": prompt, "max_tokens": item.output_tokens, "ignore_eos": True,
+            "stream": True, "stream_options": {"include_usage": True},
             "return_token_ids": True,  # so that a token without text of its own is a frame, too
         }
     )  # fmt: skip

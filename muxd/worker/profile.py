@@ -16,11 +16,10 @@ import torch
 
 from muxd.cost import probe
 from muxd.errors import MuxdError
-from muxd.messages import BatchDone, Chunk, Decode, NewRows, Prefill, Sampling
+from muxd.messages import BatchDone, Chunk, Decode, NewRows, Prefill
 from muxd.worker.alone import Alone
 from muxd.worker.runner import Batch
 
-_GREEDY = Sampling(temperature=0.0)
 _MOST = 200  # batches of one probe
 
 
@@ -33,6 +32,7 @@ class Bench:
         self.packed = own.plan.bytes if own.plan.packed else 0
         self._runner, self._unsaid = own.runner, own.new
         self._batch = itertools.count(1)
+        self._sampling = setup.sampling
 
     def decode(self, asked: probe.Decode) -> list[float]:
         """Raises ValueError when the pool is too small."""
@@ -71,7 +71,7 @@ class Bench:
         ids = np.arange(first_row, first_row + rows, dtype="<i4")
         return Chunk(
             seq=seq, start=before, tokens=np.full(tokens, 5, "<i4").tobytes(), rows=ids.tobytes(), last=True,
-            sampling=_GREEDY, prompt_tokens=before + tokens, first=True,
+            sampling=self._sampling, prompt_tokens=before + tokens, first=True,
             known=np.full(before, 5, "<i4").tobytes(),
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ from muxd.cost.table import CostTable
 from muxd.device.cpu import Cpu
 from muxd.errors import ConfigError, ModelFolderError
 from muxd.kernels import native
-from muxd.messages import BatchDone, Decode, Prefill, StepName, WeightsName
+from muxd.messages import BatchDone, Decode, Prefill, Sampling, StepName, WeightsName
 from muxd.sim.records import Records
 from muxd.sim.workload import Item, Workload
 from muxd.worker import alone, profile
@@ -84,6 +84,36 @@ def test_weights_are_measured_as_they_are_configured(folder: Path) -> None:
     assert small.weight_bytes < 0.5 * floats.weight_bytes, "a quarter of float32, and scales and padding"
     with pytest.raises(ModelFolderError, match="exit code 1"):
         of("int8", "torch")
+
+
+def test_tokens_are_chosen_as_the_configuration_says(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What that costs is a part of every batch."""
+    chosen: list[Sampling] = []
+    hot = Sampling(temperature=0.7, top_p=0.9)
+    bench = profile.Bench(probe.Setup(str(folder), "float32", 8192, 8 << 20, 1, sampling=hot))
+    begin = bench._runner.begin
+
+    def noted(asked: Prefill | Decode) -> Batch:
+        chosen.extend(chunk.sampling for chunk in getattr(asked, "chunks", ()))
+        return begin(asked)
+
+    monkeypatch.setattr(bench._runner, "begin", noted)
+    assert len(bench.decode(probe.Decode(2, 32, 100, least=2))) == 2
+    assert set(chosen) == {hot}
+
+    args = ["profile", str(folder), "--name", "tiny", "--no-daemon", "--out", str(tmp_path / "c.json")]
+    for wrong, told in {
+        "{ temperature = 9 }": "$.temperature",
+        "{ top_q = 1 }": "unknown field `top_q`",
+        "0.7": "Expected `object`",
+        "{": "as in muxd.toml",
+    }.items():
+        bad = CliRunner().invoke(app, [*args, "--sampling", wrong])
+        assert (bad.exit_code, told in bad.output) == (2, True), bad.output
+    bad = CliRunner().invoke(app, [*args, "--roofline", "h200", "--sampling", "{ top_p = 0.9 }"])
+    assert bad.exit_code == 2
 
 
 @pytest.mark.slow
