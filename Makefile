@@ -5,6 +5,7 @@ VENV := .venv
 CLIENTS := .venv-clients
 AUDIT := .venv-audit
 RAY := .venv-ray
+PEERS := .peers
 BIN := $(VENV)/bin
 
 # Of benchmarks/gpu_all.py, which a host that can install nothing runs by itself (docs/measurements.md).
@@ -18,7 +19,7 @@ LONG := stand_in or interpreter or compile or slow
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help test-page test-ray test-clients serve quick test test-all gpu roofline check format lock audit docs coverage demo bench churn chaos soak fuzz drawn clean
+.PHONY: help test-page test-ray test-clients serve quick test test-all gpu roofline check format lock audit docs coverage demo bench bench-engine churn chaos soak fuzz drawn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
@@ -37,7 +38,8 @@ help:
 	@echo "make docs    the pages and pictures that are made from the code: settings, how-it-works"
 	@echo "make audit   known vulnerabilities of what muxd and its tests run with; needs a network"
 	@echo "make demo    only fetch the demo models"
-	@echo "make bench   what the daemon costs beside a bare loop"
+	@echo "make bench   beside llama.cpp's servers, built from the index, on the same files: docs/benchmarks.md"
+	@echo "make bench-engine  what the daemon costs beside a bare loop"
 	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads, fifteen of models that wake"
 	@echo "make chaos   a thousand faults under load, by a seed (MUXD_CHAOS, MUXD_CHAOS_SEED): half an hour"
 	@echo "make soak    twenty minutes of mixed load: nothing grows (MUXD_SOAK, MUXD_SOAK_SEED, MUXD_SOAK_OUT)"
@@ -119,7 +121,13 @@ audit: $(AUDIT)/.made
 demo: $(VENV)/.muxd
 	$(BIN)/muxd fetch-demo
 
-bench: $(VENV)/.dev demo
+# Half an hour of a quiet machine, and six minutes more the first time.
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/peers/llama_build.py $(PEERS)
+	$(BIN)/python benchmarks/peers/peers.py $(PEERS) --json $(PEERS)/peers.json
+	$(BIN)/python benchmarks/peers/peer_page.py $(PEERS)/peers.json
+
+bench-engine: $(VENV)/.dev demo
 	$(BIN)/python benchmarks/engine.py
 
 churn: $(VENV)/.dev

@@ -9,7 +9,7 @@ Knows the daemon by its URL only.
 import asyncio
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import aiohttp
 import msgspec
@@ -36,18 +36,22 @@ class Replay:
     def __init__(
         self,
         workload: Workload,
-        url: str,
+        url: str | Mapping[str, str],
         *,
         shared_prefix: int = 0,
+        first: int = 0,
         greedy: bool = True,
         progress: Progress,
     ):
-        """``greedy``: at temperature 0, all else as the model is configured; otherwise that, too."""
+        """``url``: where all models are served, or each model's, by its name. ``shared_prefix``, ``first``:
+        as of ``workload.prompts``. ``greedy``: at temperature 0, all else as the model is configured;
+        otherwise that, too."""
         self.records = Records(workload)
         self.lateness = np.zeros(len(workload.items))
-        self._url = url.rstrip("/")
+        found = {model: url if isinstance(url, str) else url[model] for model in workload.models}
+        self._urls = {model: one.rstrip("/") for model, one in found.items()}
         self._progress = progress
-        ids = prompts(workload, shared_prefix=shared_prefix)
+        ids = prompts(workload, shared_prefix=shared_prefix, first=first)
         self._bodies = [
             _body(item, prompt, greedy=greedy) for item, prompt in zip(workload.items, ids, strict=True)
         ]
@@ -60,7 +64,8 @@ class Replay:
         async with aiohttp.ClientSession(
             connector=connector, timeout=aiohttp.ClientTimeout(), headers={"Content-Type": "application/json"}
         ) as session:
-            await self._check(session)
+            for url in set(self._urls.values()):
+                await self._check(session, url)
             self._start = loop.time() + _LEAD
             async with asyncio.TaskGroup() as clients:
                 for index, item in enumerate(self.records.workload.items):
@@ -73,25 +78,25 @@ class Replay:
     def _now(self) -> float:
         return asyncio.get_running_loop().time() - self._start
 
-    async def _check(self, session: aiohttp.ClientSession) -> None:
+    async def _check(self, session: aiohttp.ClientSession, url: str) -> None:
         try:
-            async with session.get(f"{self._url}/v1/models") as answer:
+            async with session.get(f"{url}/v1/models") as answer:
                 answer.raise_for_status()
                 served = {model["id"] for model in (await answer.json())["data"]}
         except (aiohttp.ClientError, OSError) as error:
-            raise DaemonUnreachable(f"no muxd answers at {self._url}: {error}") from None
-        missing = [model for model in self.records.workload.models if model not in served]
+            raise DaemonUnreachable(f"no muxd answers at {url}: {error}") from None
+        missing = [model for model, at in self._urls.items() if at == url and model not in served]
         if missing:
-            raise ConfigError(
-                f"{self._url} does not serve {', '.join(missing)}, only {', '.join(sorted(served))}"
-            )
+            raise ConfigError(f"{url} does not serve {', '.join(missing)}, only {', '.join(sorted(served))}")
 
     async def _request(self, session: aiohttp.ClientSession, index: int, item: Item) -> None:
         sent = self._now()
         self.records.sent[index] = sent
         self.lateness[index] = sent - item.time
         try:
-            async with session.post(f"{self._url}/v1/completions", data=self._bodies[index]) as answer:
+            async with session.post(
+                f"{self._urls[item.model]}/v1/completions", data=self._bodies[index]
+            ) as answer:
                 if answer.status == 200:
                     await self._stream(answer, index, item)
                 else:

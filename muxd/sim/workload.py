@@ -133,8 +133,9 @@ def check_scales(time: float, length: float) -> None:
             raise ConfigError(f"--{name}-scale {factor:g}: must be above 0 and at most {_LARGEST_SCALE:g}")
 
 
-def prompts(workload: Workload, *, shared_prefix: int = 0) -> Iterator[list[int]]:
-    """Token ids for each request in turn, the same in the simulator and on the wire.
+def prompts(workload: Workload, *, shared_prefix: int = 0, first: int = 0) -> Iterator[list[int]]:
+    """Token ids for each request in turn, the same in the simulator and on the wire. ``first``: number of the
+    first request; others than before have other prompts.
 
     Prompts differ in their first four tokens, so that no cached prefix is found by accident, except that the
     first ``shared_prefix`` tokens are the same in all prompts of a model. Ids lie in [3, 203).
@@ -142,7 +143,7 @@ def prompts(workload: Workload, *, shared_prefix: int = 0) -> Iterator[list[int]
     draw = np.random.default_rng(20240601)
     longest = max((item.prompt_tokens for item in workload.items), default=0)
     filler = draw.integers(_SMALLEST_ID, _SMALLEST_ID + _ID_SPAN, longest + _ID_SPAN).tolist()
-    for number, item in enumerate(workload.items):
+    for number, item in enumerate(workload.items, first):
         shift = number % _ID_SPAN
         own = [*_digits(number), *filler[shift : shift + item.prompt_tokens]]
         common = filler[: min(shared_prefix, item.prompt_tokens)]

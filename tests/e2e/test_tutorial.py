@@ -37,6 +37,7 @@ def typed(text: str, folder: Path, daemon: LiveDaemon | None = None) -> str:
     return done.stdout
 
 
+@pytest.mark.timeout(1200)  # a dozen commands and three daemons, beside whatever else computes
 def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
     kinds = [kind for kind, _ in BLOCKS]
     start = kinds.index(SERVE)

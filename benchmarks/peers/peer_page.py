@@ -1,0 +1,194 @@
+"""docs/benchmarks.md and its plot, of what ``peers.py`` has found.
+
+python benchmarks/peers/peer_page.py peers.json [--docs docs]
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from peer_loads import FIRST, TOKEN, Figures
+from peers import MUXD, Found, Sitting
+from provenance import markdown_table
+
+FORMS = {"file": "4 bits, as published", "q8_0": "8 bits (Q8_0)", "bf16": "bfloat16"}
+MB = 1 << 20
+HOW = f"""Two models, SmolLM2-135M-Instruct and Gemma 3 270M, the same GGUF files for all servers; the same
+prompts at the same times, greedy, no prompt twice; the servers in turns, muxd first in one round and last in
+the next. A cell is the median of the rounds, with the lowest and the highest. muxd is as it comes. llama.cpp
+is one llama-server a model (`-np 32 -fa off --no-kv-unified`), each with as many threads as there are cores,
+or each with cores of its own. *Content*: the part of requests with a first token within {FIRST:g} s and then
+{1e3 * TOKEN:g} ms a token."""
+
+
+class Figure(Struct, frozen=True):
+    """One column: how it is read, written, and whether more of it is better."""
+
+    name: str
+    read: Callable[[Figures], float]
+    more: bool = True
+    form: str = "{:.0f}"
+
+
+COLUMNS = [
+    Figure("tokens/s", lambda one: one.tokens),
+    Figure("first token p50, ms", lambda one: one.first_p50, more=False),
+    Figure("first token p99, ms", lambda one: one.first_p99, more=False),
+    Figure("each token p50, ms", lambda one: one.token_p50, more=False, form="{:.1f}"),
+    Figure("content, %", lambda one: 100 * one.content),
+]
+
+
+class Cell(Struct, frozen=True):
+    """Of one figure in all rounds."""
+
+    values: list[float]
+
+    @property
+    def middle(self) -> float:
+        return float(np.median(self.values))
+
+    def text(self, form: str) -> str:
+        low, high = min(self.values), max(self.values)
+        spread = (
+            f" ({form.format(low)} to {form.format(high)})" if form.format(low) != form.format(high) else ""
+        )
+        return form.format(self.middle) + spread
+
+
+def cells(sittings: list[Sitting], load: str, figure: Figure) -> dict[str, Cell]:
+    """By server."""
+    found: dict[str, list[float]] = {}
+    for one in sittings:
+        if load in one.loads:
+            found.setdefault(one.server, []).append(figure.read(one.loads[load]))
+    return {server: Cell(values) for server, values in found.items()}
+
+
+def ratio(found: dict[str, Cell], *, more: bool) -> float:
+    """muxd's over that of the best of the others; above 1 muxd is better."""
+    ours = found[MUXD].middle
+    others = [one.middle for server, one in found.items() if server != MUXD]
+    if more:
+        return ours / max(others) if max(others) else float("inf")
+    return min(others) / ours if ours else float("inf")
+
+
+def table(sittings: list[Sitting]) -> str:
+    """Every load at every server, medians of the rounds."""
+    rows = []
+    for load in dict.fromkeys(name for one in sittings for name in one.loads):
+        columns = [(figure, cells(sittings, load, figure)) for figure in COLUMNS]
+        for server in columns[0][1]:
+            rows.append([load, server, *(found[server].text(figure.form) for figure, found in columns)])
+        ratios = [f"{ratio(found, more=figure.more):.2f}" for figure, found in columns]
+        rows.append(["", "**muxd / the best other**", *(f"**{one}**" for one in ratios)])
+    return markdown_table(["load", "server", *(figure.name for figure in COLUMNS)], rows)
+
+
+def losses(found: Found) -> list[str]:
+    """Where another is better by more than a twentieth, the worst first."""
+    told = []
+    for form in forms(found):
+        ours = [one for one in found.sittings if one.form == form]
+        for load in ours[0].loads:
+            for figure in COLUMNS:
+                times = ratio(cells(ours, load, figure), more=figure.more)
+                if times < 0.95:
+                    told.append((times, f"* {times:.2f}: {load}, {figure.name} ({FORMS[form]})"))
+    return [line for _, line in sorted(told)]
+
+
+def forms(found: Found) -> list[str]:
+    return list(dict.fromkeys(one.form for one in found.sittings))
+
+
+def sizes(found: Found) -> str:
+    """Memory and starts."""
+    rows = []
+    for form in forms(found):
+        for server in dict.fromkeys(one.server for one in found.sittings if one.form == form):
+            ours = [one for one in found.sittings if (one.server, one.form) == (server, form)]
+            rows.append(
+                [
+                    FORMS[form], server, Cell([one.memory[0] / MB for one in ours]).text("{:.0f}"),
+                    Cell([one.memory[1] / MB for one in ours]).text("{:.0f}"),
+                    Cell([one.cold for one in ours]).text("{:.1f}"),
+                ]
+            )  # fmt: skip
+    heads = ["weights", "server", "memory after the start, MiB", "at the end", "start to first tokens, s"]
+    return markdown_table(heads, rows)
+
+
+def plot(found: Found, file: Path) -> None:
+    """How many times as good as the best other muxd is, by load, of the first form."""
+    ours = [one for one in found.sittings if one.form == forms(found)[0]]
+    names = list(ours[0].loads)
+    figures = [COLUMNS[0], COLUMNS[1], COLUMNS[3]]
+    fig, axes = plt.subplots(1, len(figures), figsize=(12, 0.4 * len(names) + 1.2), sharey=True)
+    for axis, figure in zip(axes, figures, strict=True):
+        values = [ratio(cells(ours, load, figure), more=figure.more) for load in names]
+        colours = ["#2a7f62" if value >= 1 else "#b5482e" for value in values]
+        axis.barh(names, values, color=colours)
+        axis.axvline(1.0, color="black", linewidth=0.8)
+        axis.set_xscale("log")
+        axis.set_title(figure.name.removesuffix(", ms"))
+        for at, value in enumerate(values):
+            axis.text(value, at, f" {value:.2g}", va="center", fontsize=8)
+        axis.margins(x=0.25)
+    axes[0].invert_yaxis()
+    fig.suptitle("muxd, times as good as the best llama.cpp set-up on the same files")
+    fig.tight_layout()
+    fig.savefig(file, dpi=110)
+
+
+def page(found: Found) -> str:
+    where = ", ".join(f"{key} {value}" for key, value in found.provenance.items() if value != "none")
+    rounds = 1 + max(one.round for one in found.sittings)
+    first, *others = forms(found)
+    by_form = {form: [one for one in found.sittings if one.form == form] for form in (first, *others)}
+    lost = losses(found)
+    text = [
+        "# muxd beside llama.cpp",
+        "Written by `make bench`; every figure is of one run on one machine. Trust the ratios.",
+        f"{where}; {rounds} rounds, {found.seconds:g} s of arrivals where requests come one by one.",
+        HOW,
+        "## Where muxd loses",
+        "\n".join(lost) if lost else "Nowhere by more than a twentieth.",
+        "![ratios](plots/benchmarks.png)",
+        f"## Weights of {FORMS[first]}",
+        table(by_form[first]),
+        *(part for form in others for part in (f"## {FORMS[form].capitalize()}", table(by_form[form]))),
+        "## Memory and start",
+        "Of all processes, what they share counted once (PSS). Files are in the page cache.",
+        sizes(found),
+    ]
+    return "\n\n".join(text) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("json", type=Path)
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    given = parser.parse_args()
+    found = msgspec.json.decode(given.json.read_bytes(), type=Found)
+    (given.docs / "plots").mkdir(parents=True, exist_ok=True)
+    plot(found, given.docs / "plots" / "benchmarks.png")
+    (given.docs / "benchmarks.md").write_text(page(found))
+
+
+if __name__ == "__main__":
+    main()

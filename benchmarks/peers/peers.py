@@ -1,0 +1,120 @@
+"""muxd beside llama.cpp's servers: the same model files, prompts and cores, in turns.
+
+    python benchmarks/peers/peers.py FOLDER [--rounds 2] [--seconds 20] [--forms file q8_0 bf16] [--json FILE]
+
+FOLDER is what ``llama_build.py`` has made. In each round every server is started, warmed up, asked all loads
+(``peer_loads.py``) and stopped, one after the other, muxd first in one round and last in the next. The first
+of the forms is asked all of them, the others those of one model. Nothing else should run. ``peer_page.py``
+makes docs/benchmarks.md of the file. About eight minutes a round.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+from msgspec import Struct
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from llama_build import FORMS, VERSION
+from peer_loads import Client, Figures, Load, loads
+from peer_servers import Serving, llama, muxd
+from provenance import machine
+
+from muxd.device.cpu import Cpu
+from muxd.importer.convert import import_gguf
+from muxd.importer.progress import Silent
+
+MODELS = ("smol", "gemma")
+MUXD, TOGETHER, APART = "muxd", "llama.cpp, all threads each", "llama.cpp, cores apart"
+Start = Callable[[], AbstractContextManager[Serving]]
+
+
+class Sitting(Struct):
+    """One server in one round. ``cold``: seconds from its start to a token of every model, files in the page
+    cache; ``memory``: bytes after the start and at the end."""
+
+    round: int
+    server: str
+    form: str
+    cold: float
+    memory: tuple[int, int]
+    loads: dict[str, Figures]
+
+
+class Found(Struct):
+    """All of it. ``seconds``: of arrivals in open loops."""
+
+    provenance: dict[str, str]
+    seconds: float
+    sittings: list[Sitting] = []
+
+
+def servers(folder: Path, scratch: Path, form: str) -> dict[str, Start]:
+    """By the name that the tables have."""
+    files = {name: folder / "models" / f"{name}-{form}.gguf" for name in MODELS}
+    imported = {}
+    for name, file in files.items():
+        imported[name] = scratch / f"{name}-{form}"
+        if not imported[name].exists():
+            import_gguf(file, imported[name], progress=Silent(), weights="file")
+    peer = folder / "bin/llama-server"
+    return {
+        MUXD: partial(muxd, scratch, imported),
+        TOGETHER: partial(llama, peer, files, apart=False),
+        APART: partial(llama, peer, files, apart=True),
+    }
+
+
+def sitting(number: int, server: str, form: str, start: Start, asked: Mapping[str, Load]) -> Sitting:
+    with start() as serving:
+        client = Client(serving.urls)
+        client.first_tokens()
+        cold, before = time.perf_counter() - serving.began, serving.memory()
+        client.warm()
+        found = {}
+        for name, load in asked.items():
+            found[name] = client.measure(load)
+            one = found[name]
+            print(
+                f"{number} {server}, {form}: {name}: {one.tokens:.1f} tokens/s, first {one.first_p50:.0f}, "
+                f"each {one.token_p50:.1f} ms, {100 * one.content:.0f} % content, {one.failed} failed",
+                flush=True,
+            )
+        return Sitting(number, server, form, cold, (before, serving.memory()), found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--forms", nargs="+", default=list(FORMS))
+    parser.add_argument("--json", type=Path, default=Path("peers.json"))
+    given = parser.parse_args()
+    every = loads(given.seconds)
+    short = {name: load for name, load in every.items() if load.short}
+    found = Found({**machine(Cpu()).fields, "llama.cpp": VERSION}, given.seconds)
+    with TemporaryDirectory(prefix="muxd-peers-") as scratch:
+        for number in range(given.rounds):
+            for form in given.forms:
+                known = servers(given.folder.absolute(), Path(scratch), form)
+                if form != given.forms[0]:  # of one model at a time: cores apart would only be less
+                    known.pop(APART)
+                turns = list(known.items())
+                for server, start in turns if number % 2 == 0 else turns[::-1]:
+                    asked = every if form == given.forms[0] else short
+                    found.sittings.append(sitting(number, server, form, start, asked))
+                    given.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
+
+
+if __name__ == "__main__":
+    main()

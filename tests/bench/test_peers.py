@@ -1,0 +1,93 @@
+"""The comparison with other servers: what it asks a live daemon, what it reads off, and the page of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.live import LiveDaemon, live
+from support.tiny import tiny_served
+
+from muxd.sim.workload import Item, Workload, prompts
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    for folder in (BENCHMARKS, BENCHMARKS / "peers"):
+        monkeypatch.syspath_prepend(str(folder))
+    import peer_loads
+    import peer_page
+    import peers
+
+    return type("Peers", (), {"loads": peer_loads, "page": peer_page, "main": peers})
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
+    folder = tmp_path_factory.mktemp("peers")
+    model = tiny_served(folder / "tiny")
+    served = "".join(f'[[model]]\nname = "{name}"\npath = "{model}"\n' for name in ("smol", "gemma"))
+    with live(f'[pool]\nbytes = "16M"\n{served}', folder) as running:
+        yield running
+
+
+def test_a_load_is_asked_as_often_as_it_says_and_of_its_own_requests_alone(
+    peers: Any, daemon: LiveDaemon
+) -> None:
+    client = peers.loads.Client({"smol": daemon.url, "gemma": daemon.url})
+    before = daemon.status().requests.served
+    client.first_tokens()
+    client.warm()
+    assert daemon.status().requests.served - before == 2 + 2 * 16
+    load = peers.loads.Load(
+        Workload([Item(0.0, "smol", 20, 9)] * 3, {}), times=2, beside=(Item(0.0, "gemma", 20, 5),) * 2
+    )
+    found = client.measure(load)
+    assert daemon.status().requests.served - before == 34 + 2 * 5
+    assert found.failed == 0
+    assert found.tokens > 0
+    assert 0 < found.first_p50 <= found.first_p99
+    assert 0 < found.token_p50 <= found.token_p99
+    assert 0 <= found.content <= 1
+
+
+def test_no_prompt_is_asked_twice() -> None:
+    workload = Workload([Item(0.0, "m", 30, 1)] * 50, {})
+    asked = [tuple(one) for first in (0, 50, 100) for one in prompts(workload, first=first)]
+    assert len(set(asked)) == 150
+    assert len({one[:4] for one in asked}) == 150, "not even their beginnings"
+
+
+def test_what_failed_is_told_and_is_no_figure(peers: Any, daemon: LiveDaemon) -> None:
+    client = peers.loads.Client({"smol": daemon.url, "gemma": daemon.url})
+    found = client.measure(peers.loads.Load(Workload([Item(0.0, "smol", 100_000, 9)], {})))
+    assert (found.tokens, found.content, found.failed) == (0.0, 0.0, 1)
+
+
+def made(peers: Any, server: str, number: int, tokens: float, first: float) -> Any:
+    figures = peers.loads.Figures(tokens, first, 2 * first, 10.0, 20.0, 1.0)
+    return peers.main.Sitting(number, server, "file", 1.5, (100 << 20, 200 << 20), {"8 streams": figures})
+
+
+def test_the_page_says_first_where_another_is_better(peers: Any, tmp_path: Path) -> None:
+    rounds = [
+        [("muxd", 300.0, 80.0), ("x", 100.0, 40.0), ("y", 120.0, 50.0)],
+        [("muxd", 340.0, 90.0), ("x", 110.0, 45.0), ("y", 100.0, 60.0)],
+    ]
+    sittings = [made(peers, *one[:1], number, *one[1:]) for number, row in enumerate(rounds) for one in row]
+    found = peers.main.Found({"date": "today", "commit": "abc"}, 20.0, sittings)
+    assert peers.page.losses(found) == [
+        "* 0.50: 8 streams, first token p50, ms (4 bits, as published)",
+        "* 0.50: 8 streams, first token p99, ms (4 bits, as published)",
+    ]
+    text = peers.page.page(found)
+    assert text.index("## Where muxd loses") < text.index("| load |")
+    row = next(line for line in text.splitlines() if line.startswith("| 8 streams | muxd |"))
+    assert row == "| 8 streams | muxd | 320 (300 to 340) | 85 (80 to 90) | 170 (160 to 180) | 10.0 | 100 |"
+    row = next(line for line in text.splitlines() if "muxd / the best other" in line)
+    assert row.split("|")[3].strip() == "**2.91**", "medians, beside the best of the others"
+    assert "| 4 bits, as published | x | 100 | 200 | 1.5 |" in text
+    peers.page.plot(found, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
