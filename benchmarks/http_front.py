@@ -125,6 +125,9 @@ class ScriptedServing:
         self._paced.writers.append(self._play(stream))
         return stream
 
+    def check_room(self, request: Request) -> None:
+        pass
+
     def ahead(self, request: Request) -> int | None:
         return None
 

@@ -391,6 +391,9 @@ class Daemon:
         self.gate.admit()
         return self.roster.submit(request)
 
+    def check_room(self, request: Request) -> None:
+        self.roster.check_room(request)
+
     def ahead(self, request: Request) -> int | None:
         return self.roster.ahead(request)
 

@@ -99,7 +99,9 @@ class Setup(Struct, frozen=True, tag="setup"):
     rank: int = 0  # of ``ranks`` processes that compute each of its batches together, tensor parallel
     ranks: int = 1
     meeting: str = ""  # the file by which they find each other; not there before, and theirs alone
-    aside: bool = False  # others stream: what comes before ``Ready`` gives way to them
+    # Others stream: what comes before ``Ready`` gives way to them. Never on a GPU, whose context is the main
+    # thread's.
+    aside: bool = False
 
 
 ConstraintKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]

@@ -19,6 +19,7 @@ from muxd.clock import Clock
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
 from muxd.errors import ModelFolderError, ModelNotReady, ModelUnloaded, NotFound, ShuttingDown
+from muxd.messages import Sampling
 from muxd.text.pieces import Pieces
 
 if TYPE_CHECKING:
@@ -63,11 +64,22 @@ def trace(request: web.Request) -> Trace:
 def submit(request: web.Request, one: Request) -> TokenStream:
     """To the engine, in the name of the HTTP request and of the key that it came with. Raises MuxdError where
     the engine refuses it."""
+    return context(request).serving.submit(_named(request, one))
+
+
+def check_room(request: web.Request, model: ServedModel) -> None:
+    """Before the text is read: who floods a model should not pay with others' processor. Raises QueueFull
+    where the model's queue has no place for this key."""
+    unread = Request("", model.name, [], 0, Sampling(), frozenset())
+    context(request).serving.check_room(_named(request, unread))
+
+
+def _named(request: web.Request, one: Request) -> Request:
     record = trace(request)
     named = structs.replace(one, http_id=record.id)
     if record.key is not None:
         named = structs.replace(named, key=record.key.name, weight=record.key.weight)
-    return context(request).serving.submit(named)
+    return named
 
 
 def find_model(request: web.Request, name: str) -> ServedModel:

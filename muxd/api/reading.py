@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import web
 
 from muxd.api.body import coding, read_body
-from muxd.api.context import context, find_model, names_of, pieces_of, shown_models, trace
+from muxd.api.context import check_room, context, find_model, names_of, pieces_of, shown_models, trace
 from muxd.api.decoding import decode
 from muxd.api.ignored import refuse_ignored
 from muxd.api.prepare import fields_of
@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("muxd.api")
 
+_AT_ONCE = ("tokenize", "detokenize", "count")  # kinds that a text process answers, and no worker
 _PEEK = 64 << 10  # bytes of a body that is skimmed here for the model's name: at worst 1 ms
 _SEEN = 256  # names of fields
 _HINT = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"')
@@ -60,6 +61,8 @@ async def _read(request: web.Request, kind: Kind) -> tuple[ServedModel, Result]:
     model = find_model(request, name or _only(request))
     trace(request).model = model.name
     pieces_of(model)
+    if kind not in _AT_ONCE:
+        check_room(request, model)
     work = Prepare(kind, data, "", context(request).max_body, {name or model.name: model.view}, model.name)
     result = await _elsewhere(request, work, model.name, len(data))
     return find_model(request, model.name), result  # it may be on another device by now

@@ -116,6 +116,10 @@ class Serving(Protocol):
     def models(self) -> Mapping[str, ServedModel]:
         """By served name, in the order to show them."""
 
+    def check_room(self, request: Request) -> None:
+        """Raises QueueFull where ``submit`` would for a full queue; of ``request`` the model and the key are
+        known, and no prompt yet."""
+
     def submit(self, request: Request) -> TokenStream:
         """Queue one sequence.
 

@@ -1,11 +1,13 @@
 """Work that gives way: what loads a model runs behind the streams of others where cores are short."""
 
+import asyncio
 import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 _NICE = 10  # a tenth of what a stream's threads get of a core that both want
@@ -33,6 +35,51 @@ def aside(work: Callable[[], T]) -> T:
     """The result of ``work``, done in a thread that stands back; the caller keeps its place."""
     with ThreadPoolExecutor(1, "behind", initializer=stand_back) as thread:
         return thread.submit(work).result()
+
+
+@contextlib.contextmanager
+def only_idle(pids: Iterable[int], patience: float = _PATIENCE) -> Iterator[None]:
+    """Meanwhile these processes run only where a core would be idle, as in ``IdleThread``, but for
+    ``patience`` seconds at most: on a machine without such a core they would never end. Inside an event loop.
+    Nothing where the system would not let them come back."""
+    held = list(pids) if may_come_back() else []
+    _schedule(held, os.SCHED_IDLE)
+    over = asyncio.get_running_loop().call_later(patience, _schedule, held, os.SCHED_OTHER)
+    try:
+        yield
+    finally:
+        over.cancel()
+        _schedule(held, os.SCHED_OTHER)
+
+
+@cache
+def may_come_back() -> bool:
+    """Whether a thread may leave SCHED_IDLE again: with CAP_SYS_NICE, or where RLIMIT_NICE permits the nice
+    value it has. Most users' shells do not; muxd's system service does."""
+
+    def there_and_back() -> bool:
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        except OSError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(1, "may_come_back") as thread:
+        return thread.submit(there_and_back).result()
+
+
+def _schedule(pids: Iterable[int], policy: int) -> None:
+    """All threads of these processes, also those that they start meanwhile."""
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            while others := [one for one in _threads(pid) if os.sched_getscheduler(one) != policy]:
+                for thread in others:
+                    os.sched_setscheduler(thread, policy, os.sched_param(0))
+
+
+def _threads(pid: int) -> list[int]:
+    return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
 
 
 class IdleThread:

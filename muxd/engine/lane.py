@@ -10,8 +10,9 @@ from muxd.engine.flight import Flight
 from muxd.engine.handover import Handover
 from muxd.engine.learnt import LaneCosts, amount
 from muxd.engine.queue import Queue
+from muxd.engine.request import Request
 from muxd.engine.sequence import Phase, Sequence
-from muxd.errors import MuxdError
+from muxd.errors import MuxdError, QueueFull
 from muxd.messages import Decode, Phases, Prefill
 
 _FORGET = 1.05  # how the shortest step grows with every step that is longer
@@ -109,6 +110,17 @@ class Lane:
         have few. Who has begun goes on."""
         crowds = sequence.counter is None and self._crowds(sequence)
         return self.admitted >= self.spec.max_running - crowds * (self.spec.max_running // _KEPT)
+
+    def may_wait(self, request: Request) -> bool:
+        """There is a place in the queue, or somebody who has to give it up."""
+        return len(self.waiting) < self.spec.config.max_queue or self.waiting.displaced(request) is not None
+
+    def queue_full(self) -> QueueFull:
+        """For who may not wait."""
+        waiting = len(self.waiting)
+        return QueueFull(
+            f"{self.spec.model} already has {waiting} requests waiting; try again later", position=waiting + 1
+        )
 
     def next_prompts(self) -> Iterator[Sequence]:
         """For one batch, in order: nobody whose key has many places behind one whose key has few, which would

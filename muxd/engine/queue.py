@@ -8,6 +8,7 @@ key that comes back is lifted to where the others are: nobody saves up. The boun
 from bisect import bisect_right
 from collections.abc import Iterator
 
+from muxd.engine.request import Request
 from muxd.engine.sequence import Sequence
 
 _LATELY = 64  # times so many admissions of one key in a row, and it is alone
@@ -138,14 +139,14 @@ class Queue:
         else:
             self._take(sequence)
 
-    def displaced(self, by: Sequence) -> Sequence | None:
+    def displaced(self, by: Request) -> Sequence | None:
         """Who makes room in a full queue: the youngest of the key that has most waiting, by weight; None
         where ``by`` would be of that key, or of one with as much."""
         if not self._waiting:
             return None
         longest = max(self._waiting.values(), key=lambda one: len(one.waiting) / one.weight)
-        own = self._waiting.get(by.request.key)
-        mine = ((len(own.waiting) if own is not None else 0) + 1) / by.request.weight
+        own = self._waiting.get(by.key)
+        mine = ((len(own.waiting) if own is not None else 0) + 1) / by.weight
         return longest.waiting[-1] if mine < len(longest.waiting) / longest.weight else None
 
     def _take(self, sequence: Sequence) -> None:

@@ -48,7 +48,6 @@ from muxd.errors import (
     ConfigError,
     ContextTooLong,
     MuxdError,
-    QueueFull,
 )
 from muxd.pool.ledger import Ledger
 
@@ -252,16 +251,14 @@ class Scheduler:
                 f"{lane.spec.max_context} tokens of prompt and answer together",
                 param="prompt",
             )
-        if len(lane.waiting) >= lane.spec.config.max_queue and lane.waiting.displaced(sequence) is None:
-            return _queue_full(lane)
-        return None
+        return None if lane.may_wait(sequence.request) else lane.queue_full()
 
     def _make_place(self, lane: Lane, sequence: Sequence) -> None:
         """In a full queue one key cannot shut out the others."""
-        displaced = lane.waiting.displaced(sequence)
+        displaced = lane.waiting.displaced(sequence.request)
         assert displaced is not None
         self._recovery.end(displaced)
-        self._board.actions.append(Rejected(displaced, _queue_full(lane)))
+        self._board.actions.append(Rejected(displaced, lane.queue_full()))
 
     def _why_waiting(self, lane: Lane) -> str:
         """What the head of the lane's queue waits for; "" when its own prefill runs."""
@@ -332,13 +329,6 @@ class Scheduler:
         lane.block("weights", now)
         self._rows.note_gone(lane)
         self._board.refresh(lane)
-
-
-def _queue_full(lane: Lane) -> QueueFull:
-    waiting = len(lane.waiting)
-    return QueueFull(
-        f"{lane.spec.model} already has {waiting} requests waiting; try again later", position=waiting + 1
-    )
 
 
 def _check_policy(name: str) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from muxd.device.base import Piece
-from muxd.device.behind import put_back
+from muxd.device.behind import only_idle, put_back
 from muxd.errors import ModelFolderError, MuxdError
 from muxd.fleet.filler import Filled, Filling, Unfilled, decode, packed
 from muxd.link import fds
@@ -49,7 +49,8 @@ async def filled_piece(
             progress(nbytes)
 
         try:
-            await _watched(process, ours, Filling(packed(plan), region.place), region.fd, heard)
+            with only_idle([process.pid] if behind else []):
+                await _watched(process, ours, Filling(packed(plan), region.place), region.fd, heard)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()

@@ -143,6 +143,15 @@ class Roster:
             raise ModelNotReady(f"{entry.name} is not loaded yet: {entry.detail or entry.state}")
         return self.site(entry).unit.submit(request)
 
+    def check_room(self, request: Request) -> None:
+        """As ``Unit.check_room``."""
+        asked = served(self.entries).get(request.model)
+        if isinstance(asked, Adapter):
+            request = asked.request(request)
+        entry = self.entries.get(request.model)
+        if entry is not None and entry.device:
+            self.site(entry).unit.check_room(request)
+
     def ahead(self, request: Request) -> int | None:
         """As ``Unit.ahead``, wherever it waits."""
         if isinstance(asked := served(self.entries).get(request.model), Adapter):

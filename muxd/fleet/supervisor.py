@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from muxd.clock import Clock
-from muxd.device.base import ClientView, Device, Region
+from muxd.device.base import ClientView, Device, Region, is_gpu
 from muxd.engine.unit import Unit
 from muxd.errors import ModelFolderError, ModelNotReady, MuxdError, WorkerLost
 from muxd.fleet.catalog import Entry
@@ -303,7 +303,7 @@ class Supervisor:
         crew = self._crew = Crew(self._link, self._zygote, names, self, self.members)
         try:
             env = self._device.worker_env(self._cap)
-            setup = msgspec.structs.replace(self._setup, aside=self._beside())
+            setup = msgspec.structs.replace(self._setup, aside=not is_gpu(self._device) and self._beside())
             self._handle(Spawned(await crew.spawn(setup, self._seats(), env, self._device.end_work)))
             ended = await self._watch(crew)
             if ended.code and not self.stopping and await asyncio.to_thread(self._device.faulted):

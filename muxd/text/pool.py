@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from muxd.device.behind import only_idle
 from muxd.errors import (
     BadRequest,
     ConfigError,
@@ -32,6 +33,7 @@ _LEAST = 4096  # bytes that any job counts for
 _RATE = 1e6  # bytes a second, until one has been seen
 _BUSY = 6  # by the clock a job may take so many times its deadline,
 _BEHIND = 30  # and one that loads a model, which is behind everybody
+_ASIDE = 20.0  # seconds that a model's tokenizer waits for cores that nobody wants
 _TICK = 0.05  # seconds between looks at what it has used
 _UNWANTED = 1.0  # of its own seconds that a job nobody waits for may take: a new process costs as much
 _RESPAWN = 1.0  # seconds after a process that could not be started
@@ -240,16 +242,18 @@ class TextPool:
     async def _answer(self, process: TextProcess, job: _Job) -> Result:
         """The deadline is of the process's own seconds: on a busy machine a job takes no more of them. Raises
         TimeoutError then, or after so many times as long by the clock, EOFError where the process ended."""
+        aside = isinstance(job.work, Check) and job.work.aside
         times = _BEHIND if isinstance(job.work, Check) else _BUSY
-        ask = asyncio.create_task(process.ask(job.work, lambda stage: setattr(job, "stage", stage)))
-        try:
-            await _until(
-                lambda: ask.done() or job.unwanted, process, self.limits.deadline, times, ask, job.result
-            )
-            await _until(ask.done, process, _UNWANTED, times, ask)
-            return ask.result()
-        finally:
-            ask.cancel()
+        with only_idle([process.pid] if aside else [], _ASIDE):
+            ask = asyncio.create_task(process.ask(job.work, lambda stage: setattr(job, "stage", stage)))
+            try:
+                await _until(
+                    lambda: ask.done() or job.unwanted, process, self.limits.deadline, times, ask, job.result
+                )
+                await _until(ask.done, process, _UNWANTED, times, ask)
+                return ask.result()
+            finally:
+                ask.cancel()
 
     def _finish(self, job: _Job, outcome: Result | MuxdError, seconds: float) -> None:
         self._held -= job.size

@@ -90,9 +90,7 @@ def _work(setup: Setup, received: list[int], sock: socket.socket) -> Exit:
         return made, loaded - began, time.monotonic() - loaded
 
     try:
-        # A GPU's context is the main thread's.
-        gives_way = setup.aside and setup.device == "cpu"
-        runner, building, warming = aside(rehearsed) if gives_way else rehearsed()
+        runner, building, warming = aside(rehearsed) if setup.aside else rehearsed()
         link.send(
             Ready(setup.worker, os.getpid(), str(torch.__version__), building, warming, view.mps, view.sms)
         )

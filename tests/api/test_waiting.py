@@ -75,3 +75,23 @@ async def test_the_place_that_a_refused_one_would_have_got(
     serving.play = play
     status, _, headers = await door.post(CHAT, chat_body | {"stream": True})
     assert (status, headers["x-queue-position"]) == (429, "257")
+
+
+async def test_in_front_of_a_full_queue_no_text_is_read(door: Door, serving: Scripted) -> None:
+    """Who floods a model pays with nobody else's processor; what needs no worker is answered all the same."""
+    serving.full = QueueFull("256 wait", position=257)
+    said = [{"role": "user", "content": "hello"}]
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/completions": {"prompt": "hello"},
+        "/v1/chat/completions": {"messages": said},
+        "/v1/messages": {"messages": said, "max_tokens": 5},
+        "/api/chat": {"messages": said},
+        "/v1/embeddings": {"input": "hello"},
+    }
+    for path, body in bodies.items():
+        status, _, headers = await door.post(path, {"model": "org/chat-model", **body})
+        assert (status, headers["x-queue-position"]) == (429, "257"), path
+        assert int(headers["retry-after"]) >= 1
+    assert serving.texts == []
+    status, _, _ = await door.post("/tokenize", {"model": "org/chat-model", "prompt": "hello"})
+    assert status == 200

@@ -251,3 +251,21 @@ async def test_drain_tells_the_rest_why_when_the_grace_is_over() -> None:
     with pytest.raises(ShuttingDown):
         await anext(stream)
     assert bench.ledger.unheld_blocks == 64
+
+
+@in_loop
+async def test_whether_there_is_a_place_can_be_asked_before_the_text_is_read() -> None:
+    """A refusal is counted as any other, and who would displace somebody is not refused."""
+
+    def unread(key: str, model: str = "m") -> Request:
+        return Request("", model, [], 0, Sampling(), frozenset(), key=key)
+
+    bench = Bench(max_queue=3).ready()
+    bench.unit.check_room(unread("a"))
+    for _ in range(3):
+        bench.submit()
+    with pytest.raises(QueueFull, match="m already has 3 requests waiting"):
+        bench.unit.check_room(unread(""))
+    bench.unit.check_room(unread("another key"))
+    bench.unit.check_room(unread("", "no model of this unit"))
+    assert (bench.observer.arrivals, bench.observer.outcomes) == (4, {"refused": 1})

@@ -11,6 +11,7 @@ from muxd.admin.schemas import UnloadModel
 from muxd.api.prepare import prepare
 from muxd.engine.request import Request
 from muxd.engine.stream import TokenStream
+from muxd.errors import QueueFull
 from muxd.fleet.gate import Taking
 from muxd.fleet.steps import Step
 from muxd.messages import Pooling, TokenLogprob
@@ -100,6 +101,7 @@ class Scripted:
         self.texts: list[tuple[str, int]] = []
         self.streams: list[TokenStream] = []
         self.places: list[int | None] = []  # what ``ahead`` says, one after the other
+        self.full: QueueFull | None = None  # what ``check_room`` raises
         self.closed: list[bool] = []  # ``served`` of each close that reached the engine
         self.closing = asyncio.Event()
         self.submitted = asyncio.Event()
@@ -138,6 +140,11 @@ class Scripted:
         self.text_came.set()
         await self.text_goes_on.wait()
         return prepare(work, self, lambda stage: None)
+
+    def check_room(self, request: Request) -> None:
+        assert request.prompt == []
+        if self.full is not None:
+            raise self.full
 
     def submit(self, request: Request) -> TokenStream:
         stream = TokenStream(self._close)
