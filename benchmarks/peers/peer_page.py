@@ -27,8 +27,8 @@ MB = 1 << 20
 HOW = f"""Two models, SmolLM2-135M-Instruct and Gemma 3 270M, the same GGUF files for all servers; the same
 prompts at the same times, greedy, no prompt twice; the servers in turns, muxd first in one round and last in
 the next. A cell is the median of the rounds, with the lowest and the highest. muxd is as it comes. llama.cpp
-is one llama-server a model (`-np 32 -fa off --no-kv-unified`), each with as many threads as there are cores,
-or each with cores of its own. *Content*: the part of requests with a first token within {FIRST:g} s and then
+is one llama-server a model (`-np 32 -fa off --no-kv-unified`), each with as many threads as there are cores
+where one model is asked, each with cores of its own where both are. *Content*: the part of requests with a first token within {FIRST:g} s and then
 {1e3 * TOKEN:g} ms a token."""
 
 
