@@ -4,6 +4,7 @@ python benchmarks/peers/peer_page.py peers.json [--docs docs]
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from msgspec import Struct
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,9 +29,9 @@ MB = 1 << 20
 HOW = f"""Two models, SmolLM2-135M-Instruct and Gemma 3 270M, the same GGUF files for all servers; the same
 prompts at the same times, greedy, no prompt twice; the servers in turns, muxd first in one round and last in
 the next. A cell is the median of the rounds, with the lowest and the highest. muxd is as it comes. llama.cpp
-is one llama-server a model (`-np 32 -fa off --no-kv-unified`), each with as many threads as there are cores
-where one model is asked, each with cores of its own where both are. *Content*: the part of requests with a first token within {FIRST:g} s and then
-{1e3 * TOKEN:g} ms a token."""
+is one llama-server a model (`-np 32 -c 65536 -fa off --no-kv-unified`), each with as many threads as there
+are cores where one model is asked, each with cores of its own where both are. *Content*: the part of requests
+with a first token within {FIRST:g} s and then {1e3 * TOKEN:g} ms a token."""
 
 
 class Figure(Struct, frozen=True):
@@ -48,6 +50,14 @@ COLUMNS = [
     Figure("each token p50, ms", lambda one: one.token_p50, more=False, form="{:.1f}"),
     Figure("content, %", lambda one: 100 * one.content),
 ]
+
+
+# Less of each is better.
+SIZES: dict[str, Callable[[Sitting], float]] = {
+    "memory after the start, MiB": lambda one: one.memory[0] / MB,
+    "memory at the end, MiB": lambda one: one.memory[1] / MB,
+    "start to first tokens, s": lambda one: one.cold,
+}
 
 
 class Cell(Struct, frozen=True):
@@ -92,8 +102,9 @@ def table(sittings: list[Sitting]) -> str:
         columns = [(figure, cells(sittings, load, figure)) for figure in COLUMNS]
         for server in columns[0][1]:
             rows.append([load, server, *(found[server].text(figure.form) for figure, found in columns)])
-        ratios = [f"{ratio(found, more=figure.more):.2f}" for figure, found in columns]
-        rows.append(["", "**muxd / the best other**", *(f"**{one}**" for one in ratios)])
+        ratios = [ratio(found, more=figure.more) for figure, found in columns]
+        told = [f"**{one:.2f}**" if math.isfinite(one) else "-" for one in ratios]
+        rows.append(["", "**muxd / the best other**", *told])
     return markdown_table(["load", "server", *(figure.name for figure in COLUMNS)], rows)
 
 
@@ -105,9 +116,14 @@ def losses(found: Found) -> list[str]:
         for load in ours[0].loads:
             for figure in COLUMNS:
                 times = ratio(cells(ours, load, figure), more=figure.more)
-                if times < 0.95:
-                    told.append((times, f"* {times:.2f}: {load}, {figure.name} ({FORMS[form]})"))
-    return [line for _, line in sorted(told)]
+                told.append((times, f"* {times:.2f}: {load}, {figure.name} ({FORMS[form]})"))
+        for name, read in SIZES.items():
+            found_here = {
+                one.server: Cell([read(two) for two in ours if two.server == one.server]) for one in ours
+            }
+            times = ratio(found_here, more=False)
+            told.append((times, f"* {times:.2f}: {name} ({FORMS[form]})"))
+    return [line for times, line in sorted(told) if times < 0.95]
 
 
 def forms(found: Found) -> list[str]:
@@ -120,15 +136,12 @@ def sizes(found: Found) -> str:
     for form in forms(found):
         for server in dict.fromkeys(one.server for one in found.sittings if one.form == form):
             ours = [one for one in found.sittings if (one.server, one.form) == (server, form)]
-            rows.append(
-                [
-                    FORMS[form], server, Cell([one.memory[0] / MB for one in ours]).text("{:.0f}"),
-                    Cell([one.memory[1] / MB for one in ours]).text("{:.0f}"),
-                    Cell([one.cold for one in ours]).text("{:.1f}"),
-                ]
-            )  # fmt: skip
-    heads = ["weights", "server", "memory after the start, MiB", "at the end", "start to first tokens, s"]
-    return markdown_table(heads, rows)
+            figures = [
+                Cell([read(one) for one in ours]).text("{:.1f}" if name.endswith("s") else "{:.0f}")
+                for name, read in SIZES.items()
+            ]
+            rows.append([FORMS[form], server, *figures])
+    return markdown_table(["weights", "server", *SIZES], rows)
 
 
 def plot(found: Found, file: Path) -> None:
@@ -143,9 +156,11 @@ def plot(found: Found, file: Path) -> None:
         axis.barh(names, values, color=colours)
         axis.axvline(1.0, color="black", linewidth=0.8)
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(figure.name.removesuffix(", ms"))
         for at, value in enumerate(values):
-            axis.text(value, at, f" {value:.2g}", va="center", fontsize=8)
+            axis.text(value, at, f" {value:.1f}" if value < 10 else f" {value:.0f}", va="center", fontsize=8)
         axis.margins(x=0.25)
     axes[0].invert_yaxis()
     fig.suptitle("muxd, times as good as the best llama.cpp set-up on the same files")

@@ -88,6 +88,6 @@ def test_the_page_says_first_where_another_is_better(peers: Any, tmp_path: Path)
     assert row == "| 8 streams | muxd | 320 (300 to 340) | 85 (80 to 90) | 170 (160 to 180) | 10.0 | 100 |"
     row = next(line for line in text.splitlines() if "muxd / the best other" in line)
     assert row.split("|")[3].strip() == "**2.91**", "medians, beside the best of the others"
-    assert "| 4 bits, as published | x | 100 | 200 | 1.5 |" in text
+    assert "| 4 bits, as published | x | 100 | 200 | 1.5 |" in text, "no one starts faster"
     peers.page.plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
