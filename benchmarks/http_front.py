@@ -152,7 +152,9 @@ class TextsHere:
     def open(self, view: View) -> TextModel:
         return TextModel(view, self._tokenizer, None)
 
-    async def run(self, work: Work, model: str, size: int) -> Result:
+    async def run(
+        self, work: Work, model: str, size: int, *, key: str | None = "", weight: float = 1.0
+    ) -> Result:
         assert isinstance(work, Prepare)
         return prepare(work, self, lambda stage: None)
 

@@ -83,7 +83,8 @@ async def about(request: web.Request, kind: Kind) -> Answer:
 async def _elsewhere(request: web.Request, work: Prepare, model: str, size: int) -> Result:
     """In a text process, until it is ended by its id."""
     record = trace(request)
-    task = asyncio.ensure_future(context(request).texts.run(work, model, size))
+    key, weight = ("", 1.0) if record.key is None else (record.key.name, record.key.weight)
+    task = asyncio.ensure_future(context(request).texts.run(work, model, size, key=key, weight=weight))
 
     def end() -> None:
         task.cancel()

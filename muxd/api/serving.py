@@ -137,6 +137,8 @@ class Serving(Protocol):
 class Texts(Protocol):
     """Where long texts and chat templates are worked on."""
 
-    async def run(self, work: Work, model: str, size: int) -> Result:
-        """``model``: whose process to prefer. ``size``: bytes. Raises BadRequest, ContextTooLong, TextBusy
-        ..."""
+    async def run(
+        self, work: Work, model: str, size: int, *, key: str | None = "", weight: float = 1.0
+    ) -> Result:
+        """``model``: whose process to prefer. ``size``: bytes. ``key``: who pays for it. Raises BadRequest,
+        ContextTooLong, TextBusy ..."""

@@ -8,7 +8,7 @@ the next job finds a new one. Used by the HTTP door and by whoever loads a model
 import asyncio
 import contextlib
 import logging
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ from muxd.errors import (
     TextBusy,
     TooLarge,
 )
+from muxd.text.line import Line
 from muxd.text.process import TextProcess
 from muxd.text.turns import Turns
 from muxd.text.work import Check, Checked, Defect, Refusal, Result, Source, Stage, Unloaded, Work
@@ -60,6 +61,8 @@ class _Job:
     model: str
     size: int
     result: asyncio.Future[Result]
+    key: str | None = None  # as of ``Texted``
+    weight: float = 1.0
     stage: Stage | None = None  # None: it has not been begun
 
     @property
@@ -78,11 +81,10 @@ class TextPool:
     def __post_init__(self) -> None:
         self.restarts = 0
         self._turns = Turns(self.limits.processes)
-        self._waiting: deque[_Job] = deque()
+        self._line: Line[_Job] = Line(self.limits.budget)
         self._free: dict[int, asyncio.Future[_Job]] = {}
         self._processes: dict[int, TextProcess] = {}
         self._gone: defaultdict[int, list[Source]] = defaultdict(list)  # what a process is to let go of
-        self._held = 0  # bytes of all jobs here
         self._rate = _RATE
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
@@ -100,15 +102,14 @@ class TextPool:
         for process in self._processes.values():
             process.kill()
         await asyncio.gather(*self._tasks)
-        for job in self._waiting:
+        for job in list(self._line.order()):
             if not job.result.done():
                 job.result.set_exception(_ended())
-        self._waiting.clear()
 
     async def check(self, source: Source, size: int, *, aside: bool = False) -> Checked:
         """Read the tokenizer of a model that has ``size`` tokens and compile its template; ``aside``: behind
         everybody. Raises ModelFolderError or ConfigError."""
-        checked = await self.run(Check(source, size, aside), source.model, 0)
+        checked = await self.run(Check(source, size, aside), source.model, 0, key=None)
         assert isinstance(checked, Checked)
         return checked
 
@@ -119,17 +120,18 @@ class TextPool:
         for number in list(self._free):
             self._let_go(number)
 
-    async def run(self, work: Work, model: str, size: int) -> Result:
-        """``size``: bytes it is about. Raises what the process has refused it with, BadRequest where the
-        model's template takes too long or too much, TextBusy where there is no room or the text took too
-        long."""
+    async def run(
+        self, work: Work, model: str, size: int, *, key: str | None = "", weight: float = 1.0
+    ) -> Result:
+        """``size``: bytes it is about. ``key``, ``weight``: as of ``Texted``. Raises what the process has
+        refused it with, BadRequest where the model's template takes too long or too much, TextBusy where
+        there is no room or the text took too long."""
         size = max(size, _LEAST)
         loop = asyncio.get_running_loop()
-        if self._held and self._held + size > self.limits.budget:
+        if not self._line.lets_in(key, size):
             raise TextBusy("too much text waits to be read; try again shortly", retry_after=self._wait())
-        job = _Job(work, model, size, loop.create_future())
-        self._held += size
-        self._waiting.append(job)
+        job = _Job(work, model, size, loop.create_future(), key, weight)
+        self._line.add(job)
         self._match()
         give_up = None
         if not isinstance(work, Check):  # who loads a model can wait, also for the first process to start
@@ -139,19 +141,18 @@ class TextPool:
         finally:
             if give_up is not None:
                 give_up.cancel()
-            if job in self._waiting:  # whoever asked has left
-                self._waiting.remove(job)
-                self._held -= size
+            if job in self._line:  # whoever asked has left
+                self._line.end(job)
         return _told(result)
 
     # ---- inside -----------------------------------------------------------------------------------
 
     def _wait(self) -> float:
         """Seconds until what is here will have been read."""
-        return min(60.0, 1.0 + self._held / self._rate)
+        return min(60.0, 1.0 + self._line.held / self._rate)
 
     def _give_up(self, job: _Job) -> None:
-        if job in self._waiting and not job.result.done():
+        if job in self._line and not job.result.done():
             job.result.set_exception(
                 TextBusy(
                     f"no text process was free for {self.limits.patience:g} s; try again shortly",
@@ -168,16 +169,15 @@ class TextPool:
             self._free.pop(number).set_result(_Job(Unloaded(sources), "", 0, done))
 
     def _match(self) -> None:
-        """Give waiting jobs, in order, to processes that are free."""
+        """Give waiting jobs, in their order, to processes that are free."""
         now = asyncio.get_running_loop().time()
-        for job in list(self._waiting):
-            if not self._free:
-                return
+        for job in list(self._line.order()) if self._free else ():
             number = self._turns.place(job.model, job.size, self._free, now)
             if number is not None:
-                self._waiting.remove(job)
+                self._line.begin(job)
                 self._turns.begin(job.model, job.size)
                 self._free.pop(number).set_result(job)
+                return self._match()  # who is next may be another's
 
     async def _live(self, number: int) -> None:
         """One process after the other."""
@@ -234,7 +234,7 @@ class TextPool:
         finally:
             self._turns.end(job.model, job.size)
             if again:
-                self._waiting.appendleft(job)
+                self._line.again(job)
             else:
                 self._finish(job, outcome, loop.time() - began)
         return False
@@ -256,7 +256,8 @@ class TextPool:
                 ask.cancel()
 
     def _finish(self, job: _Job, outcome: Result | MuxdError, seconds: float) -> None:
-        self._held -= job.size
+        if job.size:  # what is to be let go of is nobody's
+            self._line.end(job)
         if job.size > _LEAST:
             self._rate += 0.2 * (job.size / max(seconds, 1e-4) - self._rate)
         if job.result.done():

@@ -133,7 +133,9 @@ class Scripted:
         assert model.tokenizer is not None
         return TextModel(view, model.tokenizer, model.template)
 
-    async def run(self, work: Work, model: str, size: int) -> Result:
+    async def run(
+        self, work: Work, model: str, size: int, *, key: str | None = "", weight: float = 1.0
+    ) -> Result:
         """What a text process does (tests/text has real ones), done here."""
         assert isinstance(work, Prepare)
         self.texts.append((model, size))

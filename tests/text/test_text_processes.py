@@ -116,6 +116,35 @@ async def test_answers_of_tokenize_are_ready_to_send(folder: Make) -> None:
     assert other == Elsewhere("b")
 
 
+async def test_one_key_with_many_texts_keeps_another_waiting_for_one_of_them(folder: Make) -> None:
+    view, read = folder("a"), list[str]()
+    async with pool(processes=1) as texts:
+
+        async def ask(key: str) -> None:
+            await texts.run(job("chat", chat("a"), view), "a", 5000, key=key)
+            read.append(key)
+
+        flood = [asyncio.create_task(ask("flood")) for _ in range(20)]
+        await asyncio.sleep(0)  # they are all there
+        await ask("other")
+        assert read.count("flood") <= 1
+        await asyncio.gather(*flood)
+
+
+async def test_what_one_key_holds_is_no_reason_to_refuse_another(folder: Make) -> None:
+    view = folder("a")
+    async with pool(processes=1, budget=10_000) as texts:
+        flood = [
+            asyncio.create_task(texts.run(job("chat", chat("a"), view), "a", 5000, key="flood"))
+            for _ in range(2)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(TextBusy, match="too much text waits"):
+            await texts.run(job("chat", chat("a"), view), "a", 5000, key="flood")
+        assert await texts.run(job("chat", chat("a"), view), "a", 5000, key="other")
+        await asyncio.gather(*flood)
+
+
 REFUSED: dict[str, tuple[type[MuxdError], str, Callable[[View], Prepare]]] = {
     "no JSON": (BadRequest, "not valid JSON", lambda view: job("chat", b"{", view)),
     "no template": (BadRequest, "has no chat template", lambda view: job("chat", chat("a"), view)),
