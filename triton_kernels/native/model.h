@@ -107,7 +107,7 @@ struct Ready {
     const int64_t groups = k / GROUP;
     f.need(tokens * k), q.need(tokens * k);
     scale.need(tokens * groups), weighted.need(tokens * groups), total.need(2 * tokens * groups);
-    if (PAIRS) rounded.need(tokens * k);
+    if (PAIRS) rounded.need(padded(tokens, TILE) * k);
     of.need(tokens);
     for (int64_t i = 0; i < tokens; i++)
       of.get()[i] = {f.get() + i * k, q.get() + i * k, scale.get() + i * groups, weighted.get() + i * groups,
@@ -118,9 +118,10 @@ struct Ready {
 // What multiplies activations beside float32, by format.
 enum Needs { AS_CODES = 1, AS_PAIRS = 2 };
 inline int needed(int format) { return coded(format) ? AS_CODES : format == BF16 ? AS_PAIRS : 0; }
-inline int needed(std::initializer_list<int> formats) {
+// By ``n`` tokens that lie evenly apart.
+inline int needed(std::initializer_list<int> formats, int n) {
   int all = 0;
-  for (int one : formats) all |= needed(one);
+  for (int one : formats) all |= by_tiles(one, n) ? (int)AS_PAIRS : needed(one);
   return all;
 }
 

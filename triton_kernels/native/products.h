@@ -2,8 +2,10 @@
 // rounded to int8 by groups of 32, as their own groups are: every sum of a group is exact in int32.
 #pragma once
 #include <cmath>
+#include <vector>
 
 #include "formats.h"
+#include "tiles.h"
 
 struct Matrix {
   const uint8_t* w;
@@ -197,11 +199,81 @@ constexpr int TOKENS = 64;  // whose activations stay in the cache while weights
 
 inline int blocks(const Matrix& m) { return padded(m.rows, LANES) / LANES; }
 
-// sink(token, row block, register) for row blocks [first, stop).
+// How many tokens it takes until tiles are quicker; of codes, which become bfloat16 first, more.
+constexpr int MANY = 9, MANY_CODED = 48;
+constexpr int PAIRED_FOR = 4 * TOKENS;  // tokens for which a row block is made bfloat16 once
+inline bool by_tiles(int format, int n) {
+  return (format == BF16 && n >= MANY && tiles()) || (coded(format) && n >= MANY_CODED && tiles());
+}
+
+// A row block of codes as one of bfloat16.
+template <class C> inline void paired(const uint8_t* block, int64_t groups, uint16_t* to) {
+  const Places<C> at(block, groups);
+  const Ints byte = int_all(255);
+  for (int64_t g = 0; g < groups; g++) {
+    const uint8_t *codes = at.codes + g * C::CODES, *scales = at.scales + g * C::SCALE;
+    const uint16_t* super = (const uint16_t*)(at.supers + g / SUPER * C::NEST);
+    Floats scale[2], shift[2];  // of columns 0 to 15 and of those behind
+    if constexpr (C::SCALES == EXPONENT) scale[0] = mul(as_floats(left32<23>(widened(scales))), all(0.5f));
+    else if constexpr (C::SCALES == NESTED) scale[0] = mul(from_half(super), floats(widened(scales)));
+    else if constexpr (C::SCALES == HALVES) scale[0] = mul(from_half(super), floats(widened((const int8_t*)scales)));
+    else scale[0] = from_half((const uint16_t*)scales);
+    scale[1] = scale[0];
+    if constexpr (C::SCALES == HALVES)
+      scale[1] = mul(from_half(super), floats(widened((const int8_t*)scales + 16)));
+    for (int half = 0; half < 2; half++) shift[half] = mul(scale[half], all(-C::OFFSET));
+    if constexpr (C::SCALES == MINIMUM) shift[0] = shift[1] = from_half((const uint16_t*)(scales + 32));
+    if constexpr (C::SCALES == NESTED)
+      shift[0] = shift[1] = sub(zeros(), mul(from_half(super + 16), floats(widened(scales + 16))));
+    auto put = [&](Ints four_codes, int step) {  // columns 4 step ... of the group
+      const int half = step / 4;
+      const Ints parts[4] = {int_and(four_codes, byte), int_and(right32<8>(four_codes), byte),
+                             int_and(right32<16>(four_codes), byte), right32<24>(four_codes)};
+      Floats columns[4];
+      for (int i = 0; i < 4; i++) columns[i] = fma(floats(parts[i]), scale[half], shift[half]);
+      pair_up(columns, to + g * GROUP * LANES + step * 64);
+    };
+    if constexpr (C::BITS == 8) {
+      for (int step = 0; step < 8; step++) put(int_load(codes + 64 * step), step);
+    } else {
+      Ints low, high;
+      codes_of<C, 0>(codes, low, high), put(low, 0), put(high, 4);
+      codes_of<C, 1>(codes, low, high), put(low, 1), put(high, 5);
+      codes_of<C, 2>(codes, low, high), put(low, 2), put(high, 6);
+      codes_of<C, 3>(codes, low, high), put(low, 3), put(high, 7);
+    }
+  }
+}
+
+inline const uint8_t* paired(const Matrix& m, const uint8_t* block, int64_t k) {
+  if (m.format == BF16) return block;
+  static thread_local std::vector<uint16_t> room;
+  room.resize(k * LANES + 32);
+  uint16_t* to = (uint16_t*)(((uintptr_t)room.data() + 63) / 64 * 64);
+  with_codes(m.format, [&](auto c) { paired<decltype(c)>(block, k / GROUP, to); });
+  return (const uint8_t*)to;
+}
+
+// sink(token, row block, register) for row blocks [first, stop). ``apart``: how far apart tokens' activations lie
+// that are ready as bfloat16, with room for a tile of tokens behind the last; 0: they are not.
 template <class Sink>
-inline void product(const Matrix& m, int first, int stop, const Activation* a, int n, Sink sink) {
-  const int64_t stride = block_bytes(m.format, m.columns);
-  Floats acc[TOKENS];
+inline void product(const Matrix& m, int first, int stop, const Activation* a, int n, Sink sink, int64_t apart = 0) {
+  const int64_t stride = block_bytes(m.format, m.columns), k = padded(m.columns, GROUP);
+  alignas(64) Floats acc[TOKENS];
+  if (apart && by_tiles(m.format, n)) {
+    const TileRegisters registers(true);
+    const int some = coded(m.format) ? PAIRED_FOR : TOKENS;
+    for (int begin = 0; begin < n; begin += some)
+      for (int j = first; j < stop; j++) {
+        const uint8_t* block = paired(m, m.w + j * stride, k);
+        for (int from = begin; from < n && from < begin + some; from += TOKENS) {
+          const int count = n - from < TOKENS ? n - from : TOKENS;
+          tiled(block, k, a[from].rounded, apart, count, acc);
+          for (int i = 0; i < count; i++) sink(from + i, j, acc[i]);
+        }
+      }
+    return;
+  }
   for (int from = 0; from < n; from += TOKENS) {
     const int count = n - from < TOKENS ? n - from : TOKENS;
     for (int j = first; j < stop; j++) {

@@ -41,6 +41,7 @@ inline Ints int_add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline Ints int_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
 inline Ints int_or(Ints a, Ints b) { return _mm512_or_si512(a, b); }
 template <int N> inline Ints left32(Ints a) { return _mm512_slli_epi32(a, N); }
+template <int N> inline Ints right32(Ints a) { return _mm512_srli_epi32(a, N); }
 template <int N> inline Ints left16(Ints a) { return _mm512_slli_epi16(a, N); }
 template <int N> inline Ints right16(Ints a) { return _mm512_srli_epi16(a, N); }
 // Each byte below 16 becomes the one at that place of ``table``.
@@ -137,6 +138,7 @@ inline Ints int_add(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256
 inline Ints int_and(Ints x, Ints y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 inline Ints int_or(Ints x, Ints y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
 template <int N> inline Ints left32(Ints x) { return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)}; }
+template <int N> inline Ints right32(Ints x) { return {_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)}; }
 template <int N> inline Ints left16(Ints x) { return {_mm256_slli_epi16(x.a, N), _mm256_slli_epi16(x.b, N)}; }
 template <int N> inline Ints right16(Ints x) { return {_mm256_srli_epi16(x.a, N), _mm256_srli_epi16(x.b, N)}; }
 inline Ints looked_up(const uint8_t* table, Ints at) {

@@ -16,8 +16,8 @@ class Step final : public Attending, public Job {
  public:
   Step(const ModelFields& m, const LayerFields* layers) : Attending(m, layers), mixing_(layers_) {
     for (auto& one : layers_) {
-      into_mlp_.push_back(one.mixture ? Mixing::into(*one.mixture) : needed({one.gate.format, one.up.format}));
-      into_down_.push_back(one.mixture ? Mixing::within(*one.mixture) : needed(one.down.format));
+      into_mlp_.push_back(one.mixture ? Mixing::into(*one.mixture) : 0);
+      into_down_.push_back(one.mixture ? Mixing::within(*one.mixture) : 0);
     }
     x_ = padded(m.hidden, GROUP), inner_ = padded(m.inner, GROUP);
     widest_ = std::max(std::max(x_, attended_), inner_);
@@ -29,6 +29,11 @@ class Step final : public Attending, public Job {
     b_ = b;
     const int64_t n = b.tokens;
     few_ = n <= FEW;
+    for (int i = 0; i < m_.layers; i++) {
+      const LayerFields& l = layers_[i];
+      if (l.mixture) continue;
+      into_mlp_[i] = needed({l.gate.format, l.up.format}, n), into_down_[i] = needed({l.down.format}, n);
+    }
     x_all_.need(n * x_), sum_.need(n * x_), gated_.need(n * inner_);
     ready_.need(n, widest_);
     lay_out(threads);
@@ -81,7 +86,7 @@ class Step final : public Attending, public Job {
     auto before_attention = [&](int i, int t) {
       if (i > 0) residual(row(t), t, layers_[i - 1].after_mlp);
       const LayerFields& l = layers_[i];
-      normed(row(t), l.before_attention, needed({l.q.format, l.k.format, l.v.format}), a[t]);
+      normed(row(t), l.before_attention, needed({l.q.format, l.k.format, l.v.format}, n), a[t]);
     };
     each_token(phases, n, few_ ? n : team().piece(n), [&](int first, int stop) {
       for (; first < stop; first++) begin(first);
@@ -90,7 +95,7 @@ class Step final : public Attending, public Job {
       const LayerFields& l = layers_[i];
       project(l, i, a, phases);
       if (m_.wide_qk_norm) norm_widely(l, phases);
-      auto before_o = [&](int t) { copied(seen_.get() + t * attended_, attended_, needed(l.o.format), a[t]); };
+      auto before_o = [&](int t) { copied(seen_.get() + t * attended_, attended_, needed({l.o.format}, n), a[t]); };
       attend(l, i, own, phases, [&] { at_once(before_o); });
       rather_together(phases, before_o);
       into_sum(l.o, i, O, l.o_bias, a, phases, [&](int t) {
@@ -188,7 +193,7 @@ class Step final : public Attending, public Job {
           if (biases[i]) v = add(v, load(biases[i] + 16 * j));
           v = adapting_.add_to(v, t, layer, i, i, j);
           store(projected_.get() + t * qkv_ + offset[i] + 16 * j, v);
-        });
+        }, widest_);
       }
     });
   }
@@ -213,7 +218,7 @@ class Step final : public Attending, public Job {
       product(m, first, stop, a, b_.tokens, [&](int t, int j, Floats v) {
         if (bias) v = add(v, load(bias + 16 * j));
         store(sum_.get() + t * x_ + 16 * j, adapting_.add_to(v, t, layer, part, 0, j));
-      });
+      }, widest_);
     }, make);
   }
 
@@ -231,11 +236,11 @@ class Step final : public Attending, public Job {
         }
         Floats s = div(g, add(all(1.f), exponential(sub(zeros(), z))));
         store(gated_.get() + t * inner_ + 16 * j, s);
-      });
+      }, widest_);
       product(l.up, first, stop, a, b_.tokens, [&](int t, int j, Floats u) {
         float* at = gated_.get() + t * inner_ + 16 * j;
         store(at, mul(load(at), adapting_.add_to(u, t, layer, UP, 1, j)));
-      });
+      }, widest_);
     }, make);
   }
 
@@ -244,13 +249,13 @@ class Step final : public Attending, public Job {
     if (n == 0 || !b_.best) return;
     Activation* a = last_.of.get();
     phases.each(n, team().piece(n), [&](int i, int stop) {
-      for (; i < stop; i++) normed(b_.hidden + (int64_t)i * m_.hidden, m_.norm, needed(m_.head.format), a[i]);
+      for (; i < stop; i++) normed(b_.hidden + (int64_t)i * m_.hidden, m_.norm, needed({m_.head.format}, n), a[i]);
     });
     const int count = blocks(m_.head);
     float* best = best_of_.get() + (int64_t)thread * n;
     int64_t* choice = choice_of_.get() + (int64_t)thread * n;
     phases.each(count, team().piece(count), [&](int first, int stop) {
-      product(m_.head, first, stop, a, n, [&](int i, int j, Floats v) { logit(i, 16 * j, v, best[i], choice[i]); });
+      product(m_.head, first, stop, a, n, [&](int i, int j, Floats v) { logit(i, 16 * j, v, best[i], choice[i]); }, x_);
     });
   }
 
