@@ -23,8 +23,8 @@ from muxd.errors import (
     TextBusy,
     TooLarge,
 )
-from muxd.text.line import Line
 from muxd.text.process import TextProcess
+from muxd.text.text_queue import TextQueue
 from muxd.text.turns import Turns
 from muxd.text.work import Check, Checked, Defect, Refusal, Result, Source, Stage, Unloaded, Work
 
@@ -81,7 +81,7 @@ class TextPool:
     def __post_init__(self) -> None:
         self.restarts = 0
         self._turns = Turns(self.limits.processes)
-        self._line: Line[_Job] = Line(self.limits.budget)
+        self._line: TextQueue[_Job] = TextQueue(self.limits.budget)
         self._free: dict[int, asyncio.Future[_Job]] = {}
         self._processes: dict[int, TextProcess] = {}
         self._gone: defaultdict[int, list[Source]] = defaultdict(list)  # what a process is to let go of

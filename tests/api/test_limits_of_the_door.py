@@ -239,7 +239,7 @@ async def test_a_panic_of_a_library_is_an_answer_and_one_line(
     class Panic(BaseException):
         """As pyo3's."""
 
-    async def run(work: Work, model: str, size: int) -> Result:
+    async def run(work: Work, model: str, size: int, *, key: str | None, weight: float) -> Result:
         raise Panic
 
     monkeypatch.setattr(serving, "run", run)

@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxd.text.line import Line
+from muxd.text.text_queue import TextQueue
 
 BUDGET = 1000
 keys = st.sampled_from(["a", "b", "c", "", None])
@@ -26,7 +26,7 @@ def test_every_job_ends_once_and_nothing_is_held_after_the_last(
     arrivals: list[tuple[str | None, int, float]], chance: Random
 ) -> None:
     """Whether it was begun, begun again, or left while it waited."""
-    line: Line[Job] = Line(BUDGET)
+    line: TextQueue[Job] = TextQueue(BUDGET)
     running: list[Job] = []
     here = 0
     for key, size, weight in arrivals:
@@ -57,7 +57,7 @@ def test_every_job_ends_once_and_nothing_is_held_after_the_last(
 
 @given(st.lists(sizes, min_size=1, max_size=40))
 def test_of_one_key_the_first_is_the_first(arrivals: list[int]) -> None:
-    line: Line[Job] = Line(10**9)
+    line: TextQueue[Job] = TextQueue(10**9)
     jobs = [Job("a", size) for size in arrivals]
     for job in jobs:
         line.add(job)
@@ -68,7 +68,7 @@ def test_of_one_key_the_first_is_the_first(arrivals: list[int]) -> None:
 def test_who_comes_beside_a_flood_waits_for_one_job_of_it(
     flood: int, begun: int, each: int, own: int
 ) -> None:
-    line: Line[Job] = Line(10**9)
+    line: TextQueue[Job] = TextQueue(10**9)
     for _ in range(flood):
         line.add(Job("flood", each))
     for _ in range(min(begun, flood - 1)):
@@ -84,7 +84,7 @@ def test_who_comes_beside_a_flood_waits_for_one_job_of_it(
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), sizes), min_size=80, max_size=120))
 def test_two_keys_are_read_alike_and_by_their_weights(arrivals: list[tuple[str, int]]) -> None:
-    line: Line[Job] = Line(10**9)
+    line: TextQueue[Job] = TextQueue(10**9)
     weights = {"a": 1.0, "b": 3.0}
     for key, size in arrivals:
         line.add(Job(key, size, weights[key]))
@@ -97,7 +97,7 @@ def test_two_keys_are_read_alike_and_by_their_weights(arrivals: list[tuple[str, 
 
 
 def test_who_holds_little_is_let_in_where_who_floods_is_not() -> None:
-    line: Line[Job] = Line(BUDGET)
+    line: TextQueue[Job] = TextQueue(BUDGET)
     for _ in range(10):
         assert line.lets_in("flood", 100)
         line.add(Job("flood", 100))
@@ -112,4 +112,4 @@ def test_who_holds_little_is_let_in_where_who_floods_is_not() -> None:
 
 
 def test_the_first_may_be_of_any_size() -> None:
-    assert Line[Job](BUDGET).lets_in("a", 50 * BUDGET)
+    assert TextQueue[Job](BUDGET).lets_in("a", 50 * BUDGET)

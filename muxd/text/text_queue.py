@@ -36,7 +36,7 @@ class _Payer(Generic[T]):
     waiting: deque[T] = field(default_factory=deque)
 
 
-class Line(Generic[T]):
+class TextQueue(Generic[T]):
     """``budget``: bytes that may be held at once."""
 
     def __init__(self, budget: int):
