@@ -115,12 +115,11 @@ class Unit:
         return stream
 
     def check_room(self, request: Request) -> None:
-        """Before its text is read, of which nothing else is known yet. Raises QueueFull, and counts it, where
-        ``submit`` would find the queue full."""
+        """Before its text is read, of which nothing else is known yet. Raises as ``submit``, which finds the
+        queue full: counted and journalled like any other refusal."""
         lane = self.lanes.get(request.model)
         if lane is not None and lane.failed is None and not lane.may_wait(request):
-            self._observer.turned_away(request)
-            raise lane.queue_full()
+            self.submit(request)
 
     def ahead(self, request: Request) -> int | None:
         """How many requests for its model go first, 0 also while its prompt is computed; None after that."""
