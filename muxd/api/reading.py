@@ -14,7 +14,16 @@ import msgspec
 from aiohttp import web
 
 from muxd.api.body import coding, read_body
-from muxd.api.context import check_room, context, find_model, names_of, pieces_of, shown_models, trace
+from muxd.api.context import (
+    check_room,
+    context,
+    find_model,
+    names_of,
+    payer,
+    pieces_of,
+    shown_models,
+    trace,
+)
 from muxd.api.decoding import decode
 from muxd.api.ignored import refuse_ignored
 from muxd.api.prepare import fields_of
@@ -83,7 +92,7 @@ async def about(request: web.Request, kind: Kind) -> Answer:
 async def _elsewhere(request: web.Request, work: Prepare, model: str, size: int) -> Result:
     """In a text process, until it is ended by its id."""
     record = trace(request)
-    key, weight = ("", 1.0) if record.key is None else (record.key.name, record.key.weight)
+    key, weight = payer(request)
     task = asyncio.ensure_future(context(request).texts.run(work, model, size, key=key, weight=weight))
 
     def end() -> None:

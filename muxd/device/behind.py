@@ -42,7 +42,10 @@ def only_idle(pids: Iterable[int], patience: float = _PATIENCE) -> Iterator[None
     """Meanwhile these processes run only where a core would be idle, as in ``IdleThread``, but for
     ``patience`` seconds at most: on a machine without such a core they would never end. Inside an event loop.
     Nothing where the system would not let them come back."""
-    held = list(pids) if may_come_back() else []
+    held = list(pids)
+    if not held or not may_come_back():
+        yield
+        return
     _schedule(held, os.SCHED_IDLE)
     over = asyncio.get_running_loop().call_later(patience, _schedule, held, os.SCHED_OTHER)
     try:
@@ -72,14 +75,20 @@ def may_come_back() -> bool:
 def _schedule(pids: Iterable[int], policy: int) -> None:
     """All threads of these processes, also those that they start meanwhile."""
     for pid in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            while others := [one for one in _threads(pid) if os.sched_getscheduler(one) != policy]:
-                for thread in others:
+        while _changed(pid, policy):
+            pass
+
+
+def _changed(pid: int, policy: int) -> bool:
+    """Whether one of its threads had another. Threads may end meanwhile, and so may it."""
+    changed = False
+    with contextlib.suppress(FileNotFoundError):
+        for thread in map(int, os.listdir(f"/proc/{pid}/task")):
+            with contextlib.suppress(ProcessLookupError):
+                if os.sched_getscheduler(thread) != policy:
                     os.sched_setscheduler(thread, policy, os.sched_param(0))
-
-
-def _threads(pid: int) -> list[int]:
-    return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+                    changed = True
+    return changed
 
 
 class IdleThread:

@@ -261,7 +261,7 @@ inline void product(const Matrix& m, int first, int stop, const Activation* a, i
   const int64_t stride = block_bytes(m.format, m.columns), k = padded(m.columns, GROUP);
   alignas(64) Floats acc[TOKENS];
   if (apart && by_tiles(m.format, n)) {
-    const TileRegisters registers(true);
+    const TileRegisters registers;
     const int some = coded(m.format) ? PAIRED_FOR : TOKENS;
     for (int begin = 0; begin < n; begin += some)
       for (int j = first; j < stop; j++) {

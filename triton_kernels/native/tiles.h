@@ -27,16 +27,9 @@ alignas(64) constexpr TileShapes SHAPES;
 // A thread's tile registers while it multiplies.
 class TileRegisters {
  public:
-  explicit TileRegisters(bool wanted) : on_(wanted) {
-    if (on_) _tile_loadconfig(&SHAPES);
-  }
+  TileRegisters() { _tile_loadconfig(&SHAPES); }
   TileRegisters(const TileRegisters&) = delete;
-  ~TileRegisters() {
-    if (on_) _tile_release();
-  }
-
- private:
-  bool on_;
+  ~TileRegisters() { _tile_release(); }
 };
 
 // Registers are named by constants: 0 to 3 sum, 4 has columns of the row block, 5 to 7 those of tokens.
@@ -89,12 +82,9 @@ inline void pair_up(const Floats* columns, uint16_t* to) {
   }
 }
 #else
-constexpr int TILE = 16, TILES = 4;
+constexpr int TILE = 16;
 inline bool tiles() { return false; }
-class TileRegisters {
- public:
-  explicit TileRegisters(bool) {}
-};
+struct TileRegisters {};
 inline void tiled(const uint8_t*, int64_t, const uint16_t*, int64_t, int, Floats*) {}
 inline void pair_up(const Floats*, uint16_t*) {}
 #endif
