@@ -90,6 +90,8 @@ def ratio(found: dict[str, Cell], *, more: bool) -> float:
     """muxd's over that of the best of the others; above 1 muxd is better."""
     ours = found[MUXD].middle
     others = [one.middle for server, one in found.items() if server != MUXD]
+    if not others:  # it was cut short
+        return float("nan")
     if more:
         return ours / max(others) if max(others) else float("inf")
     return min(others) / ours if ours else float("inf")

@@ -10,6 +10,7 @@ should run. ``peer_page.py`` makes docs/benchmarks.md of the file. Six minutes a
 """
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", default=list(FORMS))
     parser.add_argument("--json", type=Path, default=Path("peers.json"))
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers end with it
     every = loads(given.seconds)
     short = {name: load for name, load in every.items() if load.short}
     found = Found({**machine(Cpu()).fields, "llama.cpp": VERSION}, given.seconds)

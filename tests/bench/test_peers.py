@@ -91,3 +91,10 @@ def test_the_page_says_first_where_another_is_better(peers: Any, tmp_path: Path)
     assert "| 4 bits, as published | x | 100 | 200 | 1.5 |" in text, "no one starts faster"
     peers.page.plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_a_run_that_was_cut_short_has_a_page_too(peers: Any, tmp_path: Path) -> None:
+    found = peers.main.Found({}, 20.0, [made(peers, "muxd", 0, 300.0, 80.0)])
+    assert peers.page.losses(found) == []
+    assert "| **muxd / the best other** | - |" in peers.page.page(found)
+    peers.page.plot(found, tmp_path / "plot.png")
