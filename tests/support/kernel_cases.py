@@ -200,7 +200,9 @@ def check_grouped(
         wide[:, :inputs] = torch.randn(rows, inputs, generator=generator)
         x = wide.to(dtype).to(device)[:, :inputs]
         found = kernel.grouped_linear(x, weight, groups, bias=added, gather=gather)
-        check(found, grouped.grouped_linear(x, weight, groups, bias=added, gather=gather), dtype)
+        # oneDNN's AMX product reads past rows of an odd number of bfloat16, and zero times poison is poison.
+        whole = x.contiguous()
+        check(found, grouped.grouped_linear(whole, weight, groups, bias=added, gather=gather), dtype)
 
 
 def sampling_lines(params: list[dict[str, Any]], device: str = "cpu") -> SamplingLines:
