@@ -1,6 +1,7 @@
 """Signs of life of a stream that waits: its status after a while, and comments with its place."""
 
 import asyncio
+import random
 from collections.abc import Sequence
 
 from aiohttp import web
@@ -10,6 +11,7 @@ from muxd.api.sse import EventStream
 from muxd.engine.request import Request
 
 _SHORTEST = 0.05  # seconds between two looks
+_EARLIEST = 0.8  # of its pause: who came in one moment shall not be told in one moment
 
 
 async def give_signs(
@@ -18,8 +20,9 @@ async def give_signs(
     """Until cancelled, or the client is gone. ``waiting``: the sequences of the answer; the last of them
     tells how far it is. Without ``comments`` the status is all."""
     here = context(request)
-    await asyncio.sleep(here.limits.first_sign)
-    pause = here.limits.next_sign
+    early = random.uniform(_EARLIEST, 1.0)
+    pause = here.limits.next_sign * early
+    await asyncio.sleep(here.limits.first_sign * early)
     try:
         if out.response is None:
             await out.send(_comment(here.serving.ahead(waiting[-1])) if comments else b"")

@@ -41,6 +41,7 @@ from muxd.engine.lane import Lane, LaneSpec
 from muxd.engine.learnt import Learnt
 from muxd.engine.memory import Terms
 from muxd.engine.observer import Observer
+from muxd.engine.places import Places
 from muxd.engine.request import Request
 from muxd.engine.rests import Rests
 from muxd.engine.scheduler import Scheduler
@@ -93,6 +94,7 @@ class Unit:
         self._draining = False
         self._refusals: dict[str, MuxdError] = {}  # models that take no new requests, and why
         self._rests = Rests(scheduler.lanes, scheduler.ledger)
+        self._places = Places(scheduler.lanes)
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -122,10 +124,8 @@ class Unit:
             self.submit(request)
 
     def ahead(self, request: Request) -> int | None:
-        """How many requests for its model go first, 0 also while its prompt is computed; None after that."""
-        lane = self.lanes.get(request.model)
-        waiting = lane.waiting.in_order() if lane is not None else ()
-        return next((place for place, one in enumerate(waiting) if one.request.id == request.id), None)
+        """As ``Places.ahead``."""
+        return self._places.ahead(request)
 
     def _refusal(self, request: Request) -> MuxdError | None:
         if self._draining:
@@ -332,6 +332,7 @@ class Unit:
     def _handle(self, event: Event, logprobs: Mapping[int, TokenLogprob] | None = None) -> list[Action]:
         now = self._clock.now()
         actions = self._scheduler.handle(event, now)
+        self._places.changed()
         for action in actions:
             if isinstance(action, Ahead) or (isinstance(action, Launch) and not action.ahead):
                 self._send(action.flight.worker, action.flight.command)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from support.lanes import lane_spec
 from muxd.clock import VirtualClock
 from muxd.engine.metrics import Metrics
 from muxd.engine.observer import Observer
+from muxd.engine.queue import Queue
 from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.settings import Settings
@@ -75,6 +77,22 @@ async def test_a_reader_gets_every_token_once_and_the_finish_last() -> None:
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
     assert bench.observer.outcomes == {"served": 1}
+
+
+@in_loop
+async def test_those_who_ask_between_two_events_are_counted_once() -> None:
+    """Two thousand streams that each counted the queue stopped every stream for 1.5 s."""
+    bench = Bench().ready()
+    requests = [
+        Request(f"r{i}", "m", [1] * 4, 3, Sampling(temperature=0.0), frozenset([9])) for i in range(12)
+    ]
+    streams = [bench.unit.submit(one) for one in requests]
+    with patch.object(Queue, "in_order", autospec=True, side_effect=Queue.in_order) as counted:
+        for _ in range(2):
+            assert [bench.unit.ahead(one) for one in requests] == list(range(12))
+    assert counted.call_count == 1
+    for stream in streams:
+        stream.close()
 
 
 @in_loop
