@@ -16,10 +16,11 @@ def convert(raw: Bytes, stored: Dtype, wanted: Dtype) -> Bytes:
 
     Raises OverflowError when a finite value leaves float16's range.
     """
-    return raw if stored == wanted else _from_float32(_to_float32(raw, stored), wanted)
+    return raw if stored == wanted else _from_float32(floats_of(raw, stored), wanted)
 
 
-def _to_float32(raw: Bytes, stored: Dtype) -> NDArray[np.float32]:
+def floats_of(raw: Bytes, stored: Dtype) -> NDArray[np.float32]:
+    """The elements in ``raw`` (bytes of type ``stored``)."""
     if stored == "bfloat16":
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return raw.view(np.float16 if stored == "float16" else np.float32).astype(np.float32, copy=False)

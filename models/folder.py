@@ -8,8 +8,9 @@ from typing import Any
 
 from muxd.errors import ModelFolderError
 from muxd.models import blocks
-from muxd.models.config_file import shown
+from muxd.models.config_file import Fields, shown
 from muxd.models.files import optional_json
+from muxd.models.schemes import SCHEMES, Scheme
 
 MXFP4 = "mxfp4"  # of experts, as gpt-oss is published
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -38,27 +39,37 @@ def check_folder(path: Path) -> None:
             raise ModelFolderError(f"{path}: config.json is missing; the folder {reason}")
 
 
-def refuse_quantised(path: Path, config: dict[str, Any]) -> None:
-    """``config``: what config.json at ``path`` holds. Raises ModelFolderError where weights are quantised."""
+def quantisation(path: Path, config: dict[str, Any]) -> Scheme | None:
+    """How matrices are quantised by ``config``, which is what config.json at ``path`` holds, or by an older
+    file beside it. None: they are not, or their blocks are a GGUF's or MXFP4, which their tensors tell.
+
+    Raises ModelFolderError where they are quantised in a way that is not read.
+    """
     text = config.get("text_config")
     for holder in (config, text if isinstance(text, dict) else {}):
         for key in ("quantization_config", "compression_config", "quantization"):
             if found := holder.get(key):
                 kind = _method(key, found)
                 if kind == blocks.METHOD:
-                    continue  # an import that kept the file's blocks; tensors of other kinds are refused
+                    return None  # an import that kept the file's blocks; tensors of other kinds are refused
                 if kind == MXFP4 and config.get("model_type") == "gpt_oss":
-                    continue
-                raise ModelFolderError(
-                    f"{path}: {key}: the model is quantised with {kind}, which muxd does not read yet; "
-                    f"{_UNQUANTISED}"
-                )
+                    return None
+                return _scheme(path, key, kind, found)
     for name in ("quantize_config.json", "quant_config.json", "hf_quant_config.json"):
         if (file := path.parent / name).exists():
-            kind = _method(name, optional_json(file))
-            raise ModelFolderError(
-                f"{file}: the model is quantised with {kind}, which muxd does not read yet; {_UNQUANTISED}"
-            )
+            found = optional_json(file)
+            return _scheme(file, "", _method(name, found), found)
+    return None
+
+
+def _scheme(path: Path, key: str, kind: str, found: Any) -> Scheme:
+    if kind in SCHEMES and isinstance(found, dict):
+        return SCHEMES[kind](Fields(path, found, f"{key}." if key else ""))
+    what = f"{path}: {key}" if key else str(path)
+    raise ModelFolderError(
+        f"{what}: the model is quantised with {kind}, which muxd does not read; read are "
+        f"{', '.join(SCHEMES)}; {_UNQUANTISED}"
+    )
 
 
 def hint(path: Path) -> str:

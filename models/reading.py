@@ -18,6 +18,7 @@ from muxd.messages import ITEM_BYTES, Dtype
 from muxd.models.blocks import bytes_of, dequantised
 from muxd.models.convert import convert
 from muxd.models.cut import Piece
+from muxd.models.joined import Joined
 from muxd.models.packing import file_form
 from muxd.models.safetensors_index import Stored
 from muxd.models.stacks import Cut
@@ -25,6 +26,14 @@ from muxd.models.stacks import Cut
 _PACKED = 1 << 18  # elements packed at a time: what was read is in the second cache still
 _STEP = 8 << 20  # bytes packed between two words of how far it is
 CHUNK = 4 << 20  # elements converted at a time: bounds the scratch, and a window, to some tens of MiB
+
+
+class Held:
+    """Bytes of a source that do not lie in a file as they are."""
+
+    def __init__(self, read: Callable[[int, int], NDArray[np.uint8]]):
+        """``read``: (first byte, how many)."""
+        self.read = read
 
 
 class Source(Struct, frozen=True):
@@ -42,7 +51,11 @@ class Source(Struct, frozen=True):
     cut: Cut | None = None
     exponents: Stored | None = None
     columns: Piece | None = None
-    held: NDArray[np.uint8] | None = None  # what was cut out
+    held: "Held | None" = None  # what was cut out, or is put together
+
+    def files(self) -> list[Stored]:
+        """What is read of it."""
+        return [*(self.stored.parts.values() or [self.stored]), *([self.exponents] if self.exponents else [])]
 
     def rows_at_once(self, elements: int, least: int = 1) -> int:
         """Of about so many ``elements``: a multiple of ``least`` and of whole groups."""
@@ -60,7 +73,7 @@ class Source(Struct, frozen=True):
 
 def numbers(stored: Stored) -> Iterator[NDArray[np.uint8]]:
     """The elements of a stored tensor as bytes of float32, in pieces. Raises ModelFolderError."""
-    source, count = Source("", stored, 0), math.prod(stored.shape)
+    source, count = _held(Source("", stored, 0)), math.prod(stored.shape)
     for first in range(0, count, CHUNK):
         size = min(CHUNK, count - first)
         piece = np.empty(size * ITEM_BYTES["float32"], dtype=np.uint8)
@@ -71,7 +84,7 @@ def numbers(stored: Stored) -> Iterator[NDArray[np.uint8]]:
 def written(told: Source, writer: Writer, plan: Dtype, room: NDArray[np.uint8]) -> Iterator[int]:
     """Read and convert it into its place, piece by piece; yields the bytes of each. ``plan``: the type of
     what says no other; ``room``: by ``scratch``. Raises ModelFolderError."""
-    source, dtype = _cut_out(told), told.dtype or plan
+    source, dtype = _held(told), told.dtype or plan
     if source.form:
         yield from _pack(source, writer, room)
     elif source.columns is not None:
@@ -93,20 +106,33 @@ def _whole_rows(source: Source, writer: Writer, dtype: Dtype) -> Iterator[int]:
         yield len(into)
 
 
-def _cut_out(source: Source) -> Source:
-    """With one expert's matrix in memory, where it is cut out of all of them."""
-    cut, stored, exponents = source.cut, source.stored, source.exponents
-    if cut is None:
-        return source
+def _held(source: Source) -> Source:
+    """With its matrix, or what that is made of, in memory, where it is one expert's of all or is put
+    together."""
+    stored = source.stored
+    try:
+        if stored.scheme is not None:
+            joined = Joined(stored, partial(_whole, source))
+            return structs.replace(source, held=Held(joined.bytes))
+        if source.cut is None:
+            return source
+        found = _cut_out(source, source.cut)
+    except ValueError as error:
+        raise ModelFolderError(f"{stored.file}: tensor {source.name}: {error}") from None
+    return structs.replace(source, held=Held(lambda at, count: found[at : at + count]))
+
+
+def _whole(source: Source, stored: Stored) -> NDArray[np.uint8]:
+    """All of ``stored``, which is a part of the source's matrix."""
+    return _read(structs.replace(source, stored=stored), 0, stored.bytes_of(math.prod(stored.shape)))
+
+
+def _cut_out(source: Source, cut: Cut) -> NDArray[np.uint8]:
+    stored, exponents = source.stored, source.exponents
     if exponents is None:
-        held = cut.floats(stored.shape, ITEM_BYTES[stored.dtype], partial(_read, source))
-    else:
-        other = structs.replace(source, stored=exponents)
-        try:
-            held = cut.blocks(stored.shape, partial(_read, source), partial(_read, other))
-        except ValueError as error:
-            raise ModelFolderError(f"{stored.file}: tensor {source.name}: {error}") from None
-    return structs.replace(source, held=held)
+        return cut.floats(stored.shape, ITEM_BYTES[stored.dtype], partial(_read, source))
+    other = structs.replace(source, stored=exponents)
+    return cut.blocks(stored.shape, partial(_read, source), partial(_read, other))
 
 
 def _pieces(source: Source) -> Iterator[tuple[int, int]]:
@@ -140,7 +166,11 @@ def _read_columns(source: Source, rows: range, columns: Piece) -> NDArray[np.uin
     """Bytes [rows, of the columns] of a stored matrix; what lies between them is not read."""
     stored = source.stored
     raw = np.empty((len(rows), stored.bytes_of(columns.length)), dtype=np.uint8)
-    begin, stride = stored.offset + stored.bytes_of(columns.first), stored.bytes_of(stored.shape[1])
+    begin, stride = stored.bytes_of(columns.first), stored.bytes_of(stored.shape[1])
+    if source.held is not None:
+        lines = source.held.read(rows.start * stride, len(rows) * stride).reshape(len(rows), stride)
+        return np.ascontiguousarray(lines[:, begin : begin + raw.shape[1]])
+    begin += stored.offset
     try:
         with stored.file.open("rb", buffering=0) as file:
             for row, into in zip(rows, raw, strict=True):
@@ -179,7 +209,7 @@ def _read(
     """Bytes of a stored tensor from its byte ``at`` on."""
     raw = np.empty(nbytes, dtype=np.uint8) if into is None else into
     if source.held is not None:
-        raw[:] = source.held[at : at + len(raw)]
+        raw[:] = source.held.read(at, len(raw))
         return raw
     try:
         with source.stored.file.open("rb", buffering=0) as file:

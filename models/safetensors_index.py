@@ -20,9 +20,11 @@ from muxd.messages import ITEM_BYTES, Dtype
 from muxd.models import blocks
 from muxd.models.config_file import shown
 from muxd.models.files import open_regular, parse_json, read_bytes, read_json, refuse_pointer
+from muxd.models.schemes import Scheme
 from muxd.models.stacks import CODES, EXPONENTS
 
 _DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_RAW = {"I8": 1, "U8": 1, "F8_E4M3": 1, "I32": 4, "I64": 8}  # bytes of each
 _SHARD = re.compile(r"model-[0-9]{5}-of-([0-9]{5})\.safetensors")
 _SAFE = re.compile(r"[^/\0\ud800-\udfff]{1,255}(?<!^\.)(?<!^\.\.)")  # a plain file name
 # Endings of weight files that are no safetensors in Hugging Face's layout, and what to do.
@@ -51,7 +53,9 @@ class Stored(Struct, frozen=True):
     """One tensor in a file: ``offset`` bytes from the file's start.
 
     ``blocks``: the GGUF quantisation of its rows, by ``muxd.models.blocks``; ``shape`` counts numbers then,
-    and ``dtype`` is what they are read as. Or BYTES: codes or exponents of ``muxd.models.stacks``.
+    and ``dtype`` is what they are read as. Or BYTES: codes or exponents of ``muxd.models.stacks``. ``raw``:
+    safetensors' name of a type that is no number of a model, part of a quantised matrix. ``parts``: what it
+    is put together of, by ``scheme``; ``offset`` is from the first byte of all its rows then.
     """
 
     file: Path
@@ -59,9 +63,14 @@ class Stored(Struct, frozen=True):
     shape: tuple[int, ...]
     offset: int
     blocks: str = ""
+    raw: str = ""
+    parts: dict[str, "Stored"] = {}
+    scheme: Scheme | None = None
 
     def bytes_of(self, count: int) -> int:
         """Of ``count`` numbers, of blocks whole ones."""
+        if self.raw:
+            return count * _RAW[self.raw]
         return blocks.bytes_of(self.blocks, count) if self.blocks else count * ITEM_BYTES[self.dtype]
 
     def cut(self, first: int, rows: int) -> "Stored":
@@ -79,27 +88,28 @@ class _Entry(Struct, frozen=True):
 Unread = Callable[[str], bool]
 
 
-def index(folder: Path, unread: Unread = lambda name: False) -> dict[str, Stored]:
+def index(folder: Path, unread: Unread = lambda name: False, *, raw: bool = False) -> dict[str, Stored]:
     """Every tensor of the folder but those that are ``unread``: from model.safetensors, or from all shards of
-    its index, or, where that is missing, of those whose names say how many they are.
+    its index, or, where that is missing, of those whose names say how many they are. With ``raw`` also what a
+    quantised matrix consists of.
 
     Raises ModelFolderError naming the file.
     """
     sharded = folder / "model.safetensors.index.json"
     if sharded.exists():
-        return _shards(folder, sharded, unread)
+        return _shards(folder, sharded, unread, raw)
     single = folder / "model.safetensors"
     if single.exists():
-        return read_header(single, unread)
+        return read_header(single, unread, raw=raw)
     numbered = [(path, match) for path in sorted(folder.iterdir()) if (match := _SHARD.fullmatch(path.name))]
     if numbered:
-        return _numbered(folder, [path for path, _ in numbered], int(numbered[0][1][1]), unread)
+        return _numbered(folder, [path for path, _ in numbered], int(numbered[0][1][1]), unread, raw)
     raise ModelFolderError(
         f"{folder}: neither model.safetensors nor model.safetensors.index.json is there{_instead(folder)}"
     )
 
 
-def _shards(folder: Path, path: Path, unread: Unread) -> dict[str, Stored]:
+def _shards(folder: Path, path: Path, unread: Unread, raw: bool) -> dict[str, Stored]:
     names = read_json(path).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
         raise ModelFolderError(f"{path}: weight_map must map tensor names to file names")
@@ -109,20 +119,20 @@ def _shards(folder: Path, path: Path, unread: Unread) -> dict[str, Stored]:
             raise ModelFolderError(f"{path}: weight_map names {shown(shard)}, which is not a plain file name")
         if not (folder / shard).exists():
             raise ModelFolderError(f"{folder / shard} is missing; {path.name} lists it")
-        found |= read_header(folder / shard, unread)
+        found |= read_header(folder / shard, unread, raw=raw)
     for tensor, shard in names.items():
         if not unread(tensor) and (tensor not in found or found[tensor].file.name != shard):
             raise ModelFolderError(f"{folder / shard}: tensor {tensor} is not in it; {path.name} says it is")
     return found
 
 
-def _numbered(folder: Path, paths: list[Path], count: int, unread: Unread) -> dict[str, Stored]:
+def _numbered(folder: Path, paths: list[Path], count: int, unread: Unread, raw: bool) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for number in range(1, count + 1):
         path = folder / f"model-{number:05}-of-{count:05}.safetensors"
         if path not in paths:
             raise ModelFolderError(f"{path} is missing; {paths[0].name} is one of {count} shards")
-        found |= read_header(path, unread)
+        found |= read_header(path, unread, raw=raw)
     return found
 
 
@@ -135,13 +145,14 @@ def _instead(folder: Path) -> str:
     return ""
 
 
-def read_header(path: Path, unread: Unread = lambda name: False) -> dict[str, Stored]:
-    """The tensors of one file that are not ``unread``, every extent checked against the file's length."""
+def read_header(path: Path, unread: Unread = lambda name: False, *, raw: bool = False) -> dict[str, Stored]:
+    """The tensors of one file that are not ``unread``, every extent checked against the file's length.
+    ``raw``: as in ``index``."""
     length, text, size = _header(path)
     entries = parse_json(path, text, "safetensors header")
     kinds = blocks.kinds(path, entries.get("__metadata__"))
     return {
-        name: _stored(path, name, entry, 8 + length, size, kinds.get(name, ""))
+        name: _stored(path, name, entry, 8 + length, size, kinds.get(name, ""), raw)
         for name, entry in entries.items()
         if name != "__metadata__" and not unread(name)
     }
@@ -175,21 +186,22 @@ def _header(path: Path) -> tuple[int, bytes, int]:
         raise ModelFolderError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _stored(path: Path, name: str, raw: Any, base: int, size: int, kind: str) -> Stored:
+def _stored(path: Path, name: str, told: Any, base: int, size: int, kind: str, raw: bool) -> Stored:
     try:
-        entry = msgspec.convert(raw, _Entry)
+        entry = msgspec.convert(told, _Entry)
     except msgspec.ValidationError as error:
         raise ModelFolderError(f"{path}: header entry of tensor {name}: {error}") from None
     if entry.dtype == "U8" and name.endswith((CODES, EXPONENTS)):
         kind = kind or BYTES
-    dtype = "bfloat16" if kind and entry.dtype == "U8" else _DTYPES.get(entry.dtype)
+    code = entry.dtype if raw and not kind and entry.dtype in _RAW else ""
+    dtype = "bfloat16" if code or (kind and entry.dtype == "U8") else _DTYPES.get(entry.dtype)
     if dtype is None:
         raise ModelFolderError(
             f"{path}: tensor {name} has dtype {shown(entry.dtype)}; served are {', '.join(_DTYPES)}: "
             "quantised weights are not read yet"
         )
     begin, end = entry.data_offsets
-    item = 1 if kind else ITEM_BYTES[dtype]
+    item = _RAW[code] if code else 1 if kind else ITEM_BYTES[dtype]
     if not 0 <= begin <= end or end - begin != math.prod(entry.shape) * item:
         raise ModelFolderError(f"{path}: tensor {name}: data offsets {begin}..{end} do not fit its shape")
     if base + end > size:
@@ -197,4 +209,4 @@ def _stored(path: Path, name: str, raw: Any, base: int, size: int, kind: str) ->
     shape = tuple(entry.shape)
     if kind and kind != BYTES:
         shape = blocks.numbers(path, name, kind, shape)
-    return Stored(path, dtype, shape, base + begin, kind)
+    return Stored(path, dtype, shape, base + begin, kind, code)

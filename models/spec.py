@@ -13,7 +13,7 @@ from muxd.messages import ITEM_BYTES, Dtype
 from muxd.models.config_file import Fields, shown
 from muxd.models.families.table import FAMILIES, HEADLESS, WRAPPERS, by_type
 from muxd.models.files import read_json
-from muxd.models.folder import check_folder, refuse_quantised
+from muxd.models.folder import check_folder, quantisation
 from muxd.models.model_spec import ModelSpec, tokens_per_row
 from muxd.models.rope import FactorScaling, LongScaling, Rope
 
@@ -29,7 +29,7 @@ def read_spec(folder: Path) -> ModelSpec:
     path = folder / "config.json"
     check_folder(folder)
     outer = Fields(path, read_json(path))
-    refuse_quantised(path, outer.raw)
+    quantisation(path, outer.raw)
     named = _architecture(outer)
     architecture, fields = HEADLESS.get(named, named), outer
     if wrapper := WRAPPERS.get(named):

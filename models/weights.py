@@ -20,7 +20,10 @@ from muxd.errors import ModelFolderError
 from muxd.messages import ITEM_BYTES, Dtype, LoraPart, TensorEntry
 from muxd.models.blocks import SIZES
 from muxd.models.cut import ALONE, Piece, Rank, pieces
+from muxd.models.files import read_json
+from muxd.models.folder import quantisation
 from muxd.models.packing import Packing, part_names
+from muxd.models.quantised import together
 from muxd.models.reading import CHUNK, Source, numbers, scratch, written
 from muxd.models.safetensors_index import BYTES, Stored, index, seal
 from muxd.models.spec import ModelSpec, read_spec
@@ -119,7 +122,7 @@ def plan(
     used = {part.stored for tensor in wanted(spec) for part in tensor.parts}
     halves = {name.removesuffix(CODES) + EXPONENTS for name in used if name.endswith(CODES)}
     _refuse_unknown(stored, used | halves, spec)
-    read = {one.file for source in sources for one in (source.stored, source.exponents) if one}
+    read = {one.file for source in sources for one in source.files()}
     seals = {file: seal(file) for file in (folder / "config.json", *read)}
     return WeightPlan(tensors, end, dtype, sources, seals, zeros=zeros)
 
@@ -149,15 +152,23 @@ def _held(spec: ModelSpec, stored: Iterable[Stored], *, gpu: bool) -> Dtype:
 
 
 def _index(folder: Path, spec: ModelSpec) -> dict[str, Stored]:
+    """By the names of the model's tensors, quantised matrices put together."""
+    path = folder / "config.json"
+    scheme = quantisation(path, read_json(path))
+    found = _named(folder, spec, raw=scheme is not None)
+    return found if scheme is None else together(found, scheme)
+
+
+def _named(folder: Path, spec: ModelSpec, *, raw: bool) -> dict[str, Stored]:
     if spec.wrapped:
-        return _text_part(folder)
+        return _text_part(folder, raw=raw)
     if spec.encoder:  # some save what is no number of the model, in types of its own
-        found = index(folder, lambda name: harmless(unbert(name), spec))
+        found = index(folder, lambda name: harmless(unbert(name), spec), raw=raw)
         return {unbert(name): stored for name, stored in found.items()}
-    return {headed(name): stored for name, stored in index(folder).items()}
+    return {headed(name): stored for name, stored in index(folder, raw=raw).items()}
 
 
-def _text_part(folder: Path) -> dict[str, Stored]:
+def _text_part(folder: Path, *, raw: bool) -> dict[str, Stored]:
     """By the names that a model which only reads would have, without what sees."""
     left_out = []
 
@@ -168,7 +179,7 @@ def _text_part(folder: Path) -> dict[str, Stored]:
         return sees
 
     found: dict[str, Stored] = {}
-    for name, stored in index(folder, unread).items():
+    for name, stored in index(folder, unread, raw=raw).items():
         plain = unwrapped(name)
         if plain in found:
             raise ModelFolderError(f"{stored.file}: tensor {plain} is there twice, once as {name}")
@@ -285,11 +296,19 @@ def _check_blocks(source: Source, piece: Piece) -> None:
 def _refuse_unknown(stored: dict[str, Stored], used: set[str], spec: ModelSpec) -> None:
     """A tensor nobody reads (a bias, an adapter) would make the model silently compute something else."""
     for name in sorted(stored.keys() - used):
-        if not harmless(name, spec):
+        if not harmless(name, spec) and not _zero_bias(name, stored):
             raise ModelFolderError(
                 f"{stored[name].file}: tensor {name} is not part of {spec.architecture} as config.json "
                 "describes it"
             )
+
+
+def _zero_bias(name: str, stored: dict[str, Stored]) -> bool:
+    """What AutoGPTQ gives every quantised matrix that has none."""
+    matrix = stored.get(f"{name.removesuffix('.bias')}.weight")
+    if not name.endswith(".bias") or matrix is None or matrix.scheme is None:
+        return False
+    return not any(piece.any() for piece in numbers(stored[name]))
 
 
 def fill(plan: WeightPlan, writer: Writer) -> None:
