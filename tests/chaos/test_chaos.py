@@ -29,12 +29,14 @@ from support.live import live
 from support.shared import until
 
 from muxd.admin.schemas import LoadModel, PinModel, QuotaChange, UnloadModel
+from muxd.fleet.state import Limits
 
 FAULTS = int(os.environ.get("MUXD_CHAOS", "42"))
 SEED = int(os.environ.get("MUXD_CHAOS_SEED", "1"))
 SECONDS = 3.0  # for each fault at most, on a machine that does nothing else
-KILL_EVERY = 16.0  # seconds for each model: more deaths than that would be final
 HANG = 3.0  # seconds after which a batch is overdue: its worker hangs
+# Seconds for each model: with more deaths than that it would rest. One that hung is dead some seconds later.
+KILL_EVERY = (Limits().window + 4 * HANG) / (Limits().max_failures - 1)
 
 
 class Chaos(Churn):
@@ -58,6 +60,8 @@ class Chaos(Churn):
             fault for _ in range(FAULTS // len(faults) + 1) for fault in self.draw.sample(faults, len(faults))
         ]
         for fault in rounds[:FAULTS]:
+            if fault in (self._kill, self._hang) and self._victim() is None:
+                fault = self.draw.choice(faults[3:])
             await fault()
             await self._pause(self.draw.expovariate(4.0))
         self._over.set()
