@@ -48,9 +48,8 @@ def config(folder: Path, policy: str) -> Path:
     return path
 
 
-def workload(seconds: float, rate: float) -> Workload:
+def workload(names: list[str], seconds: float, rate: float) -> Workload:
     """Two halves; in the second the quietest models are the favourites."""
-    names = list(models())
     halves = [
         generate(Recipe(order, rate, seconds, 1.5, 1.0, "uniform:20-80,8-32", seed=seed))
         for seed, order in enumerate((names, names[::-1]))
@@ -74,7 +73,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.0)
     parser.add_argument("--policies", nargs="+", default=["worth", "lru", "one"])
     asked = parser.parse_args()
-    work = workload(asked.seconds, asked.rate)
+    work = workload(list(models()), asked.seconds, asked.rate)
     print("| policy | answered | TTFT within 2 / 5 / 10 s, % | median s | wakes | audit |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

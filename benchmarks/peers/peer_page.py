@@ -1,6 +1,6 @@
-"""docs/benchmarks.md and its plot, of what ``peers.py`` has found.
+"""docs/benchmarks.md and its plot, of what ``peers.py`` and ``many.py`` have found.
 
-python benchmarks/peers/peer_page.py peers.json [--docs docs]
+python benchmarks/peers/peer_page.py peers.json [many.json] [--docs docs]
 """
 
 import argparse
@@ -20,6 +20,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from many import FILES, HOSTED, MOST, PARKED, ROUTER, Crowd, Crowds
 from peer_loads import FIRST, TOKEN, Figures
 from peers import MUXD, Found, Sitting
 from provenance import markdown_table
@@ -32,6 +33,14 @@ the next. A cell is the median of the rounds, with the lowest and the highest. m
 is one llama-server a model (`-np 32 -c 65536 -fa off --no-kv-unified`), each with as many threads as there
 are cores where one model is asked, each with cores of its own where both are. *Content*: the part of requests
 with a first token within {FIRST:g} s and then {1e3 * TOKEN:g} ms a token."""
+
+
+CROWDED = f"""Twelve models, eight of SmolLM2's weights and four of Gemma's (4 bits), each with weights of
+its own, are asked by a power law (alpha 1.5) whose favourites change half-way. muxd has device memory for
+its pool and {MOST} models of middling size, and host memory for {PARKED} more, or for none: weights are read
+from the files again then. llama.cpp's router holds {MOST} models (`--models-max {MOST}`) and starts a server
+for each that is asked for. All files are in the page cache. A cell is the median of the rounds, with the
+lowest and the highest; who got no token waited for ever."""
 
 
 class Figure(Struct, frozen=True):
@@ -146,6 +155,28 @@ def sizes(found: Found) -> str:
     return markdown_table(["weights", "server", *SIZES], rows)
 
 
+def crowded(crowds: Crowds) -> str:
+    """Of models that do not fit beside each other."""
+    reads: dict[str, tuple[str, Callable[[Crowd], float]]] = {
+        "served": ("{:.0f}", lambda one: one.served),
+        "of": ("{:.0f}", lambda one: one.asked),
+        "first token within 1 s, %": ("{:.0f}", lambda one: 100 * one.within[0]),
+        "2 s, %": ("{:.0f}", lambda one: 100 * one.within[1]),
+        "5 s, %": ("{:.0f}", lambda one: 100 * one.within[2]),
+        "p50, s": ("{:.2f}", lambda one: one.first_p50),
+        "p99, s": ("{:.2f}", lambda one: one.first_p99),
+        "memory at the end, MiB": ("{:.0f}", lambda one: one.memory / MB),
+    }
+    rows = []
+    for server in (HOSTED, FILES, ROUTER):
+        if not (ours := [one for one in crowds.found if one.server == server]):
+            continue  # it was cut short
+        rows.append(
+            [server, *(Cell([read(one) for one in ours]).text(form) for form, read in reads.values())]
+        )
+    return markdown_table(["server", *reads], rows)
+
+
 def plot(found: Found, file: Path) -> None:
     """How many times as good as the best other muxd is, by load, of the first form."""
     ours = [one for one in found.sittings if one.form == forms(found)[0]]
@@ -170,8 +201,12 @@ def plot(found: Found, file: Path) -> None:
     fig.savefig(file, dpi=110)
 
 
-def page(found: Found) -> str:
-    where = ", ".join(f"{key} {value}" for key, value in found.provenance.items() if value != "none")
+def place(provenance: dict[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in provenance.items() if value != "none")
+
+
+def page(found: Found, crowds: Crowds | None = None) -> str:
+    where = place(found.provenance)
     rounds = 1 + max(one.round for one in found.sittings)
     first, *others = forms(found)
     by_form = {form: [one for one in found.sittings if one.form == form] for form in (first, *others)}
@@ -191,6 +226,13 @@ def page(found: Found) -> str:
         "Of all processes, what they share counted once (PSS). Files are in the page cache.",
         sizes(found),
     ]
+    if crowds is not None:
+        text += [
+            f"## Twelve models in memory for {MOST}",
+            f"{place(crowds.provenance)}; {crowds.rate:g} requests a second for twice {crowds.seconds:g} s.",
+            CROWDED,
+            crowded(crowds),
+        ]
     return "\n\n".join(text) + "\n"
 
 
@@ -198,13 +240,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("json", type=Path)
+    parser.add_argument("peers", type=Path)
+    parser.add_argument("many", type=Path, nargs="?")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     given = parser.parse_args()
-    found = msgspec.json.decode(given.json.read_bytes(), type=Found)
+    found = msgspec.json.decode(given.peers.read_bytes(), type=Found)
+    crowds = msgspec.json.decode(given.many.read_bytes(), type=Crowds) if given.many else None
     (given.docs / "plots").mkdir(parents=True, exist_ok=True)
     plot(found, given.docs / "plots" / "benchmarks.png")
-    (given.docs / "benchmarks.md").write_text(page(found))
+    (given.docs / "benchmarks.md").write_text(page(found, crowds))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +33,12 @@ class Serving:
 
 
 @contextmanager
-def muxd(folder: Path, models: Mapping[str, Path]) -> Iterator[Serving]:
-    """As it is, nothing configured but its models. ``models``: folders that `muxctl import` made."""
+def muxd(folder: Path, models: Mapping[str, Path], settings: str = "") -> Iterator[Serving]:
+    """As it is, nothing configured but its models and ``settings``. ``models``: folders that `muxctl import`
+    made."""
     config = folder / "muxd.toml"
-    config.write_text("".join(f'[[model]]\nname = "{name}"\npath = "{at}"\n' for name, at in models.items()))
+    tables = "".join(f'[[model]]\nname = "{name}"\npath = "{at}"\n' for name, at in models.items())
+    config.write_text(settings + tables)
     began = time.perf_counter()
     with local_daemon(config) as admin:
         daemon = next(row.pid for row in admin.ps() if row.role == "daemon")
@@ -61,18 +63,37 @@ def llama(server: Path, models: Mapping[str, Path], *, apart: bool) -> Iterator[
 
 
 @contextmanager
-def _one(
-    server: Path, name: str, file: Path, cores: list[int]
+def router(server: Path, folder: Path, models: Mapping[str, Path], most: int) -> Iterator[Serving]:
+    """llama.cpp's router: it loads who is asked for, and unloads who was asked longest ago beyond ``most``.
+    ``folder`` becomes its folder of models."""
+    for name, file in models.items():
+        (folder / f"{name}.gguf").symlink_to(file)
+    began = time.perf_counter()
+    cores = sorted(os.sched_getaffinity(0))
+    given = ["--models-dir", str(folder), "--models-max", str(most), "-np", "8", "-c", str(CONTEXT // 4)]
+    with _process(server, given, cores) as (process, url):
+        _wait(url)
+        yield Serving(dict.fromkeys(models, url), began, lambda: [process.pid])
+
+
+def _one(server: Path, name: str, file: Path, cores: list[int]) -> "_Running":
+    given = ["-m", str(file), "-a", name, "-np", str(SLOTS), "-c", str(CONTEXT), "--no-kv-unified"]
+    return _process(server, given, cores)
+
+
+_Running = AbstractContextManager[tuple["subprocess.Popen[bytes]", str]]
+
+
+@contextmanager
+def _process(
+    server: Path, given: list[str], cores: list[int]
 ) -> "Iterator[tuple[subprocess.Popen[bytes], str]]":
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    where = ["--host", "127.0.0.1", "--port", str(port), "-t", str(len(cores)), "-fa", "off"]
     with subprocess.Popen(
-        [
-            *("taskset", "-c", ",".join(map(str, cores)), server, "-m", file, "-a", name),
-            *("--host", "127.0.0.1", "--port", str(port), "-t", str(len(cores)), "-np", str(SLOTS)),
-            *("-c", str(CONTEXT), "-fa", "off", "--no-kv-unified"),
-        ],
+        ["taskset", "-c", ",".join(map(str, cores)), str(server), *given, *where],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -1,5 +1,6 @@
 """The comparison with other servers: what it asks a live daemon, what it reads off, and the page of it."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
     for folder in (BENCHMARKS, BENCHMARKS / "peers"):
         monkeypatch.syspath_prepend(str(folder))
+    import many
     import peer_loads
     import peer_page
     import peers
 
-    return type("Peers", (), {"loads": peer_loads, "page": peer_page, "main": peers})
+    return type("Peers", (), {"loads": peer_loads, "page": peer_page, "main": peers, "many": many})
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,23 @@ def test_what_failed_is_told_and_is_no_figure(peers: Any, daemon: LiveDaemon) ->
     client = peers.loads.Client({"smol": daemon.url, "gemma": daemon.url})
     found = client.measure(peers.loads.Load(Workload([Item(0.0, "smol", 100_000, 9)], {})))
     assert (found.tokens, found.content, found.failed) == (0.0, 0.0, 1)
+
+
+def test_many_models_by_a_power_law(peers: Any, daemon: LiveDaemon) -> None:
+    urls = {"smol": daemon.url, "gemma": daemon.url}
+    served = peers.many.Serving(urls, 0.0, lambda: [daemon.process.pid])
+    one = peers.many.crowd(1, "muxd", served, seconds=2.0, rate=5.0)
+    assert one.asked == one.served > 5
+    assert one.within == (1.0, 1.0, 1.0)
+    assert 0 < one.first_p50 <= one.first_p99 < 1
+    assert one.memory > 30 << 20
+    gone = peers.many.Serving({"nobody": daemon.url}, 0.0, list)
+    none = peers.many.crowd(1, "muxd", gone, seconds=1.0, rate=5.0)
+    assert (none.served, none.within, none.first_p50) == (0, (0.0, 0.0, 0.0), math.inf)
+    crowds = peers.many.Crowds({"date": "today"}, 5.0, 2.0, [one])
+    shown = peers.page.page(peers.main.Found({}, 20.0, [made(peers, "muxd", 0, 300.0, 80.0)]), crowds)
+    row = next(line for line in shown.splitlines() if line.startswith(f"| {peers.many.HOSTED}"))
+    assert row.split("|")[2:7] == [f" {one.asked} ", f" {one.asked} ", " 100 ", " 100 ", " 100 "]
 
 
 def made(peers: Any, server: str, number: int, tokens: float, first: float) -> Any:
