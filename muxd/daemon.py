@@ -60,6 +60,7 @@ from muxd.fleet.popularity import Popularity
 from muxd.fleet.reloader import Reloader, Source
 from muxd.fleet.replanner import Replanner, watch
 from muxd.fleet.roster import Roster
+from muxd.fleet.routing import Routing
 from muxd.fleet.supervisor import Progress
 from muxd.fleet.wishes import Wishes
 from muxd.fleet.zygote import Zygote
@@ -331,6 +332,7 @@ class Daemon:
             demands=lambda names: self.popularity.look(names, self.clock.now()),
         )  # fmt: skip
         self.roster.open()
+        self.routing = Routing(self.entries, self.sites)
         self.replanner = Replanner(
             self.config.placement, self.planning, self.roster, self.popularity, self.events, self.clock
         )
@@ -372,11 +374,8 @@ class Daemon:
         return Reloader(
             config=self.config, source=self.source, roster=self.roster, observer=self.observer,
             events=self.events, set_policy=report.set_policy, set_quota=report.give_quota, told=self._told,
-            wish=self.asked_to_reload,
-            drop_ins=report.drop_ins,
+            wish=self.asked_to_reload, drop_ins=report.drop_ins,
         )  # fmt: skip
-
-    # ---- the link ---------------------------------------------------------------------------------
 
     # ---- Serving (the HTTP door) ------------------------------------------------------------------
 
@@ -389,13 +388,13 @@ class Daemon:
 
     def submit(self, request: Request) -> TokenStream:
         self.gate.admit()
-        return self.roster.submit(request)
+        return self.routing.submit(request)
 
     def check_room(self, request: Request) -> None:
-        self.roster.check_room(request)
+        self.routing.check_room(request)
 
     def ahead(self, request: Request) -> int | None:
-        return self.roster.ahead(request)
+        return self.routing.ahead(request)
 
     def stop(self) -> None:
         """Begin the orderly end. May be called twice."""

@@ -12,20 +12,15 @@ from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from msgspec.structs import replace
-
 from muxd.clock import Clock
 from muxd.config import ModelConfig, ResidencyConfig
 from muxd.device.base import is_gpu
-from muxd.engine.request import Request
-from muxd.engine.stream import TokenStream
 from muxd.engine.trace import Happening
 from muxd.errors import (
     BadRequest,
     Busy,
     ConfigError,
     ModelFolderError,
-    ModelNotReady,
     MuxdError,
     NotFound,
     ShuttingDown,
@@ -131,33 +126,6 @@ class Roster:
         """Until no model is being loaded, unloaded or moved."""
         while self._operation is not None:
             await self._operation.finished()
-
-    def submit(self, request: Request) -> TokenStream:
-        """To the device that its model is at, or its adapter's base. Raises as ``Unit.submit``,
-        ModelNotReady before it has one."""
-        asked = served(self.entries)[request.model]
-        if isinstance(asked, Adapter):
-            request = asked.request(request)
-        entry = self.entries[request.model]
-        if not entry.device:
-            raise ModelNotReady(f"{entry.name} is not loaded yet: {entry.detail or entry.state}")
-        return self.site(entry).unit.submit(request)
-
-    def check_room(self, request: Request) -> None:
-        """As ``Unit.check_room``."""
-        asked = served(self.entries).get(request.model)
-        if isinstance(asked, Adapter):
-            request = asked.request(request)
-        entry = self.entries.get(request.model)
-        if entry is not None and entry.device:
-            self.site(entry).unit.check_room(request)
-
-    def ahead(self, request: Request) -> int | None:
-        """As ``Unit.ahead``, wherever it waits."""
-        if isinstance(asked := served(self.entries).get(request.model), Adapter):
-            request = replace(request, model=asked.base)
-        places = (site.unit.ahead(request) for site in self.sites.values())
-        return next((place for place in places if place is not None), None)
 
     def site(self, entry: Entry) -> Site:
         """Where the model is, or was last."""

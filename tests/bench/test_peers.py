@@ -70,7 +70,7 @@ def test_what_failed_is_told_and_is_no_figure(peers: Any, daemon: LiveDaemon) ->
 def test_many_models_by_a_power_law(peers: Any, daemon: LiveDaemon) -> None:
     urls = {"smol": daemon.url, "gemma": daemon.url}
     served = peers.many.Serving(urls, 0.0, lambda: [daemon.process.pid])
-    one = peers.many.crowd(1, "muxd", served, seconds=2.0, rate=5.0)
+    one = peers.many.crowd(1, peers.many.HOSTED, served, seconds=2.0, rate=5.0)
     assert one.asked == one.served > 5
     assert one.within == (1.0, 1.0, 1.0)
     assert 0 < one.first_p50 <= one.first_p99 < 1

@@ -63,12 +63,8 @@ class Trouble(Churn):
         for policy in cycle(POLICIES):
             if not await self._pause(6.0):
                 return
-            self._open.clear()
-            while self._clients:
-                await asyncio.wait(self._clients)
-            await self._flush()
-            await self._try("policies", self.daemon.admin.set_policy, policy)
-            self._open.set()
+            async with self._idle():
+                await self._try("policies", self.daemon.admin.set_policy, policy)
 
 
 @pytest.mark.slow

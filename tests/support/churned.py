@@ -5,7 +5,8 @@ import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,6 +154,16 @@ class Churn:
         for one in self.asked:
             if one.id not in self.states:
                 self.states[one.id] = await asyncio.to_thread(why, self.daemon, one.id)
+
+    @asynccontextmanager
+    async def _idle(self) -> AsyncIterator[None]:
+        """Nobody asks, and how all ended who did is known; the door is open again afterwards."""
+        self._open.clear()
+        while self._clients:
+            await asyncio.wait(self._clients)
+        await self._flush()
+        yield
+        self._open.set()
 
     async def _try(self, what: str, call: Callable[[T], object], wanted: T) -> None:
         """What is refused (busy, not there, no room) must be refused in words."""

@@ -20,6 +20,7 @@ from muxd.engine.stream import TokenStream
 from muxd.errors import MuxdError
 from muxd.fleet import crew, supervisor
 from muxd.fleet.catalog import Opened
+from muxd.fleet.routing import Routing
 from muxd.messages import Sampling
 from muxd.models.stamps import replaced
 from muxd.models.weights import fill
@@ -48,7 +49,7 @@ class Asked:
         self.stream: TokenStream | None = None
         request = Request("r", model, PROMPT, tokens, Sampling(temperature=0.0), frozenset())
         try:
-            self.stream = fleet.roster.submit(request)
+            self.stream = Routing(fleet.roster.entries, fleet.roster.sites).submit(request)
         except MuxdError as error:
             self.outcome, self.error = "refused", error.message
             return
