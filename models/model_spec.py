@@ -9,6 +9,7 @@ from muxd.errors import NoRow
 from muxd.messages import Dtype
 from muxd.models.mixture import Experts
 from muxd.models.rope import STILL, Rope
+from muxd.models.schemes import Scheme
 
 
 class Norms(Struct, frozen=True):
@@ -89,6 +90,7 @@ class ModelSpec(Struct, frozen=True):
     kinds: int = 0  # of an encoder's tokens
     encoder: bool = False  # every token sees its whole text; it has no head
     headless: bool = False  # saved without a head: it can only be pooled
+    scheme: Scheme | None = None  # how its matrices are quantised, where several tensors tell
     wrapped: bool = False  # the text part of a model that also sees: its tensors' names carry a prefix
 
     def rope_of(self, layer: int) -> Rope:

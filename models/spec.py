@@ -29,7 +29,7 @@ def read_spec(folder: Path) -> ModelSpec:
     path = folder / "config.json"
     check_folder(folder)
     outer = Fields(path, read_json(path))
-    quantisation(path, outer.raw)
+    scheme = quantisation(path, outer.raw)
     named = _architecture(outer)
     architecture, fields = HEADLESS.get(named, named), outer
     if wrapper := WRAPPERS.get(named):
@@ -44,6 +44,7 @@ def read_spec(folder: Path) -> ModelSpec:
         eos_ids=tuple(sorted(ends)),
         wrapped=wrapper is not None,
         dtype=_dtype(fields) or _dtype(outer),
+        scheme=scheme,
     )
     if named in HEADLESS:
         spec = structs.replace(spec, headless=True, tied_embeddings=True)

@@ -20,8 +20,6 @@ from muxd.errors import ModelFolderError
 from muxd.messages import ITEM_BYTES, Dtype, LoraPart, TensorEntry
 from muxd.models.blocks import SIZES
 from muxd.models.cut import ALONE, Piece, Rank, pieces
-from muxd.models.files import read_json
-from muxd.models.folder import quantisation
 from muxd.models.packing import Packing, part_names
 from muxd.models.quantised import together
 from muxd.models.reading import CHUNK, Source, numbers, scratch, written
@@ -153,10 +151,8 @@ def _held(spec: ModelSpec, stored: Iterable[Stored], *, gpu: bool) -> Dtype:
 
 def _index(folder: Path, spec: ModelSpec) -> dict[str, Stored]:
     """By the names of the model's tensors, quantised matrices put together."""
-    path = folder / "config.json"
-    scheme = quantisation(path, read_json(path))
-    found = _named(folder, spec, raw=scheme is not None)
-    return found if scheme is None else together(found, scheme)
+    found = _named(folder, spec, raw=spec.scheme is not None)
+    return found if spec.scheme is None else together(found, spec.scheme)
 
 
 def _named(folder: Path, spec: ModelSpec, *, raw: bool) -> dict[str, Stored]:
