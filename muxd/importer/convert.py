@@ -15,7 +15,7 @@ from muxd.importer.layout import ModelLayout, Planner
 from muxd.importer.llama import plan_granite, plan_llama, plan_smollm3
 from muxd.importer.olmo2 import plan_olmo2
 from muxd.importer.progress import Progress
-from muxd.importer.qwen import plan_qwen2, plan_qwen3
+from muxd.importer.qwen import plan_qwen2, plan_qwen3, plan_qwen3moe
 from muxd.importer.source import GgufFile
 from muxd.importer.staging import staged
 from muxd.importer.vocabulary import Vocabulary, read_vocabulary
@@ -26,6 +26,7 @@ _ARCHITECTURES: dict[str, Planner] = {
     "llama": plan_llama,
     "qwen2": plan_qwen2,
     "qwen3": plan_qwen3,
+    "qwen3moe": plan_qwen3moe,
     "gemma2": plan_gemma2,
     "gemma3": plan_gemma3,
     "granite": plan_granite,

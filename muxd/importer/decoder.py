@@ -22,6 +22,15 @@ PER_LAYER = {
     "ffn_up.weight": "mlp.up_proj.weight",
     "ffn_down.weight": "mlp.down_proj.weight",
 }
+_MLP = ("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")
+
+
+def mixture(place: str, router: str, gate: str, up: str, down: str) -> dict[str, str]:
+    """``PER_LAYER`` of a mixture of experts, whose matrices are in ``place``."""
+    dense = {old: new for old, new in PER_LAYER.items() if old not in _MLP}
+    each = {f"ffn_{part}_exps.weight": name for part, name in (("gate", gate), ("up", up), ("down", down))}
+    experts = {old: f"{place}.experts.{{expert}}.{name}.weight" for old, name in each.items()}
+    return dense | {"ffn_gate_inp.weight": f"{place}.{router}.weight"} | experts
 
 
 def decoder_config(file: GgufFile, prefix: str, architecture: str) -> dict[str, Any]:

@@ -19,11 +19,18 @@ class TensorPlan:
     source: ReaderTensor
     row_order: npt.NDArray[np.intp] | None = None  # output row i is source row row_order[i]
     subtract: float = 0.0  # taken from every value
+    expert: int | None = None  # this one's matrix of a tensor of all
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Row-major; GGUF lists dimensions fastest first."""
-        return tuple(int(size) for size in reversed(self.source.shape))
+        whole = tuple(int(size) for size in reversed(self.source.shape))
+        return whole if self.expert is None else whole[1:]
+
+    @property
+    def data(self) -> npt.NDArray[Any]:
+        """As it is stored: numbers, or bytes of blocks, row by row."""
+        return self.source.data if self.expert is None else self.source.data[self.expert]
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,14 @@ def plan_tensors(
     optional: frozenset[str],
     make: Callable[[str, ReaderTensor], TensorPlan],
     read: Set[str] = frozenset(),
+    experts: int = 0,
 ) -> list[TensorPlan]:
     """Match the file's tensors with the expected names, both ways.
 
     ``globals_`` and ``per_layer`` map GGUF names (the latter below ``blk.N.``) to Hugging Face names (below
     ``model.layers.N.``); names in ``optional`` may be absent, those in ``read`` have gone into
-    the config. Raises ModelFolderError for a tensor that is missing, and for one that nobody reads: a model
+    the config. A name with ``{expert}`` stands for so many ``experts``, all of which the file has in one
+    tensor. Raises ModelFolderError for a tensor that is missing, and for one that nobody reads: a model
     without it would compute something else.
     """
     wanted = dict(globals_)
@@ -65,10 +74,20 @@ def plan_tensors(
         if old in file.tensors:
             if not file.tensors[old].n_elements:
                 file.fail(f"tensor {old!r} is empty")
-            plans.append(make(new, file.tensors[old]))
+            if "{expert}" in new:
+                plans += _each_expert(file, new, file.tensors[old], experts)
+            else:
+                plans.append(make(new, file.tensors[old]))
         elif short not in optional:
             file.fail(f"tensor {old!r} is missing")
     return plans
+
+
+def _each_expert(file: GgufFile, name: str, source: ReaderTensor, experts: int) -> list[TensorPlan]:
+    whole = TensorPlan(name, source)
+    if len(whole.shape) != 3 or whole.shape[0] != experts:
+        file.fail(f"tensor {source.name!r} has shape {list(whole.shape)}, expected {experts} matrices")
+    return [TensorPlan(name.format(expert=i), source, expert=i) for i in range(experts)]
 
 
 def check_shape(file: GgufFile, plan: TensorPlan, expected: tuple[int, ...]) -> None:

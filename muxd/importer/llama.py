@@ -1,4 +1,5 @@
-"""GGUF ``llama``, which Mistral's files are too, ``granite`` and ``smollm3`` to Hugging Face's names.
+"""GGUF ``llama``, which Mistral's and Mixtral's files are too, ``granite`` and ``smollm3`` to Hugging Face's
+names.
 
 llama.cpp rotates neighbouring pairs (2i, 2i+1), Hugging Face halves (i, i + d/2), so the converter reordered
 the rows of q and k inside each head. ``_halves_order`` undoes that.
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import ReaderTensor
 
-from muxd.importer.decoder import GLOBALS, PER_LAYER, decoder_config
+from muxd.importer.decoder import GLOBALS, PER_LAYER, decoder_config, mixture
 from muxd.importer.layout import ModelLayout, TensorPlan, check_shape, plan_tensors
 from muxd.importer.rope_factors import TENSOR
 from muxd.importer.source import GgufFile
@@ -20,9 +21,21 @@ _NO_BIASES = {"attention_bias": False, "mlp_bias": False}
 
 def plan_llama(file: GgufFile) -> ModelLayout:
     """Raises ModelFolderError naming the metadata key or tensor that does not fit."""
-    if file.integer("llama.expert_count", 0):
-        file.fail("mixture-of-experts models cannot be imported")
+    if experts := file.integer("llama.expert_count", 0):
+        return _mixtral(file, experts)
     return _plan(file, decoder_config(file, "llama", "LlamaForCausalLM"))
+
+
+def _mixtral(file: GgufFile, experts: int) -> ModelLayout:
+    """Its files are ``llama`` with experts; chosen ones' weights add up to one."""
+    config = decoder_config(file, "llama", "MixtralForCausalLM")
+    config |= {
+        "model_type": "mixtral",
+        "num_local_experts": experts,
+        "num_experts_per_tok": file.integer("llama.expert_used_count"),
+        "sliding_window": None,
+    }
+    return _plan(file, config, mixture("block_sparse_moe", "gate", "w1", "w3", "w2"), experts)
 
 
 def plan_granite(file: GgufFile) -> ModelLayout:
@@ -44,7 +57,9 @@ def plan_smollm3(file: GgufFile) -> ModelLayout:
     return _plan(file, config | {"no_rope_layer_interval": 4, "use_sliding_window": False})
 
 
-def _plan(file: GgufFile, config: dict[str, Any]) -> ModelLayout:
+def _plan(
+    file: GgufFile, config: dict[str, Any], per_layer: dict[str, str] = PER_LAYER, experts: int = 0
+) -> ModelLayout:
     config |= _NO_BIASES
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim, hidden = config["head_dim"], config["hidden_size"]
@@ -57,8 +72,8 @@ def _plan(file: GgufFile, config: dict[str, Any]) -> ModelLayout:
         return TensorPlan(name, source)
 
     tensors = plan_tensors(
-        file, config["num_hidden_layers"], GLOBALS, PER_LAYER, frozenset({"output.weight"}), make,
-        read={TENSOR},
+        file, config["num_hidden_layers"], GLOBALS, per_layer, frozenset({"output.weight"}), make,
+        read={TENSOR}, experts=experts,
     )  # fmt: skip
     check_shape(file, tensors[0], (config["vocab_size"], hidden))
     return ModelLayout(config, tensors)

@@ -1,12 +1,12 @@
-"""GGUF ``qwen2`` and ``qwen3`` to Hugging Face ``Qwen2ForCausalLM`` and ``Qwen3ForCausalLM``.
+"""GGUF ``qwen2``, ``qwen3`` and ``qwen3moe`` to Hugging Face's names.
 
-llama.cpp rotates these two by halves (``llama_model_rope_type``: NeoX), as Hugging Face does, so its
+llama.cpp rotates these by halves (``llama_model_rope_type``: NeoX), as Hugging Face does, so its
 converter leaves rows where they are; norms and biases are stored as they are.
 """
 
 from typing import Any
 
-from muxd.importer.decoder import GLOBALS, PER_LAYER, decoder_config
+from muxd.importer.decoder import GLOBALS, PER_LAYER, decoder_config, mixture
 from muxd.importer.layout import ModelLayout, TensorPlan, check_shape, plan_tensors
 from muxd.importer.source import GgufFile
 
@@ -25,11 +25,28 @@ def plan_qwen3(file: GgufFile) -> ModelLayout:
     return _plan(file, config, PER_LAYER | _NORMS)
 
 
-def _plan(file: GgufFile, config: dict[str, Any], per_layer: dict[str, str]) -> ModelLayout:
+def plan_qwen3moe(file: GgufFile) -> ModelLayout:
+    """llama.cpp has it fixed that chosen experts' weights add up to one. Raises ModelFolderError as above."""
+    config = decoder_config(file, "qwen3moe", "Qwen3MoeForCausalLM")
+    config |= {
+        "model_type": "qwen3_moe",
+        "attention_bias": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": file.integer("qwen3moe.expert_feed_forward_length"),
+        "norm_topk_prob": True,
+        "num_experts": file.integer("qwen3moe.expert_count"),
+        "num_experts_per_tok": file.integer("qwen3moe.expert_used_count"),
+    }
+    names = mixture("mlp", "gate", "gate_proj", "up_proj", "down_proj") | _NORMS
+    return _plan(file, config, names, config["num_experts"])
+
+
+def _plan(file: GgufFile, config: dict[str, Any], per_layer: dict[str, str], experts: int = 0) -> ModelLayout:
     """No GGUF of these says that layers slide, and llama.cpp lets none."""
     config |= {"use_sliding_window": False, "sliding_window": None}
     layers, optional = config["num_hidden_layers"], frozenset({"output.weight"})
-    tensors = plan_tensors(file, layers, GLOBALS, per_layer, optional, TensorPlan)
+    tensors = plan_tensors(file, layers, GLOBALS, per_layer, optional, TensorPlan, experts=experts)
     hidden, head_dim = config["hidden_size"], config["head_dim"]
     for plan in tensors:
         for part, heads in (("q_proj.", "num_attention_heads"), ("k_proj.", "num_key_value_heads")):

@@ -73,7 +73,7 @@ def _header(plans: list[TensorPlan], keep: bool) -> bytes:
 
 def block_slabs(file: GgufFile, plan: TensorPlan) -> Iterator[bytes]:
     """The tensor's rows in order, as the file has them, in bounded pieces."""
-    rows = plan.source.data
+    rows = plan.data
     step = max(1, _SLAB_VALUES // plan.shape[-1])
     for first in range(0, len(rows), step):
         order = slice(first, first + step) if plan.row_order is None else plan.row_order[first : first + step]
@@ -85,8 +85,7 @@ def block_slabs(file: GgufFile, plan: TensorPlan) -> Iterator[bytes]:
 
 def bfloat16_slabs(file: GgufFile, plan: TensorPlan) -> Iterator[bytes]:
     """The tensor's rows in order, as little-endian bfloat16 (rounded to nearest even) in bounded pieces."""
-    source = plan.source
-    rows = source.data if source.data.ndim > 1 else source.data[np.newaxis]
+    rows = plan.data if plan.data.ndim > 1 else plan.data[np.newaxis]
     step = max(1, _SLAB_VALUES // plan.shape[-1])
     for first in range(0, len(rows), step):
         chosen = rows[first : first + step]

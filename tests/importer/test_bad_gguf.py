@@ -95,7 +95,7 @@ def _no_end(writer: gguf.GGUFWriter) -> None:
         (
             _value("general.architecture", "mamba"),
             "architecture 'mamba' is not supported; known are gemma2, gemma3, granite, llama, olmo2, qwen2, "
-            "qwen3, smollm3",
+            "qwen3, qwen3moe, smollm3",
         ),
         (_without("llama.embedding_length"), "'llama.embedding_length' is missing"),
         (_no_end, "'tokenizer.ggml.eos_token_id' is missing"),
@@ -133,6 +133,13 @@ def test_what_is_missing_or_unknown_is_named(write_tiny: Any, alter: Any, reason
             "rope scaling 'yarn'",
         ),
         ("qwen3", _value("qwen3.attention.key_length", 16), "'blk.0.attn_q.weight' has shape"),
+        (
+            "qwen3moe",
+            _value("qwen3moe.expert_count", 5),
+            "'blk.0.ffn_gate_exps.weight' has shape [6, 32, 64]",
+        ),
+        ("qwen3moe", _rename("blk.0.ffn_up_exps.weight", "blk.0.ffn_up.weight"), "'blk.0.ffn_up.weight'"),
+        ("mixtral", _without("llama.expert_used_count"), "'llama.expert_used_count' is missing"),
         (
             "qwen3",
             _rename("blk.0.attn_q_norm.weight", "blk.0.attn_q.bias"),

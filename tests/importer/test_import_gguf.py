@@ -39,7 +39,9 @@ def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-ARCHITECTURES = ["llama", "qwen2", "qwen3", "gemma3", "gemma2", "granite", "smollm3", "olmo2"]
+ARCHITECTURES = [
+    "llama", "qwen2", "qwen3", "gemma3", "gemma2", "granite", "smollm3", "olmo2", "qwen3moe", "mixtral",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -34,7 +34,8 @@ def imported(source: Path, weights: Weights) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])  # rows reordered, norms, w - 1
+# Rows reordered, norms, w - 1, a tensor of all experts.
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "qwen3moe", "mixtral"])
 @pytest.mark.parametrize("quantisation", ["Q8_0", "Q4_1", "Q5_0"])
 def test_kept_blocks_are_read_as_what_they_stand_for(
     write_tiny: Any, architecture: str, quantisation: str
