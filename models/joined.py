@@ -18,6 +18,7 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Read = Callable[[Stored], Bytes]  # all of a stored tensor
 
+_HALF = 65504.0  # the largest float16
 _NATURAL = [0, 4, 1, 5, 2, 6, 3, 7]  # where an int32 of AWQ has each of its eight rows
 
 
@@ -36,6 +37,9 @@ class Joined:
         self._middle = 1 << (scheme.bits - 1)
         self._zeros = self._zero_points(parts, read)
         self._group_of = self._groups(parts, read)
+        most = float(np.abs(self._scales).max()) * (1 if self._zeros is None else float(self._zeros.max()))
+        if stored.blocks and not most <= _HALF:
+            raise ValueError("its scales are not finite, or beyond float16")
 
     def bytes(self, at: int, count: int) -> Bytes:
         """``count`` bytes from byte ``at`` of the rows of ``stored`` on."""

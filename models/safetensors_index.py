@@ -197,8 +197,8 @@ def _stored(path: Path, name: str, told: Any, base: int, size: int, kind: str, r
     dtype = "bfloat16" if code or (kind and entry.dtype == "U8") else _DTYPES.get(entry.dtype)
     if dtype is None:
         raise ModelFolderError(
-            f"{path}: tensor {name} has dtype {shown(entry.dtype)}; served are {', '.join(_DTYPES)}: "
-            "quantised weights are not read yet"
+            f"{path}: tensor {name} has dtype {shown(entry.dtype)}; served are {', '.join(_DTYPES)}, and "
+            "quantised weights where config.json says how (quantization_config)"
         )
     begin, end = entry.data_offsets
     item = _RAW[code] if code else 1 if kind else ITEM_BYTES[dtype]

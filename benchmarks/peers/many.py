@@ -11,6 +11,7 @@ server.
 
 import argparse
 import asyncio
+import math
 import signal
 import sys
 from collections.abc import Callable
@@ -44,15 +45,15 @@ HOSTED, FILES, ROUTER = "muxd, host memory for 6 more", "muxd, no host memory", 
 
 class Crowd(Struct):
     """One server in one round. ``within``: of all asked, the part with a first token in 1, 2 and 5 s; first
-    tokens in seconds; ``memory``: bytes at the end (PSS)."""
+    tokens in seconds, None: there was none; ``memory``: bytes at the end (PSS)."""
 
     round: int
     server: str
     asked: int
     served: int
     within: tuple[float, float, float]
-    first_p50: float
-    first_p99: float
+    first_p50: float | None
+    first_p99: float | None
     memory: int
 
 
@@ -96,7 +97,8 @@ def crowd(number: int, server: str, serving: Serving, seconds: float, rate: floa
     records = asyncio.run(Replay(work, serving.urls, progress=lambda count: None).run())
     served = records.outcome == Outcome.SERVED
     first = np.where(served, records.first - records.sent, np.inf)
-    p50, p99 = (float(np.quantile(first, q, method="higher")) for q in (0.5, 0.99))
+    quantiles = (float(np.quantile(first, q, method="higher")) for q in (0.5, 0.99))
+    p50, p99 = (one if math.isfinite(one) else None for one in quantiles)
     parts = [float((first <= limit).mean()) for limit in (1.0, 2.0, 5.0)]
     within = (parts[0], parts[1], parts[2])
     return Crowd(number, server, len(first), int(served.sum()), within, p50, p99, serving.memory())

@@ -163,8 +163,8 @@ def crowded(crowds: Crowds) -> str:
         "first token within 1 s, %": ("{:.0f}", lambda one: 100 * one.within[0]),
         "2 s, %": ("{:.0f}", lambda one: 100 * one.within[1]),
         "5 s, %": ("{:.0f}", lambda one: 100 * one.within[2]),
-        "p50, s": ("{:.2f}", lambda one: one.first_p50),
-        "p99, s": ("{:.2f}", lambda one: one.first_p99),
+        "p50, s": ("{:.2f}", lambda one: math.inf if one.first_p50 is None else one.first_p50),
+        "p99, s": ("{:.2f}", lambda one: math.inf if one.first_p99 is None else one.first_p99),
         "memory at the end, MiB": ("{:.0f}", lambda one: one.memory / MB),
     }
     rows = []
@@ -214,7 +214,8 @@ def page(found: Found, crowds: Crowds | None = None) -> str:
     text = [
         "# muxd beside llama.cpp",
         "Written by `make bench`; every figure is of one run on one machine. Trust the ratios.",
-        f"{where}; {rounds} rounds, {found.seconds:g} s of arrivals where requests come one by one.",
+        f"{where}; {rounds} {'rounds' if rounds > 1 else 'round'}, {found.seconds:g} s of arrivals where requests "
+        "come one by one.",
         HOW,
         "## Where muxd loses",
         "\n".join(lost) if lost else "Nowhere by more than a twentieth.",

@@ -81,6 +81,11 @@ class Journal:
             clock = self._clock(sequence.model)
             self.finished.add(one.times(outcome, now, clock, detail, self._device))
 
+    def turned_away(self, sequence: Sequence, now: float, reason: str) -> None:
+        """Refused before the scheduler heard of it."""
+        self._open[sequence.id] = OpenRequest(sequence, self._clock(sequence.model).read(now))
+        self.ended(sequence, "refused", now, reason)
+
     def withdraw(self, sequence: Sequence, now: float) -> OpenRequest | None:
         """Its book so far, for another unit's journal; None if it has ended."""
         one = self._open.pop(sequence.id, None)

@@ -102,10 +102,11 @@ class Unit:
 
     def submit(self, request: Request) -> TokenStream:
         """Queue a request. Raises MuxdError (QueueFull, ContextTooLong, ...) when it is refused."""
+        sequence = Sequence(next(self._ids), request, now := self._clock.now())
         if error := self._refusal(request):
             self._observer.turned_away(request)
+            self.journal.turned_away(sequence, now, error.message)
             raise error
-        sequence = Sequence(next(self._ids), request, self._clock.now())
         stream = TokenStream(lambda served: self._close(sequence, served), lambda: sequence.queued)
         self._streams[sequence.id] = stream
         self._empty.clear()

@@ -37,7 +37,7 @@ from muxd.importer.progress import Progress
 # pickles, no code.
 _BESIDE = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|chat_template)\.json"
-    r"|(quantize_config|quant_config|hf_quant_config)\.json"  # by which a folder is refused
+    r"|(quantize_config|quant_config|hf_quant_config)\.json"  # which say how a folder is quantised
     r"|chat_template\.jinja|additional_chat_templates/[\w.-]+\.jinja|1_Pooling/config\.json"
 )
 _INDEX = "model.safetensors.index.json"

@@ -80,6 +80,17 @@ async def test_a_reader_gets_every_token_once_and_the_finish_last() -> None:
 
 
 @in_loop
+async def test_who_is_turned_away_is_in_the_journal() -> None:
+    bench = Bench().ready()
+    bench.unit.refuse("m", ModelNotReady("m is being unloaded"))
+    with pytest.raises(ModelNotReady):
+        bench.unit.submit(Request("r1", "m", [1], 1, Sampling(), frozenset()))
+    (times,) = bench.unit.journal.find("r1", bench.clock.now())
+    assert (times.state, times.total, times.detail) == ("refused", 0.0, "m is being unloaded")
+    assert bench.observer.outcomes == {"refused": 1}
+
+
+@in_loop
 async def test_those_who_ask_between_two_events_are_counted_once() -> None:
     """Two thousand streams that each counted the queue stopped every stream for 1.5 s."""
     bench = Bench().ready()

@@ -14,7 +14,8 @@ from support.tiny_models import llama, phi3, qwen3_moe
 from muxd.device.base import HostWriter
 from muxd.errors import ModelFolderError
 from muxd.kernels import native
-from muxd.messages import Dtype
+from muxd.models import reading
+from muxd.models.cut import ALONE, Rank
 from muxd.models.packing import Packing
 from muxd.models.spec import read_spec
 from muxd.models.weights import WeightPlan, fill, plan
@@ -23,8 +24,8 @@ SHAPE = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 4,
          "head_dim": 64}  # fmt: skip
 
 
-def region(folder: Path, dtype: Dtype = "float32", packing: Packing | None = None) -> tuple[WeightPlan, Any]:
-    made = plan(folder, read_spec(folder), dtype, packing=packing)
+def region(folder: Path, *, packing: Packing | None = None, rank: Rank = ALONE) -> tuple[WeightPlan, Any]:
+    made = plan(folder, read_spec(folder), "float32", packing=packing, rank=rank)
     room = np.zeros(made.bytes, dtype=np.uint8)
     fill(made, HostWriter(room))
     return made, room
@@ -73,6 +74,26 @@ def test_matrices_that_are_cut_and_experts(tmp_path: Path, form: str) -> None:
         assert np.abs(found - wanted).max() <= 2.0**-10 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("pair", FORMS, indirect=True)
+def test_pieces_that_end_within_rows(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a matrix that is larger than what is converted at a time."""
+    _, whole = region(pair[0])
+    monkeypatch.setattr(reading, "CHUNK", 3 * 256)
+    _, found = region(pair[0])
+    np.testing.assert_array_equal(found, whole)
+
+
+@pytest.mark.parametrize("form", ["gptq", "gptq act-order", "awq", "float8 of blocks"])
+def test_each_rank_reads_its_part(tmp_path: Path, form: str) -> None:
+    llama(tmp_path / "m", **SHAPE | {"intermediate_size": 512})
+    quantise(tmp_path / "m", tmp_path / "plain", FORMS[form])
+    for number in range(2):
+        found, wanted = (
+            region(tmp_path / one, rank=Rank(number, 2))[1].view(np.float32) for one in ("m", "plain")
+        )
+        assert np.abs(found - wanted).max() <= 2.0**-10 * np.abs(wanted).max()
+
+
 def test_an_older_file_beside_config_json(tmp_path: Path) -> None:
     llama(tmp_path / "m", **SHAPE)
     quantise(tmp_path / "m", tmp_path / "plain", FORMS["gptq"])
@@ -112,6 +133,9 @@ def _replaced(end: str, by: torch.Tensor) -> Any:
         ("gptq", _replaced("g_idx", torch.zeros(384, dtype=torch.int32)), "order of their groups"),
         ("gptq act-order", _replaced("g_idx", torch.full((384,), 7, dtype=torch.int32)), "groups 7 to 7"),
         ("gptq", _replaced("bias", torch.ones(256)), "tensor .*bias is not part of"),
+        ("gptq", _replaced("scales", torch.full((3, 256), 1e5)), "not finite, or beyond float16"),
+        ("awq", _replaced("scales", torch.full((3, 256), 1e4)), "not finite, or beyond float16"),
+        ("packed", _replaced("weight_scale", torch.full((256, 3), torch.nan)), "not finite, or beyond"),
         ("int8", _replaced("weight_scale", torch.ones(3)), r"has scales of float32 \[3\]"),
         ("int8", _replaced("weight_offset", torch.ones(3, dtype=torch.int8)), "dtype I8, and config.json"),
     ],
