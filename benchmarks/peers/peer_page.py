@@ -208,14 +208,14 @@ def place(provenance: dict[str, str]) -> str:
 def page(found: Found, crowds: Crowds | None = None) -> str:
     where = place(found.provenance)
     rounds = 1 + max(one.round for one in found.sittings)
+    times = f"{rounds} rounds" if rounds > 1 else "1 round"
     first, *others = forms(found)
     by_form = {form: [one for one in found.sittings if one.form == form] for form in (first, *others)}
     lost = losses(found)
     text = [
         "# muxd beside llama.cpp",
         "Written by `make bench`; every figure is of one run on one machine. Trust the ratios.",
-        f"{where}; {rounds} {'rounds' if rounds > 1 else 'round'}, {found.seconds:g} s of arrivals where requests "
-        "come one by one.",
+        f"{where}; {times}, {found.seconds:g} s of arrivals where requests come one by one.",
         HOW,
         "## Where muxd loses",
         "\n".join(lost) if lost else "Nowhere by more than a twentieth.",
