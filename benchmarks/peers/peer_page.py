@@ -38,9 +38,9 @@ with a first token within {FIRST:g} s and then {1e3 * TOKEN:g} ms a token."""
 CROWDED = f"""Twelve models, eight of SmolLM2's weights and four of Gemma's (4 bits), each with weights of
 its own, are asked by a power law (alpha 1.5) whose favourites change half-way. muxd has device memory for
 its pool and {MOST} models of middling size, and host memory for {PARKED} more, or for none: weights are read
-from the files again then. llama.cpp's router holds {MOST} models (`--models-max {MOST} -np 8 -c 16384`) and starts a
-server for each that is asked for. All files are in the page cache. A cell is the median of the rounds, with the
-lowest and the highest; who got no token waited for ever."""
+from the files again then. llama.cpp's router (`--models-max {MOST} -np 8 -c 16384`) holds {MOST} models and
+starts a server for each that is asked for. All files are in the page cache. A cell is the median of the
+rounds, with the lowest and the highest; who got no token waited for ever."""
 
 
 class Figure(Struct, frozen=True):
