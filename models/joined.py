@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxd.models.convert import floats_of
-from muxd.models.quantised import GROUP
+from muxd.models.quantised import GROUP, matrix_shape
 from muxd.models.safetensors_index import Stored
 
 Bytes = NDArray[np.uint8]
@@ -71,16 +71,13 @@ class Joined:
             codes = _natural(codes)
         if self._scheme.less_one:
             codes = (codes + np.uint8(1)) & np.uint8((1 << self._scheme.bits) - 1)
-        values = codes.T[: self._rows(parts)].astype(np.float32)
+        rows, _ = matrix_shape(parts["codes"].shape, self._scheme)
+        values = codes.T[:rows].astype(np.float32)
         if not self._scheme.symmetric:
             return values
         if np.any(values != self._middle):
             raise ValueError("its zero points are not the middle, though config.json calls it symmetric")
         return None
-
-    def _rows(self, parts: dict[str, Stored]) -> int:
-        codes, each = parts["codes"].shape, 32 // self._scheme.bits
-        return {"gptq": codes[1], "awq": codes[1] * each}.get(self._scheme.layout, codes[0])
 
     def _groups(self, parts: dict[str, Stored], read: Read) -> NDArray[np.int64]:
         """Of each column."""

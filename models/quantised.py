@@ -9,10 +9,11 @@ groups by act-order) becomes floats.
 from typing import NamedTuple
 
 from muxd.errors import ModelFolderError
+from muxd.models.blocks import SIZES
 from muxd.models.safetensors_index import Stored
 from muxd.models.schemes import Scheme
 
-GROUP = 32  # numbers of a block
+GROUP = SIZES["q4_0"][0]  # numbers of a block, of all kinds that are made here
 
 
 class _Names(NamedTuple):
@@ -67,14 +68,14 @@ def _matrix(base: str, parts: dict[str, Stored], scheme: Scheme) -> Stored:
     needed |= {"groups"} if scheme.scattered else set()
     if missing := needed - parts.keys():
         raise ModelFolderError(f"{codes.file}: tensor {base} has no {' and no '.join(sorted(missing))}")
-    rows, columns = _shape(codes.shape, scheme)
+    rows, columns = matrix_shape(codes.shape, scheme)
     _check(base, parts, scheme, rows, columns)
     kind = _kind(scheme, columns)
     return Stored(codes.file, "bfloat16" if kind else "float32", (rows, columns), 0, kind, "", parts, scheme)
 
 
-def _shape(codes: tuple[int, ...], scheme: Scheme) -> tuple[int, int]:
-    """Of the matrix, [outputs, inputs]."""
+def matrix_shape(codes: tuple[int, ...], scheme: Scheme) -> tuple[int, int]:
+    """[outputs, inputs] of the matrix whose codes have this shape."""
     first, second = codes
     each = 32 // scheme.bits
     match scheme.layout:

@@ -90,13 +90,15 @@ async def test_who_is_turned_away_is_in_the_journal() -> None:
     assert bench.observer.outcomes == {"refused": 1}
 
 
+def twelve() -> list[Request]:
+    return [Request(f"r{i}", "m", [1] * 4, 3, Sampling(temperature=0.0), frozenset([9])) for i in range(12)]
+
+
 @in_loop
 async def test_those_who_ask_between_two_events_are_counted_once() -> None:
     """Two thousand streams that each counted the queue stopped every stream for 1.5 s."""
     bench = Bench().ready()
-    requests = [
-        Request(f"r{i}", "m", [1] * 4, 3, Sampling(temperature=0.0), frozenset([9])) for i in range(12)
-    ]
+    requests = twelve()
     streams = [bench.unit.submit(one) for one in requests]
     with patch.object(Queue, "in_order", autospec=True, side_effect=Queue.in_order) as counted:
         for _ in range(2):
@@ -109,9 +111,7 @@ async def test_those_who_ask_between_two_events_are_counted_once() -> None:
 @in_loop
 async def test_how_many_go_first() -> None:
     bench = Bench().ready()
-    requests = [
-        Request(f"r{i}", "m", [1] * 4, 3, Sampling(temperature=0.0), frozenset([9])) for i in range(12)
-    ]
+    requests = twelve()
     streams = [bench.unit.submit(one) for one in requests]
     assert [bench.unit.ahead(one) for one in requests] == list(range(12))
     streams[-2].close()

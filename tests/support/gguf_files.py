@@ -163,6 +163,17 @@ def qwen_tokenizer() -> tokenizers.Tokenizer:
     return made.backend_tokenizer
 
 
+def add_qwen_vocabulary(writer: gguf.GGUFWriter, tokenizer: tokenizers.Tokenizer) -> None:
+    vocab = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(vocab)
+    writer.add_token_types([3] * 3 + [1] * (len(vocab) - 3))
+    writer.add_token_merges([" ".join(p) for p in json.loads(tokenizer.to_str())["model"]["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(2)
+
+
 def write_qwen2(path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None = None) -> Tiny:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -203,14 +214,7 @@ def write_qwen(
     if "head_dim" in more:
         writer.add_key_length(more["head_dim"])
         writer.add_value_length(more["head_dim"])
-    vocab = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(vocab)
-    writer.add_token_types([3] * 3 + [1] * (len(vocab) - 3))
-    writer.add_token_merges([" ".join(p) for p in json.loads(tokenizer.to_str())["model"]["merges"]])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(2)
+    add_qwen_vocabulary(writer, tokenizer)
     writer.add_pad_token_id(0)
     writer.add_add_bos_token(False)
     writer.add_chat_template(CHAT)

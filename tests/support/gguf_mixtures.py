@@ -1,6 +1,5 @@
 """Tiny GGUF files of mixtures of experts: all of a layer in one tensor a matrix, as llama.cpp has them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from support.gguf_files import (
     Tiny,
     add,
     add_numbers,
+    add_qwen_vocabulary,
     finish,
     gguf_name,
     permute,
@@ -59,14 +59,7 @@ def _written(
     writer.add_expert_count(EXPERTS)
     writer.add_expert_used_count(CHOSEN)
     writer.add_expert_feed_forward_length(INNER)
-    vocab = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(vocab)
-    writer.add_token_types([3] * 3 + [1] * (len(vocab) - 3))
-    writer.add_token_merges([" ".join(p) for p in json.loads(tokenizer.to_str())["model"]["merges"]])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(2)
+    add_qwen_vocabulary(writer, tokenizer)
     turned = isinstance(model, MixtralForCausalLM)  # by neighbouring pairs
     for name, tensor in model.state_dict().items():
         value, block = tensor.numpy(), ".".join(name.split(".")[1:3]).replace("layers", "blk")
