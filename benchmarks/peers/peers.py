@@ -1,12 +1,12 @@
-"""muxd beside llama.cpp's servers: the same model files, prompts and cores, in turns.
+"""muxd beside llama.cpp's servers and vLLM: the same model files, prompts and cores, in turns.
 
     python benchmarks/peers/peers.py FOLDER [--rounds 2] [--seconds 20] [--forms file q8_0 bf16] [--json FILE]
 
 FOLDER is what ``llama_build.py`` has made. In each round every server is started, warmed up, asked all loads
 (``peer_loads.py``) and stopped, one after the other, muxd first in one round and last in the next. The first
 of the forms is asked all of them, the others those of one model. llama-servers that have all threads each are
-asked loads of one model, those with cores apart loads of two, which is what each is good at. Nothing else
-should run. ``peer_page.py`` makes docs/benchmarks.md of the file. Six minutes a round.
+asked loads of one model, those with cores apart loads of two, which is what each is good at. vLLM's CPU
+build, where ``vllm_build.py`` has made one, is asked those of one model in bfloat16. Nothing else should run. ``peer_page.py`` makes docs/benchmarks.md of the file. Six minutes a round.
 """
 
 import argparse
@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from llama_build import FORMS, VERSION
 from peer_loads import Client, Figures, Load, loads
-from peer_servers import Serving, llama, muxd
+from peer_servers import Serving, llama, muxd, vllm
 from provenance import machine
+from vllm_build import VERSION as VLLM_VERSION
 
 from muxd.device.cpu import Cpu
 from muxd.importer.convert import import_gguf
@@ -35,6 +36,7 @@ from muxd.importer.progress import Silent
 
 MODELS = ("smol", "gemma")
 MUXD, TOGETHER, APART = "muxd", "llama.cpp, all threads each", "llama.cpp, cores apart"
+VLLM, VLLM_FORM = "vLLM, all threads each", "bf16"
 Start = Callable[[], AbstractContextManager[Serving]]
 
 
@@ -67,11 +69,14 @@ def servers(folder: Path, scratch: Path, form: str) -> dict[str, Start]:
         if not imported[name].exists():
             import_gguf(file, imported[name], progress=Silent(), weights="file")
     peer = folder / "bin/llama-server"
-    return {
+    known: dict[str, Start] = {
         MUXD: partial(muxd, scratch, imported),
         TOGETHER: partial(llama, peer, files, apart=False),
         APART: partial(llama, peer, files, apart=True),
     }
+    if form == VLLM_FORM and (program := folder / "vllm/bin/vllm").exists():
+        known[VLLM] = partial(vllm, program, imported)
+    return known
 
 
 def sitting(number: int, server: str, form: str, start: Start, asked: Mapping[str, Load]) -> Sitting:
@@ -105,7 +110,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers end with it
     every = loads(given.seconds)
     short = {name: load for name, load in every.items() if load.short}
-    found = Found({**machine(Cpu()).fields, "llama.cpp": VERSION}, given.seconds)
+    versions = {"llama.cpp": VERSION, **({"vLLM": VLLM_VERSION} if (given.folder / "vllm").exists() else {})}
+    found = Found({**machine(Cpu()).fields, **versions}, given.seconds)
     with TemporaryDirectory(prefix="muxd-peers-") as scratch:
         for number in range(given.rounds):
             for form in given.forms:
