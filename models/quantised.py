@@ -48,9 +48,11 @@ def together(found: dict[str, Stored], scheme: Scheme) -> dict[str, Stored]:
         base = name.removesuffix(names.codes)
         parts = {"codes": left.pop(name)}
         for role, ends in (("scales", names.scales), ("zeros", (names.zeros,)), ("groups", (names.groups,))):
-            for end in ends:
-                if end and base + end in left:
-                    parts[role] = left.pop(base + end)
+            there = [base + end for end in ends if end and base + end in left]
+            if len(there) > 1:
+                raise ModelFolderError(f"{codes.file}: {' and '.join(there)} say the same of one matrix")
+            if there:
+                parts[role] = left.pop(there[0])
         out[f"{base}.weight"] = _matrix(base, parts, scheme)
     for name, one in left.items():
         if one.raw:

@@ -49,6 +49,7 @@ from muxd.fleet.ring import until
 from muxd.fleet.roster import Roster
 from muxd.fleet.site import Site
 from muxd.fleet.steps import Step
+from muxd.placement.host_view import HostView
 from muxd.pool.arena import Arena
 from muxd.pool.ledger import Usage
 from muxd.report import Report
@@ -207,6 +208,13 @@ class AdminService(Report):
                 yield await self.replanner.propose(asked=True)
             else:
                 yield await self.replanner.now("asked for", asked=True)
+        except ConfigError as error:
+            raise BadRequest(error.message) from None
+
+    async def host_view(self) -> HostView:
+        """Raises BadRequest where the costs that are configured cannot be read."""
+        try:
+            return await self.replanner.host_view()
         except ConfigError as error:
             raise BadRequest(error.message) from None
 

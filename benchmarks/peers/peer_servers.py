@@ -87,7 +87,13 @@ def vllm(program: Path, models: Mapping[str, Path]) -> Iterator[Serving]:
         urls, pids = {}, []
         for name, folder in models.items():
             given = ["serve", str(folder), "--served-model-name", name, "--dtype", "bfloat16"]
-            given += ["--enforce-eager", "--max-num-seqs", str(SLOTS), "--max-model-len", str(CONTEXT // SLOTS)]
+            given += [
+                "--enforce-eager",
+                "--max-num-seqs",
+                str(SLOTS),
+                "--max-model-len",
+                str(CONTEXT // SLOTS),
+            ]
             process, urls[name] = stack.enter_context(_process(program, given, cores, environment))
             pids.append(process.pid)
             _wait(urls[name], process)  # one after the other: each measures the memory that is free

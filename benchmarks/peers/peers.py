@@ -6,7 +6,8 @@ FOLDER is what ``llama_build.py`` has made. In each round every server is starte
 (``peer_loads.py``) and stopped, one after the other, muxd first in one round and last in the next. The first
 of the forms is asked all of them, the others those of one model. llama-servers that have all threads each are
 asked loads of one model, those with cores apart loads of two, which is what each is good at. vLLM's CPU
-build, where ``vllm_build.py`` has made one, is asked those of one model in bfloat16. Nothing else should run. ``peer_page.py`` makes docs/benchmarks.md of the file. Six minutes a round.
+build, where ``vllm_build.py`` has made one, is asked those of one model in bfloat16. Nothing else should
+run. ``peer_page.py`` makes docs/benchmarks.md of the file. A quarter of an hour a round.
 """
 
 import argparse

@@ -53,7 +53,9 @@ def main() -> None:
         build(room)
     except subprocess.CalledProcessError as error:
         shutil.rmtree(room, ignore_errors=True)
-        print(f"vLLM's CPU build does not install here ({error.cmd[:4]}): compared without it", file=sys.stderr)
+        print(
+            f"vLLM's CPU build does not install here ({error.cmd[:4]}): compared without it", file=sys.stderr
+        )
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from muxd.fleet.log_lines import LogLine
 from muxd.fleet.proposal import Proposal
 from muxd.fleet.reload import Reloaded
 from muxd.fleet.steps import LAST, Step
+from muxd.placement.host_view import HostView
 from muxd.watch.schemas import Change, Picture
 
 T = TypeVar("T")
@@ -124,6 +125,10 @@ class AdminClient:
     def replan(self, *, dry_run: bool = False) -> Proposal:
         """What the plan proposes; unless ``dry_run`` it has been carried out when this returns."""
         return self._last("/v0/replan", Replan(dry_run), Proposal)
+
+    def host_view(self) -> HostView:
+        """What it is and is asked for, for a plan over several hosts."""
+        return self._call("GET", "/v0/host", HostView)
 
     def drain(self, *, end: bool = False) -> Iterator[Drained]:
         """Have muxd take no new requests, and yield how many are left, at last none; ``end``: take them

@@ -38,6 +38,7 @@ def routes() -> list[web.RouteDef]:
         web.post("/v0/pin", _pin),
         web.post("/v0/move", _move),
         web.post("/v0/replan", _replan),
+        web.get("/v0/host", _host),
         web.post("/v0/drain", _drain),
         web.post("/v0/reload", _reload),
         web.get("/v0/audit", _audit),
@@ -112,6 +113,10 @@ async def _move(request: web.Request) -> web.StreamResponse:
 
 async def _replan(request: web.Request) -> web.StreamResponse:
     return await tell(request, request.app[SERVICE].replan(await read(request, Replan)))
+
+
+async def _host(request: web.Request) -> web.Response:
+    return answer(await request.app[SERVICE].host_view())
 
 
 async def _drain(request: web.Request) -> web.StreamResponse:

@@ -17,6 +17,7 @@ from muxd.fleet.log_lines import LogLine
 from muxd.fleet.proposal import Proposal
 from muxd.fleet.reload import Reloaded
 from muxd.fleet.steps import Step
+from muxd.placement.host_view import HostView
 from muxd.watch.watcher import Watcher
 
 Role = Literal["daemon", "worker", "text"]  # "text": renders templates and tokenises
@@ -248,8 +249,8 @@ class Stopping(Struct, frozen=True):
 
 class AdminService(Protocol):
     """What the daemon lets the local door see and do. Every method returns at once, ``devices`` when the
-    driver has answered; what ``load``, ``unload`` and ``move`` return tells how far they are, and goes on
-    without a reader.
+    driver has answered, ``host_view`` when the CPU is measured; what ``load``, ``unload`` and ``move``
+    return tells how far they are, and goes on without a reader.
 
     ``set_quota``, ``set_policy`` and ``pin`` answer with how things are afterwards. They raise BadRequest or
     NotFound for what cannot be, ``set_policy`` raises Busy while requests are served, ``why`` NotFound.
@@ -287,6 +288,8 @@ class AdminService(Protocol):
     def move(self, wanted: MoveModel) -> AsyncIterator[Step]: ...
 
     def replan(self, wanted: Replan) -> AsyncIterator[Proposal]: ...
+
+    async def host_view(self) -> HostView: ...
 
     def drain(self, wanted: Drain) -> AsyncIterator[Drained]: ...
 

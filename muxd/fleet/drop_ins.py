@@ -20,7 +20,7 @@ from muxd.config import ModelConfig
 from muxd.config_load import drop_in_folder, read_toml
 from muxd.errors import BadRequest
 
-_HEAD = "# Written by `muxctl load --keep`; `muxctl unload --keep` takes it away.\n[[model]]\n"
+_HEAD = "# Written by `muxctl load --keep`; `muxctl unload --keep` takes it away.\n"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class DropIns:
         """Written beside its place, under a name that nobody reads. One load runs at a time."""
         if model.name in _names(self.file):
             raise BadRequest(f"{model.name} is in {self.file}, so it stays over a restart by that")
-        path, text = self.path(model.name), _HEAD + _lines(model)
+        path, text = self.path(model.name), _HEAD + table(model)
         try:
             return whole.draft(path, text.encode())
         except OSError as error:
@@ -102,11 +102,11 @@ def _names(file: Path) -> set[object]:
     return {model.get("name") for model in models if isinstance(model, dict)}
 
 
-def _lines(model: ModelConfig) -> str:
-    """TOML of what differs from the defaults. Raises BadRequest for what TOML has no word for."""
+def table(model: ModelConfig) -> str:
+    """``[[model]]`` with what differs from the defaults. Raises BadRequest for what TOML has no word for."""
     plain, defaults = _plain(model), _plain(ModelConfig("", ""))
     given = {key: value for key, value in plain.items() if value != defaults[key]}
-    return "".join(f"{key} = {_value(value, key)}\n" for key, value in given.items())
+    return "[[model]]\n" + "".join(f"{key} = {_value(value, key)}\n" for key, value in given.items())
 
 
 def _plain(model: ModelConfig) -> dict[str, Any]:

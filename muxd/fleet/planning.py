@@ -1,12 +1,14 @@
 """What a daemon knows for the question which model runs where: sizes, rates, costs, pins. Asks ``placement``.
 
-With one device there is nothing to ask. Costs are a profile's (``placement.profile``), else a roofline of the
-GPU, or of the CPU as it is measured at the start.
+With one device there is nothing to ask, but for a plan of several hosts (``host_view``). Costs are a profile's
+(``placement.profile``), else a roofline of the GPU, or of the CPU as it is measured the first time.
 """
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,6 +17,7 @@ from muxd.cost import profile
 from muxd.cost.analytic import Roofline
 from muxd.cost.estimate import Costs
 from muxd.cost.peaks import CAPTURED, PEAKS, Peak, Reach, recognised
+from muxd.cost.profile import Profile
 from muxd.cost.profiled import Profiled
 from muxd.cost.table import CostTable
 from muxd.device import host_speed
@@ -24,7 +27,9 @@ from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import Demand, load_of
 from muxd.fleet.pool_sizes import budget
 from muxd.placement import live
+from muxd.placement.host_view import HostDevice, HostedModel, HostView
 from muxd.placement.live import Live, Room
+from muxd.placement.memory import Budget
 from muxd.placement.problem import ModelLoad
 from muxd.placement.sets import Sets
 from muxd.sizes import size
@@ -49,16 +54,33 @@ _HOST = Reach(
 )
 
 
+class _Ground(NamedTuple):
+    """What is reckoned with."""
+
+    devices: dict[str, HostDevice]
+    room: Room
+    peak: Peak
+    reach: Reach
+    budget: Budget
+    profile: Profile | None
+    table: CostTable | None
+
+
 class Planning:
     """``devices`` by name, in the order of the configuration. Raises ConfigError where the profile cannot be
     read; blocks for a moment to measure the CPU, so from a thread."""
 
     def __init__(self, config: Config, devices: Mapping[str, Device], pools: Mapping[str, int]):
         self._config, self.names = config, list(devices)
+        self._devices, self._pools = devices, pools
         self._sizes = [len(device.members) for device in devices.values()]
         self._several = len(devices) > 1
-        if not self._several:
-            return
+        if self._several:
+            _ = self._ground  # what is wrong with the profile is said at the start
+
+    @cached_property
+    def _ground(self) -> _Ground:
+        config, devices = self._config, self._devices
         hosts = sum(not is_gpu(device) for device in devices.values())
 
         def memory(name: str, device: Device) -> int:
@@ -66,13 +88,13 @@ class Planning:
             return device.memory // (1 if is_gpu(device) or limited else hosts)
 
         first = next(iter(devices.values()))
-        least = min(memory(*item) for item in devices.items())
-        self.room = Room(len(devices), least, max(pools.values()), tuple(first.rungs))
-        self._peak, self._reach = _speed(first)
-        self.budget = budget(config, first)
+        found = {name: HostDevice(memory(name, one), self._pools[name]) for name, one in devices.items()}
+        least = min(one.memory for one in found.values())
+        room = Room(len(found), least, max(self._pools.values()), tuple(first.rungs))
         measured = config.placement.profile
-        self._profile = profile.load(Path(measured)) if measured else None
-        self._table = CostTable(self._profile, source=measured) if self._profile else None
+        known = profile.load(Path(measured)) if measured else None
+        table = CostTable(known, source=measured) if known else None
+        return _Ground(found, room, *_speed(first), budget(config, first), known, table)
 
     # ---- what is asked ----------------------------------------------------------------------------
 
@@ -118,7 +140,22 @@ class Planning:
         a model are not known, or no plan could hold the models."""
         loads = [self._measured(entry, load_of(entry, (demands or {}).get(entry.name))) for entry in entries]
         least = {entry.name: self._least(entry) for entry in entries}
-        return Live(loads, self.room, self._costs(loads), self.budget, least)
+        return Live(loads, self._ground.room, self._costs(loads), self._ground.budget, least)
+
+    def host_view(self, entries: Iterable[Entry], demands: Mapping[str, Demand]) -> HostView:
+        """Of opened entries, for a plan over several hosts. The first time it may measure the CPU."""
+        ground = self._ground
+        models = [
+            HostedModel(
+                load_of(entry, demands.get(entry.name)),
+                entry.config,
+                entry.device,
+                self._least(entry),
+                entry.pinned or entry.config.tp > 1 or bool(entry.adapters),
+            )
+            for entry in entries
+        ]
+        return HostView(ground.devices, ground.room.rungs, ground.peak, ground.reach, ground.budget, models)
 
     def pins(self, entries: Iterable[Entry]) -> dict[str, int]:
         """Pinned models stay where they are: where the configuration says, or an operator has moved them. So
@@ -133,18 +170,19 @@ class Planning:
     # ---- inside -----------------------------------------------------------------------------------
 
     def _costs(self, loads: Sequence[ModelLoad]) -> Costs:
-        if self._table is not None:
-            return Profiled(self._table)
+        ground = self._ground
+        if ground.table is not None:
+            return Profiled(ground.table)
         dtypes = {load.cost: load.dtype for load in loads}
-        return Roofline(self._peak, {load.cost: load.shape for load in loads}, self._reach, dtypes)
+        return Roofline(ground.peak, {load.cost: load.shape for load in loads}, ground.reach, dtypes)
 
     def _measured(self, entry: Entry, load: ModelLoad) -> ModelLoad:
         """By the name that the profile has for the model. Raises ConfigError where it has it otherwise."""
-        if self._profile is None:
+        if self._ground.profile is None:
             return load
         config = entry.config
         known = profile.known_as(
-            self._profile,
+            self._ground.profile,
             entry.name,
             config.path,
             load.dtype,
@@ -155,7 +193,7 @@ class Planning:
         return msgspec.structs.replace(load, cost=known or load.cost)
 
     def _least(self, entry: Entry) -> int:
-        return size(entry.quota.min, key=f"model.quota.min ({entry.name})", whole=self.room.pool)
+        return size(entry.quota.min, key=f"model.quota.min ({entry.name})", whole=self._ground.room.pool)
 
     def _spread_cut(self, entries: Sequence[Entry]) -> None:
         """Models that are cut, largest first, each to a mesh of as many devices."""

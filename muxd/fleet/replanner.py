@@ -23,6 +23,7 @@ from muxd.fleet.proposal import Proposal, ProposedModel
 from muxd.fleet.roster import Roster
 from muxd.placement import live
 from muxd.placement import replanner as planner
+from muxd.placement.host_view import HostView
 from muxd.placement.live import Live
 from muxd.placement.replan import Policy
 from muxd.placement.replanner import View, Watch
@@ -40,7 +41,7 @@ def watch(config: PlacementConfig) -> Watch:
 
 
 class Replanner:
-    """``run`` is its life; ``propose`` and ``now`` are for whoever asks."""
+    """``run`` is its life; ``propose``, ``now`` and ``host_view`` are for whoever asks."""
 
     def __init__(
         self,
@@ -95,6 +96,11 @@ class Replanner:
         """What would be done now; nothing is. ``asked``: an operator does, so neither the cooldown nor
         ``least_gain`` counts. Raises ConfigError where there is nothing to plan, or costs are not known."""
         return (await self._look(asked))[0]
+
+    async def host_view(self) -> HostView:
+        """For a plan over several hosts. Raises ConfigError where the profile cannot be read."""
+        entries, demands = self._ready, self._demands()
+        return await asyncio.to_thread(self._planning.host_view, entries, demands)
 
     async def _look(self, asked: bool) -> tuple[Proposal, Live]:
         entries, demands, began = self._placed(), self._demands(), self._clock.now()
@@ -156,10 +162,12 @@ class Replanner:
         """A plan that cannot be carried out now is not tried at every look."""
         self._rest = max(self._rest, self._clock.now() + self._config.cooldown)
 
+    @property
+    def _ready(self) -> list[Entry]:
+        return [one for one in self._roster.entries.values() if one.lane is not None and one.state == "ready"]
+
     def _placed(self) -> list[Entry]:
-        found = [
-            one for one in self._roster.entries.values() if one.lane is not None and one.state == "ready"
-        ]
+        found = self._ready
         if len(self._planning.names) < 2:
             raise ConfigError("there is one device: nothing to plan")
         if not found:

@@ -18,10 +18,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from muxd.admin.client import AdminClient, socket_path
-from muxd.admin.schemas import Status
+from muxd.admin.schemas import LoadModel, Status, UnloadModel
 from muxd.cli.local_daemon import start_daemon
 from muxd.config import state
 from muxd.errors import DaemonUnreachable, MuxdError
+from muxd.ray.replanning import Order
 from muxd.ray.reports import GONE, STARTING, HostReport, ModelReport, model_reports
 from muxd.ray.settings import model_names
 
@@ -31,6 +32,7 @@ _TIMEOUT = 5.0  # seconds
 _EVERYWHERE = ("0.0.0.0", "::")
 # Ray's for its own workers; muxd divides the host's cores itself.
 _RAYS = ("OMP_NUM_THREADS",)
+_NOWHERE = ("", "unloaded")  # states of a model that there is nothing of
 
 
 class HostDaemon:
@@ -77,7 +79,27 @@ class HostDaemon:
         now = time.monotonic()
         self._models = model_reports(status, models, self._tokens, now - self._looked)
         self._tokens, self._looked = {one.name: one.tokens_total for one in models}, now
-        return HostReport(self.host, self._url(status), taking, self._models, self._plan)
+        adopted = Path(status.config) != self._file
+        return HostReport(self.host, self._url(status), taking, self._models, self._plan, adopted)
+
+    def carried_out(self, order: Order) -> str:
+        """ "", or why it cannot be. What is so already is well."""
+        try:
+            self._carry_out(order)
+        except (MuxdError, OSError, http.client.HTTPException) as error:
+            return str(error) or type(error).__name__
+        return ""
+
+    def _carry_out(self, order: Order) -> None:
+        state = {one.name: one.state for one in self.admin.models()}.get(order.model, "")
+        if order.load is None:
+            steps = self.admin.unload(UnloadModel(order.model)) if state not in _NOWHERE else iter(())
+        elif state == "ready":
+            return
+        else:
+            steps = self.admin.load(LoadModel(order.model if state else order.load, order.device))
+        for _ in steps:
+            continue
 
     def end(self, seconds: float) -> None:
         """Stop a muxd that a node has started, this one or one before it; one that was there already stays.

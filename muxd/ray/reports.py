@@ -24,13 +24,14 @@ class ModelReport(Struct, frozen=True):
 
 class HostReport(Struct, frozen=True):
     """A host as its node sees it. ``taking``: "ok", or why it takes no requests; ``plan``: the name of the
-    file that it serves."""
+    file that it serves, ``adopted``: unless its muxd was there before."""
 
     host: str
     url: str
     taking: str
     models: dict[str, ModelReport] = {}
     plan: str = ""
+    adopted: bool = False
 
     @property
     def load(self) -> int:

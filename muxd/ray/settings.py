@@ -22,6 +22,7 @@ class Arguments(Struct, frozen=True, forbid_unknown_fields=True):
     port: int = 8010  # of a host's muxd; 0: a free one
     socket: str = ""  # admin socket of a host's muxd, as server.socket
     drain: float = 60.0  # seconds that streams have to end where a node is taken away
+    replan: float = 0.0  # seconds between two looks whether models should change their host; 0: they stay
 
 
 def arguments(given: Mapping[str, object]) -> Arguments:

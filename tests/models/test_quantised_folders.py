@@ -137,6 +137,7 @@ def _replaced(end: str, by: torch.Tensor) -> Any:
         ("awq", _replaced("scales", torch.full((3, 256), 1e4)), "not finite, or beyond float16"),
         ("packed", _replaced("weight_scale", torch.full((256, 3), torch.nan)), "not finite, or beyond"),
         ("int8", _replaced("weight_scale", torch.ones(3)), r"has scales of float32 \[3\]"),
+        ("int8", _replaced("weight_scale_inv", torch.ones(256, 1)), "say the same of one matrix"),
         ("int8", _replaced("weight_offset", torch.ones(3, dtype=torch.int8)), "dtype I8, and config.json"),
     ],
 )

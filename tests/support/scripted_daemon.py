@@ -38,6 +38,8 @@ from muxd.admin.schemas import (
 )
 from muxd.admin.server import AdminServer
 from muxd.config import ModelConfig
+from muxd.cost.peaks import CAPTURED, PEAKS
+from muxd.cost.shapes import CATALOGUE
 from muxd.engine.trace import Mark, RequestTimes, Sample, Span, Trace
 from muxd.errors import Busy, ModelFolderError, NotFound, OutOfMemory
 from muxd.fleet.events import Event
@@ -45,6 +47,9 @@ from muxd.fleet.log_lines import LogLine
 from muxd.fleet.proposal import Proposal, ProposedModel
 from muxd.fleet.reload import Reloaded
 from muxd.fleet.steps import Step
+from muxd.placement.host_view import HostDevice, HostedModel, HostView
+from muxd.placement.memory import Budget
+from muxd.placement.problem import ModelLoad
 from muxd.watch.schemas import (
     AccountView,
     BlockRun,
@@ -161,6 +166,14 @@ PROPOSAL = Proposal(
         ProposedModel("smol", "cuda:0", "cuda:0", 0.0, 0.0, 0.0, True),
     ],
     True, "adopt", 1.25, 0.5, ["gemma"],
+)  # fmt: skip
+
+
+_SMOL = ModelLoad("smol", "smol", CATALOGUE["llama-3.2-1b"], 1.5, 30, 60)
+HOST_VIEW = HostView(
+    {"cuda:0": HostDevice(80_000_000_000, 20_000_000_000)},
+    (25, 50, 75, 100), PEAKS["a100"], CAPTURED, Budget(),
+    [HostedModel(_SMOL, ModelConfig("smol", "/m/smol"), "cuda:0")],
 )  # fmt: skip
 
 
@@ -291,6 +304,9 @@ class ScriptedService:
 
     async def replan(self, wanted: Replan) -> AsyncIterator[Proposal]:
         yield PROPOSAL
+
+    async def host_view(self) -> HostView:
+        return HOST_VIEW
 
     async def drain(self, wanted: Drain) -> AsyncIterator[Drained]:
         if wanted.end:

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "simd.h"
+#include "tiles.h"
 
 enum Kept { KEPT_F32, KEPT_F16, KEPT_BF16, KEPT_FLOAT8 };  // how numbers lie in the pool
 
@@ -294,8 +294,9 @@ inline void load_pairs(const Blocks& in, int first, int count, float* keys, floa
   }
 }
 
-// Floats of scratch for a tile of ``rows`` (query, head) pairs.
+// Floats of scratch for a tile of ``rows`` (query, head) pairs, of which tile registers take sixteen together.
 inline int64_t tile_floats(int rows, int width) {
+  rows = (rows + TILE - 1) / TILE * TILE;
   return (int64_t)rows * (2 * width + KEYS + 3) + 2 * (int64_t)KEYS * width;
 }
 
@@ -316,13 +317,19 @@ inline void attend_tile(const Blocks& in, int at, int n, int window, const float
     for (int d = 0; d < width; d++) sums[r * width + d] = 0;
     top[r] = LOWEST, total[r] = 0;
   }
+  // Scores and values by tile registers where there are some: whole tiles, behind the last row and key as well.
+  auto times = [&](const float* a, int lda, const float* b, float* c, int ldc, int k, int whole) {
+    if (!P || !tiles()) return multiply<P>(a, lda, b, ldc, c, ldc, rows, k, ldc);
+    const TileRegisters registers;
+    tiled_pairs(a, lda, b, ldc, c, ldc, (rows + TILE - 1) / TILE * TILE, whole, ldc);
+  };
   const int stop = at + n, low = window > 0 ? std::max(0, at + 1 - window) : 0;
   for (int first = low / KEYS * KEYS; first < stop; first += KEYS) {
     const int count = std::min(KEYS, stop - first);
     if constexpr (P) load_pairs(in, first, count, keys, values);
     else load_tile<KEPT>(in, first, count, width, keys, values);
     memset(scores, 0, sizeof(float) * rows * KEYS);
-    multiply<P>(queries, width, keys, KEYS, scores, KEYS, rows, P ? hd / 2 : hd, KEYS);
+    times(queries, width, keys, scores, KEYS, P ? hd / 2 : hd, hd / 2);
     for (int r = 0; r < rows; r++) {
       const int p = at + r / group;
       float* line = scores + r * KEYS;
@@ -340,7 +347,7 @@ inline void attend_tile(const Blocks& in, int at, int n, int window, const float
         store(sums + r * width + d, mul(load(sums + r * width + d), all(factor[r])));
       if (P) round_pairs(line, (uint16_t*)line, KEYS);
     }
-    multiply<P>(scores, KEYS, values, width, sums, width, rows, P ? (count + 1) / 2 : count, width);
+    times(scores, KEYS, values, sums, width, P ? (count + 1) / 2 : count, KEYS / 2);
   }
   for (int r = 0; r < rows; r++) {
     const float inverse = 1 / (total[r] + in.sunk(r % group, top[r]));

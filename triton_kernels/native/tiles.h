@@ -71,6 +71,48 @@ inline void tiled(const uint8_t* block, int64_t k, const uint16_t* a, int64_t st
   }
 }
 
+// Sixteen rows times ROWS and thirty-two columns of what ``tiled_pairs`` says.
+template <int ROWS>
+inline void pair_block(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int k) {
+  __asm__ volatile("" ::: "memory");
+  _tile_loadd(0, c, 4 * ldc);
+  _tile_loadd(1, c + TILE, 4 * ldc);
+  if constexpr (ROWS > 1) {
+    _tile_loadd(2, c + TILE * ldc, 4 * ldc);
+    _tile_loadd(3, c + TILE * ldc + TILE, 4 * ldc);
+  }
+  for (int i = 0; i < k; i += TILE) {
+    _tile_loadd(4, b + (int64_t)i * ldb, 4 * ldb);
+    _tile_loadd(5, b + (int64_t)i * ldb + TILE, 4 * ldb);
+    _tile_loadd(6, a + i, 4 * lda);
+    _tile_dpbf16ps(0, 6, 4);
+    _tile_dpbf16ps(1, 6, 5);
+    if constexpr (ROWS > 1) {
+      _tile_loadd(7, a + TILE * lda + i, 4 * lda);
+      _tile_dpbf16ps(2, 7, 4);
+      _tile_dpbf16ps(3, 7, 5);
+    }
+  }
+  _tile_stored(0, c, 4 * ldc);
+  _tile_stored(1, c + TILE, 4 * ldc);
+  if constexpr (ROWS > 1) {
+    _tile_stored(2, c + TILE * ldc, 4 * ldc);
+    _tile_stored(3, c + TILE * ldc + TILE, 4 * ldc);
+  }
+  __asm__ volatile("" ::: "memory");
+}
+
+// C [rows, n] += A [rows, k] B [k, n], A's and B's numbers pairs of bfloat16. ``rows`` and ``k`` are whole tiles,
+// ``n`` two of them.
+inline void tiled_pairs(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int rows, int k, int n) {
+  for (int j = 0; j < n; j += 2 * TILE) {
+    int r = 0;
+    for (; r + 2 * TILE <= rows; r += 2 * TILE)
+      pair_block<2>(a + r * lda, lda, b + j, ldb, c + r * ldc + j, ldc, k);
+    if (r < rows) pair_block<1>(a + r * lda, lda, b + j, ldb, c + r * ldc + j, ldc, k);
+  }
+}
+
 // Numbers of sixteen rows' columns 4 i ... 4 i + 3, as floats, to two lines of pairs.
 inline void pair_up(const Floats* columns, uint16_t* to) {
   alignas(64) static constexpr uint16_t TURNS[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
@@ -86,5 +128,6 @@ constexpr int TILE = 16;
 inline bool tiles() { return false; }
 struct TileRegisters {};
 inline void tiled(const uint8_t*, int64_t, const uint16_t*, int64_t, int, Floats*) {}
+inline void tiled_pairs(const float*, int, const float*, int, float*, int, int, int, int) {}
 inline void pair_up(const Floats*, uint16_t*) {}
 #endif
