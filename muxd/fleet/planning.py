@@ -1,7 +1,7 @@
 """What a daemon knows for the question which model runs where: sizes, rates, costs, pins. Asks ``placement``.
 
-With one device there is nothing to ask, but for a plan of several hosts (``host_view``). Costs are a profile's
-(``placement.profile``), else a roofline of the GPU, or of the CPU as it is measured the first time.
+With one device there is nothing to ask, but for a plan of several hosts (``host_view``). Costs are a
+profile's (``placement.profile``), else a roofline of the GPU, or of the CPU as it is measured the first time.
 """
 
 import logging

@@ -148,9 +148,23 @@ def test_keys_beyond_float16_give_no_token(tmp_path: Path, native: bool, context
 def test_bfloat16_is_no_further_from_float32_than_torchs(tmp_path: Path, make: Any, native: bool) -> None:
     """A prompt in chunks, past the window, and some tokens after it."""
     make(tmp_path / "m")
+    no_further(tmp_path / "m", native)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(6, 2, 64), (5, 5, 32), (3, 1, 96), (4, 2, 24)])
+def test_queries_that_fill_no_tile(
+    tmp_path: Path, heads: int, kv_heads: int, head_dim: int, native: bool
+) -> None:
+    """Of a CPU that multiplies by tiles of sixteen rows: as above, whatever is behind the last row."""
+    shape = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim}
+    llama(tmp_path / "m", hidden_size=32 * heads, **shape)
+    no_further(tmp_path / "m", native)
+
+
+def no_further(folder: Path, native: bool) -> None:
     prompt = random.Random(2).choices(range(3, 300), k=230)
-    exact = DirectRunner(tmp_path / "m", "float32", native=False)
-    plain, ours = (DirectRunner(tmp_path / "m", "bfloat16", native=step) for step in (False, native))
+    exact = DirectRunner(folder, "float32", native=False)
+    plain, ours = (DirectRunner(folder, "bfloat16", native=step) for step in (False, native))
     for direct in (exact, plain, ours):
         for start in range(0, len(prompt), 100):
             part = prompt[start : start + 100]

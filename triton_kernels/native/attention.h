@@ -305,9 +305,9 @@ inline int64_t tile_floats(int rows, int width) {
 template <int KEPT, bool P>
 inline void attend_tile(const Blocks& in, int at, int n, int window, const float* q, int group, int64_t q_apart,
                         float* out, int64_t out_apart, float* scratch) {
-  const int hd = in.head_dim, width = (hd + 15) / 16 * 16, rows = n * group;
-  float *queries = scratch, *sums = queries + rows * width, *scores = sums + rows * width;
-  float *keys = scores + rows * KEYS, *values = keys + KEYS * width;
+  const int hd = in.head_dim, width = (hd + 15) / 16 * 16, rows = n * group, room = (rows + TILE - 1) / TILE * TILE;
+  float *queries = scratch, *sums = queries + room * width, *scores = sums + room * width;
+  float *keys = scores + room * KEYS, *values = keys + KEYS * width;
   float *top = values + KEYS * width, *total = top + rows, *factor = total + rows;
   for (int r = 0; r < rows; r++) {
     float* row = queries + r * width;
@@ -321,7 +321,7 @@ inline void attend_tile(const Blocks& in, int at, int n, int window, const float
   auto times = [&](const float* a, int lda, const float* b, float* c, int ldc, int k, int whole) {
     if (!P || !tiles()) return multiply<P>(a, lda, b, ldc, c, ldc, rows, k, ldc);
     const TileRegisters registers;
-    tiled_pairs(a, lda, b, ldc, c, ldc, (rows + TILE - 1) / TILE * TILE, whole, ldc);
+    tiled_pairs(a, lda, b, ldc, c, ldc, room, whole, ldc);
   };
   const int stop = at + n, low = window > 0 ? std::max(0, at + 1 - window) : 0;
   for (int first = low / KEYS * KEYS; first < stop; first += KEYS) {
