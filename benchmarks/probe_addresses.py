@@ -47,7 +47,7 @@ def _wide(near: PagedPool, count: int) -> PagedPool:
     table = torch.randperm(count, device=device)[: near.table.numel()].to(torch.int32).view(near.table.shape)
     for part in table.flatten().long().split(1 << 16):  # not what lay there: numbers, and none that are NaN
         blocks[part] = torch.randn(len(part), blocks.shape[1], device=device).to(blocks.dtype)
-    return PagedPool(blocks, table, near.kv_heads, near.head_dim)
+    return PagedPool(blocks, table, near.layout)
 
 
 if __name__ == "__main__":

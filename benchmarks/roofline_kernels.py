@@ -16,6 +16,7 @@ from muxd.kernels import ops
 from muxd.kernels.grouped import group
 from muxd.kernels.paged_decode import plan_splits
 from muxd.kernels.paged_pool import PagedPool
+from muxd.kernels.row_layout import uniform
 from muxd.kernels.sampling import SamplingLines
 
 BF16 = torch.bfloat16
@@ -276,7 +277,7 @@ def filled_pool(
     blocks = torch.empty(count, BLOCK_BYTES // 2, dtype=dtype, device=device).normal_()
     table = torch.randperm(count, device=device).to(torch.int32).view(-1, table_width)
     rows = torch.randperm(batch * width, device=device).to(torch.int32).view(batch, width)
-    return PagedPool(blocks, table, model.kv_heads, model.head_dim), rows
+    return PagedPool(blocks, table, uniform(layers, model.kv_heads, model.head_dim)), rows
 
 
 def _cycles(nbytes: int, device: str) -> int:

@@ -102,6 +102,8 @@ def _check(spec: ModelSpec, ranks: int) -> None:
     """Raises ModelFolderError naming what is in the way."""
     if spec.encoder:
         raise _refused(spec, ranks, "layers of an encoder are not cut")
+    if spec.layer_heads:
+        raise _refused(spec, ranks, "its layers have heads of several kinds")
     if spec.heads < ranks:
         raise _refused(spec, ranks, f"it has {spec.heads} heads")
     if spec.kv_heads < ranks and ranks % spec.kv_heads:

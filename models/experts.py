@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from muxd.kernels.grouped import group
-from muxd.kernels.ops import clamped_gate, grouped_linear, silu_gate
+from muxd.kernels.ops import clamped_gate, gelu_tanh_gate, grouped_linear, silu_gate
 from muxd.models.layers import Weights
 from muxd.models.mixture import Experts
 
@@ -28,19 +28,29 @@ class Mixture:
         self.experts, self.router = experts, weights.linear(f"{layer}router", bias=experts.biased)
         self.gate_up, self.gate_up_bias = of_all("gate_up")  # [experts, 2 · inner, hidden], gates first
         self.down, self.down_bias = of_all("down")  # [experts, hidden, inner]
+        self.scales = weights.tensor(f"{layer}router_scale") if experts.scaled else None
 
-    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """x [n, hidden] -> [n, hidden], plus ``add`` where given."""
-        weights, chosen = route(self.router(x), self.experts)
+    def __call__(self, x: Tensor, add: Tensor | None = None, scored: Tensor | None = None) -> Tensor:
+        """x [n, hidden] -> [n, hidden], plus ``add`` where given. ``scored`` [n, hidden]: what the router
+        reads in place of x."""
+        weights, chosen = route(self.router(x if scored is None else scored), self.experts)
+        if self.scales is not None:
+            weights = weights * self.scales[chosen]
         groups = group(chosen, self.experts.count)
         both = grouped_linear(x, self.gate_up, groups, bias=self.gate_up_bias, gather=True)
-        alpha, limit = self.experts.alpha, self.experts.limit
-        active = clamped_gate(both, alpha, limit) if limit else silu_gate(both)
+        active = self.gated(both)
         given = grouped_linear(active, self.down, groups, bias=self.down_bias)
         # Back to the order of tokens, so that sums are the same whoever else is in the batch.
         pairs = torch.empty_like(given).index_copy_(0, groups.order, given).view(*chosen.shape, -1)
         mixed = torch.bmm(weights[:, None].to(x.dtype), pairs)[:, 0]  # added in float32, whatever the type
         return mixed if add is None else add.add_(mixed)
+
+    def gated(self, both: Tensor) -> Tensor:
+        """[pairs, 2 · inner] -> [pairs, inner]."""
+        if self.experts.gelu:
+            return gelu_tanh_gate(both)
+        alpha, limit = self.experts.alpha, self.experts.limit
+        return clamped_gate(both, alpha, limit) if limit else silu_gate(both)
 
 
 def route(scores: Tensor, experts: Experts) -> tuple[Tensor, Tensor]:

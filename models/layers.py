@@ -53,14 +53,19 @@ class Weights(Protocol):
         subtracted first (LayerNorm, without a bias)."""
         ...
 
+    def plain_norm(self, size: int, eps: float) -> Norm:
+        """Without a weight: one of ``size`` ones."""
+        ...
+
     def rotary(self, rope: Rope, head_dim: int) -> Turn: ...
 
 
 class Attend(Protocol):
     """Turn this batch's queries and keys, store its keys and values, attend to all its queries may see.
 
-    qkv [n, heads + 2 · kv_heads, head_dim], the projection of ``layer``, contiguous; it is overwritten.
-    ``norms``: of each query and of each key, before they are turned. ``sinks`` [heads]: what
+    qkv [n, heads + 2 · kv_heads, head_dim], the projection of ``layer``, contiguous; it is overwritten. Of a
+    layer that reads an earlier one's keys and values [n, heads, head_dim]. ``norms``: of each query and of
+    each key, before they are turned, and of each value, where there are three. ``sinks`` [heads]: what
     ``muxd.kernels.sinks`` says. Returns [n, heads · head_dim].
     """
 
@@ -69,7 +74,7 @@ class Attend(Protocol):
         layer: int,
         qkv: Tensor,
         angles: Angles,
-        norms: tuple[Norm, Norm] | None = None,
+        norms: tuple[Norm, ...] | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor: ...
 
@@ -110,10 +115,11 @@ class Turns:
     """The rotary embeddings of a model's layers, each computed once a batch."""
 
     def __init__(self, spec: ModelSpec, weights: Weights):
-        self._ropes = [spec.rope_of(layer) for layer in range(spec.layers)]
-        self._turns = {rope: weights.rotary(rope, spec.head_dim) for rope in set(self._ropes)}
+        layers = enumerate(spec.row_layout.layers)
+        self._kinds = [(spec.rope_of(layer), rows.head_dim) for layer, rows in layers]
+        self._turns = {kind: weights.rotary(*kind) for kind in set(self._kinds)}
 
     def __call__(self, positions: Tensor) -> list[Angles]:
         """positions [n] -> the angles that each layer turns by."""
-        angles = {rope: turn(positions) for rope, turn in self._turns.items()}
-        return [angles[rope] for rope in self._ropes]
+        angles = {kind: turn(positions) for kind, turn in self._turns.items()}
+        return [angles[kind] for kind in self._kinds]

@@ -59,7 +59,7 @@ class Llama:
 class LlamaLayer:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    qk_norms: tuple[Norm, Norm] | None = None  # of each query and key, where a relative has them
+    qk_norms: tuple[Norm, ...] | None = None  # of each query and key, where a relative has them
 
     def __init__(self, spec: ModelSpec, weights: Weights, layer: int):
         name = f"layers.{layer}."
@@ -68,12 +68,13 @@ class LlamaLayer:
             offset, centred = spec.norm_offset, spec.norm_centred
             return weights.norm(name + part, spec.norm_eps, offset=offset, centred=centred)
 
-        self.layer, self.head_dim = layer, spec.head_dim
+        self.layer, self.head_dim = layer, spec.rows_of(layer).head_dim
         self.qkv = weights.linear(name + "qkv", bias=spec.qkv_bias)
         self.o = weights.linear(name + "o", bias=spec.o_bias)
         self.sinks = weights.tensor(name + "sinks") if spec.sinks else None
         experts = spec.experts_of(layer)
-        self.mlp = Mixture(experts, weights, name) if experts else self.gated(weights, name)
+        in_place = experts if experts and not experts.beside else None
+        self.mlp = Mixture(in_place, weights, name) if in_place else self.gated(weights, name)
         self.take_norms(norm)
 
     def gated(self, weights: Weights, name: str) -> "SwiGlu":

@@ -23,7 +23,7 @@ from muxd.models.files import read_json
 from muxd.models.reading import Source, numbers
 from muxd.models.safetensors_index import Stored, read_header, seal
 from muxd.models.spec import ModelSpec
-from muxd.models.tensors import ROUTER, headed, unwrapped, wanted
+from muxd.models.tensors import headed, unwrapped, wanted
 from muxd.models.weights import WeightPlan, aligned
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -49,6 +49,7 @@ _TENSOR = re.compile(r"base_model\.model\.(.+)\.(lora_[AB])(?:\.default)?\.weigh
 # Of a pattern, which is run in the daemon: nothing that repeats, and few groups, so that it ends soon.
 _PATTERN = re.compile(r"\^?(?:[\w.|()-]|\\[.d]|\[(?:\w(?:-\w)?)+\])+\$?")
 _GROUPS, _LONGEST = 2, 200
+_ADAPTED = frozenset({"qkv", "o", "gate_up", "down"})  # matrices of a layer that both steps of a CPU adapt
 _MOST_RANK = 4096
 
 
@@ -215,7 +216,9 @@ def _modules(spec: ModelSpec) -> dict[str, _Module]:
     """Of the base's layers, by the names of their modules."""
     found: dict[str, _Module] = {}
     for tensor in wanted(spec):
-        if not tensor.name.startswith("layers.") or len(tensor.shape) != 2 or tensor.name.endswith(ROUTER):
+        if not tensor.name.startswith("layers.") or len(tensor.shape) != 2:
+            continue
+        if tensor.name.rpartition(".")[2] not in _ADAPTED:
             continue
         first = 0
         for number, part in enumerate(tensor.parts):

@@ -13,7 +13,8 @@ from muxd.models.stacks import GROUP
 
 
 class Experts(Struct, frozen=True):
-    """What stands in place of a layer's MLP: a token goes to its best few of many (Shazeer et al. 2017)."""
+    """What stands in place of a layer's MLP, or beside it: a token goes to its best few of many (Shazeer et
+    al. 2017)."""
 
     count: int
     chosen: int  # of a token
@@ -23,7 +24,10 @@ class Experts(Struct, frozen=True):
     biased: bool = False  # so are the router's scores
     alpha: float = 1.0  # the gate is g · sigmoid(alpha · g)
     limit: float = 0.0  # to which gate and up are clamped, and up gets 1 added; 0: neither
-    stored: Literal["each", "stacked", "mxfp4"] = "each"  # each expert's by itself, or all in one tensor
+    stored: Literal["each", "stacked", "mxfp4", "straight"] = "each"  # each by itself, or all in one tensor
+    beside: bool = False  # the MLP, both with norms of their own, and so is what the router reads
+    gelu: bool = False  # gates by GELU's tanh form
+    scaled: bool = False  # the weights of those chosen are multiplied by a number of each expert
 
 
 def mixtral_experts(fields: Fields) -> Experts:
@@ -68,6 +72,18 @@ def gpt_oss_experts(fields: Fields) -> Experts:
         limit=fields.number("swiglu_limit", 7.0),
         stored="mxfp4" if packed else "stacked",
     )
+
+
+def gemma4_experts(fields: Fields) -> Experts | None:
+    """Every layer, beside its MLP, where ``enable_moe_block`` says so."""
+    if not fields.flag("enable_moe_block", False):
+        return None
+    layers, count = fields.integer("num_hidden_layers", 30), fields.integer("num_experts")
+    if (chosen := fields.integer("top_k_experts")) > count:
+        raise fields.refuse("top_k_experts", f"is {chosen}, of {count} experts")
+    inner = fields.integer("moe_intermediate_size")
+    every = (True,) * layers
+    return Experts(count, chosen, inner, True, every, stored="straight", beside=True, gelu=True, scaled=True)
 
 
 def _count(fields: Fields, absent: int) -> int:

@@ -6,6 +6,7 @@ Owns ``ModelSpec``, which ``muxd.models.spec`` reads from a folder. No torch.
 from msgspec import Struct, structs
 
 from muxd.errors import NoRow
+from muxd.kernels.row_layout import KvHeads, LayerRows, RowLayout, laid_out, uniform
 from muxd.messages import Dtype
 from muxd.models.mixture import Experts
 from muxd.models.rope import STILL, Rope
@@ -92,6 +93,13 @@ class ModelSpec(Struct, frozen=True):
     headless: bool = False  # saved without a head: it can only be pooled
     scheme: Scheme | None = None  # how its matrices are quantised, where several tensors tell
     wrapped: bool = False  # the text part of a model that also sees: its tensors' names carry a prefix
+    layer_heads: tuple[KvHeads, ...] = ()  # what each layer keeps; empty: ``kv_heads`` of ``head_dim``
+    keys_as_values: tuple[int, ...] = ()  # layers whose keys, as they are projected, are their values, too
+    value_norm: bool = False  # values are normalised, without a weight
+    wide_mlps: tuple[int, ...] = ()  # layers whose MLP is twice as wide
+    layer_inputs: int = 0  # numbers that each layer gets of a token beside its state
+    layer_vocab: int = 0  # tokens that have such numbers
+    layer_scaled: bool = False  # what a layer leaves is multiplied by a number of its own
 
     def rope_of(self, layer: int) -> Rope:
         """What turns the queries and keys of ``layer``."""
@@ -100,8 +108,17 @@ class ModelSpec(Struct, frozen=True):
         return self.rope if self.windows[layer] is None else self.local_rope
 
     def experts_of(self, layer: int) -> Experts | None:
-        """Of a layer that has them in place of its MLP."""
+        """Of a layer that has them, in place of its MLP or beside it."""
         return self.experts if self.experts is not None and self.experts.layers[layer] else None
+
+    def dense(self, layer: int) -> bool:
+        """Whether a layer has an MLP."""
+        experts = self.experts_of(layer)
+        return experts is None or experts.beside
+
+    def inner_of(self, layer: int) -> int:
+        """How wide the MLP of a layer is."""
+        return self.intermediate_size * (2 if layer in self.wide_mlps else 1)
 
     def within(self, context: int) -> "ModelSpec":
         """The same for sequences of at most ``context`` tokens: LongRoPE has factors for short ones."""
@@ -123,13 +140,24 @@ class ModelSpec(Struct, frozen=True):
         return () if order == tuple(range(self.head_dim)) else order
 
     @property
+    def row_layout(self) -> RowLayout:
+        """Where in a row each layer's keys and values lie."""
+        if self.layer_heads:
+            return laid_out(self.layer_heads)
+        return uniform(self.layers, self.kv_heads, self.head_dim)
+
+    def rows_of(self, layer: int) -> LayerRows:
+        """Where in a row the keys and values of ``layer`` lie, how many heads, and how wide."""
+        return self.row_layout.layers[layer]
+
+    @property
     def blocks_per_row(self) -> int:
-        """Head blocks in one row: one per layer and KV head."""
-        return self.layers * self.kv_heads
+        """Head blocks in one row: one a KV head and layer, two where heads are twice as wide as others."""
+        return self.row_layout.blocks
 
     def tokens_per_row(self, block_bytes: int, itemsize: int) -> int:
         """See ``tokens_per_row``."""
-        return tokens_per_row(block_bytes, self.head_dim, itemsize)
+        return tokens_per_row(block_bytes, self.row_layout.head_dim, itemsize)
 
 
 def tokens_per_row(block_bytes: int, head_dim: int, itemsize: int) -> int:

@@ -7,6 +7,7 @@ from muxd.models.cohere2 import Cohere2
 from muxd.models.exaone4 import Exaone4
 from muxd.models.gemma2 import Gemma2
 from muxd.models.gemma3 import Gemma3
+from muxd.models.gemma4 import Gemma4
 from muxd.models.glm4 import Glm4
 from muxd.models.granite import Granite
 from muxd.models.layers import Model, Weights
@@ -27,6 +28,7 @@ ARCHITECTURES: dict[str, Callable[[ModelSpec, Weights], Model]] = {
     "GptOssForCausalLM": Llama,
     "Gemma2ForCausalLM": Gemma2,
     "Gemma3ForCausalLM": Gemma3,
+    "Gemma4ForCausalLM": Gemma4,
     "Phi3ForCausalLM": Llama,
     "GraniteForCausalLM": Granite,
     "Olmo2ForCausalLM": Olmo2,

@@ -108,7 +108,20 @@ class LongScaling(Struct, frozen=True):
         return FactorScaling(self.long, self.magnitude).stretched(plain, theta)
 
 
-Scaling = LinearScaling | Llama3Scaling | YarnScaling | FactorScaling | LongScaling
+class ProportionalScaling(Struct, frozen=True):
+    """Gemma 4's: the first ``part`` of a head's pairs turn, as they would if all did, ``factor`` times as
+    slowly; the others do not."""
+
+    part: float
+    factor: float = 1.0
+
+    def stretched(self, plain: Frequencies, theta: float) -> Frequencies:
+        turning = int(self.part * 2 * len(plain) // 2)
+        still = np.zeros(len(plain) - turning, dtype=np.float32)
+        return np.concatenate((plain[:turning] / np.float32(self.factor), still))
+
+
+Scaling = LinearScaling | Llama3Scaling | YarnScaling | FactorScaling | LongScaling | ProportionalScaling
 
 
 class Rope(Struct, frozen=True):
@@ -220,7 +233,7 @@ def per_layer_type(fields: Fields, *, theta: float, local: float | None = None) 
     theta = _theta(fields, "rope_theta", theta)
     local = theta if local is None else _theta(fields, "rope_local_base_freq", local)
     for one in (ruling, sliding):
-        if one:
+        if one and _kind(one) != "proportional":
             one.must_be("partial_rotary_factor", 1.0, default=1.0)
     return (
         Rope(
@@ -246,9 +259,14 @@ def _theta(fields: Fields, key: str, default: float) -> float:
     return found
 
 
+def _kind(fields: Fields) -> str:
+    """``rope_type``, before transformers 4.43 ``type``."""
+    return fields.text("rope_type", fields.text("type", "default"))
+
+
 def _scaling(fields: Fields, model: Fields) -> Scaling | None:
-    """``rope_type`` (before transformers 4.43: ``type``) with its parameters; ``model``: what is around."""
-    kind = fields.text("rope_type", fields.text("type", "default"))
+    """What kind it is, with its parameters; ``model``: what is around."""
+    kind = _kind(fields)
     if kind == "default":
         return None
     readers: dict[str, Callable[[Fields, Fields], Scaling]] = {
@@ -256,6 +274,7 @@ def _scaling(fields: Fields, model: Fields) -> Scaling | None:
         "llama3": _llama3,
         "yarn": _yarn,
         "longrope": _longrope,
+        "proportional": _proportional,
     }
     if kind not in readers:
         known = ", ".join(f'"{name}"' for name in ("default", *readers))
@@ -312,6 +331,13 @@ def _longrope(fields: Fields, model: Fields) -> FactorScaling | LongScaling:
         factor = fields.number("factor", model.integer("max_position_embeddings") / original)
         magnitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(max(original, 2)))
     return FactorScaling(long, magnitude) if short == long else LongScaling(short, long, original, magnitude)
+
+
+def _proportional(fields: Fields, model: Fields) -> ProportionalScaling:
+    key = "partial_rotary_factor"
+    if (part := fields.number(key, 1.0)) > 1:
+        raise fields.refuse(key, f"must be at most 1, not {part}")
+    return ProportionalScaling(part, fields.number("factor", 1.0))
 
 
 def _factors(fields: Fields, key: str) -> tuple[float, ...]:

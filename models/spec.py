@@ -54,15 +54,21 @@ def read_spec(folder: Path) -> ModelSpec:
 
 def _check(path: Path, spec: ModelSpec) -> None:
     """Raises ModelFolderError for what no page could compute."""
-    if spec.heads % spec.kv_heads:
-        raise ModelFolderError(
-            f"{path}: num_attention_heads {spec.heads} is not a multiple of "
-            f"num_key_value_heads {spec.kv_heads}"
-        )
-    if spec.head_dim % 2:
-        raise ModelFolderError(f"{path}: head_dim {spec.head_dim} is odd; rotary embedding needs pairs")
-    for rope in (spec.rope, spec.local_rope):
-        _check_rope(path, rope, spec.head_dim)
+    try:
+        layout = spec.row_layout
+    except ValueError as error:
+        raise ModelFolderError(f"{path}: {error}") from None
+    for kv_heads in {one.kv_heads for one in layout.layers if one.kv_heads}:
+        if spec.heads % kv_heads:
+            raise ModelFolderError(
+                f"{path}: num_attention_heads {spec.heads} is not a multiple of num_key_value_heads "
+                f"{kv_heads}"
+            )
+    for head_dim in {one.head_dim for one in layout.layers}:
+        if head_dim % 2:
+            raise ModelFolderError(f"{path}: head_dim {head_dim} is odd; rotary embedding needs pairs")
+        for rope in (spec.rope, spec.local_rope):
+            _check_rope(path, rope, head_dim)
 
 
 def _check_rope(path: Path, rope: Rope, head_dim: int) -> None:

@@ -1,5 +1,6 @@
-"""One expert's matrix out of tensors that hold those of all experts, as gpt-oss stores them: gate and up take
-turns in their rows, and numbers are floats with the inputs first, or MXFP4.
+"""One expert's matrix out of tensors that hold those of all experts. As gpt-oss stores them gate and up take
+turns in their rows, and numbers are floats with the inputs first, or MXFP4; as Gemma 4 does, "straight", all
+of gate comes before all of up, as floats with the outputs first.
 
 MXFP4 (OCP Microscaling Formats 1.0): 32 numbers of four bits share an exponent. Here codes and exponents are
 two tensors; a GGUF's block of the same numbers (``muxd.models.blocks``) has the exponent before its codes,
@@ -14,7 +15,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
-Layout = Literal["turned", "mxfp4", "vector"]
+Layout = Literal["turned", "mxfp4", "vector", "straight"]
 Read = Callable[[int, int], Bytes]  # (first byte, how many) of a stored tensor
 
 GROUP = 32  # numbers that share an exponent
@@ -23,7 +24,8 @@ CODES, EXPONENTS = "_blocks", "_scales"  # ends of names
 
 
 class Cut(Struct, frozen=True):
-    """Rows ``first``, ``first + step`` ... of expert ``expert``'s matrix or vector."""
+    """Rows ``first``, ``first + step`` ... of expert ``expert``'s matrix or vector; straight: the ``first``
+    of ``step`` matrices one after another."""
 
     layout: Layout
     expert: int
@@ -38,10 +40,15 @@ class Cut(Struct, frozen=True):
             return self.experts, rows
         if self.layout == "turned":
             return self.experts, columns, rows
+        if self.layout == "straight":
+            return self.experts, rows, columns
         return self.experts, rows, columns // GROUP, GROUP // 2
 
     def floats(self, shape: tuple[int, ...], item: int, read: Read) -> Bytes:
         """Row-major, ``item`` bytes a number."""
+        if self.layout == "straight":
+            size = shape[0] * shape[1] * item
+            return read((self.expert * self.step + self.first) * size, size)
         rows, kind = shape[0] * self.step, f"u{item}"
         size = rows * (shape[1] if self.layout == "turned" else 1) * item
         raw = read(self.expert * size, size).view(kind)

@@ -4,6 +4,7 @@ One muxd tensor may be several stored ones stacked along the first axis (query, 
 so that the worker multiplies once. Read by the weight plan (daemon) and by the model pages (worker).
 """
 
+import re
 from typing import NamedTuple
 
 from muxd.models.mixture import Experts
@@ -12,18 +13,23 @@ from muxd.models.stacks import CODES, Cut, Layout
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROUTER = "router"  # the end of its name in a layer
-# Of a model that sees and reads: names of what sees begin so,
-SIGHT = tuple(
-    f"{outer}{part}."
-    for outer in ("", "model.")
-    for part in ("vision_tower", "vision_model", "multi_modal_projector")
-)
+LOOKED_UP = "input_table"  # by token, as the embedding is, and never multiplied with
+_KEYS_AND_VALUES = re.compile(r"model\.layers\.(\d{1,9})\.self_attn\.(?:k_proj|v_proj|k_norm|v_norm)\.weight")
+# Of a model that sees or hears, and reads: names of what does not read begin so, of some architectures more,
+_SIGHT = ("vision_tower", "vision_model", "multi_modal_projector")
+_MORE = {"Gemma4ForCausalLM": ("audio_tower", "embed_vision", "embed_audio")}
 # and of what reads, before transformers 4.52 and since.
 _PREFIXES = {
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
     "model.language_model.": "model.",
 }
+
+
+def reads(name: str, spec: ModelSpec) -> bool:
+    """Whether a tensor belongs to what reads in a model that also sees or hears."""
+    parts = (*_SIGHT, *_MORE.get(spec.architecture, ()))
+    return not name.removeprefix("model.").startswith(tuple(f"{part}." for part in parts))
 
 
 def headed(name: str) -> str:
@@ -87,7 +93,7 @@ def wanted(spec: ModelSpec) -> list[Wanted]:
     if spec.encoder:
         return _encoder(spec)
     embed = (spec.vocab_size, spec.hidden_size)
-    found = [_whole("embed", EMBED, embed)]
+    found = [_whole("embed", EMBED, embed), *_layer_inputs(spec)]
     for layer in range(spec.layers):
         found += _layer(spec, layer)
     found.append(_whole("norm", "model.norm.weight", (spec.hidden_size,)))
@@ -135,8 +141,9 @@ class _Piece(NamedTuple):
 
 
 def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
-    stored, hidden, inner = f"model.layers.{layer}", spec.hidden_size, spec.intermediate_size
-    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    stored, hidden, inner = f"model.layers.{layer}", spec.hidden_size, spec.inner_of(layer)
+    rows = spec.rows_of(layer)
+    q, kv = spec.heads * rows.head_dim, rows.kv_heads * rows.head_dim
     attention, mlp = f"{stored}.self_attn", f"{stored}.mlp"
 
     def linear(name: str, pieces: list[_Piece], inputs: int, *, bias: bool = False) -> list[Wanted]:
@@ -149,7 +156,7 @@ def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
         return Wanted(f"layers.{layer}.{name}", (Part(f"{stored}.{part}.weight", (size,), order=order),))
 
     found = [
-        *linear("qkv", _qkv(spec, attention, q, kv), hidden, bias=spec.qkv_bias),
+        *linear("qkv", _qkv(spec, layer, attention, q, kv), hidden, bias=spec.qkv_bias),
         *linear("o", [_Piece(f"{attention}.o_proj", hidden)], q, bias=spec.o_bias),
         *(norm(place, part) for place, part in spec.norms.placed()),
     ]
@@ -157,20 +164,41 @@ def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
         found.append(_whole(f"layers.{layer}.sinks", f"{attention}.sinks", (spec.heads,)))
     if experts := spec.experts_of(layer):
         found += _experts(spec, experts, layer)
-    else:
+    if spec.dense(layer):
         found += linear("gate_up", _gate_up(spec, mlp, inner), hidden)
         found += linear("down", [_Piece(f"{mlp}.down_proj", hidden)], inner)
     if spec.qk_norm or spec.wide_qk_norm:
-        sizes = {"q_norm": q, "k_norm": kv} if spec.wide_qk_norm else dict.fromkeys(_QK, spec.head_dim)
+        sizes = {"q_norm": q, "k_norm": kv} if spec.wide_qk_norm else dict.fromkeys(_QK, rows.head_dim)
+        if not rows.own:
+            del sizes["k_norm"]
         found += [norm(part, f"self_attn.{part}", size, spec.head_order) for part, size in sizes.items()]
+    if size := spec.layer_inputs:
+        found += linear("input_gate", [_Piece(f"{stored}.per_layer_input_gate", size)], hidden)
+        found += linear("input_out", [_Piece(f"{stored}.per_layer_projection", hidden)], size)
+        found.append(norm("after_input", "post_per_layer_input_norm"))
+    if spec.layer_scaled:
+        found.append(_whole(f"layers.{layer}.scalar", f"{stored}.layer_scalar", (1,)))
     return found
 
 
 _QK = ("q_norm", "k_norm")
 
 
-def _qkv(spec: ModelSpec, attention: str, q: int, kv: int) -> list[_Piece]:
-    """Queries, keys and values; the first two in the order in which their pairs turn."""
+def _layer_inputs(spec: ModelSpec) -> list[Wanted]:
+    """What a token gives all layers: looked up, and made of its embedding; with the norm of the latter."""
+    if not spec.layer_inputs:
+        return []
+    every = spec.layers * spec.layer_inputs
+    return [
+        _whole(LOOKED_UP, "model.embed_tokens_per_layer.weight", (spec.layer_vocab, every)),
+        _whole("input_made", "model.per_layer_model_projection.weight", (every, spec.hidden_size)),
+        _whole("input_norm", "model.per_layer_projection_norm.weight", (spec.layer_inputs,)),
+    ]
+
+
+def _qkv(spec: ModelSpec, layer: int, attention: str, q: int, kv: int) -> list[_Piece]:
+    """Queries, keys and values; the first two in the order in which their pairs turn. Of a layer that reads
+    an earlier one's keys and values the queries; where keys are values, too, they are there twice."""
     order = spec.head_order
     if spec.fused_qkv:
         name, rows = f"{attention}.qkv_proj", q + 2 * kv
@@ -179,11 +207,11 @@ def _qkv(spec: ModelSpec, attention: str, q: int, kv: int) -> list[_Piece]:
             _Piece(name, kv, q, rows, order),
             _Piece(name, kv, q + kv, rows),
         ]
-    return [
-        _Piece(f"{attention}.q_proj", q, order=order),
-        _Piece(f"{attention}.k_proj", kv, order=order),
-        _Piece(f"{attention}.v_proj", kv),
-    ]
+    queries = _Piece(f"{attention}.q_proj", q, order=order)
+    if not spec.rows_of(layer).own:
+        return [queries]
+    values = "k_proj" if layer in spec.keys_as_values else "v_proj"
+    return [queries, _Piece(f"{attention}.k_proj", kv, order=order), _Piece(f"{attention}.{values}", kv)]
 
 
 def _gate_up(spec: ModelSpec, mlp: str, inner: int) -> list[_Piece]:
@@ -202,6 +230,8 @@ _EXPERTS = {
 
 
 def _experts(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
+    if experts.stored == "straight":
+        return _straight(spec, experts, layer)
     if experts.stored != "each":
         return _stacked(spec, experts, layer)
     place, router, gate, up, down = _EXPERTS[spec.architecture]
@@ -243,8 +273,40 @@ def _stacked(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
     ]
 
 
+def _straight(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
+    """Of Gemma 4: with the norms around experts and MLP, that of what the router reads, and what multiplies
+    each expert's weight."""
+    stored, name, hidden = f"model.layers.{layer}", f"layers.{layer}", spec.hidden_size
+
+    def of_all(matrix: str, rows: int, columns: int, step: int) -> Wanted:
+        tensor = f"{stored}.experts.{matrix}_proj"
+        each = [(expert, first) for expert in range(experts.count) for first in range(step)]
+        cuts = [Cut("straight", expert, experts.count, first, step) for expert, first in each]
+        parts = tuple(Part(tensor, (rows, columns), cut=cut) for cut in cuts)
+        return Wanted(f"{name}.experts.{matrix}", parts, experts.count)
+
+    norms = {
+        "after_dense": "post_feedforward_layernorm_1.weight",
+        "before_experts": "pre_feedforward_layernorm_2.weight",
+        "after_experts": "post_feedforward_layernorm_2.weight",
+        "router_norm": "router.scale",
+    }
+    return [
+        _whole(f"{name}.{ROUTER}", f"{stored}.router.proj.weight", (experts.count, hidden)),
+        _whole(f"{name}.router_scale", f"{stored}.router.per_expert_scale", (experts.count,)),
+        of_all("gate_up", experts.inner, hidden, 2),
+        of_all("down", hidden, experts.inner, 1),
+        *(_whole(f"{name}.{own}", f"{stored}.{part}", (hidden,)) for own, part in norms.items()),
+    ]
+
+
 def harmless(name: str, spec: ModelSpec) -> bool:
-    """Stored tensors that change nothing when left out: derived buffers, and the copy of a tied head."""
+    """Stored tensors that change nothing when left out: derived buffers, the copy of a tied head, and what
+    would make keys and values of a layer that reads an earlier one's."""
     if spec.encoder:  # what is made of it for other tasks
         return name.startswith(("pooler.", "cls.")) or name == "embeddings.position_ids"
-    return name.endswith(".rotary_emb.inv_freq") or (spec.tied_embeddings and name == HEAD)
+    if name.endswith(".rotary_emb.inv_freq") or (spec.tied_embeddings and name == HEAD):
+        return True
+    found = _KEYS_AND_VALUES.fullmatch(name)
+    layer = int(found[1]) if found else spec.layers
+    return layer < spec.layers and spec.rows_of(layer).kv_heads > 0 and not spec.rows_of(layer).own

@@ -26,7 +26,18 @@ from muxd.models.reading import CHUNK, Source, numbers, scratch, written
 from muxd.models.safetensors_index import BYTES, Stored, index, seal
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.stacks import CODES, EXPONENTS
-from muxd.models.tensors import EMBED, HEAD, SIGHT, Wanted, harmless, headed, unbert, unwrapped, wanted
+from muxd.models.tensors import (
+    EMBED,
+    HEAD,
+    LOOKED_UP,
+    Wanted,
+    harmless,
+    headed,
+    reads,
+    unbert,
+    unwrapped,
+    wanted,
+)
 
 _log = logging.getLogger("muxd.models")
 
@@ -58,12 +69,15 @@ class WeightPlan(Struct, frozen=True):
 
     @property
     def copied(self) -> int:
-        """Bytes of what torch multiplies with: all matrices but packed ones, and but an embedding that is
-        only looked up."""
+        """Bytes of what torch multiplies with: all matrices but packed ones, and but what is only looked
+        up."""
         return sum(
             math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
             for tensor in self.tensors
-            if len(tensor.shape) == 2 and not tensor.form and (tensor.name != "embed" or self.tied)
+            if len(tensor.shape) == 2
+            and not tensor.form
+            and (tensor.name != "embed" or self.tied)
+            and tensor.name != LOOKED_UP
         )
 
 
@@ -157,22 +171,22 @@ def _index(folder: Path, spec: ModelSpec) -> dict[str, Stored]:
 
 def _named(folder: Path, spec: ModelSpec, *, raw: bool) -> dict[str, Stored]:
     if spec.wrapped:
-        return _text_part(folder, raw=raw)
+        return _text_part(folder, spec, raw=raw)
     if spec.encoder:  # some save what is no number of the model, in types of its own
         found = index(folder, lambda name: harmless(unbert(name), spec), raw=raw)
         return {unbert(name): stored for name, stored in found.items()}
     return {headed(name): stored for name, stored in index(folder, raw=raw).items()}
 
 
-def _text_part(folder: Path, *, raw: bool) -> dict[str, Stored]:
+def _text_part(folder: Path, spec: ModelSpec, *, raw: bool) -> dict[str, Stored]:
     """By the names that a model which only reads would have, without what sees."""
     left_out = []
 
     def unread(name: str) -> bool:
-        sees = name.startswith(SIGHT)
-        if sees:
-            left_out.append(name)
-        return sees
+        if reads(name, spec):
+            return False
+        left_out.append(name)
+        return True
 
     found: dict[str, Stored] = {}
     for name, stored in index(folder, unread, raw=raw).items():

@@ -162,7 +162,7 @@ class NewRows(Struct, frozen=True, array_like=True):
     """Rows the worker has not seen yet; appended to its table, never rebuilt."""
 
     ids: bytes = b""  # int32[n]
-    blocks: bytes = b""  # int32[n, layers * kv_heads], head-block ids, layer-major
+    blocks: bytes = b""  # int32[n, blocks of a row], head-block ids, layer-major
 
 
 class Chunk(Struct, frozen=True, array_like=True):

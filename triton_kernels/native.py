@@ -41,6 +41,8 @@ _SECONDS = 300.0
 
 
 ROPES = 3  # that the layers of a model may turn by
+# Of a layer's norms those that few models have.
+LAYER_NORMS = ("after_input", "router_norm", "before_experts", "after_experts", "after_dense")
 
 
 class NativeMissing(MuxdError):
@@ -55,21 +57,25 @@ class MatrixFields(ctypes.Structure):
 
 class MixtureFields(ctypes.Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("count", "chosen", "inner", "normalised")),
+        *((name, c_int32) for name in ("count", "chosen", "inner", "normalised", "gelu")),
         *((name, c_float) for name in ("alpha", "limit")),
         ("router", MatrixFields),
         *((name, ctypes.POINTER(MatrixFields)) for name in ("gate", "up", "down")),
-        *((name, c_void_p) for name in ("router_bias", "gate_bias", "up_bias", "down_bias")),
+        *((name, c_void_p) for name in ("router_bias", "gate_bias", "up_bias", "down_bias", "scale")),
     )
 
 
 class LayerFields(ctypes.Structure):
     _fields_ = (
         *((name, MatrixFields) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, MatrixFields) for name in ("input_gate", "input_out")),
         *((name, c_void_p) for name in ("before_attention", "after_attention", "before_mlp", "after_mlp")),
-        *((name, c_void_p) for name in ("q_norm", "k_norm", "sinks", "q_bias", "k_bias", "v_bias", "o_bias")),
-        ("window", c_int32),
-        ("rope", c_int32),
+        *((name, c_void_p) for name in LAYER_NORMS),
+        *((name, c_void_p) for name in ("q_norm", "k_norm", "v_norm", "sinks")),
+        *((name, c_void_p) for name in ("q_bias", "k_bias", "v_bias", "o_bias")),
+        *((name, c_int32) for name in ("window", "rope", "head_dim", "kv_heads")),
+        *((name, c_int32) for name in ("first", "per_head", "own", "inner")),
+        ("scalar", c_float),
         ("mixture", ctypes.POINTER(MixtureFields)),
     )
 
@@ -86,18 +92,14 @@ class LayerLows(ctypes.Structure):
 
 class ModelFields(ctypes.Structure):
     _fields_ = (
-        *(
-            (name, c_int32)
-            for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "inner", "vocab")
-        ),
+        *((name, c_int32) for name in ("layers", "hidden", "heads", "row_blocks", "inner", "vocab", "input")),
         *((name, c_int32) for name in ("gelu", "centred", "parallel", "wide_qk_norm")),
         *((name, c_float) for name in ("eps", "scale", "embed_scale", "residual_scale", "logit_scale")),
-        *((name, c_float) for name in ("softcap", "attention_softcap")),
+        *((name, c_float) for name in ("softcap", "attention_softcap", "table_scale", "made_scale")),
         ("frequencies", c_void_p * ROPES),
         ("magnitudes", c_void_p * ROPES),
-        ("embed", MatrixFields),
-        ("head", MatrixFields),
-        ("norm", c_void_p),
+        *((name, MatrixFields) for name in ("embed", "head", "input_table", "input_made")),
+        *((name, c_void_p) for name in ("norm", "input_norm")),
         ("layer", ctypes.POINTER(LayerFields)),
         ("lora", ctypes.POINTER(LayerLows)),
         ("rank", c_int32),

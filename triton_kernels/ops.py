@@ -91,13 +91,16 @@ def rope_and_write(
     *,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
+    v_weight: Tensor | None = None,
     eps: float = 0.0,
     offset: bool = False,
 ) -> Tensor:
     """See ``rope_write``."""
-    weights = {"q_weight": q_weight, "k_weight": k_weight, "eps": eps, "offset": offset}
+    weights = {"q_weight": q_weight, "k_weight": k_weight, "v_weight": v_weight}
     module = _for(qkv, rope_write)
-    found: Tensor = module.rope_write(qkv, cos, sin, pool, layer, rows, positions, owners, **weights)
+    found: Tensor = module.rope_write(
+        qkv, cos, sin, pool, layer, rows, positions, owners, **weights, eps=eps, offset=offset
+    )
     return found
 
 

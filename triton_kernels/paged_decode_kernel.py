@@ -22,7 +22,7 @@ def _split(
     q, pool, table, rows, lengths, sinks, out, part, lse,
     scale, softcap, window, column, q_stride, rows_stride, table_stride,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, KV_HEADS: tl.constexpr,
-    D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
     TILE: tl.constexpr, WHOLE: tl.constexpr,
     WINDOWED: tl.constexpr, CAPPED: tl.constexpr, SUNK: tl.constexpr,
 ):  # fmt: skip
@@ -50,14 +50,23 @@ def _split(
     # and the compiler keeps several tiles in flight.
     token = first * TILE + tl.arange(0, TILE)
     valid = (token < length) & (token >= low)
-    at = offsets_of(own_rows, table, token, valid, table_stride, column + head, T, BLOCK, D)
+    own = column + head * WIDTH
+    at = offsets_of(own_rows, table, token, valid, table_stride, own, T, BLOCK, D)
+    at_values = at
+    if WIDTH == 2:
+        at_values = offsets_of(own_rows, table, token, valid, table_stride, own + 1, T, BLOCK, D)
     for _ in range(first, stop):
         k = load_half(pool, at, valid, D, D_PAD).to(query.dtype)
         s = tl.where(valid[None, :], scores_of(query, k, scale, softcap, CAPPED), float("-inf"))
-        v = load_half(pool + T * D, at, valid, D, D_PAD).to(query.dtype)
+        if WIDTH == 2:
+            v = load_half(pool, at_values, valid, D, D_PAD).to(query.dtype)
+        else:
+            v = load_half(pool + T * D, at, valid, D, D_PAD).to(query.dtype)
         token += TILE
         valid = (token < length) & (token >= low)
-        at = offsets_of(own_rows, table, token, valid, table_stride, column + head, T, BLOCK, D)
+        at = offsets_of(own_rows, table, token, valid, table_stride, own, T, BLOCK, D)
+        if WIDTH == 2:
+            at_values = offsets_of(own_rows, table, token, valid, table_stride, own + 1, T, BLOCK, D)
         acc, total, best = fold(acc, total, best, s, v, False)
 
     found = total > 0
@@ -101,7 +110,7 @@ def _merge(
 
 def _shape(d_pad: int, itemsize: int, kv_itemsize: int) -> dict[str, int]:
     """Tile, warps and stages by padded head_dim: two tiles in flight, three programs an SM."""
-    tile = {64: 128, 128: 64, 256: 32}.get(d_pad, 64)
+    tile = {64: 128, 128: 64, 256: 32, 512: 16}.get(d_pad, 64)
     if itemsize == 4:
         # Converted while the next tile is on its way, keys and values spill.
         return {"TILE": 16, "num_warps": 4, "num_stages": 2 if kv_itemsize == itemsize else 1}
@@ -123,7 +132,8 @@ def decode_calls(
 ) -> tuple[Tensor, list[Call]]:
     """The output tensor and the launches that fill it; arguments as of ``paged_decode.decode_attention``."""
     batch, heads, d = q.shape
-    group, d_pad = heads // pool.kv_heads, max(16, power_of_two(d))
+    own = pool.layer(layer)
+    group, d_pad = heads // own.kv_heads, max(16, power_of_two(d))
     out = torch.empty(batch, heads * d, dtype=q.dtype, device=q.device)
     part = torch.empty(
         (batch, heads, splits, d) if splits > 1 else (1,), dtype=torch.float32, device=q.device
@@ -131,15 +141,16 @@ def decode_calls(
     lse = torch.empty((batch, heads, splits) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
     split = Call(
         _split,
-        (splits, pool.kv_heads, batch),
+        (splits, own.kv_heads, batch),
         (
             *(q, pool.blocks, pool.table, rows, lengths, q if sinks is None else sinks, out, part, lse),
-            *(scale if softcap else scale * LOG2_E, softcap or 0.0, window or 0, layer * pool.kv_heads),
+            *(scale if softcap else scale * LOG2_E, softcap or 0.0, window or 0, own.first),
             *(q.stride(0), rows.stride(0), pool.table.stride(0)),
         ),
         {
-            **{"GROUP": group, "GROUP_PAD": max(16, power_of_two(group)), "KV_HEADS": pool.kv_heads},
+            **{"GROUP": group, "GROUP_PAD": max(16, power_of_two(group)), "KV_HEADS": own.kv_heads},
             **{"D": d, "D_PAD": d_pad, "T": pool.tokens, "BLOCK": pool.block_elements, "WHOLE": splits == 1},
+            "WIDTH": own.width,
             **{"WINDOWED": window is not None, "CAPPED": softcap is not None, "SUNK": sinks is not None},
             **_shape(d_pad, q.dtype.itemsize, pool.blocks.dtype.itemsize),
         },

@@ -24,14 +24,17 @@ from muxd.kernels.paged_tile_kernel import LOG2_E, fold, load_half, offsets_of, 
 def _stretch(
     acc, total, best, query, position, first, stop, end,
     pool, table, own_rows, scale, softcap, window, column, table_stride,
-    D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-    WINDOWED: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr,
+    D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+    TILE: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     # Where the next tile lies is looked up while this one is computed, as in the decode kernel: its copies
     # wait for no load of the same round, so that two tiles are on their way beside the products.
     token = first * TILE + tl.arange(0, TILE)
     valid = token < end
     at = offsets_of(own_rows, table, token, valid, table_stride, column, T, BLOCK, D)
+    at_values = at
+    if WIDTH == 2:
+        at_values = offsets_of(own_rows, table, token, valid, table_stride, column + 1, T, BLOCK, D)
     for _ in range(first, stop):
         k = load_half(pool, at, valid, D, D_PAD).to(query.dtype)
         s = scores_of(query, k, scale, softcap, CAPPED)
@@ -40,10 +43,15 @@ def _stretch(
             if WINDOWED:
                 seen = seen & (token[None, :] > position[:, None] - window)
             s = tl.where(seen, s, float("-inf"))
-        v = load_half(pool + T * D, at, valid, D, D_PAD).to(query.dtype)
+        if WIDTH == 2:
+            v = load_half(pool, at_values, valid, D, D_PAD).to(query.dtype)
+        else:
+            v = load_half(pool + T * D, at, valid, D, D_PAD).to(query.dtype)
         token += TILE
         valid = token < end
         at = offsets_of(own_rows, table, token, valid, table_stride, column, T, BLOCK, D)
+        if WIDTH == 2:
+            at_values = offsets_of(own_rows, table, token, valid, table_stride, column + 1, T, BLOCK, D)
         acc, total, best = fold(acc, total, best, s, v, MASKED)
     return acc, total, best
 
@@ -53,7 +61,7 @@ def _prefill(
     q, pool, table, rows, starts, cached, sinks, out,
     scale, softcap, window, column, q_stride, rows_stride, table_stride, sequences,
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr,
     WINDOWED: tl.constexpr, CAPPED: tl.constexpr, SUNK: tl.constexpr,
 ):  # fmt: skip
     QUERIES: tl.constexpr = BLOCK_M // GROUP
@@ -97,21 +105,22 @@ def _prefill(
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, D_PAD], tl.float32)
     own_rows = rows + tl.cast(sequence, tl.int64) * rows_stride
+    own = column + head * WIDTH
     if WINDOWED:
         acc, total, best = _stretch(
             acc, total, best, query, position, left, open_from, end,
-            pool, table, own_rows, scale, softcap, window, column + head, table_stride,
-            D, D_PAD, T, BLOCK, TILE, WINDOWED, CAPPED, True,
+            pool, table, own_rows, scale, softcap, window, own, table_stride,
+            D, D_PAD, T, BLOCK, WIDTH, TILE, WINDOWED, CAPPED, True,
         )  # fmt: skip
     acc, total, best = _stretch(
         acc, total, best, query, position, open_from, open_to, end,
-        pool, table, own_rows, scale, softcap, window, column + head, table_stride,
-        D, D_PAD, T, BLOCK, TILE, WINDOWED, CAPPED, WINDOWED,
+        pool, table, own_rows, scale, softcap, window, own, table_stride,
+        D, D_PAD, T, BLOCK, WIDTH, TILE, WINDOWED, CAPPED, WINDOWED,
     )  # fmt: skip
     acc, total, best = _stretch(
         acc, total, best, query, position, open_to, stop, end,
-        pool, table, own_rows, scale, softcap, window, column + head, table_stride,
-        D, D_PAD, T, BLOCK, TILE, WINDOWED, CAPPED, True,
+        pool, table, own_rows, scale, softcap, window, own, table_stride,
+        D, D_PAD, T, BLOCK, WIDTH, TILE, WINDOWED, CAPPED, True,
     )  # fmt: skip
     if SUNK:
         sink = tl.load(sinks + heads, mask=m < QUERIES * GROUP, other=0.0).to(tl.float32)
@@ -131,6 +140,8 @@ def _shape(d_pad: int, group: int, itemsize: int, kv_itemsize: int) -> dict[str,
             "num_warps": 8,
             "num_stages": 1,
         }
+    if d_pad > 256:  # 64 rows spill
+        return {"BLOCK_M": max(32, least), "TILE": 32, "num_warps": 8, "num_stages": 2}
     if d_pad > 128 and kv_itemsize < itemsize:  # the conversion needs registers too
         return {"BLOCK_M": 64, "TILE": 32, "num_warps": 8, "num_stages": 2}
     if d_pad > 128:
@@ -153,18 +164,19 @@ def prefill_calls(
 ) -> tuple[Tensor, list[Call]]:
     """The output tensor and the launch that fills it; arguments as of ``paged_prefill.prefill_attention``."""
     n, heads, d = q.shape
-    sequences, dtype = cached.shape[0], q.dtype
+    sequences, dtype, own = cached.shape[0], q.dtype, pool.layer(layer)
     out = torch.empty(n, heads * d, dtype=dtype, device=q.device)
     sizes = _sizes(
-        *(heads, pool.kv_heads, d, pool.block_elements, dtype.itemsize, pool.blocks.dtype.itemsize),
+        *(heads, own.kv_heads, d, pool.tokens, pool.block_elements, own.width),
+        *(dtype.itemsize, pool.blocks.dtype.itemsize),
         *(window is not None, softcap is not None, sinks is not None),
     )
     call = Call(
         _prefill,
-        (n // (sizes["BLOCK_M"] // sizes["GROUP"]) + sequences, pool.kv_heads),
+        (n // (sizes["BLOCK_M"] // sizes["GROUP"]) + sequences, own.kv_heads),
         (
             *(q, pool.blocks, pool.table, rows, starts, cached, q if sinks is None else sinks, out),
-            *(scale if softcap else scale * LOG2_E, softcap or 0.0, window or 0, layer * pool.kv_heads),
+            *(scale if softcap else scale * LOG2_E, softcap or 0.0, window or 0, own.first),
             *(q.stride(0), rows.stride(0), pool.table.stride(0), sequences),
         ),
         sizes,
@@ -174,12 +186,12 @@ def prefill_calls(
 
 @cache
 def _sizes(
-    heads: int, kv_heads: int, d: int, block: int, itemsize: int, kv_itemsize: int,
+    heads: int, kv_heads: int, d: int, tokens: int, block: int, width: int, itemsize: int, kv_itemsize: int,
     windowed: bool, capped: bool, sunk: bool,
 ) -> dict[str, Any]:  # fmt: skip
     group, d_pad = heads // kv_heads, max(16, power_of_two(d))
     return {
-        **{"GROUP": group, "KV_HEADS": kv_heads, "D": d, "D_PAD": d_pad, "T": block // (2 * d)},
+        **{"GROUP": group, "KV_HEADS": kv_heads, "D": d, "D_PAD": d_pad, "T": tokens, "WIDTH": width},
         **{"BLOCK": block, "WINDOWED": windowed, "CAPPED": capped, "SUNK": sunk},
         **_shape(d_pad, group, itemsize, kv_itemsize),
     }

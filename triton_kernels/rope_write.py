@@ -26,29 +26,37 @@ def rope_write(
     *,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
+    v_weight: Tensor | None = None,
     eps: float = 0.0,
     offset: bool = False,
 ) -> Tensor:
     """The reference. Changes the queries of ``qkv`` in place and returns them as a view [n, heads, head_dim].
 
-    qkv [n, heads + 2 · kv_heads, head_dim], contiguous; cos and signed sin [n, 1, head_dim] as
+    qkv [n, heads + 2 · kv_heads, head_dim], contiguous, of a layer that reads another's keys and values
+    [n, heads, head_dim]; cos and signed sin [n, 1, head_dim] as
     ``rotary.angles`` gives them; positions int32 [n], -1 for padding tokens, which are not stored; owners
     int32 [n], each token's line in ``rows`` [b, width] (None: token i belongs to line i). Norms apply where
     their weights [head_dim] are given; ``offset``: times 1 + w. Float32 inside, rounded after the norm and at
     the end; a float8 pool saturates.
     """
-    n, kv_heads = qkv.shape[0], pool.kv_heads
+    n, own = qkv.shape[0], pool.layer(layer)
+    kv_heads = own.kv_heads if own.own else 0
     heads = qkv.shape[1] - 2 * kv_heads
     q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
     q.copy_(_rotated(_normed(q, q_weight, eps, offset), cos, sin))
+    if not own.own:
+        return q
     k = _rotated(_normed(k, k_weight, eps, offset), cos, sin).to(qkv.dtype)
+    v = _normed(v, v_weight, eps, offset)
     real = positions >= 0
     at = positions[real].long()
     line = torch.arange(n, device=qkv.device)[real] if owners is None else owners[real].long()
-    row = rows[line, at // pool.tokens].long()
-    blocks = pool.table[row, layer * kv_heads : (layer + 1) * kv_heads].long()  # [n, kv_heads]
-    slot, slots = (at % pool.tokens)[:, None], pool.slots()
-    for kv, at_slot in ((k, slot), (v, slot + pool.tokens)):
+    table = pool.table[rows[line, at // pool.tokens].long()].long()  # [n, blocks of a row]
+    slot, slots = (at % pool.tokens)[:, None], pool.slots(layer)
+    for kv, blocks, at_slot in (
+        (k, table[:, own.keys], slot),
+        (v, table[:, own.values], slot + own.value_slot(pool.tokens)),
+    ):
         if slots.dtype is FLOAT8:  # by bytes: not every torch indexes it
             slots.view(torch.uint8)[blocks, at_slot] = packed(kv[real])
         else:

@@ -45,11 +45,12 @@ def _store(at, a, b, real, HALF: tl.constexpr, LIMIT: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n", "column", "rows_stride"])
 def _rope_write(
-    qkv, cos, sin, pool, table, rows, positions, owners, q_weight, k_weight,
+    qkv, cos, sin, pool, table, rows, positions, owners, q_weight, k_weight, v_weight,
     n, column, rows_stride, table_stride, eps,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, HALF_PAD: tl.constexpr, T: tl.constexpr,
-    BLOCK: tl.constexpr, TOKENS: tl.constexpr, OWNED: tl.constexpr,
-    Q_NORM: tl.constexpr, K_NORM: tl.constexpr, OFFSET: tl.constexpr, LIMIT: tl.constexpr,
+    LINES: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, HALF_PAD: tl.constexpr,
+    T: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, VALUES: tl.constexpr, TOKENS: tl.constexpr,
+    OWNED: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, V_NORM: tl.constexpr,
+    OFFSET: tl.constexpr, LIMIT: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = D // 2
     head = tl.program_id(1)
@@ -58,7 +59,7 @@ def _rope_write(
     inside = token < n
     real = inside[:, None] & (i < HALF)[None, :]
     wide = token.to(tl.int64)[:, None]
-    line = qkv + wide * ((HEADS + 2 * KV_HEADS) * D) + head * D + i[None, :]
+    line = qkv + wide * (LINES * D) + head * D + i[None, :]
     a = tl.load(line, mask=real, other=0.0).to(tl.float32)
     b = tl.load(line + HALF, mask=real, other=0.0).to(tl.float32)
 
@@ -77,6 +78,9 @@ def _rope_write(
         rotated = a * ca + b * sa
         b = b * cb + a * sb
         a = rotated
+    else:
+        if V_NORM:
+            a, b = _normed(a, b, real, i, v_weight, eps, D, OFFSET, qkv.dtype.element_ty)
 
     if head < HEADS:
         _store(line, a, b, real, HALF, 0)
@@ -91,8 +95,9 @@ def _rope_write(
         row = tl.load(rows + owner.to(tl.int64) * rows_stride + position // T, mask=kept, other=0).to(
             tl.int64
         )
-        block = tl.load(table + row * table_stride + column + kv_head, mask=kept, other=0).to(tl.int64)
-        slot = tl.where(kept, position % T, 0) + values * T
+        place = column + kv_head * WIDTH + values * (WIDTH - 1)
+        block = tl.load(table + row * table_stride + place, mask=kept, other=0).to(tl.int64)
+        slot = tl.where(kept, position % T, 0) + values * VALUES
         at = pool + (block * BLOCK + slot * D)[:, None] + i[None, :]
         a = a.to(qkv.dtype.element_ty).to(tl.float32)
         b = b.to(qkv.dtype.element_ty).to(tl.float32)
@@ -111,6 +116,7 @@ def rope_write_calls(
     *,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
+    v_weight: Tensor | None = None,
     eps: float = 0.0,
     offset: bool = False,
 ) -> list[Call]:
@@ -119,28 +125,32 @@ def rope_write_calls(
     # A decode batch is spread thin, of any size: a kernel for large ones alone would compile in service.
     # A prefill fills its programs.
     tokens = 1 if owners is None or n <= 256 else 16
+    own = pool.layer(layer)
+    heads = lines - 2 * own.kv_heads if own.own else lines
     sizes = _sizes(
-        *(lines - 2 * pool.kv_heads, pool.kv_heads, d, pool.block_elements, pool.blocks.dtype),
-        *(tokens, owners is not None, q_weight is not None, k_weight is not None, offset),
+        *(lines, heads, own.kv_heads, d, own.width, own.value_slot(pool.tokens), pool.tokens),
+        *(pool.block_elements, pool.blocks.dtype, tokens, owners is not None),
+        *(q_weight is not None, k_weight is not None, v_weight is not None, offset),
     )
     arguments = (
         *(qkv, cos, sin, pool.blocks, pool.table, rows, positions),
         positions if owners is None else owners,
-        *(qkv if q_weight is None else q_weight, qkv if k_weight is None else k_weight),
-        *(n, layer * pool.kv_heads, rows.stride(0), pool.table.stride(0), eps),
+        *(qkv if weight is None else weight for weight in (q_weight, k_weight, v_weight)),
+        *(n, own.first, rows.stride(0), pool.table.stride(0), eps),
     )
     return [Call(_rope_write, (ceil_div(n, tokens), lines), arguments, sizes)]
 
 
 @cache
 def _sizes(
-    heads: int, kv_heads: int, d: int, block: int, dtype: torch.dtype,
-    tokens: int, owned: bool, q_norm: bool, k_norm: bool, offset: bool,
+    lines: int, heads: int, kv_heads: int, d: int, width: int, values: int, row_tokens: int,
+    block: int, dtype: torch.dtype, tokens: int, owned: bool,
+    q_norm: bool, k_norm: bool, v_norm: bool, offset: bool,
 ) -> dict[str, Any]:  # fmt: skip
     return {
-        **{"HEADS": heads, "KV_HEADS": kv_heads, "D": d, "HALF_PAD": power_of_two(d // 2)},
-        **{"T": block // (2 * d), "BLOCK": block, "TOKENS": tokens, "OWNED": owned},
-        **{"Q_NORM": q_norm, "K_NORM": k_norm, "OFFSET": offset},
+        **{"LINES": lines, "HEADS": heads, "KV_HEADS": kv_heads, "D": d, "HALF_PAD": power_of_two(d // 2)},
+        **{"T": row_tokens, "BLOCK": block, "WIDTH": width, "VALUES": values, "TOKENS": tokens},
+        **{"OWNED": owned, "Q_NORM": q_norm, "K_NORM": k_norm, "V_NORM": v_norm, "OFFSET": offset},
         "LIMIT": int(FP8_MAX) if dtype is FLOAT8 else 0,
         "num_warps": 1 if tokens == 1 else 4,
     }
@@ -158,6 +168,7 @@ def rope_write(
     *,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
+    v_weight: Tensor | None = None,
     eps: float = 0.0,
     offset: bool = False,
 ) -> Tensor:
@@ -166,9 +177,11 @@ def rope_write(
         *(qkv, cos, sin, pool, layer, rows, positions, owners),
         q_weight=q_weight,
         k_weight=k_weight,
+        v_weight=v_weight,
         eps=eps,
         offset=offset,
     )
     for call in calls:
         call.run()
-    return qkv[:, : qkv.shape[1] - 2 * pool.kv_heads]
+    own = pool.layer(layer)
+    return qkv[:, : qkv.shape[1] - 2 * own.kv_heads] if own.own else qkv

@@ -154,34 +154,38 @@ def decode_calls(
     """As ``paged_decode_kernel.decode_calls``; the first call, the plan, is one for all layers of a step.
 
     ``programs``: of how many the device is to have work for; the default is twice what 132 SMs hold, three
-    each. A choice, not a measurement. Raises ValueError for sinks, which the sketch has not.
+    each. A choice, not a measurement. Raises ValueError for sinks and for heads of two blocks, which
+    the sketch has not.
     """
     if sinks is not None:
         raise ValueError("decode_items knows no sinks: measure it with a model that has none")
+    own = pool.layer(layer)
+    if own.width > 1:
+        raise ValueError("decode_items knows no heads of two blocks: measure it with a model of one size")
     batch, heads, d = q.shape
-    group, d_pad = heads // pool.kv_heads, max(16, power_of_two(d))
+    group, d_pad = heads // own.kv_heads, max(16, power_of_two(d))
     most, shape = (
-        batch + ceil_div(programs, pool.kv_heads),
+        batch + ceil_div(programs, own.kv_heads),
         _shape(d_pad, q.dtype.itemsize, pool.blocks.dtype.itemsize),
     )
     empty = partial(torch.empty, dtype=torch.float32, device=q.device)
     part, lse = empty(most, heads, d), empty(most, heads)
     out = torch.empty(batch, heads * d, dtype=q.dtype, device=q.device)
     plan = torch.empty(batch + 2, dtype=torch.int32, device=q.device)
-    shared = {"KV_HEADS": pool.kv_heads, "TILE": shape["TILE"], "WINDOWED": window is not None}
+    shared = {"KV_HEADS": own.kv_heads, "TILE": shape["TILE"], "WINDOWED": window is not None}
     least = max(1, LEAST_TOKENS // shape["TILE"])
     planned: dict[str, Any] = {"BATCH_PAD": power_of_two(max(16, batch)), "LEAST": least, "num_warps": 4}
     sizes = {"GROUP": group, "GROUP_PAD": max(16, power_of_two(group)), "D": d, "D_PAD": d_pad}
     places = {"T": pool.tokens, "BLOCK": pool.block_elements, "CAPPED": softcap is not None}
     item = (
         *(q, pool.blocks, pool.table, rows, lengths, plan, out, part, lse),
-        *(scale if softcap else scale * LOG2_E, softcap or 0.0, window or 0, layer * pool.kv_heads),
+        *(scale if softcap else scale * LOG2_E, softcap or 0.0, window or 0, own.first),
         *(q.stride(0), rows.stride(0), pool.table.stride(0), batch),
     )
     merged = {"HEADS": heads, "D": d, "D_PAD": d_pad, "STEP": _MERGED, "num_warps": 4}
     return out, [
         Call(_plan, (1,), (lengths, plan, batch, window or 0, programs), {**shared, **planned}),
-        Call(_item, (most, pool.kv_heads), item, {**shared, **sizes, **places, **shape}),
+        Call(_item, (most, own.kv_heads), item, {**shared, **sizes, **places, **shape}),
         Call(_merge, (batch * heads,), (part, lse, plan, out), merged),
     ]
 

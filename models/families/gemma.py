@@ -15,8 +15,8 @@ def gemma2(fields: Fields) -> ModelSpec:
     spec = _gemma(fields, rope, rope, vocab_size=256_000, max_positions=8192, pattern=2)
     return structs.replace(
         spec,
-        attention_softcap=_cap(fields, "attn_logit_softcapping", 50.0),
-        logit_softcap=_cap(fields, "final_logit_softcapping", 30.0),
+        attention_softcap=cap(fields, "attn_logit_softcapping", 50.0),
+        logit_softcap=cap(fields, "final_logit_softcapping", 30.0),
     )
 
 
@@ -25,8 +25,8 @@ def gemma3(fields: Fields) -> ModelSpec:
     fields.must_be("attn_logit_softcapping", None, default=None)
     rope, local_rope = per_layer_type(fields, theta=1_000_000.0, local=10_000.0)
     spec = _gemma(fields, rope, local_rope, vocab_size=262_208, max_positions=131_072, pattern=6)
-    cap = _cap(fields, "final_logit_softcapping", None)
-    return structs.replace(spec, logit_softcap=cap, qk_norm=True)
+    softcap = cap(fields, "final_logit_softcapping", None)
+    return structs.replace(spec, logit_softcap=softcap, qk_norm=True)
 
 
 def _gemma(
@@ -61,6 +61,6 @@ def _gemma(
     )
 
 
-def _cap(fields: Fields, key: str, absent: float | None) -> float | None:
+def cap(fields: Fields, key: str, absent: float | None) -> float | None:
     """null is none; absent, it is as in transformers."""
     return fields.optional_number(key) if key in fields.raw else absent

@@ -7,6 +7,7 @@ from muxd.models.config_file import Fields
 from muxd.models.families.bert import bert
 from muxd.models.families.cohere import cohere2
 from muxd.models.families.gemma import gemma2, gemma3
+from muxd.models.families.gemma4 import gemma4
 from muxd.models.families.glm import glm, glm4
 from muxd.models.families.gpt_oss import gpt_oss
 from muxd.models.families.llama import granite, llama, mistral, mixtral, phi3, smollm3
@@ -33,6 +34,7 @@ FAMILIES: dict[str, Family] = {
     "Qwen3MoeForCausalLM": Family("qwen3_moe", "Qwen 3 with experts: 30B-A3B, Coder", qwen3_moe),
     "Gemma2ForCausalLM": Family("gemma2", "Gemma 2", gemma2),
     "Gemma3ForCausalLM": Family("gemma3_text", "Gemma 3", gemma3),
+    "Gemma4ForCausalLM": Family("gemma4_text", "Gemma 4", gemma4),
     "Phi3ForCausalLM": Family("phi3", "Phi-3, 3.5, Phi-4, 4-mini", phi3),
     "GraniteForCausalLM": Family("granite", "Granite 3, dense", granite),
     "Olmo2ForCausalLM": Family("olmo2", "OLMo 2", olmo2),
@@ -49,7 +51,7 @@ FAMILIES: dict[str, Family] = {
 
 
 class Wrapper(NamedTuple):
-    """A model that sees and reads; what reads in it is served."""
+    """A model that sees or hears, and reads; what reads in it is served."""
 
     model_type: str
     models: str
@@ -60,6 +62,9 @@ class Wrapper(NamedTuple):
 WRAPPERS: dict[str, Wrapper] = {
     "Gemma3ForConditionalGeneration": Wrapper(
         "gemma3", "Gemma 3 4B and larger, text", "Gemma3ForCausalLM", "gemma3_text"
+    ),
+    "Gemma4ForConditionalGeneration": Wrapper(
+        "gemma4", "Gemma 4 E2B, E4B, 26B-A4B, 31B, text", "Gemma4ForCausalLM", "gemma4_text"
     ),
     "Mistral3ForConditionalGeneration": Wrapper(
         "mistral3", "Mistral Small 3.1, 3.2, text", "MistralForCausalLM", "mistral"

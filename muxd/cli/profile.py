@@ -157,13 +157,14 @@ def _measured(
 
 def _computed(folder: Path, name: str, dtype: Dtype, kv_dtype: KvDtype, device: str, file: Path) -> "Profile":
     from muxd.cost import analytic
-    from muxd.cost.profile import FORMAT, Profile, Shape, load
+    from muxd.cost.profile import FORMAT, Profile, load
+    from muxd.cost.shapes import of_spec
     from muxd.errors import ConfigError
     from muxd.models.spec import read_spec
     from muxd.models.weights import plan
 
     spec = read_spec(folder)
-    shape = Shape(spec.layers, spec.kv_heads, spec.head_dim, spec.max_positions, dtype, kv_dtype)
+    shape = of_spec(spec, kv_dtype).on(1, dtype)
     parameters = sum(_elements(entry.shape) for entry in plan(folder, spec, dtype).tensors)
     model = analytic.roofline(shape, parameters, spec.heads, device)
     model = msgspec.structs.replace(model, folder=folder.absolute().name)

@@ -22,7 +22,7 @@ from muxd import __version__
 from muxd.cost import probe
 from muxd.cost.analytic import reading_of
 from muxd.cost.fit import fitted
-from muxd.cost.profile import FORMAT, Beside, Grid, ModelProfile, Profile, Shape, load
+from muxd.cost.profile import FORMAT, Beside, Grid, ModelProfile, Profile, load
 from muxd.cost.profile import Device as Measured
 from muxd.cost.shapes import of_spec
 from muxd.cost.table import monotone
@@ -242,7 +242,7 @@ def measure(
                 beside = _beside(probers.at(share), other, device, step, plan)
     size = msgspec.structs.replace(of_spec(spec, kv_dtype), packed=opened.packed)
     reading = reading_of(size, 1, dtype)
-    shape = Shape(opened.layers, opened.kv_heads, opened.head_dim, opened.max_positions, dtype, kv_dtype)
+    shape = msgspec.structs.replace(size.on(1, dtype), max_positions=opened.max_positions)
     return ModelProfile(
         shape=shape,
         prefill=prefill,
@@ -287,7 +287,7 @@ def _pool_bytes(device: Device, spec: ModelSpec, item: int, plan: Plan) -> int:
     """For the largest probe; ``item``: bytes of a number of K or V."""
     if not isinstance(device, Cuda):
         return _POOL_BYTES
-    token = 2 * spec.layers * spec.kv_heads * spec.head_dim * item
+    token = 2 * spec.blocks_per_row * spec.row_layout.head_dim * item
     tokens = max(plan.decode_batches) * (max(plan.decode_contexts) + 4 * _STEPS)
     most = device.driver.total_memory(device.index) // 2
     return min(max(_POOL_BYTES, tokens * token * 5 // 4), most)

@@ -180,6 +180,7 @@ def roofline(shape: Shape, parameters: int, heads: int, device: str) -> ModelPro
         parameters=parameters,
         max_positions=shape.max_positions,
         kv_dtype=shape.kv_dtype,
+        row_blocks=shape.row_blocks,
     )
     found = peak(device)
 

@@ -6,12 +6,14 @@ from msgspec import Struct
 
 
 class ExpertShape(Struct, frozen=True):
-    """``count`` of them in each of ``layers``, gated and ``inner`` wide, ``chosen`` for a token."""
+    """``count`` of them in each of ``layers``, gated and ``inner`` wide, ``chosen`` for a token; ``beside``
+    an MLP or in its place."""
 
     count: int
     chosen: int
     inner: int
     layers: int
+    beside: bool = False
 
     def parameters(self, hidden: int) -> int:
         """Of all experts of all layers, without their routers."""

@@ -58,9 +58,6 @@ class Prefill(Struct, frozen=True, tag="prefill"):
 class Opened(Struct, frozen=True):
     """Answer to ``Setup``: what was read, and with what it is computed."""
 
-    layers: int
-    kv_heads: int
-    head_dim: int
     max_positions: int
     row_tokens: int
     rows: int  # the pool's

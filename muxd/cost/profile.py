@@ -52,11 +52,17 @@ class Shape(Struct, frozen=True):
     max_positions: int
     dtype: Dtype
     kv_dtype: KvDtype = "auto"
+    row_blocks: int = 0  # head blocks of a row, where layers differ; 0: of each layer ``kv_heads``
+
+    @property
+    def blocks_per_row(self) -> int:
+        """Head blocks of a row; in each are T tokens' K and V of ``head_dim`` numbers, or as many bytes."""
+        return self.row_blocks or self.layers * self.kv_heads
 
     @property
     def kv_bytes(self) -> int:
         """Of one token."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * kv_item_bytes(self.dtype, self.kv_dtype)
+        return 2 * self.blocks_per_row * self.head_dim * kv_item_bytes(self.dtype, self.kv_dtype)
 
 
 class Overhead(Struct, frozen=True):

@@ -31,6 +31,8 @@ class ModelShape(Struct, frozen=True):
     kv_dtype: KvDtype = "auto"  # how K and V are kept
     packed: int = 0  # bytes of all weights where they do not lie as the model's type; 0: they do
     experts: ExpertShape | None = None  # in place of the MLP of some layers
+    row_blocks: int = 0  # see ``muxd.cost.profile.Shape``; such a model is not cut
+    inputs: int = 0  # numbers that all layers together look up of a token, beside its embedding
 
     @property
     def head_parameters(self) -> int:
@@ -40,7 +42,8 @@ class ModelShape(Struct, frozen=True):
     @property
     def body_parameters(self) -> int:
         """Every token passes through these; an embedding is looked up, not multiplied."""
-        return self.parameters - self.head_parameters * (1 if self.tied else 2)
+        looked_up = self.vocab * self.inputs
+        return self.parameters - looked_up - self.head_parameters * (1 if self.tied else 2)
 
     @property
     def expert_parameters(self) -> int:
@@ -67,6 +70,8 @@ class ModelShape(Struct, frozen=True):
         if self.experts is None:
             return dense
         mixed = self.experts.chosen * (3 * self.experts.inner + 2 * self.hidden)
+        if self.experts.beside:
+            return dense + mixed
         return mixed if self.experts.layers == self.layers else max(dense, mixed)
 
     def kv_heads_on(self, gpus: int) -> int:
@@ -76,7 +81,8 @@ class ModelShape(Struct, frozen=True):
     def kv_bytes(self, gpus: int = 1, dtype: Dtype = "bfloat16") -> int:
         """Bytes of one token's K and V on each of ``gpus`` devices."""
         item = kv_item_bytes(dtype, self.kv_dtype)
-        return 2 * self.layers * self.kv_heads_on(gpus) * self.head_dim * item
+        blocks = self.row_blocks or self.layers * self.kv_heads_on(gpus)
+        return 2 * blocks * self.head_dim * item
 
     def weight_bytes(self, gpus: int = 1, dtype: Dtype = "bfloat16") -> int:
         """On each of ``gpus`` devices: matrices cut evenly, the embedding whole (``models/cut.py``)."""
@@ -89,13 +95,16 @@ class ModelShape(Struct, frozen=True):
         return [
             gpus
             for gpus in (1, 2, 4, 8)
-            if self.heads % gpus == 0 and (self.kv_heads % gpus == 0 or gpus % self.kv_heads == 0)
+            if (gpus == 1 or not self.row_blocks)
+            and self.heads % gpus == 0
+            and (self.kv_heads % gpus == 0 or gpus % self.kv_heads == 0)
         ]
 
     def on(self, gpus: int, dtype: Dtype = "bfloat16") -> Shape:
         """What the ledger of one of ``gpus`` devices must know."""
         heads = self.kv_heads_on(gpus)
-        return Shape(self.layers, heads, self.head_dim, self.max_positions, dtype, self.kv_dtype)
+        sizes = self.layers, heads, self.head_dim, self.max_positions
+        return Shape(*sizes, dtype, self.kv_dtype, self.row_blocks)
 
 
 def _llama(layers: int, hidden: int, heads: int, intermediate: int, parameters: int) -> ModelShape:
@@ -165,25 +174,31 @@ def read_shape(folder: Path) -> ModelShape:
 
 def of_spec(spec: ModelSpec, kv_dtype: KvDtype = "auto") -> ModelShape:
     """``parameters`` by the matrices of the spec; norms, biases and routers, under 0.1 %, are left out."""
-    attention = 2 * spec.hidden_size * (spec.heads + spec.kv_heads) * spec.head_dim
-    mlp, experts = 3 * spec.hidden_size * spec.intermediate_size, None
-    if spec.experts is not None:
-        mixed = sum(spec.experts.layers)
-        experts = ExpertShape(spec.experts.count, spec.experts.chosen, spec.experts.inner, mixed)
+    layout = spec.row_layout
+    attention = sum(
+        2 * spec.hidden_size * (spec.heads + one.kv_heads * one.own) * one.head_dim for one in layout.layers
+    )
+    dense = sum(3 * spec.hidden_size * spec.inner_of(i) for i in range(spec.layers) if spec.dense(i))
+    experts = None
+    if (own := spec.experts) is not None:
+        experts = ExpertShape(own.count, own.chosen, own.inner, sum(own.layers), own.beside)
     mixtures = 0 if experts is None else experts.parameters(spec.hidden_size)
-    dense = spec.layers - (experts.layers if experts else 0)
+    inputs = spec.layers * spec.layer_inputs  # gate, out and what makes them of the embedding; the table
+    own_inputs = inputs * (3 * spec.hidden_size + spec.vocab_size)
     vocabulary = spec.vocab_size * spec.hidden_size * (1 if spec.tied_embeddings else 2)
     return ModelShape(
         layers=spec.layers,
         hidden=spec.hidden_size,
         heads=spec.heads,
         kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
+        head_dim=layout.head_dim,
         intermediate=spec.intermediate_size,
         vocab=spec.vocab_size,
-        parameters=vocabulary + spec.layers * attention + dense * mlp + mixtures,
+        parameters=vocabulary + attention + dense + mixtures + own_inputs,
         tied=spec.tied_embeddings,
         max_positions=spec.max_positions,
         kv_dtype=kv_dtype,
         experts=experts,
+        row_blocks=layout.blocks if spec.layer_heads else 0,
+        inputs=inputs,
     )

@@ -95,6 +95,7 @@ def decode_case(device: str, batch: int, context: int) -> "Callable[[int], Tenso
     from muxd.kernels import ops
     from muxd.kernels.paged_decode import plan_splits
     from muxd.kernels.paged_pool import PagedPool
+    from muxd.kernels.row_layout import uniform
 
     width = context // (_BLOCK // (4 * _HEAD_DIM))  # rows of a sequence
     rows = torch.arange(batch * width, dtype=torch.int32, device=device).view(batch, width)
@@ -102,7 +103,7 @@ def decode_case(device: str, batch: int, context: int) -> "Callable[[int], Tenso
     # Bytes below 60: every pair is a small finite bf16.
     memory = torch.randint(0, 60, (blocks.numel() * _BLOCK,), dtype=torch.uint8, device=device)
     table = blocks.view(-1, _KV_HEADS)
-    pool = PagedPool.over(memory, _BLOCK, table, _KV_HEADS, _HEAD_DIM, torch.bfloat16)
+    pool = PagedPool.over(memory, _BLOCK, table, uniform(1, _KV_HEADS, _HEAD_DIM), torch.bfloat16)
     q = torch.randn(batch, _KV_HEADS * _GROUP, _HEAD_DIM, device=device).to(torch.bfloat16)
     lengths = torch.full((batch,), context, dtype=torch.int32, device=device)
 

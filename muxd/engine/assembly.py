@@ -82,7 +82,7 @@ def opening(model: ModelConfig, shape: Shape, where: Place, models: int) -> tupl
 
     Raises NoRow where the pool can hold no row of it, ConfigError naming a size that is none.
     """
-    width, item = shape.layers * shape.kv_heads, kv_item_bytes(shape.dtype, model.kv_dtype)
+    width, item = shape.blocks_per_row, kv_item_bytes(shape.dtype, model.kv_dtype)
     if width > where.total_blocks:
         there = where.total_blocks
         raise NoRow(f"{model.name}: one row is {width} blocks, the pool has {there}: raise pool.bytes")

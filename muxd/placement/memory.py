@@ -53,7 +53,7 @@ def _width(model: ModelLoad, gpus: int) -> float:
     """Numbers that one token's layer holds at once."""
     shape = model.shape
     attention = (shape.heads + 2 * shape.kv_heads) * shape.head_dim / gpus
-    return 4 * shape.hidden + attention + shape.mlp_numbers / gpus
+    return 4 * shape.hidden + attention + shape.mlp_numbers / gpus + 3 * shape.inputs
 
 
 def step(model: ModelLoad, gpus: int, budget: Budget) -> int:

@@ -1,7 +1,7 @@
 """Attention of one batch over the paged pool: what a model page's ``attend`` calls.
 
-Everything that is the same in all layers (where to write, what to gather, masks, scratch views) is worked
-out once per step; a layer then writes, gathers and attends with a handful of tensor operations.
+Everything that is the same in all layers of a kind (where to write, what to gather, masks, scratch views) is
+worked out once per step; a layer then writes, gathers and attends with a handful of tensor operations.
 """
 
 from collections.abc import Sequence as Items
@@ -14,26 +14,28 @@ from torch import Tensor
 
 from muxd.kernels.attention import FEW_PAIRS, decode_attention, prefill_attention
 from muxd.kernels.rotary import rotate_
+from muxd.kernels.row_layout import LayerRows
 from muxd.models.layers import Angles, Norm
-from muxd.models.spec import ModelSpec
 from muxd.worker.kv import PagedKv
 from muxd.worker.sequence import Sequence, Span
 
 _SCRATCH_BYTES = 8 << 20  # keys of one group: stays in the last-level cache
 _NEG_INF = float("-inf")
+_Kind = tuple[int, int, int]  # of layers: how far they see, KV heads, head_dim
 
 
 def _turned(
-    spec: ModelSpec, qkv: Tensor, angles: Angles, norms: tuple[Norm, Norm] | None
+    heads: int, at: LayerRows, qkv: Tensor, angles: Angles, norms: tuple[Norm, ...] | None
 ) -> tuple[Tensor, Tensor]:
-    """Normalise and turn in place; q [n, heads, head_dim] and kv [n, 2 · kv_heads, head_dim], views."""
-    stop = spec.heads + spec.kv_heads
-    q, k = qkv[:, : spec.heads], qkv[:, spec.heads : stop]
+    """Normalise and turn in place; q [n, heads, head_dim] and kv [n, 2 · kv_heads, head_dim], views. A layer
+    that reads another's keys and values has none of its own."""
+    stop = heads + at.kv_heads if at.own else heads
+    parts = qkv[:, :heads], qkv[:, heads:stop], qkv[:, stop:]
     if norms is not None:
-        q.copy_(norms[0](q))
-        k.copy_(norms[1](k))
+        for norm, part in zip(norms, parts, strict=False):
+            part.copy_(norm(part))
     rotate_(qkv[:, :stop], *angles)
-    return q, qkv[:, spec.heads :]
+    return parts[0], qkv[:, heads:]
 
 
 class _Group(NamedTuple):
@@ -41,7 +43,7 @@ class _Group(NamedTuple):
 
     first: int
     stop: int
-    places: Tensor  # int32 [layers, blocks]
+    places: Tensor  # int32 [sequences, blocks of a row, rows]
     gathered: tuple[Tensor, Tensor]  # [blocks, T · head_dim], scratch
     keys: Tensor  # [pairs, s, head_dim], the same memory; a pair is (sequence, KV head)
     values: Tensor
@@ -57,46 +59,48 @@ class DecodeAttend:
     def __init__(self, kv: PagedKv, sequences: Items[Sequence]):
         self._kv = kv
         positions = np.array([s.cached for s in sequences], dtype=np.int64)
-        self._kv_heads = kv.spec.kv_heads
         rows = np.array([s.rows[s.cached // kv.tokens] for s in sequences], dtype=np.int64)
-        self._blocks, self._slots = kv.write_places(rows, positions)
+        self._writes = kv.writes(rows, positions)
         lengths = positions + 1
         longest = int(lengths[0])
-        groups: dict[int, list[_Group]] = {}
-        self._groups = []  # by layer
-        for window in kv.spec.windows:
+        groups: dict[_Kind, list[_Group]] = {}
+        self._groups: list[list[_Group]] = []  # by layer
+        for at, window in zip(kv.layout.layers, kv.spec.windows, strict=True):
             reach = longest if window is None else min(window, longest)
-            if reach not in groups:
-                groups[reach] = _groups(kv, sequences, lengths, reach)
-            self._groups.append(groups[reach])
+            kind = (reach, at.kv_heads, at.head_dim)
+            if at.kv_heads and kind not in groups:
+                groups[kind] = _groups(kv, sequences, lengths, kind)
+            self._groups.append(groups.get(kind, []))
 
     def __call__(
         self,
         layer: int,
         qkv: Tensor,
         angles: Angles,
-        norms: tuple[Norm, Norm] | None = None,
+        norms: tuple[Norm, ...] | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
         """See ``muxd.models.layers.Attend``."""
-        q, kv = _turned(self._kv.spec, qkv, angles, norms)
-        blocks, spec = self._kv.blocks, self._kv.spec
+        spec, at = self._kv.spec, self._kv.layout.layers[layer]
+        q, kv = _turned(spec.heads, at, qkv, angles, norms)
         scale, cap = spec.attention_scale, spec.attention_softcap
-        blocks.write(self._blocks[layer], self._slots, kv)
+        if at.own:
+            self._kv.write(layer, self._writes, kv)
         seen = []
         for group in self._groups[layer]:
-            blocks.gather(group.places[layer], *group.gathered)
+            self._kv.gather(layer, group.places, *group.gathered)
             part = q[group.first : group.stop]
             seen.append(decode_attention(part, group.keys, group.values, group.mask, scale, cap, sinks))
         return seen[0] if len(seen) == 1 else torch.cat(seen)
 
 
-def _groups(kv: PagedKv, sequences: Items[Sequence], lengths: NDArray[np.int64], reach: int) -> list[_Group]:
+def _groups(kv: PagedKv, sequences: Items[Sequence], lengths: NDArray[np.int64], kind: _Kind) -> list[_Group]:
     """Split the batch so that padding at most doubles the work and the scratch stays bounded."""
+    reach, kv_heads, head_dim = kind
     first_seen = np.maximum(lengths - reach, 0)
     first_rows, stop_rows = first_seen // kv.tokens, -(-lengths // kv.tokens)
     counts = stop_rows - first_rows
-    row_bytes = kv.spec.kv_heads * kv.tokens * kv.spec.head_dim * kv.dtype.itemsize
+    row_bytes = kv_heads * kv.tokens * head_dim * kv.dtype.itemsize
     limit = _SCRATCH_BYTES // row_bytes
     spans, start = [], 0
     for i in range(1, len(sequences) + 1):
@@ -104,7 +108,7 @@ def _groups(kv: PagedKv, sequences: Items[Sequence], lengths: NDArray[np.int64],
         if i == len(sequences) or full or 2 * counts[i] < counts[start]:
             spans.append((start, i))
             start = i
-    return [_group(kv, sequences, lengths, first_seen, first_rows, counts, a, b) for a, b in spans]
+    return [_group(kv, sequences, lengths, first_seen, first_rows, counts, a, b, kind) for a, b in spans]
 
 
 def _group(
@@ -116,8 +120,10 @@ def _group(
     counts: NDArray[np.int64],
     first: int,
     stop: int,
+    kind: _Kind,
 ) -> _Group:
     """Rows are padded with the sequence's own last one, which is finite and masked."""
+    _, kv_heads, head_dim = kind
     most = int(counts[first:stop].max())
     rows = np.empty((stop - first, most), dtype=np.int64)
     for i, at in enumerate(range(first, stop)):
@@ -126,31 +132,33 @@ def _group(
         rows[i, len(own) :] = own[-1]
     offset = first_rows[first:stop] * kv.tokens
     low, high = first_seen[first:stop] - offset, lengths[first:stop] - offset
-    keys, values = kv.scratch(rows.size * kv.spec.kv_heads)
-    pairs = (stop - first) * kv.spec.kv_heads
+    keys, values = kv.scratch(rows.size * kv_heads, head_dim)
+    pairs = (stop - first) * kv_heads
     # Many pairs are multiplied as they lie (a slice would be copied); few are cut to what is seen.
     cut = pairs < FEW_PAIRS
     span = slice(int(low.min()), int(high.max())) if cut else slice(0, most * kv.tokens)
-    shape = (pairs, -1, kv.spec.head_dim)
+    shape = (pairs, -1, head_dim)
     return _Group(
         first,
         stop,
-        kv.gather_places(rows),
+        kv.gathering(rows),
         (keys, values),
         keys.view(shape)[:, span],
         values.view(shape)[:, span],
-        _decode_mask(low, high, span, kv),
+        _decode_mask(low, high, span, kv.dtype, kv_heads),
     )
 
 
-def _decode_mask(low: NDArray[np.int64], high: NDArray[np.int64], span: slice, kv: PagedKv) -> Tensor | None:
+def _decode_mask(
+    low: NDArray[np.int64], high: NDArray[np.int64], span: slice, dtype: torch.dtype, kv_heads: int
+) -> Tensor | None:
     """0 for tokens in [low, high), -inf for the padding; None when there is none in ``span``."""
     if (low == span.start).all() and (high == span.stop).all():
         return None
     at = np.arange(span.start, span.stop)
     hidden = torch.from_numpy((at < low[:, None]) | (at >= high[:, None]))
-    mask = torch.zeros(hidden.shape, dtype=kv.dtype).masked_fill_(hidden, _NEG_INF)
-    return mask.repeat_interleave(kv.spec.kv_heads, 0)[:, None]
+    mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, _NEG_INF)
+    return mask.repeat_interleave(kv_heads, 0)[:, None]
 
 
 class PrefillAttend:
@@ -166,23 +174,30 @@ class PrefillAttend:
             ]
         )
         self.positions = torch.from_numpy(positions)
-        self._blocks, self._slots = kv.write_places(rows, positions)
+        self._writes = kv.writes(rows, positions)
         self._views = {w: [_view(kv, span, w) for span in spans] for w in set(kv.spec.windows)}
+        self._written: dict[int, Tensor] = {}  # by layer: keys and values that later layers read, too
 
     def __call__(
         self,
         layer: int,
         qkv: Tensor,
         angles: Angles,
-        norms: tuple[Norm, Norm] | None = None,
+        norms: tuple[Norm, ...] | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
         """See ``muxd.models.layers.Attend``."""
-        spec = self._kv.spec
-        q, kv = _turned(spec, qkv, angles, norms)
-        kv = self._kv.blocks.as_kept(kv)  # as a later chunk sees it: how a prompt is cut changes nothing
-        self._kv.blocks.write(self._blocks[layer], self._slots, kv)
-        out = torch.empty(q.shape[0], spec.heads, spec.head_dim, dtype=q.dtype)
+        spec, at = self._kv.spec, self._kv.layout.layers[layer]
+        q, kv = _turned(spec.heads, at, qkv, angles, norms)
+        if at.own:
+            # As a later chunk sees it: how a prompt is cut changes nothing.
+            kv = self._kv.blocks(layer).as_kept(kv)
+            self._kv.write(layer, self._writes, kv)
+        else:
+            kv = self._written[at.first]
+        if at.first in self._kv.shared:
+            self._written[at.first] = kv
+        out = torch.empty(q.shape[0], spec.heads, at.head_dim, dtype=q.dtype)
         end = 0
         for span, view in zip(self._spans, self._views[spec.windows[layer]], strict=True):
             here = slice(end, end := end + span.stop - span.start)
@@ -196,13 +211,13 @@ class PrefillAttend:
 
     def _seen(self, layer: int, view: "_View", kv: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [kv_heads, s, head_dim]: the chunk's own, or from the pool when there are older."""
-        spec = self._kv.spec
+        at = self._kv.layout.layers[layer]
         if view.places is None:
             both = kv.transpose(0, 1)
-            return both[: spec.kv_heads], both[spec.kv_heads :]
-        gathered = self._kv.scratch(view.places.shape[1])
-        self._kv.blocks.gather(view.places[layer], *gathered)
-        keys, values = (half.view(spec.kv_heads, -1, spec.head_dim)[:, view.part] for half in gathered)
+            return both[: at.kv_heads], both[at.kv_heads :]
+        gathered = self._kv.scratch(view.places.shape[2] * at.kv_heads, at.head_dim)
+        self._kv.gather(layer, view.places, *gathered)
+        keys, values = (half.view(at.kv_heads, -1, at.head_dim)[:, view.part] for half in gathered)
         return keys, values
 
 
@@ -210,7 +225,7 @@ class _View(NamedTuple):
     """What one span sees in layers with one window: in the chunk itself, or gathered."""
 
     mask: Tensor | None  # [n, s]; None: plain causal
-    places: Tensor | None  # int32 [layers, blocks]; None: nothing before the chunk
+    places: Tensor | None  # int32 [1, blocks of a row, rows]; None: nothing before the chunk
     part: slice  # tokens of the gathered rows that may be seen
 
 
@@ -223,7 +238,7 @@ def _view(kv: PagedKv, span: Span, window: int | None) -> _View:
     first, stop = low // kv.tokens, -(-span.stop // kv.tokens)
     rows = np.asarray(span.sequence.rows[first:stop], dtype=np.int64)[None]
     part = slice(low - first * kv.tokens, span.stop - first * kv.tokens)
-    return _View(_prefill_mask(kv, span, low, window), kv.gather_places(rows), part)
+    return _View(_prefill_mask(kv, span, low, window), kv.gathering(rows), part)
 
 
 def _prefill_mask(kv: PagedKv, span: Span, low: int, window: int | None) -> Tensor:

@@ -1,6 +1,6 @@
 """Attention of one batch on a device: K and V written where they belong, and read where they lie."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -9,11 +9,13 @@ from muxd.kernels.paged_pool import PagedPool
 from muxd.models.layers import Angles, Norm
 from muxd.models.spec import ModelSpec
 
+_WEIGHTS = ("q_weight", "k_weight", "v_weight")
+
 
 def _turn_and_write(
     qkv: Tensor,
     angles: Angles,
-    norms: tuple[Norm, Norm] | None,
+    norms: tuple[Norm, ...] | None,
     pool: PagedPool,
     layer: int,
     rows: Tensor,
@@ -23,11 +25,8 @@ def _turn_and_write(
     """One pass over the projection; the queries, [n, heads, head_dim]."""
     if norms is None:
         return ops.rope_and_write(qkv, *angles, pool, layer, rows, positions, owners)
-    of_q, of_k = norms
-    return ops.rope_and_write(
-        qkv, *angles, pool, layer, rows, positions, owners,
-        q_weight=of_q.weight, k_weight=of_k.weight, eps=of_q.eps,
-    )  # fmt: skip
+    weights: dict[str, Any] = dict(zip(_WEIGHTS, (norm.weight for norm in norms), strict=False))
+    return ops.rope_and_write(qkv, *angles, pool, layer, rows, positions, owners, **weights, eps=norms[0].eps)
 
 
 class PagedDecode(NamedTuple):
@@ -45,7 +44,7 @@ class PagedDecode(NamedTuple):
         layer: int,
         qkv: Tensor,
         angles: Angles,
-        norms: tuple[Norm, Norm] | None = None,
+        norms: tuple[Norm, ...] | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
         q = _turn_and_write(qkv, angles, norms, self.pool, layer, self.rows, self.positions, None)
@@ -72,7 +71,7 @@ class PagedPrefill(NamedTuple):
         layer: int,
         qkv: Tensor,
         angles: Angles,
-        norms: tuple[Norm, Norm] | None = None,
+        norms: tuple[Norm, ...] | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
         q = _turn_and_write(qkv, angles, norms, self.pool, layer, self.rows, self.positions, self.owners)

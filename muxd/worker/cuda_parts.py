@@ -87,6 +87,9 @@ class CudaWeights(Views):
         kind = CudaLayerNorm if centred else CudaNorm
         return kind(1.0 + weight.float() if offset else weight, eps)
 
+    def plain_norm(self, size: int, eps: float) -> Norm:
+        return CudaNorm(torch.ones(size, dtype=self.dtype, device=self._region.device), eps)
+
     def rotary(self, rope: Rope, head_dim: int) -> Turn:
         frequencies, magnitudes = (
             torch.from_numpy(each).to(self._region.device)

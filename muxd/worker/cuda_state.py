@@ -71,7 +71,7 @@ class PagedState:
     ):
         spec.tokens_per_row(block_bytes, dtype.itemsize)  # refuses blocks that hold no token
         table = torch.zeros((max_rows, spec.blocks_per_row), dtype=torch.int32, device=memory.device)
-        self.pool = PagedPool.over(memory, block_bytes, table, spec.kv_heads, spec.head_dim, dtype)
+        self.pool = PagedPool.over(memory, block_bytes, table, spec.row_layout, dtype)
         self.known = KnownRows(max_rows, spec.blocks_per_row, self.pool.blocks.shape[0])
         self.lists = RowLists(width, memory.device)
 

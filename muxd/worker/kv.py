@@ -4,6 +4,8 @@ Used by ``muxd.worker.host_step`` and ``muxd.worker.attend``. The pool is the on
 scratch holds what one layer of one group of sequences attends to, and is overwritten by the next.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +15,13 @@ from muxd.kernels.head_blocks import HeadBlocks
 from muxd.messages import NewRows
 from muxd.models.spec import ModelSpec
 from muxd.worker.rows import KnownRows
+
+
+class Writes(NamedTuple):
+    """Where a batch's n tokens go, in all layers."""
+
+    blocks: Tensor  # int64 [n, blocks of a row]
+    slots: Tensor  # int64 [n, 1]: of a token in its row
 
 
 class PagedKv:
@@ -29,21 +38,29 @@ class PagedKv:
     ):
         """``dtype``: what is computed with; ``kept``: what lies in the pool, the same unless given."""
         kept = kept or dtype
-        spec.tokens_per_row(block_bytes, kept.itemsize)  # refuses blocks that hold no token
-        self.spec, self.dtype = spec, dtype
-        self.blocks = HeadBlocks(pool, block_bytes, spec.head_dim, dtype, kept)
-        self.tokens = self.blocks.tokens  # T
-        self.table = torch.zeros((max_rows, spec.layers, spec.kv_heads), dtype=torch.int32)
-        self._known = KnownRows(max_rows, spec.blocks_per_row, self.blocks.slots.shape[0])
+        self.tokens = spec.tokens_per_row(block_bytes, kept.itemsize)  # T; refuses blocks that hold no token
+        self.spec, self.dtype, self.layout = spec, dtype, spec.row_layout
+        # Of layers whose keys and values others read: where they begin in a row.
+        self.shared = {one.first for one in self.layout.layers if one.kv_heads and not one.own}
+        self._blocks = {
+            size: HeadBlocks(pool, block_bytes, size[0], dtype, kept, size[1])
+            for size in {(one.head_dim, one.width) for one in self.layout.layers if one.kv_heads}
+        }
+        self.table = torch.zeros((max_rows, spec.blocks_per_row), dtype=torch.int32)
+        self._known = KnownRows(max_rows, spec.blocks_per_row, pool.numel() // block_bytes)
         self._scratch = torch.empty(0, dtype=dtype)
+
+    def blocks(self, layer: int) -> HeadBlocks:
+        """The pool as the heads of ``layer`` lie in it."""
+        at = self.layout.layers[layer]
+        return self._blocks[at.head_dim, at.width]
 
     def learn(self, new: NewRows) -> None:
         """Append rows to the table. Raises ValueError for ids or blocks outside pool and table."""
         if (told := self._known.learn(new)) is None:
             return
         ids, blocks = told
-        shape = (len(ids), self.spec.layers, self.spec.kv_heads)
-        self.table[torch.from_numpy(ids.astype(np.int64))] = torch.from_numpy(blocks.reshape(shape).copy())
+        self.table[torch.from_numpy(ids.astype(np.int64))] = torch.from_numpy(blocks.copy())
 
     def take(self, rows: list[int], clear_from: int) -> None:
         """Rows join a sequence; those from index ``clear_from`` on are zeroed: nothing has filled them yet.
@@ -52,23 +69,36 @@ class PagedKv:
         """
         ids = self._known.check(rows)
         if len(ids) > clear_from:
-            self.blocks.clear(self.table[torch.from_numpy(ids[clear_from:])].flatten().long())
+            every = next(iter(self._blocks.values()))  # whose whole blocks are the same of all sizes
+            every.clear(self.table[torch.from_numpy(ids[clear_from:])].flatten().long())
 
-    def write_places(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Where n tokens' K and V go: blocks [layers, n, 2 · kv_heads] and slots [n, 2 · kv_heads]."""
-        blocks = self.table[torch.from_numpy(rows)].permute(1, 0, 2).long()  # [layers, n, kv_heads]
-        slot = torch.from_numpy(positions % self.tokens)[:, None].expand(-1, self.spec.kv_heads)
-        return torch.cat((blocks, blocks), -1), torch.cat((slot, slot + self.tokens), -1)
+    def writes(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> Writes:
+        """Where n tokens' K and V go: each its row, and its position in its sequence."""
+        slots = torch.from_numpy(positions % self.tokens)[:, None]
+        return Writes(self.table[torch.from_numpy(rows)].long(), slots)
 
-    def gather_places(self, rows: NDArray[np.int64]) -> Tensor:
-        """Blocks of rows [b, s], for gathering: int32 [layers, b · kv_heads · s]."""
-        blocks = self.table[torch.from_numpy(rows)].permute(2, 0, 3, 1)  # [layers, b, kv_heads, s]
-        return blocks.reshape(self.spec.layers, -1)
+    def write(self, layer: int, to: Writes, kv: Tensor) -> None:
+        """Store ``kv`` [n, 2 · kv_heads, head_dim], keys first."""
+        at = self.layout.layers[layer]
+        blocks = torch.cat((to.blocks[:, at.keys], to.blocks[:, at.values]), 1)
+        slots = to.slots.expand(-1, at.kv_heads)
+        self.blocks(layer).write(blocks, torch.cat((slots, slots + at.value_slot(self.tokens)), 1), kv)
 
-    def scratch(self, blocks: int) -> tuple[Tensor, Tensor]:
-        """Room for the keys and the values of ``blocks`` head blocks, each [blocks, T · head_dim]."""
-        half = blocks * self.tokens * self.spec.head_dim
+    def gathering(self, rows: NDArray[np.int64]) -> Tensor:
+        """Blocks of rows [b, s] in all layers, for ``gather``: int32 [b, blocks of a row, s]."""
+        return self.table[torch.from_numpy(rows)].transpose(1, 2).contiguous()
+
+    def gather(self, layer: int, blocks: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Copy a layer's blocks, of each sequence its heads after each other, into scratch of as many."""
+        at = self.layout.layers[layer]
+        of_keys = blocks[:, at.keys].reshape(-1)
+        of_values = of_keys if at.width == 1 else blocks[:, at.values].reshape(-1)
+        self.blocks(layer).gather((of_keys, of_values), keys, values)
+
+    def scratch(self, heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
+        """Room for the keys and the values of ``heads`` times T tokens, each [heads, T · head_dim]."""
+        half = heads * self.tokens * head_dim
         if self._scratch.numel() < 2 * half:
             self._scratch = torch.empty(2 * half, dtype=self.dtype)
         keys, values = self._scratch[:half], self._scratch[half : 2 * half]
-        return keys.view(blocks, -1), values.view(blocks, -1)
+        return keys.view(heads, -1), values.view(heads, -1)

@@ -57,5 +57,8 @@ class MappedWeights(Views):
             return LayerNorm(weight, eps)
         return OffsetRmsNorm(weight, eps) if offset else RmsNorm(weight, eps)
 
+    def plain_norm(self, size: int, eps: float) -> Norm:
+        return RmsNorm(torch.ones(size, dtype=self.dtype), eps)
+
     def rotary(self, rope: Rope, head_dim: int) -> Turn:
         return Rotary(rope, head_dim, self.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 from muxd.kernels import native
 from muxd.kernels.native import (
     FORMATS,
+    LAYER_NORMS,
     ROPES,
     BatchFields,
     LayerFields,
@@ -27,12 +28,13 @@ from muxd.models.mixture import Experts
 from muxd.models.packing import part_names
 from muxd.models.rope import Rope
 from muxd.models.spec import ModelSpec
-from muxd.models.tensors import ROUTER
+from muxd.models.tensors import LOOKED_UP, ROUTER
 from muxd.worker.mapped import DTYPES, Views
 from muxd.worker.native_pool import NativePool
 
 _LANES = 16
 _PLACES = ("before_attention", "after_attention", "before_mlp", "after_mlp")
+_INPUTS = ("input_gate", "input_out")
 _PARTS = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
 
 _log = logging.getLogger("muxd.worker")
@@ -46,22 +48,25 @@ class NativeModel:
         self._spec, self._kept = spec, list[object]()
         self._entries = {entry.name: entry for entry in setup.tensors}
         self._views, self._weights = Views(setup.tensors, weights), weights
-        ropes = list(dict.fromkeys(spec.rope_of(layer) for layer in range(spec.layers)))
+        ropes = list(dict.fromkeys(self._turning(layer) for layer in range(spec.layers)))
         layers = (LayerFields * spec.layers)(*(self._layer(i, ropes) for i in range(spec.layers)))
-        scale = spec.embed_scale
-        if spec.embed_scale_rounded:
-            scale = float(torch.tensor(scale, dtype=DTYPES[setup.dtype]))
-        frequencies = [self._keep(rope.inverse_frequencies(spec.head_dim)) for rope in ropes]
-        magnitudes = [self._keep(rope.magnitudes(spec.head_dim)) for rope in ropes]
+        self._dtype = DTYPES[setup.dtype]
+        scale = self._rounded(spec.embed_scale) if spec.embed_scale_rounded else spec.embed_scale
+        names = (LOOKED_UP, "input_made")
+        inputs = [self._matrix(part) if spec.layer_inputs else MatrixFields() for part in names]
+        frequencies = [self._keep(rope.inverse_frequencies(head_dim)) for rope, head_dim in ropes]
+        magnitudes = [self._keep(rope.magnitudes(head_dim)) for rope, head_dim in ropes]
         self._keep_alive(layers)
         self._library = native.library()
         model = ModelFields(
-            spec.layers, spec.hidden_size, spec.heads, spec.kv_heads, spec.head_dim, self._inner(),
-            spec.vocab_size, spec.gelu, spec.norm_centred, spec.parallel, spec.wide_qk_norm,
+            spec.layers, spec.hidden_size, spec.heads, spec.blocks_per_row, self._inner(), spec.vocab_size,
+            spec.layer_inputs, spec.gelu, spec.norm_centred, spec.parallel, spec.wide_qk_norm,
             spec.norm_eps, spec.attention_scale, scale, spec.residual_scale, spec.logit_scale,
-            spec.logit_softcap or 0.0, spec.attention_softcap or 0.0, (ctypes.c_void_p * ROPES)(*frequencies),
+            spec.logit_softcap or 0.0, spec.attention_softcap or 0.0, self._rounded(spec.layer_inputs**0.5),
+            spec.hidden_size**-0.5, (ctypes.c_void_p * ROPES)(*frequencies),
             (ctypes.c_void_p * ROPES)(*magnitudes), self._matrix("embed"),
-            self._matrix("embed" if spec.tied_embeddings else "head"), self._norm("norm"), layers,
+            self._matrix("embed" if spec.tied_embeddings else "head"), *inputs, self._norm("norm"),
+            self._norm("input_norm") if spec.layer_inputs else None, layers,
             self._lows(setup.lora), max((part.a.shape[0] for part in setup.lora), default=0),
         )  # fmt: skip
         self._step = self._library.open(ctypes.byref(model))
@@ -97,28 +102,56 @@ class NativeModel:
 
     # ---- parts --------------------------------------------------------------------------------------
 
-    def _layer(self, i: int, ropes: Items[Rope]) -> LayerFields:
-        name, spec = f"layers.{i}.", self._spec
-        q, k, v = (self._matrix(part) for part in part_names(name + "qkv", 3))
+    def _rounded(self, scale: float) -> float:
+        """To the type of the model."""
+        return float(torch.tensor(scale, dtype=self._dtype))
+
+    def _turning(self, layer: int) -> tuple[Rope, int]:
+        """What turns the heads of a layer, and how wide they are."""
+        return self._spec.rope_of(layer), self._spec.rows_of(layer).head_dim
+
+    def _layer(self, i: int, ropes: Items[tuple[Rope, int]]) -> LayerFields:
+        name, spec, rows = f"layers.{i}.", self._spec, self._spec.rows_of(i)
+        parts = part_names(name + "qkv", 3 if rows.own else 1)
+        q, k, v = (self._matrix(parts[at]) if at < len(parts) else MatrixFields() for at in range(3))
         biases = self._biases(name + "qkv.bias", (q.rows, k.rows, v.rows)) if spec.qkv_bias else [None] * 3
         o, gate, up, down = self._matrix(name + "o"), MatrixFields(), MatrixFields(), MatrixFields()
-        if (experts := spec.experts_of(i)) is None:
+        if spec.dense(i):
             gate, up = (self._matrix(part) for part in part_names(name + "gate_up", 2))
             down = self._matrix(name + "down")
         placed = {place: self._norm(name + place) for place, _ in spec.norms.placed()}
         qk_norms: list[int | None] = [None, None]
         if spec.qk_norm or spec.wide_qk_norm:
-            qk_norms = [self._norm(f"{name}{part}_norm") for part in "qk"]
+            qk_norms[: 1 + rows.own] = [self._norm(f"{name}{part}_norm") for part in "qk"[: 1 + rows.own]]
+        value_norm = self._keep(np.ones(rows.head_dim)) if spec.value_norm and rows.own else None
+        inputs = [self._matrix(name + part) if spec.layer_inputs else MatrixFields() for part in _INPUTS]
+        experts = spec.experts_of(i)
         return LayerFields(
-            q, k, v, o, gate, up, down,
+            q, k, v, o, gate, up, down, *inputs,
             *(placed.get(place) for place in _PLACES),
-            *qk_norms,
+            *self._rare_norms(i),
+            *qk_norms, value_norm,
             self._keep(self._vector(name + "sinks")) if spec.sinks else None,
             *biases,
             self._biases(name + "o.bias", (o.rows,))[0] if spec.o_bias else None,
-            spec.windows[i] or 0, ropes.index(spec.rope_of(i)),
+            spec.windows[i] or 0, ropes.index(self._turning(i)),
+            rows.head_dim, rows.kv_heads, rows.first, rows.width, rows.own, spec.inner_of(i),
+            float(self._vector(name + "scalar")[0]) if spec.layer_scaled else 1.0,
             None if experts is None else ctypes.pointer(self._mixture(name, experts)),
         )  # fmt: skip
+
+    def _rare_norms(self, layer: int) -> list[int | None]:
+        """As LAYER_NORMS has them. What the router reads is divided by the root of its size, too."""
+        name, experts = f"layers.{layer}.", self._spec.experts_of(layer)
+        found: dict[str, int] = {}
+        if self._spec.layer_inputs:
+            found["after_input"] = self._norm(name + "after_input")
+        if experts is not None and experts.beside:
+            parts = ("before_experts", "after_experts", "after_dense")
+            found |= {part: self._norm(name + part) for part in parts}
+            read = self._vector(name + "router_norm") * self._spec.hidden_size**-0.5
+            found["router_norm"] = self._keep(read)
+        return [found.get(part) for part in LAYER_NORMS]
 
     def _mixture(self, name: str, experts: Experts) -> MixtureFields:
         count = experts.count
@@ -134,8 +167,9 @@ class NativeModel:
                 *self._stacked_biases(f"{name}experts.down.bias", count, 1, rows[1]),
             ]
         found = MixtureFields(
-            count, experts.chosen, experts.inner, int(experts.normalised), experts.alpha, experts.limit,
-            self._matrix(f"{name}{ROUTER}"), *each, *biases,
+            count, experts.chosen, experts.inner, int(experts.normalised), int(experts.gelu), experts.alpha,
+            experts.limit, self._matrix(f"{name}{ROUTER}"), *each, *biases,
+            self._keep(self._vector(f"{name}router_scale")) if experts.scaled else None,
         )  # fmt: skip
         self._keep_alive((found, each))
         return found
@@ -147,9 +181,9 @@ class NativeModel:
         return [self._keep(one) for one in whole]
 
     def _inner(self) -> int:
-        """Of layers with an MLP, 0 where there are none."""
-        dense = any(self._spec.experts_of(i) is None for i in range(self._spec.layers))
-        return self._spec.intermediate_size if dense else 0
+        """Of the widest MLP, 0 where there are none."""
+        spec = self._spec
+        return max((spec.inner_of(i) for i in range(spec.layers) if spec.dense(i)), default=0)
 
     def _lows(self, told: list[LoraPart]) -> "ctypes.Array[LayerLows] | None":
         """[adapters, layers]: what each adapter adds, where it adds something."""

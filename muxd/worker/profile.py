@@ -116,13 +116,9 @@ def main() -> int:
     except MuxdError as error:
         print(error.message, file=sys.stderr)
         return 1
-    spec = bench.spec
     _answer(
         probe.Opened(
-            spec.layers,
-            spec.kv_heads,
-            spec.head_dim,
-            spec.max_positions,
+            bench.spec.max_positions,
             bench.row_tokens,
             bench.rows,
             str(torch.__version__),

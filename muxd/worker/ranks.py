@@ -114,6 +114,9 @@ class RankWeights:
     def norm(self, name: str, eps: float, *, offset: bool = False, centred: bool = False) -> Norm:
         return self._plain.norm(name, eps, offset=offset, centred=centred)
 
+    def plain_norm(self, size: int, eps: float) -> Norm:
+        return self._plain.plain_norm(size, eps)
+
     def rotary(self, rope: Rope, head_dim: int) -> Turn:
         return self._plain.rotary(rope, head_dim)
 

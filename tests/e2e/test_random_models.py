@@ -15,7 +15,7 @@ from support.completing import complete
 from support.live import LiveDaemon
 from support.logits import continuation_logits
 from support.tiny import byte_tokenizer
-from support.tiny_models import cohere2, gemma2, gemma3, gpt_oss, llama, mistral, phi3, qwen3_moe
+from support.tiny_models import cohere2, gemma2, gemma3, gemma4, gpt_oss, llama, mistral, phi3, qwen3_moe
 from support.where import Where, on
 from transformers import PreTrainedModel
 
@@ -25,7 +25,7 @@ Models = dict[str, tuple[Path, PreTrainedModel]]
 TOKENS, CLOSE = 48, 1e-3
 HOSTS: list[dict[str, Callable[..., PreTrainedModel]]] = [
     {"llama": llama, "gemma": gemma3, "gpt-oss": gpt_oss},
-    {"mistral": mistral, "experts": qwen3_moe},
+    {"mistral": mistral, "experts": qwen3_moe, "gemma4": gemma4},
     {"phi3": phi3, "gemma2": gemma2, "cohere2": cohere2},
 ]
 

@@ -72,6 +72,16 @@ def test_shapes_of_models(head_dim: int, kv_heads: int, group: int) -> None:
     check_prefill(paged_prefill_kernel, shape, [(0, 700), (500, 300)])
 
 
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize("head_dim", [128, 512])
+def test_heads_of_two_blocks(head_dim: int, dtype: torch.dtype, reads: bool) -> None:
+    shape = on_gpu(head_dim, 2, 4, dtype, wide=True, reads=reads)
+    check_decode(paged_decode_kernel, shape, [300, 0, 1, 64, 129], 3)
+    check_prefill(paged_prefill_kernel, shape, [(0, 70), (41, 5), (7, 0), (63, 1)])
+    check_rope_write(rope_write_kernel, shape, [0, 5, -1, 70], None, True, False, not reads)
+
+
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_float8_pool(head_dim: int) -> None:
     shape = on_gpu(head_dim, 2, 4, BF16, kv_dtype=FP8)

@@ -17,6 +17,7 @@ import torch
 from support.kernel_cases import sampling_lines
 
 from muxd.kernels.paged_pool import PagedPool
+from muxd.kernels.row_layout import KvHeads, laid_out
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
@@ -84,11 +85,12 @@ def compile_all(calls: list[Call], folder: Path) -> None:
         call.kernel.device_caches.clear()  # nothing compiled for the pretended device stays
 
 
-def pool(head_dim: int, kv_heads: int, dtype: torch.dtype) -> PagedPool:
+def pool(head_dim: int, kv_heads: int, dtype: torch.dtype, wide: bool = False) -> PagedPool:
+    """Of two layers; ``wide``: the second's heads are twice as wide as the first's."""
+    own = KvHeads(kv_heads, head_dim)
+    layout = laid_out((KvHeads(kv_heads, head_dim // 2) if wide else own, own))
     memory = torch.empty(64 * 8192, dtype=torch.uint8)
-    return PagedPool.over(
-        memory, 8192, torch.zeros(8, 2 * kv_heads, dtype=torch.int32), kv_heads, head_dim, dtype
-    )
+    return PagedPool.over(memory, 8192, torch.zeros(8, layout.blocks, dtype=torch.int32), layout, dtype)
 
 
 # head_dim, KV heads, group, dtype, pool's dtype, window and soft cap
@@ -107,6 +109,9 @@ ATTENTION: list[tuple[int, int, int, torch.dtype, torch.dtype, dict[str, Any]]] 
     *((d, 2, 2, FP32, FP8, {}) for d in (80, 128, 256)),
     *((64, 8, 8, BF16, kept, {"window": 128, "sinks": True}) for kept in (BF16, FP8)),  # gpt-oss
     (64, 8, 8, FP32, FP32, {"sinks": True}),
+    *((512, heads, 8, BF16, kept, {"wide": True}) for heads in (2, 4) for kept in (BF16, FP8)),
+    (512, 1, 8, BF16, BF16, {"wide": True}),  # Gemma 4 E2B
+    (512, 1, 8, FP32, FP32, {"wide": True}),
 ]
 
 
@@ -120,7 +125,9 @@ def test_attention(
     options: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    own, heads, plain = pool(head_dim, kv_heads, kv_dtype), kv_heads * group, not options
+    options = dict(options)
+    own, heads = pool(head_dim, kv_heads, kv_dtype, options.pop("wide", False)), kv_heads * group
+    plain = not options
     rows, lengths = torch.zeros(2, 16, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
     q = torch.empty(300, heads + 2 * kv_heads, head_dim, dtype=dtype)[:, :heads]
     options = options | ({"sinks": torch.empty(heads, dtype=dtype)} if "sinks" in options else {})
@@ -158,15 +165,17 @@ def test_two_tiles_are_on_their_way_while_one_is_computed(head_dim: int, kv_dtyp
 
 @pytest.mark.parametrize("norms", ["none", "plain", "offset"])
 @pytest.mark.parametrize("n", [4, 300])
-@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256, 512])
 def test_rope_write(head_dim: int, n: int, norms: str, tmp_path: Path) -> None:
+    wide = head_dim > 256
     for dtype, kv_dtype in ((BF16, BF16), (BF16, FP8), (FP32, FP32), (FP32, FP8)):
         qkv, turn = torch.empty(n, 8, head_dim, dtype=dtype), torch.empty(n, 1, head_dim, dtype=dtype)
         positions, weight = torch.zeros(n, dtype=torch.int32), None if norms == "none" else qkv[0, 0]
         owners = None if n == 4 else positions
         calls = rope_write_kernel.rope_write_calls(
-            *(qkv, turn, turn, pool(head_dim, 2, kv_dtype), 1, positions[:, None], positions, owners),
-            **dict[str, Any](q_weight=weight, k_weight=weight, eps=1e-6, offset=norms == "offset"),
+            *(qkv, turn, turn, pool(head_dim, 2, kv_dtype, wide), 1, positions[:, None], positions, owners),
+            **dict[str, Any](q_weight=weight, k_weight=weight, v_weight=weight if wide else None),
+            **dict[str, Any](eps=1e-6, offset=norms == "offset"),
         )
         compile_all(calls, tmp_path)
 

@@ -11,6 +11,7 @@ from muxd.kernels.float8 import FLOAT8, FP8_MAX, Unpacked, packed
 from muxd.kernels.head_blocks import HeadBlocks
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.rope_write import rope_write
+from muxd.kernels.row_layout import uniform
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -61,7 +62,8 @@ def test_head_blocks_hold_more_tokens_and_read_back_what_as_kept_says(
     at, slots = torch.tensor([[1, 1], [1, 1], [4, 4]]), torch.tensor([0, 5, tokens - 1])
     blocks.write(at, torch.stack((slots, slots + tokens), 1), kv)
     keys, values = (torch.empty(2, tokens * head_dim, dtype=dtype) for _ in range(2))
-    blocks.gather(torch.tensor([4, 1], dtype=torch.int32), keys, values)
+    chosen = torch.tensor([4, 1], dtype=torch.int32)
+    blocks.gather((chosen, chosen), keys, values)
     for half, out in ((0, keys), (1, values)):
         found = out.view(2, tokens, head_dim)
         assert torch.equal(found[1, 0], kept[0, half])
@@ -79,7 +81,7 @@ def test_the_two_layouts_write_the_same_bytes(dtype: torch.dtype) -> None:
     head_dim, block_bytes = 24, 1024
     memory = [torch.zeros(2 * block_bytes, dtype=torch.uint8) for _ in range(2)]
     table = torch.tensor([[1]], dtype=torch.int32)
-    paged = PagedPool.over(memory[0], block_bytes, table, 1, head_dim, FLOAT8)
+    paged = PagedPool.over(memory[0], block_bytes, table, uniform(1, 1, head_dim), FLOAT8)
     qkv = (torch.randn(3, 3, head_dim) * 300).to(dtype)  # one query head, keys, values
     still = torch.ones(3, 1, head_dim, dtype=dtype), torch.zeros(3, 1, head_dim, dtype=dtype)
     positions, owners = torch.tensor([0, 1, 20], dtype=torch.int32), torch.zeros(3, dtype=torch.int32)

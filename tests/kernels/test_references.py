@@ -34,6 +34,7 @@ from muxd.kernels.paged_decode import plan_splits
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.rms_norm import OffsetRmsNorm, RmsNorm, rms_norm
 from muxd.kernels.rotary import angles, rotate_
+from muxd.kernels.row_layout import uniform
 from muxd.messages import Sampling
 from muxd.worker.sampler import sample as sample_on_the_host
 from muxd.worker.sequence import Sequence
@@ -43,7 +44,7 @@ def test_a_pool_is_what_head_blocks_write() -> None:
     """Both sides must agree on where a byte lies: the daemon's blocks outlive the code that filled them."""
     memory, generator = torch.zeros(12 * 4096, dtype=torch.uint8), torch.Generator().manual_seed(0)
     table = torch.randperm(12, generator=generator).int().view(3, 4)
-    pool = PagedPool.over(memory, 4096, table, 2, 24, torch.float32)
+    pool = PagedPool.over(memory, 4096, table, uniform(2, 2, 24), torch.float32)
     blocks = HeadBlocks(memory, 4096, 24, torch.float32)
     assert blocks.tokens == pool.tokens == 21
     qkv = torch.randn(2, 6, 24, generator=generator)
@@ -54,10 +55,10 @@ def test_a_pool_is_what_head_blocks_write() -> None:
     q = ops.rope_and_write(qkv, *turn, pool, 1, rows, at, owners)
     torch.testing.assert_close(q, expected[:, :2])
     keys, values = torch.empty(2, 21 * 24), torch.empty(2, 21 * 24)
-    blocks.gather(table[2, 2:], keys, values)
+    blocks.gather((table[2, 2:], table[2, 2:]), keys, values)
     torch.testing.assert_close(keys.view(2, 21, 24)[:, 3], expected[0, 2:])
     assert torch.equal(values.view(2, 21, 24)[:, 3], qkv[0, 4:])
-    blocks.gather(table[0, 2:], keys, values)
+    blocks.gather((table[0, 2:], table[0, 2:]), keys, values)
     torch.testing.assert_close(keys.view(2, 21, 24)[:, 40 - 21], expected[1, 2:])
 
 

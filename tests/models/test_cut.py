@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from numpy.typing import NDArray
 from support.block_folders import make_blocks
-from support.tiny_models import bert, gemma3, llama, mistral, qwen2, qwen3
+from support.tiny_models import bert, gemma3, gemma4, llama, mistral, qwen2, qwen3
 
 from muxd.device.base import HostWriter
 from muxd.errors import ModelFolderError
@@ -26,8 +26,9 @@ from muxd.worker.mapped import MappedWeights
 MADE: dict[str, Callable[..., Any]] = {
     "LlamaForCausalLM": llama, "MistralForCausalLM": mistral, "Qwen2ForCausalLM": qwen2,
     "Qwen3ForCausalLM": qwen3, "Gemma3ForCausalLM": gemma3, "BertModel": bert,
+    "Gemma4ForCausalLM": gemma4,
 }  # fmt: skip
-REFUSED = {"BertModel"}
+REFUSED = {"BertModel", "Gemma4ForCausalLM"}
 CUT = sorted(ARCHITECTURES.keys() & MADE.keys() - REFUSED)
 
 

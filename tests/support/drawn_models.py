@@ -200,8 +200,45 @@ def gpt_oss(draw: st.DrawFn) -> Config:
     return shape | draw(_windows(shape["num_hidden_layers"])) | draw(_experts()) | own
 
 
+_PROPORTIONAL = st.fixed_dictionaries(
+    {
+        "rope_type": st.just("proportional"), "rope_theta": _THETAS, "factor": st.floats(1.0, 8.0),
+        "partial_rotary_factor": st.sampled_from([0.1, 0.25, 0.5, 1.0]),
+    }
+)  # fmt: skip
+
+
+@st.composite
+def gemma4(draw: st.DrawFn) -> Config:
+    """Heads that see everything are as wide as the others, or half or twice as wide."""
+    shape = draw(_shapes())
+    layers, head_dim = shape["num_hidden_layers"], shape["head_dim"]
+    widths = [head_dim, 2 * head_dim, *([head_dim // 2] if head_dim % 4 == 0 else [])]
+    windows = draw(_windows(layers))
+    kinds = windows["layer_types"] = [*windows["layer_types"][:-1], FULL]
+    shared = [n for n in range(layers) if set(kinds[: layers - n]) == set(kinds)]
+    own = {
+        "global_head_dim": draw(st.sampled_from(widths)),
+        "num_kv_shared_layers": draw(st.sampled_from(shared)),
+        "use_double_wide_mlp": draw(_FLAGS), "attention_k_eq_v": draw(_FLAGS),
+        "num_global_key_value_heads": draw(st.sampled_from([None, 1])),
+        "final_logit_softcapping": draw(st.none() | st.floats(0.5, 30.0)),
+        "hidden_size_per_layer_input": draw(st.sampled_from([0, 1, 8, 19])),
+        "vocab_size_per_layer_input": shape["vocab_size"] + draw(st.integers(0, 3)),
+        "rope_parameters": {SLIDING: draw(_ropes()), FULL: draw(_PROPORTIONAL | _ropes())},
+        "enable_moe_block": draw(_FLAGS),
+    }  # fmt: skip
+    experts = draw(_experts())
+    own |= {
+        "num_experts": experts["num_local_experts"], "top_k_experts": experts["num_experts_per_tok"],
+        "moe_intermediate_size": draw(st.integers(8, 40)),
+    }  # fmt: skip
+    return shape | windows | own
+
+
 DRAWN: dict[str, tuple[Make, Callable[[], st.SearchStrategy[Config]]]] = {
     "gemma2": (tiny_models.gemma2, gemma2),
+    "gemma4": (tiny_models.gemma4, gemma4),
     "phi3": (tiny_models.phi3, phi3),
     "granite": (tiny_models.granite, granite),
     "olmo2": (tiny_models.olmo2, olmo2),

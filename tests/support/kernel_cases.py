@@ -15,6 +15,7 @@ from muxd.kernels import gated, grouped, paged_decode, paged_prefill, rope_write
 from muxd.kernels import rms_norm as norm
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.rotary import angles
+from muxd.kernels.row_layout import KvHeads, RowLayout, laid_out, uniform
 from muxd.kernels.sampling import SamplingLines
 
 BLOCK_BYTES = 8192
@@ -41,6 +42,16 @@ class Shape:
     device: str = "cpu"
     layers: int = 2
     block_bytes: int = BLOCK_BYTES
+    wide: bool = False  # heads twice as wide as the other layers'
+    reads: bool = False  # layer 1 reads the keys and values of layer 0
+
+    @property
+    def layout(self) -> RowLayout:
+        if not (self.wide or self.reads):
+            return uniform(self.layers, self.kv_heads, self.head_dim)
+        own = KvHeads(self.kv_heads, self.head_dim)
+        narrow = KvHeads(3, self.head_dim // 2 if self.wide else self.head_dim)
+        return laid_out((own, own._replace(of=0), narrow) if self.reads else (narrow, own, narrow))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -54,22 +65,23 @@ class Shape:
 def paged(shape: Shape, lengths: list[int], generator: torch.Generator) -> tuple[PagedPool, Tensor]:
     """A pool whose layer 1 holds keys and values of ``lengths``, rows in random order, the rest poison."""
     dtype = shape.kv_dtype or shape.dtype
-    tokens = shape.block_bytes // (2 * shape.head_dim * dtype.itemsize)
+    layout, at = shape.layout, shape.layout.layers[1]
+    tokens = shape.block_bytes // (2 * layout.head_dim * dtype.itemsize)
     counts = [-(-length // tokens) for length in lengths]
-    total, width = max(1, sum(counts)), shape.layers * shape.kv_heads
+    total, width = max(1, sum(counts)), layout.blocks
     blocks = torch.full((total * width, shape.block_bytes // dtype.itemsize), float("nan")).to(dtype)
     table = torch.randperm(total * width, generator=generator).int().view(total, width)
-    pool = PagedPool(blocks, table, shape.kv_heads, shape.head_dim)
+    pool = PagedPool(blocks, table, layout)
     rows = torch.full((len(lengths), max(counts) + 1), NO_ROW, dtype=torch.int32)
-    order, slots = torch.randperm(total, generator=generator).int(), pool.slots()
+    order, slots = torch.randperm(total, generator=generator).int(), pool.slots(1)
     for i, (length, count) in enumerate(zip(lengths, counts, strict=True)):
         rows[i, :count], order = order[:count], order[count:]
         for token in range(length):
-            own = table[int(rows[i, token // tokens]), shape.kv_heads : 2 * shape.kv_heads].long()
-            for half in (0, tokens):
+            own = table[int(rows[i, token // tokens])].long()
+            for columns, slot in ((at.keys, 0), (at.values, at.value_slot(tokens))):
                 value = torch.randn(shape.kv_heads, shape.head_dim, generator=generator)
-                slots[own, token % tokens + half] = value.to(dtype)
-    placed = PagedPool(blocks.to(shape.device), table.to(shape.device), shape.kv_heads, shape.head_dim)
+                slots[own[columns], token % tokens + slot] = value.to(dtype)
+    placed = PagedPool(blocks.to(shape.device), table.to(shape.device), layout)
     return placed, rows.to(shape.device)
 
 
@@ -115,8 +127,10 @@ def check_rope_write(
     owners: list[int] | None,
     norms: bool,
     offset: bool,
+    values: bool = False,
 ) -> None:
-    """Queries and the whole pool against the reference. Owners None: token i belongs to line i."""
+    """Queries and the whole pool against the reference. Owners None: token i belongs to line i.
+    ``values``: they are normalised, too."""
     generator = torch.Generator().manual_seed(len(positions))
     lines = len(positions) if owners is None else max(owners) + 1
     reach = [0] * lines
@@ -124,19 +138,21 @@ def check_rope_write(
         owner = i if owners is None else owners[i]
         reach[owner] = max(reach[owner], position + 1)
     pool, rows = paged(shape, reach, generator)
-    copy = PagedPool(pool.blocks.clone(), pool.table, pool.kv_heads, pool.head_dim)
-    heads = shape.kv_heads * (shape.group + 2)
+    copy = PagedPool(pool.blocks.clone(), pool.table, pool.layout)
+    heads = shape.kv_heads * (shape.group + (2 if pool.layer(1).own else 0))
     wide = torch.randn(len(positions), heads, shape.head_dim, generator=generator) * 3
     qkv = wide.to(shape.dtype).to(shape.device)
-    weights = [torch.randn(shape.head_dim, generator=generator).to(qkv) if norms else None for _ in range(2)]
+    asked = (norms, norms, values)
+    weights = [torch.randn(shape.head_dim, generator=generator).to(qkv) if one else None for one in asked]
     at = torch.tensor(positions, dtype=torch.int32, device=shape.device)
     turn = angles(at, torch.rand(shape.head_dim // 2, generator=generator).to(shape.device), shape.dtype)
     whose = None if owners is None else torch.tensor(owners, dtype=torch.int32, device=shape.device)
-    options: dict[str, Any] = {"q_weight": weights[0], "k_weight": weights[1], "eps": 1e-6, "offset": offset}
+    named = zip(("q_weight", "k_weight", "v_weight"), weights, strict=True)
+    options: dict[str, Any] = dict(named) | {"eps": 1e-6, "offset": offset}
     wanted = rope_write.rope_write(qkv.clone(), *turn, copy, 1, rows, at, whose, **options)
     found = kernel.rope_write(qkv, *turn, pool, 1, rows, at, whose, **options)
     check(found, wanted, shape.dtype)
-    kept, expected = (p.slots().float().cpu() for p in (pool, copy))
+    kept, expected = (p.slots(1).float().cpu() for p in (pool, copy))
     assert torch.equal(kept.isnan(), expected.isnan())
     fp8: dict[str, Any] = {"atol": 0.02, "rtol": 0.13}  # a tie of float32 roundings may land one step apart
     close = fp8 if shape.kv_dtype is torch.float8_e4m3fn else CLOSE[shape.dtype]

@@ -14,12 +14,15 @@ def reference_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
 @torch.inference_mode()
 def undecided(model: PreTrainedModel, tokens: list[int]) -> bool:
     """Whether somewhere two experts score so alike that rounding may choose either."""
-    count = getattr(model.config, "num_experts_per_tok", 0)
-    if not count or count == model.config.num_local_experts:
+    config = model.config
+    gemma4 = getattr(config, "enable_moe_block", False)
+    count = config.top_k_experts if gemma4 else getattr(config, "num_experts_per_tok", 0)
+    if not count or count == (config.num_experts if gemma4 else config.num_local_experts):
         return False
     found = model.model(torch.tensor([tokens]), use_cache=False, output_router_logits=True)
     routers = found.router_logits or ()  # of layers that have some
-    best = [scores.topk(count + 1, -1).values for scores in routers]
+    scores = [one.log() if gemma4 else one for one in routers]  # Gemma 4's are probabilities
+    best = [one.topk(count + 1, -1).values for one in scores]
     return any(bool((one[:, -2] - one[:, -1] < 1e-4).any()) for one in best)
 
 

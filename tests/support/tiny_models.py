@@ -18,6 +18,8 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
     Glm4Config,
     Glm4ForCausalLM,
     GlmConfig,
@@ -200,6 +202,42 @@ def gemma2(folder: Path, **changes: Any) -> PreTrainedModel:
     return save(Gemma2ForCausalLM(Gemma2Config(**COMMON | shape | changes)), folder)
 
 
+def gemma4(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Gemma 4 E2B's proportions in small: heads of two sizes, the last layers read earlier ones' keys and
+    values and have MLPs twice as wide, every layer an input of its own."""
+    torch.manual_seed(17)
+    shape = {
+        "vocab_size": 313, "hidden_size": 80, "intermediate_size": 72, "num_hidden_layers": 7,
+        "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32, "global_head_dim": 64,
+        "max_position_embeddings": 512, "sliding_window": 21, "final_logit_softcapping": 5.0,
+        "layer_types": [SLIDING, SLIDING, FULL, SLIDING, SLIDING, SLIDING, FULL], "num_kv_shared_layers": 3,
+        "use_double_wide_mlp": True, "hidden_size_per_layer_input": 24, "vocab_size_per_layer_input": 313,
+    }  # fmt: skip
+    model = Gemma4ForCausalLM(Gemma4TextConfig(**COMMON | shape | changes))
+    return save(uneven(model), folder)
+
+
+def uneven(model: PreTrainedModel) -> PreTrainedModel:
+    """Numbers that a fresh Gemma 4 has all one. Scores are not scaled, so queries are made short: else every
+    head sees one token alone, and rounding is amplified from layer to layer."""
+    for name, number in [*model.named_parameters(), *model.named_buffers()]:
+        if name.endswith(("layer_scalar", "router.scale", "router.per_expert_scale")):
+            torch.nn.init.uniform_(number.data, 0.5, 1.5)
+        elif name.endswith("q_norm.weight"):
+            number.data.fill_(number.shape[0] ** -0.5)
+    model.set_experts_implementation("eager")
+    return model
+
+
+# Of ``gemma4``: 26B-A4B's proportions in small.
+GEMMA4_EXPERTS: dict[str, Any] = {
+    "num_hidden_layers": 4, "layer_types": [SLIDING, SLIDING, SLIDING, FULL], "num_kv_shared_layers": 0,
+    "use_double_wide_mlp": False, "hidden_size_per_layer_input": 0, "num_key_value_heads": 2,
+    "num_global_key_value_heads": 1, "attention_k_eq_v": True, "enable_moe_block": True, "num_experts": 6,
+    "top_k_experts": 2, "moe_intermediate_size": 40,
+}  # fmt: skip
+
+
 def phi3(folder: Path, **changes: Any) -> PreTrainedModel:
     """Phi-4-mini's proportions in small: fused matrices, rope on three quarters of a head."""
     torch.manual_seed(8)
@@ -344,6 +382,7 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
     "mistral no window, head_dim not hidden / heads": (mistral, {"sliding_window": None, "head_dim": 40}),
     "gemma3": (gemma3, {}),
     "gemma2": (gemma2, {}),
+    "gemma4": (gemma4, {}),
     "cohere2": (cohere2, {}),
     "qwen3 moe, some layers dense, weights not made one": (
         qwen3_moe,
@@ -364,6 +403,7 @@ RELATIVES: dict[str, tuple[Make, dict[str, Any]]] = {
     "exaone4": (exaone4, {}),
     "mixtral window, tied": (mixtral, {"sliding_window": 21, "tie_word_embeddings": True}),
     "olmoe": (olmoe, {}),
+    "gemma4 experts, keys as values": (gemma4, GEMMA4_EXPERTS),
 }
 
 

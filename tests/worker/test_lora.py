@@ -98,12 +98,20 @@ def test_a_prompt_in_chunks_beside_another_adapters(family: Family, native: bool
 
 @pytest.mark.parametrize(
     ("kind", "fused"),
-    [("phi3", ("qkv_proj", "gate_up_proj")), ("glm4", ("gate_up_proj",)), ("olmo2", ()), ("cohere2", ())],
+    [
+        ("phi3", ("qkv_proj", "gate_up_proj")),
+        ("glm4", ("gate_up_proj",)),
+        ("olmo2", ()),
+        ("cohere2", ()),
+        ("gemma4", ()),
+        ("gemma4 experts, keys as values", ()),
+    ],
 )
 def test_adapters_of_matrices_that_are_cut_or_put_in_order(
     tmp_path: Path, native: bool, kind: str, fused: tuple[str, ...]
 ) -> None:
-    """As their base's: what is fused has one A, and B's rows go with the base's."""
+    """As their base's: what is fused has one A, and B's rows go with the base's. Keys that are values
+    have one adapter, and layers that read others' keys have none of theirs."""
     make, changes = (VARIANTS | RELATIVES)[kind]
     base = make(tmp_path / "base", **changes)
     apart = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}

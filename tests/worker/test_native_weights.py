@@ -9,7 +9,7 @@ import torch
 from support.block_folders import make_blocks
 from support.direct_runner import DirectRunner
 from support.logits import continuation_logits
-from support.tiny_models import cohere2, gemma2, gemma3, glm4, llama, mixtral, phi3, qwen3_moe
+from support.tiny_models import cohere2, gemma2, gemma3, gemma4, glm4, llama, mixtral, phi3, qwen3_moe
 
 from muxd.kernels import native as kernels
 from muxd.messages import NO_TOKEN, KvDtype, WeightsName
@@ -78,7 +78,7 @@ def test_weights_made_at_the_load(tmp_path: Path, weights: WeightsName, most: fl
     assert apart(logits(direct), wanted) < most
 
 
-@pytest.mark.parametrize("make", [phi3, glm4])
+@pytest.mark.parametrize("make", [phi3, glm4, gemma4])
 def test_codes_of_matrices_that_are_cut_and_put_in_order(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "m")
     wanted = logits(DirectRunner(tmp_path / "m", "float32", native=False))
@@ -86,9 +86,10 @@ def test_codes_of_matrices_that_are_cut_and_put_in_order(tmp_path: Path, make: A
     assert apart(found, wanted) < 0.02
 
 
+@pytest.mark.parametrize("make", [llama, gemma4])
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
-def test_a_long_context_is_cut_between_threads(tmp_path: Path, kv_dtype: KvDtype) -> None:
-    llama(tmp_path / "m", max_position_embeddings=4096)
+def test_a_long_context_is_cut_between_threads(tmp_path: Path, kv_dtype: KvDtype, make: Any) -> None:
+    make(tmp_path / "m", max_position_embeddings=4096)
     prompt = random.Random(1).choices(range(3, 300), k=2500)
     alone, together = (
         DirectRunner(tmp_path / "m", "float32", cores=cores, native=True, kv_dtype=kv_dtype)
@@ -144,7 +145,7 @@ def test_keys_beyond_float16_give_no_token(tmp_path: Path, native: bool, context
     assert [token == NO_TOKEN for token in direct.decode([0, 1])] == [True, False]
 
 
-@pytest.mark.parametrize("make", [llama, gemma3, gemma2, cohere2])
+@pytest.mark.parametrize("make", [llama, gemma3, gemma2, gemma4, cohere2])
 def test_bfloat16_is_no_further_from_float32_than_torchs(tmp_path: Path, make: Any, native: bool) -> None:
     """A prompt in chunks, past the window, and some tokens after it."""
     make(tmp_path / "m")

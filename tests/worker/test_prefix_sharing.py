@@ -10,7 +10,7 @@ import torch
 from support.direct_runner import GREEDY, DirectRunner, int32
 from support.ledger_runner import LedgerRunner, Served
 from support.logits import greedy_choices
-from support.tiny_models import cohere2, gemma3, llama, mistral, qwen2, qwen3
+from support.tiny_models import cohere2, gemma3, gemma4, llama, mistral, qwen2, qwen3
 from transformers import PreTrainedModel
 
 from muxd.messages import Chunk, NewRows, Prefill, Sampling
@@ -27,6 +27,7 @@ SHAPES: dict[str, tuple[Make, dict[str, Any]]] = {
     "mistral": (mistral, {}),
     "cohere2, layers without rope": (cohere2, {}),
     "gemma3": (gemma3, {}),  # 2 tokens a row, window 21
+    "gemma4": (gemma4, {}),  # heads of two blocks, layers that read others' rows
     "gemma3 window inside a row": (gemma3, {"head_dim": 32, "num_key_value_heads": 2, "sliding_window": 7}),
 }
 BLOCKS = 6000

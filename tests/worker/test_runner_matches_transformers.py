@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.direct_runner import DirectRunner
 from support.logits import continuation_logits, greedy_choices, reference_logits
-from support.tiny_models import LLAMA3_ROPE, RELATIVES, gemma3, llama, mistral, quick, save
+from support.tiny_models import LLAMA3_ROPE, RELATIVES, gemma3, gemma4, llama, mistral, quick, save, uneven
 from support.tiny_models import VARIANTS as SHARED
 from transformers import (
     AutoModelForCausalLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
 )
@@ -101,12 +104,27 @@ def mistral3(folder: Path) -> Any:
     return save(Mistral3ForConditionalGeneration(config), folder)
 
 
+def gemma4_that_sees(folder: Path) -> Any:
+    """With layers that read others' keys and values, for which the folder has some nevertheless."""
+    text = gemma4(folder / "text").config.to_dict()
+    vision = VISION | {"num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 16}
+    config = Gemma4Config(text_config=text, vision_config=vision, audio_config=None)
+    model = save(uneven(Gemma4ForConditionalGeneration(config)), folder)
+    file = folder / "model.safetensors"
+    stored = load_file(file)
+    layer = "model.language_model.layers.{}.self_attn.{}_proj.weight"
+    more = {layer.format(5, part): stored[layer.format(0, part)].clone() for part in "kv"}
+    save_file(stored | more, file, {"format": "pt"})
+    return model
+
+
 VARIANTS |= {
     "rope_scaling beside rope_parameters": (both_layouts, {}),
     "llama3 rope of transformers 4": (old_layout, {}),
     "longrope of one list": (long_rope, {}),
     "a head of its own though tied": (own_head, {}),
     "gemma3 that sees": (gemma3_that_sees, {}),
+    "gemma4 that sees": (gemma4_that_sees, {}),
     "mistral3 that sees": (mistral3, {}),
 }
 STEPS = 40  # past row borders, past the window

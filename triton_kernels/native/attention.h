@@ -1,5 +1,6 @@
-// Attention over the pool where K and V lie (head blocks: K [T, head_dim], then V [T, head_dim]), with the
-// softmax kept running over pieces of the context (Milakov and Gimelshein 2018; Dao et al. 2022).
+// Attention over the pool where K and V lie (head blocks: K [T, head_dim], then V [T, head_dim]; of heads twice as
+// wide as others a block each, side by side), with the softmax kept running over pieces of the context (Milakov and
+// Gimelshein 2018; Dao et al. 2022).
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -11,7 +12,7 @@ enum Kept { KEPT_F32, KEPT_F16, KEPT_BF16, KEPT_FLOAT8 };  // how numbers lie in
 struct Pool {
   uint8_t* base;
   int64_t block_bytes;
-  const int32_t* table;  // [rows, layers, kv_heads]: head blocks
+  const int32_t* table;  // [rows, row_blocks]: head blocks
   int32_t tokens;        // T
   int32_t kept;
 };
@@ -22,19 +23,23 @@ constexpr int KEPT_BYTES[] = {4, 2, 2, 1};
 struct Blocks {
   const Pool* pool;
   const int32_t* rows;  // of the sequence
-  int layers, layer, kv_heads, head, head_dim;
+  int row_blocks, column;  // of a row; where in it the head's keys are
+  int per_head, head_dim;  // per_head: blocks of a head
   float softcap;       // of scores; 0: none
   const float* sinks;  // of the group's heads; null: none
 
   // What the sink of head ``h`` adds to the total of a softmax whose largest score is ``top``.
   float sunk(int h, float top) const { return sinks ? expf(sinks[h] - top) : 0.f; }
 
-  uint8_t* of(int64_t row) const {
-    const int64_t at = ((int64_t)rows[row] * layers + layer) * kv_heads + head;
-    return pool->base + pool->block_bytes * pool->table[at];
+  uint8_t* of(int64_t row) const { return block(row, 0); }
+  // Where the values of a row begin.
+  uint8_t* values_of(int64_t row) const {
+    return per_head == 1 ? block(row, 0) + pool->tokens * token_bytes() : block(row, 1);
+  }
+  uint8_t* block(int64_t row, int next) const {
+    return pool->base + pool->block_bytes * pool->table[(int64_t)rows[row] * row_blocks + column + next];
   }
   int64_t token_bytes() const { return (int64_t)head_dim * KEPT_BYTES[pool->kept]; }
-  int64_t values() const { return pool->tokens * token_bytes(); }
 };
 
 // Without scales; 127 of the seven lower bits is NaN (Micikevicius et al. 2022).
@@ -154,7 +159,7 @@ inline void values_of(const Blocks& in, int first, int stop, int d, const float*
     for (int i = 0; i < V; i++) acc[h][i] = mul(load(out + h * stride + d + 16 * i), all(factor[h]));
   for (int p = first; p < stop;) {
     const int end = std::min(stop, (p / T + 1) * T);
-    const uint8_t* v = in.of(p / T) + in.values() + p % T * step;
+    const uint8_t* v = in.values_of(p / T) + p % T * step;
     for (; p < end; p++, v += step) {
       Floats x[V];
       for (int i = 0; i < V; i++) x[i] = head16<KEPT, WHOLE>(v, d + 16 * i, hd);
@@ -262,11 +267,13 @@ inline void load_tile(const Blocks& in, int first, int count, int width, float* 
   alignas(64) float turned[LANES];
   for (int j = 0; j < KEYS; j++) {
     const int p = first + j;
-    const uint8_t* k = j < count ? in.of(p / T) + p % T * in.token_bytes() : nullptr;
+    const int64_t slot = p % T * in.token_bytes();
+    const uint8_t* k = j < count ? in.of(p / T) + slot : nullptr;
+    const uint8_t* v = j < count ? in.values_of(p / T) + slot : nullptr;
     for (int d = 0; d < width; d += LANES) {
       store(turned, k ? head16<KEPT, false>(k, d, hd) : zeros());
       for (int i = 0; i < LANES; i++) keys[(d + i) * KEYS + j] = turned[i];
-      store(values + j * width + d, k ? head16<KEPT, false>(k + in.values(), d, hd) : zeros());
+      store(values + j * width + d, v ? head16<KEPT, false>(v, d, hd) : zeros());
     }
   }
 }
@@ -277,16 +284,18 @@ inline void load_pairs(const Blocks& in, int first, int count, float* keys, floa
   const int T = in.pool->tokens, hd = in.head_dim;
   const Ints nothing = int_zeros();
   for (int j = 0; j < KEYS; j += 2) {
-    const uint8_t* token[2];
+    const uint8_t *token[2], *value[2];
     for (int i = 0; i < 2; i++) {
       const int p = first + j + i;
-      token[i] = j + i < count ? in.of(p / T) + p % T * in.token_bytes() : nullptr;
+      const int64_t slot = p % T * in.token_bytes();
+      token[i] = j + i < count ? in.of(p / T) + slot : nullptr;
+      value[i] = token[i] ? in.values_of(p / T) + slot : nullptr;
       for (int d = 0; d < hd / 2; d++) {
         if (token[i]) memcpy(keys + d * KEYS + j + i, token[i] + 4 * d, 4);
         else keys[d * KEYS + j + i] = 0;
       }
     }
-    auto part = [&](int i, int d) { return token[i] ? widened((const uint16_t*)(token[i] + in.values()) + d) : nothing; };
+    auto part = [&](int i, int d) { return value[i] ? widened((const uint16_t*)value[i] + d) : nothing; };
     for (int d = 0; d < hd; d += LANES) {
       const Ints both = int_or(part(0, d), left32<16>(part(1, d)));
       memcpy((void*)(values + j / 2 * hd + d), &both, sizeof both);

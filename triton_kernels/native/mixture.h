@@ -41,13 +41,13 @@ class Mixing {
     own_.need(pairs), ready_.need(pairs, inner_);
   }
 
-  // sum[t] for all tokens, then make(t) for each: at once where they are ``few``.
+  // sum[t] for all tokens, then make(t) for each: at once where they are ``few``. ``scored``: what the router reads.
   template <class Make>
-  void mix(const MixtureFields& m, int needs, const Activation* a, int tokens, bool few, float* sum, int64_t apart,
-           Team& team, Phases& phases, Make make) {
+  void mix(const MixtureFields& m, int needs, const Activation* scored, const Activation* a, int tokens, bool few,
+           float* sum, int64_t apart, Team& team, Phases& phases, Make make) {
     for (int from = 0; from < tokens; from += most_) {
       const int n = std::min<int64_t>(tokens - from, most_), pairs = n * chosen_;
-      choose(m, a + from, n, few, team, phases);
+      choose(m, scored + from, a + from, n, few, team, phases);
       activate(m, n, few, needs, team, phases);
       const int count = blocks(m.down[0]);
       float* to = sum + from * apart;
@@ -58,10 +58,11 @@ class Mixing {
   }
 
  private:
-  void choose(const MixtureFields& m, const Activation* a, int n, bool few, Team& team, Phases& phases) {
+  void choose(const MixtureFields& m, const Activation* scored, const Activation* a, int n, bool few, Team& team,
+              Phases& phases) {
     const int count = blocks(m.router);
     auto score = [&](int first, int stop) {
-      product(m.router, first, stop, a, n, [&](int t, int j, Floats v) {
+      product(m.router, first, stop, scored, n, [&](int t, int j, Floats v) {
         store(scores_.get() + t * width_ + 16 * j, m.router_bias ? add(v, load(m.router_bias + 16 * j)) : v);
       });
     };
@@ -87,7 +88,10 @@ class Mixing {
       if (m.normalised) total += weight[i];
       score[at] = -INFINITY;
     }
-    for (int i = 0; i < chosen_; i++) weight[i] /= total;
+    for (int i = 0; i < chosen_; i++) {
+      weight[i] /= total;
+      if (m.scale) weight[i] *= m.scale[expert_.get()[t * chosen_ + i]];
+    }
   }
 
   // Pairs of a token and one of its experts, by expert.
@@ -130,7 +134,7 @@ class Mixing {
     product(m.gate[e], first, stop, a, count, [&](int p, int j, Floats g) {
       if (m.gate_bias) g = add(g, load(m.gate_bias + e * padding + 16 * j));
       if (m.limit > 0) g = smaller(all(m.limit), g);
-      store(at(p, j), div(g, add(all(1.f), exponential(sub(zeros(), mul(all(m.alpha), g))))));
+      store(at(p, j), sigmoid_times(g, m.gelu ? gelu_inside(g) : mul(all(m.alpha), g)));
     });
     product(m.up[e], first, stop, a, count, [&](int p, int j, Floats u) {
       if (m.up_bias) u = add(u, load(m.up_bias + e * padding + 16 * j));

@@ -6,25 +6,36 @@
 #include "attention.h"
 #include "products.h"
 
-// Experts in place of a layer's gate, up and down. Biases: each expert's padded to whole registers; null: none.
+// Experts in place of a layer's gate, up and down, or beside them. Biases: each expert's padded to whole registers; null: none.
 struct MixtureFields {
   int32_t count, chosen, inner;  // chosen: of a token
   int32_t normalised;            // the weights of those chosen add up to 1
+  int32_t gelu;                  // the gate is gelu, by tanh's approximation
   float alpha, limit;            // the gate is g sigmoid(alpha g); limit 0: none
   Matrix router;
   const Matrix *gate, *up, *down;  // [count]
   const float *router_bias, *gate_bias, *up_bias, *down_bias;
+  const float* scale;  // [count], multiplies the weight of one that is chosen; null: nothing does
 };
 
 struct LayerFields {
   Matrix q, k, v, o, gate, up, down;
+  Matrix input_gate, input_out;  // of a layer with an input of a token's own
   const float *before_attention, *after_attention;  // norms; null: none
   const float *before_mlp, *after_mlp;
-  const float *q_norm, *k_norm;
+  const float* after_input;
+  // Where experts are beside the MLP, else null: of what the router reads, the experts read and give, the MLP gives.
+  const float *router_norm, *before_experts, *after_experts, *after_dense;
+  const float *q_norm, *k_norm, *v_norm;  // v_norm: of each value
   const float* sinks;  // [heads]
   const float *q_bias, *k_bias, *v_bias, *o_bias;
   int32_t window;  // 0: sees everything
   int32_t rope;    // which of the model's
+  int32_t head_dim, kv_heads;  // 0 KV heads: neither keys nor values
+  int32_t first, per_head;     // of a row's head blocks: where the layer's begin; how many a head has
+  int32_t own;                 // else its keys and values are an earlier layer's, which it reads
+  int32_t inner;               // of gate and up
+  float scalar;                // multiplies what the layer leaves
   const MixtureFields* mixture;  // null: gate, up and down
 };
 
@@ -40,7 +51,8 @@ struct LayerLows { Low of[MATRICES]; };
 constexpr int ROPES = 3;
 
 struct ModelFields {
-  int32_t layers, hidden, heads, kv_heads, head_dim, inner, vocab;
+  int32_t layers, hidden, heads, row_blocks, inner, vocab;  // row_blocks: head blocks of a row; inner: the most
+  int32_t input;         // numbers that each layer gets of a token beside its state, or 0
   int32_t gelu;          // the gate's activation: tanh's approximation of gelu, else silu
   int32_t centred;       // norms, but those of queries and keys, subtract the mean first
   int32_t parallel;      // attention and MLP read the same
@@ -48,9 +60,10 @@ struct ModelFields {
   float eps, scale, embed_scale;        // scale: of scores
   float residual_scale, logit_scale;    // of what a block adds; of logits, before their soft cap
   float softcap, attention_softcap;     // of logits and of scores; 0: none
-  const float *frequencies[ROPES], *magnitudes[ROPES];  // of the ropes [head_dim / 2]
-  Matrix embed, head;
-  const float* norm;
+  float table_scale, made_scale;        // of inputs that are looked up, and made of an embedding
+  const float *frequencies[ROPES], *magnitudes[ROPES];  // of the ropes, half a head each
+  Matrix embed, head, input_table, input_made;
+  const float *norm, *input_norm;
   const LayerFields* layer;
   const LayerLows* lora;  // [adapters, layers], or null
   int32_t rank;           // the largest of them all
@@ -129,6 +142,12 @@ inline int needed(std::initializer_list<int> formats, int n) {
 inline void make_ready(Activation& a, int64_t k, int needs) {
   if (needs & AS_CODES) quantise(a, k);
   if (needs & AS_PAIRS) round_pairs(a.f, a.rounded, k);
+}
+
+// g sigmoid(z): silu with z = g, gelu by tanh's approximation with z = gelu_inside(g).
+inline Floats sigmoid_times(Floats g, Floats z) { return div(g, add(all(1.f), exponential(sub(zeros(), z)))); }
+inline Floats gelu_inside(Floats g) {
+  return mul(all(2 * 0.7978845608f), fma(all(0.044715f), mul(mul(g, g), g), g));
 }
 
 inline float mean_of(const float* x, int n) {

@@ -16,10 +16,13 @@ class Step final : public Attending, public Job {
  public:
   Step(const ModelFields& m, const LayerFields* layers) : Attending(m, layers), mixing_(layers_) {
     for (auto& one : layers_) {
-      into_mlp_.push_back(one.mixture ? Mixing::into(*one.mixture) : 0);
-      into_down_.push_back(one.mixture ? Mixing::within(*one.mixture) : 0);
+      into_mixture_.push_back(one.mixture ? Mixing::into(*one.mixture) : 0);
+      within_mixture_.push_back(one.mixture ? Mixing::within(*one.mixture) : 0);
+      beside_ = beside_ || (one.mixture && dense(one));
     }
-    x_ = padded(m.hidden, GROUP), inner_ = padded(m.inner, GROUP);
+    into_mlp_.resize(m.layers), into_down_.resize(m.layers);
+    x_ = padded(m.hidden, GROUP), inner_ = padded(std::max(m.inner, m.input), GROUP);
+    inputs_ = padded((int64_t)m.layers * m.input, LANES);
     widest_ = std::max(std::max(x_, attended_), inner_);
   }
   ~Step() { team().leave(*this); }
@@ -31,11 +34,14 @@ class Step final : public Attending, public Job {
     few_ = n <= FEW;
     for (int i = 0; i < m_.layers; i++) {
       const LayerFields& l = layers_[i];
-      if (l.mixture) continue;
+      into_mlp_[i] = into_mixture_[i];
+      if (!dense(l)) continue;
       into_mlp_[i] = needed({l.gate.format, l.up.format}, n), into_down_[i] = needed({l.down.format}, n);
     }
     x_all_.need(n * x_), sum_.need(n * x_), gated_.need(n * inner_);
     ready_.need(n, widest_);
+    if (m_.input) inputs_all_.need(n * inputs_);
+    if (beside_) given_.need(n * x_), scored_.need(n, x_);
     lay_out(threads);
     adapting_.group(m_, b_);
     mixing_.lay_out(n);
@@ -84,18 +90,29 @@ class Step final : public Attending, public Job {
     const int n = b_.tokens;
     Activation* a = ready_.of.get();
     auto before_attention = [&](int i, int t) {
-      if (i > 0) residual(row(t), t, layers_[i - 1].after_mlp);
       const LayerFields& l = layers_[i];
       normed(row(t), l.before_attention, needed({l.q.format, l.k.format, l.v.format}, n), a[t]);
     };
+    // What layer ``i`` added last joins the state, which is ready for the next one then.
+    auto end = [&](int i, int t, const float* norm) {
+      residual(row(t), t, norm);
+      scaled(row(t), layers_[i].scalar);
+      if (i + 1 < m_.layers) before_attention(i + 1, t);
+    };
     each_token(phases, n, few_ ? n : team().piece(n), [&](int first, int stop) {
       for (; first < stop; first++) begin(first);
-    }, [&](int t) { before_attention(0, t); });
+    }, [&](int t) {
+      if (m_.input) normed(row(t), nullptr, needed({m_.input_made.format}, n), a[t]);
+      else before_attention(0, t);
+    });
+    if (m_.input) make_inputs(a, phases, [&](int t) { before_attention(0, t); });
     for (int i = 0; i < m_.layers; i++) {
       const LayerFields& l = layers_[i];
       project(l, i, a, phases);
-      if (m_.wide_qk_norm) norm_widely(l, phases);
-      auto before_o = [&](int t) { copied(seen_.get() + t * attended_, attended_, needed({l.o.format}, n), a[t]); };
+      if (m_.wide_qk_norm) norm_widely(l, kind(i), phases);
+      auto before_o = [&](int t) {
+        copied(seen_.get() + t * attended_, m_.heads * l.head_dim, attended(l), needed({l.o.format}, n), a[t]);
+      };
       attend(l, i, own, phases, [&] { at_once(before_o); });
       rather_together(phases, before_o);
       into_sum(l.o, i, O, l.o_bias, a, phases, [&](int t) {
@@ -103,21 +120,88 @@ class Step final : public Attending, public Job {
         normed(row(t), m_.parallel ? l.before_attention : l.before_mlp, into_mlp_[i], a[t]);
         if (m_.parallel) residual(row(t), t, l.after_attention);
       });
-      auto after = [&](int t) {
-        if (i + 1 < m_.layers) before_attention(i + 1, t);
-        else residual(row(t), t, l.after_mlp);
+      auto after_mlp = [&](int t) {
+        if (!m_.input) return end(i, t, l.after_mlp);
+        residual(row(t), t, l.after_mlp);
+        normed(row(t), nullptr, needed({l.input_gate.format}, n), a[t]);
       };
-      if (l.mixture) {
-        mixing_.mix(*l.mixture, into_down_[i], a, n, few_, sum_.get(), x_, team(), phases, after);
-        continue;
-      }
-      gate(l, i, a, phases, [&](int t) { copied(gated_.get() + t * inner_, inner_, into_down_[i], a[t]); });
-      into_sum(l.down, i, DOWN, nullptr, a, phases, after);
+      mlp(l, i, a, phases, after_mlp);
+      if (m_.input) take_input(l, i, a, phases, [&](int t) { end(i, t, l.after_input); });
     }
     phases.each(b_.picks, team().piece(b_.picks), [&](int first, int stop) {
       for (; first < stop; first++)
         memcpy(b_.hidden + (int64_t)first * m_.hidden, row(b_.pick[first]), sizeof(float) * m_.hidden);
     });
+  }
+
+  static bool dense(const LayerFields& l) { return l.mixture == nullptr || l.router_norm != nullptr; }
+
+  // MLP, experts, or both, into the sum; then make(t) as in each_token.
+  template <class Make>
+  void mlp(const LayerFields& l, int i, const Activation* a, Phases& phases, Make make) {
+    const int n = b_.tokens;
+    auto mixed = [&](const Activation* scored, auto after) {
+      mixing_.mix(*l.mixture, within_mixture_[i], scored, a, n, few_, sum_.get(), x_, team(), phases, after);
+    };
+    if (!dense(l)) return mixed(a, make);
+    const int64_t width = padded(l.inner, GROUP);
+    gate(l, i, a, phases, [&](int t) {
+      copied(gated_.get() + t * inner_, l.inner, width, into_down_[i], ready_.of.get()[t]);
+    });
+    if (!l.mixture) return into_sum(l.down, i, DOWN, nullptr, a, phases, make);
+    into_sum(l.down, i, DOWN, nullptr, a, phases, [&](int t) {
+      normalise(sum_.get() + t * x_, l.after_dense, given_.get() + t * x_);
+      normed(row(t), l.router_norm, needed(l.mixture->router.format), scored_.of.get()[t]);
+      normed(row(t), l.before_experts, into_mixture_[i], ready_.of.get()[t]);
+    });
+    mixed(scored_.of.get(), [&](int t) {
+      float *sum = sum_.get() + t * x_, *given = given_.get() + t * x_;
+      normalise(sum, l.after_experts, sum);
+      for (int k = 0; k < m_.hidden; k++) sum[k] += given[k];
+      make(t);
+    });
+  }
+
+  // What each layer gets of a token beside its state: made of the embedding, and looked up.
+  template <class Make> void make_inputs(const Activation* a, Phases& phases, Make make) {
+    const int count = blocks(m_.input_made);
+    each_token(phases, count, team().piece(count), [&](int first, int stop) {
+      product(m_.input_made, first, stop, a, b_.tokens, [&](int t, int j, Floats v) {
+        store(inputs_all_.get() + t * inputs_ + 16 * j, mul(v, all(m_.made_scale)));
+      }, widest_);
+    }, [&](int t) {
+      std::vector<float> told(padded(m_.input_table.columns, GROUP));
+      unpack_row(m_.input_table.w, m_.input_table.format, b_.token[t], m_.input_table.columns, told.data());
+      for (int i = 0; i < m_.layers; i++) {
+        float* at = inputs_all_.get() + t * inputs_ + (int64_t)i * m_.input;
+        rms_norm(at, m_.input_norm, m_.input, m_.eps, at);
+        for (int k = 0; k < m_.input; k++)
+          at[k] = (at[k] + m_.table_scale * told[(int64_t)i * m_.input + k]) * 0.70710678f;
+      }
+      make(t);
+    });
+  }
+
+  // out(gelu(gate x) · input) into the sum.
+  template <class Make>
+  void take_input(const LayerFields& l, int i, const Activation* a, Phases& phases, Make make) {
+    const int count = blocks(l.input_gate);
+    each_token(phases, count, team().piece(count), [&](int first, int stop) {
+      product(l.input_gate, first, stop, a, b_.tokens, [&](int t, int j, Floats g) {
+        store(gated_.get() + t * inner_ + 16 * j, sigmoid_times(g, gelu_inside(g)));
+      }, widest_);
+    }, [&](int t) {
+      float* at = gated_.get() + t * inner_;
+      const float* own = inputs_all_.get() + t * inputs_ + (int64_t)i * m_.input;
+      for (int k = 0; k < m_.input; k++) at[k] *= own[k];
+      copied(at, m_.input, padded(m_.input, GROUP), needed({l.input_out.format}, b_.tokens), ready_.of.get()[t]);
+    });
+    const int blocks_out = blocks(l.input_out);
+    each_token(phases, blocks_out, team().piece(blocks_out), [&](int first, int stop) {
+      product(l.input_out, first, stop, a, b_.tokens, [&](int t, int j, Floats v) {
+        store(sum_.get() + t * x_ + 16 * j, v);
+      }, widest_);
+    }, make);
   }
 
   // ---- what is done a token at a time: by all threads together, or, of few, by whoever was last before it ----
@@ -138,6 +222,10 @@ class Step final : public Attending, public Job {
   }
 
   float* row(int t) { return x_all_.get() + t * x_; }
+
+  void scaled(float* x, float by) const {
+    for (int i = 0; by != 1 && i < m_.hidden; i++) x[i] *= by;
+  }
 
   void begin(int t) {
     float* x = row(t);
@@ -171,8 +259,11 @@ class Step final : public Attending, public Job {
     make_ready(to, x_, needs);
   }
 
-  void copied(const float* from, int64_t k, int needs, Activation& to) {
-    memcpy((float*)to.f, from, sizeof(float) * k);
+  // Of ``n`` numbers, zeros behind them up to ``k``.
+  void copied(const float* from, int64_t n, int64_t k, int needs, Activation& to) {
+    float* f = (float*)to.f;
+    memcpy(f, from, sizeof(float) * n);
+    for (int64_t i = n; i < k; i++) f[i] = 0;
     make_ready(to, k, needs);
   }
 
@@ -180,13 +271,14 @@ class Step final : public Attending, public Job {
 
   void project(const LayerFields& l, int layer, const Activation* a, Phases& phases) {
     adapting_.lower(layer, {Q, K, V}, a, phases);
+    const int count = l.own ? 3 : 1;
     const Matrix* parts[] = {&l.q, &l.k, &l.v};
     const float* biases[] = {l.q_bias, l.k_bias, l.v_bias};
-    const int64_t offset[] = {0, q_width_, q_width_ + kv_width_};
+    const int64_t offset[] = {0, kind(layer).q_width, kind(layer).q_width + kind(layer).kv_width};
     int ends[3], all_blocks = 0;
-    for (int i = 0; i < 3; i++) ends[i] = all_blocks += blocks(*parts[i]);
+    for (int i = 0; i < count; i++) ends[i] = all_blocks += blocks(*parts[i]);
     phases.each(all_blocks, team().piece(all_blocks), [&](int first, int stop) {
-      for (int i = 0, begin = 0; i < 3; begin = ends[i], i++) {
+      for (int i = 0, begin = 0; i < count; begin = ends[i], i++) {
         const int from = std::max(first, begin) - begin, to = std::min(stop, ends[i]) - begin;
         if (from >= to) continue;
         product(*parts[i], from, to, a, b_.tokens, [&](int t, int j, Floats v) {
@@ -198,13 +290,13 @@ class Step final : public Attending, public Job {
     });
   }
 
-  void norm_widely(const LayerFields& l, Phases& phases) {
+  void norm_widely(const LayerFields& l, const Kind& kind, Phases& phases) {
     const int n = b_.tokens;
     phases.each(n, team().piece(n), [&](int first, int stop) {
       for (; first < stop; first++) {
-        float *q = projected_.get() + first * qkv_, *k = q + q_width_;
-        rms_norm(q, l.q_norm, m_.heads * m_.head_dim, m_.eps, q);
-        rms_norm(k, l.k_norm, m_.kv_heads * m_.head_dim, m_.eps, k);
+        float *q = projected_.get() + first * qkv_, *k = q + kind.q_width;
+        rms_norm(q, l.q_norm, m_.heads * kind.hd, m_.eps, q);
+        rms_norm(k, l.k_norm, kind.kv_heads * kind.hd, m_.eps, k);
       }
     });
   }
@@ -229,13 +321,7 @@ class Step final : public Attending, public Job {
     each_token(phases, count, team().piece(count), [&](int first, int stop) {
       product(l.gate, first, stop, a, b_.tokens, [&](int t, int j, Floats g) {
         g = adapting_.add_to(g, t, layer, GATE, 0, j);
-        Floats z = g;
-        if (m_.gelu) {
-          Floats cube = mul(mul(g, g), g);
-          z = mul(all(2 * 0.7978845608f), fma(all(0.044715f), cube, g));
-        }
-        Floats s = div(g, add(all(1.f), exponential(sub(zeros(), z))));
-        store(gated_.get() + t * inner_ + 16 * j, s);
+        store(gated_.get() + t * inner_ + 16 * j, sigmoid_times(g, m_.gelu ? gelu_inside(g) : g));
       }, widest_);
       product(l.up, first, stop, a, b_.tokens, [&](int t, int j, Floats u) {
         float* at = gated_.get() + t * inner_ + 16 * j;
@@ -283,13 +369,14 @@ class Step final : public Attending, public Job {
     }
   }
 
-  int64_t x_, inner_, widest_;
+  int64_t x_, inner_, inputs_, widest_;
+  bool beside_ = false;  // some layer has experts beside its MLP
   bool few_ = false, head_alone_ = false;
   Adapting adapting_;
   Mixing mixing_;
-  std::vector<int> into_mlp_, into_down_;  // by layer: what their activations are to be ready for
-  Ready ready_, last_;
-  Buffer<float> x_all_, sum_, gated_, best_, best_of_;
+  std::vector<int> into_mlp_, into_down_, into_mixture_, within_mixture_;  // by layer: what for activations are ready
+  Ready ready_, scored_, last_;
+  Buffer<float> x_all_, sum_, gated_, given_, inputs_all_, best_, best_of_;
   Buffer<int64_t> choice_, choice_of_;
 };
 

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernel_cases import Shape, check_decode
 
+from muxd.kernels.row_layout import uniform
+
 pytest.importorskip("triton")
 
 from unmeasured_variants import decode_items
@@ -60,7 +62,9 @@ def test_however_it_is_cut(lengths: list[int], programs: int, window: int | None
 def test_the_grid_holds_every_item(lengths: list[int], programs: int, window: int | None) -> None:
     """The items of a plan are as many as its tiles need, and no more than programs were launched for."""
     shape = Shape(16, 3, 1, torch.float16)
-    pool: Any = SimpleNamespace(kv_heads=3, blocks=torch.empty(1, 4096, dtype=shape.dtype), tokens=128)
+    layers = uniform(2, 3, 16).layers
+    blocks = torch.empty(1, 4096, dtype=shape.dtype)
+    pool: Any = SimpleNamespace(layer=layers.__getitem__, blocks=blocks, tokens=128)
     pool.table, pool.block_elements = torch.zeros(1, 6, dtype=torch.int32), 4096
     q, known = torch.empty(len(lengths), 3, 16, dtype=shape.dtype), torch.tensor(lengths, dtype=torch.int32)
     rows = torch.zeros(len(lengths), 1, dtype=torch.int32)

@@ -58,6 +58,27 @@ def test_sinks(dtype: torch.dtype, splits: int) -> None:
     check_prefill(paged_prefill_kernel, shape, [(20, 70), (0, 3), (5, 0)])
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float8_e4m3fn])
+@pytest.mark.parametrize("head_dim", [64, 160, 512])
+def test_heads_of_two_blocks(head_dim: int, dtype: torch.dtype) -> None:
+    """Twice as wide as the other layers': keys in one block, values in the next."""
+    kept = dtype if dtype.itemsize == 1 else None
+    shape = Shape(head_dim, 2, 2, torch.float16 if kept else dtype, kv_dtype=kept, wide=True)
+    check_decode(paged_decode_kernel, shape, [33, 0, 1, 70], splits=2)
+    check_prefill(paged_prefill_kernel, shape, [(0, 40), (31, 5), (7, 0)])
+    check_rope_write(rope_write_kernel, shape, [0, 5, -1, 70], None, True, False, True)
+    check_rope_write(rope_write_kernel, shape, [3, 0, 1, -1], [0, 1, 1, 0], False, False)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_layer_that_reads_another_ones_keys_and_values(wide: bool) -> None:
+    """It turns queries and writes nothing."""
+    shape = Shape(64, 2, 3, torch.bfloat16, wide=wide, reads=True)
+    check_decode(paged_decode_kernel, shape, [33, 0, 70], splits=2)
+    check_prefill(paged_prefill_kernel, shape, [(0, 40), (31, 5)])
+    check_rope_write(rope_write_kernel, shape, [0, 5, -1, 70], None, True, False)
+
+
 @pytest.mark.parametrize(
     ("head_dim", "dtype"), [(64, torch.bfloat16), (80, torch.float16), (96, torch.float32)]
 )
@@ -86,7 +107,7 @@ def test_blocks_beyond_32_bits_of_elements(first: int) -> None:
     os.close(fd)
     blocks = torch.frombuffer(room, dtype=torch.bfloat16).view(-1, shape.block_bytes // 2)
     blocks[first:] = pool.blocks
-    far = PagedPool(blocks, pool.table + first, 1, 128)
+    far = PagedPool(blocks, pool.table + first, pool.layout)
     q = torch.randn(3, 4, 128, generator=generator).bfloat16()
     ends, cached = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([37], dtype=torch.int32)
     lengths = torch.tensor([40], dtype=torch.int32)
