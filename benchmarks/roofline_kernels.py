@@ -16,6 +16,7 @@ from muxd.kernels import ops
 from muxd.kernels.grouped import group
 from muxd.kernels.paged_decode import plan_splits
 from muxd.kernels.paged_pool import PagedPool
+from muxd.kernels.paged_states import PagedStates
 from muxd.kernels.row_layout import uniform
 from muxd.kernels.sampling import SamplingLines
 
@@ -69,6 +70,19 @@ MIXTURES = (
 )
 
 
+class Recurrent(NamedTuple):
+    """A layer that keeps a state."""
+
+    name: str
+    key_heads: int
+    value_heads: int
+    dim: int  # of keys and of values
+
+
+# The first are the defaults of transformers' Qwen3_5TextConfig.
+RECURRENT = (Recurrent("16 and 32 heads", 16, 32, 128), Recurrent("16 and 48 heads", 16, 48, 128))
+
+
 class Case(NamedTuple):
     """One kernel at one shape. ``step(i)`` runs it once on the i-th of ``cycles`` sets of inputs."""
 
@@ -102,6 +116,7 @@ def measure(peaks: Peaks, models: tuple[ModelShape, ...], plan: Plan) -> Iterato
     """Every case of every model, on the plan's device."""
     made = [(model.name, make) for model in models for make in cases(model, plan)]
     made += [(one.name, make) for one in mixtures(plan) for make in expert_cases(one, plan)]
+    made += [(one.name, make) for one in recurrent(plan) for make in delta_cases(one, plan)]
     for name, make in made:
         case = make()
         seconds = seconds_of(plan, case.step, case.cycles)
@@ -119,10 +134,50 @@ def mixtures(plan: Plan) -> tuple[Mixture, ...]:
     return (Mixture("tiny", 6, 2, 24, 64),) if plan is TINY else MIXTURES
 
 
+def recurrent(plan: Plan) -> tuple[Recurrent, ...]:
+    return (Recurrent("tiny", 1, 2, 16),) if plan is TINY else RECURRENT
+
+
 def expert_cases(mixture: Mixture, plan: Plan) -> Iterator[Callable[[], Case]]:
     """As ``cases``."""
     for n in (*plan.batches, *plan.prompts):
         yield partial(experts, mixture, plan.device, n)
+
+
+def delta_cases(shape: Recurrent, plan: Plan) -> Iterator[Callable[[], Case]]:
+    """As ``cases``."""
+    for n in plan.batches:
+        yield partial(delta, shape, plan.device, n, 1)
+    for n in plan.prompts:
+        yield partial(delta, shape, plan.device, 1, n)
+
+
+def delta(shape: Recurrent, device: str, batch: int, tokens: int) -> Case:
+    """One layer's convolution and rule: states in and out once, and the projection. Of one token each as in a
+    decode step, of more as in a prompt that has begun."""
+    heads, size = shape.value_heads, shape.dim
+    channels, n = (2 * shape.key_heads + heads) * size, batch * tokens
+    state = heads * size * size * 4
+    nbytes = 2 * batch * (state + 3 * channels * 4) + n * (channels * 2 + heads * size * 4)
+    cycles = _cycles(nbytes, device)
+    blocks = -(-state // BLOCK_BYTES) + -(-3 * channels * 4 // BLOCK_BYTES)
+    memory = torch.zeros(cycles * batch * blocks, BLOCK_BYTES // 4, device=device)
+    order = torch.randperm(len(memory), device=device).int()
+    states = PagedStates(memory, order.view(-1, 1), size, size)
+    rows = torch.arange(len(memory), dtype=torch.int32, device=device).view(cycles, batch, blocks)
+    mixed = torch.randn(n, channels, device=device).to(BF16)
+    decay, beta = -torch.rand(n, heads, device=device), torch.rand(n, heads, device=device)
+    tokens_of = mixed, decay, beta, torch.randn(channels, 4, device=device)
+    places = torch.ones(batch, dtype=torch.int32, device=device)
+    starts = torch.arange(batch + 1, dtype=torch.int32, device=device) * tokens
+
+    def step(i: int) -> Tensor:
+        if tokens == 1:
+            return ops.delta_decode(*tokens_of, states, 0, rows[i], places)
+        return ops.delta_prefill(*tokens_of, states, 0, rows[i], starts, places)
+
+    told = f"batch {batch}" if tokens == 1 else f"{tokens} tokens"
+    return Case("delta rule", told, nbytes, 6.0 * n * heads * size * size, cycles, step)
 
 
 def cases(model: ModelShape, plan: Plan) -> Iterator[Callable[[], Case]]:

@@ -102,6 +102,8 @@ def _check(spec: ModelSpec, ranks: int) -> None:
     """Raises ModelFolderError naming what is in the way."""
     if spec.encoder:
         raise _refused(spec, ranks, "layers of an encoder are not cut")
+    if spec.delta is not None:
+        raise _refused(spec, ranks, "layers that keep a state are not cut")
     if spec.layer_heads:
         raise _refused(spec, ranks, "its layers have heads of several kinds")
     if spec.heads < ranks:

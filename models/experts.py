@@ -12,6 +12,7 @@ from muxd.kernels.grouped import group
 from muxd.kernels.ops import clamped_gate, gelu_tanh_gate, grouped_linear, silu_gate
 from muxd.models.layers import Weights
 from muxd.models.mixture import Experts
+from muxd.models.tensors import SHARED_GATE
 
 
 class Mixture:
@@ -29,6 +30,7 @@ class Mixture:
         self.gate_up, self.gate_up_bias = of_all("gate_up")  # [experts, 2 · inner, hidden], gates first
         self.down, self.down_bias = of_all("down")  # [experts, hidden, inner]
         self.scales = weights.tensor(f"{layer}router_scale") if experts.scaled else None
+        self.shared = SharedExpert(weights, layer) if experts.shared else None
 
     def __call__(self, x: Tensor, add: Tensor | None = None, scored: Tensor | None = None) -> Tensor:
         """x [n, hidden] -> [n, hidden], plus ``add`` where given. ``scored`` [n, hidden]: what the router
@@ -43,6 +45,8 @@ class Mixture:
         # Back to the order of tokens, so that sums are the same whoever else is in the batch.
         pairs = torch.empty_like(given).index_copy_(0, groups.order, given).view(*chosen.shape, -1)
         mixed = torch.bmm(weights[:, None].to(x.dtype), pairs)[:, 0]  # added in float32, whatever the type
+        if self.shared is not None:
+            mixed = mixed + self.shared(x)
         return mixed if add is None else add.add_(mixed)
 
     def gated(self, both: Tensor) -> Tensor:
@@ -51,6 +55,21 @@ class Mixture:
             return gelu_tanh_gate(both)
         alpha, limit = self.experts.alpha, self.experts.limit
         return clamped_gate(both, alpha, limit) if limit else silu_gate(both)
+
+
+class SharedExpert:
+    """What every token goes to besides (Dai et al. 2024), as much as its gate lets through."""
+
+    def __init__(self, weights: Weights, layer: str):
+        self.gate = weights.linear(f"{layer}{SHARED_GATE}")
+        self.gate_up, self.down = (
+            weights.linear(f"{layer}shared.gate_up"),
+            weights.linear(f"{layer}shared.down"),
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [n, hidden] -> [n, hidden]."""
+        return torch.sigmoid(self.gate(x)) * self.down(silu_gate(self.gate_up(x)))
 
 
 def route(scores: Tensor, experts: Experts) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,17 @@ class Weights(Protocol):
     def rotary(self, rope: Rope, head_dim: int) -> Turn: ...
 
 
+class Recur(Protocol):
+    """Run this batch's tokens through the state of ``layer`` of their sequences, where it lies, and leave it
+    there as it is after them: ``muxd.kernels.delta_rule``.
+
+    mixed [n, channels]: queries, keys and values as projected. decay and beta float32 [n, value_heads]; decay
+    in log space. conv float32 [channels, kernel]. Returns float32 [n, value_heads · value_dim].
+    """
+
+    def __call__(self, layer: int, mixed: Tensor, decay: Tensor, beta: Tensor, conv: Tensor) -> Tensor: ...
+
+
 class Attend(Protocol):
     """Turn this batch's queries and keys, store its keys and values, attend to all its queries may see.
 
@@ -69,6 +80,11 @@ class Attend(Protocol):
     ``muxd.kernels.sinks`` says. Returns [n, heads · head_dim].
     """
 
+    @property
+    def recur(self) -> Recur | None:
+        """Where layers of the model keep a state."""
+        ...
+
     def __call__(
         self,
         layer: int,
@@ -77,6 +93,12 @@ class Attend(Protocol):
         norms: tuple[Norm, ...] | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor: ...
+
+
+class Layer(Protocol):
+    """x [n, hidden] -> [n, hidden], with what attention and MLP add."""
+
+    def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor: ...
 
 
 class Head(Protocol):

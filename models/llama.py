@@ -18,7 +18,7 @@ from torch import Tensor
 
 from muxd.kernels.ops import silu_gate
 from muxd.models.experts import Mixture
-from muxd.models.layers import Angles, Attend, Norm, Turns, Weights
+from muxd.models.layers import Angles, Attend, Layer, Norm, Turns, Weights
 from muxd.models.spec import ModelSpec
 
 
@@ -33,7 +33,7 @@ class Llama:
         self.norm = weights.norm("norm", spec.norm_eps, offset=offset, centred=centred)
         self.head = weights.linear("embed" if spec.tied_embeddings else "head")
 
-    def layer(self, spec: ModelSpec, weights: Weights, layer: int) -> "LlamaLayer":
+    def layer(self, spec: ModelSpec, weights: Weights, layer: int) -> Layer:
         return LlamaLayer(spec, weights, layer)
 
     def embedded(self, tokens: Tensor) -> Tensor:

@@ -120,6 +120,10 @@ def read_lora(folder: Path, spec: ModelSpec) -> Lora:
         raise ModelFolderError(
             f"{folder}: its base is an encoder ({spec.architecture}), which takes no adapter"
         )
+    if spec.delta is not None:
+        raise ModelFolderError(
+            f"{folder}: layers of its base ({spec.architecture}) keep a state, which takes no adapter yet"
+        )
     modules = _modules(spec)
     found = _index(folder, modules)
     _check_targets(config, folder / WEIGHTS, found, modules)

@@ -24,10 +24,12 @@ class Experts(Struct, frozen=True):
     biased: bool = False  # so are the router's scores
     alpha: float = 1.0  # the gate is g · sigmoid(alpha · g)
     limit: float = 0.0  # to which gate and up are clamped, and up gets 1 added; 0: neither
-    stored: Literal["each", "stacked", "mxfp4", "straight"] = "each"  # each by itself, or all in one tensor
+    # Each expert's by itself, or all of a layer in one tensor.
+    stored: Literal["each", "rows", "stacked", "mxfp4", "straight"] = "each"
     beside: bool = False  # the MLP, both with norms of their own, and so is what the router reads
     gelu: bool = False  # gates by GELU's tanh form
     scaled: bool = False  # the weights of those chosen are multiplied by a number of each expert
+    shared: int = 0  # the width of one that every token goes to, through a gate; 0: there is none
 
 
 def mixtral_experts(fields: Fields) -> Experts:
@@ -46,13 +48,35 @@ def olmoe_experts(fields: Fields) -> Experts:
 
 def qwen3_experts(fields: Fields) -> Experts:
     """Every ``decoder_sparse_step``-th layer but ``mlp_only_layers``."""
+    inner, normalised = fields.integer("moe_intermediate_size", 768), fields.flag("norm_topk_prob", False)
+    return _checked(fields, _count(fields, 128), 8, inner, normalised, _sparse(fields))
+
+
+def qwen3_next_experts(fields: Fields) -> Experts:
+    """The same layers, with an expert that is shared."""
+    inner, normalised = fields.integer("moe_intermediate_size", 512), fields.flag("norm_topk_prob", True)
+    found = _checked(fields, _count(fields, 512), 10, inner, normalised, _sparse(fields))
+    return structs.replace(found, shared=fields.integer("shared_expert_intermediate_size", 512))
+
+
+def qwen3_5_experts(fields: Fields) -> Experts:
+    """Every layer, with an expert that is shared."""
+    fields.must_be("norm_topk_prob", True, default=True)
+    fields.must_be("mlp_only_layers", [], default=[])
+    fields.must_be("decoder_sparse_step", 1, default=1)
+    every = (True,) * fields.integer("num_hidden_layers")
+    found = _checked(
+        fields, _count(fields, 256), 8, fields.integer("moe_intermediate_size", 512), True, every
+    )
+    return structs.replace(found, shared=fields.integer("shared_expert_intermediate_size", 512))
+
+
+def _sparse(fields: Fields) -> tuple[bool, ...]:
     step, dense = fields.integer("decoder_sparse_step", 1), fields.raw.get("mlp_only_layers") or []
     if not isinstance(dense, list) or not all(type(one) is int for one in dense):
         raise fields.refuse("mlp_only_layers", f"must be a list of layers, not {shown(dense)}")
     layers = fields.integer("num_hidden_layers")
-    sparse = tuple((i + 1) % step == 0 and i not in dense for i in range(layers))
-    inner, normalised = fields.integer("moe_intermediate_size", 768), fields.flag("norm_topk_prob", False)
-    return _checked(fields, _count(fields, 128), 8, inner, normalised, sparse)
+    return tuple((i + 1) % step == 0 and i not in dense for i in range(layers))
 
 
 def gpt_oss_experts(fields: Fields) -> Experts:

@@ -8,6 +8,7 @@ from msgspec import Struct, structs
 from muxd.errors import NoRow
 from muxd.kernels.row_layout import KvHeads, LayerRows, RowLayout, laid_out, uniform
 from muxd.messages import Dtype
+from muxd.models.delta import DeltaNet
 from muxd.models.mixture import Experts
 from muxd.models.rope import STILL, Rope
 from muxd.models.schemes import Scheme
@@ -87,6 +88,8 @@ class ModelSpec(Struct, frozen=True):
     fused_qkv: bool = False  # stored in one piece, as gate and up may be
     fused_gate_up: bool = False
     experts: Experts | None = None  # in place of some layers' MLP
+    delta: DeltaNet | None = None  # in place of some layers' attention
+    output_gate: bool = False  # of attention: a sigmoid multiplies what each head gives
     beyond_float16: bool = False  # activations beyond 65,504: in float16 every logit becomes NaN
     kinds: int = 0  # of an encoder's tokens
     encoder: bool = False  # every token sees its whole text; it has no head
@@ -119,6 +122,10 @@ class ModelSpec(Struct, frozen=True):
     def inner_of(self, layer: int) -> int:
         """How wide the MLP of a layer is."""
         return self.intermediate_size * (2 if layer in self.wide_mlps else 1)
+
+    def keeps_state(self, layer: int) -> bool:
+        """Whether it does in place of attending: it has no K and V."""
+        return self.delta is not None and self.delta.layers[layer]
 
     def within(self, context: int) -> "ModelSpec":
         """The same for sequences of at most ``context`` tokens: LongRoPE has factors for short ones."""

@@ -11,7 +11,7 @@ from muxd.errors import ModelFolderError
 from muxd.kernels import native
 from muxd.messages import Dtype, StepName, WeightsName
 from muxd.models.safetensors_index import Stored
-from muxd.models.tensors import ROUTER
+from muxd.models.tensors import BETA, ROUTER, SHARED_GATE
 
 _log = logging.getLogger("muxd.models")
 
@@ -33,7 +33,8 @@ class Packing(Struct, frozen=True):
             return _FLOATS[wanted]
         if blocks:
             return blocks
-        if name.endswith(f".{ROUTER}"):  # which experts are chosen would be others
+        # Which experts are chosen, how long a state lasts: small errors there grow.
+        if name.rpartition(".")[2] in (ROUTER, BETA, SHARED_GATE):
             return _FLOATS[dtype]
         if wanted == "int4" and name in _ENDS:
             wanted = "int8"

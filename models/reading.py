@@ -39,8 +39,8 @@ class Held:
 class Source(Struct, frozen=True):
     """One stored tensor, or rows of one, and the byte of the region where its first element goes; packed with
     a ``form``. ``dtype``: of what is not packed, where that is not the plan's. ``order``: which row of each
-    group of so many lies where. ``cut``: out of a tensor of all experts; of MXFP4 with ``exponents``.
-    ``columns``: only these of each row."""
+    group of so many lies where; with a ``group`` of more rows the others of it are left out. ``cut``: out of
+    a tensor of all experts; of MXFP4 with ``exponents``. ``columns``: only these of each row."""
 
     name: str
     stored: Stored
@@ -52,6 +52,16 @@ class Source(Struct, frozen=True):
     exponents: Stored | None = None
     columns: Piece | None = None
     held: "Held | None" = None  # what was cut out, or is put together
+    group: int = 0  # rows out of which ``order`` takes some; 0: as many as it has
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What is written of the stored one."""
+        return (self.taken(self.stored.shape[0]), *self.stored.shape[1:])
+
+    def taken(self, count: int) -> int:
+        """Of ``count`` stored rows or elements, in whole groups."""
+        return count // self.group * len(self.order) if self.group else count
 
     def files(self) -> list[Stored]:
         """What is read of it."""
@@ -59,7 +69,9 @@ class Source(Struct, frozen=True):
 
     def rows_at_once(self, elements: int, least: int = 1) -> int:
         """Of about so many ``elements``: a multiple of ``least`` and of whole groups."""
-        group = math.lcm(least, len(self.order) or 1)
+        group = self.group or len(self.order) or 1
+        taken = len(self.order) or 1
+        group *= math.lcm(least, taken) // taken  # so that what is taken is a multiple of ``least``, too
         row = math.prod(self.stored.shape[1:])
         return max(group, elements // row // group * group)
 
@@ -67,7 +79,8 @@ class Source(Struct, frozen=True):
         """``raw`` has so many whole rows."""
         if not self.order:
             return raw
-        groups = raw.reshape(rows // len(self.order), len(self.order), -1)
+        group = self.group or len(self.order)
+        groups = raw.reshape(rows // group, group, -1)
         return groups[:, list(self.order)].reshape(-1)
 
 
@@ -96,7 +109,8 @@ def written(told: Source, writer: Writer, plan: Dtype, room: NDArray[np.uint8]) 
 def _whole_rows(source: Source, writer: Writer, dtype: Dtype) -> Iterator[int]:
     itemsize, count = ITEM_BYTES[dtype], math.prod(source.stored.shape)
     for first, size in _pieces(source):
-        into = writer.window(source.offset + first * itemsize, size * itemsize)
+        at, taken = source.taken(first), source.taken(size)
+        into = writer.window(source.offset + at * itemsize, taken * itemsize)
         if source.order:
             raw = np.empty(size * itemsize, dtype=np.uint8)
             _copy(source, first, raw, size, dtype)
@@ -245,7 +259,8 @@ def _pack(source: Source, writer: Writer, room: NDArray[np.uint8]) -> Iterator[i
             _copy(source, first * columns, raw, count * columns, "float16")
         else:
             _read(source, first * size, into=raw)
-        window = writer.window(source.offset + first // 16 * block, -(-count // 16) * block)
+        at, taken = source.taken(first), source.taken(count)
+        window = writer.window(source.offset + at // 16 * block, -(-taken // 16) * block)
         packed.pack(window, source.form, columns, source.ordered(raw, count), kind)
         done += len(window)
         if done >= _STEP:

@@ -15,6 +15,7 @@ from muxd.models.llama import Llama
 from muxd.models.olmo2 import Olmo2
 from muxd.models.olmoe import Olmoe
 from muxd.models.qwen3 import Qwen3
+from muxd.models.qwen3_5 import Qwen35
 from muxd.models.spec import ModelSpec
 
 ARCHITECTURES: dict[str, Callable[[ModelSpec, Weights], Model]] = {
@@ -24,6 +25,9 @@ ARCHITECTURES: dict[str, Callable[[ModelSpec, Weights], Model]] = {
     "Qwen3ForCausalLM": Qwen3,
     "MixtralForCausalLM": Llama,
     "Qwen3MoeForCausalLM": Qwen3,
+    "Qwen3_5ForCausalLM": Qwen35,
+    "Qwen3_5MoeForCausalLM": Qwen35,
+    "Qwen3NextForCausalLM": Qwen35,
     "OlmoeForCausalLM": Olmoe,
     "GptOssForCausalLM": Llama,
     "Gemma2ForCausalLM": Gemma2,

@@ -11,7 +11,7 @@ from msgspec import structs
 from muxd.errors import ModelFolderError
 from muxd.messages import ITEM_BYTES, Dtype
 from muxd.models.config_file import Fields, shown
-from muxd.models.families.table import FAMILIES, HEADLESS, WRAPPERS, by_type
+from muxd.models.families.table import FAMILIES, HEADLESS, WRAPPERS, Wrapper, by_type
 from muxd.models.files import read_json
 from muxd.models.folder import check_folder, quantisation
 from muxd.models.model_spec import ModelSpec, tokens_per_row
@@ -33,7 +33,7 @@ def read_spec(folder: Path) -> ModelSpec:
     named = _architecture(outer)
     architecture, fields = HEADLESS.get(named, named), outer
     if wrapper := WRAPPERS.get(named):
-        architecture, fields = wrapper.architecture, _text(outer, wrapper.text_type)
+        architecture, fields = wrapper.architecture, _text(outer, wrapper)
     if architecture not in FAMILIES:
         known = ", ".join(sorted(FAMILIES.keys() | WRAPPERS.keys()))
         raise ModelFolderError(f"{path}: architecture {shown(named)} is not known; known: {known}")
@@ -98,13 +98,13 @@ def _dtype(fields: Fields) -> Dtype | None:
     return next((dtype for dtype in ITEM_BYTES if said == dtype), None)
 
 
-def _text(outer: Fields, text_type: str) -> Fields:
+def _text(outer: Fields, wrapper: Wrapper) -> Fields:
     """The fields of the text model; whether the head is tied is the outer model's to say."""
     text = outer.table("text_config")
     if text is None:
         raise outer.refuse("text_config", "is missing")
-    text.must_be("model_type", text_type, default=text_type)
-    own: dict[str, object] = {"tie_word_embeddings": outer.flag("tie_word_embeddings", True)}
+    text.must_be("model_type", wrapper.text_type, default=wrapper.text_type)
+    own: dict[str, object] = {"tie_word_embeddings": outer.flag("tie_word_embeddings", wrapper.tied)}
     if text.raw.get("bos_token_id") is None:
         own["bos_token_id"] = outer.raw.get("bos_token_id")
     return Fields(outer.path, text.raw | own, "text_config.")

@@ -7,6 +7,8 @@ so that the worker multiplies once. Read by the weight plan (daemon) and by the 
 import re
 from typing import NamedTuple
 
+from muxd.messages import Dtype
+from muxd.models.delta import DeltaNet
 from muxd.models.mixture import Experts
 from muxd.models.model_spec import ModelSpec
 from muxd.models.stacks import CODES, Cut, Layout
@@ -14,9 +16,11 @@ from muxd.models.stacks import CODES, Cut, Layout
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROUTER = "router"  # the end of its name in a layer
 LOOKED_UP = "input_table"  # by token, as the embedding is, and never multiplied with
+BETA = "ba"  # of a layer that keeps a state: what its tokens change, and how much stays
+SHARED_GATE = "shared_gate"  # of the expert that every token goes to
 _KEYS_AND_VALUES = re.compile(r"model\.layers\.(\d{1,9})\.self_attn\.(?:k_proj|v_proj|k_norm|v_norm)\.weight")
 # Of a model that sees or hears, and reads: names of what does not read begin so, of some architectures more,
-_SIGHT = ("vision_tower", "vision_model", "multi_modal_projector")
+_SIGHT = ("vision_tower", "vision_model", "multi_modal_projector", "visual")
 _MORE = {"Gemma4ForCausalLM": ("audio_tower", "embed_vision", "embed_audio")}
 # and of what reads, before transformers 4.52 and since.
 _PREFIXES = {
@@ -52,7 +56,8 @@ def unwrapped(name: str) -> str:
 
 
 class Part(NamedTuple):
-    """Rows of a stored tensor, of all of them where ``rows`` is 0."""
+    """Rows of a stored tensor, of all of them where ``rows`` is 0; with a ``group`` those of each group of so
+    many rows that ``order`` names."""
 
     stored: str
     shape: tuple[int, ...]
@@ -60,22 +65,35 @@ class Part(NamedTuple):
     rows: int = 0
     order: tuple[int, ...] = ()  # which row of each head lies where; empty: as they are stored
     cut: Cut | None = None  # out of a tensor of all experts
+    group: int = 0  # 0: as many as ``order`` has
+
+    @property
+    def read(self) -> int:
+        """Rows of the stored tensor, from the ``first`` on, that it is taken out of."""
+        return self.shape[0] // len(self.order) * self.group if self.group else self.shape[0]
 
     @property
     def whole(self) -> tuple[int, ...]:
         """The stored tensor's shape."""
         if self.cut is not None:
             return self.cut.whole(self.shape)
-        return (self.rows or self.shape[0], *self.shape[1:])
+        return (self.rows or self.read, *self.shape[1:])
 
 
 class Wanted(NamedTuple):
     """One tensor of the weights region and the stored ones it is stacked from. ``stack``: it is so many
-    matrices one after another."""
+    matrices one after another. ``dtype``: what it is kept in, whatever the model is; then it is never packed.
+    """
 
     name: str
     parts: tuple[Part, ...]
     stack: int = 0
+    dtype: Dtype | None = None
+
+    @property
+    def packs(self) -> bool:
+        """Whether it is packed where matrices are."""
+        return len(self.shape) > 1 and self.dtype is None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -138,6 +156,12 @@ class _Piece(NamedTuple):
     first: int = 0
     rows: int = 0
     order: tuple[int, ...] = ()
+    group: int = 0
+
+    @property
+    def place(self) -> tuple[int, int, tuple[int, ...], None, int]:
+        """As ``Part`` has them."""
+        return self.first, self.rows, self.order, None, self.group
 
 
 def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
@@ -147,19 +171,24 @@ def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
     attention, mlp = f"{stored}.self_attn", f"{stored}.mlp"
 
     def linear(name: str, pieces: list[_Piece], inputs: int, *, bias: bool = False) -> list[Wanted]:
-        stack = tuple(Part(f"{one.stored}.weight", (one.outputs, inputs), *one[2:]) for one in pieces)
-        added = tuple(Part(f"{one.stored}.bias", (one.outputs,), *one[2:]) for one in pieces)
+        stack = tuple(Part(f"{one.stored}.weight", (one.outputs, inputs), *one.place) for one in pieces)
+        added = tuple(Part(f"{one.stored}.bias", (one.outputs,), *one.place) for one in pieces)
         matrix, vector = Wanted(f"layers.{layer}.{name}", stack), Wanted(f"layers.{layer}.{name}.bias", added)
         return [matrix, vector] if bias else [matrix]
 
     def norm(name: str, part: str, size: int = hidden, order: tuple[int, ...] = ()) -> Wanted:
         return Wanted(f"layers.{layer}.{name}", (Part(f"{stored}.{part}.weight", (size,), order=order),))
 
-    found = [
-        *linear("qkv", _qkv(spec, layer, attention, q, kv), hidden, bias=spec.qkv_bias),
-        *linear("o", [_Piece(f"{attention}.o_proj", hidden)], q, bias=spec.o_bias),
-        *(norm(place, part) for place, part in spec.norms.placed()),
-    ]
+    found: list[Wanted] = []
+    attends = not spec.keeps_state(layer)
+    if spec.delta is not None and not attends:
+        found += _delta(spec.delta, layer, hidden)
+    else:
+        found += linear("qkv", _qkv(spec, layer, attention, q, kv), hidden, bias=spec.qkv_bias)
+        found += linear("o", [_Piece(f"{attention}.o_proj", hidden)], q, bias=spec.o_bias)
+    found += [norm(place, part) for place, part in spec.norms.placed()]
+    if spec.output_gate and attends:
+        found += linear("o_gate", [_gate(spec, attention, q)], hidden)
     if spec.sinks:
         found.append(_whole(f"layers.{layer}.sinks", f"{attention}.sinks", (spec.heads,)))
     if experts := spec.experts_of(layer):
@@ -167,7 +196,7 @@ def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
     if spec.dense(layer):
         found += linear("gate_up", _gate_up(spec, mlp, inner), hidden)
         found += linear("down", [_Piece(f"{mlp}.down_proj", hidden)], inner)
-    if spec.qk_norm or spec.wide_qk_norm:
+    if attends and (spec.qk_norm or spec.wide_qk_norm):
         sizes = {"q_norm": q, "k_norm": kv} if spec.wide_qk_norm else dict.fromkeys(_QK, rows.head_dim)
         if not rows.own:
             del sizes["k_norm"]
@@ -207,11 +236,62 @@ def _qkv(spec: ModelSpec, layer: int, attention: str, q: int, kv: int) -> list[_
             _Piece(name, kv, q, rows, order),
             _Piece(name, kv, q + kv, rows),
         ]
-    queries = _Piece(f"{attention}.q_proj", q, order=order)
+    if spec.output_gate:  # each head's queries, then its gate
+        queries = _Piece(
+            f"{attention}.q_proj", q, 0, 0, order or tuple(range(spec.head_dim)), 2 * spec.head_dim
+        )
+    else:
+        queries = _Piece(f"{attention}.q_proj", q, order=order)
     if not spec.rows_of(layer).own:
         return [queries]
     values = "k_proj" if layer in spec.keys_as_values else "v_proj"
     return [queries, _Piece(f"{attention}.k_proj", kv, order=order), _Piece(f"{attention}.{values}", kv)]
+
+
+def _gate(spec: ModelSpec, attention: str, q: int) -> _Piece:
+    size = spec.head_dim
+    return _Piece(f"{attention}.q_proj", q, order=tuple(range(size, 2 * size)), group=2 * size)
+
+
+def _delta(delta: DeltaNet, layer: int, hidden: int) -> list[Wanted]:
+    """Of a layer that keeps a state: q, k, v and z (what gates the output) in one matrix, b and a (of beta
+    and of the decay) in another; what only float32 is computed with."""
+    name, stored = f"layers.{layer}", f"model.layers.{layer}.linear_attn"
+    if delta.fused:
+        qkvz, ba = _by_key_head(delta, stored, hidden)
+    else:
+        sizes = {"in_proj_qkv": delta.channels, "in_proj_z": delta.values}
+        qkvz = tuple(Part(f"{stored}.{part}.weight", (rows, hidden)) for part, rows in sizes.items())
+        ba = tuple(Part(f"{stored}.in_proj_{part}.weight", (delta.value_heads, hidden)) for part in "ba")
+
+    def kept(place: str, part: str, shape: tuple[int, ...]) -> Wanted:
+        return Wanted(f"{name}.{place}", (Part(f"{stored}.{part}", shape),), dtype="float32")
+
+    return [
+        Wanted(f"{name}.qkvz", qkvz),
+        Wanted(f"{name}.{BETA}", ba),
+        kept("conv", "conv1d.weight", (delta.channels, 1, delta.kernel)),
+        kept("a_log", "A_log", (delta.value_heads,)),
+        kept("dt_bias", "dt_bias", (delta.value_heads,)),
+        kept("state_norm", "norm.weight", (delta.value_dim,)),
+        _whole(f"{name}.out", f"{stored}.out_proj.weight", (hidden, delta.values)),
+    ]
+
+
+def _by_key_head(delta: DeltaNet, stored: str, hidden: int) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    """Qwen3-Next stores all of a key head together: q, k, v, z; and b, a."""
+    each = delta.value_heads // delta.key_heads
+
+    def apart(matrix: str, sizes: tuple[int, ...]) -> tuple[Part, ...]:
+        parts, group, first = [], sum(sizes), 0
+        for size in sizes:
+            rows, order = (delta.key_heads * size, hidden), tuple(range(first, first + size))
+            parts.append(Part(f"{stored}.{matrix}.weight", rows, order=order, group=group))
+            first += size
+        return tuple(parts)
+
+    key, value = delta.key_dim, each * delta.value_dim
+    return apart("in_proj_qkvz", (key, key, value, value)), apart("in_proj_ba", (each, each))
 
 
 def _gate_up(spec: ModelSpec, mlp: str, inner: int) -> list[_Piece]:
@@ -221,29 +301,55 @@ def _gate_up(spec: ModelSpec, mlp: str, inner: int) -> list[_Piece]:
     return [_Piece(f"{mlp}.gate_proj", inner), _Piece(f"{mlp}.up_proj", inner)]
 
 
+# Of all experts of a layer, where they are stored in one tensor, one after another.
+GATE_UP_ROWS, DOWN_ROWS = "experts.gate_up_proj", "experts.down_proj"
+
 # Where experts lie in a layer, and the names of router, gate, up and down.
 _EXPERTS = {
     "MixtralForCausalLM": ("block_sparse_moe", "gate", "w1", "w3", "w2"),
     "Qwen3MoeForCausalLM": ("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
     "OlmoeForCausalLM": ("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
+    "Qwen3_5MoeForCausalLM": ("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
+    "Qwen3NextForCausalLM": ("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
 }
 
 
 def _experts(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
     if experts.stored == "straight":
         return _straight(spec, experts, layer)
-    if experts.stored != "each":
+    if experts.stored in ("stacked", "mxfp4"):
         return _stacked(spec, experts, layer)
     place, router, gate, up, down = _EXPERTS[spec.architecture]
     stored, name, hidden = f"model.layers.{layer}.{place}", f"layers.{layer}", spec.hidden_size
     each = [f"{stored}.experts.{expert}" for expert in range(experts.count)]
     inner, outer = (experts.inner, hidden), (hidden, experts.inner)
-    gate_up = tuple(Part(f"{one}.{part}.weight", inner) for one in each for part in (gate, up))
-    downs = tuple(Part(f"{one}.{down}.weight", outer) for one in each)
+    if experts.stored == "rows":
+        gate_up = _slices(f"{stored}.{GATE_UP_ROWS}", inner, 2 * experts.count)
+        downs = _slices(f"{stored}.{DOWN_ROWS}", outer, experts.count)
+    else:
+        gate_up = tuple(Part(f"{one}.{part}.weight", inner) for one in each for part in (gate, up))
+        downs = tuple(Part(f"{one}.{down}.weight", outer) for one in each)
     return [
         _whole(f"{name}.{ROUTER}", f"{stored}.{router}.weight", (experts.count, hidden)),
         Wanted(f"{name}.experts.gate_up", gate_up, experts.count),
         Wanted(f"{name}.experts.down", downs, experts.count),
+        *(_shared(experts, name, stored, hidden) if experts.shared else ()),
+    ]
+
+
+def _slices(tensor: str, shape: tuple[int, int], count: int) -> tuple[Part, ...]:
+    """Matrices that lie one after another in a tensor of all experts."""
+    rows = shape[0]
+    return tuple(Part(tensor, shape, number * rows, count * rows) for number in range(count))
+
+
+def _shared(experts: Experts, name: str, stored: str, hidden: int) -> list[Wanted]:
+    inner, one = (experts.shared, hidden), f"{stored}.shared_expert"
+    gate_up = tuple(Part(f"{one}.{part}_proj.weight", inner) for part in ("gate", "up"))
+    return [
+        Wanted(f"{name}.shared.gate_up", gate_up),
+        _whole(f"{name}.shared.down", f"{one}.down_proj.weight", (hidden, experts.shared)),
+        _whole(f"{name}.{SHARED_GATE}", f"{stored}.shared_expert_gate.weight", (1, hidden)),
     ]
 
 
@@ -305,6 +411,8 @@ def harmless(name: str, spec: ModelSpec) -> bool:
     would make keys and values of a layer that reads an earlier one's."""
     if spec.encoder:  # what is made of it for other tasks
         return name.startswith(("pooler.", "cls.")) or name == "embeddings.position_ids"
+    if spec.delta is not None and name.startswith("mtp."):  # predicts several tokens at once: it is not asked
+        return True
     if name.endswith(".rotary_emb.inv_freq") or (spec.tied_embeddings and name == HEAD):
         return True
     found = _KEYS_AND_VALUES.fullmatch(name)

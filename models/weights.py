@@ -27,7 +27,9 @@ from muxd.models.safetensors_index import BYTES, Stored, index, seal
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.stacks import CODES, EXPONENTS
 from muxd.models.tensors import (
+    DOWN_ROWS,
     EMBED,
+    GATE_UP_ROWS,
     HEAD,
     LOOKED_UP,
     Wanted,
@@ -103,6 +105,7 @@ def plan(
     if spec.tied_embeddings and _own_head(stored):
         _log.warning("%s: lm_head.weight differs from the embedding that config.json ties it to", folder)
         spec = structs.replace(spec, tied_embeddings=False)
+    spec = _experts_as_stored(spec, stored)
     dtype = dtype or _held(spec, stored.values(), gpu=gpu)
     if dtype == "float16" and spec.beyond_float16:
         raise ModelFolderError(
@@ -114,23 +117,24 @@ def plan(
     zeros: list[tuple[int, int]] = []
     for tensor in wanted(spec):
         start = aligned(end)
-        found = _sources(folder, tensor, stored, start, ITEM_BYTES[dtype])
+        own = tensor.dtype or dtype
+        found = _sources(folder, tensor, stored, start, ITEM_BYTES[own])
         if (cut := pieces(spec, tensor, rank)) is not None:
             laid = _cut(tensor, found, cut, start, ITEM_BYTES[dtype])
             tensors.append(TensorEntry(tensor.name, dtype, laid.shape, start))
             sources, zeros, end = sources + laid.sources, zeros + laid.zeros, laid.end
             continue
-        if packing is not None and len(tensor.shape) > 1:
+        if packing is not None and tensor.packs:
             for name, source in zip(part_names(tensor.name, len(found)), found, strict=True):
-                form, shape = packing.form(tensor.name, source.stored.blocks, dtype), source.stored.shape
+                form, shape = packing.form(tensor.name, source.stored.blocks, dtype), source.shape
                 tensors.append(TensorEntry(name, dtype, shape, start, form))
                 sources.append(structs.replace(source, offset=start, form=form))
                 end = start + packing.bytes(form, shape)
                 start = aligned(end)
             continue
-        tensors.append(TensorEntry(tensor.name, dtype, tensor.shape, start))
+        tensors.append(TensorEntry(tensor.name, own, tensor.shape, start))
         sources += found
-        end = start + math.prod(tensor.shape) * ITEM_BYTES[dtype]
+        end = start + math.prod(tensor.shape) * ITEM_BYTES[own]
     used = {part.stored for tensor in wanted(spec) for part in tensor.parts}
     halves = {name.removesuffix(CODES) + EXPONENTS for name in used if name.endswith(CODES)}
     _refuse_unknown(stored, used | halves, spec)
@@ -175,7 +179,22 @@ def _named(folder: Path, spec: ModelSpec, *, raw: bool) -> dict[str, Stored]:
     if spec.encoder:  # some save what is no number of the model, in types of its own
         found = index(folder, lambda name: harmless(unbert(name), spec), raw=raw)
         return {unbert(name): stored for name, stored in found.items()}
-    return {headed(name): stored for name, stored in index(folder, raw=raw).items()}
+    # What transformers saves of the text part alone may keep the names of the whole.
+    known = unwrapped if spec.delta is not None else headed
+    return {known(name): stored for name, stored in index(folder, raw=raw).items()}
+
+
+def _experts_as_stored(spec: ModelSpec, stored: dict[str, Stored]) -> ModelSpec:
+    """Experts that are read one by one may lie in one tensor [experts, rows, columns], which is then all
+    their rows in ``stored``."""
+    if spec.experts is None or spec.experts.stored != "each":
+        return spec
+    found = {name: one for name, one in stored.items() if name.endswith((GATE_UP_ROWS, DOWN_ROWS))}
+    for name, one in found.items():
+        if len(one.shape) == 3:
+            count, rows, columns = one.shape
+            stored[name] = structs.replace(one, shape=(count * rows, columns))
+    return structs.replace(spec, experts=structs.replace(spec.experts, stored="rows")) if found else spec
 
 
 def _text_part(folder: Path, spec: ModelSpec, *, raw: bool) -> dict[str, Stored]:
@@ -215,15 +234,15 @@ def layout(spec: ModelSpec, dtype: Dtype, packing: Packing | None = None) -> Wei
     """The same region for a model that has no files: ``fill`` would leave it as it is. For measurements."""
     tensors, end = [], 0
     for tensor in wanted(spec):
-        parts, form = [(tensor.name, tensor.shape)], ""
-        if packing is not None and len(tensor.shape) > 1:
+        parts, form, own = [(tensor.name, tensor.shape)], "", tensor.dtype or dtype
+        if packing is not None and tensor.packs:
             names = part_names(tensor.name, len(tensor.parts))
             parts = [(name, part.shape) for name, part in zip(names, tensor.parts, strict=True)]
             form = packing.form(tensor.name, "", dtype)
         for name, shape in parts:
             start = aligned(end)
-            tensors.append(TensorEntry(name, dtype, shape, start, form))
-            nbytes = packing.bytes(form, shape) if packing and form else math.prod(shape) * ITEM_BYTES[dtype]
+            tensors.append(TensorEntry(name, own, shape, start, form))
+            nbytes = packing.bytes(form, shape) if packing and form else math.prod(shape) * ITEM_BYTES[own]
             end = start + nbytes
     return WeightPlan(tensors, end, dtype, [])
 
@@ -236,8 +255,8 @@ def _sources(
         name, cut = part.stored, part.cut
         one = _found(folder, stored, name, part.whole)
         if cut is None:
-            rows = one.cut(part.first, part.shape[0])
-            found.append(Source(name, rows, offset, order=part.order))
+            rows = one.cut(part.first, part.read)
+            found.append(Source(name, rows, offset, order=part.order, group=part.group, dtype=tensor.dtype))
         else:
             halves = None
             if cut.layout == "mxfp4":

@@ -184,6 +184,10 @@ class Chunk(Struct, frozen=True, array_like=True):
     known: bytes = b""  # int32[start], on the first chunk: the tokens before it, for penalties
     pooling: Pooling = ""  # with ``last`` a vector is made instead of a token
     adapter: int = 0  # on the first chunk: of the set-up's, whose; 0: none
+    state: bytes = b""  # int32[k], on the first chunk: rows of its state, where the model keeps one
+    origin: bytes = b""  # int32[k], on a first chunk that starts behind tokens: rows of a copy of their state
+    copy: bytes = b""  # int32[k]: rows into which its state is copied as it is after ``mark`` tokens,
+    mark: int = 0  # which is in (start, start + len(tokens)]
 
 
 class Prefill(Struct, frozen=True, tag="prefill"):
@@ -209,6 +213,7 @@ class Joined(Struct, frozen=True, array_like=True):
     sampling: Sampling
     prompt_tokens: int  # tokens at and after this position were generated
     adapter: int = 0  # as in ``Chunk``
+    state: bytes = b""  # as in ``Chunk``: it is as the sequence's tokens but the last have left it
 
 
 class Decode(Struct, frozen=True, tag="decode"):

@@ -132,6 +132,7 @@ class Report:
             device=entry.device if self.several else "",
             row_tokens=lane.spec.row_tokens if lane else 0,
             row_bytes=next((one.spec.blocks_per_row * site.arena.block_bytes for site, one in held), 0),
+            state_rows=lane.spec.state_rows if lane else 0,
             pinned=entry.pinned,
         )
 

@@ -65,6 +65,25 @@ class MixtureFields(ctypes.Structure):
     )
 
 
+class LinearShape(ctypes.Structure):
+    """Of the layers that have a state; all zero where there are none."""
+
+    _fields_ = tuple(
+        (name, c_int32)
+        for name in (
+            "k_heads", "v_heads", "k_dim", "v_dim", "kernel", "rows", "per_row", "lines", "head_blocks"
+        )
+    )  # fmt: skip
+
+
+class LinearFields(ctypes.Structure):
+    _fields_ = (
+        *((name, MatrixFields) for name in ("q", "k", "v", "z", "b", "a")),
+        *((name, c_void_p) for name in ("conv", "rate", "bias", "norm")),
+        ("first", c_int32),
+    )
+
+
 class LayerFields(ctypes.Structure):
     _fields_ = (
         *((name, MatrixFields) for name in ("q", "k", "v", "o", "gate", "up", "down")),
@@ -77,6 +96,9 @@ class LayerFields(ctypes.Structure):
         *((name, c_int32) for name in ("first", "per_head", "own", "inner")),
         ("scalar", c_float),
         ("mixture", ctypes.POINTER(MixtureFields)),
+        ("linear", ctypes.POINTER(LinearFields)),
+        ("output_gate", MatrixFields),
+        ("shared", MatrixFields),
     )
 
 
@@ -103,6 +125,7 @@ class ModelFields(ctypes.Structure):
         ("layer", ctypes.POINTER(LayerFields)),
         ("lora", ctypes.POINTER(LayerLows)),
         ("rank", c_int32),
+        ("linear", LinearShape),
     )
 
 
@@ -110,7 +133,7 @@ class BatchFields(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("spans", "tokens", "picks")),
         *((name, c_void_p) for name in ("start", "count", "rows", "first_row", "token", "pick")),
-        *((name, c_void_p) for name in ("hidden", "logits", "best", "choice", "adapter")),
+        *((name, c_void_p) for name in ("hidden", "logits", "best", "choice", "adapter", "state")),
     )
 
 
@@ -196,7 +219,7 @@ def library(cpu: str = "native") -> Library:
             f"the CPU ({platform.machine()}) lacks {', '.join(sorted(LEAST - has)) or 'x86-64'}, which the "
             "native step is written for; models are computed by torch"
         )
-    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
+    compiler = found_compiler()
     if compiler is None:
         raise NativeMissing(
             f"no C++ compiler ({', '.join(_COMPILERS)}) is on the PATH, so models are computed by torch, "
@@ -212,6 +235,16 @@ def library(cpu: str = "native") -> Library:
             f"the native step cannot be kept or loaded in {path.parent}: {error.strerror or error}; "
             "MUXD_HOME names the folder, and until then models are computed by torch"
         ) from None
+
+
+def found_compiler() -> str | None:
+    """The first C++ compiler on the PATH."""
+    return next((found for name in _COMPILERS if (found := shutil.which(name))), None)
+
+
+def compiling(compiler: str, cpu: str, source: Path, made: Path) -> list[str]:
+    """The command that compiles a library of ``source`` for ``cpu``."""
+    return [compiler, *_OPTIONS, f"-march={cpu}", "-o", str(made), str(source)]
 
 
 def _key(compiler: str, has: frozenset[str], cpu: str) -> str:
@@ -234,7 +267,7 @@ def _compile(compiler: str, cpu: str, path: Path) -> None:
         _log.info("%s compiles the native step for this CPU: half a minute, once", compiler)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compiling-") as scratch:
             made = Path(scratch) / "step.so"
-            command = [compiler, *_OPTIONS, f"-march={cpu}", "-o", str(made), str(SOURCE / "step.cpp")]
+            command = compiling(compiler, cpu, SOURCE / "step.cpp", made)
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, cwd=scratch)
             except subprocess.TimeoutExpired:

@@ -14,10 +14,20 @@ from typing import Any
 from torch import Tensor
 
 from muxd.kernels import feed as feeding
-from muxd.kernels import gated, grouped, paged_decode, paged_prefill, rope_write, row_table, sampling
+from muxd.kernels import (
+    gated,
+    grouped,
+    paged_decode,
+    paged_delta,
+    paged_prefill,
+    rope_write,
+    row_table,
+    sampling,
+)
 from muxd.kernels import rms_norm as norm
 from muxd.kernels.grouped import Groups
 from muxd.kernels.paged_pool import PagedPool
+from muxd.kernels.paged_states import PagedStates
 from muxd.kernels.sampling import SamplingLines
 
 
@@ -141,6 +151,39 @@ def grouped_linear(
 ) -> Tensor:
     """See ``grouped``."""
     found: Tensor = _for(x, grouped).grouped_linear(x, weight, groups, bias=bias, gather=gather)
+    return found
+
+
+def delta_decode(
+    mixed: Tensor,
+    decay: Tensor,
+    beta: Tensor,
+    conv: Tensor,
+    states: PagedStates,
+    first: int,
+    rows: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """See ``paged_delta``."""
+    module = _for(mixed, paged_delta)
+    found: Tensor = module.delta_decode(mixed, decay, beta, conv, states, first, rows, positions)
+    return found
+
+
+def delta_prefill(
+    mixed: Tensor,
+    decay: Tensor,
+    beta: Tensor,
+    conv: Tensor,
+    states: PagedStates,
+    first: int,
+    rows: Tensor,
+    starts: Tensor,
+    cached: Tensor,
+) -> Tensor:
+    """See ``paged_delta``."""
+    module = _for(mixed, paged_delta)
+    found: Tensor = module.delta_prefill(mixed, decay, beta, conv, states, first, rows, starts, cached)
     return found
 
 

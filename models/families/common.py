@@ -20,9 +20,12 @@ def decoder(
     max_positions: int = 2048,
     norm_eps: float = 1e-6,
     tied: bool = False,
+    intermediate: int | None = None,
 ) -> ModelSpec:
-    """Llama's shape, gated by SiLU without biases; a relative replaces what it has otherwise. The last three
-    are defaults of fields that a file may leave out."""
+    """Llama's shape, gated by SiLU without biases; a relative replaces what it has otherwise. The last four
+    are defaults of fields that a file may leave out; without ``intermediate`` it may not."""
+    key = "intermediate_size"
+    inner = fields.integer(key) if intermediate is None else fields.integer(key, intermediate)
     return ModelSpec(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=fields.integer("hidden_size"),
@@ -30,7 +33,7 @@ def decoder(
         heads=fields.integer("num_attention_heads"),
         kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate_size=fields.integer("intermediate_size"),
+        intermediate_size=inner,
         max_positions=max(fields.integer("max_position_embeddings", max_positions), rope.positions),
         bos_id=fields.optional_id("bos_token_id"),
         tied_embeddings=fields.flag("tie_word_embeddings", tied),

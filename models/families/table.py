@@ -13,6 +13,7 @@ from muxd.models.families.gpt_oss import gpt_oss
 from muxd.models.families.llama import granite, llama, mistral, mixtral, phi3, smollm3
 from muxd.models.families.olmo import exaone4, olmo2, olmo3, olmoe
 from muxd.models.families.qwen import qwen2, qwen3, qwen3_moe
+from muxd.models.families.qwen_delta import qwen3_5, qwen3_5_moe, qwen3_next
 from muxd.models.model_spec import ModelSpec
 
 
@@ -32,6 +33,11 @@ FAMILIES: dict[str, Family] = {
     "Qwen2ForCausalLM": Family("qwen2", "Qwen 2, 2.5", qwen2),
     "Qwen3ForCausalLM": Family("qwen3", "Qwen 3, dense", qwen3),
     "Qwen3MoeForCausalLM": Family("qwen3_moe", "Qwen 3 with experts: 30B-A3B, Coder", qwen3_moe),
+    "Qwen3_5ForCausalLM": Family("qwen3_5_text", "Qwen 3.5, 3.6, dense, text", qwen3_5),
+    "Qwen3_5MoeForCausalLM": Family(
+        "qwen3_5_moe_text", "Qwen 3.5, 3.6 with experts: 35B-A3B, text", qwen3_5_moe
+    ),
+    "Qwen3NextForCausalLM": Family("qwen3_next", "Qwen3-Next 80B-A3B", qwen3_next),
     "Gemma2ForCausalLM": Family("gemma2", "Gemma 2", gemma2),
     "Gemma3ForCausalLM": Family("gemma3_text", "Gemma 3", gemma3),
     "Gemma4ForCausalLM": Family("gemma4_text", "Gemma 4", gemma4),
@@ -57,6 +63,7 @@ class Wrapper(NamedTuple):
     models: str
     architecture: str  # of what reads
     text_type: str  # its ``model_type``
+    tied: bool = True  # embedding and head, where a file does not say
 
 
 WRAPPERS: dict[str, Wrapper] = {
@@ -68,6 +75,16 @@ WRAPPERS: dict[str, Wrapper] = {
     ),
     "Mistral3ForConditionalGeneration": Wrapper(
         "mistral3", "Mistral Small 3.1, 3.2, text", "MistralForCausalLM", "mistral"
+    ),
+    "Qwen3_5ForConditionalGeneration": Wrapper(
+        "qwen3_5", "Qwen 3.5, 3.6, dense, text", "Qwen3_5ForCausalLM", "qwen3_5_text", tied=False
+    ),
+    "Qwen3_5MoeForConditionalGeneration": Wrapper(
+        "qwen3_5_moe",
+        "Qwen 3.5, 3.6 with experts: 35B-A3B, text",
+        "Qwen3_5MoeForCausalLM",
+        "qwen3_5_moe_text",
+        tied=False,
     ),
 }
 

@@ -87,6 +87,7 @@ class ModelInfo(Struct, frozen=True):
     device: str = ""  # where it is; "" with one device
     row_tokens: int = 0  # whose K and V are one row of head blocks; 0: it is not loaded
     row_bytes: int = 0  # of the pool that a row takes
+    state_rows: int = 0  # that each request holds besides, where layers keep a state of it
     pinned: bool = False  # it never sleeps by the rules
 
 

@@ -24,13 +24,13 @@ from muxd.cost.analytic import reading_of
 from muxd.cost.fit import fitted
 from muxd.cost.profile import FORMAT, Beside, Grid, ModelProfile, Profile, load
 from muxd.cost.profile import Device as Measured
-from muxd.cost.shapes import of_spec
+from muxd.cost.shapes import ModelShape, of_spec
 from muxd.cost.table import monotone
 from muxd.device.base import Device, is_gpu
 from muxd.device.cuda import Cuda
 from muxd.errors import ConfigError, ModelFolderError
-from muxd.messages import Dtype, KvDtype, Sampling, StepName, WeightsName, kv_item_bytes
-from muxd.models.spec import ModelSpec, read_spec
+from muxd.messages import Dtype, KvDtype, Sampling, StepName, WeightsName
+from muxd.models.spec import read_spec
 
 _POOL_BYTES = 1 << 30  # on the CPU; a GPU takes what the largest probe needs, at most half its memory
 _TENTHS = tuple(range(10, 101, 10))
@@ -212,7 +212,8 @@ def measure(
     spec = read_spec(folder)  # what is wrong with it is said here, in one sentence
     if spec.headless:
         raise ModelFolderError(f"{folder} only embeds texts: a profile is of models that generate")
-    pool = _pool_bytes(device, spec, kv_item_bytes(dtype, kv_dtype), plan)
+    size = of_spec(spec, kv_dtype)
+    pool = _pool_bytes(device, size, dtype, plan)
 
     def make(cap: int, nbytes: int = pool) -> Prober:
         return Prober(
@@ -240,7 +241,7 @@ def measure(
             share = shares(device)[0]
             with make(_cap(device, share), pool // 4) as other:
                 beside = _beside(probers.at(share), other, device, step, plan)
-    size = msgspec.structs.replace(of_spec(spec, kv_dtype), packed=opened.packed)
+    size = msgspec.structs.replace(size, packed=opened.packed)
     reading = reading_of(size, 1, dtype)
     shape = msgspec.structs.replace(size.on(1, dtype), max_positions=opened.max_positions)
     return ModelProfile(
@@ -283,21 +284,23 @@ def _parts(device: Device, share: int, *, after: int = 0) -> int:
     return (1 << count) - 1 << first
 
 
-def _pool_bytes(device: Device, spec: ModelSpec, item: int, plan: Plan) -> int:
-    """For the largest probe; ``item``: bytes of a number of K or V."""
+def _pool_bytes(device: Device, size: ModelShape, dtype: Dtype, plan: Plan) -> int:
+    """For the largest probe."""
+    sequences = max(plan.decode_batches)
     if not isinstance(device, Cuda):
-        return _POOL_BYTES
-    token = 2 * spec.blocks_per_row * spec.row_layout.head_dim * item
-    tokens = max(plan.decode_batches) * (max(plan.decode_contexts) + 4 * _STEPS)
+        return _POOL_BYTES + sequences * size.state_bytes * 5 // 4
+    each = size.kv_bytes(1, dtype) * (max(plan.decode_contexts) + 4 * _STEPS) + size.state_bytes
     most = device.driver.total_memory(device.index) // 2
-    return min(max(_POOL_BYTES, tokens * token * 5 // 4), most)
+    return min(max(_POOL_BYTES, sequences * each * 5 // 4), most)
 
 
 def _fitting(
     opened: probe.Opened, contexts: tuple[int, ...], sequences: int, more: int, pool_bytes: int
 ) -> tuple[int, ...]:
     """Contexts that the model can have and that ``sequences`` find room for, with ``more`` tokens each."""
-    room = min(opened.max_positions, opened.rows // sequences * opened.row_tokens) - more
+    room = (
+        min(opened.max_positions, (opened.rows // sequences - opened.state_rows) * opened.row_tokens) - more
+    )
     if contexts[0] > room:
         raise ConfigError(
             f"{sequences} sequences of {contexts[0] + more} tokens need more than {pool_bytes} bytes"

@@ -5,9 +5,10 @@ Roofline with tensor parallelism, for each of ``gpus`` devices:
     seconds = batch + max(host launches, max(weights / bandwidth, operations / flops)
                                          + keys and values / bandwidth + all-reduces)
 
-Attention runs after the matrices, so its reads come on top. An all-reduce of a ring moves 2 (g - 1) / g of
-the activations over a link (two a layer: after attention and after the feed-forward part; Megatron-LM,
-Shoeybi et al. 2019). Parts reached and dependence on the share: ``peaks.Reach``.
+Attention runs after the matrices, so its reads come on top, as do states, which are read and written. An
+all-reduce of a ring moves 2 (g - 1) / g of the activations over a link (two a layer: after attention and
+after the feed-forward part; Megatron-LM, Shoeybi et al. 2019). Parts reached and dependence on the share:
+``peaks.Reach``.
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from muxd.cost.profile import ROOFLINE, Device, Grid, ModelProfile, Shape
 from muxd.cost.shapes import CATALOGUE, ModelShape
 from muxd.device.green import PARTS
 from muxd.messages import ITEM_BYTES, Dtype
+from muxd.models.state_layout import FLOAT
 
 _ROWS = {
     "prefill": [1, 16, 64, 256, 512, 1024, 2048, 8192],
@@ -53,10 +55,11 @@ def decode_work(batch: int, context: float) -> Work:
 
 def operations(shape: ModelShape, work: Work) -> float:
     """2 a parameter and token, of experts those that it has chosen; 4 · head_dim a query head, layer and
-    pair."""
+    pair; of layers that keep a state 8 a number of it and token."""
     idle = shape.parameters - shape.active_parameters
     matrices = 2 * ((shape.body_parameters - idle) * work.tokens + shape.head_parameters * work.answers)
-    return matrices + 4 * shape.layers * shape.heads * shape.head_dim * work.attended
+    attention = 4 * shape.attending * shape.heads * shape.head_dim * work.attended
+    return matrices + attention + 8 * shape.state_bytes / FLOAT * work.tokens
 
 
 def seconds(
@@ -69,7 +72,9 @@ def seconds(
     bandwidth = peak.bandwidth * reach.bandwidth * float(part**reach.bandwidth_exponent)
     weights = reading_of(shape, 1, dtype).bytes_of(work.tokens)
     matrices = max(weights / bandwidth, operations(shape, work) / flops) / gpus
-    attention = shape.kv_bytes(gpus, dtype) * work.read / bandwidth
+    # A state is read and written once a batch, whatever the sequence has of tokens in it.
+    moved = shape.kv_bytes(gpus, dtype) * work.read + 2 * shape.state_bytes * work.answers
+    attention = moved / bandwidth
     device = matrices + attention + _reductions(shape, peak, reach, work.tokens * item, gpus)
     host = shape.layers * (reach.prefill_layer if work.prefill else reach.decode_layer)
     return reach.batch + max(host, device)
@@ -82,7 +87,8 @@ def reading_of(shape: ModelShape, gpus: int, dtype: Dtype, fixed: float = 0.0) -
     experts, sparse = shape.experts, None
     if experts is not None:
         sparse = Sparse(shape.expert_parameters * item / gpus, experts.count, experts.chosen)
-    return Reading(always * item / gpus, shape.kv_bytes(gpus, dtype), fixed, sparse)
+    kv, state = shape.kv_bytes(gpus, dtype), 2 * shape.state_bytes
+    return Reading(always * item / gpus, kv, fixed, sparse, state)
 
 
 def memory(peak: Peak, reach: Reach) -> Memory:
@@ -180,6 +186,7 @@ def roofline(shape: Shape, parameters: int, heads: int, device: str) -> ModelPro
         parameters=parameters,
         max_positions=shape.max_positions,
         kv_dtype=shape.kv_dtype,
+        delta=shape.delta,
         row_blocks=shape.row_blocks,
     )
     found = peak(device)

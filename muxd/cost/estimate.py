@@ -28,12 +28,14 @@ class Estimate(Struct, frozen=True):
 class Reading(Struct, frozen=True):
     """What every batch of a model reads from memory, for ``muxd.cost.law``: bytes of weights, and of K and V
     a token of context, on each of its devices. ``fixed``: seconds that neither share nor memory change.
-    ``sparse``: weights of experts, beside ``weights``."""
+    ``sparse``: weights of experts, beside ``weights``. ``state``: bytes read and written of each sequence's
+    state."""
 
     weights: float
     token: float
     fixed: float = 0.0
     sparse: Sparse | None = None
+    state: float = 0.0
 
     def bytes_of(self, tokens: float) -> float:
         """Of weights, by a batch of so many tokens."""

@@ -68,7 +68,8 @@ def _fewest(model: ModelProfile) -> int:
 
 
 def _both(model: ModelProfile, beside: Beside, memory: Memory) -> tuple[Parts, Parts]:
-    speed, read = memory.alone(beside.share), model.shape.kv_bytes * beside.batch * beside.context
+    speed, shape = memory.alone(beside.share), model.shape
+    read = beside.batch * (shape.kv_bytes * beside.context + 2 * shape.state_bytes)
     return (
         parts(beside.decode, model.fixed, model.read(beside.batch), read, speed),
         parts(beside.prefill, model.fixed, model.read(beside.tokens), 0.0, speed),

@@ -63,6 +63,7 @@ class Opened(Struct, frozen=True):
     rows: int  # the pool's
     torch: str
     packed: int = 0  # bytes of all weights where the native step computes; 0: torch does
+    state_rows: int = 0  # of them each sequence holds beside those of its tokens
 
 
 class Measured(Struct, frozen=True):

@@ -14,6 +14,7 @@ from muxd.cost.experts import Sparse
 from muxd.cost.law import Memory
 from muxd.errors import ConfigError
 from muxd.messages import Dtype, KvDtype, StepName, WeightsName, kv_item_bytes
+from muxd.models.delta import DeltaNet
 
 FORMAT = 2
 ROOFLINE = "roofline"  # how ``ModelProfile.measured`` begins where nothing was measured
@@ -53,11 +54,17 @@ class Shape(Struct, frozen=True):
     dtype: Dtype
     kv_dtype: KvDtype = "auto"
     row_blocks: int = 0  # head blocks of a row, where layers differ; 0: of each layer ``kv_heads``
+    delta: DeltaNet | None = None  # in place of some layers' attention
 
     @property
     def blocks_per_row(self) -> int:
         """Head blocks of a row; in each are T tokens' K and V of ``head_dim`` numbers, or as many bytes."""
         return self.row_blocks or self.layers * self.kv_heads
+
+    @property
+    def state_bytes(self) -> int:
+        """Of one sequence, however long it is."""
+        return self.delta.state_bytes if self.delta else 0
 
     @property
     def kv_bytes(self) -> int:

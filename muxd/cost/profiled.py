@@ -26,7 +26,8 @@ class Profiled:
 
     def reading(self, model: str, gpus: int) -> Reading:
         measured = self._table.model(model)
-        return Reading(measured.weight_bytes, measured.shape.kv_bytes, measured.fixed, measured.sparse)
+        shape, state = measured.shape, 2.0 * measured.shape.state_bytes
+        return Reading(measured.weight_bytes, shape.kv_bytes, measured.fixed, measured.sparse, state)
 
     def shares(self, model: str, gpus: int) -> list[int]:
         self._both(model, gpus)

@@ -12,6 +12,7 @@ from muxd.cost.experts import ExpertShape, touched
 from muxd.cost.profile import Shape
 from muxd.errors import ConfigError
 from muxd.messages import ITEM_BYTES, Dtype, KvDtype, kv_item_bytes
+from muxd.models.delta import DeltaNet
 from muxd.models.spec import ModelSpec, read_spec
 
 
@@ -31,6 +32,7 @@ class ModelShape(Struct, frozen=True):
     kv_dtype: KvDtype = "auto"  # how K and V are kept
     packed: int = 0  # bytes of all weights where they do not lie as the model's type; 0: they do
     experts: ExpertShape | None = None  # in place of the MLP of some layers
+    delta: DeltaNet | None = None  # in place of some layers' attention
     row_blocks: int = 0  # see ``muxd.cost.profile.Shape``; such a model is not cut
     inputs: int = 0  # numbers that all layers together look up of a token, beside its embedding
 
@@ -78,6 +80,16 @@ class ModelShape(Struct, frozen=True):
         """KV heads each of ``gpus`` devices holds; with fewer heads than devices a head is on several."""
         return max(1, -(-self.kv_heads // gpus))
 
+    @property
+    def attending(self) -> int:
+        """Layers that keep K and V; the others keep a state."""
+        return self.layers - (self.delta.count if self.delta else 0)
+
+    @property
+    def state_bytes(self) -> int:
+        """Of one sequence, however long it is."""
+        return self.delta.state_bytes if self.delta else 0
+
     def kv_bytes(self, gpus: int = 1, dtype: Dtype = "bfloat16") -> int:
         """Bytes of one token's K and V on each of ``gpus`` devices."""
         item = kv_item_bytes(dtype, self.kv_dtype)
@@ -104,7 +116,7 @@ class ModelShape(Struct, frozen=True):
         """What the ledger of one of ``gpus`` devices must know."""
         heads = self.kv_heads_on(gpus)
         sizes = self.layers, heads, self.head_dim, self.max_positions
-        return Shape(*sizes, dtype, self.kv_dtype, self.row_blocks)
+        return Shape(*sizes, dtype, self.kv_dtype, self.row_blocks, self.delta)
 
 
 def _llama(layers: int, hidden: int, heads: int, intermediate: int, parameters: int) -> ModelShape:
@@ -175,13 +187,18 @@ def read_shape(folder: Path) -> ModelShape:
 def of_spec(spec: ModelSpec, kv_dtype: KvDtype = "auto") -> ModelShape:
     """``parameters`` by the matrices of the spec; norms, biases and routers, under 0.1 %, are left out."""
     layout = spec.row_layout
+    heads = (2 + spec.output_gate) * spec.heads
     attention = sum(
-        2 * spec.hidden_size * (spec.heads + one.kv_heads * one.own) * one.head_dim for one in layout.layers
+        spec.hidden_size * (heads + 2 * one.kv_heads * one.own) * one.head_dim
+        for layer, one in enumerate(layout.layers)
+        if not spec.keeps_state(layer)
     )
+    recurrent = spec.delta.count * spec.delta.parameters(spec.hidden_size) if spec.delta else 0
     dense = sum(3 * spec.hidden_size * spec.inner_of(i) for i in range(spec.layers) if spec.dense(i))
     experts = None
     if (own := spec.experts) is not None:
         experts = ExpertShape(own.count, own.chosen, own.inner, sum(own.layers), own.beside)
+        dense += experts.layers * 3 * spec.hidden_size * own.shared
     mixtures = 0 if experts is None else experts.parameters(spec.hidden_size)
     inputs = spec.layers * spec.layer_inputs  # gate, out and what makes them of the embedding; the table
     own_inputs = inputs * (3 * spec.hidden_size + spec.vocab_size)
@@ -194,11 +211,12 @@ def of_spec(spec: ModelSpec, kv_dtype: KvDtype = "auto") -> ModelShape:
         head_dim=layout.head_dim,
         intermediate=spec.intermediate_size,
         vocab=spec.vocab_size,
-        parameters=vocabulary + attention + dense + mixtures + own_inputs,
+        parameters=vocabulary + attention + recurrent + dense + mixtures + own_inputs,
         tied=spec.tied_embeddings,
         max_positions=spec.max_positions,
         kv_dtype=kv_dtype,
         experts=experts,
+        delta=spec.delta,
         row_blocks=layout.blocks if spec.layer_heads else 0,
         inputs=inputs,
     )

@@ -140,24 +140,26 @@ class Steps:
 
     def parts(self, read: int) -> Parts:
         """Of the step that reads K and V of so many tokens, of all its sequences."""
-        return self._read.parts(self.curve.seconds(read / self._batch), read, self._batch)
+        return self._read.parts(self.curve.seconds(read / self._batch), read, self._batch, self._batch)
 
 
 class Reader:
     """What batches of one model on one share take from memory."""
 
-    __slots__ = ("_fixed", "_known", "_kv", "_speed", "_weights")
+    __slots__ = ("_fixed", "_known", "_kv", "_speed", "_state", "_weights")
 
     def __init__(self, profile: ModelProfile, memory: Memory | None, share: int):
         self._known = memory is not None
         self._speed = inf if memory is None else memory.alone(share)
         self._fixed, self._weights, self._kv = profile.fixed, profile.read, profile.shape.kv_bytes
+        self._state = 2 * profile.shape.state_bytes  # read, and written
 
-    def parts(self, seconds: float, read: float, tokens: int) -> Parts:
-        """Of a batch's ``seconds`` alone, of so many ``tokens``, that reads K and V of others. Nothing where
-        nobody knows the device's memory."""
+    def parts(self, seconds: float, read: float, tokens: int, sequences: int = 0) -> Parts:
+        """Of a batch's ``seconds`` alone, of so many ``tokens`` of so many sequences, that reads K and V of
+        others. Nothing where nobody knows the device's memory."""
         if self._known:
-            return parts(seconds, self._fixed, self._weights(tokens), self._kv * read, self._speed)
+            kv = self._kv * read + self._state * sequences
+            return parts(seconds, self._fixed, self._weights(tokens), kv, self._speed)
         return parts(seconds, seconds, 0.0, 0.0, inf)
 
 
@@ -217,10 +219,12 @@ class CostTable:
             found = self._steps[key] = Steps(curve, batch, self._reader(model, share))
         return found
 
-    def parts(self, model: str, seconds: float, read: float, share: int, tokens: int) -> Parts:
+    def parts(
+        self, model: str, seconds: float, read: float, share: int, tokens: int, sequences: int = 0
+    ) -> Parts:
         """What of a batch's ``seconds`` alone on ``share`` percent, of so many ``tokens``, comes from memory.
         ``read``: tokens, of all its sequences, whose K and V are read."""
-        return self._reader(model, share).parts(seconds, read, tokens)
+        return self._reader(model, share).parts(seconds, read, tokens, sequences)
 
     def _reader(self, model: str, share: int) -> Reader:
         return Reader(self._models[model], self.device.memory, share)

@@ -22,6 +22,7 @@ from muxd.engine.slo import Slo
 from muxd.errors import NoRow
 from muxd.messages import kv_item_bytes
 from muxd.models.spec import tokens_per_row
+from muxd.models.state_layout import rows_of_state
 from muxd.pool.ledger import Ledger
 from muxd.sizes import size
 
@@ -86,6 +87,12 @@ def opening(model: ModelConfig, shape: Shape, where: Place, models: int) -> tupl
     if width > where.total_blocks:
         there = where.total_blocks
         raise NoRow(f"{model.name}: one row is {width} blocks, the pool has {there}: raise pool.bytes")
+    state = 0 if shape.delta is None else rows_of_state(shape.delta, where.block_bytes, width)
+    if (state + 1) * width > where.total_blocks:
+        raise NoRow(
+            f"{model.name}: the state of one sequence and a row of its tokens are {(state + 1) * width} "
+            f"blocks, the pool has {where.total_blocks}: raise pool.bytes"
+        )
     # Workers are spawned with their part, where it is one for life.
     cap = model.share or equal_part(models, where.rungs)
     spec = LaneSpec(
@@ -98,6 +105,7 @@ def opening(model: ModelConfig, shape: Shape, where: Place, models: int) -> tupl
         capacity_rows=where.total_blocks // width,
         split=where.split,
         cap=cap if where.caps else 100,
+        state_rows=state,
     )
     least, most = (
         size(text, key=f"model.quota.{key} ({model.name})", whole=where.total_blocks * where.block_bytes)

@@ -43,8 +43,9 @@ class Batches:
                 budget = sequence.remaining
             if budget == 0 or (grant := self._rows.admit(lane, sequence)) is None:
                 break
-            if grant.rows.ids.size:
-                granted.append(grant.rows)
+            granted += [
+                rows for rows in (grant.rows, self._rows.keep(lane, sequence, budget)) if rows.ids.size
+            ]
             chunk = chunk_of(sequence, budget, first=grant is not NOTHING)
             budget -= len(chunk.tokens) // 4
             chunks.append(chunk)

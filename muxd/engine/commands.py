@@ -13,6 +13,7 @@ NO_ROWS = Rows(ids=np.empty(0, np.int32), blocks=np.empty((0, 0), np.int32))
 def chunk_of(sequence: Sequence, budget: int, *, first: bool) -> Chunk:
     """Its next at most ``budget`` tokens; with ``first`` all its rows and what they already hold."""
     tokens = sequence.chunk(budget)
+    marked = bool(sequence.copy)  # taken for this chunk, and given back when it is done
     return Chunk(
         seq=sequence.id,
         start=sequence.computed,
@@ -25,6 +26,10 @@ def chunk_of(sequence: Sequence, budget: int, *, first: bool) -> Chunk:
         pooling=sequence.request.pooling,
         adapter=sequence.request.adapter,
         known=pack(sequence.tokens[: sequence.computed]) if first and sequence.computed else b"",
+        state=pack(sequence.state) if first else b"",
+        origin=pack(sequence.origin) if first else b"",
+        copy=pack(sequence.copy) if marked else b"",
+        mark=sequence.mark if marked else 0,
     )
 
 

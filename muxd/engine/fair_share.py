@@ -38,13 +38,13 @@ class Claimant:
     """One model: its settings, its quota, and what is known of its load."""
 
     def __init__(
-        self, model: str, min_blocks: int, max_blocks: int, weight: Fraction, width: int, memory: float
+        self, model: str, min_blocks: int, max_blocks: int, weight: Fraction, least: int, memory: float
     ):
         self.model = model
         self.min_blocks = min_blocks
         self.max_blocks = max_blocks
         self.weight = weight
-        self.width = width  # head blocks of a row
+        self.least = least  # head blocks that a sequence cannot do without
         self.quota = self.goal = min_blocks
         self.gained = self.gave = -(2**62)  # the last adaptation that did
         # seen at the last adaptation
@@ -119,7 +119,7 @@ def divide_fairly(total: int, models: Sequence[Claimant]) -> None:
     left = total - sum(m.min_blocks for m in models)
     for model in sorted(models, key=lambda m: -m.age.value):
         model.floor = 0
-        floor = min(model.max_blocks, max(model.head, model.width))
+        floor = min(model.max_blocks, max(model.head, model.least))
         if model.seen and model.starved and floor <= model.min_blocks + left:
             left -= max(0, floor - model.min_blocks)
             model.floor = floor

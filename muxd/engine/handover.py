@@ -21,12 +21,12 @@ OTHER: dict[Phase, Phase] = {"prefill": "decode", "decode": "prefill"}
 class _Begun:
     """A sequence that the prefill worker has computed something of, and the decode worker nothing."""
 
-    __slots__ = ("adapter", "prompt_tokens", "rows", "sampling", "tokens")
+    __slots__ = ("adapter", "prompt_tokens", "rows", "sampling", "state", "tokens")
 
     def __init__(self, chunk: Chunk):
         self.sampling: Sampling = chunk.sampling
         self.prompt_tokens, self.adapter = chunk.prompt_tokens, chunk.adapter
-        self.tokens = chunk.known
+        self.tokens, self.state = chunk.known, chunk.state
         self.rows = b""
 
 
@@ -78,7 +78,7 @@ class Handover:
         joined = []
         for seq in seqs:
             begun = self._begun.pop(seq)
-            told = begun.tokens, begun.rows, begun.sampling, begun.prompt_tokens, begun.adapter
+            told = begun.tokens, begun.rows, begun.sampling, begun.prompt_tokens, begun.adapter, begun.state
             joined.append(Joined(seq, *told))
             self._known["decode"].add(seq)
             self._known["prefill"].discard(seq)

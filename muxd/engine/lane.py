@@ -34,14 +34,25 @@ class LaneSpec(Struct, frozen=True):
     blocks_per_row: int
     max_context: int  # tokens of prompt and answer; a lane's own spec has what fits into capacity_rows
     max_running: int
-    capacity_rows: int  # the most rows one sequence could ever hold here
+    capacity_rows: int  # the most rows one sequence could ever hold here, those of its state among them
     split: bool = False  # prefill and decode in processes of their own: a batch of each at once
     cap: int = 100  # percent its worker can use at most: under a fixed cap, more would be booked for nothing
     whole: bool = False  # every token sees the whole text: no prompt is cut into chunks
+    state_rows: int = 0  # that each sequence holds beside those of its tokens (``models/state_layout.py``)
 
     @property
     def model(self) -> str:
         return self.config.name
+
+    @property
+    def least_blocks(self) -> int:
+        """Head blocks that a sequence cannot do without: of its state, and of a row of tokens."""
+        return (self.state_rows + 1) * self.blocks_per_row
+
+    @property
+    def caches(self) -> bool:
+        """Whether later prompts may find its rows: what an encoder computes is the whole text's."""
+        return self.config.prefix_cache and not self.whole
 
 
 class Lane:
@@ -81,7 +92,8 @@ class Lane:
 
     def refit(self, capacity_rows: int) -> None:
         """Quotas moved: no sequence may need more rows than it could ever be given."""
-        most = min(self.model_context, capacity_rows * self.spec.row_tokens)
+        rows = max(0, capacity_rows - self.spec.state_rows)
+        most = min(self.model_context, rows * self.spec.row_tokens)
         self.spec = structs.replace(self.spec, capacity_rows=capacity_rows, max_context=most)
 
     def take_share(self, share: int) -> None:
@@ -93,7 +105,8 @@ class Lane:
         self.spec = structs.replace(self.spec, config=config)
 
     def rows_for(self, tokens: int) -> int:
-        return ceil(tokens / self.spec.row_tokens)
+        """That a sequence of so many holds: of its state, too."""
+        return self.spec.state_rows + ceil(tokens / self.spec.row_tokens)
 
     def admit(self, sequence: Sequence) -> None:
         """It has its rows."""

@@ -63,8 +63,9 @@ class Memory:
             bounds = (0, self._board.ledger.total_blocks)
         try:
             self._board.ledger.add_model(
-                spec.model, spec.blocks_per_row, terms.max_rows, *bounds, row_tokens=spec.row_tokens
-            )
+                spec.model, spec.blocks_per_row, terms.max_rows, *bounds,
+                row_tokens=spec.row_tokens, state_rows=spec.state_rows,
+            )  # fmt: skip
         except Exception:
             self._apply(self._divide())
             raise
@@ -120,7 +121,7 @@ class Memory:
         self._check_fits()
         if quotas is not None:
             quotas.add(
-                spec.model, terms.min_blocks, terms.max_blocks, spec.config.quota.weight, spec.blocks_per_row
+                spec.model, terms.min_blocks, terms.max_blocks, spec.config.quota.weight, spec.least_blocks
             )
             self._refit()
 
@@ -135,7 +136,8 @@ class Memory:
 
     def _check_fits(self) -> None:
         for lane in self._board.lanes.values():
-            room = self._board.ledger.limit(lane.spec.model) * lane.spec.row_tokens
+            rows = self._board.ledger.limit(lane.spec.model) - lane.spec.state_rows
+            room = max(0, rows) * lane.spec.row_tokens
             if any(len(sequence.tokens) >= room for sequence in lane.sequences()):
                 raise Busy(
                     f"{lane.spec.model} has a request longer than the {room} tokens that would be left; "
@@ -146,8 +148,8 @@ class Memory:
         """Everybody's guarantee and, by weight, what nobody is guaranteed."""
         quotas = Quotas(self._board.ledger.total_blocks, self._board.settings.adapt_period)
         for model, wish in self._wishes.items():
-            width = self._board.lanes[model].spec.blocks_per_row
-            quotas.add(model, wish.min_blocks, wish.max_blocks, wish.weight, width)
+            least = self._board.lanes[model].spec.least_blocks
+            quotas.add(model, wish.min_blocks, wish.max_blocks, wish.weight, least)
         return quotas
 
     def _apply(self, quotas: Quotas) -> None:

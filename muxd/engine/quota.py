@@ -65,20 +65,19 @@ class Quotas:
 
     # ---- models -------------------------------------------------------------------------------------
 
-    def add(self, model: str, min_blocks: int, max_blocks: int, weight: float, blocks_per_row: int) -> None:
-        """A model more, at once with its weight's part of what is not guaranteed.
+    def add(self, model: str, min_blocks: int, max_blocks: int, weight: float, least: int) -> None:
+        """A model more, at once with its weight's part of what is not guaranteed. ``least``: head blocks that
+        a sequence of it cannot do without.
 
         Raises ConfigError, changing nothing, when it is known already or the settings cannot hold.
         """
         if model in self._entries:
             raise ConfigError(f"model {model} has a quota already")
-        if blocks_per_row < 1:
-            raise ConfigError(f"model {model}: a row of {blocks_per_row} blocks")
+        if least < 1:
+            raise ConfigError(f"model {model}: a row of {least} blocks")
         self._check(model, min_blocks, max_blocks, weight)
         learnt = self._learnt()
-        self._entries[model] = Claimant(
-            model, min_blocks, max_blocks, Fraction(weight), blocks_per_row, self._memory
-        )
+        self._entries[model] = Claimant(model, min_blocks, max_blocks, Fraction(weight), least, self._memory)
         self._divide_anew(learnt)
 
     def remove(self, model: str) -> None:

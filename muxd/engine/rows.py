@@ -12,10 +12,10 @@ from muxd.engine.board import Board
 from muxd.engine.commands import NO_ROWS
 from muxd.engine.lane import Lane
 from muxd.engine.lookahead import LookAhead
+from muxd.engine.prefixes import Prefixes
 from muxd.engine.quota import Demand, Quotas
 from muxd.engine.sequence import Phase, Sequence
 from muxd.pool.ledger import Grant, Rows
-from muxd.pool.prefix import Chain
 
 NOTHING = Grant(NO_ROWS.ids, NO_ROWS)
 
@@ -27,6 +27,7 @@ class RowKeeper:
         self.board = board
         self.ledger = board.ledger
         self.quotas = quotas
+        self.prefixes = Prefixes(board)
         self.look_ahead = LookAhead(board.settings.look_ahead)
         self.starving: set[str] = set()  # models of which a running sequence waits for its next row
         self.claims: set[str] = set()  # models whose prompts wait for rows within their quota
@@ -64,17 +65,14 @@ class RowKeeper:
             return NOTHING
         if self.starving or lane.full(sequence) or not self._fits(lane, sequence):
             return None
-        keys, known = self._keys(lane, sequence), self._known_rows(lane, sequence)
-        grant = self.ledger.admit(lane.spec.model, keys, known)
+        known, charge = self._known_rows(lane, sequence), self.charge(lane, sequence)
+        grant = self.prefixes.admit(lane, sequence, known, charge + lane.promised)
         if grant is None:
             return None
-        sequence.rows = [*grant.shared.tolist(), *grant.rows.ids.tolist()]
-        sequence.registered = len(grant.shared)
-        sequence.computed = len(grant.shared) * lane.spec.row_tokens
         if not sequence.preemptions and not sequence.reruns:
             sequence.cached = sequence.computed
-        sequence.charge = self.charge(lane, sequence)
-        self._promise(lane, max(0, sequence.charge - known))
+        sequence.charge = charge - lane.spec.state_rows
+        self._promise(lane, max(0, charge - known))
         lane.admit(sequence)
         if lane.spec.model in self.claims:
             self.claims.discard(lane.spec.model)
@@ -82,7 +80,7 @@ class RowKeeper:
         return grant
 
     def charge(self, lane: Lane, sequence: Sequence) -> int:
-        """Rows for what is known plus a bounded look-ahead of what will be generated."""
+        """Rows for its state, for what is known, and for a bounded look-ahead of what will be generated."""
         left = sequence.request.max_tokens - sequence.generated
         tokens = len(sequence.tokens) + min(self.look_ahead.tokens(lane), left)
         return min(lane.rows_for(min(tokens, lane.spec.max_context)), lane.spec.capacity_rows)
@@ -105,20 +103,16 @@ class RowKeeper:
             known = self._known_rows(lane, sequence) * spec.blocks_per_row
             if self._promised + known > self.ledger.unheld_blocks:
                 return False
-        return self.ledger.fits(spec.model, self._keys(lane, sequence), charge + lane.promised)
+        return self.prefixes.fits(lane, sequence, charge + lane.promised)
 
     def _known_rows(self, lane: Lane, sequence: Sequence) -> int:
         return lane.rows_for(len(sequence.tokens))
 
-    def _keys(self, lane: Lane, sequence: Sequence) -> list[bytes]:
-        """Names of the rows its prompt may find computed."""
-        request = sequence.request
-        anew = request.sampling.prompt_logprobs >= 0 or request.pooling in ("mean", "cls")
-        if anew or lane.spec.whole or not lane.spec.config.prefix_cache:
-            return []
-        if sequence.chain is None:
-            sequence.chain = Chain(sequence.name, lane.spec.row_tokens)
-        return sequence.chain.match(sequence.tokens)
+    def keep(self, lane: Lane, sequence: Sequence, budget: int) -> Rows:
+        """Rows for a copy of its state, which later prompts may begin with; not those that anybody is
+        promised."""
+        room = self.ledger.unheld_blocks - self._promised
+        return NO_ROWS if self.starving or self.claims else self.prefixes.keep(lane, sequence, budget, room)
 
     def arrived(self, lane: Lane, sequence: Sequence, now: float) -> None:
         """One request more to count in the model's demand."""
@@ -202,12 +196,8 @@ class RowKeeper:
         return grown
 
     def computed(self, lane: Lane, sequence: Sequence) -> None:
-        """More of it is computed: its full rows may be found by others from now on."""
-        rows = sequence.computed // lane.spec.row_tokens
-        if sequence.chain is not None and rows > sequence.registered:
-            keys = sequence.chain.keys(sequence.tokens, rows * lane.spec.row_tokens)
-            self.ledger.register(lane.spec.model, sequence.rows, keys, start=sequence.registered)
-            sequence.registered = rows
+        """More of it is computed, and may be found by others."""
+        self.prefixes.computed(lane, sequence)
 
     def answered(self, lane: Lane, sequence: Sequence) -> None:
         """It has come to its own end."""
@@ -220,10 +210,10 @@ class RowKeeper:
             return
         lane = self.board.lanes[sequence.model]
         self._promise(lane, -max(0, sequence.charge - len(sequence.rows)))
-        self.ledger.release(sequence.model, np.asarray(sequence.rows, dtype=np.int32))
+        self.ledger.release(sequence.model, np.asarray(sequence.held, dtype=np.int32))
         lane.forget.append(sequence.id)
         lane.release(sequence)
-        sequence.rows = []
+        sequence.drop_rows()
         self._news += 1
 
     # ---- preemption -------------------------------------------------------------------------------
@@ -256,7 +246,7 @@ class RowKeeper:
         wanted = max(wanted, self.ledger.owed_blocks) - sum(self._coming().values())
         while wanted > 0 and (giver := self._most_over()) is not None:
             victim = max(self._holders(giver), key=_age)
-            wanted -= len(victim.rows) * giver.spec.blocks_per_row
+            wanted -= len(victim.held) * giver.spec.blocks_per_row
             self._evict(victim)
 
     def vacate(self) -> None:
@@ -266,7 +256,7 @@ class RowKeeper:
         for model, lane in self.board.lanes.items():
             leaving = set(self.ledger.leaving(model).tolist())
             for sequence in self._holders(lane) if leaving else ():
-                if not leaving.isdisjoint(sequence.rows):
+                if not leaving.isdisjoint(sequence.held):
                     self._evict(sequence)
 
     def _claims(self, lane: Lane | None) -> bool:
@@ -309,7 +299,7 @@ class RowKeeper:
         coming: dict[str, int] = {}
         for sequence in self._evicting.values():
             width = self.board.lanes[sequence.model].spec.blocks_per_row
-            coming[sequence.model] = coming.get(sequence.model, 0) + len(sequence.rows) * width
+            coming[sequence.model] = coming.get(sequence.model, 0) + len(sequence.held) * width
         return coming
 
     def _evict(self, sequence: Sequence) -> bool:
@@ -354,6 +344,7 @@ class RowKeeper:
         self.starving.discard(model)
         self.claims.discard(model)
         self._refused.pop(model, None)
+        self.prefixes.forget(model)
 
     def look_again(self) -> None:
         """Quotas or guarantees have moved: who was refused rows may find them now."""

@@ -34,16 +34,20 @@ class Sequence:
     __slots__ = (
         "arrived",
         "batch",
+        "branch",
         "cached",
         "chain",
         "charge",
         "closing",
         "computed",
+        "copy",
         "counter",
         "estimate",
         "first",
         "id",
         "latest",
+        "mark",
+        "origin",
         "phase",
         "preemptions",
         "prompt_tokens",
@@ -53,6 +57,7 @@ class Sequence:
         "reruns",
         "rows",
         "started",
+        "state",
         "suspect",
         "tokens",
     )
@@ -66,7 +71,12 @@ class Sequence:
         self.reads_back = request.sampling.reads_back
         self.computed = 0
         self.rows: list[int] = []
-        self.charge = 0  # rows it was admitted with: known tokens and look-ahead
+        self.state: list[int] = []  # rows of its state, beside those of its tokens, where its model keeps one
+        self.origin: list[int] = []  # rows of a copy of another's state, until its own is filled from it
+        self.copy: list[int] = []  # rows into which its own is copied after ``mark`` tokens
+        self.mark = 0
+        self.branch = 0  # rows of its prompt that others had when it was admitted
+        self.charge = 0  # rows for tokens it was admitted with: known ones and look-ahead
         self.chain: Chain | None = None  # names of its full rows, where its model caches them
         self.registered = 0  # rows whose names the ledger knows
         self.cached = 0  # prompt tokens found computed when it was first admitted
@@ -97,6 +107,15 @@ class Sequence:
         return None if self.started is None else self.started - self.arrived
 
     @property
+    def held(self) -> list[int]:
+        """All its rows."""
+        return self.rows + self.state + self.origin + self.copy
+
+    def drop_rows(self) -> None:
+        """It holds none any more."""
+        self.rows, self.state, self.origin, self.copy = [], [], [], []
+
+    @property
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_tokens
 
@@ -117,7 +136,7 @@ class Sequence:
     def reset(self) -> None:
         """Forget all computed state; the rows have gone back to the ledger."""
         self.computed = self.registered = self.charge = 0
-        self.rows = []
+        self.drop_rows()
         self.phase = Phase.WAITING
         self.batch = None
 

@@ -23,6 +23,7 @@ from muxd.fleet.loras import changed, read_loras, unread, without
 from muxd.fleet.state import Life, State
 from muxd.messages import Pooling, dtype_of
 from muxd.models.cut import Rank, cut_spec
+from muxd.models.families.table import FAMILIES
 from muxd.models.generation import read_generation
 from muxd.models.lora import with_loras, without_loras
 from muxd.models.packing import packing_for
@@ -70,7 +71,8 @@ class Opened:
         self.pooling = _pooling(config, folder, encoder=spec.encoder)
         self.loras = read_loras(adapters, spec, gpu=gpu)
         # What embeds, or is cut, is computed by torch: the native step answers, with all of a model.
-        native = self.pooling == "" and not spec.headless and config.tp == 1
+        native = FAMILIES[spec.architecture].native and not self.pooling and not spec.headless
+        native = native and config.tp == 1
         packing = packing_for(config.weights, config.cpu_step if native else "torch", dtype, gpu=gpu)
         self.rank_spec: ModelSpec = cut_spec(spec, config.tp)
         ranks = [Rank(number, config.tp) for number in range(config.tp)]

@@ -76,7 +76,7 @@ class Curves:
                 tuple(costs.prefill(cost, gpus, prefill_share, b, prompt).seconds for b in _BATCHES),
                 tuple(decode),
                 tuple(
-                    (read.bytes_of(b) + read.token * context * b) / taken
+                    (read.bytes_of(b) + (read.token * context + read.state) * b) / taken
                     for b, taken in zip(_BATCHES, decode, strict=True)
                 ),
             )

@@ -41,8 +41,8 @@ class ModelLoad(Struct, frozen=True):
         return self.shape.weight_bytes(1, self.dtype)
 
     def sequence(self, gpus: int) -> int:
-        """Bytes of K and V of one finished request on each of ``gpus`` devices."""
-        return self.shape.kv_bytes(gpus, self.dtype) * (self.prompt + self.output)
+        """Bytes of K and V, and of its state, of one finished request on each of ``gpus`` devices."""
+        return self.shape.kv_bytes(gpus, self.dtype) * (self.prompt + self.output) + self.shape.state_bytes
 
 
 class Gpus(Struct, frozen=True):

@@ -55,7 +55,14 @@ class Account:
     """
 
     def __init__(
-        self, name: str, blocks_per_row: int, max_rows: int, min_blocks: int, max_blocks: int, row_tokens: int
+        self,
+        name: str,
+        blocks_per_row: int,
+        max_rows: int,
+        min_blocks: int,
+        max_blocks: int,
+        row_tokens: int,
+        state_rows: int = 0,
     ):
         self.name = name
         self.width = blocks_per_row
@@ -63,6 +70,7 @@ class Account:
         self.min_blocks = min_blocks
         self.max_blocks = max_blocks
         self.row_tokens = row_tokens
+        self.least = 1 + state_rows  # rows that a sequence cannot do without
         self.seconds_per_row = 0.0  # what recomputing a row costs
         self.asked_tokens = self.matched_tokens = 0
         self.rows = 0  # held

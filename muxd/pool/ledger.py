@@ -112,10 +112,12 @@ class Ledger:
         max_blocks: int | None = None,
         *,
         row_tokens: int = 1,
+        state_rows: int = 0,
     ) -> None:
         """Open an account. Raises ConfigError when the quotas of all models cannot hold together.
 
         ``row_tokens``: tokens of a row, for the token counts of ``Usage``; without it they are rows.
+        ``state_rows``: that each of its sequences holds beside those of its tokens.
         """
         if name in self._accounts:
             raise LedgerError(f"model {name} has an account already")
@@ -124,7 +126,7 @@ class Ledger:
                 f"model {name}: {max_rows} rows of {blocks_per_row} blocks cannot hold {min_blocks} blocks"
             )
         top = self.total_blocks if max_blocks is None else max_blocks
-        account = Account(name, blocks_per_row, max_rows, min_blocks, top, row_tokens)
+        account = Account(name, blocks_per_row, max_rows, min_blocks, top, row_tokens, state_rows)
         quotas.check(self.total_blocks, [*self._accounts.values(), account])
         self._accounts[name] = account
         self._reserved += account.unfilled

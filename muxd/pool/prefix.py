@@ -38,6 +38,15 @@ class Chain:
             self._extend(tokens, rows)
         return self._keys[:rows]
 
+    def state_key(self, rows: int, part: int) -> bytes:
+        """Name of a row, the ``part``-th, of a copy of the state after the first ``rows``, whose keys are
+        known."""
+        return blake2b(self._keys[rows - 1] + b"state %d" % part, digest_size=_BYTES).digest()
+
+    def state_keys(self, rows: int, count: int) -> list[bytes]:
+        """Of all its ``count`` rows."""
+        return [self.state_key(rows, part) for part in range(count)]
+
     def _extend(self, tokens: Sequence[int], rows: int) -> None:
         done, size = len(self._keys), 4 * self._row_tokens
         fresh = tokens[done * self._row_tokens : rows * self._row_tokens]

@@ -14,7 +14,8 @@ def limit(total: int, account: Account, accounts: Collection[Account]) -> int:
 
 
 def check(total: int, accounts: Collection[Account]) -> None:
-    """Raises ConfigError naming model and setting unless every guarantee, and a row of each, can be had."""
+    """Raises ConfigError naming model and setting unless every guarantee, and a shortest sequence of each,
+    can be had."""
     for a in accounts:
         if not 0 <= a.min_blocks <= a.max_blocks <= total:
             raise ConfigError(
@@ -28,8 +29,9 @@ def check(total: int, accounts: Collection[Account]) -> None:
             "blocks): lower a model's quota.min or raise pool.bytes"
         )
     for a in accounts:
-        if not limit(total, a, accounts):
+        if limit(total, a, accounts) < a.least:
+            what = "one row" if a.least == 1 else "one sequence with its state"
             raise ConfigError(
-                f"model {a.name} could never hold one row ({a.width} of {total} blocks): "
+                f"model {a.name} could never hold {what} ({a.least * a.width} of {total} blocks): "
                 "raise pool.bytes or its quota.max, or lower the quota.min of others"
             )

@@ -171,7 +171,7 @@ class VirtualDevice:
         if not task.prefill:
             return self._cost.steps(model, task.members, task.share).parts(task.read)
         seconds = self._cost.prefill(model, task.tokens, task.before, task.share, task.members)
-        return self._cost.parts(model, seconds, task.read, task.share, task.tokens)
+        return self._cost.parts(model, seconds, task.read, task.share, task.tokens, task.members)
 
     def _overhead(self, model: str, task: Task) -> float:
         """The daemon's part."""

@@ -10,8 +10,10 @@ from muxd.device.base import HostWriter
 from muxd.kernels import native
 from muxd.messages import ITEM_BYTES, Dtype, NewRows, Setup, kv_item_bytes
 from muxd.models.cut import Rank, cut_spec
+from muxd.models.families.table import FAMILIES
 from muxd.models.packing import packing_for
 from muxd.models.spec import ModelSpec, read_spec
+from muxd.models.state_layout import state_rows
 from muxd.models.weights import ALIGNMENT, WeightPlan, fill, layout, plan
 from muxd.worker.mapped import DTYPES
 from muxd.worker.runner import Runner
@@ -32,6 +34,7 @@ class Alone:
         item = kv_item_bytes(setup.dtype, setup.kv_dtype)
         self.row_tokens = self.spec.tokens_per_row(setup.block_bytes, item)
         self.plan, weights = _weights(folder, whole, setup)
+        self.state_rows = state_rows(self.spec, setup.block_bytes)  # of a sequence
         per_row = self.spec.blocks_per_row
         self.rows = setup.pool_bytes // setup.block_bytes // per_row
         nbytes = self.rows * per_row * setup.block_bytes
@@ -53,7 +56,8 @@ class Alone:
 
 def _weights(folder: Path, spec: ModelSpec, setup: probe.Setup) -> tuple[WeightPlan, torch.Tensor]:
     """The weights region on the device: from the folder's files, or random. Raises ModelFolderError."""
-    packing = packing_for(setup.weights, setup.step, setup.dtype, gpu=setup.device != "cpu")
+    step = setup.step if FAMILIES[spec.architecture].native else "torch"
+    packing = packing_for(setup.weights, step, setup.dtype, gpu=setup.device != "cpu")
     if setup.random:
         made = layout(spec, setup.dtype, packing)
         return made, _random(made, setup.dtype, setup.device)

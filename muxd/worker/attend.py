@@ -15,9 +15,10 @@ from torch import Tensor
 from muxd.kernels.attention import FEW_PAIRS, decode_attention, prefill_attention
 from muxd.kernels.rotary import rotate_
 from muxd.kernels.row_layout import LayerRows
-from muxd.models.layers import Angles, Norm
+from muxd.models.layers import Angles, Norm, Recur
 from muxd.worker.kv import PagedKv
 from muxd.worker.sequence import Sequence, Span
+from muxd.worker.states import HostRecur
 
 _SCRATCH_BYTES = 8 << 20  # keys of one group: stays in the last-level cache
 _NEG_INF = float("-inf")
@@ -58,6 +59,7 @@ class DecodeAttend:
 
     def __init__(self, kv: PagedKv, sequences: Items[Sequence]):
         self._kv = kv
+        self.recur: Recur | None = HostRecur.step(kv.states, sequences) if kv.states else None
         positions = np.array([s.cached for s in sequences], dtype=np.int64)
         rows = np.array([s.rows[s.cached // kv.tokens] for s in sequences], dtype=np.int64)
         self._writes = kv.writes(rows, positions)
@@ -166,6 +168,7 @@ class PrefillAttend:
 
     def __init__(self, kv: PagedKv, spans: Items[Span]):
         self._kv, self._spans = kv, spans
+        self.recur: Recur | None = HostRecur.chunks(kv.states, spans) if kv.states else None
         positions = np.concatenate([np.arange(s.start, s.stop, dtype=np.int64) for s in spans])
         rows = np.concatenate(
             [

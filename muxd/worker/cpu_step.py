@@ -54,6 +54,8 @@ class Kv(Protocol):
 
     def take(self, rows: list[int], filled: int) -> None: ...
 
+    def copy(self, rows: list[int], into: list[int]) -> None: ...
+
 
 K = TypeVar("K", bound=Kv)
 
@@ -107,6 +109,9 @@ class CpuStep(ABC, Generic[K]):
 
     def take(self, rows: list[int], filled: int) -> None:
         self._kv.take(rows, filled)
+
+    def copy(self, rows: list[int], into: list[int]) -> None:
+        self._kv.copy(rows, into)
 
     def join(self, sequence: Sequence) -> None:
         pass

@@ -6,8 +6,10 @@ from torch import Tensor
 
 from muxd.kernels import ops
 from muxd.kernels.paged_pool import PagedPool
-from muxd.models.layers import Angles, Norm
+from muxd.kernels.paged_states import PagedStates
+from muxd.models.layers import Angles, Norm, Recur
 from muxd.models.spec import ModelSpec
+from muxd.models.state_layout import StateLayout
 
 _WEIGHTS = ("q_weight", "k_weight", "v_weight")
 
@@ -29,6 +31,35 @@ def _turn_and_write(
     return ops.rope_and_write(qkv, *angles, pool, layer, rows, positions, owners, **weights, eps=norms[0].eps)
 
 
+class DecodeRecur(NamedTuple):
+    """The states of one token's sequences each. Implements ``muxd.models.layers.Recur``."""
+
+    states: PagedStates
+    layout: StateLayout
+    rows: Tensor  # int32 [b, width], of the states
+    positions: Tensor  # int32 [b]; -1: padding
+
+    def __call__(self, layer: int, mixed: Tensor, decay: Tensor, beta: Tensor, conv: Tensor) -> Tensor:
+        first = self.layout.head(layer)
+        return ops.delta_decode(mixed, decay, beta, conv, self.states, first, self.rows, self.positions)
+
+
+class PrefillRecur(NamedTuple):
+    """Those of b sequences, of which there are chunks. Implements ``muxd.models.layers.Recur``."""
+
+    states: PagedStates
+    layout: StateLayout
+    rows: Tensor  # int32 [b, width], of the states
+    starts: Tensor  # int32 [b + 1], where each chunk begins
+    cached: Tensor  # int32 [b], tokens before the chunk
+
+    def __call__(self, layer: int, mixed: Tensor, decay: Tensor, beta: Tensor, conv: Tensor) -> Tensor:
+        first = self.layout.head(layer)
+        return ops.delta_prefill(
+            mixed, decay, beta, conv, self.states, first, self.rows, self.starts, self.cached
+        )
+
+
 class PagedDecode(NamedTuple):
     """One token of each of b sequences. Implements ``muxd.models.layers.Attend``; all tensors int32."""
 
@@ -38,6 +69,7 @@ class PagedDecode(NamedTuple):
     positions: Tensor  # [b]; -1: padding, nothing is written
     lengths: Tensor  # [b], the new token counted; 0: padding, nothing is read
     splits: int
+    recur: Recur | None = None
 
     def __call__(
         self,
@@ -65,6 +97,7 @@ class PagedPrefill(NamedTuple):
     owners: Tensor  # [n]: each token's sequence
     starts: Tensor  # [b + 1], where each chunk begins
     cached: Tensor  # [b], tokens before the chunk
+    recur: Recur | None = None
 
     def __call__(
         self,

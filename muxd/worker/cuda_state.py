@@ -5,13 +5,16 @@ Both only grow: new rows travel once with their head blocks, and a sequence that
 
 from collections.abc import Sequence as Items
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from muxd.kernels import ops
 from muxd.kernels.paged_pool import PagedPool
+from muxd.kernels.paged_states import PagedStates
 from muxd.messages import NewRows
 from muxd.models.spec import ModelSpec
+from muxd.models.state_layout import StateLayout, state_layout, state_rows
 from muxd.worker.cuda_upload import int32, upload
 from muxd.worker.rows import KnownRows
 from muxd.worker.sequence import Sequence
@@ -20,25 +23,30 @@ _LINES = 256  # sequences at first; doubled when they do not suffice
 
 
 class RowLists:
-    """``rows`` int32 [lines, width]: the row ids of each sequence, one line each."""
+    """``rows`` int32 [lines, width]: the row ids of each sequence, one line each; ``states``
+    [lines, state_width]: those of its state, where its model keeps one."""
 
-    def __init__(self, width: int, device: torch.device, lines: int = _LINES):
+    def __init__(self, width: int, device: torch.device, lines: int = _LINES, state_width: int = 0):
         self.rows = torch.zeros((lines, width), dtype=torch.int32, device=device)
+        self.states = torch.zeros((lines, state_width), dtype=torch.int32, device=device)
         self._free = list(range(lines - 1, -1, -1))
 
     def place(self, sequences: Items[Sequence]) -> None:
         """Give each sequence a line and send the rows its line lacks. ``rows`` may be another tensor then.
 
-        Raises ValueError for a sequence that has more rows than a line holds.
+        Raises ValueError for a sequence that has more rows than a line holds, or not as many as its state
+        needs.
         """
         lines: list[int] = []
         columns: list[int] = []
         ids: list[int] = []
+        begun: list[Sequence] = []
         for sequence in sequences:
             if len(sequence.rows) > self.rows.shape[1]:
                 raise ValueError(f"{len(sequence.rows)} rows of one sequence; {self.rows.shape[1]} fit")
             if sequence.line < 0:
                 sequence.line, sequence.told = self._line(), 0
+                begun.append(sequence)
             new = sequence.rows[sequence.told :]
             if new:
                 lines += [sequence.line] * len(new)
@@ -48,6 +56,19 @@ class RowLists:
         if ids:
             places = upload(self.rows.device, int32(lines), int32(columns), int32(ids))
             ops.grow_rows(self.rows, *places)
+        self._place_states(begun)
+
+    def _place_states(self, begun: list[Sequence]) -> None:
+        """They stay as they are for the sequence's life."""
+        width = self.states.shape[1]
+        for sequence in begun:
+            if len(sequence.state) != width:
+                raise ValueError(f"{len(sequence.state)} rows of a sequence's state; it needs {width}")
+        if width and begun:
+            lines = np.repeat(int32([sequence.line for sequence in begun]), width)
+            ids = int32([row for sequence in begun for row in sequence.state])
+            columns = np.tile(np.arange(width, dtype=np.int32), len(begun))
+            ops.grow_rows(self.states, *upload(self.states.device, lines, columns, ids))
 
     def release(self, sequence: Sequence) -> None:
         """Its line goes to another. What lies in it is never read beyond the new one's length."""
@@ -59,6 +80,7 @@ class RowLists:
         if not self._free:
             count = len(self.rows)
             self.rows = torch.cat((self.rows, torch.zeros_like(self.rows)))
+            self.states = torch.cat((self.states, torch.zeros_like(self.states)))
             self._free = list(range(2 * count - 1, count - 1, -1))
         return self._free.pop()
 
@@ -73,9 +95,27 @@ class PagedState:
         table = torch.zeros((max_rows, spec.blocks_per_row), dtype=torch.int32, device=memory.device)
         self.pool = PagedPool.over(memory, block_bytes, table, spec.row_layout, dtype)
         self.known = KnownRows(max_rows, spec.blocks_per_row, self.pool.blocks.shape[0])
-        self.lists = RowLists(width, memory.device)
+        self.states: tuple[PagedStates, StateLayout] | None = None
+        if (delta := spec.delta) is not None:
+            own = PagedStates.over(self.pool, delta.key_dim, delta.value_dim)
+            self.states = own, state_layout(delta, block_bytes)
+        self.lists = RowLists(width, memory.device, state_width=state_rows(spec, block_bytes))
+
+    def copy(self, rows: list[int], into: list[int]) -> None:
+        """See ``muxd.worker.step.Step.copy``."""
+        table, floats = (
+            self.pool.table,
+            self.pool.blocks.view(torch.float32),
+        )  # no type that torch cannot index
+        source, target = upload(table.device, int32(rows), int32(into))
+        floats[table[target].flatten().long()] = floats[table[source].flatten().long()]
 
     def learn(self, new: NewRows) -> None:
         """See ``muxd.worker.step.Step.learn``."""
         if (told := self.known.learn(new)) is not None:
             ops.learn_rows(self.pool.table, *upload(self.pool.table.device, *told))
+
+    def of(self, lines: Tensor) -> tuple[PagedStates, StateLayout, Tensor] | None:
+        """States, and the state rows [b, width] of the sequences that have these ``lines``; None: the model
+        keeps none."""
+        return None if self.states is None else (*self.states, self.lists.states.index_select(0, lines))

@@ -22,7 +22,7 @@ from muxd.messages import NewRows, Sampling, Setup
 from muxd.models.registry import build
 from muxd.models.spec import ModelSpec
 from muxd.worker import pooling, scoring
-from muxd.worker.cuda_attend import PagedDecode, PagedPrefill
+from muxd.worker.cuda_attend import DecodeRecur, PagedDecode, PagedPrefill, PrefillRecur
 from muxd.worker.cuda_flight import CudaFlight
 from muxd.worker.cuda_graphs import Again, Arrays, CudaRecorder, DecodeGraphs, buckets_for, lines_of
 from muxd.worker.cuda_memory import Scratch
@@ -141,6 +141,9 @@ class CudaStep:
         """Nothing is zeroed: what lies beyond a sequence's length is never read."""
         self._state.known.check(rows)
 
+    def copy(self, rows: list[int], into: list[int]) -> None:
+        self._state.copy(rows, into)
+
     def join(self, sequence: Sequence) -> None:
         check_tokens(int32(sequence.history), self._spec.vocab_size)  # a negative one would mean a place
         self._sampler.note([Span(sequence, 0, len(sequence.history))])
@@ -165,7 +168,9 @@ class CudaStep:
             *(int32([s.sequence.line for s in spans]), int32([starts[i + 1] - 1 for i in ends])),
         )
         rows = lists.rows.index_select(0, lines)
-        attend = PagedPrefill(self._spec, pool, rows, places, owners, begins, cached)
+        own = self._state.of(lines)
+        recur = PrefillRecur(*own, begins, cached) if own else None
+        attend = PagedPrefill(self._spec, pool, rows, places, owners, begins, cached, recur)
         every = self.model.hidden(ids, places, attend)
         hidden = every.index_select(0, lasts)
         read = _Read(self.scorer.score(spans, every), self._pooler.pool(spans, every))
@@ -250,7 +255,9 @@ class CudaStep:
         rows = state.lists.rows.index_select(0, lines)
         ids, places = ops.feed(tokens, positions, self._picked)
         splits = splits or plan_splits(len(lines), spec.kv_heads, self._setup.max_context, self._streams.sms)
-        attend = PagedDecode(spec, state.pool, rows, positions, lengths, splits)
+        own = state.of(lines)
+        recur = DecodeRecur(*own, positions) if own else None
+        attend = PagedDecode(spec, state.pool, rows, positions, lengths, splits, recur)
         hidden = self.model.hidden(ids, places, attend)
         self._sampler.pick(SamplingMode(mode), self.model.logits(hidden), told, self._picked[: len(lines)])
         return hidden
@@ -268,7 +275,7 @@ class CudaStep:
         if not self._recorded():
             self._streams.wait()
             graphs.forget()
-            self._read = (self._state.lists.rows, self._sampler.counts)
+            self._read = (self._state.lists.rows, self._state.lists.states, self._sampler.counts)
         elif (crowded := graphs.crowded(mask)) is not None:
             self._streams.wait()
             graphs.forget(crowded)
@@ -278,7 +285,7 @@ class CudaStep:
 
     def _recorded(self) -> bool:
         """Whether what the graphs read is where it was."""
-        now = (self._state.lists.rows, self._sampler.counts)
+        now = (self._state.lists.rows, self._state.lists.states, self._sampler.counts)
         return len(self._read) == len(now) and all(a is b for a, b in zip(self._read, now, strict=True))
 
     def _flown(self, flight: CudaFlight) -> CudaFlight:

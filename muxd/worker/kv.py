@@ -15,6 +15,7 @@ from muxd.kernels.head_blocks import HeadBlocks
 from muxd.messages import NewRows
 from muxd.models.spec import ModelSpec
 from muxd.worker.rows import KnownRows
+from muxd.worker.states import SequenceStates
 
 
 class Writes(NamedTuple):
@@ -47,8 +48,10 @@ class PagedKv:
             for size in {(one.head_dim, one.width) for one in self.layout.layers if one.kv_heads}
         }
         self.table = torch.zeros((max_rows, spec.blocks_per_row), dtype=torch.int32)
+        self._bytes = pool[: pool.numel() // block_bytes * block_bytes].view(-1, block_bytes)
         self._known = KnownRows(max_rows, spec.blocks_per_row, pool.numel() // block_bytes)
         self._scratch = torch.empty(0, dtype=dtype)
+        self.states = SequenceStates(spec.delta, pool, block_bytes, self.table) if spec.delta else None
 
     def blocks(self, layer: int) -> HeadBlocks:
         """The pool as the heads of ``layer`` lie in it."""
@@ -71,6 +74,11 @@ class PagedKv:
         if len(ids) > clear_from:
             every = next(iter(self._blocks.values()))  # whose whole blocks are the same of all sizes
             every.clear(self.table[torch.from_numpy(ids[clear_from:])].flatten().long())
+
+    def copy(self, rows: list[int], into: list[int]) -> None:
+        """The blocks of ``rows``, which were checked, into those of as many others."""
+        for row, other in zip(rows, into, strict=True):  # a row at a time: whole states are large
+            self._bytes[self.table[other].long()] = self._bytes[self.table[row].long()]
 
     def writes(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> Writes:
         """Where n tokens' K and V go: each its row, and its position in its sequence."""

@@ -13,28 +13,30 @@ from torch import Tensor
 from muxd.kernels import native
 from muxd.kernels.native import (
     FORMATS,
-    LAYER_NORMS,
     ROPES,
     BatchFields,
     LayerFields,
     LayerLows,
+    LinearFields,
+    LinearShape,
     LowFields,
     MatrixFields,
     MixtureFields,
     ModelFields,
 )
+from muxd.kernels.row_layout import LayerRows
 from muxd.messages import LoraPart, Setup, TensorEntry
+from muxd.models.delta import DeltaNet
 from muxd.models.mixture import Experts
 from muxd.models.packing import part_names
 from muxd.models.rope import Rope
 from muxd.models.spec import ModelSpec
-from muxd.models.tensors import LOOKED_UP, ROUTER
+from muxd.models.state_layout import state_layout, state_rows
+from muxd.models.tensors import BETA, LOOKED_UP, ROUTER, SHARED_GATE
 from muxd.worker.mapped import DTYPES, Views
 from muxd.worker.native_pool import NativePool
 
 _LANES = 16
-_PLACES = ("before_attention", "after_attention", "before_mlp", "after_mlp")
-_INPUTS = ("input_gate", "input_out")
 _PARTS = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
 
 _log = logging.getLogger("muxd.worker")
@@ -48,7 +50,9 @@ class NativeModel:
         self._spec, self._kept = spec, list[object]()
         self._entries = {entry.name: entry for entry in setup.tensors}
         self._views, self._weights = Views(setup.tensors, weights), weights
-        ropes = list(dict.fromkeys(self._turning(layer) for layer in range(spec.layers)))
+        self._states = None if spec.delta is None else state_layout(spec.delta, setup.block_bytes)
+        attending = [layer for layer in range(spec.layers) if not spec.keeps_state(layer)]
+        ropes = list(dict.fromkeys(map(self._turning, attending)))
         layers = (LayerFields * spec.layers)(*(self._layer(i, ropes) for i in range(spec.layers)))
         self._dtype = DTYPES[setup.dtype]
         scale = self._rounded(spec.embed_scale) if spec.embed_scale_rounded else spec.embed_scale
@@ -68,6 +72,7 @@ class NativeModel:
             self._matrix("embed" if spec.tied_embeddings else "head"), *inputs, self._norm("norm"),
             self._norm("input_norm") if spec.layer_inputs else None, layers,
             self._lows(setup.lora), max((part.a.shape[0] for part in setup.lora), default=0),
+            self._shape(setup.block_bytes),
         )  # fmt: skip
         self._step = self._library.open(ctypes.byref(model))
 
@@ -111,37 +116,80 @@ class NativeModel:
         return self._spec.rope_of(layer), self._spec.rows_of(layer).head_dim
 
     def _layer(self, i: int, ropes: Items[tuple[Rope, int]]) -> LayerFields:
-        name, spec, rows = f"layers.{i}.", self._spec, self._spec.rows_of(i)
+        name, spec, made = f"layers.{i}.", self._spec, LayerFields()
+        made.scalar = float(self._vector(name + "scalar")[0]) if spec.layer_scaled else 1.0
+        for place, _ in spec.norms.placed():
+            setattr(made, place, self._norm(name + place))
+        for place, norm in self._rare_norms(i).items():
+            setattr(made, place, norm)
+        if spec.layer_inputs:
+            made.input_gate, made.input_out = self._matrix(name + "input_gate"), self._matrix(name + "input_out")
+        if spec.delta is not None and self._states is not None and spec.keeps_state(i):
+            made.o = self._matrix(name + "out")
+            made.linear = ctypes.pointer(self._linear(name, spec.delta, self._states.head(i)))
+        else:
+            made.window, made.rope = spec.windows[i] or 0, ropes.index(self._turning(i))
+            self._attention(name, spec.rows_of(i), made)
+        if (experts := spec.experts_of(i)) is not None:
+            made.mixture = ctypes.pointer(self._mixture(name, experts))
+            if not (experts.shared or experts.beside):
+                return made
+            if experts.shared:
+                made.shared = self._matrix(name + SHARED_GATE)
+                name += "shared."
+        made.inner = spec.inner_of(i)
+        made.gate, made.up = (self._matrix(part) for part in part_names(name + "gate_up", 2))
+        made.down = self._matrix(name + "down")
+        return made
+
+    def _attention(self, name: str, rows: LayerRows, made: LayerFields) -> None:
+        spec = self._spec
         parts = part_names(name + "qkv", 3 if rows.own else 1)
-        q, k, v = (self._matrix(parts[at]) if at < len(parts) else MatrixFields() for at in range(3))
-        biases = self._biases(name + "qkv.bias", (q.rows, k.rows, v.rows)) if spec.qkv_bias else [None] * 3
-        o, gate, up, down = self._matrix(name + "o"), MatrixFields(), MatrixFields(), MatrixFields()
-        if spec.dense(i):
-            gate, up = (self._matrix(part) for part in part_names(name + "gate_up", 2))
-            down = self._matrix(name + "down")
-        placed = {place: self._norm(name + place) for place, _ in spec.norms.placed()}
-        qk_norms: list[int | None] = [None, None]
+        for place, part in zip("qkv", parts, strict=False):
+            setattr(made, place, self._matrix(part))
+        made.o = self._matrix(name + "o")
+        made.head_dim, made.kv_heads, made.own = rows.head_dim, rows.kv_heads, rows.own
+        made.first, made.per_head = rows.first, rows.width
+        if spec.output_gate:
+            made.output_gate = self._matrix(name + "o_gate")
+        if spec.qkv_bias:
+            sizes = (made.q.rows, made.k.rows, made.v.rows)
+            made.q_bias, made.k_bias, made.v_bias = self._biases(name + "qkv.bias", sizes)
+        if spec.o_bias:
+            made.o_bias = self._biases(name + "o.bias", (made.o.rows,))[0]
         if spec.qk_norm or spec.wide_qk_norm:
-            qk_norms[: 1 + rows.own] = [self._norm(f"{name}{part}_norm") for part in "qk"[: 1 + rows.own]]
-        value_norm = self._keep(np.ones(rows.head_dim)) if spec.value_norm and rows.own else None
-        inputs = [self._matrix(name + part) if spec.layer_inputs else MatrixFields() for part in _INPUTS]
-        experts = spec.experts_of(i)
-        return LayerFields(
-            q, k, v, o, gate, up, down, *inputs,
-            *(placed.get(place) for place in _PLACES),
-            *self._rare_norms(i),
-            *qk_norms, value_norm,
-            self._keep(self._vector(name + "sinks")) if spec.sinks else None,
-            *biases,
-            self._biases(name + "o.bias", (o.rows,))[0] if spec.o_bias else None,
-            spec.windows[i] or 0, ropes.index(self._turning(i)),
-            rows.head_dim, rows.kv_heads, rows.first, rows.width, rows.own, spec.inner_of(i),
-            float(self._vector(name + "scalar")[0]) if spec.layer_scaled else 1.0,
-            None if experts is None else ctypes.pointer(self._mixture(name, experts)),
+            for part in "qk"[: 1 + rows.own]:
+                setattr(made, f"{part}_norm", self._norm(f"{name}{part}_norm"))
+        if spec.value_norm and rows.own:
+            made.v_norm = self._keep(np.ones(rows.head_dim))
+        if spec.sinks:
+            made.sinks = self._keep(self._vector(name + "sinks"))
+
+    def _linear(self, name: str, delta: DeltaNet, first: int) -> LinearFields:
+        """Of a layer whose state begins at block ``first``."""
+        *qkv, z = (self._matrix(part) for part in part_names(name + "qkvz", 4 if delta.fused else 2))
+        b, a = (self._matrix(part) for part in part_names(f"{name}{BETA}", 2))
+        conv = np.zeros((delta.kernel, -(-delta.channels // _LANES) * _LANES), dtype=np.float32)
+        conv[:, : delta.channels] = self._vector(name + "conv").reshape(delta.channels, delta.kernel).T
+        found = LinearFields(
+            *qkv, *[MatrixFields()] * (3 - len(qkv)), z, b, a,
+            self._keep(conv), self._keep(-np.exp(self._vector(name + "a_log"))),
+            self._keep(self._vector(name + "dt_bias")), self._keep(self._vector(name + "state_norm")), first,
+        )  # fmt: skip
+        self._keep_alive(found)
+        return found
+
+    def _shape(self, block_bytes: int) -> LinearShape:
+        delta, states, spec = self._spec.delta, self._states, self._spec
+        if delta is None or states is None:
+            return LinearShape()
+        return LinearShape(
+            delta.key_heads, delta.value_heads, delta.key_dim, delta.value_dim, delta.kernel,
+            state_rows(spec, block_bytes), spec.blocks_per_row, states.lines, states.head_blocks,
         )  # fmt: skip
 
-    def _rare_norms(self, layer: int) -> list[int | None]:
-        """As LAYER_NORMS has them. What the router reads is divided by the root of its size, too."""
+    def _rare_norms(self, layer: int) -> dict[str, int]:
+        """Of LAYER_NORMS those that there are. What the router reads is divided by the root of its size, too."""
         name, experts = f"layers.{layer}.", self._spec.experts_of(layer)
         found: dict[str, int] = {}
         if self._spec.layer_inputs:
@@ -151,7 +199,7 @@ class NativeModel:
             found |= {part: self._norm(name + part) for part in parts}
             read = self._vector(name + "router_norm") * self._spec.hidden_size**-0.5
             found["router_norm"] = self._keep(read)
-        return [found.get(part) for part in LAYER_NORMS]
+        return found
 
     def _mixture(self, name: str, experts: Experts) -> MixtureFields:
         count = experts.count
@@ -181,9 +229,12 @@ class NativeModel:
         return [self._keep(one) for one in whole]
 
     def _inner(self) -> int:
-        """Of the widest MLP, 0 where there are none."""
-        spec = self._spec
-        return max((spec.inner_of(i) for i in range(spec.layers) if spec.dense(i)), default=0)
+        """The widest of what every token goes through, 0 where that is nothing."""
+        spec, found = self._spec, [0]
+        for layer in range(spec.layers):
+            experts = spec.experts_of(layer)
+            found.append(spec.inner_of(layer) if spec.dense(layer) else experts.shared if experts else 0)
+        return max(found)
 
     def _lows(self, told: list[LoraPart]) -> "ctypes.Array[LayerLows] | None":
         """[adapters, layers]: what each adapter adds, where it adds something."""

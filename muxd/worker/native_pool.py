@@ -3,6 +3,7 @@
 import ctypes
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from muxd.kernels.native import KEPT, PoolFields
@@ -18,7 +19,7 @@ class NativePool:
     def __init__(self, spec: ModelSpec, setup: Setup, memory: Tensor, max_rows: int):
         item = kv_item_bytes(setup.dtype, setup.kv_dtype)
         self.tokens = spec.tokens_per_row(setup.block_bytes, item)
-        self._memory = memory
+        self._memory, self._block_bytes = memory, setup.block_bytes
         self._table = np.zeros((max_rows, spec.blocks_per_row), dtype=np.int32)
         self._known = KnownRows(max_rows, spec.blocks_per_row, memory.numel() // setup.block_bytes)
         kept = KEPT.index("fp8" if setup.kv_dtype == "fp8" else setup.dtype)
@@ -37,3 +38,11 @@ class NativePool:
     def take(self, rows: list[int], filled: int) -> None:
         """Raises ValueError for a row whose head blocks were never sent."""
         self._known.check(rows)
+
+    def copy(self, rows: list[int], into: list[int]) -> None:
+        """The blocks of ``rows``, which were checked, into those of as many others."""
+        blocks = self._memory[: self._memory.numel() // self._block_bytes * self._block_bytes]
+        blocks = blocks.view(-1, self._block_bytes)
+        for row, other in zip(rows, into, strict=True):
+            source, target = (torch.from_numpy(self._table[one]).long() for one in (row, other))
+            blocks[target] = blocks[source]

@@ -88,6 +88,7 @@ class NativeStep(CpuStep[NativePool]):
         whole = not all(sampler.picks_largest(sequence) for sequence in wanted)
         logits = torch.empty(len(picks), self._spec.vocab_size) if whole else None
         adapters = np.repeat(np.array([one.adapter for one in rows], dtype=np.int32), counts)
+        states = np.array([one.state for one in rows], dtype=np.int32)  # of all sequences as many
         best, choice = torch.empty(len(picks)), torch.empty(len(picks), dtype=torch.int64)
         self.model.run(
             BatchFields(
@@ -96,6 +97,7 @@ class NativeStep(CpuStep[NativePool]):
                 hidden.data_ptr(), None if logits is None else logits.data_ptr(),
                 best.data_ptr() if wanted else None, choice.data_ptr() if wanted else None,
                 adapters.ctypes.data if adapters.any() else None,
+                states.ctypes.data if states.size else None,
             )
         )  # fmt: skip
         if not wanted:

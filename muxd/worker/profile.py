@@ -30,15 +30,17 @@ class Bench:
         own = Alone(setup)
         self.spec, self.row_tokens, self.rows = own.spec, own.row_tokens, own.rows
         self.packed = own.plan.bytes if own.plan.packed else 0
+        self.state_rows = own.state_rows
         self._runner, self._unsaid = own.runner, own.new
         self._batch = itertools.count(1)
         self._sampling = setup.sampling
 
     def decode(self, asked: probe.Decode) -> list[float]:
         """Raises ValueError when the pool is too small."""
-        most = -(-self.spec.max_positions // self.row_tokens)  # no sequence can ever have more rows
+        most = self._rows_for(self.spec.max_positions)  # no sequence can ever have more
         per_sequence = min(self.rows // asked.batch, most)
-        room = min(per_sequence * self.row_tokens, self.spec.max_positions) - asked.context - 1
+        tokens = (per_sequence - self.state_rows) * self.row_tokens
+        room = min(tokens, self.spec.max_positions) - asked.context - 1
         if room <= asked.least:
             raise ValueError(f"a batch of {asked.batch} at context {asked.context} does not fit the pool")
         seqs = list(range(asked.batch))
@@ -57,7 +59,7 @@ class Bench:
     def prefill(self, asked: probe.Prefill) -> list[float]:
         """Raises ValueError when the pool is too small."""
         size = asked.tokens // asked.chunks
-        per_sequence = -(-(size + asked.context) // self.row_tokens)
+        per_sequence = self._rows_for(size + asked.context)
         if per_sequence * asked.chunks > self.rows:
             raise ValueError(f"{asked.tokens} tokens at context {asked.context} do not fit the pool")
         seqs = list(range(asked.chunks))
@@ -65,14 +67,19 @@ class Bench:
             chunks = [self._chunk(seq, seq * per_sequence, per_sequence, size, asked.context) for seq in seqs]
             return _timed(lambda: self._begin(chunks, asked), asked.least, asked.seconds, _MOST)
 
+    def _rows_for(self, tokens: int) -> int:
+        return self.state_rows + -(-tokens // self.row_tokens)
+
     def _chunk(self, seq: int, first_row: int, rows: int, tokens: int, context: int) -> Chunk:
-        """``tokens`` new tokens after ``context`` that count as computed; whole rows of them."""
+        """``tokens`` new tokens after ``context`` that count as computed; whole rows of them. The first
+        ``rows`` are its state's."""
         before = context // self.row_tokens * self.row_tokens
         ids = np.arange(first_row, first_row + rows, dtype="<i4")
+        state, ids = ids[: self.state_rows], ids[self.state_rows :]
         return Chunk(
             seq=seq, start=before, tokens=np.full(tokens, 5, "<i4").tobytes(), rows=ids.tobytes(), last=True,
             sampling=self._sampling, prompt_tokens=before + tokens, first=True,
-            known=np.full(before, 5, "<i4").tobytes(),
+            known=np.full(before, 5, "<i4").tobytes(), state=state.tobytes(),
         )  # fmt: skip
 
     def _prefill(self, chunks: list[Chunk], asked: probe.Probe, forget: Sequence[int] = ()) -> BatchDone:
@@ -87,7 +94,7 @@ class Bench:
     def _sequences(self, seqs: list[int], asked: probe.Probe) -> Iterator[None]:
         """The runner forgets them afterwards; its share is kept to throughout, for whoever runs beside."""
         yield
-        chunk = self._chunk(0, 0, 1, 1, 0)
+        chunk = self._chunk(0, 0, self._rows_for(1), 1, 0)
         self._prefill([chunk], asked, seqs[1:])
 
 
@@ -123,6 +130,7 @@ def main() -> int:
             bench.rows,
             str(torch.__version__),
             bench.packed,
+            bench.state_rows,
         )
     )
     for line in lines:

@@ -24,6 +24,7 @@ from muxd.kernels import native
 from muxd.messages import Chunk, Dtype, NewRows, Prefill, Sampling, StepName, WeightsName, kv_item_bytes
 from muxd.models.packing import packing_for
 from muxd.models.spec import read_spec
+from muxd.models.state_layout import state_rows
 from muxd.models.weights import plan, stored_dtype
 from muxd.text.tokenizer import Tokenizer
 from muxd.worker.alone import Alone
@@ -46,9 +47,14 @@ class Variant:
     def read(self, window: Sequence[int], start: int, stop: int) -> tuple[Tensor, list[float]]:
         """Of the tokens [start, stop) of a window, whose earlier ones were read before: [n, vocab], all
         log-probabilities at each token but a window's first; and [n], what each token itself had."""
-        rows = np.arange(-(-start // self.own.row_tokens), -(-stop // self.own.row_tokens), dtype="<i4")
+        state = self.own.state_rows  # the first rows
+        first, end = (state + -(-at // self.own.row_tokens) for at in (start, stop))
+        rows = np.arange(first, end, dtype="<i4")
         tokens = np.array(window[start:stop], "<i4")
-        chunk = Chunk(0, start, tokens.tobytes(), rows.tobytes(), False, _SCORED, len(window))
+        chunk = Chunk(
+            0, start, tokens.tobytes(), rows.tobytes(), False, _SCORED, len(window),
+            state=np.arange(state, dtype="<i4").tobytes(),
+        )  # fmt: skip
         new, self._new = self._new, NewRows()
         done = self.own.runner.prefill(Prefill(next(self._batch), 100, new, [chunk], []))
         found = torch.cat(self._seen)
@@ -86,7 +92,7 @@ def compare(asked: probe.Compare) -> Iterator[probe.Counted | probe.Compared]:
 
     def reader(weights: WeightsName, kind: Dtype, step: StepName = "auto") -> Variant:
         rows = -(-length // spec.tokens_per_row(_BLOCK, kv_item_bytes(kind, "auto")))
-        nbytes = rows * spec.blocks_per_row * _BLOCK
+        nbytes = (rows + state_rows(spec, _BLOCK)) * spec.blocks_per_row * _BLOCK
         return Variant(
             probe.Setup(asked.folder, kind, _BLOCK, nbytes, asked.cores, weights=weights, step=step)
         )

@@ -30,6 +30,7 @@ from muxd.messages import (
 )
 from muxd.models.cut import cut_spec
 from muxd.models.spec import ModelSpec, read_spec
+from muxd.models.state_layout import state_rows
 from muxd.worker.bounds import Bounds
 from muxd.worker.cuda_step import CudaStep
 from muxd.worker.host_step import HostStep
@@ -87,6 +88,7 @@ class Runner:
             make = NativeStep
         self._step = make(self._spec, setup, pool, weights)
         self._tokens = self._step.tokens  # of a row; asked for with every token
+        self._state_rows = state_rows(self._spec, setup.block_bytes)
         self.ahead = self._step.ahead
         self._sequences: dict[int, Sequence] = {}
         self._adapters = {0, *(part.adapter for part in setup.lora)}
@@ -100,7 +102,7 @@ class Runner:
     def warm_up(self) -> None:
         """Run batches of every kind in a pool of their own: no block of the shared one is touched yet."""
         longest = max(min(tokens, self._max_context - 1) for tokens, _ in self._step.rehearsal)
-        with self._step.apart(-(-(longest + 1) // self._tokens)):
+        with self._step.apart(-(-(longest + 1) // self._tokens) + self._state_rows):
             try:
                 for tokens, sampling in self._step.rehearsal:
                     self._rehearse(min(tokens, self._max_context - 1), sampling)
@@ -132,7 +134,37 @@ class Runner:
     def _prefill(self, cmd: Prefill) -> tuple[Flight, list[Sequence]]:
         spans = [self._take_chunk(chunk) for chunk in cmd.chunks]
         last = [i for i, chunk in enumerate(cmd.chunks) if chunk.last and not chunk.pooling]
-        return self._step.prefill(spans, last), [spans[i].sequence for i in last]
+        late = self._copied(spans, cmd.chunks)
+        flight = self._step.prefill(spans, last)
+        for rows, into in late:
+            self._step.copy(rows, into)
+        return flight, [spans[i].sequence for i in last]
+
+    def _copied(self, spans: list[Span], chunks: list[Chunk]) -> list[tuple[list[int], list[int]]]:
+        """Compute those whose states are to be copied before their ends as far as to there, and copy them:
+        ``spans`` is what is left. Returns the rows of states to be copied at their ends, and into which."""
+        before, early, late = (
+            list[Span](),
+            list[tuple[list[int], list[int]]](),
+            list[tuple[list[int], list[int]]](),
+        )
+        for i, (span, chunk) in enumerate(zip(spans, chunks, strict=True)):
+            if not chunk.copy:
+                continue
+            if not span.start < chunk.mark <= span.stop:
+                raise ValueError(f"sequence {chunk.seq}: no state after {chunk.mark} tokens can be copied")
+            pair = span.sequence.state, self._state(chunk.seq, chunk.copy)
+            if chunk.mark == span.stop:
+                late.append(pair)
+                continue
+            early.append(pair)
+            before.append(span._replace(stop=chunk.mark))
+            spans[i] = span._replace(start=chunk.mark)
+        if before:
+            self._step.prefill(before, [])
+        for rows, into in early:
+            self._step.copy(rows, into)
+        return late
 
     def _decode(self, cmd: Decode) -> tuple[Flight, list[Sequence]]:
         for one in cmd.joined:
@@ -149,12 +181,13 @@ class Runner:
     def _rehearse(self, tokens: int, sampling: Sampling) -> None:
         """One prompt and one token more, in the rows from 0 on."""
         count = -(-(tokens + 1) // self._tokens)
-        ids = np.arange(count, dtype="<i4").tobytes()
-        blocks = np.arange(count * self._spec.blocks_per_row, dtype="<i4").tobytes()
+        ids = np.arange(count + self._state_rows, dtype="<i4")
+        blocks = np.arange(len(ids) * self._spec.blocks_per_row, dtype="<i4").tobytes()
+        rows, state = ids[:count].tobytes(), ids[count:].tobytes()
         pooling: Pooling = "mean" if self._spec.headless else ""
         zeros = np.zeros(tokens, dtype="<i4").tobytes()
-        chunk = Chunk(0, 0, zeros, ids, True, sampling, tokens, pooling=pooling)
-        self.prefill(Prefill(0, 100, NewRows(ids, blocks), [chunk], []))
+        chunk = Chunk(0, 0, zeros, rows, True, sampling, tokens, pooling=pooling, state=state)
+        self.prefill(Prefill(0, 100, NewRows(ids.tobytes(), blocks), [chunk], []))
         if not pooling:
             self.decode(Decode(0, 100, NewRows(), [0], [], []))
 
@@ -184,14 +217,16 @@ class Runner:
 
     def _begun(self, chunk: Chunk) -> Sequence:
         """A sequence at its first chunk, what it shares already computed. Raises ValueError when a shared row
-        would be written, its tokens are missing, or there is no such adapter."""
+        would be written, its tokens or rows of its state are missing, or there is no such adapter."""
         known: list[int] = np.frombuffer(chunk.known, dtype="<i4").tolist()
         if len(known) != chunk.start or chunk.start % self._tokens:
             raise ValueError(
                 f"sequence {chunk.seq}: begins at {chunk.start} with {len(known)} known tokens; "
                 f"both must be the same multiple of {self._tokens}"
             )
-        bound = self._bounds.of(chunk.sampling)
+        bound, state = self._bounds.of(chunk.sampling), self._state(chunk.seq, chunk.state)
+        if chunk.origin:
+            self._step.copy(self._state(chunk.seq, chunk.origin), state)
         return Sequence(
             chunk.sampling,
             chunk.prompt_tokens,
@@ -200,12 +235,22 @@ class Runner:
             bound=bound,
             pooling=chunk.pooling,
             adapter=self._adapter(chunk.seq, chunk.adapter),
+            state=state,
         )
 
     def _adapter(self, seq: int, number: int) -> int:
         if number not in self._adapters:
             raise ValueError(f"sequence {seq}: there is no adapter {number}")
         return number
+
+    def _state(self, seq: int, told: bytes) -> list[int]:
+        """Rows of a state. Raises ValueError for too few, too many, or such as were never named."""
+        rows: list[int] = np.frombuffer(told, dtype="<i4").tolist()
+        if len(rows) != self._state_rows:
+            raise ValueError(f"sequence {seq}: its state needs {self._state_rows} rows, not {len(rows)}")
+        if rows:
+            self._step.take(rows, len(rows))
+        return rows
 
     def _join(self, one: Joined) -> None:
         """Another worker has prefilled it. Raises ValueError for rows that were never named here, or an
@@ -216,7 +261,7 @@ class Runner:
         bound = self._bounds.of(one.sampling)
         sequence = Sequence(
             one.sampling, one.prompt_tokens, rows, tokens, len(tokens) - 1, bound=bound,
-            adapter=self._adapter(one.seq, one.adapter),
+            adapter=self._adapter(one.seq, one.adapter), state=self._state(one.seq, one.state),
         )  # fmt: skip
         self._sequences[one.seq] = sequence
         self._step.join(sequence)

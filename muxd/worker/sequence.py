@@ -22,6 +22,7 @@ class Sequence:
     adapter: int = 0  # its number; 0: none
     pooled: Tensor | None = None  # float32 [hidden], so far (``pooling``)
     tail: Tensor | None = None  # [1, hidden] of its last token, while its prompt is scored (``scoring``)
+    state: list[int] = field(default_factory=list)  # rows of its state, where its model keeps one
     bound: Bound | None = None  # what it may not sample, where there is anything
     # Where a device keeps what it knows; -1: nowhere. Written by ``cuda_state`` and ``cuda_sampling``.
     line: int = -1  # of the row lists

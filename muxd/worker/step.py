@@ -94,6 +94,10 @@ class Step(Protocol):
         """
         ...
 
+    def copy(self, rows: list[int], into: list[int]) -> None:
+        """Copy the blocks of rows that ``take`` has checked, behind what was asked for before."""
+        ...
+
     def join(self, sequence: Sequence) -> None:
         """A sequence that this worker has not prefilled is about to be decoded."""
         ...

@@ -83,3 +83,27 @@ def test_shapes_that_cannot_be_read(tmp_path: Path) -> None:
 def test_unknown_models_are_refused_with_the_catalogue() -> None:
     with pytest.raises(ConfigError, match=r"no model 'gpt-2'.*llama-7b.*model's folder"):
         known("gpt-2")
+
+
+def test_layers_that_keep_a_state_cost_the_same_however_long_a_sequence_is(tmp_path: Path) -> None:
+    """Qwen3.5 9B's proportions: K and V of a quarter of the layers, a state like those of 1,500 tokens."""
+    config = {
+        "model_type": "qwen3_5_text", "vocab_size": 248_320, "hidden_size": 4096, "num_hidden_layers": 32,
+        "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 256, "intermediate_size": 12_288,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = read_shape(tmp_path)
+    assert found.kv_bytes() == 2 * 8 * 4 * 256 * 2
+    assert found.state_bytes == 24 * (32 * 128 * 128 + 3 * 8192) * 4
+    assert found.degrees() == [1]
+    assert (found.on(1).delta, found.on(1).blocks_per_row) == (found.delta, 8 * 4)
+    matrices = 8 * 4096 * 256 * (3 * 16 + 2 * 4) + 24 * (4096 * (8192 + 2 * 4096 + 64) + 4 * 8192)
+    assert found.parameters == matrices + 32 * 3 * 4096 * 12_288 + 2 * 248_320 * 4096
+    costs = Roofline("h200", {"m": found}, CAPTURED)
+    short, long = (costs.decode("m", 1, 100, 64, context).seconds for context in (100, 200))
+    per_token = (long - short) / 6400
+    dense = msgspec.structs.replace(found, delta=None)
+    without = Roofline("h200", {"m": dense}, CAPTURED).decode("m", 1, 100, 64, 100).seconds
+    assert short - without == pytest.approx(
+        64 * per_token * 2 * found.state_bytes / found.kv_bytes(), rel=0.01
+    )

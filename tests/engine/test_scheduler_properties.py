@@ -28,7 +28,11 @@ SPECS = [
 ]
 ENCODING = [SPECS[0], SPECS[1], replace(SPECS[2], whole=True)]
 PAIRS = [replace(SPECS[0], split=True), replace(SPECS[1], split=True), SPECS[2]]
-either = st.sampled_from([SPECS, PAIRS, ENCODING])  # one worker a model, or two for some
+# Sequences of one own rows of a state besides; alone, or beside a pair.
+KEEPING = [SPECS[0], replace(SPECS[1], blocks=1, state_rows=2), SPECS[2]]
+KEEPING_APART = [SPECS[0], replace(SPECS[1], blocks=1, state_rows=1, split=True), SPECS[2]]
+# One worker a model, or two for some.
+either = st.sampled_from([SPECS, PAIRS, ENCODING, KEEPING, KEEPING_APART])
 
 models = st.integers(0, 2)
 same = st.sampled_from([0, 0, 8, 17])  # tokens that prompts have in common

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from support.both_ways import (
     FOLDERS,
+    KEEPING,
     Here,
     Pair,
     compare,
@@ -39,6 +40,7 @@ from muxd.engine.request import Request
 from muxd.engine.sequence import Sequence
 from muxd.errors import ConfigError
 from muxd.messages import Sampling
+from muxd.models.delta import DeltaNet
 from muxd.pool.arena import Arena
 
 
@@ -56,7 +58,7 @@ quotas = st.builds(
 bare = st.builds(
     ModelConfig,
     name=st.just(""),
-    path=st.sampled_from(sorted(FOLDERS)),
+    path=st.sampled_from([*sorted(FOLDERS), KEEPING]),
     share=st.sampled_from([0, 0, 0, 20, 50, 100]),
     dtype=st.sampled_from(["auto", "float32", "fp16"]),
     kv_dtype=st.sampled_from(["auto", "fp8"]),
@@ -129,6 +131,7 @@ OTHER: dict[str, Any] = {  # what the simulator would have read, of each setting
     "prefill_tokens": 16, "prefill_seconds": 1.0, "look_ahead": 1, "batch_timeout": 1.0,
     "batch_timeout_factor": 1.0, "split_phases": "no",
     "layers": 1, "kv_heads": 1, "head_dim": 128, "max_positions": 64, "dtype": "float32",
+    "row_blocks": 3, "delta": DeltaNet((True, False), 1, 2, 8, 8, 4),
     "rungs": [10, 100], "gpu": False, "caps": True,
 }  # fmt: skip
 # Where a model is and what it reads there, or for plans and doors alone.
@@ -176,7 +179,19 @@ def test_a_setting_that_one_of_them_forgot_is_noticed(here: Here, name: str) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["layers", "kv_heads", "head_dim", "max_positions", "dtype", "rungs", "gpu", "caps"]
+    "name",
+    [
+        "layers",
+        "kv_heads",
+        "head_dim",
+        "max_positions",
+        "dtype",
+        "row_blocks",
+        "delta",
+        "rungs",
+        "gpu",
+        "caps",
+    ],
 )
 def test_a_fact_that_the_profile_has_wrong_is_noticed(here: Here, name: str) -> None:
     plain, device = here.config(PLAIN), here.devices["parts"]

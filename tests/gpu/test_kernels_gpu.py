@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.delta_cases import DeltaShape, check_delta_decode, check_delta_prefill
 from support.kernel_cases import (
     Shape,
     check_decode,
@@ -30,6 +31,7 @@ from muxd.kernels import (
     ops,
     paged_decode,
     paged_decode_kernel,
+    paged_delta_kernel,
     paged_prefill_kernel,
     rms_norm_kernel,
     rope_write_kernel,
@@ -118,6 +120,16 @@ def test_gates(inner: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("fan", "shape"), [(8, (128, 1536, 2048)), (2, (8, 4096, 1792)), (3, (5, 97, 72))])
 def test_grouped(fan: int, shape: tuple[int, int, int], n: int, dtype: torch.dtype) -> None:
     check_grouped(grouped_kernel, n, fan, shape, dtype, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
+@pytest.mark.parametrize(
+    ("key_heads", "group", "dims"), [(16, 2, (128, 128)), (2, 3, (24, 20)), (1, 1, (256, 64))]
+)
+def test_delta_rule(key_heads: int, group: int, dims: tuple[int, int], dtype: torch.dtype) -> None:
+    shape = DeltaShape(key_heads, group, *dims, block_bytes=8192, per_row=32, dtype=dtype, device="cuda")
+    check_delta_decode(paged_delta_kernel, shape, [0, -1, 5, 900, 1])
+    check_delta_prefill(paged_delta_kernel, shape, [(0, 70), (41, 5), (7, 0), (3, 1), (2, 2)])
 
 
 @pytest.mark.parametrize("shortlist", [16, 1024])

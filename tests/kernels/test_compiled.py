@@ -33,6 +33,7 @@ from muxd.kernels import (
     gated_kernel,
     grouped_kernel,
     paged_decode_kernel,
+    paged_delta_kernel,
     paged_prefill_kernel,
     rms_norm_kernel,
     rope_write_kernel,
@@ -42,6 +43,7 @@ from muxd.kernels import (
 from muxd.kernels.grouped import Groups
 from muxd.kernels.launch import Call
 from muxd.kernels.paged_decode import plan_splits
+from muxd.kernels.paged_states import PagedStates
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 CUOBJDUMP = TOOLS / "cuobjdump"
@@ -109,7 +111,11 @@ ATTENTION: list[tuple[int, int, int, torch.dtype, torch.dtype, dict[str, Any]]] 
     *((d, 2, 2, FP32, FP8, {}) for d in (80, 128, 256)),
     *((64, 8, 8, BF16, kept, {"window": 128, "sinks": True}) for kept in (BF16, FP8)),  # gpt-oss
     (64, 8, 8, FP32, FP32, {"sinks": True}),
-    *((512, heads, 8, BF16, kept, {"wide": True}) for heads in (2, 4) for kept in (BF16, FP8)),
+    *(
+        (512, heads, group, BF16, kept, {"wide": True})
+        for heads, group in ((2, 8), (4, 8))
+        for kept in (BF16, FP8)
+    ),
     (512, 1, 8, BF16, BF16, {"wide": True}),  # Gemma 4 E2B
     (512, 1, 8, FP32, FP32, {"wide": True}),
 ]
@@ -218,6 +224,29 @@ def grouped_calls(
     return grouped_kernel.grouped_calls(x, weight, groups, bias=bias, gather=gather)[1]
 
 
+# key heads, value heads, key and value dims: the defaults of Qwen3.5, relatives, and what fits no tile
+DELTA = [(16, 32, 128, 128), (16, 48, 128, 128), (16, 16, 128, 128), (2, 4, 24, 20), (1, 1, 256, 64)]
+
+
+@pytest.mark.parametrize("shape", DELTA)
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+def test_delta_rule(shape: tuple[int, int, int, int], dtype: torch.dtype, tmp_path: Path) -> None:
+    for calls in delta_calls(4, shape, dtype):
+        compile_all(calls, tmp_path)
+
+
+def delta_calls(n: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Iterator[list[Call]]:
+    """A step of one token each, and chunks."""
+    key_heads, heads, key_dim, value_dim = shape
+    channels, ints = 2 * key_heads * key_dim + heads * value_dim, torch.zeros(n + 1, dtype=torch.int32)
+    own = PagedStates.over(pool(64, 4, BF16), key_dim, value_dim)
+    projected = torch.empty(n, channels + heads * value_dim, dtype=dtype)[:, :channels]
+    tokens = projected, torch.empty(n, heads), torch.empty(n, heads), torch.empty(channels, 4)
+    rows = torch.zeros(n, 9, dtype=torch.int32)
+    yield paged_delta_kernel.decode_calls(*tokens, own, 24 * n, rows, ints[:n])[1]
+    yield paged_delta_kernel.prefill_calls(*tokens, own, 24 * n, rows, ints, ints[:n])[1]
+
+
 @pytest.mark.parametrize(("greedy", "filtered"), [(True, False), (False, False), (False, True)])
 @pytest.mark.parametrize("vocab", [700, 262_144])
 def test_sampling(vocab: int, greedy: bool, filtered: bool, tmp_path: Path) -> None:
@@ -277,6 +306,7 @@ def test_batch_sizes_layers_and_sms_compile_nothing_anew() -> None:
             yield gated_kernel.gate_calls(up[:n], "silu")[1]
             yield grouped_calls(n, (16, 96, 64), 4, BF16, gather=True, biased=False)
             yield feed_kernel.feed_calls(ints[:n], ints[:n], ints.long())[1]
+            yield from delta_calls(n, (2, 4, 32, 32), BF16)
             yield row_table_kernel.grow_rows_calls(table, ints[:n], ints[:n], ints[:n])
             yield row_table_kernel.learn_rows_calls(table, ints[:n], table[:n])
             yield sampling_kernel.count_calls(table, ints[:n], ints[:n], ints[:n])
@@ -289,6 +319,7 @@ def test_batch_sizes_layers_and_sms_compile_nothing_anew() -> None:
     assert found.pop("_split") == 2, "whole contexts, and parts of them"
     assert found.pop("_merge") <= 6, "by powers of two"
     assert found.pop("_grouped") == 2, "of decode steps, and of prompts"
+    assert found.pop("_rule") == 2, "of one token each, and of chunks"
     assert set(found.values()) == {1}, found
 
 

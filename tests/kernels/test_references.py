@@ -21,6 +21,7 @@ from muxd.kernels import (
     grouped,
     ops,
     paged_decode,
+    paged_delta,
     paged_prefill,
     rope_write,
     row_table,
@@ -228,6 +229,7 @@ def test_the_dispatch_takes_references_on_the_cpu_and_leaves_triton_alone() -> N
         (sampling, ["sample", "count_tokens"]),
         (row_table, ["learn_rows", "grow_rows"]),
         (feed, ["feed"]),
+        (paged_delta, ["delta_decode", "delta_prefill"]),
     ],
 )
 def test_a_kernel_takes_what_its_reference_takes(reference: ModuleType, names: list[str]) -> None:

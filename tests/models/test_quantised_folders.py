@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.quantised_folders import FORMS, quantise
-from support.tiny_models import llama, phi3, qwen3_moe
+from support.tiny_models import llama, phi3, qwen3_5, qwen3_moe, qwen3_next
 
 from muxd.device.base import HostWriter
 from muxd.errors import ModelFolderError
@@ -65,8 +65,8 @@ def test_codes_stay_codes_for_the_native_step(
 
 @pytest.mark.parametrize("form", ["gptq", "gptq act-order", "awq", "float8 of rows"])
 def test_matrices_that_are_cut_and_experts(tmp_path: Path, form: str) -> None:
-    """Fused projections in one quantised matrix, and each expert's."""
-    for make in (phi3, qwen3_moe):
+    """Fused projections in one quantised matrix, queries beside their gates, and each expert's."""
+    for make in (phi3, qwen3_moe, qwen3_5, qwen3_next):
         folder, plain = tmp_path / make.__name__, tmp_path / f"{make.__name__}-plain"
         make(folder, hidden_size=256, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2)
         quantise(folder, plain, FORMS[form])

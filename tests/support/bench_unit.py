@@ -69,6 +69,7 @@ class BenchUnit:
                 (total_blocks + lendable) // spec.blocks,
                 spec.min_blocks,
                 row_tokens=spec.row_tokens,
+                state_rows=spec.state_rows,
             )
         for spec in specs:
             capacity = self.ledger.limit(spec.name)
@@ -88,6 +89,7 @@ class BenchUnit:
                     split=spec.split,
                     ttft_slo=spec.ttft_slo,
                     whole=spec.whole,
+                    state_rows=spec.state_rows,
                 )
             )
         self.shares = Shares(rungs, overbook)
@@ -303,9 +305,10 @@ class BenchUnit:
         held: dict[str, set[int]] = {name.partition("/")[0]: set() for name in self.workers}
         for sequence in self.all:
             if sequence.phase is Phase.ENDED:
-                assert not sequence.rows
+                assert not sequence.held
                 assert sequence.batch is None
-            held[sequence.model].update(sequence.rows)
+            held[sequence.model].update(sequence.held)
+            assert len(sequence.state) == self.specs[sequence.model].state_rows * bool(sequence.rows)
             size = self.specs[sequence.model].row_tokens
             ahead = sequence.id in self.ahead(sequence.model)
             assert len(sequence.rows) <= -(-(len(sequence.tokens) + ahead) // size), "a row in vain"
@@ -316,7 +319,8 @@ class BenchUnit:
                 worker = self.workers[flight.worker]
                 for sequence in flight.sequences:
                     told = worker.sequences.get(sequence.id, [])
-                    assert set(told) <= set(sequence.rows), "a row that may still be written was given back"
+                    told = told + worker.states.get(sequence.id, []) if told else told
+                    assert set(told) <= set(sequence.held), "a row that may still be written was given back"
             for flight in lane.all_flights:
                 suspects = [sequence for sequence in flight.sequences if sequence.suspect]
                 assert not suspects or len(flight.sequences) == 1, "a suspect in company"

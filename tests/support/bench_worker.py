@@ -28,6 +28,7 @@ class Spec:
     split: bool = False  # two workers, one for each phase
     ttft_slo: float = 0.0
     whole: bool = False  # an encoder: no prompt is cut
+    state_rows: int = 0  # of each sequence, beside those of its tokens
 
 
 @dataclass
@@ -39,6 +40,10 @@ class Worker:
     sequences: dict[int, list[int]] = field(default_factory=dict)  # seq -> row ids
     position: dict[int, int] = field(default_factory=dict)
     shared: dict[int, int] = field(default_factory=dict)  # seq -> rows it only reads
+    states: dict[int, list[int]] = field(default_factory=dict)  # seq -> rows of its state
+    copies: dict[int, list[int]] = field(
+        default_factory=dict
+    )  # seq -> rows into which its last chunk copies it
     adapter: dict[int, int] = field(default_factory=dict)  # seq -> its adapter
     history: dict[int, list[int]] = field(default_factory=dict)  # seq -> every token it was told or sampled
     pool: dict[int, tuple[str, ...]] = field(default_factory=dict)  # all models': block -> what is in it
@@ -84,6 +89,12 @@ class Worker:
             assert not self.spec.whole or (chunk.last and not chunk.start), "a text that was cut"
             self.history[chunk.seq] += np.frombuffer(chunk.tokens, "<i4").tolist()
             self._advance(chunk.seq, len(chunk.tokens) // 4)
+            copy = np.frombuffer(chunk.copy, "<i4").tolist()
+            assert len(copy) == self.spec.state_rows * bool(chunk.mark)
+            assert not chunk.mark or chunk.start < chunk.mark <= self.position[chunk.seq]
+            self.copies[chunk.seq] = copy
+            for block in (block for row in copy for block in self.rows[row]):
+                self.pool[block] = self._state(chunk.seq, chunk.mark)
 
     def _begin(self, chunk: Chunk, rows: list[int]) -> None:
         """It may start behind rows that this worker has filled for the very same tokens and adapter."""
@@ -93,6 +104,13 @@ class Worker:
         assert chunk.start % self.spec.row_tokens == 0
         self.sequences[chunk.seq], self.position[chunk.seq] = rows, chunk.start
         self.shared[chunk.seq] = chunk.start // self.spec.row_tokens
+        self._take_state(chunk.seq, chunk.state)
+        origin = np.frombuffer(chunk.origin, "<i4").tolist()
+        assert len(origin) == self.spec.state_rows * bool(chunk.start), "no state of the tokens before it"
+        for row, own in zip(origin, self.states[chunk.seq], strict=False):
+            for block, into in zip(self.rows[row], self.rows[own], strict=True):
+                assert self.pool.get(block) == ("state", self.spec.name, *map(str, known)), "another's state"
+                self.pool[into] = self.pool[block]
         for i in range(self.shared[chunk.seq]):
             for block in self.rows[rows[i]]:
                 assert self.pool[block] == self._written(chunk.adapter, known, i), (
@@ -110,6 +128,7 @@ class Worker:
             self.adapter[one.seq] = one.adapter
             self.sequences[one.seq] = np.frombuffer(one.rows, "<i4").tolist()
             self.position[one.seq], self.history[one.seq] = len(tokens) - 1, tokens
+            self._take_state(one.seq, one.state)
             self.shared[one.seq] = (len(tokens) - 1) // self.spec.row_tokens
             for i in range(self.shared[one.seq]):
                 for block in self.rows[self.sequences[one.seq][i]]:
@@ -121,6 +140,21 @@ class Worker:
             self.sequences[seq].append(row)
         for seq in command.seqs:
             self._advance(seq, 1)
+
+    def _take_state(self, seq: int, told: bytes) -> None:
+        self.states[seq] = np.frombuffer(told, "<i4").tolist()
+        assert len(self.states[seq]) == self.spec.state_rows
+        assert not set(self.states[seq]) & set(self.sequences[seq])
+
+    def _fed(self, seq: int, before: int) -> None:
+        """Tokens from ``before`` on go through its state, which has had those before and no others."""
+        for row in self.states[seq]:
+            for block in self.rows[row]:
+                assert not before or self.pool.get(block) == self._state(seq, before), "not its state"
+                self.pool[block] = self._state(seq, self.position[seq])
+
+    def _state(self, seq: int, tokens: int) -> tuple[str, ...]:
+        return ("state", self.spec.name, *map(str, self.history[seq][:tokens]))
 
     def _written(self, adapter: int, tokens: list[int] | tuple[int, ...], row: int) -> tuple[str, ...]:
         return (self.spec.name, str(adapter), *map(str, tokens[: (row + 1) * self.spec.row_tokens]))
@@ -140,6 +174,7 @@ class Worker:
         before = self.position[seq]
         self.position[seq] += tokens
         assert self.position[seq] <= len(self.sequences[seq]) * self.spec.row_tokens, "token without a row"
+        self._fed(seq, before)
         for row in range(before // self.spec.row_tokens, self.position[seq] // self.spec.row_tokens):
             for block in self.rows[self.sequences[seq][row]]:
                 self.pool[block] = self._written(self.adapter[seq], self.history[seq], row)
@@ -156,5 +191,7 @@ class Worker:
         assert self.busy is not None
         command = self.busy
         seqs = [c.seq for c in command.chunks] if isinstance(command, Prefill) else command.seqs
-        own = {seq: self.sequences[seq][self.shared[seq] :] for seq in seqs}
+        own = {seq: self.sequences[seq][self.shared[seq] :] + self.states[seq] for seq in seqs}
+        if isinstance(command, Prefill):
+            own = {seq: rows + self.copies[seq] for seq, rows in own.items()}
         return {block for rows in own.values() for row in rows for block in self.rows[row]}

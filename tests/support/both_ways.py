@@ -19,7 +19,8 @@ from muxd.config import (
     Config,
     ModelConfig,
 )
-from muxd.cost.profile import ModelProfile, Profile, Shape, load, save
+from muxd.cost.profile import ModelProfile, Profile, load, save
+from muxd.cost.shapes import of_spec
 from muxd.cost.table import CostTable
 from muxd.device.base import Device, is_gpu
 from muxd.device.cpu import Cpu
@@ -57,13 +58,14 @@ from muxd.models.weights import stored_dtype
 from muxd.pool.arena import Arena
 from muxd.sim.build import make_scheduler
 from support.costs import linear
-from support.tiny import byte_tokenizer, tiny_llama
+from support.tiny import byte_tokenizer, tiny_keeping, tiny_llama
 
 FOLDERS = {  # layers, KV heads, head_dim
     "small": (1, 1, 16),
     "wide": (2, 2, 64),
     "deep": (5, 1, 32),
 }
+KEEPING = "keeping"  # a model whose layers keep a state
 END = 2
 
 
@@ -96,6 +98,7 @@ def everything_in(path: Path) -> Here:
     """Needs the stand-in driver."""
     for name, (layers, kv_heads, head_dim) in FOLDERS.items():
         byte_tokenizer(tiny_llama(path / name, head_dim=head_dim, layers=layers, kv_heads=kv_heads))
+    byte_tokenizer(tiny_keeping(path / KEEPING))
     mps = Mps(path / "mps")
     devices: dict[str, Device] = {f"cpu of {cores}": Cpu(cores) for cores in (1, 2, 3)}
     devices |= {"turns": Cuda(), "parts": Cuda(mps=mps), "caps": Cuda(mps=mps, caps=True)}
@@ -140,7 +143,7 @@ def profiled(here: Here, config: Config, device: Device) -> Profile:
     for model in config.model:
         spec = read_spec(Path(model.path))
         dtype = dtype_of(model.dtype) or stored_dtype(Path(model.path), gpu=is_gpu(device))
-        shape = Shape(spec.layers, spec.kv_heads, spec.head_dim, spec.max_positions, dtype)
+        shape = of_spec(spec).on(1, dtype)
         grid = linear(0.001, shares=shares(device))
         save(path, merged(path, model.name, ModelProfile(shape, grid, grid), device))
     return load(path)

@@ -28,11 +28,13 @@ from muxd.messages import (
 from muxd.models.lora import read_lora, with_loras
 from muxd.models.packing import packing_for
 from muxd.models.spec import read_spec
+from muxd.models.state_layout import state_rows
 from muxd.models.weights import fill, plan
 from muxd.worker.runner import Batch, Runner
 from muxd.worker.step import Flight
 
 GREEDY = Sampling(temperature=0.0)
+_SEQUENCES = 16  # that find rows for their states beside those that are asked for
 
 
 def int32(values: Sequence[int]) -> bytes:
@@ -73,6 +75,8 @@ class DirectRunner:
         region = np.zeros(layout.bytes + 64, dtype=np.uint8)
         region = region[-region.ctypes.data % 64 :]  # as a mapping lies
         fill(layout, HostWriter(region))
+        self._state_rows = state_rows(self.spec, block_bytes)
+        rows += _SEQUENCES * self._state_rows
         blocks = rows * self.spec.blocks_per_row
         pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8, device=device)
         self.pool = pool
@@ -92,6 +96,7 @@ class DirectRunner:
         self._told: set[int] = set()
         self._lengths: dict[int, int] = {}  # tokens with K and V
         self._rows: dict[int, list[int]] = {}
+        self._states: dict[int, list[int]] = {}
         self._batch = itertools.count(1)
 
     def _capture(self) -> None:
@@ -124,8 +129,10 @@ class DirectRunner:
         for seq, start, tokens, last in chunks:
             if start == 0:
                 self.free(seq)
-            grown = self._grow(seq, start + len(tokens))
-            fresh += grown
+            grown, state = self._grow(seq, start + len(tokens)), list[int]()
+            if start == 0:
+                state = self._states[seq] = [self._free.pop() for _ in range(self._state_rows)]
+            fresh += grown + state
             generated_from = start + len(tokens) if prompt_tokens is None else prompt_tokens
             made.append(
                 Chunk(
@@ -137,6 +144,7 @@ class DirectRunner:
                     sampling,
                     generated_from,
                     adapter=adapters.get(seq, 0),
+                    state=int32(state),
                 )
             )
             self._lengths[seq] = start + len(tokens)
@@ -170,13 +178,13 @@ class DirectRunner:
 
     def free(self, seq: int) -> None:
         """Rows go back; the next owner gets them with whatever is in them."""
-        self._free += self._rows.pop(seq, [])
+        self._free += self._rows.pop(seq, []) + self._states.pop(seq, [])
         self._lengths.pop(seq, None)
 
     def blocks_in_use(self) -> list[int]:
         """The head blocks of all sequences."""
         per_row = self.spec.blocks_per_row
-        rows = [row for held in self._rows.values() for row in held]
+        rows = [row for held in (*self._rows.values(), *self._states.values()) for row in held]
         return [block for row in rows for block in self._blocks[row * per_row : (row + 1) * per_row]]
 
     def _grow(self, seq: int, tokens: int) -> list[int]:

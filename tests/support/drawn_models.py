@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from support import tiny_models
-from support.tiny_models import FULL, SLIDING, Make
+from support.tiny_models import FULL, LINEAR, SLIDING, Make
 
 POSITIONS = 256
 _THETAS = st.sampled_from([37.0, 1e4, 5e5])
@@ -182,6 +182,56 @@ def qwen3_moe(draw: st.DrawFn) -> Config:
 
 
 @st.composite
+def qwen3_5(draw: st.DrawFn) -> Config:
+    """At least one layer attends; heads of states are as wide as blocks of few numbers can hold."""
+    shape = draw(_shapes())
+    head_dim, layers = shape["head_dim"], shape["num_hidden_layers"]
+    pairs = draw(st.integers(1, head_dim // 2))
+    part = (2 * pairs + 0.5) / head_dim if 2 * pairs < head_dim else 1.0
+    kinds = draw(st.lists(st.sampled_from([FULL, LINEAR]), min_size=layers, max_size=layers))
+    kinds[draw(st.integers(0, layers - 1))] = FULL
+    keys = draw(st.integers(1, 3))
+    return shape | {
+        "layer_types": kinds,
+        "linear_num_key_heads": keys, "linear_num_value_heads": keys * draw(st.integers(1, 3)),
+        "linear_key_head_dim": draw(st.integers(1, 24)),
+        "linear_value_head_dim": draw(st.integers(1, min(24, 2 * head_dim))),
+        "linear_conv_kernel_dim": draw(st.integers(2, 5)),
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": draw(_THETAS), "partial_rotary_factor": part,
+        },
+    }  # fmt: skip
+
+
+@st.composite
+def _shared(draw: st.DrawFn) -> Config:
+    count = draw(st.integers(1, 12))
+    return {
+        "num_experts": count, "num_experts_per_tok": draw(st.integers(1, count)),
+        "moe_intermediate_size": draw(st.integers(8, 40)),
+        "shared_expert_intermediate_size": draw(st.integers(8, 40)),
+    }  # fmt: skip
+
+
+@st.composite
+def qwen3_5_moe(draw: st.DrawFn) -> Config:
+    shape = draw(qwen3_5())
+    del shape["intermediate_size"]
+    return shape | draw(_shared())
+
+
+@st.composite
+def qwen3_next(draw: st.DrawFn) -> Config:
+    shape = draw(qwen3_5())
+    layers = st.integers(0, shape["num_hidden_layers"] - 1)
+    own = {
+        "norm_topk_prob": draw(_FLAGS), "decoder_sparse_step": draw(st.integers(1, 2)),
+        "mlp_only_layers": draw(st.lists(layers, max_size=2)),
+    }  # fmt: skip
+    return shape | draw(_shared()) | own
+
+
+@st.composite
 def olmoe(draw: st.DrawFn) -> Config:
     own = {"norm_topk_prob": draw(_FLAGS), "rope_parameters": draw(_ropes())}
     return draw(_shapes(square=True)) | draw(_experts()) | own
@@ -252,4 +302,7 @@ DRAWN: dict[str, tuple[Make, Callable[[], st.SearchStrategy[Config]]]] = {
     "qwen3_moe": (tiny_models.qwen3_moe, qwen3_moe),
     "olmoe": (tiny_models.olmoe, olmoe),
     "gpt_oss": (tiny_models.gpt_oss, gpt_oss),
+    "qwen3_5": (tiny_models.qwen3_5, qwen3_5),
+    "qwen3_5_moe": (tiny_models.qwen3_5_moe, qwen3_5_moe),
+    "qwen3_next": (tiny_models.qwen3_next, qwen3_next),
 }

@@ -21,6 +21,7 @@ def lane_spec(  # noqa: PLR0913 - the facts of a model, in a row
     split: bool = False,
     cap: int = 100,
     whole: bool = False,
+    state_rows: int = 0,
     weight: float = 1.0,
     **settings: Any,
 ) -> LaneSpec:
@@ -37,4 +38,5 @@ def lane_spec(  # noqa: PLR0913 - the facts of a model, in a row
         split,
         cap,
         whole,
+        state_rows,
     )

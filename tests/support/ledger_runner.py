@@ -16,6 +16,7 @@ from muxd.messages import Chunk, Decode, KvDtype, NewRows, Prefill, Sampling, Se
 from muxd.models.cut import ALONE, Rank, cut_spec
 from muxd.models.packing import packing_for
 from muxd.models.spec import read_spec
+from muxd.models.state_layout import state_rows
 from muxd.models.weights import fill, plan
 from muxd.pool.ledger import Ledger
 from muxd.pool.prefix import Chain
@@ -34,6 +35,7 @@ class Served:
     tokens: list[int]
     prompt_tokens: int
     rows: list[int] = field(default_factory=list)
+    state: list[int] = field(default_factory=list)  # rows of it, where the model keeps one
     shared: int = 0  # rows found in the cache
     computed: int = 0
     logits: list[torch.Tensor] = field(default_factory=list)  # float32 [vocab] of every sampled token
@@ -67,6 +69,7 @@ class LedgerRunner:
         self.runners: dict[str, Runner] = {}
         self._made: dict[str, tuple[Setup, torch.Tensor]] = {}
         self.row_tokens: dict[str, int] = {}
+        self.state_rows: dict[str, int] = {}
         self._logits: list[torch.Tensor] = []
         self._sequences = 0
         self._forget: dict[str, list[int]] = {model: [] for model in folders}
@@ -82,7 +85,11 @@ class LedgerRunner:
         fill(layout, HostWriter(weights))
         rows = blocks // spec.blocks_per_row
         self.row_tokens[model] = spec.tokens_per_row(block_bytes, kv_item_bytes("float32", kind))
-        self.ledger.add_model(model, spec.blocks_per_row, rows, row_tokens=self.row_tokens[model])
+        self.state_rows[model] = state_rows(spec, block_bytes)
+        self.ledger.add_model(
+            model, spec.blocks_per_row, rows,
+            row_tokens=self.row_tokens[model], state_rows=self.state_rows[model],
+        )  # fmt: skip
         setup = Setup(
             worker="ledger", model=model, folder=str(folder), dtype="float32", link="", device=self._device,
             pool_bytes=self.pool.numel(), block_bytes=block_bytes, max_rows=rows,
@@ -123,19 +130,25 @@ class LedgerRunner:
         size = self.row_tokens[model]
         it = Served(self._sequences, model, Chain(model, size), list(tokens), prompt_tokens or len(tokens))
         self._sequences += 1
-        keys = it.chain.match(it.tokens) if cache else []
-        grant = self.ledger.admit(model, keys, -(-(len(tokens) + 1) // size))
+        states = self.state_rows[model]
+        keys = it.chain.match(it.tokens) if cache and not states else []
+        count = -(-(len(tokens) + 1) // size)
+        grant = self.ledger.admit(model, keys, count + states)
         assert grant is not None, "the test's pool is too small"
-        it.rows = [*grant.shared.tolist(), *grant.rows.ids.tolist()]
+        rows = [*grant.shared.tolist(), *grant.rows.ids.tolist()]
+        it.rows, it.state = rows[:count], rows[count:]
         it.shared = grant.shared.size
         it.computed = it.shared * size
         new = NewRows(int32(grant.rows.ids.tolist()), int32(grant.rows.blocks.ravel().tolist()))
         for start in range(it.computed, len(tokens), chunk):
             first = start == it.shared * size
             part = tokens[start : start + chunk]
-            rows, known = (int32(it.rows), int32(tokens[:start])) if first else (b"", b"")
+            told, known = (int32(it.rows), int32(tokens[:start])) if first else (b"", b"")
             last = start + len(part) == len(tokens)
-            made = Chunk(it.id, start, int32(part), rows, last, sampling, it.prompt_tokens, first, known)
+            made = Chunk(
+                it.id, start, int32(part), told, last, sampling, it.prompt_tokens, first, known,
+                state=int32(it.state) if first else b"",
+            )  # fmt: skip
             forget, self._forget[model] = self._forget[model], []
             command = Prefill(0, 100, new if first else NewRows(), [made], forget)
             found = self.runners[model].prefill(command).tokens
@@ -158,7 +171,7 @@ class LedgerRunner:
         return token
 
     def finish(self, it: Served) -> None:
-        self.ledger.release(it.model, np.array(it.rows, np.int32))
+        self.ledger.release(it.model, np.array(it.rows + it.state, np.int32))
         self._forget[it.model].append(it.id)
         self.ledger.audit()
 
@@ -166,7 +179,8 @@ class LedgerRunner:
         """Rows that are full now may be shared from now on."""
         start = it.computed // self.row_tokens[it.model]
         it.computed = computed
-        self.ledger.register(it.model, it.rows, it.chain.keys(it.tokens, computed), start)
+        if not it.state:
+            self.ledger.register(it.model, it.rows, it.chain.keys(it.tokens, computed), start)
 
     def _took(self, it: Served, token: int) -> None:
         it.tokens.append(token)

@@ -17,7 +17,8 @@ def undecided(model: PreTrainedModel, tokens: list[int]) -> bool:
     config = model.config
     gemma4 = getattr(config, "enable_moe_block", False)
     count = config.top_k_experts if gemma4 else getattr(config, "num_experts_per_tok", 0)
-    if not count or count == (config.num_experts if gemma4 else config.num_local_experts):
+    every = getattr(config, "num_local_experts", None) or config.num_experts if count else 0
+    if not count or count == every:
         return False
     found = model.model(torch.tensor([tokens]), use_cache=False, output_router_logits=True)
     routers = found.router_logits or ()  # of layers that have some

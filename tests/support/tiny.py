@@ -7,6 +7,9 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from muxd.models.spec import read_spec
+from muxd.models.tensors import wanted
+
 VOCAB = 320
 
 CONFIG = {
@@ -70,4 +73,22 @@ def byte_tokenizer(folder: Path) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def tiny_keeping(folder: Path, seed: int = 0) -> Path:
+    """A Qwen3.5 of four layers, three of which keep a state."""
+    config = {
+        "architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", "vocab_size": VOCAB,
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "linear_num_key_heads": 1, "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 8, "max_position_embeddings": 512,
+        "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    draw = np.random.default_rng(seed)
+    parts = {part.stored: part.whole for tensor in wanted(read_spec(folder)) for part in tensor.parts}
+    tensors = {name: draw.normal(0, 0.3, shape).astype(np.float32) for name, shape in parts.items()}
+    save_file(tensors, folder / "model.safetensors")
     return folder

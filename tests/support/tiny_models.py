@@ -45,10 +45,18 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3_5Config,
+    Qwen3_5ForCausalLM,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -152,6 +160,48 @@ def qwen3_moe(folder: Path, **changes: Any) -> PreTrainedModel:
     return save(Qwen3MoeForCausalLM(Qwen3MoeConfig(**COMMON | shape | changes)), folder)
 
 
+def qwen3_5(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Qwen3.5's proportions in small: three of four layers keep a state, whose heads are twice as many as
+    keys'; a quarter of a head turns."""
+    torch.manual_seed(17)
+    own = {"intermediate_size": 136, "tie_word_embeddings": True}
+    return save(Qwen3_5ForCausalLM(Qwen3_5TextConfig(**COMMON | _STATES | own | changes)), folder)
+
+
+def qwen3_5_that_sees(folder: Path, **changes: Any) -> PreTrainedModel:
+    """As it is published."""
+    torch.manual_seed(18)
+    text = COMMON | _STATES | {"intermediate_size": 136} | changes
+    sees = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 96}
+    config = Qwen3_5Config(text_config=text, vision_config=sees | {"num_position_embeddings": 16})
+    return save(Qwen3_5ForConditionalGeneration(config), folder)
+
+
+def qwen3_5_moe(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Qwen3.5 35B-A3B's proportions in small: an expert that is shared beside many narrow ones."""
+    torch.manual_seed(19)
+    return save(Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**COMMON | _STATES | _SHARED | changes)), folder)
+
+
+def qwen3_next(folder: Path, **changes: Any) -> PreTrainedModel:
+    """Qwen3-Next's proportions in small: matrices stored by key head."""
+    torch.manual_seed(20)
+    own = _SHARED | {"intermediate_size": 136}
+    return save(Qwen3NextForCausalLM(Qwen3NextConfig(**COMMON | _STATES | own | changes)), folder)
+
+
+_STATES = {
+    "vocab_size": 323, "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 48, "linear_value_head_dim": 32,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+}  # fmt: skip
+_SHARED = {
+    "num_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+}  # fmt: skip
+
+
 def olmoe(folder: Path, **changes: Any) -> PreTrainedModel:
     """OLMoE's proportions in small: norms over all heads, no grouped queries."""
     torch.manual_seed(9)
@@ -187,7 +237,7 @@ def gemma3(folder: Path, **changes: Any) -> PreTrainedModel:
     return save(Gemma3ForCausalLM(Gemma3TextConfig(**COMMON | shape | changes)), folder)
 
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
 
 def gemma2(folder: Path, **changes: Any) -> PreTrainedModel:
@@ -389,6 +439,23 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
         {"norm_topk_prob": False, "mlp_only_layers": [0], "decoder_sparse_step": 2, "attention_bias": True},
     ),
     "gpt oss, clamped often": (gpt_oss, {"swiglu_limit": 0.3, "swiglu_alpha": 3.0}),
+}
+# Whose layers keep a state.
+STATES: dict[str, tuple[Make, dict[str, Any]]] = {
+    "qwen3.5": (qwen3_5, {}),
+    "qwen3.5 untied, one key head each": (
+        qwen3_5,
+        {
+            "tie_word_embeddings": False,
+            "linear_num_key_heads": 3,
+            "linear_num_value_heads": 3,
+            "linear_conv_kernel_dim": 2,
+            "layer_types": [LINEAR, FULL, FULL, LINEAR],
+        },
+    ),
+    "qwen3.5 that sees": (qwen3_5_that_sees, {}),
+    "qwen3.5 moe": (qwen3_5_moe, {}),
+    "qwen3 next, some layers dense": (qwen3_next, {"mlp_only_layers": [1], "norm_topk_prob": False}),
 }
 # In `make test` drawn configurations stand for these (``drawn_models``).
 RELATIVES: dict[str, tuple[Make, dict[str, Any]]] = {

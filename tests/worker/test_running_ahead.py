@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.direct_runner import GREEDY, DirectRunner
 from support.examples import examples
-from support.tiny_models import gemma3, llama, words
+from support.tiny_models import gemma3, llama, qwen3_5, words
 
 from muxd.link.exits import Exit
 from muxd.messages import (
@@ -44,7 +44,7 @@ SAMPLINGS = [
 ]
 
 
-@pytest.fixture(scope="module", params=[llama, gemma3])
+@pytest.fixture(scope="module", params=[llama, gemma3, qwen3_5])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     request.param(folder)

@@ -5,7 +5,6 @@
 #include "model.h"
 #include "team.h"
 
-struct Span { int start, count, first; const int32_t* rows; };  // first: of its tokens in the batch
 struct Item { int span, from, count, head; };                   // queries of a span for one KV head
 
 // What one thread has for itself.
@@ -43,7 +42,8 @@ class Attending {
       while (k < kinds_.size() && (kinds_[k].hd != one.head_dim || kinds_[k].kv_heads != one.kv_heads)) k++;
       if (k == kinds_.size()) kinds_.emplace_back(m.heads, one.head_dim, one.kv_heads);
       kind_of_.push_back(k);
-      qkv_ = std::max(qkv_, kinds_[k].qkv()), attended_ = std::max(attended_, attended(one));
+      qkv_ = std::max(qkv_, kinds_[k].qkv() + (one.output_gate.w ? kinds_[k].q_width : 0));
+      attended_ = std::max(attended_, attended(one));
       hd_ = std::max(hd_, one.head_dim), ropes_ = std::max(ropes_, one.rope + 1);
       turns_[one.rope] = one.head_dim;
     }
@@ -58,7 +58,7 @@ class Attending {
     alone_ = true;
     int first = 0;
     for (int i = 0; i < b_.spans; i++) {
-      spans_.push_back({b_.start[i], b_.count[i], first, b_.rows + b_.first_row[i]});
+      spans_.push_back({b_.start[i], b_.count[i], first, b_.rows + b_.first_row[i], b_.state + i * m_.linear.rows});
       first += b_.count[i];
       alone_ = alone_ && b_.count[i] == 1;
     }
@@ -103,6 +103,13 @@ class Attending {
     phases.each(items, 1, [&](int i, int) { merge(l, kind, i); }, after);
   }
 
+  // What token t saw, times the sigmoid of its output gate, which lies behind its v (Qiu et al. 2025).
+  void gate_output(const Kind& kind, int64_t t) {
+    float* seen = seen_.get() + t * attended_;
+    const float* gate = projected_.get() + t * qkv_ + kind.qkv();
+    for (int64_t i = 0; i < kind.q_width; i += LANES) store(seen + i, mul(load(seen + i), sigmoid(load(gate + i))));
+  }
+
   // Numbers that a layer's heads have seen of a token, padded as the next product takes them.
   int64_t attended(const LayerFields& l) const { return padded(m_.heads * l.head_dim, GROUP); }
   const Kind& kind(int layer) const { return kinds_[kind_of_[layer]]; }
@@ -110,6 +117,8 @@ class Attending {
   ModelFields m_;
   std::vector<LayerFields> layers_;
   BatchFields b_ = {};  // a copy: threads may be late
+  Pool pool_ = {};
+  std::vector<Span> spans_;
   std::vector<Own> own_;
   int64_t qkv_, attended_;  // from one token's to the next one's, in all layers
   Buffer<float> projected_, seen_;
@@ -255,13 +264,11 @@ class Attending {
     }
   }
 
-  Pool pool_ = {};
   std::vector<Kind> kinds_;
   std::vector<int> kind_of_;  // by layer
   int hd_, ropes_;            // the widest head; how many ropes, and how wide what each turns
   int turns_[ROPES] = {};
   bool alone_ = false;  // every span is one token
-  std::vector<Span> spans_;
   Buffer<float> angles_, partial_;
   Buffer<Partial> states_;
 };

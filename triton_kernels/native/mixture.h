@@ -42,16 +42,21 @@ class Mixing {
   }
 
   // sum[t] for all tokens, then make(t) for each: at once where they are ``few``. ``scored``: what the router reads.
-  template <class Make>
+  // begin(first, stop, from, n) sets row blocks [first, stop) of the sums of tokens [from, from + n) to what experts
+  // add to.
+  template <class Begin, class Make>
   void mix(const MixtureFields& m, int needs, const Activation* scored, const Activation* a, int tokens, bool few,
-           float* sum, int64_t apart, Team& team, Phases& phases, Make make) {
+           float* sum, int64_t apart, Team& team, Phases& phases, Begin begin, Make make) {
     for (int from = 0; from < tokens; from += most_) {
       const int n = std::min<int64_t>(tokens - from, most_), pairs = n * chosen_;
       choose(m, scored + from, a + from, n, few, team, phases);
       activate(m, n, few, needs, team, phases);
       const int count = blocks(m.down[0]);
       float* to = sum + from * apart;
-      phases.each(count, team.piece(count), [&](int first, int stop) { give(m, first, stop, n, to, apart); },
+      phases.each(count, team.piece(count), [&](int first, int stop) {
+        begin(first, stop, from, n);
+        give(m, first, stop, to, apart);
+      },
                   [&] { for (int t = 0; few && t < tokens; t++) make(t); });
     }
     if (!few) phases.each(tokens, team.piece(tokens), [&](int t, int stop) { for (; t < stop; t++) make(t); });
@@ -143,10 +148,9 @@ class Mixing {
     });
   }
 
-  // Row blocks [first, stop) of every token's sum.
-  void give(const MixtureFields& m, int first, int stop, int n, float* sum, int64_t apart) {
+  // What experts add to row blocks [first, stop) of every token's sum.
+  void give(const MixtureFields& m, int first, int stop, float* sum, int64_t apart) {
     const int64_t padding = padded(m.down[0].rows, LANES);
-    for (int t = 0; t < n; t++) memset(sum + t * apart + 16 * first, 0, sizeof(float) * 16 * (stop - first));
     for (int i = 0; i < experts_ && used_.get()[i] >= 0; i++) {
       const int e = used_.get()[i], start = starts_.get()[e], count = starts_.get()[e + 1] - start;
       product(m.down[e], first, stop, ready_.of.get() + start, count, [&](int p, int j, Floats v) {

@@ -18,9 +18,25 @@ struct MixtureFields {
   const float* scale;  // [count], multiplies the weight of one that is chosen; null: nothing does
 };
 
+// Layers with a state in place of keys and values (``delta.h``): the same in all of them.
+struct LinearShape {
+  int32_t k_heads, v_heads, k_dim, v_dim;
+  int32_t kernel;              // of the convolution; its tail is one line less
+  int32_t rows, per_row;       // state rows of a sequence; blocks of a row
+  int32_t lines, head_blocks;  // of a v head's state: lines of v_dim in a block, and blocks
+};
+
+struct LinearFields {
+  Matrix q, k, v, z, b, a;    // q: all three, where they are stored in one piece
+  const float* conv;          // [kernel, channels]: each line padded to whole registers
+  const float *rate, *bias;   // [v_heads]: -exp(A_log), dt_bias
+  const float* norm;          // [v_dim]
+  int32_t first;              // of a state's blocks: the first of this layer
+};
+
 struct LayerFields {
-  Matrix q, k, v, o, gate, up, down;
-  Matrix input_gate, input_out;  // of a layer with an input of a token's own
+  Matrix q, k, v, o, gate, up, down;  // gate, up, down beside a mixture: its shared expert, or the MLP
+  Matrix input_gate, input_out;       // of a layer with an input of a token's own
   const float *before_attention, *after_attention;  // norms; null: none
   const float *before_mlp, *after_mlp;
   const float* after_input;
@@ -37,6 +53,9 @@ struct LayerFields {
   int32_t inner;               // of gate and up
   float scalar;                // multiplies what the layer leaves
   const MixtureFields* mixture;  // null: gate, up and down
+  const LinearFields* linear;    // null: attention
+  Matrix output_gate;            // of attention; without ``w``: none
+  Matrix shared;                 // one row: the shared expert's score, whose sigmoid multiplies it
 };
 
 // What an adapter adds to one matrix: scale · B (A x); without ``w``: nothing.
@@ -67,6 +86,7 @@ struct ModelFields {
   const LayerFields* layer;
   const LayerLows* lora;  // [adapters, layers], or null
   int32_t rank;           // the largest of them all
+  LinearShape linear;     // without v heads: there are none
 };
 
 // Spans of tokens, each of one sequence; a decode row is a span of one token.
@@ -81,7 +101,11 @@ struct BatchFields {
   float* best;                      // [picks]: the largest logit, NaN where there is a NaN; null: no head at all
   int64_t* choice;                  // [picks]: where it is
   const int32_t* adapter;           // [tokens]: whose, from 1 on, 0: none; null: no token has one
+  const int32_t* state;             // [spans, linear.rows]: state rows, or null
 };
+
+// first: of its tokens in the batch; state: of its state rows.
+struct Span { int start, count, first; const int32_t *rows, *state; };
 
 constexpr int FEW = 4;  // tokens that one thread prepares alone: quicker than to wait for another
 

@@ -239,6 +239,22 @@ inline Floats exponential(Floats x) {
   return mul(p, as_floats(left32<23>(int_add(n, int_all(127)))));
 }
 
+inline Floats sigmoid(Floats x) { return div(all(1.f), add(all(1.f), exponential(sub(zeros(), x)))); }
+
+// The first ``n`` numbers of a register, zeros behind them.
+inline Floats load_some(const float* p, int n) {
+  if (n == LANES) return load(p);
+  alignas(64) float part[LANES] = {};
+  memcpy(part, p, sizeof(float) * n);
+  return load(part);
+}
+inline void store_some(float* p, Floats v, int n) {
+  if (n == LANES) return store(p, v);
+  alignas(64) float part[LANES];
+  store(part, v);
+  memcpy(p, part, sizeof(float) * n);
+}
+
 // ---- numbers in memory that are no float32 -------------------------------------------------------
 
 inline float half_float(uint16_t v) { return _cvtsh_ss(v); }

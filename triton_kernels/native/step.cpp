@@ -1,6 +1,8 @@
 // One step of a decoder over the pool: prompts' chunks and decode rows in one batch, one call. Activations are
 // float32 throughout; what weights and K and V are in, formats.h and attention.h say.
 #include "attending.h"
+#include "delta.h"
+#include "logits.h"
 #include "lora.h"
 #include "mixture.h"
 #include "pack.h"
@@ -14,16 +16,18 @@ Team& team() {
 
 class Step final : public Attending, public Job {
  public:
-  Step(const ModelFields& m, const LayerFields* layers) : Attending(m, layers), mixing_(layers_) {
+  Step(const ModelFields& m, const LayerFields* layers)
+      : Attending(m, layers), mixing_(layers_), recurring_(m.linear) {
     for (auto& one : layers_) {
       into_mixture_.push_back(one.mixture ? Mixing::into(*one.mixture) : 0);
       within_mixture_.push_back(one.mixture ? Mixing::within(*one.mixture) : 0);
       beside_ = beside_ || (one.mixture && dense(one));
+      shares_ = shares_ || one.shared.w;
     }
     into_mlp_.resize(m.layers), into_down_.resize(m.layers);
     x_ = padded(m.hidden, GROUP), inner_ = padded(std::max(m.inner, m.input), GROUP);
-    inputs_ = padded((int64_t)m.layers * m.input, LANES);
-    widest_ = std::max(std::max(x_, attended_), inner_);
+    inputs_ = padded((int64_t)m.layers * m.input, LANES), recurrent_ = padded(recurring_.given(), GROUP);
+    widest_ = std::max({x_, attended_, inner_, recurrent_});
   }
   ~Step() { team().leave(*this); }
 
@@ -34,17 +38,18 @@ class Step final : public Attending, public Job {
     few_ = n <= FEW;
     for (int i = 0; i < m_.layers; i++) {
       const LayerFields& l = layers_[i];
-      into_mlp_[i] = into_mixture_[i];
-      if (!dense(l)) continue;
-      into_mlp_[i] = needed({l.gate.format, l.up.format}, n), into_down_[i] = needed({l.down.format}, n);
+      into_mlp_[i] = (dense(l) ? 0 : into_mixture_[i]) | needed({l.gate.format, l.up.format, l.shared.format}, n);
+      into_down_[i] = needed({l.down.format}, n);
     }
     x_all_.need(n * x_), sum_.need(n * x_), gated_.need(n * inner_);
     ready_.need(n, widest_);
     if (m_.input) inputs_all_.need(n * inputs_);
     if (beside_) given_.need(n * x_), scored_.need(n, x_);
+    if (shares_) shared_.need(n, inner_), share_.need(n * LANES);
     lay_out(threads);
     adapting_.group(m_, b_);
     mixing_.lay_out(n);
+    recurring_.lay_out(n, threads);
     head_alone_ = false;
     sample(threads);
   }
@@ -63,35 +68,29 @@ class Step final : public Attending, public Job {
   void sample(int threads) {
     const int64_t n = b_.best ? (int64_t)threads * b_.picks : 0;
     if (b_.best) last_.need(b_.picks, x_);
-    best_of_.need(n), choice_of_.need(n);
-    for (int64_t i = 0; i < n; i++) best_of_.get()[i] = -INFINITY, choice_of_.get()[i] = -1;
+    bests_.need(n);
+    for (int64_t i = 0; i < n; i++) bests_.get()[i] = {-INFINITY, -1};
     team().run(*this, threads);
     for (int i = 0; n && i < b_.picks; i++) {
-      float best = -INFINITY;
-      int64_t choice = -1;
-      for (int t = 0; t < threads; t++) {
-        const float one = best_of_.get()[t * b_.picks + i];
-        const int64_t at = choice_of_.get()[t * b_.picks + i];
-        if (one != one) best = NAN;
-        if (one > best || (one == best && at >= 0 && at < choice)) best = one, choice = at;
-      }
-      b_.best[i] = best, b_.choice[i] = std::max<int64_t>(0, choice);
+      Best best = {-INFINITY, -1};
+      for (int t = 0; t < threads; t++) best.join(bests_.get()[t * b_.picks + i]);
+      b_.best[i] = best.logit, b_.choice[i] = std::max<int64_t>(0, best.at);
     }
   }
 
   // ---- all of it, in every thread ----------------------------------------------------------------------
 
   void work(int thread, Phases& phases) override {
-    if (!head_alone_) layers(own_[thread], phases);
+    if (!head_alone_) layers(thread, phases);
     head(thread, phases);
   }
 
-  void layers(Own& own, Phases& phases) {
+  void layers(int thread, Phases& phases) {
     const int n = b_.tokens;
     Activation* a = ready_.of.get();
     auto before_attention = [&](int i, int t) {
       const LayerFields& l = layers_[i];
-      normed(row(t), l.before_attention, needed({l.q.format, l.k.format, l.v.format}, n), a[t]);
+      normed(row(t), l.before_attention, into_mixing(l), a[t]);
     };
     // What layer ``i`` added last joins the state, which is ready for the next one then.
     auto end = [&](int i, int t, const float* norm) {
@@ -108,13 +107,8 @@ class Step final : public Attending, public Job {
     if (m_.input) make_inputs(a, phases, [&](int t) { before_attention(0, t); });
     for (int i = 0; i < m_.layers; i++) {
       const LayerFields& l = layers_[i];
-      project(l, i, a, phases);
-      if (m_.wide_qk_norm) norm_widely(l, kind(i), phases);
-      auto before_o = [&](int t) {
-        copied(seen_.get() + t * attended_, m_.heads * l.head_dim, attended(l), needed({l.o.format}, n), a[t]);
-      };
-      attend(l, i, own, phases, [&] { at_once(before_o); });
-      rather_together(phases, before_o);
+      if (l.linear) recur_layer(l, i, thread, a, phases);
+      else attend_layer(l, i, thread, a, phases);
       into_sum(l.o, i, O, l.o_bias, a, phases, [&](int t) {
         if (!m_.parallel) residual(row(t), t, l.after_attention);
         normed(row(t), m_.parallel ? l.before_attention : l.before_mlp, into_mlp_[i], a[t]);
@@ -141,7 +135,9 @@ class Step final : public Attending, public Job {
   void mlp(const LayerFields& l, int i, const Activation* a, Phases& phases, Make make) {
     const int n = b_.tokens;
     auto mixed = [&](const Activation* scored, auto after) {
-      mixing_.mix(*l.mixture, within_mixture_[i], scored, a, n, few_, sum_.get(), x_, team(), phases, after);
+      if (l.shared.w) share(l, i, a, phases);
+      auto begin = [&](int first, int stop, int from, int some) { begin_sum(l, first, stop, from, some); };
+      mixing_.mix(*l.mixture, within_mixture_[i], scored, a, n, few_, sum_.get(), x_, team(), phases, begin, after);
     };
     if (!dense(l)) return mixed(a, make);
     const int64_t width = padded(l.inner, GROUP);
@@ -269,25 +265,79 @@ class Step final : public Attending, public Job {
 
   // ---- products ---------------------------------------------------------------------------------------
 
-  void project(const LayerFields& l, int layer, const Activation* a, Phases& phases) {
-    adapting_.lower(layer, {Q, K, V}, a, phases);
-    const int count = l.own ? 3 : 1;
-    const Matrix* parts[] = {&l.q, &l.k, &l.v};
-    const float* biases[] = {l.q_bias, l.k_bias, l.v_bias};
-    const int64_t offset[] = {0, kind(layer).q_width, kind(layer).q_width + kind(layer).kv_width};
-    int ends[3], all_blocks = 0;
-    for (int i = 0; i < count; i++) ends[i] = all_blocks += blocks(*parts[i]);
+  // Where a product leaves what it gives of the first token; part: whose adapters join it, -1: nobody's.
+  struct Projection {
+    const Matrix* m;
+    float* to;
+    int part;
+    const float* bias;
+  };
+
+  // Several products of the same activations, to rows that lie ``apart``. Nothing is written behind a product's last
+  // row: another one may begin there.
+  void project(std::initializer_list<Projection> parts, int64_t apart, int layer, const Activation* a,
+               Phases& phases) {
+    int all_blocks = 0;
+    for (const Projection& one : parts) all_blocks += blocks(*one.m);
     phases.each(all_blocks, team().piece(all_blocks), [&](int first, int stop) {
-      for (int i = 0, begin = 0; i < count; begin = ends[i], i++) {
-        const int from = std::max(first, begin) - begin, to = std::min(stop, ends[i]) - begin;
-        if (from >= to) continue;
-        product(*parts[i], from, to, a, b_.tokens, [&](int t, int j, Floats v) {
-          if (biases[i]) v = add(v, load(biases[i] + 16 * j));
-          v = adapting_.add_to(v, t, layer, i, i, j);
-          store(projected_.get() + t * qkv_ + offset[i] + 16 * j, v);
-        }, widest_);
+      int begin = 0, place = 0;
+      for (const Projection& one : parts) {
+        const int count = blocks(*one.m), from = std::max(first - begin, 0), to = std::min(stop - begin, count);
+        if (from < to)
+          product(*one.m, from, to, a, b_.tokens, [&](int t, int j, Floats v) {
+            if (one.bias) v = add(v, load(one.bias + 16 * j));
+            if (one.part >= 0) v = adapting_.add_to(v, t, layer, one.part, place, j);
+            store_some(one.to + t * apart + 16 * j, v, std::min<int64_t>(LANES, one.m->rows - 16 * j));
+          }, widest_);
+        begin += count, place++;
       }
     });
+  }
+
+  // What a layer's tokens are to be ready for.
+  int into_mixing(const LayerFields& l) const {
+    if (l.linear) return Recurring::into(*l.linear, b_.tokens);
+    return needed({l.q.format, l.k.format, l.v.format, l.output_gate.format}, b_.tokens);
+  }
+
+  // From the normed tokens to what ``o`` multiplies: attention, or the rule of a layer that has a state.
+  void attend_layer(const LayerFields& l, int i, int thread, Activation* a, Phases& phases) {
+    adapting_.lower(i, {Q, K, V}, a, phases);
+    float* to = projected_.get();
+    const Kind& own = kind(i);
+    project({{&l.q, to, Q, l.q_bias},
+             {&l.k, to + own.q_width, K, l.k_bias},
+             {&l.v, to + own.q_width + own.kv_width, V, l.v_bias},
+             {&l.output_gate, to + own.qkv(), -1, nullptr}},
+            qkv_, i, a, phases);
+    if (m_.wide_qk_norm) norm_widely(l, own, phases);
+    auto before_o = [&](int t) {
+      if (l.output_gate.w) gate_output(own, t);
+      copied(seen_.get() + t * attended_, m_.heads * l.head_dim, attended(l), needed({l.o.format}, b_.tokens),
+             a[t]);
+    };
+    attend(l, i, own_[thread], phases, [&] { at_once(before_o); });
+    rather_together(phases, before_o);
+  }
+
+  void recur_layer(const LayerFields& l, int i, int thread, Activation* a, Phases& phases) {
+    const LinearFields& own = *l.linear;
+    float* to = recurring_.mixed(0);
+    project({{&own.q, to, -1, nullptr},
+             {&own.k, to + recurring_.keys(), -1, nullptr},
+             {&own.v, to + 2 * recurring_.keys(), -1, nullptr},
+             {&own.z, recurring_.z(0), -1, nullptr},
+             {&own.b, recurring_.b(0), -1, nullptr},
+             {&own.a, recurring_.a(0), -1, nullptr}},
+            recurring_.apart(), i, a, phases);
+    auto before_o = [&](int t) {
+      float* f = (float*)a[t].f;
+      recurring_.gate(own, t, m_.eps, f);
+      for (int64_t at = recurring_.given(); at < recurrent_; at++) f[at] = 0;
+      make_ready(a[t], recurrent_, needed({l.o.format}, b_.tokens));
+    };
+    recurring_.recur(own, spans_, pool_, thread, phases, [&] { at_once(before_o); });
+    rather_together(phases, before_o);
   }
 
   void norm_widely(const LayerFields& l, const Kind& kind, Phases& phases) {
@@ -330,6 +380,27 @@ class Step final : public Attending, public Job {
     }, make);
   }
 
+  // The shared expert of a mixture up to its last matrix: what that is multiplied with, times its own score.
+  void share(const LayerFields& l, int i, const Activation* a, Phases& phases) {
+    project({{&l.shared, share_.get(), -1, nullptr}}, LANES, i, a, phases);
+    gate(l, i, a, phases, [&](int t) {
+      float* row = gated_.get() + t * inner_;
+      const float part = 1 / (1 + expf(-share_.get()[t * LANES]));
+      for (int64_t k = 0; k < l.gate.rows; k++) row[k] *= part;
+      // A mixture takes a long prompt in parts: the last one may be too short for tiles.
+      copied(row, l.gate.rows, inner_, into_down_[i] | needed(l.down.format), shared_.of.get()[t]);
+    });
+  }
+
+  // What experts add to: the shared one's, or nothing.
+  void begin_sum(const LayerFields& l, int first, int stop, int from, int n) {
+    float* sum = sum_.get() + from * x_;
+    if (l.shared.w)
+      return product(l.down, first, stop, shared_.of.get() + from, n,
+                     [&](int t, int j, Floats v) { store(sum + t * x_ + 16 * j, v); }, inner_);
+    for (int t = 0; t < n; t++) memset(sum + t * x_ + 16 * first, 0, sizeof(float) * 16 * (stop - first));
+  }
+
   void head(int thread, Phases& phases) {
     const int n = b_.picks;
     if (n == 0 || !b_.best) return;
@@ -338,46 +409,27 @@ class Step final : public Attending, public Job {
       for (; i < stop; i++) normed(b_.hidden + (int64_t)i * m_.hidden, m_.norm, needed({m_.head.format}, n), a[i]);
     });
     const int count = blocks(m_.head);
-    float* best = best_of_.get() + (int64_t)thread * n;
-    int64_t* choice = choice_of_.get() + (int64_t)thread * n;
+    Best* best = bests_.get() + (int64_t)thread * n;
     phases.each(count, team().piece(count), [&](int first, int stop) {
-      product(m_.head, first, stop, a, n, [&](int i, int j, Floats v) { logit(i, 16 * j, v, best[i], choice[i]); }, x_);
+      product(m_.head, first, stop, a, n, [&](int i, int j, Floats v) {
+        take_logits(m_, 16 * j, v, b_.logits ? b_.logits + (int64_t)i * m_.head.rows : nullptr, best[i]);
+      }, x_);
     });
   }
 
-  void logit(int i, int64_t at, Floats v, float& best, int64_t& choice) {
-    const int count = std::min<int64_t>(LANES, m_.head.rows - at);
-    alignas(64) float all_of[LANES];
-    v = mul(v, all(m_.logit_scale));
-    if (m_.softcap != 0) {
-      store(all_of, v);
-      for (int k = 0; k < LANES; k++) all_of[k] = tanhf(all_of[k] / m_.softcap) * m_.softcap;
-      v = load(all_of);
-    }
-    if (b_.logits) {
-      float* to = b_.logits + (int64_t)i * m_.head.rows + at;
-      if (count == LANES) store(to, v);
-      else store(all_of, v), memcpy(to, all_of, sizeof(float) * count);
-    }
-    if (has_nan(v)) best = NAN;
-    unsigned more = above(v, all(best)) & ((1u << count) - 1);
-    if (!more) return;
-    store(all_of, v);
-    for (; more; more &= more - 1) {
-      const int k = __builtin_ctz(more);
-      if (all_of[k] > best) best = all_of[k], choice = at + k;
-    }
-  }
-
-  int64_t x_, inner_, inputs_, widest_;
+  int64_t x_, inner_, inputs_, recurrent_, widest_;
   bool beside_ = false;  // some layer has experts beside its MLP
+  bool shares_ = false;  // some mixture has a shared expert
   bool few_ = false, head_alone_ = false;
   Adapting adapting_;
   Mixing mixing_;
-  std::vector<int> into_mlp_, into_down_, into_mixture_, within_mixture_;  // by layer: what for activations are ready
-  Ready ready_, scored_, last_;
-  Buffer<float> x_all_, sum_, gated_, given_, inputs_all_, best_, best_of_;
-  Buffer<int64_t> choice_, choice_of_;
+  Recurring recurring_;
+  // By layer: what activations are to be ready for.
+  std::vector<int> into_mlp_, into_down_, into_mixture_, within_mixture_;
+  Ready ready_, scored_, last_, shared_;
+  Buffer<float> x_all_, sum_, gated_, given_, inputs_all_, share_, best_;
+  Buffer<int64_t> choice_;
+  Buffer<Best> bests_;
 };
 
 }  // namespace

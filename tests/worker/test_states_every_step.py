@@ -1,0 +1,152 @@
+"""Models whose layers keep a state, by every step but torch's own (``test_states``): the native one as
+compiled for this CPU and for the least, and a GPU's over its references; against transformers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.direct_runner import DirectRunner
+from support.logits import continuation_logits, greedy_choices, reference_logits, undecided
+from support.tiny_models import STATES, qwen3_5, qwen3_5_moe, words
+
+from muxd.kernels import native as kernels
+from muxd.worker import cuda_step
+
+STEPS = 40  # past row borders
+Pair = tuple[Path, Any]
+
+
+@pytest.fixture(scope="module", params=STATES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    make, changes = STATES[request.param]
+    folder = tmp_path_factory.mktemp("model")
+    return folder, make(folder, **changes)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder = tmp_path_factory.mktemp("one")
+    return folder, qwen3_5(folder)
+
+
+@pytest.fixture(params=["native", "least", "paged"], scope="module")
+def options(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """Of ``DirectRunner``."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "paged":
+            patch.setattr(cuda_step, "buckets_for", lambda most: (1, 2, 4))
+            yield {"paged": True, "native": False}
+            return
+        if why := kernels.missing():
+            pytest.skip(why)
+        if request.param == "least":
+            compiled = kernels.library("x86-64-v3")
+            patch.setattr(kernels, "library", lambda: compiled)
+        yield {"native": True}
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(found.float(), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_unequal_prompts_decode_to_the_same_tokens_and_logits(
+    pair: Pair, options: dict[str, Any], cores: int
+) -> None:
+    folder, reference = pair
+    direct = DirectRunner(folder, block_bytes=4096, cores=cores, **options)
+    prompts = [words(n) for n in (1, 5, 64, 90)]
+    for i, tokens in enumerate(direct.generate(prompts, STEPS)):
+        wanted = continuation_logits(reference, prompts[i], tokens)
+        if not undecided(reference, prompts[i] + tokens):
+            assert tokens == wanted.argmax(-1).tolist()
+            close(torch.stack([logits[i] for logits in direct.logits]), wanted)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 50])
+def test_how_a_prompt_is_cut_changes_nothing(pair: Pair, options: dict[str, Any], chunk: int) -> None:
+    folder, reference = pair
+    direct = DirectRunner(folder, block_bytes=4096, **options)
+    tokens, other = words(61), words(9)
+    running = direct.prefill([(7, 0, other, True)]).tokens
+    for start in range(0, len(tokens), chunk):
+        part = tokens[start : start + chunk]
+        done = direct.prefill([(1, start, part, start + chunk >= len(tokens))])
+        running += direct.decode([7]) if start % 3 == 0 else []
+    found = done.tokens + direct.decode([1]) + direct.decode([1])
+    assert found == greedy_choices(reference, tokens, found)
+    assert running == greedy_choices(reference, other, running)
+
+
+def test_chunks_of_several_sequences_in_one_batch(pair: Pair, options: dict[str, Any]) -> None:
+    folder, reference = pair
+    direct = DirectRunner(folder, block_bytes=4096, **options)
+    first, second, third = words(45), words(30), words(12)
+    direct.prefill([(1, 0, first[:20], False)])
+    done = direct.prefill([(1, 20, first[20:], True), (2, 0, second[:9], False), (3, 0, third, True)])
+    close(direct.logits[-1], torch.stack([reference_logits(reference, x)[-1] for x in (first, third)]))
+    last = direct.prefill([(2, 9, second[9:], True)])
+    for prompt, token in zip((first, third, second), done.tokens + last.tokens, strict=True):
+        assert [token] == greedy_choices(reference, prompt, [token])
+
+
+def test_rows_that_others_had_and_a_pool_of_narrow_blocks(one: Pair, options: dict[str, Any]) -> None:
+    """A state begins as zeros whatever lies there; computed again it is what it was."""
+    folder, reference = one
+    direct, start = DirectRunner(folder, block_bytes=1024, rows=40, **options), words(25)
+    before = direct.prefill([(1, 0, start, True)]).tokens + direct.decode([1]) + direct.decode([1])
+    direct.free(1)
+    direct.prefill([(2, 0, words(40), True)])
+    again = direct.prefill([(1, 0, start + before, True)], prompt_tokens=len(start)).tokens
+    after = again + direct.decode([2, 1])[1:] + direct.decode([1])
+    assert before + after == greedy_choices(reference, start, before + after)
+
+
+def test_a_warm_up_and_batches_touch_no_other_block(one: Pair, options: dict[str, Any]) -> None:
+    direct = DirectRunner(one[0], block_bytes=4096, **options)
+    direct.runner.warm_up()
+    assert bool((direct.pool == 0xFF).all())
+    direct.generate([[5, 6, 7], [8] * 40], 20)
+    changed = (direct.pool.view(-1, 4096) != 0xFF).any(1).nonzero().flatten().tolist()
+    assert set(changed) <= set(direct.blocks_in_use())
+
+
+@pytest.mark.parametrize("kept", ["auto", "fp8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_types_stay_near(one: Pair, options: dict[str, Any], dtype: Any, kept: Any) -> None:
+    """A state is float32 in a pool of any type."""
+    folder, reference = one
+    direct = DirectRunner(folder, dtype=dtype, kv_dtype=kept, **options)
+    tokens = direct.generate([words(60)], 30)[0]
+    wanted = continuation_logits(reference, words(60), tokens)
+    found = torch.stack([logits[0] for logits in direct.logits]).float()
+    assert float((found - wanted).abs().mean()) < 0.05 * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("make", "weights", "most"),
+    [(qwen3_5, "int8", 0.02), (qwen3_5_moe, "int8", 0.02), (qwen3_5, "int4", 0.5)],
+)
+def test_codes_instead_of_floats(make: Any, weights: Any, most: float, native: bool, tmp_path: Path) -> None:
+    """Of prompts short and long: their products go by codes, and by tiles where the CPU has them."""
+    if not native:
+        pytest.skip("made for the native step")
+    reference = make(tmp_path)
+    for length in (7, 150):
+        prompt = words(length)
+        direct = DirectRunner(tmp_path, native=True, weights=weights)
+        tokens = direct.generate([prompt], 8)[0]
+        wanted = continuation_logits(reference, prompt, tokens)
+        found = torch.stack([logits[0] for logits in direct.logits])
+        assert float((found - wanted).square().mean() / wanted.square().mean()) < most
+
+
+def test_a_prompt_is_mixed_in_parts_beside_a_shared_expert(options: dict[str, Any], tmp_path: Path) -> None:
+    """Experts so wide that 17 tokens are mixed at a time."""
+    wide = {"moe_intermediate_size": 120_000, "hidden_size": 32, "num_experts": 3, "num_experts_per_tok": 2}
+    reference = qwen3_5_moe(tmp_path, num_hidden_layers=1, layer_types=["full_attention"], **wide)
+    direct = DirectRunner(tmp_path, cores=2, **options)
+    tokens = direct.generate([words(40)], 2)[0]
+    close(torch.cat(direct.logits), continuation_logits(reference, words(40), tokens))
