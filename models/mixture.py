@@ -7,6 +7,7 @@ from typing import Literal
 
 from msgspec import Struct, structs
 
+from muxd.models.blocks import METHOD
 from muxd.models.config_file import Fields, shown
 from muxd.models.folder import MXFP4
 from muxd.models.stacks import GROUP
@@ -80,12 +81,14 @@ def _sparse(fields: Fields) -> tuple[bool, ...]:
 
 
 def gpt_oss_experts(fields: Fields) -> Experts:
-    """Every layer; the weights of those chosen are a softmax over their own scores."""
+    """Every layer; the weights of those chosen are a softmax over their own scores. A GGUF's blocks lie along
+    inputs, so that an import which keeps them has each expert's matrices by themselves."""
     layers, settings = fields.integer("num_hidden_layers"), fields.table("quantization_config")
     found = _checked(
         fields, _count(fields, 128), 4, fields.integer("intermediate_size"), True, (True,) * layers
     )
-    packed = settings is not None and settings.raw.get("quant_method") == MXFP4
+    method = settings.raw.get("quant_method") if settings is not None else None
+    packed = method == MXFP4
     for key in ("hidden_size", "intermediate_size"):
         if packed and fields.integer(key) % GROUP:
             raise fields.refuse(key, f"must be a multiple of {GROUP} where experts are MXFP4")
@@ -94,7 +97,7 @@ def gpt_oss_experts(fields: Fields) -> Experts:
         biased=True,
         alpha=fields.number("swiglu_alpha", 1.702),
         limit=fields.number("swiglu_limit", 7.0),
-        stored="mxfp4" if packed else "stacked",
+        stored="mxfp4" if packed else "each" if method == METHOD else "stacked",
     )
 
 

@@ -311,14 +311,18 @@ _EXPERTS = {
     "OlmoeForCausalLM": ("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
     "Qwen3_5MoeForCausalLM": ("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
     "Qwen3NextForCausalLM": ("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
+    "GptOssForCausalLM": ("mlp", "router", "gate_proj", "up_proj", "down_proj"),
 }
 
 
 def _experts(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
     if experts.stored == "straight":
         return _straight(spec, experts, layer)
-    if experts.stored in ("stacked", "mxfp4"):
-        return _stacked(spec, experts, layer)
+    matrices = (_each if experts.stored in ("each", "rows") else _stacked)(spec, experts, layer)
+    return matrices + (_expert_biases(spec, experts, layer) if experts.biased else [])
+
+
+def _each(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
     place, router, gate, up, down = _EXPERTS[spec.architecture]
     stored, name, hidden = f"model.layers.{layer}.{place}", f"layers.{layer}", spec.hidden_size
     each = [f"{stored}.experts.{expert}" for expert in range(experts.count)]
@@ -358,24 +362,42 @@ def _stacked(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
     layout: Layout = "mxfp4" if experts.stored == "mxfp4" else "turned"
     end = CODES if layout == "mxfp4" else ""
 
-    def of_all(matrix: str, rows: int, columns: int, step: int) -> list[Wanted]:
-        """Its weights and what is added, each expert's ``step`` matrices by themselves."""
-        each = [(expert, first) for expert in range(experts.count) for first in range(step)]
-        tensor = f"{stored}.experts.{matrix}_proj"
-        weights, biases = [], []
-        for expert, first in each:
-            cut = Cut(layout, expert, experts.count, first, step)
-            weights.append(Part(tensor + end, (rows, columns), cut=cut))
-            vector = Cut("vector", expert, experts.count, first, step)
-            biases.append(Part(f"{tensor}_bias", (rows,), cut=vector))
-        place = f"{name}.experts.{matrix}"
-        return [Wanted(place, tuple(weights), experts.count), Wanted(f"{place}.bias", tuple(biases))]
+    def of_all(matrix: str, rows: int, columns: int, step: int) -> Wanted:
+        """Each expert's ``step`` matrices by themselves."""
+        weights = [
+            Part(f"{stored}.experts.{matrix}_proj{end}", (rows, columns), cut=cut)
+            for cut in _cuts(layout, experts, step)
+        ]
+        return Wanted(f"{name}.experts.{matrix}", tuple(weights), experts.count)
 
     return [
         _whole(f"{name}.{ROUTER}", f"{stored}.router.weight", (experts.count, spec.hidden_size)),
+        of_all("gate_up", experts.inner, spec.hidden_size, 2),
+        of_all("down", spec.hidden_size, experts.inner, 1),
+    ]
+
+
+def _expert_biases(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
+    """One tensor for all experts, however their matrices are stored."""
+    stored, name = f"model.layers.{layer}.mlp", f"layers.{layer}"
+
+    def of_all(matrix: str, rows: int, step: int) -> Wanted:
+        cuts, tensor = _cuts("vector", experts, step), f"{stored}.experts.{matrix}_proj_bias"
+        return Wanted(f"{name}.experts.{matrix}.bias", tuple(Part(tensor, (rows,), cut=cut) for cut in cuts))
+
+    return [
         _whole(f"{name}.{ROUTER}.bias", f"{stored}.router.bias", (experts.count,)),
-        *of_all("gate_up", experts.inner, spec.hidden_size, 2),
-        *of_all("down", spec.hidden_size, experts.inner, 1),
+        of_all("gate_up", experts.inner, 2),
+        of_all("down", spec.hidden_size, 1),
+    ]
+
+
+def _cuts(layout: Layout, experts: Experts, step: int) -> list[Cut]:
+    """Every expert's matrices, ``step`` of which take turns in the rows of the tensor of all."""
+    return [
+        Cut(layout, expert, experts.count, first, step)
+        for expert in range(experts.count)
+        for first in range(step)
     ]
 
 

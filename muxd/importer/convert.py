@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from muxd.errors import ModelFolderError
+from muxd.importer.cohere2 import plan_cohere2
 from muxd.importer.gemma3 import plan_gemma2, plan_gemma3
+from muxd.importer.glm4 import plan_glm4
+from muxd.importer.gpt_oss import plan_gpt_oss
 from muxd.importer.layout import ModelLayout, Planner
 from muxd.importer.llama import plan_granite, plan_llama, plan_smollm3
-from muxd.importer.olmo2 import plan_olmo2
+from muxd.importer.olmo2 import plan_exaone4, plan_olmo2
+from muxd.importer.phi3 import plan_phi3
 from muxd.importer.progress import Progress
 from muxd.importer.qwen import plan_qwen2, plan_qwen3, plan_qwen3moe
 from muxd.importer.source import GgufFile
@@ -22,16 +26,21 @@ from muxd.importer.vocabulary import Vocabulary, read_vocabulary
 from muxd.importer.weights import kept, weights_bytes, write_safetensors
 from muxd.models.blocks import METHOD
 
-_ARCHITECTURES: dict[str, Planner] = {
+PLANNERS: dict[str, Planner] = {
     "llama": plan_llama,
     "qwen2": plan_qwen2,
     "qwen3": plan_qwen3,
     "qwen3moe": plan_qwen3moe,
     "gemma2": plan_gemma2,
     "gemma3": plan_gemma3,
+    "phi3": plan_phi3,
     "granite": plan_granite,
     "olmo2": plan_olmo2,
     "smollm3": plan_smollm3,
+    "glm4": plan_glm4,
+    "cohere2": plan_cohere2,
+    "exaone4": plan_exaone4,
+    "gpt-oss": plan_gpt_oss,
 }
 
 
@@ -57,11 +66,13 @@ def import_gguf(
         file = GgufFile(source)
         layout = _plan(file)
         vocabulary = read_vocabulary(file)
-        keep = weights == "file"
-        _check_space(folder.parent, needed := weights_bytes(layout.tensors, keep))
+        keep = weights == "file" and any(map(kept, layout.tensors))
+        tensors = layout.tensors if keep or layout.floats is None else layout.floats
+        _check_space(folder.parent, needed := weights_bytes(tensors, keep))
         progress.start(needed, f"Converting {source.name}")
         try:
-            _write(partial, file, layout, vocabulary, progress, keep=keep)
+            _write(partial, file, layout.config, vocabulary, keep=keep)
+            write_safetensors(partial / "model.safetensors", file, tensors, progress, keep=keep)
             for name, content in (extras or {}).items():
                 (partial / name).write_bytes(content)
         except OSError as error:
@@ -77,9 +88,9 @@ def sha256(path: Path) -> str:
 
 def _plan(file: GgufFile) -> ModelLayout:
     architecture = file.text("general.architecture")
-    planner = _ARCHITECTURES.get(architecture)
+    planner = PLANNERS.get(architecture)
     if planner is None:
-        known = ", ".join(sorted(_ARCHITECTURES))
+        known = ", ".join(sorted(PLANNERS))
         file.fail(f"architecture {architecture!r} is not supported; known are {known}")
     return planner(file)
 
@@ -93,25 +104,18 @@ def _check_space(where: Path, needed: int) -> None:
 
 
 def _write(
-    folder: Path,
-    file: GgufFile,
-    layout: ModelLayout,
-    vocabulary: Vocabulary,
-    progress: Progress,
-    *,
-    keep: bool,
+    folder: Path, file: GgufFile, config: dict[str, Any], vocabulary: Vocabulary, *, keep: bool
 ) -> None:
-    context = layout.config["max_position_embeddings"]
-    blocks_kept = keep and any(map(kept, layout.tensors))
-    quantised = {"quantization_config": {"quant_method": METHOD}} if blocks_kept else {}
-    _json(folder / "config.json", {**layout.config, **vocabulary.ids, **quantised})
+    """All but the weights."""
+    context = config["max_position_embeddings"]
+    quantised = {"quantization_config": {"quant_method": METHOD}} if keep else {}
+    _json(folder / "config.json", {**config, **vocabulary.ids, **quantised})
     _json(folder / "generation_config.json", vocabulary.ids)
     _json(folder / "tokenizer_config.json", {**vocabulary.settings, "model_max_length": context})
     _json(folder / "import.json", _origin(file.paths))
     (folder / "tokenizer.json").write_text(vocabulary.tokenizer.to_str(), encoding="utf-8")
     if vocabulary.chat_template is not None:
         (folder / "chat_template.jinja").write_text(vocabulary.chat_template, encoding="utf-8")
-    write_safetensors(folder / "model.safetensors", file, layout.tensors, progress, keep=keep)
 
 
 def _origin(paths: list[Path]) -> dict[str, Any]:

@@ -20,12 +20,18 @@ class TensorPlan:
     row_order: npt.NDArray[np.intp] | None = None  # output row i is source row row_order[i]
     subtract: float = 0.0  # taken from every value
     expert: int | None = None  # this one's matrix of a tensor of all
+    others: tuple[ReaderTensor, ...] = ()  # of all experts: their rows take turns with the source's
+    inputs_first: bool = False  # each expert's matrix, written so
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Row-major; GGUF lists dimensions fastest first."""
         whole = tuple(int(size) for size in reversed(self.source.shape))
-        return whole if self.expert is None else whole[1:]
+        if self.expert is not None:
+            return whole[1:]
+        if self.others:
+            whole = (whole[0], whole[1] * (1 + len(self.others)), *whole[2:])
+        return (whole[0], *reversed(whole[1:])) if self.inputs_first else whole
 
     @property
     def data(self) -> npt.NDArray[Any]:
@@ -35,10 +41,12 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class ModelLayout:
-    """``config`` is config.json without token ids, which the vocabulary adds."""
+    """``config`` is config.json without token ids, which the vocabulary adds. ``floats``: the tensors of a
+    folder in which nothing stays blocks, where those are others."""
 
     config: dict[str, Any]
     tensors: list[TensorPlan]
+    floats: list[TensorPlan] | None = None
 
 
 Planner = Callable[[GgufFile], ModelLayout]

@@ -1,4 +1,5 @@
-"""``rope_freqs.weight`` of Llama 3.1 and later: a factor for every pair of the rotary embedding.
+"""A factor for every pair of the rotary embedding: ``rope_freqs.weight`` of Llama 3.1 and later, and what Phi
+has for long and for short texts.
 
 llama.cpp's converter computes the factors from Hugging Face's ``llama3`` scaling and forgets what it was, so
 that is looked for; what no such scaling gives is kept as it is, as LongRoPE with one list of factors.
@@ -16,22 +17,29 @@ TENSOR = "rope_freqs.weight"
 _PUBLISHED = (1.0, 4.0, 8192)
 
 
+def pair_factors(file: GgufFile, name: str, pairs: int) -> list[float]:
+    """Of the tensor ``name``, one a pair that turns. Raises ModelFolderError for another count or type, and
+    for what divides nothing."""
+    factors = np.asarray(file.tensors[name].data).reshape(-1)
+    if factors.dtype != np.float32 or len(factors) != pairs:
+        file.fail(f"tensor {name!r} must be {pairs} float32 numbers")
+    if not np.isfinite(factors).all() or not (np.abs(factors) > 1e-30).all():
+        file.fail(f"tensor {name!r} holds factors that are 0 or not finite")
+    return [float(factor) for factor in factors]
+
+
 def factor_scaling(file: GgufFile, theta: float, head_dim: int, context: int) -> dict[str, Any] | None:
     """Hugging Face's ``rope_scaling``, None without the tensor. Raises ModelFolderError for one that does not
     fit the head, or whose factors divide nothing."""
     if TENSOR not in file.tensors:
         return None
-    factors = np.asarray(file.tensors[TENSOR].data).reshape(-1)
-    if factors.dtype != np.float32 or len(factors) != head_dim // 2:
-        file.fail(f"tensor {TENSOR!r} must be {head_dim // 2} float32 numbers")
-    if not np.isfinite(factors).all() or not (np.abs(factors) > 1e-30).all():
-        file.fail(f"tensor {TENSOR!r} holds factors that are 0 or not finite")
-    largest = round(float(factors.max()), 3)
+    listed = pair_factors(file, TENSOR, head_dim // 2)
+    largest = round(max(listed), 3)
     if largest > 1 and theta > 1:
         low, high, original = _PUBLISHED
         plain = Rope(theta).inverse_frequencies(head_dim)
         stretched = Llama3Scaling(largest, low, high, original).stretched(plain, theta)
-        if np.allclose(plain / stretched, factors, rtol=1e-4):
+        if np.allclose(plain / stretched, listed, rtol=1e-4):
             return {
                 "rope_type": "llama3",
                 "factor": largest,
@@ -39,7 +47,6 @@ def factor_scaling(file: GgufFile, theta: float, head_dim: int, context: int) ->
                 "high_freq_factor": high,
                 "original_max_position_embeddings": original,
             }
-    listed = [float(factor) for factor in factors]
     return {
         "rope_type": "longrope",
         "long_factor": listed,

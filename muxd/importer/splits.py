@@ -45,6 +45,7 @@ def _cased(digits: str, contracted: str) -> str:
 _UP_TO_THREE = r"\p{N}{1,3}"
 _LLAMA3 = Split((_words(_UP_TO_THREE),), ignore_merges=True, bos=True)
 _SMAUG = Split((_words(_UP_TO_THREE),))
+_GLM4 = Split((_words(_UP_TO_THREE),), ignore_merges=True)
 _QWEN2 = Split((_words(r"\p{N}"),), composed=True)
 _QWEN35 = Split((_words(r"\p{N}", letters=r"[\p{L}\p{M}]", marks=r"\p{M}"),), composed=True)
 _TEKKEN = Split((_cased(r"\p{N}", ""),), ignore_merges=True, bos=True)
@@ -54,16 +55,19 @@ _SEED = Split(
 )
 _DEEPSEEK_CODER = Split((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"))
 _DIGITS, _GPT_2 = Split(digits=True), Split()
+_COMMAND_R = Split(digits=True, composed=True)
 
 SPLITS: dict[str, Split] = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0"), _LLAMA3),
-    **dict.fromkeys(("smaug-bpe", "dbrx"), _SMAUG),
+    **dict.fromkeys(("smaug-bpe", "dbrx", "chatglm-bpe"), _SMAUG),
+    "glm4": _GLM4,
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2),
     "qwen35": _QWEN35,
     "tekken": _TEKKEN,
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), _GPT_4O),
     "seed-coder": _SEED,
     "deepseek-coder": _DEEPSEEK_CODER,
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b"), _DIGITS),
-    **dict.fromkeys(("gpt-2", "default", "phi-2", "mellum", "olmo"), _GPT_2),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell", "minerva-7b", "exaone"), _DIGITS),
+    "command-r": _COMMAND_R,
+    **dict.fromkeys(("gpt-2", "default", "phi-2", "mellum", "olmo", "exaone4"), _GPT_2),
 }

@@ -16,8 +16,16 @@ from muxd.importer.sentencepiece import build_sentencepiece
 from muxd.importer.source import GgufFile
 
 _BUILDERS = {"gpt2": build_bytelevel, "llama": build_sentencepiece}
-# Text after one of these belongs to no answer, whatever the file's own eos is.
-_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
+# Text after one of these belongs to no answer, whatever the file's own eos is: of Phi's files that is the end
+# of a document, of gpt-oss's that of an answer and not of a call, and GLM's do not name the one of a tool.
+_END_OF_TEXT = (
+    "<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|end|>", "<|return|>", "<|call|>",
+    "<|observation|>",
+)  # fmt: skip
+# Where both of these are, <|end|> is that of a message, after which the answer goes on.
+_HARMONY = frozenset({"<|return|>", "<|call|>"})
+# Phi-3's special tokens take the space after them, but for these.
+_KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 
 
 class TokenType(IntEnum):
@@ -54,7 +62,8 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
     if twice:
         file.fail(f"tokenizer.ggml.tokens lists {twice[0]!r} more than once")
     tokenizer = _BUILDERS[family](file, tokens, types)
-    _add_special(tokenizer, tokens, types)
+    strips = family == "llama" and file.text("general.architecture") == "phi3"
+    _add_special(tokenizer, tokens, types, strips=strips)
     settings = _settings(file, tokens, family)
     _frame(tokenizer, settings)
     template = file.get("tokenizer.chat_template")
@@ -63,23 +72,19 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
     )
 
 
-def _add_special(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
-    """Tokens that are matched in the raw text before anything else, longest first."""
-    special = (TokenType.CONTROL, TokenType.UNKNOWN)
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(t, special=True, normalized=False)
-            for t, k in zip(tokens, types, strict=True)
-            if k in special
+def _add_special(tokenizer: Tokenizer, tokens: list[str], types: list[int], *, strips: bool) -> None:
+    """Tokens that are matched in the raw text before anything else, longest first. ``strips``: they take the
+    space after them, too."""
+
+    def added(kinds: tuple[TokenType, ...], *, special: bool) -> list[AddedToken]:
+        return [
+            AddedToken(token, special=special, normalized=False, rstrip=strips and token not in _KEEPS_SPACE)
+            for token, kind in zip(tokens, types, strict=True)
+            if kind in kinds
         ]
-    )
-    tokenizer.add_tokens(
-        [
-            AddedToken(t, special=False, normalized=False)
-            for t, k in zip(tokens, types, strict=True)
-            if k == TokenType.USER_DEFINED
-        ]
-    )
+
+    tokenizer.add_special_tokens(added((TokenType.CONTROL, TokenType.UNKNOWN), special=True))
+    tokenizer.add_tokens(added((TokenType.USER_DEFINED,), special=False))
 
 
 def _settings(file: GgufFile, tokens: list[str], family: str) -> dict[str, Any]:
@@ -116,7 +121,8 @@ def _frame(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
 
 def _ids(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, Any]:
     ends = [file.token_id(role) for role in ("eos", "eot", "eom")]
-    ends += [i for i, t in enumerate(tokens) if t in _END_OF_TEXT and types[i] == TokenType.CONTROL]
+    texts = set(_END_OF_TEXT) - ({"<|end|>"} if set(tokens) >= _HARMONY else set())
+    ends += [i for i, t in enumerate(tokens) if t in texts and types[i] == TokenType.CONTROL]
     eos = list(dict.fromkeys(i for i in ends if i is not None))
     if not eos:
         file.fail("metadata key 'tokenizer.ggml.eos_token_id' is missing; nothing would end an answer")

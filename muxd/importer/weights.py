@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType, ReaderTensor
 from gguf.quants import dequantize, quantize
 
 from muxd.importer.layout import TensorPlan
@@ -29,7 +29,8 @@ _BF16 = 2
 def kept(plan: TensorPlan) -> str:
     """The quantisation of a tensor whose blocks can stay as they are; "" of others, which become bfloat16."""
     kind = plan.source.tensor_type.name.lower()
-    return kind if kind in blocks.SIZES and len(plan.shape) == 2 and not plan.subtract else ""
+    matrix = len(plan.shape) == 2 and plan.name.endswith(".weight")
+    return kind if kind in blocks.SIZES and matrix and not plan.subtract else ""
 
 
 def weights_bytes(plans: list[TensorPlan], keep: bool) -> int:
@@ -79,34 +80,50 @@ def block_slabs(file: GgufFile, plan: TensorPlan) -> Iterator[bytes]:
         order = slice(first, first + step) if plan.row_order is None else plan.row_order[first : first + step]
         slab = np.ascontiguousarray(rows[order])
         if not blocks.finite(slab, kept(plan)):
-            _refuse_infinite(file, plan)
+            _refuse_infinite(file, plan.source)
         yield slab.tobytes()
 
 
 def bfloat16_slabs(file: GgufFile, plan: TensorPlan) -> Iterator[bytes]:
-    """The tensor's rows in order, as little-endian bfloat16 (rounded to nearest even) in bounded pieces."""
+    """The tensor's rows in order, as little-endian bfloat16 (rounded to nearest even) in bounded pieces, an
+    expert's matrix at a time where they are put together."""
+    if plan.others or plan.inputs_first:
+        yield from _stacked_slabs(file, plan)
+        return
     rows = plan.data if plan.data.ndim > 1 else plan.data[np.newaxis]
     step = max(1, _SLAB_VALUES // plan.shape[-1])
     for first in range(0, len(rows), step):
         chosen = rows[first : first + step]
         if plan.row_order is not None:
             chosen = rows[plan.row_order[first : first + step]]
-        values = _dequantize(file, plan, chosen) - np.float32(plan.subtract)
+        values = _dequantize(file, plan.source, chosen) - np.float32(plan.subtract)
         yield quantize(values, GGMLQuantizationType.BF16).tobytes()
 
 
-def _dequantize(file: GgufFile, plan: TensorPlan, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-    kind = plan.source.tensor_type
+def _stacked_slabs(file: GgufFile, plan: TensorPlan) -> Iterator[bytes]:
+    sources = (plan.source, *plan.others)
+    for expert in range(plan.shape[0]):
+        parts = [_dequantize(file, source, source.data[expert]) for source in sources]
+        rows = np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
+        values = np.ascontiguousarray(rows.T if plan.inputs_first else rows)
+        yield quantize(values, GGMLQuantizationType.BF16).tobytes()
+
+
+def _dequantize(
+    file: GgufFile, source: ReaderTensor, rows: npt.NDArray[np.generic]
+) -> npt.NDArray[np.float32]:
+    kind, raw = source.tensor_type, np.ascontiguousarray(rows)
+    name = kind.name.lower()
+    if name in blocks.SIZES and not blocks.finite(raw, name):  # MXFP4's exponent that is none is one to gguf
+        _refuse_infinite(file, source)
     try:
-        values = dequantize(np.ascontiguousarray(rows), kind)
+        values = dequantize(raw, kind)
     except (NotImplementedError, ValueError) as error:
-        file.fail(
-            f"tensor {plan.source.name!r} has quantisation {kind.name}, which cannot be undone: {error}"
-        )
+        file.fail(f"tensor {source.name!r} has quantisation {kind.name}, which cannot be undone: {error}")
     if not np.isfinite(values).all():
-        _refuse_infinite(file, plan)
+        _refuse_infinite(file, source)
     return values.astype(np.float32, copy=False)
 
 
-def _refuse_infinite(file: GgufFile, plan: TensorPlan) -> NoReturn:
-    file.fail(f"tensor {plan.source.name!r} holds values that are not finite (damaged file?)")
+def _refuse_infinite(file: GgufFile, source: ReaderTensor) -> NoReturn:
+    file.fail(f"tensor {source.name!r} holds values that are not finite (damaged file?)")

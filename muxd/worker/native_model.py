@@ -123,7 +123,8 @@ class NativeModel:
         for place, norm in self._rare_norms(i).items():
             setattr(made, place, norm)
         if spec.layer_inputs:
-            made.input_gate, made.input_out = self._matrix(name + "input_gate"), self._matrix(name + "input_out")
+            made.input_gate = self._matrix(name + "input_gate")
+            made.input_out = self._matrix(name + "input_out")
         if spec.delta is not None and self._states is not None and spec.keeps_state(i):
             made.o = self._matrix(name + "out")
             made.linear = ctypes.pointer(self._linear(name, spec.delta, self._states.head(i)))
@@ -189,7 +190,7 @@ class NativeModel:
         )  # fmt: skip
 
     def _rare_norms(self, layer: int) -> dict[str, int]:
-        """Of LAYER_NORMS those that there are. What the router reads is divided by the root of its size, too."""
+        """Of LAYER_NORMS those that there are. What the router reads is divided by the root of its size."""
         name, experts = f"layers.{layer}.", self._spec.experts_of(layer)
         found: dict[str, int] = {}
         if self._spec.layer_inputs:

@@ -207,9 +207,10 @@ def test_the_architectures_that_are_known_without_a_daemon(door: Path) -> None:
     shown = muxctl("models", "--supported", "--socket", str(door))
     assert (shown.returncode, shown.stderr) == (0, "")
     lines = {line.split()[0]: line.split()[1:] for line in shown.stdout.splitlines() if line}
-    assert lines["ARCHITECTURE"] == ["MODEL_TYPE", "CPU", "GPU", "MODELS"]
-    assert lines["GraniteForCausalLM"][:4] == ["granite", "native,", "torch", "interpreter"]
-    assert lines["BertModel"][:3] == ["bert", "torch", "interpreter"]
+    assert lines["ARCHITECTURE"] == ["MODEL_TYPE", "CPU", "GPU", "GGUF", "MODELS"]
+    assert lines["GraniteForCausalLM"][:5] == ["granite", "native,", "torch", "interpreter", "granite"]
+    assert lines["GptOssForCausalLM"][4] == "gpt-oss"
+    assert lines["BertModel"][:4] == ["bert", "torch", "interpreter", "-"]
     rows = json.loads(muxctl("models", "--supported", "--json").stdout)
     names = [row["architecture"] for row in rows]
     assert names == sorted(FAMILIES.keys() | WRAPPERS.keys() | HEADLESS.keys())

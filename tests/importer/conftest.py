@@ -5,27 +5,10 @@ from pathlib import Path
 
 import gguf
 import pytest
-from support.gguf_files import (
-    Alter,
-    Tiny,
-    write_gemma,
-    write_gemma2,
-    write_granite,
-    write_llama,
-    write_olmo2,
-    write_qwen2,
-    write_qwen3,
-    write_smollm3,
-)
-from support.gguf_mixtures import write_mixtral, write_qwen3moe
+from support.gguf_files import Alter, Tiny
+from support.gguf_writers import WRITERS
 
 from muxd.config import home
-
-WRITERS = {
-    "llama": write_llama, "qwen2": write_qwen2, "qwen3": write_qwen3, "gemma3": write_gemma,
-    "gemma2": write_gemma2, "granite": write_granite, "smollm3": write_smollm3, "olmo2": write_olmo2,
-    "qwen3moe": write_qwen3moe, "mixtral": write_mixtral,
-}  # fmt: skip
 
 
 @pytest.fixture

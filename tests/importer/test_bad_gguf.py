@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.gguf_mixtures import YARN
+from support.gguf_relatives import add_yarn
 
 from muxd.errors import ConfigError, ModelFolderError
 from muxd.importer.convert import import_gguf
@@ -94,8 +97,8 @@ def _no_end(writer: gguf.GGUFWriter) -> None:
     [
         (
             _value("general.architecture", "mamba"),
-            "architecture 'mamba' is not supported; known are gemma2, gemma3, granite, llama, olmo2, qwen2, "
-            "qwen3, qwen3moe, smollm3",
+            "architecture 'mamba' is not supported; known are cohere2, exaone4, gemma2, gemma3, glm4, "
+            "gpt-oss, granite, llama, olmo2, phi3, qwen2, qwen3, qwen3moe, smollm3",
         ),
         (_without("llama.embedding_length"), "'llama.embedding_length' is missing"),
         (_no_end, "'tokenizer.ggml.eos_token_id' is missing"),
@@ -111,7 +114,7 @@ def _no_end(writer: gguf.GGUFWriter) -> None:
         (_rename("output_norm.weight", "rope_freqs.weight"), "'rope_freqs.weight' must be 8 float32 numbers"),
         (_value("llama.block_count", 4_000_000_000), "'llama.block_count' is 4000000000, expected 0 to 4096"),
         (lambda writer: writer.add_uint16("split.count", 3), "one of 3 parts, but it is not named"),
-        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope scaling 'yarn'"),
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), "'longrope' is not"),
     ],
 )
 def test_what_is_missing_or_unknown_is_named(write_tiny: Any, alter: Any, reason: str) -> None:
@@ -130,7 +133,7 @@ def test_what_is_missing_or_unknown_is_named(write_tiny: Any, alter: Any, reason
         (
             "qwen2",
             lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
-            "rope scaling 'yarn'",
+            "'qwen2.rope.scaling.factor' is missing",
         ),
         ("qwen3", _value("qwen3.attention.key_length", 16), "'blk.0.attn_q.weight' has shape"),
         (
@@ -148,6 +151,75 @@ def test_what_is_missing_or_unknown_is_named(write_tiny: Any, alter: Any, reason
     ],
 )
 def test_qwen_that_is_not_as_published(write_tiny: Any, architecture: str, alter: Any, reason: str) -> None:
+    assert reason in refused(write_tiny(architecture, alter=alter).path)
+
+
+def _add(key: str, value: object, kind: gguf.GGUFValueType = gguf.GGUFValueType.UINT32) -> Any:
+    return lambda writer: writer.add_key_value(key, value, kind)
+
+
+def _tensor(name: str, shape: tuple[int, ...]) -> Any:
+    return lambda writer: writer.add_tensor(name, np.ones(shape, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "alter", "reason"),
+    [
+        ("gpt-oss", _value("gpt-oss.rope.scaling.type", "none"), "rope.scaling.type' must be yarn"),
+        ("gpt-oss", _value("gpt-oss.rope.scaling.type", "longrope"), "rope scaling 'longrope'"),
+        (
+            "gpt-oss",
+            lambda writer: writer.add_rope_scaling_yarn_ext_factor(0.5),
+            "'gpt-oss.rope.scaling.yarn_ext_factor' is not supported",
+        ),
+        ("gpt-oss", _without("gpt-oss.attention.sliding_window"), "sliding_window' is missing"),
+        ("gpt-oss", _value("gpt-oss.expert_count", 5), "'blk.0.ffn_gate_exps.weight' has shape [6, 32, 64]"),
+        ("gpt-oss", _rename("blk.1.ffn_up_exps.bias", "x"), "'blk.1.ffn_up_exps.bias' is missing"),
+        ("gpt-oss", _rename("blk.1.attn_sinks.weight", "x"), "tensor 'x' is not known"),
+        (
+            "gpt-oss",
+            _rename("blk.0.ffn_gate_exps.weight", "blk.0.ffn_gate_up_exps.weight"),
+            "'blk.0.ffn_gate_exps.weight' is missing",
+        ),
+        (
+            "gpt-oss",
+            lambda writer: writer.add_sliding_window_pattern([True]),
+            "sliding_window_pattern' has 1 entries for 4 layers",
+        ),
+        ("phi3 long", _rename("rope_factors_long.weight", "x"), "is there alone"),
+        ("phi3 long", _value("phi3.rope.dimension_count", 14), "must be 7 float32 numbers"),
+        (
+            "phi3",
+            lambda writer: add_yarn(writer, YARN),
+            "'phi3.rope.scaling.type': Phi has factors for its rope",
+        ),
+        ("phi3", _value("phi3.rope.dimension_count", 15), "is 15, expected an even number up to 16"),
+        ("phi3", _value("phi3.attention.head_count_kv", 1), "'blk.0.attn_qkv.weight' has shape [128, 64]"),
+        ("phi3", _value("phi3.feed_forward_length", 64), "'blk.0.ffn_up.weight' has shape [192, 64]"),
+        ("phi3", _rename("blk.0.attn_qkv.weight", "blk.0.attn_q.weight"), "attn_q.weight' is not known"),
+        (
+            "glm4",
+            lambda writer: writer.add_rope_dimension_sections([8, 12, 12, 0]),
+            "'glm4.rope.dimension_sections': a rope in sections",
+        ),
+        ("glm4", _add("glm4.nextn_predict_layers", 1), "'glm4.nextn_predict_layers': layers that predict"),
+        ("glm4", _rename("blk.1.attn_k.bias", "blk.1.attn_output.bias"), "'blk.1.attn_output.bias' is not"),
+        ("cohere2", _without("cohere2.logit_scale"), "'cohere2.logit_scale' is missing"),
+        ("cohere2", _without("cohere2.attention.layer_norm_epsilon"), "layer_norm_epsilon' is missing"),
+        ("cohere2", _value("cohere2.rope.dimension_count", 8), "rope over a part of the head"),
+        ("cohere2", _add("cohere2.attention.sliding_window_pattern", 0), "pattern' must be above 0"),
+        ("cohere2", _tensor("blk.0.attn_q.bias", (64,)), "'blk.0.attn_q.bias' is not known"),
+        (
+            "exaone4",
+            _value("exaone4.attention.sliding_window_pattern", [True] * 3),
+            "has 3 entries for 4 layers",
+        ),
+        ("olmo3", _value("olmo2.rope.scaling.type", "linear"), "rope scaling 'linear'"),
+    ],
+)
+def test_relatives_that_are_not_as_published(
+    write_tiny: Any, architecture: str, alter: Any, reason: str
+) -> None:
     assert reason in refused(write_tiny(architecture, alter=alter).path)
 
 

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from support.gguf_writers import WRITERS
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from muxd.importer.convert import import_gguf
+from muxd.importer.convert import PLANNERS, import_gguf
+from muxd.importer.known import KNOWN, gguf_name
 from muxd.importer.progress import Silent
+from muxd.importer.source import GgufFile
+from muxd.models.families.table import FAMILIES
 from muxd.models.spec import read_spec
 from muxd.models.weights import plan
 
@@ -39,12 +43,7 @@ def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-ARCHITECTURES = [
-    "llama", "qwen2", "qwen3", "gemma3", "gemma2", "granite", "smollm3", "olmo2", "qwen3moe", "mixtral",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", WRITERS)
 @pytest.mark.parametrize("quantisation", ["F32", "BF16"])
 def test_weights_that_fit_bfloat16_come_back_exactly(
     write_tiny: Any, architecture: str, quantisation: str
@@ -74,7 +73,7 @@ def test_quantised_weights_are_the_files_own_values_rounded_once(write_tiny: Any
 
 
 def test_the_configs_say_what_the_file_says(write_tiny: Any) -> None:
-    for architecture in ARCHITECTURES:
+    for architecture in WRITERS:
         tiny = write_tiny(architecture)
         folder = tiny.path.parent / architecture
         import_gguf(tiny.path, folder, progress=Silent())
@@ -112,3 +111,13 @@ def test_rows_are_converted_in_bounded_pieces(write_tiny: Any, monkeypatch: pyte
     import_gguf(tiny.path, tiny.path.parent / "model", progress=Silent())
     ours = load(tiny.path.parent / "model").state_dict()
     assert all(torch.equal(ours[name], tensor) for name, tensor in tiny.model.state_dict().items())
+
+
+def test_the_list_of_what_can_be_imported_is_what_can(write_tiny: Any) -> None:
+    assert KNOWN.keys() == PLANNERS.keys()
+    assert {name for held in KNOWN.values() for name in held} <= FAMILIES.keys()
+    for architecture in WRITERS:
+        tiny = write_tiny(architecture)
+        name = GgufFile(tiny.path).text("general.architecture")
+        assert name == gguf_name(type(tiny.model).__name__)
+    assert gguf_name("OlmoeForCausalLM") == ""

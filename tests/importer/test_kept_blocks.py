@@ -34,8 +34,10 @@ def imported(source: Path, weights: Weights) -> Path:
     return folder
 
 
-# Rows reordered, norms, w - 1, a tensor of all experts.
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "qwen3moe", "mixtral"])
+# Rows reordered, norms, w - 1, a tensor of all experts, fused matrices.
+@pytest.mark.parametrize("architecture", [
+    "llama", "qwen3", "gemma3", "qwen3moe", "mixtral", "phi3", "glm4", "cohere2", "gpt-oss",
+])  # fmt: skip
 @pytest.mark.parametrize("quantisation", ["Q8_0", "Q4_1", "Q5_0"])
 def test_kept_blocks_are_read_as_what_they_stand_for(
     write_tiny: Any, architecture: str, quantisation: str
@@ -94,6 +96,19 @@ def test_blocks_that_are_not_finite_are_refused_as_numbers_are(write_tiny: Any, 
         with pytest.raises(ModelFolderError, match=r"ffn_down\.weight' holds values that are not finite"):
             import_gguf(source, tmp_path / weights / "model", progress=Silent(), weights=weights)
         assert list((tmp_path / weights).iterdir()) == []
+
+
+def test_an_exponent_that_is_none_is_refused(write_tiny: Any, tmp_path: Path) -> None:
+    source: Path = write_tiny("gpt-oss", "MXFP4").path
+    tensor = next(one for one in GGUFReader(source).tensors if one.name == "blk.1.ffn_down_exps.weight")
+    content = bytearray(source.read_bytes())
+    content[tensor.data_offset + 17 * 5] = 255
+    source.write_bytes(content)
+    for weights in get_args(Weights):
+        with pytest.raises(
+            ModelFolderError, match=r"ffn_down_exps\.weight' holds values that are not finite"
+        ):
+            import_gguf(source, tmp_path / weights / "model", progress=Silent(), weights=weights)
 
 
 @pytest.mark.parametrize("kind", blocks.SIZES)

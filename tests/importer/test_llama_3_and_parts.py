@@ -1,6 +1,7 @@
 """GGUF files of Llama 3.1 and later (a factor for every pair of the rope), and files in several parts."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.examples import examples
+from support.gguf_mixtures import YARN
+from support.gguf_relatives import add_yarn
+from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
@@ -16,7 +23,7 @@ from muxd.errors import ModelFolderError
 from muxd.importer.convert import import_gguf, sha256
 from muxd.importer.progress import Silent
 from muxd.importer.splits import SPLITS
-from muxd.models.rope import FactorScaling, Llama3Scaling, Rope
+from muxd.models.rope import FactorScaling, Llama3Scaling, Rope, YarnScaling
 from muxd.models.spec import read_spec
 
 PROMPT = torch.tensor([[5, 9, 300, 41, 7, 7, 12, 99, 100, 3, 250, 17]])
@@ -92,6 +99,22 @@ def test_factors_that_divide_nothing_are_refused(write_tiny: Any, factors: np.nd
         imported(tiny.path)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_yarn_is_kept(write_tiny: Any, architecture: str) -> None:
+    """As files of Qwen for long contexts have it: transformers computes what it does with the original and
+    the same scaling."""
+    rope = {key: value for key, value in YARN.items() if key != "truncate"}  # ends are rounded, as by default
+    tiny = write_tiny(architecture, alter=lambda writer: add_yarn(writer, rope))
+    folder = imported(tiny.path)
+    assert read_spec(folder).rope.scaling == YarnScaling(4.0, 32.0, 1.0, 64, 0.1 * math.log(4.0) + 1)
+    config = type(tiny.model.config)(**tiny.model.config.to_dict() | {"rope_parameters": rope})
+    stretched = type(tiny.model)(config).eval()
+    stretched.load_state_dict(tiny.model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(judged(folder), stretched(PROMPT).logits)
+        assert not torch.equal(judged(folder), tiny.model(PROMPT).logits)
+
+
 # ---- parts ------------------------------------------------------------------------------------------
 
 
@@ -160,12 +183,9 @@ SAMPLE = (
 
 @pytest.mark.parametrize("pre", sorted(SPLITS.keys() & GGUF_PRE_TOKENIZER_SPLITS.keys()))
 def test_words_are_cut_as_transformers_cuts_them_for_the_same_name(pre: str) -> None:
-    import tokenizers
-    from tokenizers import pre_tokenizers
-
     theirs = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tokenizers.Regex(GGUF_PRE_TOKENIZER_SPLITS[pre]), behavior="isolated"),
+            pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[pre]), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -181,13 +201,35 @@ def test_words_are_cut_as_transformers_cuts_them_for_the_same_name(pre: str) -> 
         ("deepseek-coder", "a 12,b\n c", ["a", "Ġ", "1", "2", ",", "b", "Ċ", "Ġc"]),
         ("starcoder", "x 12y's", ["x", "Ġ", "1", "2", "y", "'s"]),
         ("gpt-2", "x 12y's", ["x", "Ġ12", "y", "'s"]),
+        ("exaone4", "x 12y's\n\n b", ["x", "Ġ12", "y", "'s", "ĊĊ", "Ġb"]),
+        ("exaone", "x 12y's", ["x", "Ġ", "1", "2", "y", "'s"]),
+        ("command-r", "x 12y's", ["x", "Ġ", "1", "2", "y", "'s"]),
+        ("glm4", "it'S 12345\r\n a;\n b", ["it", "'S", "Ġ", "123", "45", "čĊ", "Ġa", ";Ċ", "Ġb"]),
+        ("gpt-4o", "itsA'LL 1234 //\n", ["its", "A'LL", "Ġ", "123", "4", "Ġ//Ċ"]),
     ],
 )
 def test_words_of_the_other_names(pre: str, text: str, words: list[str]) -> None:
     assert [word for word, _ in SPLITS[pre].pre_tokenizer().pre_tokenize_str(text)] == words
 
 
-@pytest.mark.parametrize(("pre", "bos"), [("llama3", True), ("tekken", True), ("deepseek-r1-qwen", False)])
+@settings(max_examples=examples(200))
+@given(text=st.text(alphabet=SAMPLE, max_size=60) | st.text(max_size=40))
+@pytest.mark.parametrize("pre", ["glm4", "chatglm-bpe", "dbrx"])
+def test_glm_and_phi_4_cut_as_llama_3_does(pre: str, text: str) -> None:
+    """So llama.cpp has it, and it is the pattern of their tokenizer.json; words that are tokens are taken
+    whole by GLM-4-0414 alone."""
+    llama = Regex(GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"])
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    theirs = pre_tokenizers.Sequence([pre_tokenizers.Split(llama, behavior="isolated"), plain])
+    wanted = theirs.pre_tokenize_str(text)
+    assert SPLITS[pre].pre_tokenizer().pre_tokenize_str(text) == wanted
+    assert SPLITS[pre].ignore_merges == (pre == "glm4")
+
+
+@pytest.mark.parametrize(
+    ("pre", "bos"),
+    [("llama3", True), ("tekken", True), ("deepseek-r1-qwen", False), ("glm4", False), ("command-r", False)],
+)
 def test_bos_comes_first_where_the_name_says_so(write_tiny: Any, pre: str, bos: bool) -> None:
     tiny = write_tiny("llama", alter=lambda writer: _set_pre(writer, pre))
     settings = json.loads((imported(tiny.path) / "tokenizer_config.json").read_text())

@@ -1,6 +1,8 @@
 """The imported tokenizer gives the ids of the original: of the trained one, and of SentencePiece's rules."""
 
 import itertools
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,64 @@ def test_space_prefix_of_older_models(write_tiny: Any) -> None:
 
 def _set(writer: Any, key: str, value: object) -> None:
     writer.kv_data[0][f"tokenizer.ggml.{key}"].value = value
+
+
+@pytest.fixture
+def cohere(write_tiny: Any) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
+    """As transformers builds it around the same vocabulary, and as it is imported."""
+    from transformers import CohereTokenizer
+
+    tiny = write_tiny("cohere2")
+    merges = [tuple(pair) for pair in json.loads(tiny.tokenizer.to_str())["model"]["merges"]]
+    made = CohereTokenizer(vocab=tiny.tokenizer.get_vocab(), merges=merges)  # type: ignore[arg-type]
+    return made.backend_tokenizer, read_vocabulary(GgufFile(tiny.path)).tokenizer
+
+
+@FIXTURE_ONCE
+@given(text=TEXT | st.text(alphabet="The dog's e\u0301\u1100\u1161 12345\r\n\t!?²", max_size=60))
+def test_coheres_words_are_transformers_own(cohere: Any, text: str) -> None:
+    """Digits one by one, accents and syllables composed."""
+    original, imported = cohere
+    assert imported.encode(text).ids == original.encode(text, add_special_tokens=False).ids
+
+
+def _tokens(**names: str) -> Callable[[Any], None]:
+    """Other names for tokens, by place (``t4``)."""
+
+    def alter(writer: Any) -> None:
+        for place, name in names.items():
+            writer.kv_data[0]["tokenizer.ggml.tokens"].value[int(place[1:])] = name
+
+    return alter
+
+
+@pytest.mark.parametrize(
+    ("names", "ends"),
+    [
+        ({"t0": "<|end|>", "t4": "<|assistant|>"}, [1, 0]),  # Phi: the file's eos is of documents
+        ({"t0": "<|end|>", "t3": "<|call|>", "t4": "<|return|>"}, [1, 3, 4]),  # gpt-oss
+        ({"t0": "<|observation|>"}, [1, 0]),  # GLM-4
+        ({"t0": "<|end|>", "t4": "<|return|>"}, [1, 0, 4]),
+    ],
+)
+def test_what_ends_an_answer(write_tiny: Any, names: dict[str, str], ends: list[int]) -> None:
+    file = GgufFile(write_tiny("gemma3", alter=_tokens(**names)).path)
+    assert read_vocabulary(file).ids["eos_token_id"] == ends
+
+
+def test_phi_3s_tokens_take_the_space_after_them(write_tiny: Any) -> None:
+    """As its tokenizer.json says (``rstrip``), which no GGUF does; <unk> and two others leave it."""
+
+    def alter(writer: Any) -> None:
+        _tokens(t4="<|user|>")(writer)
+        writer.kv_data[0]["general.architecture"].value = "phi3"
+
+    files = write_tiny("gemma3", alter=alter), write_tiny("gemma3", "F16", alter=_tokens(t4="<|user|>"))
+    phi, gemma = (read_vocabulary(GgufFile(file.path)).tokenizer for file in files)
+    bare = phi.encode("<|user|>dog").ids
+    assert phi.encode("<|user|> \t dog").ids == bare == gemma.encode("<|user|>dog").ids
+    assert gemma.encode("<|user|> \t dog").ids != bare
+    assert phi.encode("<unk> dog").ids == gemma.encode("<unk> dog").ids != phi.encode("<unk>dog").ids
 
 
 @pytest.mark.demo

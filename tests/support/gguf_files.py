@@ -14,6 +14,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from support.gguf_grids import quantised
+
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. The dog sleeps, 12345 times over.",
     "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n",
@@ -289,89 +291,9 @@ def write_sentencepiece(
     return finish(writer, path, alter, Tiny(path, model, tokenizers.Tokenizer(models.BPE())))
 
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 384, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
-    "max_position_embeddings": 256, "initializer_range": 0.2,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
-}  # fmt: skip
-
-
-def write_bytelevel(
-    path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None, writer: gguf.GGUFWriter,
-    model: Any, parts: dict[str, str], *, pre: str, pairs: bool,
-) -> Tiny:  # fmt: skip
-    """``pairs``: rows of q and k lie as llama.cpp turns them for Llama's relatives."""
-    import torch
-
-    for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight"):
-            parameter.data = torch.randint(-32, 64, parameter.shape) / 64
-    tokenizer, config, model = smollm_tokenizer(), model.config, rounded(model)
-    add_numbers(
-        writer, context=256, hidden=64, layers=config.num_hidden_layers, inner=96, heads=4,
-        kv_heads=config.num_key_value_heads, eps=config.rms_norm_eps, theta=5000.0,
-    )  # fmt: skip
-    vocab = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(vocab)
-    writer.add_token_types([3] * 3 + [1] * (len(vocab) - 3))
-    writer.add_token_merges([" ".join(p) for p in json.loads(tokenizer.to_str())["model"]["merges"]])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(0)
-    heads = {"q_proj": 4, "k_proj": config.num_key_value_heads}
-    for name, tensor in model.state_dict().items():
-        value, part = tensor.numpy(), name.split(".")[-2]
-        if pairs and part in heads:
-            value = permute(value, heads[part])
-        if name != "lm_head.weight" or not config.tie_word_embeddings:
-            add(writer, gguf_name(name, parts), value, quantisation)
-    return finish(writer, path, alter, Tiny(path, model, tokenizer))
-
-
-def write_granite(path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None = None) -> Tiny:
-    import torch
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    torch.manual_seed(5)
-    config = GraniteConfig(
-        **SMALL, num_hidden_layers=2, num_key_value_heads=2, embedding_multiplier=12.0, logits_scaling=8.0,
-        attention_multiplier=0.0625, residual_multiplier=0.25, tie_word_embeddings=True,
-    )  # fmt: skip
-    writer = gguf.GGUFWriter(path, "granite")
-    writer.add_embedding_scale(12.0)
-    writer.add_attention_scale(0.0625)
-    writer.add_residual_scale(0.25)
-    writer.add_logit_scale(8.0)
-    model = GraniteForCausalLM(config)
-    return write_bytelevel(path, quantisation, alter, writer, model, LLAMA_NAMES, pre="refact", pairs=True)
-
-
-def write_smollm3(path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None = None) -> Tiny:
-    """The fourth layer does not turn."""
-    import torch
-    from transformers import SmolLM3Config, SmolLM3ForCausalLM
-
-    torch.manual_seed(6)
-    config = SmolLM3Config(**SMALL, num_hidden_layers=4, num_key_value_heads=2, pad_token_id=0)
-    writer, model = gguf.GGUFWriter(path, "smollm3"), SmolLM3ForCausalLM(config)
-    return write_bytelevel(path, quantisation, alter, writer, model, LLAMA_NAMES, pre="smaug-bpe", pairs=True)
-
-
-def write_olmo2(path: Path, quantisation: gguf.GGMLQuantizationType, alter: Alter | None = None) -> Tiny:
-    import torch
-    from transformers import Olmo2Config, Olmo2ForCausalLM
-
-    torch.manual_seed(7)
-    model = Olmo2ForCausalLM(Olmo2Config(**SMALL, num_hidden_layers=2))
-    writer, names = gguf.GGUFWriter(path, "olmo2"), GEMMA_NAMES
-    return write_bytelevel(path, quantisation, alter, writer, model, names, pre="dbrx", pairs=False)
-
-
 def add_numbers(
     writer: gguf.GGUFWriter, *, context: int, hidden: int, layers: int, inner: int, heads: int, kv_heads: int,
-    eps: float, theta: float,
+    eps: float | None, theta: float,
 ) -> None:  # fmt: skip
     writer.add_context_length(context)
     writer.add_embedding_length(hidden)
@@ -379,14 +301,15 @@ def add_numbers(
     writer.add_feed_forward_length(inner)
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(eps)
+    if eps is not None:  # else it is a LayerNorm
+        writer.add_layer_norm_rms_eps(eps)
     writer.add_rope_freq_base(theta)
 
 
 def add(writer: gguf.GGUFWriter, name: str, value: np.ndarray, kind: gguf.GGMLQuantizationType) -> None:
     kind = kind if value.ndim > 1 else gguf.GGMLQuantizationType.F32  # llama.cpp keeps vectors in float32
     value = np.ascontiguousarray(value, dtype=np.float32)
-    writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
+    writer.add_tensor(name, quantised(value, kind), raw_dtype=kind)
 
 
 def finish(writer: gguf.GGUFWriter, path: Path, alter: Alter | None, tiny: Tiny) -> Tiny:

@@ -1,0 +1,43 @@
+"""A rope's scaling as a GGUF file says it: llama.cpp's keys below ``rope.scaling``."""
+
+from typing import Any
+
+from muxd.importer.layout import linear_rope_scaling
+from muxd.importer.source import GgufFile
+
+# Of these nothing is computed here: how much of the frequencies beyond the trained context is mixed in, and
+# DeepSeek's second magnitude.
+_UNKNOWN = ("yarn_ext_factor", "yarn_log_multiplier")
+
+
+def rope_scaling(file: GgufFile, prefix: str) -> dict[str, Any] | None:
+    """Hugging Face's, None where the file says none. Raises ModelFolderError for kinds other than linear and
+    yarn."""
+    kind = file.text(f"{prefix}.rope.scaling.type", "none")
+    if kind not in ("none", "linear", "yarn"):
+        file.fail(f"rope scaling {kind!r} is not supported; known are none, linear and yarn")
+    return (yarn_rope_scaling if kind == "yarn" else linear_rope_scaling)(file, prefix)
+
+
+def yarn_rope_scaling(file: GgufFile, prefix: str) -> dict[str, Any] | None:
+    """YaRN (Peng et al. 2023) as Hugging Face's ``rope_scaling``, None where the file says no scaling. Raises
+    ModelFolderError for another kind, and for a key that is not honoured."""
+    place = f"{prefix}.rope.scaling"
+    kind = file.text(f"{place}.type", "none")
+    if kind == "none":
+        return None
+    if kind != "yarn":
+        file.fail(f"rope scaling {kind!r} is not supported; known are none and yarn")
+    for key in _UNKNOWN:
+        if file.get(f"{place}.{key}") is not None:
+            file.fail(f"metadata key '{place}.{key}' is not supported")
+    scaling = {
+        "rope_type": "yarn",
+        "factor": file.number(f"{place}.factor"),
+        "beta_fast": file.number(f"{place}.yarn_beta_fast", 32.0),
+        "beta_slow": file.number(f"{place}.yarn_beta_slow", 1.0),
+        "original_max_position_embeddings": file.integer(f"{place}.original_context_length"),
+    }
+    magnitude = f"{place}.yarn_attn_factor"
+    told = {} if file.get(magnitude) is None else {"attention_factor": file.number(magnitude)}
+    return scaling | told
