@@ -159,8 +159,8 @@ def decode_calls(
         return out, [split]
     sizes = {"D": d, "D_PAD": d_pad, "SPLITS_PAD": power_of_two(splits), "num_warps": 4}
     sizes |= {"HEADS": heads, "SUNK": sinks is not None}
-    own = part if sinks is None else sinks
-    return out, [split, Call(_merge, (batch * heads,), (part, lse, own, out, splits), sizes)]
+    sunk = part if sinks is None else sinks
+    return out, [split, Call(_merge, (batch * heads,), (part, lse, sunk, out, splits), sizes)]
 
 
 def decode_attention(

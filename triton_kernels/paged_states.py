@@ -3,9 +3,9 @@ table that names them.
 
 A sequence's state is the blocks of its state rows, one after another: its block j is
 ``table[rows[j // w], j % w]``, w blocks a row. In them, for each layer that keeps a state, the heads, then
-the inputs of the convolution's last tokens (``muxd.models.state_layout`` says where each begins). A head's state
-[key_dim, value_dim] lies in whole lines, as many in a block as fit; the inputs [kernel - 1, channels], oldest
-first, are one array that is cut into blocks.
+the inputs of the convolution's last tokens (``muxd.models.state_layout`` says where each begins). A state
+[key_dim, value_dim] lies in whole lines, as many in a block as fit; those inputs [kernel - 1, channels],
+oldest first, are one array that is cut into blocks.
 """
 
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ from muxd.pool.prefix import Chain
 LEAST = 64  # tokens before a copy: fewer are computed again in little more than the copy costs
 
 
-class Prefixes:
+class FoundPrefixes:
     """Owned by the row keeper."""
 
     def __init__(self, board: Board):

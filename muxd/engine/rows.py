@@ -12,7 +12,7 @@ from muxd.engine.board import Board
 from muxd.engine.commands import NO_ROWS
 from muxd.engine.lane import Lane
 from muxd.engine.lookahead import LookAhead
-from muxd.engine.prefixes import Prefixes
+from muxd.engine.prefixes import FoundPrefixes
 from muxd.engine.quota import Demand, Quotas
 from muxd.engine.sequence import Phase, Sequence
 from muxd.pool.ledger import Grant, Rows
@@ -27,7 +27,7 @@ class RowKeeper:
         self.board = board
         self.ledger = board.ledger
         self.quotas = quotas
-        self.prefixes = Prefixes(board)
+        self.prefixes = FoundPrefixes(board)
         self.look_ahead = LookAhead(board.settings.look_ahead)
         self.starving: set[str] = set()  # models of which a running sequence waits for its next row
         self.claims: set[str] = set()  # models whose prompts wait for rows within their quota

@@ -162,7 +162,7 @@ class NativeModel:
             for part in "qk"[: 1 + rows.own]:
                 setattr(made, f"{part}_norm", self._norm(f"{name}{part}_norm"))
         if spec.value_norm and rows.own:
-            made.v_norm = self._keep(np.ones(rows.head_dim))
+            made.v_norm = self._keep(np.ones(rows.head_dim, dtype=np.float32))
         if spec.sinks:
             made.sinks = self._keep(self._vector(name + "sinks"))
 

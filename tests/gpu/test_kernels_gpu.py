@@ -185,7 +185,7 @@ def test_blocks_beyond_32_bits_of_elements(block: int) -> None:
     pool, rows = paged(shape, [40], torch.Generator().manual_seed(0))
     far = torch.zeros(block + 8, 4096, dtype=BF16, device="cuda")
     far[block : block + pool.blocks.shape[0]] = pool.blocks
-    moved = type(pool)(far, pool.table + block, 1, 128)
+    moved = type(pool)(far, pool.table + block, pool.layout)
     q = torch.randn(1, 4, 128, device="cuda").bfloat16()
     lengths = torch.tensor([40], dtype=torch.int32, device="cuda")
     found = ops.decode_attention(q, moved, 1, rows, lengths, scale=0.1)

@@ -180,8 +180,11 @@ def test_rope_write(head_dim: int, n: int, norms: str, tmp_path: Path) -> None:
         owners = None if n == 4 else positions
         calls = rope_write_kernel.rope_write_calls(
             *(qkv, turn, turn, pool(head_dim, 2, kv_dtype, wide), 1, positions[:, None], positions, owners),
-            **dict[str, Any](q_weight=weight, k_weight=weight, v_weight=weight if wide else None),
-            **dict[str, Any](eps=1e-6, offset=norms == "offset"),
+            q_weight=weight,
+            k_weight=weight,
+            v_weight=weight if wide else None,
+            eps=1e-6,
+            offset=norms == "offset",
         )
         compile_all(calls, tmp_path)
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.direct_runner import DirectRunner
 from support.ledger_runner import LedgerRunner
-from support.tiny_models import gemma3, gemma4, llama, words
+from support.tiny_models import FULL, SLIDING, gemma3, gemma4, llama, words
 from transformers import PreTrainedModel
 
 from muxd.errors import ConfigError
@@ -26,7 +26,10 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any]]] = {
     "llama, head_dim not dividing a block": (llama, {"head_dim": 24, "num_key_value_heads": 3}),
     "gemma3": (gemma3, {}),
     "gemma3 odd": (gemma3, {"head_dim": 32, "num_key_value_heads": 2, "sliding_window": 7}),
-    "gemma4": (gemma4, {}),
+    "gemma4 of few layers": (
+        gemma4,
+        {"num_hidden_layers": 4, "layer_types": [SLIDING, FULL] * 2, "num_kv_shared_layers": 2},
+    ),
 }
 NEAR = 0.03  # of logits up to about 2.5
 PROMPTS, STEPS = (1, 5, 33, 90), 20

@@ -9,10 +9,15 @@ import pytest
 import torch
 from support.direct_runner import DirectRunner
 from support.logits import continuation_logits, greedy_choices, reference_logits, undecided
+from support.tiny import byte_tokenizer
 from support.tiny_models import STATES, qwen3_5, qwen3_5_moe, words
 
+from muxd.cost import probe
 from muxd.kernels import native as kernels
+from muxd.messages import StepName
 from muxd.worker import cuda_step
+from muxd.worker.profile import Bench
+from muxd.worker.quality import compare
 
 STEPS = 40  # past row borders
 Pair = tuple[Path, Any]
@@ -150,3 +155,28 @@ def test_a_prompt_is_mixed_in_parts_beside_a_shared_expert(options: dict[str, An
     direct = DirectRunner(tmp_path, cores=2, **options)
     tokens = direct.generate([words(40)], 2)[0]
     close(torch.cat(direct.logits), continuation_logits(reference, words(40), tokens))
+
+
+@pytest.mark.parametrize("step", ["native", "torch"])
+def test_processes_that_measure_give_states_their_rows(one: Pair, step: StepName) -> None:
+    if step == "native" and (why := kernels.missing()):
+        pytest.skip(why)
+    bench = Bench(probe.Setup(str(one[0]), "float32", 4096, 4 << 20, 1, step=step))
+    assert bench.state_rows == 14
+    assert len(bench.decode(probe.Decode(4, 64, 100, least=3))) >= 3
+    assert len(bench.prefill(probe.Prefill(96, 32, 100, chunks=3, least=2))) >= 2
+    with pytest.raises(ValueError, match="does not fit the pool"):
+        bench.decode(probe.Decode(40, 64, 100))
+
+
+def test_what_formats_cost_in_quality_is_read_in_windows(one: Pair) -> None:
+    """Each window begins with a state of its own."""
+    byte_tokenizer(one[0])
+    found = [
+        said
+        for said in compare(probe.Compare(str(one[0]), 1, "a text " * 150))
+        if isinstance(said, probe.Compared)
+    ]
+    assert [said.weights for said in found][:2] == ["float32", "file"]
+    assert found[1].perplexity == pytest.approx(found[0].perplexity, rel=1e-3)
+    assert found[1].divergence < 1e-4
