@@ -31,6 +31,7 @@ class Mixture:
         self.down, self.down_bias = of_all("down")  # [experts, hidden, inner]
         self.scales = weights.tensor(f"{layer}router_scale") if experts.scaled else None
         self.shared = SharedExpert(weights, layer) if experts.shared else None
+        self.summed = weights.summed
 
     def __call__(self, x: Tensor, add: Tensor | None = None, scored: Tensor | None = None) -> Tensor:
         """x [n, hidden] -> [n, hidden], plus ``add`` where given. ``scored`` [n, hidden]: what the router
@@ -45,6 +46,7 @@ class Mixture:
         # Back to the order of tokens, so that sums are the same whoever else is in the batch.
         pairs = torch.empty_like(given).index_copy_(0, groups.order, given).view(*chosen.shape, -1)
         mixed = torch.bmm(weights[:, None].to(x.dtype), pairs)[:, 0]  # added in float32, whatever the type
+        mixed = self.summed(mixed)
         if self.shared is not None:
             mixed = mixed + self.shared(x)
         return mixed if add is None else add.add_(mixed)

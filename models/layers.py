@@ -59,6 +59,10 @@ class Weights(Protocol):
 
     def rotary(self, rope: Rope, head_dim: int) -> Turn: ...
 
+    def summed(self, x: Tensor) -> Tensor:
+        """What a mixture of experts gives, of which each rank of a model that is cut has a part; may be x."""
+        ...
+
 
 class Recur(Protocol):
     """Run this batch's tokens through the state of ``layer`` of their sequences, where it lies, and leave it

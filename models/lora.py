@@ -8,7 +8,7 @@ use_rslora).
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from muxd.errors import ModelFolderError
 from muxd.kernels import native
 from muxd.messages import ITEM_BYTES, LoraPart, TensorEntry
 from muxd.models.config_file import Fields, shown
+from muxd.models.cut import ALONE, Piece, Rank, pieces
 from muxd.models.files import read_json
 from muxd.models.reading import Source, numbers
 from muxd.models.safetensors_index import Stored, read_header, seal
@@ -337,22 +338,51 @@ def without_loras(plan: WeightPlan, gone: Collection[int]) -> WeightPlan:
     return structs.replace(plan, sources=sources, seals=seals, lora=parts)
 
 
-def with_loras(plan: WeightPlan, loras: dict[int, Lora]) -> WeightPlan:
+class _Half(NamedTuple):
+    """A or B: what is ``stored`` of it, its ``shape`` in the region, zeros behind what is stored."""
+
+    letter: str
+    stored: Stored
+    shape: tuple[int, ...]
+    order: tuple[int, ...] = ()
+    columns: Piece | None = None
+
+
+def with_loras(
+    plan: WeightPlan, loras: Mapping[int, Lora], spec: ModelSpec, rank: Rank = ALONE
+) -> WeightPlan:
     """The same region with these adapters, by number, behind it: float32, as PEFT computes them, and packed
-    where the base's matrices are."""
-    end, sources, told = plan.bytes, list(plan.sources), list[LoraPart]()
-    form = "f32" if plan.packed else ""
+    where the base's matrices are. ``spec``: the whole base's; ``rank``: cut as its matrices are."""
+    end, sources, zeros, told = plan.bytes, list(plan.sources), list(plan.zeros), list[LoraPart]()
+    form, base = "f32" if plan.packed else "", {tensor.name: tensor for tensor in wanted(spec)}
     for number, lora in loras.items():
         for part in lora.parts:
+            first, halves = _halves(part, pieces(spec, base[part.matrix], rank))
             entries = []
-            for letter, stored, order in (("a", part.a, ()), ("b", part.b, part.order)):
-                start = aligned(end)
-                shape = stored.shape
-                entries.append(TensorEntry(letter, "float32", shape, start, form))
-                name = f"{letter} of {part.matrix}"
-                sources.append(Source(name, stored, start, form, "float32", order))
+            for half in halves:
+                start, shape = aligned(end), half.shape
+                entries.append(TensorEntry(half.letter, "float32", shape, start, form))
+                name = f"{half.letter} of {part.matrix}"
+                sources.append(
+                    Source(name, half.stored, start, form, "float32", half.order, columns=half.columns)
+                )
                 nbytes = math.prod(shape) * ITEM_BYTES["float32"]
                 end = start + (native.library().matrix_bytes(form, *shape) if form else nbytes)
-            told.append(LoraPart(number, part.matrix, part.part, part.first, part.scale, *entries))
+                filled = start + math.prod(half.stored.shape) * ITEM_BYTES["float32"]
+                if half.columns is None and not form and filled < end:
+                    zeros.append((filled, end))
+            told.append(LoraPart(number, part.matrix, part.part, first, part.scale, *entries))
     seals = plan.seals | {source.stored.file: seal(source.stored.file) for source in sources}
-    return structs.replace(plan, bytes=end, sources=sources, seals=seals, lora=told)
+    return structs.replace(plan, bytes=end, sources=sources, seals=seals, lora=told, zeros=zeros)
+
+
+def _halves(part: Part, cut: list[Piece] | None) -> tuple[int, list[_Half]]:
+    """The first of its matrix's outputs, A and B; ``cut``: what a rank has of that matrix."""
+    a, b = _Half("a", part.a, part.a.shape), _Half("b", part.b, part.b.shape, part.order)
+    if cut is None:
+        return part.first, [a, b]
+    piece, rank = cut[part.part], part.a.shape[0]
+    if piece.axis:  # of the inputs: with all of B each rank has a part of the sum, as of the base's product
+        return part.first, [a._replace(shape=(rank, piece.size), columns=piece), b]
+    rows = b._replace(stored=part.b.cut(piece.first, piece.length), shape=(piece.size, rank))
+    return sum(one.size for one in cut[: part.part]), [a, rows]

@@ -80,6 +80,7 @@ class ModelSpec(Struct, frozen=True):
     qk_norm: bool = False  # before they are turned, of each head
     sinks: bool = False  # of attention, one a head
     wide_qk_norm: bool = False  # or over all heads together
+    all_heads: tuple[int, int] = (0, 0)  # of a rank: queries and keys of all ranks, as often as one is there
     gelu: bool = False  # gates by GELU's tanh form and not by SiLU
     norms: Norms = PRE
     norm_offset: bool = False  # norms' weights lie around zero, and 1 + w multiplies

@@ -67,6 +67,14 @@ class Source(Struct, frozen=True):
         """What is read of it."""
         return [*(self.stored.parts.values() or [self.stored]), *([self.exponents] if self.exponents else [])]
 
+    def part(self, first: int, rows: int) -> "Source":
+        """So many of its rows from ``first`` on."""
+        if self.cut is None:
+            return structs.replace(self, stored=self.stored.cut(first, rows))
+        count, *columns = self.stored.shape  # its offset is that of the tensor of all experts
+        stored = structs.replace(self.stored, shape=(rows, *columns))
+        return structs.replace(self, stored=stored, cut=self.cut.part(first, count))
+
     def rows_at_once(self, elements: int, least: int = 1) -> int:
         """Of about so many ``elements``: a multiple of ``least`` and of whole groups."""
         group = self.group or len(self.order) or 1

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
@@ -25,17 +25,23 @@ CODES, EXPONENTS = "_blocks", "_scales"  # ends of names
 
 class Cut(Struct, frozen=True):
     """Rows ``first``, ``first + step`` ... of expert ``expert``'s matrix or vector; straight: the ``first``
-    of ``step`` matrices one after another."""
+    of ``step`` matrices one after another. ``rows``: how many those are where only some of them are wanted;
+    0: all are."""
 
     layout: Layout
     expert: int
     experts: int
     first: int = 0
     step: int = 1
+    rows: int = 0
+
+    def part(self, first: int, rows: int) -> "Cut":
+        """Of its ``rows`` those from ``first`` on; the shape that is asked for says how many."""
+        return structs.replace(self, first=self.first + first * self.step, rows=self.rows or rows)
 
     def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The stored tensor's shape, where that of what is cut out is [rows, columns] or [rows]."""
-        rows, columns = shape[0] * self.step, shape[-1]
+        rows, columns = self._stored(shape), shape[-1]
         if self.layout == "vector":
             return self.experts, rows
         if self.layout == "turned":
@@ -44,26 +50,30 @@ class Cut(Struct, frozen=True):
             return self.experts, rows, columns
         return self.experts, rows, columns // GROUP, GROUP // 2
 
+    def _stored(self, shape: tuple[int, ...]) -> int:
+        """Rows of the stored matrix of each expert."""
+        return (self.rows or shape[0]) * self.step
+
     def floats(self, shape: tuple[int, ...], item: int, read: Read) -> Bytes:
         """Row-major, ``item`` bytes a number."""
         if self.layout == "straight":
             size = shape[0] * shape[1] * item
             return read((self.expert * self.step + self.first) * size, size)
-        rows, kind = shape[0] * self.step, f"u{item}"
+        rows, kind = self._stored(shape), f"u{item}"
         size = rows * (shape[1] if self.layout == "turned" else 1) * item
         raw = read(self.expert * size, size).view(kind)
         found = raw.reshape(-1, rows).T if self.layout == "turned" else raw
-        return np.ascontiguousarray(found[self.first :: self.step]).view(np.uint8).reshape(-1)
+        return np.ascontiguousarray(found[self.first :: self.step][: shape[0]]).view(np.uint8).reshape(-1)
 
     def blocks(self, shape: tuple[int, ...], codes: Read, exponents: Read) -> Bytes:
         """GGUF's, row by row. Raises ValueError where an exponent is none."""
-        rows, groups = shape[0] * self.step, shape[1] // GROUP
+        rows, groups = self._stored(shape), shape[1] // GROUP
         size, place = rows * groups, self.expert * rows * groups
-        found = exponents(place, size).reshape(rows, groups)[self.first :: self.step]
+        found = exponents(place, size).reshape(rows, groups)[self.first :: self.step][: shape[0]]
         if np.any(found == NAN):
             raise ValueError("it holds numbers that are not finite")
         packed = codes(place * GROUP // 2, size * GROUP // 2)
-        pairs = packed.reshape(rows, groups, GROUP // 2)[self.first :: self.step]
+        pairs = packed.reshape(rows, groups, GROUP // 2)[self.first :: self.step][: shape[0]]
         out = np.empty((*found.shape, 1 + GROUP // 2), dtype=np.uint8)
         numbers = np.stack((pairs & 15, pairs >> 4), -1).reshape(*found.shape, GROUP)
         out[..., 0], out[..., 1:] = found, numbers[..., : GROUP // 2] | numbers[..., GROUP // 2 :] << 4

@@ -290,25 +290,24 @@ class _Laid(NamedTuple):
 def _cut(tensor: Wanted, found: list[Source], cut: list[Piece], start: int, itemsize: int) -> _Laid:
     """``found``: the whole tensor's. Raises ModelFolderError for blocks that a cut would divide."""
     sources, zeros, at, rows = list[Source](), list[tuple[int, int]](), start, 0
-    _, *inputs = tensor.shape
+    inputs = tensor.parts[0].shape[1:]
     for source, piece in zip(found, cut, strict=True):
         stored = source.stored
         if piece.axis == 0:
             row = math.prod(inputs) * itemsize
             if piece.length:
-                sources.append(
-                    structs.replace(source, stored=stored.cut(piece.first, piece.length), offset=at)
-                )
+                sources.append(structs.replace(source.part(piece.first, piece.length), offset=at))
             rows, end = rows + piece.size, at + piece.size * row
             if piece.length < piece.size:
                 zeros.append((at + piece.length * row, end))
         else:
             _check_blocks(source, piece)
-            inputs, rows = [piece.size], rows + stored.shape[0]
+            inputs, rows = (piece.size,), rows + stored.shape[0]
             end = at + stored.shape[0] * piece.size * itemsize
             sources.append(structs.replace(source, offset=at, columns=piece))
         at = end
-    return _Laid((rows, *inputs), sources, zeros, at)
+    shape = (tensor.stack, rows // tensor.stack, *inputs) if tensor.stack else (rows, *inputs)
+    return _Laid(shape, sources, zeros, at)
 
 
 def _check_blocks(source: Source, piece: Piece) -> None:

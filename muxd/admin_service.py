@@ -287,7 +287,14 @@ class AdminService(Report):
                 'answer\'s "id" or its x-request-id header',
                 code="unknown_request",
             )
-        return found
+        return [self._cut_over(one) for one in found]
+
+    def _cut_over(self, one: RequestTimes) -> RequestTimes:
+        """With the devices of its model's ranks."""
+        entry = self.entries.get(one.model)
+        if entry is None or entry.config.tp == 1:
+            return one
+        return replace(one, cut_over=entry.device.split("+"))
 
     def happened(self, model: str = "") -> list[Event]:
         """What is remembered. Raises NotFound for a model that is neither served nor remembered."""

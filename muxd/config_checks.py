@@ -51,11 +51,6 @@ def _check_adapter(model: ModelConfig, config: Config, where: Path | str) -> Non
         raise ConfigError(
             f"{where}: model.base: {model.base!r} ({model.name}) is no model with weights; there are: {known}"
         )
-    if bases[model.base].tp > 1:
-        raise ConfigError(
-            f"{where}: model.base: {model.base!r} ({model.name}) has tp = {bases[model.base].tp}; adapters "
-            "are not cut over devices"
-        )
     for field in fields(ModelConfig):
         default = field.default_factory() if field.default_factory is not NODEFAULT else field.default
         if field.encode_name not in OWN and getattr(model, field.name) != default:

@@ -70,6 +70,7 @@ def story(one: RequestTimes) -> str:
     prompt = f"{one.prompt_tokens} prompt tokens ({one.cached_tokens} cached)"
     known = f" (x-request-id {one.http_id})" if one.http_id else ""
     model = f"{one.adapter} on {one.model}" if one.adapter else one.model
+    model += f" over {', '.join(one.cut_over)}" if one.cut_over else ""
     head = f"{one.id}{known}\n{model}, {one.state}; {prompt}, {one.generated_tokens} generated"
     return f"{head}\n\n{table}\n\n{sentence(one)}" if one.state != "refused" else f"{head}\n\n{sentence(one)}"
 

@@ -112,6 +112,7 @@ class Cuda:
         self.kind = self.driver.device_name(index)
         self.cores = self.driver.attribute(SM_COUNT, index)
         self.granularity = self.driver.granularity(index)
+        self._least_part = 0  # SMs; 0: it has no parts
         self.rungs = self._rungs()
 
     @property
@@ -148,6 +149,8 @@ class Cuda:
         }
         if self.mps is None:
             return {**common, **OFF_MPS}
+        if self._least_part:
+            common |= collectives(self._least_part)
         return {**common, **self.mps.client_env(cap if self._caps else 0)}
 
     def copies(self, dtype: Dtype) -> bool:
@@ -245,7 +248,9 @@ class Cuda:
         if self._caps:
             return CAPS
         try:
-            return quarters(self.driver, self.index).rungs
+            found = quarters(self.driver, self.index)
+            self._least_part = min(found.sms)
+            return found.rungs
         except (Unsplittable, CudaError) as error:
             _log.warning("%s: no green contexts (%s); workers get fixed caps", self.name, error)
             self._caps = True
@@ -262,6 +267,13 @@ class Cuda:
             f"not enough memory for {label} on GPU {self.index}: {size / 2**20:,.0f} MiB wanted of "
             f"{whole / 2**20:,.0f} MiB in all, less what is taken: lower pool.bytes{more}"
         )
+
+
+def collectives(sms: int) -> dict[str, str]:
+    """What holds NCCL's kernels to ``sms`` SMs. Their blocks wait for those of the other ranks, so all of
+    them must find a place at once in the smallest part that a batch may have. NCCL reads it when its first
+    communicator is made (NCCL user guide, environment variables: NCCL_MAX_CTAS, since 2.17, at most 64)."""
+    return {"NCCL_MIN_CTAS": "1", "NCCL_MAX_CTAS": str(min(sms, 64))}
 
 
 def round_up(nbytes: int, step: int) -> int:

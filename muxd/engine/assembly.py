@@ -37,6 +37,7 @@ class Place(Struct, frozen=True):
     gpu: bool = False  # steps run ahead there
     split: bool = False  # a model has a process for each phase
     caps: bool = False  # a worker keeps for life the share it begins with
+    meshed: bool = False  # several GPUs: kernels that wait for their other ranks have SMs of their own
 
     @property
     def parts(self) -> int:
@@ -52,11 +53,11 @@ def place(
     *,
     gpu: bool,
     caps: bool,
+    meshed: bool = False,
 ) -> Place:
     """Of a device and the ``ledger`` of its pool of ``block_bytes`` blocks."""
-    return Place(
-        rungs, block_bytes, ledger.total_blocks, ledger.reach, gpu, splits(config, rungs, gpu=gpu), caps
-    )
+    split = splits(config, rungs, gpu=gpu)
+    return Place(rungs, block_bytes, ledger.total_blocks, ledger.reach, gpu, split, caps, meshed)
 
 
 def scheduler(
@@ -71,7 +72,7 @@ def scheduler(
     not."""
     settings = settings_of(config, run_ahead=where.gpu)
     forecast = Forecast(targets, settings.prefill_tokens) if config.admission == "slo" else None
-    shares = Shares(where.rungs, config.overbook)
+    shares = Shares(where.rungs, 0 if where.meshed else config.overbook)
     return Scheduler(
         (), ledger, shares, settings, policy=policy or config.policy, forecast=forecast, parts=where.parts
     )

@@ -84,6 +84,7 @@ class RequestTimes(Struct, frozen=True):
     stays: list[Stay] = []  # in order, the last where it is or was; [] if it never moved
     adapter: str = ""  # of ``model``, whose request it is
     key: str = ""  # name of the key that it came with
+    cut_over: list[str] = []  # devices that compute each batch of its model together; []: one does
 
 
 class Span(Struct, frozen=True, array_like=True):

@@ -18,8 +18,10 @@ _PHASES: tuple[Phases, ...] = ("both", "prefill", "decode")
 
 def place_of(device: Device, arena: Arena, config: Config) -> Place:
     """``device`` with its pool, as the scheduler sees them."""
+    gpu = is_gpu(device)
     return place(
-        config, device.rungs, arena.ledger, arena.block_bytes, gpu=is_gpu(device), caps=device.caps
+        config, device.rungs, arena.ledger, arena.block_bytes, gpu=gpu, caps=device.caps,
+        meshed=gpu and len(device.members) > 1,
     )  # fmt: skip
 
 

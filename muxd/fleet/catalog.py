@@ -76,9 +76,11 @@ class Opened:
         packing = packing_for(config.weights, config.cpu_step if native else "torch", dtype, gpu=gpu)
         self.rank_spec: ModelSpec = cut_spec(spec, config.tp)
         ranks = [Rank(number, config.tp) for number in range(config.tp)]
-        own, *others = (plan(folder, spec, dtype, gpu=gpu, packing=packing, rank=rank) for rank in ranks)
-        self.plan: WeightPlan = with_loras(own, self.loras.read)
-        self.parts: list[WeightPlan] = [self.plan, *others]  # of each rank, alike but for what is in them
+        own = (plan(folder, spec, dtype, gpu=gpu, packing=packing, rank=rank) for rank in ranks)
+        # Of each rank, alike but for what is in them.
+        self.parts: list[WeightPlan] = [
+            with_loras(one, self.loras.read, spec, rank) for one, rank in zip(own, ranks, strict=True)
+        ]
         self.spec: ModelSpec = structs.replace(spec, tied_embeddings=self.plan.tied)
         self.step: Literal["native", "torch", "gpu"] = (
             "gpu" if gpu else "native" if self.plan.packed else "torch"
@@ -92,6 +94,11 @@ class Opened:
         generation = read_generation(folder)
         self.eos = self._ends({*self.spec.eos_ids, *generation.eos_ids})
         self.default_sampling = _sampling_of(folder, generation.sampling)
+
+    @property
+    def plan(self) -> WeightPlan:
+        """Of the first rank."""
+        return self.parts[0]
 
     @property
     def files(self) -> set[Path]:
@@ -116,7 +123,7 @@ class Opened:
         found = changed(self.loras, self.plan)
         gone = {self.loras.numbers[name]: why for name, why in found.items()}
         if gone:
-            self.plan = self.parts[0] = without_loras(self.plan, gone)
+            self.parts = [without_loras(part, gone) for part in self.parts]
             self.loras = without(self.loras, found)
         return gone
 

@@ -88,9 +88,12 @@ class Planning:
             return device.memory // (1 if is_gpu(device) or limited else hosts)
 
         first = next(iter(devices.values()))
-        found = {name: HostDevice(memory(name, one), self._pools[name]) for name, one in devices.items()}
-        least = min(one.memory for one in found.values())
-        room = Room(len(found), least, max(self._pools.values()), tuple(first.rungs))
+        found = {
+            name: HostDevice(memory(name, one), self._pools[name], len(one.members))
+            for name, one in devices.items()
+        }
+        least, sizes = min(one.memory for one in found.values()), tuple(self._sizes)
+        room = Room(len(found), least, max(self._pools.values()), tuple(first.rungs), sizes)
         measured = config.placement.profile
         known = profile.load(Path(measured)) if measured else None
         table = CostTable(known, source=measured) if known else None
@@ -107,7 +110,6 @@ class Planning:
         opened = [entry for entry in entries if entry.opened is not None]
         if not opened:
             return
-        self._spread_cut(opened)
         pins = self.pins(opened)
         try:
             found = live.start(self.appraiser(opened), pins)
@@ -125,22 +127,21 @@ class Planning:
         if entry.config.device:
             return entry.config.device
         placed = [one for one in others if one.lane is not None and one.name != entry.name]
-        if entry.config.tp > 1:
-            return self.names[self._mesh_for(entry, placed)]
         try:
             appraiser = self.appraiser([*placed, entry])
         except ConfigError as error:
             _log.warning("no plan for %s: %s; it goes where most is left", entry.name, error.message)
             return self.names[self._by_size([*placed, entry], self.now(placed))[entry.name]]
         held = [tuple(i for i, one in enumerate(placed) if one.device == name) for name in self.names]
-        return self.names[live.best(Sets(appraiser), held, len(placed))]
+        return self.names[live.best(appraiser, Sets(appraiser), held, len(placed))]
 
     def appraiser(self, entries: Sequence[Entry], demands: Mapping[str, Demand] | None = None) -> Live:
         """Of opened entries, at measured demands where there are some. Raises ConfigError where the costs of
         a model are not known, or no plan could hold the models."""
         loads = [self._measured(entry, load_of(entry, (demands or {}).get(entry.name))) for entry in entries]
         least = {entry.name: self._least(entry) for entry in entries}
-        return Live(loads, self._ground.room, self._costs(loads), self._ground.budget, least)
+        ranks = {entry.name: entry.config.tp for entry in entries}
+        return Live(loads, self._ground.room, self._costs(loads), self._ground.budget, least, ranks)
 
     def host_view(self, entries: Iterable[Entry], demands: Mapping[str, Demand]) -> HostView:
         """Of opened entries, for a plan over several hosts. The first time it may measure the CPU."""
@@ -158,9 +159,8 @@ class Planning:
         return HostView(ground.devices, ground.room.rungs, ground.peak, ground.reach, ground.budget, models)
 
     def pins(self, entries: Iterable[Entry]) -> dict[str, int]:
-        """Pinned models stay where they are: where the configuration says, or an operator has moved them. So
-        do those that are cut over a mesh: the plan is of devices, and others have no place for them."""
-        fixed = [one for one in entries if one.config.device or one.config.tp > 1]
+        """Pinned models stay where they are: where the configuration says, or an operator has moved them."""
+        fixed = [one for one in entries if one.config.device]
         return {one.name: self.names.index(one.device) for one in fixed}
 
     def now(self, entries: Iterable[Entry]) -> dict[str, int]:
@@ -195,23 +195,12 @@ class Planning:
     def _least(self, entry: Entry) -> int:
         return size(entry.quota.min, key=f"model.quota.min ({entry.name})", whole=self._ground.room.pool)
 
-    def _spread_cut(self, entries: Sequence[Entry]) -> None:
-        """Models that are cut, largest first, each to a mesh of as many devices."""
-        free = [entry for entry in entries if entry.config.tp > 1 and not entry.config.device]
-        for entry in sorted(free, key=_bytes, reverse=True):
-            entry.device = self.names[self._mesh_for(entry, [one for one in entries if one.device])]
-
-    def _mesh_for(self, entry: Entry, placed: Sequence[Entry]) -> int:
-        """Of as many devices as it is cut over, where the fewest bytes of weights are."""
-        held = [sum(_bytes(one) for one in placed if one.device == name) for name in self.names]
-        fitting = [at for at, size in enumerate(self._sizes) if size == entry.config.tp]
-        return min(fitting, key=held.__getitem__)
-
     def _by_size(self, entries: Sequence[Entry], pins: Mapping[str, int]) -> dict[str, int]:
-        """Largest first, each where the fewest bytes of weights are."""
+        """Largest first, each where the fewest bytes of weights are, of the devices that take it."""
         held, found = [0] * len(self.names), dict(pins)
         for entry in sorted(entries, key=_bytes, reverse=True):
-            at = found.setdefault(entry.name, min(range(len(held)), key=held.__getitem__))
+            taking = [at for at, size in enumerate(self._sizes) if entry.config.tp in (1, size)]
+            at = found.setdefault(entry.name, min(taking, key=held.__getitem__))
             held[at] += _bytes(entry)
         return found
 

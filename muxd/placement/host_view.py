@@ -9,10 +9,12 @@ from muxd.placement.problem import ModelLoad
 
 
 class HostDevice(Struct, frozen=True):
-    """Bytes: what pool and weights may take together, and what of it is the pool."""
+    """Bytes: what pool and weights may take together, and what of it is the pool; of a mesh, of each of its
+    ``members``."""
 
     memory: int
     pool: int
+    members: int = 1
 
 
 class HostedModel(Struct, frozen=True):

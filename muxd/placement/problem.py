@@ -46,12 +46,16 @@ class ModelLoad(Struct, frozen=True):
 
 
 class Gpus(Struct, frozen=True):
-    """``hosts`` machines with ``per_host`` devices of ``memory`` bytes each. Meshes stay inside a host."""
+    """``hosts`` machines with ``per_host`` devices of ``memory`` bytes each. Meshes stay inside a host.
+
+    ``fixed``: of each host the size of the one mesh that it is for good; (): a plan divides them as it likes.
+    """
 
     kind: str
     memory: int
     per_host: int
     hosts: int = 1
+    fixed: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:

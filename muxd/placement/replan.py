@@ -116,7 +116,8 @@ def propose(
         raise ConfigError("the present layout does not fit: plan anew")
     problem = appraiser.problem
     leaving = [
-        model.rate * model.weight * _seconds(model, 1, policy) / policy.horizon for model in problem.models
+        model.rate * model.weight * _seconds(problem, model, 1, policy) / policy.horizon
+        for model in problem.models
     ]
     steps = policy.steps * len(problem.models)
     known = sets or Sets(appraiser)
@@ -192,13 +193,15 @@ def moves(problem: Problem, present: Layout, proposed: Layout, policy: Policy) -
         for index in mesh.models:
             if same.get(i) != before[index]:
                 model, gone = problem.models[index], present[before[index]]
-                seconds = _seconds(model, mesh.gpus, policy)
+                seconds = _seconds(problem, model, mesh.gpus, policy)
                 lost = model.rate * model.weight * seconds
                 found.append(Move(model.name, gone.host, gone.gpus, mesh.host, mesh.gpus, seconds, lost))
     return tuple(found)
 
 
-def _seconds(model: ModelLoad, gpus: int, policy: Policy) -> float:
+def _seconds(problem: Problem, model: ModelLoad, gpus: int, policy: Policy) -> float:
+    """To load it. Where meshes are fixed, models are as each of their devices has them."""
+    gpus = 1 if problem.gpus.fixed else gpus
     return policy.start + model.shape.weight_bytes(gpus, model.dtype) / policy.bandwidth
 
 
@@ -219,9 +222,10 @@ def relabelled(
 ) -> Layout:
     """The proposed layout with its hosts renamed so that few bytes move: hosts with most in common first.
 
-    A host with a pinned model gets the name it is pinned to; no host may have models pinned to two.
+    A host with a pinned model gets the name it is pinned to; no host may have models pinned to two. One that
+    is a mesh for good gets that of one as large.
     """
-    hosts, pins = range(problem.gpus.hosts), pinned or {}
+    hosts, pins, sizes = range(problem.gpus.hosts), pinned or {}, problem.gpus.fixed
     fixed = {mesh.host: pins[model] for mesh in proposed for model in mesh.models if model in pins}
     free = set(hosts) - set(fixed.values())
     by_host = {a: ([m for m in proposed if m.host == a], [m for m in present if m.host == a]) for a in hosts}
@@ -231,6 +235,7 @@ def relabelled(
             for a in hosts
             if a not in fixed
             for b in free
+            if not sizes or sizes[a] == sizes[b]
         }
     )
     names = {**matched, **fixed}

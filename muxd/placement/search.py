@@ -40,7 +40,7 @@ class Annealing:
 
     def __init__(self, sets: Sets, layout: Layout, seed: int = 0, leaving: Sequence[float] | None = None):
         self._sets, self._draw = sets, Random(seed)
-        self._leaving = leaving
+        self._leaving, self._fixed = leaving, bool(sets.appraiser.problem.gpus.fixed)
         self._homes: list[frozenset[int]] = [frozenset(m.models) for m in layout]
         self._hosts, self._sizes = [m.host for m in layout], [m.gpus for m in layout]
         self._models: list[Models] = [tuple(sorted(m.models)) for m in layout]
@@ -110,7 +110,7 @@ class Annealing:
         """Every model to the half where it adds more, in random order."""
         a = self._draw.randrange(len(self._models))
         size, models = self._sizes[a] // 2, list(self._models[a])
-        if self._sizes[a] % 2 or len(models) < 2:
+        if self._fixed or self._sizes[a] % 2 or len(models) < 2:
             return None
         self._draw.shuffle(models)
         halves: list[Models] = [(), ()]
@@ -137,7 +137,7 @@ class Annealing:
             for i, (host, size) in enumerate(zip(self._hosts, self._sizes, strict=True))
             if host == self._hosts[a] and size == self._sizes[a] and i != a
         ]
-        if not alike:
+        if self._fixed or not alike:
             return None
         b = self._draw.choice(alike)
         models = tuple(sorted((*self._models[a], *self._models[b])))

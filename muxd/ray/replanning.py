@@ -78,11 +78,16 @@ class Fleet:
         devices = [one for view in self._views.values() for one in view.devices.values()]
         loads = [self._load(key, model, rates[key]) for key, (_, model) in self.models.items()]
         room = Room(
-            len(devices), min(one.memory for one in devices), max(one.pool for one in devices), first.rungs
+            len(devices),
+            min(one.memory for one in devices),
+            max(one.pool for one in devices),
+            first.rungs,
+            tuple(one.members for one in devices),
         )
+        ranks = {key: model.config.tp for key, (_, model) in self.models.items()}
         shapes, dtypes = {one.cost: one.shape for one in loads}, {one.cost: one.dtype for one in loads}
         least = {key: model.least for key, (_, model) in self.models.items()}
-        return Live(loads, room, Roofline(first.peak, shapes, first.reach, dtypes), first.budget, least)
+        return Live(loads, room, Roofline(first.peak, shapes, first.reach, dtypes), first.budget, least, ranks)
 
     def view(self, rates: Mapping[str, float]) -> View:
         """As of one daemon with all these devices."""

@@ -62,6 +62,12 @@ def without_models(
         config, tuple(device.rungs), ledger, block_bytes, gpu=device.gpu, caps=device.caps
     )  # fmt: skip
     targets = {model.name: Slo.of(model) for model in config.bases}
+    for model in config.bases:
+        if model.tp > 1:
+            raise ConfigError(
+                f"model.tp: {model.tp} ({model.name}): a profile is of one device, and tells nothing of "
+                "models that are cut over several; leave tp out here (`muxctl plan` simulates its meshes)"
+            )
     shapes = {model.name: cost.model(model.name).shape for model in config.bases}
     openings = {
         model.name: opening(model, shapes[model.name], where, len(config.bases)) for model in config.bases

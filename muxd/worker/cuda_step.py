@@ -79,7 +79,7 @@ class CudaStep:
         self._streams = Streams(pool.device)
         self._scratch = Scratch(setup.model, pool.device, setup.scratch.get(setup.phases, 0))
         mapped = CudaWeights(entries(setup, spec.vocab_size), weights, setup.max_context)
-        self.model = build(spec, ranked(mapped, setup, spec.vocab_size, pool.device))
+        self.model = build(spec, ranked(mapped, setup, spec, pool.device))
         self.scorer = Scorer(
             self.model.logits, spec.vocab_size, to_host, lambda ids: upload(pool.device, ids)[0]
         )

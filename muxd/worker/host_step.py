@@ -31,7 +31,7 @@ class HostStep(CpuStep[PagedKv]):
     def __init__(self, spec: ModelSpec, setup: Setup, pool: Tensor, weights: Tensor):
         super().__init__(spec, setup)
         mapped = AdaptedWeights(entries(setup, spec.vocab_size), weights, setup.lora)
-        parts = ranked(mapped, setup, spec.vocab_size, pool.device)
+        parts = ranked(mapped, setup, spec, pool.device)
         self._adapters, self.model = mapped.adapters, build(spec, parts)
         self.scorer = Scorer(self.model.logits, spec.vocab_size)
         self._pooler = Pooler(self.model.output)

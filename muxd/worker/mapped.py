@@ -62,3 +62,6 @@ class MappedWeights(Views):
 
     def rotary(self, rope: Rope, head_dim: int) -> Turn:
         return Rotary(rope, head_dim, self.dtype)
+
+    def summed(self, x: Tensor) -> Tensor:
+        return x

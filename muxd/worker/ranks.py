@@ -1,8 +1,9 @@
 """One rank of a tensor-parallel group: what it computes with the others, by ``torch.distributed``.
 
-A model page multiplies as ever. ``o`` and ``down`` give a rank its part of every sum: all ranks' parts are
-added. The head gives it the logits of its part of the vocabulary: all ranks get all of them. Both results are
-equal bit for bit on every rank, so each samples the same token and nobody is told.
+A model page multiplies as ever. ``o``, ``down`` and a mixture of experts give a rank its part of every sum:
+all ranks' parts are added. The head gives it the logits of its part of the vocabulary: all ranks get all of
+them. Both results are equal bit for bit on every rank, so each samples the same token and nobody is told. A
+norm over all heads takes the squares of all ranks' heads, one float a token.
 
 All ranks must compute the same batches in the same order. They do: each gets every command of its phase, and
 nothing but commands says what is computed.
@@ -17,6 +18,7 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 from muxd.messages import ITEM_BYTES, Setup, TensorEntry
 from muxd.models.cut import Rank, logit_part, way
 from muxd.models.layers import Linear, Norm, Turn, Weights
+from muxd.models.model_spec import ModelSpec
 from muxd.models.rope import Rope
 
 _HEAD_PART = "embed.head"  # a tied head: the rank's rows of the whole embedding
@@ -79,6 +81,21 @@ class _Head:
         return y if add is None else y.add_(add)
 
 
+class _WideNorm:
+    """``Norm`` of all heads together, of which the rank has some. Heads that are zeros add nothing; one that
+    is on several ranks counts on each, as in ``numbers``."""
+
+    def __init__(self, plain: Norm, group: Group, numbers: int):
+        self.weight, self.eps = plain.weight, plain.eps
+        self._group, self._numbers = group, numbers
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        full = x.float()
+        squares = self._group.add(full.square().sum(-1, keepdim=True))
+        y = full * torch.rsqrt(squares / self._numbers + self.eps) * self.weight.float()
+        return y.to(x.dtype) if add is None else add + y.to(x.dtype)
+
+
 def entries(setup: Setup, vocab: int) -> list[TensorEntry]:
     """The region's tensors, and of a tied head the part that this rank computes."""
     if setup.ranks == 1 or any(tensor.name == "head" for tensor in setup.tensors):
@@ -95,9 +112,12 @@ def entries(setup: Setup, vocab: int) -> list[TensorEntry]:
 class RankWeights:
     """Implements ``muxd.models.layers.Weights`` by ``plain``, the rank's own, and its ``group``."""
 
-    def __init__(self, plain: Weights, group: Group, setup: Setup, vocab: int):
-        self._plain, self._group, self._vocab = plain, group, vocab
-        self._size = logit_part(vocab, Rank(setup.rank, setup.ranks))[1]
+    def __init__(self, plain: Weights, group: Group, setup: Setup, spec: ModelSpec):
+        """``spec``: as one rank computes it."""
+        self._plain, self._group, self._vocab = plain, group, spec.vocab_size
+        self._size = logit_part(spec.vocab_size, Rank(setup.rank, setup.ranks))[1]
+        heads = dict(zip(("q_norm", "k_norm"), spec.all_heads, strict=True)) if spec.wide_qk_norm else {}
+        self._wide = {name: count * spec.head_dim for name, count in heads.items()}
 
     def tensor(self, name: str) -> Tensor:
         return self._plain.tensor(name)
@@ -112,7 +132,9 @@ class RankWeights:
         return self._plain.linear(name, bias=bias)
 
     def norm(self, name: str, eps: float, *, offset: bool = False, centred: bool = False) -> Norm:
-        return self._plain.norm(name, eps, offset=offset, centred=centred)
+        plain = self._plain.norm(name, eps, offset=offset, centred=centred)
+        numbers = self._wide.get(name.rpartition(".")[2])
+        return plain if numbers is None else _WideNorm(plain, self._group, numbers)
 
     def plain_norm(self, size: int, eps: float) -> Norm:
         return self._plain.plain_norm(size, eps)
@@ -120,7 +142,10 @@ class RankWeights:
     def rotary(self, rope: Rope, head_dim: int) -> Turn:
         return self._plain.rotary(rope, head_dim)
 
+    def summed(self, x: Tensor) -> Tensor:
+        return self._group.add(x)
 
-def ranked(plain: Weights, setup: Setup, vocab: int, device: torch.device) -> Weights:
+
+def ranked(plain: Weights, setup: Setup, spec: ModelSpec, device: torch.device) -> Weights:
     """What the pages of ``setup``'s model multiply with; one rank alone needs no group."""
-    return plain if setup.ranks == 1 else RankWeights(plain, Group(setup, device), setup, vocab)
+    return plain if setup.ranks == 1 else RankWeights(plain, Group(setup, device), setup, spec)

@@ -125,6 +125,11 @@ def test_a_request_that_was_moved_is_told_by_device_in_order() -> None:
     ]
 
 
+def test_a_model_that_is_cut_is_told_with_its_devices() -> None:
+    one = times(decode=1.0, adapter="lora", cut_over=["cuda:0", "cuda:1"])
+    assert story(one).splitlines()[1].startswith("lora on smol_lm.2 over cuda:0, cuda:1, served; 40 prompt")
+
+
 def test_trace_writes_what_the_viewers_read_and_replaces_nothing(door: Path, tmp_path: Path) -> None:
     file = tmp_path / "trace.json"
     done = muxctl(door, "trace", str(file))

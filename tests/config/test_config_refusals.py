@@ -112,7 +112,6 @@ def refusal(tmp_path: Path, text: str, env: dict[str, str] | None = None) -> str
         ),
         (MESH + MODEL + "tp = 2\nweights = 'int8'", ("model.weights", "'int8' (a) with tp = 2")),
         (MESH + MODEL + "tp = 2\ncpu_step = 'native'", ("model.cpu_step", "'native' (a) with tp = 2")),
-        (MESH + MODEL + "tp = 2\n[[model]]\nname = 'l'\nlora = '/l'\nbase = 'a'", ("model.base", "tp = 2")),
         (MODEL + "device = 'cpu:0'", ("model.device", "'cpu:0'", "none in [[device]]")),
         (TWO + MODEL + "device = 'cpu:7'", ("model.device", "'cpu:7'", "cpu:0, cpu:1")),
         (TWO + MODEL + "device = 'cpu:0'\nquota = { min = '2G' }", ("model.quota (a)",)),

@@ -36,19 +36,26 @@ def test_a_gpu_by_parts_by_caps_or_by_turns(gpu_host: Path) -> None:
     parts.close()
 
 
-def test_a_mesh_of_gpus_has_parts_or_takes_turns(gpu_host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caps keep no two models' collectives apart. Its pool lies on both, and a rank is a client as any."""
-    monkeypatch.setenv("FAKE_CUDA_DEVICES", "2")
-    parts = open_device("cuda:0+cuda:1", "parts")
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_mesh_of_gpus_has_parts_or_takes_turns(
+    gpu_host: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Caps keep no two models' collectives apart. Its pool lies on all, and a rank is a client as any."""
+    monkeypatch.setenv("FAKE_CUDA_DEVICES", str(count))
+    name = "+".join(f"cuda:{number}" for number in range(count))
+    parts = open_device(name, "parts")
     assert (parts.rungs, parts.parts) == ((25, 50, 75, 100), 4)
-    assert [member.name for member in parts.members] == ["cuda:0", "cuda:1"]
-    assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in parts.worker_env(30)
+    assert "+".join(member.name for member in parts.members) == name
+    env = parts.worker_env(30)
+    assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in env
+    assert (env["NCCL_MIN_CTAS"], env["NCCL_MAX_CTAS"]) == ("1", "32"), "of 32, 32, 32 and 36 SMs"
     region = parts.allocate(3 << 20, "pool")
-    assert len({piece.fd for piece in region.pieces}) == 2
+    assert len({piece.fd for piece in region.pieces}) == count
     region.close()
     parts.close()
-    turns = open_device("cuda:0+cuda:1", "caps")
+    turns = open_device(name, "caps")
     assert (turns.rungs, turns.parts, turns.caps) == ((100,), 0, False)
+    assert "NCCL_MAX_CTAS" not in turns.worker_env(30), "a batch has the whole device"
     assert not Mps(gpu_host / "mps").answers()
     turns.close()
 

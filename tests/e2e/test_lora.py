@@ -22,6 +22,7 @@ from support.tiny_models import llama, words
 from transformers import PreTrainedModel
 
 from muxd.admin.schemas import ModelInfo, SleepModel, UnloadModel
+from muxd.device.cpu import available_cores
 from muxd.errors import MuxdError
 
 TOKENS = 24
@@ -211,3 +212,17 @@ def test_an_adapter_comes_and_goes_with_its_base_alone(daemon: LiveDaemon) -> No
     with pytest.raises(MuxdError, match="pirate is an adapter of base"):
         list(daemon.admin.unload(UnloadModel("pirate")))
     assert row(daemon, "pirate").state == "ready"
+
+
+@pytest.mark.xdist_group("cores")
+@pytest.mark.skipif(available_cores() < 2, reason="needs two cores")
+def test_adapters_are_cut_with_their_base(merged: tuple[Path, Merged], tmp_path: Path) -> None:
+    """Over two devices; one that is broken fails alone there, too."""
+    mesh = '[[device]]\nname = "cpu:0+cpu:1"\ncores = [0, 1]\n'
+    text = config(merged[0]).replace('[server]\ndevice = "cpu"\n', mesh)
+    with live(text.replace('dtype = "float32"\n', 'dtype = "float32"\ntp = 2\n', 1), tmp_path) as daemon:
+        asked = [(name, words(length, 1)) for length in (40, 90) for name in SERVED]
+        check(merged[1], asked, asyncio.run(together(daemon, asked)))
+        assert row(daemon, "broken").state == "failed"
+        ranks = {one.rank for one in daemon.admin.ps() if one.model == "base"}
+        assert ranks == {0, 1}

@@ -76,6 +76,7 @@ def test_it_answers_as_on_one_device_and_comes_and_goes(
         where.check_regions(daemon.process.pid, "pool", "pool", "weights", "weights", "weights")
         assert row(daemon, "a").device == row(daemon, "b").device == mesh_of(where)
         assert daemon.status().pool.bytes == 16 << 20
+        assert list(daemon.status().devices) == [mesh_of(where)]
         with pytest.raises(MuxdError, match=r"is on .* already"):
             list(daemon.admin.move(MoveModel("a", mesh_of(where))))
         list(daemon.admin.unload(UnloadModel("a")))
@@ -86,6 +87,33 @@ def test_it_answers_as_on_one_device_and_comes_and_goes(
         assert [step.stage for step in daemon.admin.sleep(SleepModel("a"))][-1] == "asleep"
         assert {model for model, _ in workers(daemon)} == {"b"}
         together(daemon, alone, "ab")  # who is asked for wakes
+        assert whole(daemon)
+
+
+def reload(daemon: LiveDaemon, text: str) -> None:
+    (daemon.folder / "muxd.toml").write_text(text)
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.wait_ready()
+
+
+@on_the_cpu
+def test_a_reload_changes_over_how_many_devices_a_model_is_cut(
+    where: Where, tmp_path: Path, alone: dict[str, list[int]]
+) -> None:
+    """From two to one and back, while it streams: loaded anew, and the stream ends as it would have."""
+    text = config(where, tmp_path)
+    with live(text, tmp_path) as daemon:
+        for changed, ranks in ((text.replace("tp = 2", "tp = 1"), 1), (text, 2)):
+            stream = Stream(daemon, "a", TOKENS)
+            stream.reach(3)
+            reload(daemon, changed)
+            assert stream.join().tokens == alone["a"], daemon.log
+            assert row(daemon, "a").config.tp == ranks
+            assert [rank for model, rank in sorted(workers(daemon)) if model == "a"] == list(range(ranks))
+            last = Stream(daemon, "a", TOKENS).join()
+            assert last.tokens == alone["a"]
+            told = daemon.admin.why(last.id)[0].cut_over
+            assert told == ([where.first, where.second] if ranks == 2 else [])
         assert whole(daemon)
 
 

@@ -5,8 +5,11 @@ from hypothesis import strategies as st
 from support.bench_unit import BenchUnit
 from support.bench_worker import Spec
 
+from muxd.config import Config, SchedulerConfig
+from muxd.engine.assembly import place, scheduler
 from muxd.engine.parts import Parts
 from muxd.engine.settings import Settings
+from muxd.pool.ledger import Ledger
 
 STEPS = st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from([0, 25, 50, 75, 100])), max_size=40)
 
@@ -131,3 +134,27 @@ def test_what_a_unit_runs_lies_apart_and_commands_say_where() -> None:
                 assert lane.ahead.mask == lane.step.mask
         unit.finish(unit.busy()[0])
     assert seen
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), min_size=2, max_size=8))
+def test_on_a_mesh_no_two_batches_ever_lie_on_each_other(asked: list[tuple[str, int]]) -> None:
+    """Whatever ``overbook`` says: kernels of two models that wait for their other ranks would wait for ever.
+    A share is booked once, for all members."""
+    config = Config(scheduler=SchedulerConfig(overbook=100, prefill_tokens=16))
+    rungs, held = (25, 50, 75, 100), Ledger(600)
+    limits = {}
+    for meshed in (False, True):
+        where = place(config, rungs, held, 8192, gpu=True, caps=False, meshed=meshed)
+        limits[meshed] = scheduler(config.scheduler, where, held, {}).shares.limit
+    assert limits == {False: 200, True: 100}
+    specs = [Spec(name, share=50) for name in "abc"]
+    unit = BenchUnit(specs, total_blocks=600, parts=4, rungs=rungs, overbook=limits[True] - 100)
+    for model, tokens in asked:
+        unit.arrive(model, 4, tokens)
+    while unit.busy():
+        flights = [flight for lane in unit.scheduler.lanes.values() for flight in lane.flights]
+        taken = 0
+        for flight in flights:
+            assert not flight.mask & taken
+            taken |= flight.mask
+        unit.finish(unit.busy()[-1])

@@ -88,12 +88,12 @@ def test_cut_models_are_spread_over_the_meshes_of_their_size(folder: Path, entri
     devices: dict[str, Device] = {"cpu:9": Cpu(1)}
     devices |= {name: Mesh(name, [Cpu(1), Cpu(1)]) for name in MESHES}
     planning = Planning(config, devices, dict.fromkeys(devices, 64 << 20))
+    planning.start(entries[:2])
+    assert {one.device for one in entries[:2]} == set(MESHES)
     planning.start(entries)
-    assert {one.device for one in entries if one.config.tp == 2} == set(MESHES)
+    assert {one.device for one in entries if one.config.tp == 2} <= set(MESHES)
     assert all(one.device in devices for one in entries)
-    assert planning.pins(entries) == {
-        one.name: list(devices).index(one.device) for one in entries if one.config.tp == 2
-    }
+    assert planning.pins(entries) == {}, "a plan may move them"
     another = Entry(ModelConfig("e", str(folder), dtype="float32", tp=2))
     another.open()
     assert planning.place(another, entries) in MESHES

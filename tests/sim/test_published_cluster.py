@@ -5,6 +5,7 @@ import pytest
 from support.placements import COSTS, GB, load
 
 from muxd.cost.analytic import Roofline
+from muxd.cost.law import factors
 from muxd.errors import ConfigError
 from muxd.placement.problem import Gpus, Problem, UnitLoad
 from muxd.sim.build import make_scheduler
@@ -69,3 +70,24 @@ def test_a_split_pool_lends_nothing() -> None:
 def test_costs_of_a_unit_are_its_degree_s() -> None:
     two = Cluster(PROBLEM.models, Roofline("a100"), "A100").table(unit("m0", degree=2))
     assert two.model("m0").shape.kv_heads == 4
+
+
+@pytest.mark.parametrize("degree", [1, 2, 4])
+def test_on_a_mesh_the_law_holds_for_each_of_its_devices(degree: int) -> None:
+    """Batches beside each other move no more bytes than one device does, of weights, K and V its part; a
+    step takes longer than its part of one device's, by what ranks tell each other."""
+    roofline, model = Roofline("a100"), PROBLEM.models[0]
+    table = Cluster(PROBLEM.models, roofline, "A100").table(unit("m0", "m1", degree=degree))
+    memory, read = table.device.memory, 64 * 1024
+    assert memory is not None
+    one, two = (table.parts(name, table.decode(name, 64, 1024, 50), read, 50, 64) for name in ("m0", "m1"))
+    part = roofline.reading(model.cost, degree).weights
+    assert part == pytest.approx(roofline.reading(model.cost, 1).weights / degree)
+    assert one.moved == pytest.approx(part + read * model.shape.kv_bytes(degree), rel=1e-3)
+    running = [one, two] * 4 * degree
+    slowed = factors(running, memory)
+    assert min(slowed) > 1.0
+    speeds = [batch.moved / (batch.seconds * x) for batch, x in zip(running, slowed, strict=True)]
+    assert sum(speeds) == pytest.approx(memory.limit, rel=1e-3)
+    whole = roofline.decode(model.cost, 1, 100, 64, 1024.0).seconds
+    assert roofline.decode(model.cost, degree, 100, 64, 1024.0).seconds > whole / degree * (degree > 1)

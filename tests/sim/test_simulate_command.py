@@ -93,3 +93,13 @@ def test_an_unmeasured_model_is_named(room: Path) -> None:
     run("workload", "c.jsonl", "--models", "c", "--rate", "5")
     assert "has no model 'c', only: a, b" in run("simulate", "--workload", "c.jsonl", code=1)
     assert "simulated" in run("simulate", "--workload", "c.jsonl", "--like", "c=a")
+
+
+def test_a_model_that_is_cut_is_refused_by_name(room: Path) -> None:
+    """Its batches would cost what the profile says of one device."""
+    (room / "muxd.toml").write_text(
+        '[pool]\nbytes = "1G"\n[[device]]\nname = "cuda:0+cuda:1"\n'
+        '[[model]]\nname = "a"\npath = "a"\ntp = 2\n[[model]]\nname = "b"\npath = "b"\n'
+    )
+    shown = run("simulate", "--workload", "w.jsonl", "--config", "muxd.toml", code=1)
+    assert "model.tp: 2 (a): a profile is of one device" in shown

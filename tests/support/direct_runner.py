@@ -70,7 +70,7 @@ class DirectRunner:
         packing = None if paged else packing_for(weights, step, dtype, gpu=device != "cpu")
         layout = plan(folder, self.spec, dtype, packing=packing)
         loras = {number: read_lora(path, self.spec) for number, path in enumerate(adapters, 1)}
-        layout = with_loras(layout, loras)
+        layout = with_loras(layout, loras, self.spec)
         self.weights_bytes = layout.bytes
         region = np.zeros(layout.bytes + 64, dtype=np.uint8)
         region = region[-region.ctypes.data % 64 :]  # as a mapping lies

@@ -3,9 +3,10 @@
 Prefixes are matched and registered as the engine does it; every logit the models computed is kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from muxd.device.base import HostWriter
 from muxd.messages import Chunk, Decode, KvDtype, NewRows, Prefill, Sampling, Setup, kv_item_bytes
 from muxd.models.cut import ALONE, Rank, cut_spec
+from muxd.models.lora import read_lora, with_loras
 from muxd.models.packing import packing_for
 from muxd.models.spec import read_spec
 from muxd.models.state_layout import state_rows
@@ -58,10 +60,12 @@ class LedgerRunner:
         kv_dtypes: dict[str, KvDtype] | None = None,
         rank: Rank = ALONE,
         meeting: str = "",
+        adapters: Mapping[str, Sequence[Path]] = MappingProxyType({}),
     ):
         """``native``: the native step, else torch. ``kv_dtypes``: of models whose K and V are not of their
-        own type, float32. ``rank``: this process's, of a group that meets by the file ``meeting``."""
-        self._rank, self._meeting = rank, meeting
+        own type, float32. ``rank``: this process's, of a group that meets by the file ``meeting``.
+        ``adapters``: folders of each model's, by number from 1 on."""
+        self._rank, self._meeting, self._adapters = rank, meeting, adapters
         self._device, self._paged, self._kv_dtypes = device, paged, kv_dtypes or {}
         self._packing = packing_for("file", "native", "float32", gpu=False) if native else None
         self.pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8, device=device)  # NaN
@@ -79,7 +83,9 @@ class LedgerRunner:
     def _add(self, model: str, folder: Path, blocks: int, block_bytes: int) -> None:
         whole, kind = read_spec(folder), self._kv_dtypes.get(model, "auto")
         spec, rank = cut_spec(whole, self._rank.ranks), self._rank
-        layout = plan(folder, whole, "float32", packing=self._packing, rank=rank)
+        bare = plan(folder, whole, "float32", packing=self._packing, rank=rank)
+        loras = {n: read_lora(path, whole) for n, path in enumerate(self._adapters.get(model, ()), 1)}
+        layout = with_loras(bare, loras, whole, rank)
         weights = np.zeros(layout.bytes + 64, dtype=np.uint8)
         weights = weights[-weights.ctypes.data % 64 :]  # as a mapping lies
         fill(layout, HostWriter(weights))
@@ -95,6 +101,7 @@ class LedgerRunner:
             pool_bytes=self.pool.numel(), block_bytes=block_bytes, max_rows=rows,
             weights_bytes=layout.bytes, tensors=layout.tensors, cores=1, max_context=spec.max_positions,
             kv_dtype=kind, rank=rank.number, ranks=rank.ranks, meeting=self._meeting,
+            lora=layout.lora,
         )  # fmt: skip
         held = torch.from_numpy(weights).to(self._device)
         self._made[model] = setup, held
@@ -125,6 +132,7 @@ class LedgerRunner:
         prompt_tokens: int | None = None,
         sampling: Sampling = GREEDY,
         cache: bool = True,
+        adapter: int = 0,
     ) -> Served:
         """Admit and prefill, ``chunk`` tokens at a time; the first token is sampled."""
         size = self.row_tokens[model]
@@ -147,7 +155,7 @@ class LedgerRunner:
             last = start + len(part) == len(tokens)
             made = Chunk(
                 it.id, start, int32(part), told, last, sampling, it.prompt_tokens, first, known,
-                state=int32(it.state) if first else b"",
+                adapter=adapter, state=int32(it.state) if first else b"",
             )  # fmt: skip
             forget, self._forget[model] = self._forget[model], []
             command = Prefill(0, 100, new if first else NewRows(), [made], forget)

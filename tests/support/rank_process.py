@@ -3,7 +3,6 @@
 Run as a script by ``play``; what the models computed comes back as a file of logits and tokens.
 """
 
-import json
 import os
 import random
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 from safetensors.torch import load_file, save_file
 from torch import Tensor, stack, tensor
 
@@ -22,9 +22,21 @@ STEPS, FEW = 32, 6
 _BLOCKS = 8000
 
 
-def scenario(folder: Path, rank: Rank = ALONE, meeting: str = "") -> list[Served]:
-    """A prompt at once and 32 steps; in chunks and few; one that begins as it did, and few."""
-    runner = LedgerRunner({"m": folder}, _BLOCKS, rank=rank, meeting=meeting)
+class Part(msgspec.Struct):
+    """What is played. ``paged``: K and V are read where they lie, as on a GPU."""
+
+    folder: str
+    adapters: list[str] = []
+    paged: bool = False
+
+
+def scenario(part: Part, rank: Rank = ALONE, meeting: str = "") -> list[Served]:
+    """A prompt at once and 32 steps; in chunks and few; one that begins as it did, and few; one of each
+    adapter, and few."""
+    adapters = {"m": [Path(path) for path in part.adapters]}
+    runner = LedgerRunner(
+        {"m": Path(part.folder)}, _BLOCKS, rank=rank, meeting=meeting, adapters=adapters, paged=part.paged
+    )
     words = random.Random(0).choices(range(3, 300), k=140)
     first = runner.start("m", words)
     answer(runner, first, STEPS)
@@ -33,7 +45,12 @@ def scenario(folder: Path, rank: Rank = ALONE, meeting: str = "") -> list[Served
     hit = runner.start("m", [*words[:130], *range(60, 75)])
     assert hit.shared
     answer(runner, hit, FEW)
-    return [first, chunked, hit]
+    found = [first, chunked, hit]
+    for adapter in range(1, len(part.adapters) + 1):
+        adapted = runner.start("m", words[:50], chunk=37, cache=False, adapter=adapter)
+        answer(runner, adapted, FEW)
+        found.append(adapted)
+    return found
 
 
 def answer(runner: LedgerRunner, it: Served, steps: int) -> None:
@@ -41,9 +58,9 @@ def answer(runner: LedgerRunner, it: Served, steps: int) -> None:
         runner.step(it)
 
 
-def play(folders: Mapping[str, Path], ranks: int, into: Path) -> list[dict[str, Tensor]]:
+def play(parts: Mapping[str, Part], ranks: int, into: Path) -> list[dict[str, Tensor]]:
     """Of each rank, by model: logits [tokens of all sequences, vocab], under "NAME tokens" those tokens."""
-    told = json.dumps({name: str(folder) for name, folder in folders.items()})
+    told = msgspec.json.encode(parts).decode()
     root = Path(__file__).parents[2]
     env = {**os.environ, **worker_env(1), "GLOO_SOCKET_IFNAME": "lo"}
     env["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "tests")])
@@ -76,9 +93,9 @@ def main(told: str, number: str, ranks: str, into: str) -> None:
     from muxd.worker.ranks import leave
 
     found: dict[str, Tensor] = {}
-    rank = Rank(int(number), int(ranks))
-    for at, (name, folder) in enumerate(json.loads(told).items()):
-        found |= results(name, scenario(Path(folder), rank, f"{into}/meeting-{at}-of-{ranks}"))
+    rank, parts = Rank(int(number), int(ranks)), msgspec.json.decode(told, type=dict[str, Part])
+    for at, (name, part) in enumerate(parts.items()):
+        found |= results(name, scenario(part, rank, f"{into}/meeting-{at}-of-{ranks}"))
         leave()
     save_file(found, f"{into}/{number}-of-{ranks}")
 
