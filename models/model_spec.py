@@ -45,6 +45,8 @@ AROUND_GLM = Norms(
 )
 SHARED = Norms(before_attention="input_layernorm")  # attention and MLP read the same
 
+_ALL = 1 << 62  # tokens
+
 
 class ModelSpec(Struct, frozen=True):
     """The shape of a transformer, a decoder but for ``encoder``, and the constants its formulas need."""
@@ -162,6 +164,23 @@ class ModelSpec(Struct, frozen=True):
     def blocks_per_row(self) -> int:
         """Head blocks in one row: one a KV head and layer, two where heads are twice as wide as others."""
         return self.row_layout.blocks
+
+    @property
+    def layer_blocks(self) -> tuple[int, ...]:
+        """Head blocks of a row that each layer has of its own."""
+        return tuple(at.kv_heads * at.width * at.own for at in self.row_layout.layers)
+
+    @property
+    def kept_windows(self) -> tuple[int | None, ...]:
+        """By layer, for how many tokens its keys and values are needed, also by layers that read them; None:
+        for all."""
+        layers = self.row_layout.layers
+        longest: dict[int, int] = {}  # by first block; a window without end is longer than any
+        for at, window in zip(layers, self.windows, strict=True):
+            if at.kv_heads:
+                longest[at.first] = max(longest.get(at.first, 0), window or _ALL)
+        kept = (longest[at.first] if at.kv_heads else _ALL for at in layers)
+        return tuple(None if tokens == _ALL else tokens for tokens in kept)
 
     def tokens_per_row(self, block_bytes: int, itemsize: int) -> int:
         """See ``tokens_per_row``."""

@@ -49,9 +49,9 @@ def decode_attention(
     for i, length in enumerate(lengths.tolist()):
         if length == 0:
             continue
-        keys, values = pool.seen(layer, rows[i], length)
         first = 0 if window is None else max(0, length - window)
-        out[i] = attend(q[i][None], keys[:, first:], values[:, first:], None, scale, softcap, sinks)[0]
+        keys, values = pool.seen(layer, rows[i], length, first)
+        out[i] = attend(q[i][None], keys, values, None, scale, softcap, sinks)[0]
     return out.to(q.dtype).flatten(1)
 
 

@@ -60,9 +60,12 @@ class PagedPool:
         used = self.blocks[:, : 2 * tokens * self.layout.head_dim]
         return used.view(-1, 2 * tokens // at.width, at.head_dim)
 
-    def seen(self, layer: int, rows: Tensor, stop: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [kv_heads, stop, head_dim] of one sequence, gathered in float32 (references)."""
-        used, at, tokens = rows[: -(-stop // self.tokens)].long(), self.layer(layer), self.tokens
+    def seen(self, layer: int, rows: Tensor, stop: int, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Keys and values [kv_heads, stop - start, head_dim] of one sequence, gathered in float32
+        (references). Rows before that of ``start`` are not read."""
+        at, tokens = self.layer(layer), self.tokens
+        begin = start // tokens
+        used = rows[begin : -(-stop // tokens)].long()
         found, slots = [], self.slots(layer)
         for columns, slot in ((at.keys, 0), (at.values, at.value_slot(tokens))):
             places = self.table[used][:, columns].long()  # [rows, kv_heads]
@@ -71,5 +74,5 @@ class PagedPool:
             else:
                 whole = slots[places].float()  # [rows, kv_heads, slots, head_dim]
             part = whole[:, :, slot : slot + tokens].transpose(0, 1)
-            found.append(part.flatten(1, 2)[:, :stop])
+            found.append(part.flatten(1, 2)[:, start - begin * tokens : stop - begin * tokens])
         return found[0], found[1]

@@ -39,9 +39,10 @@ def prefill_attention(
         n = here.stop - here.start
         if n == 0:
             continue
-        keys, values = pool.seen(layer, rows[i], before + n)
+        first = 0 if window is None else max(0, before + 1 - window)
+        keys, values = pool.seen(layer, rows[i], before + n, first)
         query = torch.arange(before, before + n, device=q.device)[:, None]
-        key = torch.arange(before + n, device=q.device)[None]
+        key = torch.arange(first, before + n, device=q.device)[None]
         hidden = key > query if window is None else (key > query) | (key <= query - window)
         out[here] = attend(q[here], keys, values, hidden, scale, softcap, sinks)
     return out.to(q.dtype).flatten(1)

@@ -22,15 +22,18 @@ from muxd.kernels.paged_tile_kernel import LOG2_E, fold, load_half, offsets_of, 
 
 @triton.jit
 def _stretch(
-    acc, total, best, query, position, first, stop, end,
+    acc, total, best, query, position, first, stop, begin, end,
     pool, table, own_rows, scale, softcap, window, column, table_stride,
     D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
     TILE: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     # Where the next tile lies is looked up while this one is computed, as in the decode kernel: its copies
     # wait for no load of the same round, so that two tiles are on their way beside the products.
+    # Nothing before ``begin``, which no window sees, is read: it may be another model's by now, and NaN.
     token = first * TILE + tl.arange(0, TILE)
     valid = token < end
+    if WINDOWED:
+        valid = valid & (token >= begin)
     at = offsets_of(own_rows, table, token, valid, table_stride, column, T, BLOCK, D)
     at_values = at
     if WIDTH == 2:
@@ -49,6 +52,8 @@ def _stretch(
             v = load_half(pool + T * D, at, valid, D, D_PAD).to(query.dtype)
         token += TILE
         valid = token < end
+        if WINDOWED:
+            valid = valid & (token >= begin)
         at = offsets_of(own_rows, table, token, valid, table_stride, column, T, BLOCK, D)
         if WIDTH == 2:
             at_values = offsets_of(own_rows, table, token, valid, table_stride, column + 1, T, BLOCK, D)
@@ -92,9 +97,10 @@ def _prefill(
     lowest, highest = before + begin, before + tl.minimum(begin + QUERIES, n) - 1
     end = highest + 1
 
-    left = 0
+    left, seen = 0, 0
     if WINDOWED:
-        left = tl.maximum(lowest - window + 1, 0) // TILE
+        seen = tl.maximum(lowest - window + 1, 0)
+        left = seen // TILE
     stop = tl.cdiv(end, TILE)
     open_from = left
     if WINDOWED:
@@ -108,17 +114,17 @@ def _prefill(
     own = column + head * WIDTH
     if WINDOWED:
         acc, total, best = _stretch(
-            acc, total, best, query, position, left, open_from, end,
+            acc, total, best, query, position, left, open_from, seen, end,
             pool, table, own_rows, scale, softcap, window, own, table_stride,
             D, D_PAD, T, BLOCK, WIDTH, TILE, WINDOWED, CAPPED, True,
         )  # fmt: skip
     acc, total, best = _stretch(
-        acc, total, best, query, position, open_from, open_to, end,
+        acc, total, best, query, position, open_from, open_to, seen, end,
         pool, table, own_rows, scale, softcap, window, own, table_stride,
         D, D_PAD, T, BLOCK, WIDTH, TILE, WINDOWED, CAPPED, WINDOWED,
     )  # fmt: skip
     acc, total, best = _stretch(
-        acc, total, best, query, position, open_to, stop, end,
+        acc, total, best, query, position, open_to, stop, seen, end,
         pool, table, own_rows, scale, softcap, window, own, table_stride,
         D, D_PAD, T, BLOCK, WIDTH, TILE, WINDOWED, CAPPED, True,
     )  # fmt: skip

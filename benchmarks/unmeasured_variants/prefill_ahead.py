@@ -20,15 +20,17 @@ from muxd.kernels.paged_tile_kernel import fold, load_half, offsets_of, scores_o
 
 @triton.jit
 def _stretch(
-    acc, total, best, query, position, first, stop, end,
+    acc, total, best, query, position, first, stop, begin, end,
     pool, table, own_rows, scale, softcap, window, column, table_stride,
-    D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-    WINDOWED: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr,
+    D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+    TILE: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
+    tl.static_assert(WIDTH == 1)
     token = first * TILE + tl.arange(0, TILE)
-    at = offsets_of(own_rows, table, token, token < end, table_stride, column, T, BLOCK, D)
+    valid = (token < end) & (token >= begin)
+    at = offsets_of(own_rows, table, token, valid, table_stride, column, T, BLOCK, D)
     for _ in range(first, stop):
-        valid = token < end
+        valid = (token < end) & (token >= begin)
         k = load_half(pool, at, valid, D, D_PAD).to(query.dtype)
         s = scores_of(query, k, scale, softcap, CAPPED)
         if MASKED:
@@ -38,7 +40,8 @@ def _stretch(
             s = tl.where(hidden, float("-inf"), s)
         v = load_half(pool + T * D, at, valid, D, D_PAD).to(query.dtype)
         token += TILE
-        at = offsets_of(own_rows, table, token, token < end, table_stride, column, T, BLOCK, D)
+        ahead = (token < end) & (token >= begin)
+        at = offsets_of(own_rows, table, token, ahead, table_stride, column, T, BLOCK, D)
         acc, total, best = fold(acc, total, best, s, v, MASKED)
     return acc, total, best
 

@@ -55,6 +55,8 @@ class Shape(Struct, frozen=True):
     kv_dtype: KvDtype = "auto"
     row_blocks: int = 0  # head blocks of a row, where layers differ; 0: of each layer ``kv_heads``
     delta: DeltaNet | None = None  # in place of some layers' attention
+    windows: tuple[int | None, ...] = ()  # of its layers' keys and values, tokens; none: all are needed whole
+    layer_blocks: tuple[int, ...] = ()  # of ``row_blocks``, each layer's own
 
     @property
     def blocks_per_row(self) -> int:

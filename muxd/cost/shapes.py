@@ -34,6 +34,8 @@ class ModelShape(Struct, frozen=True):
     experts: ExpertShape | None = None  # in place of the MLP of some layers
     delta: DeltaNet | None = None  # in place of some layers' attention
     row_blocks: int = 0  # see ``muxd.cost.profile.Shape``; such a model is not cut
+    windows: tuple[int | None, ...] = ()  # see there
+    layer_blocks: tuple[int, ...] = ()
     inputs: int = 0  # numbers that all layers together look up of a token, beside its embedding
 
     @property
@@ -96,6 +98,16 @@ class ModelShape(Struct, frozen=True):
         blocks = self.row_blocks or self.layers * self.kv_heads_on(gpus)
         return 2 * blocks * self.head_dim * item
 
+    def kept_bytes(self, tokens: int, gpus: int = 1, dtype: Dtype = "bfloat16") -> int:
+        """Bytes of K and V on each of ``gpus`` devices that a sequence of so many tokens still needs: of a
+        layer with a window only the last ones."""
+        layers = self.layer_blocks or (self.kv_heads_on(gpus),) * self.layers
+        windows = self.windows or (None,) * self.layers
+        kept = sum(
+            blocks * min(tokens, window or tokens) for blocks, window in zip(layers, windows, strict=True)
+        )
+        return 2 * kept * self.head_dim * kv_item_bytes(dtype, self.kv_dtype)
+
     def weight_bytes(self, gpus: int = 1, dtype: Dtype = "bfloat16") -> int:
         """On each of ``gpus`` devices: matrices cut evenly, the embedding whole (``models/cut.py``)."""
         every = self.packed or self.parameters * ITEM_BYTES[dtype]
@@ -116,7 +128,13 @@ class ModelShape(Struct, frozen=True):
         """What the ledger of one of ``gpus`` devices must know."""
         heads = self.kv_heads_on(gpus)
         sizes = self.layers, heads, self.head_dim, self.max_positions
-        return Shape(*sizes, dtype, self.kv_dtype, self.row_blocks, self.delta)
+        rows = self.row_blocks, self.delta, self.windows, self.layer_blocks
+        return Shape(*sizes, dtype, self.kv_dtype, *rows)
+
+
+def _sliding(layers: int, window: int, whole: int) -> tuple[int | None, ...]:
+    """Every ``whole``-th layer sees everything."""
+    return tuple(None if (layer + 1) % whole == 0 else window for layer in range(layers))
 
 
 def _llama(layers: int, hidden: int, heads: int, intermediate: int, parameters: int) -> ModelShape:
@@ -148,11 +166,11 @@ CATALOGUE = {
     ),
     "gpt-oss-20b": ModelShape(
         24, 2880, 64, 8, 64, 2880, 201_088, 20_914_757_184, False, 131_072,
-        experts=ExpertShape(32, 4, 2880, 24),
+        experts=ExpertShape(32, 4, 2880, 24), windows=_sliding(24, 128, 2),
     ),
     "gpt-oss-120b": ModelShape(
         36, 2880, 64, 8, 64, 2880, 201_088, 116_829_156_672, False, 131_072,
-        experts=ExpertShape(128, 4, 2880, 36),
+        experts=ExpertShape(128, 4, 2880, 36), windows=_sliding(36, 128, 2),
     ),
     "qwen3-30b-a3b": ModelShape(
         48, 2048, 32, 4, 128, 6144, 151_936, 30_532_122_624, False, 40_960,
@@ -161,10 +179,16 @@ CATALOGUE = {
     "phi-4": ModelShape(40, 5120, 40, 10, 128, 17_920, 100_352, 14_659_507_200, False, 16_384),
     "phi-4-mini": ModelShape(32, 3072, 24, 8, 128, 8192, 200_064, 3_836_021_760, True, 131_072),
     "smollm3-3b": ModelShape(36, 2048, 16, 4, 128, 11_008, 128_256, 3_075_098_624, True, 65_536),
-    "gemma-2-2b": ModelShape(26, 2304, 8, 4, 256, 9216, 256_000, 2_614_341_888, True, 8192),
-    "gemma-2-9b": ModelShape(42, 3584, 16, 8, 256, 14_336, 256_000, 9_241_705_984, True, 8192),
+    "gemma-2-2b": ModelShape(
+        26, 2304, 8, 4, 256, 9216, 256_000, 2_614_341_888, True, 8192, windows=_sliding(26, 4096, 2)
+    ),
+    "gemma-2-9b": ModelShape(
+        42, 3584, 16, 8, 256, 14_336, 256_000, 9_241_705_984, True, 8192, windows=_sliding(42, 4096, 2)
+    ),
     "smollm2-135m": ModelShape(30, 576, 9, 3, 64, 1536, 49_152, 134_515_008, True, 8192),
-    "gemma-3-270m": ModelShape(18, 640, 4, 1, 256, 2048, 262_144, 268_098_176, True, 32_768),
+    "gemma-3-270m": ModelShape(
+        18, 640, 4, 1, 256, 2048, 262_144, 268_098_176, True, 32_768, windows=_sliding(18, 512, 6)
+    ),
 }  # fmt: skip
 
 
@@ -218,5 +242,7 @@ def of_spec(spec: ModelSpec, kv_dtype: KvDtype = "auto") -> ModelShape:
         experts=experts,
         delta=spec.delta,
         row_blocks=layout.blocks if spec.layer_heads else 0,
+        windows=spec.kept_windows if any(spec.kept_windows) else (),
+        layer_blocks=spec.layer_blocks if spec.layer_heads else (),
         inputs=inputs,
     )

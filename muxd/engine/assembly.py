@@ -24,6 +24,7 @@ from muxd.messages import kv_item_bytes
 from muxd.models.spec import tokens_per_row
 from muxd.models.state_layout import rows_of_state
 from muxd.pool.ledger import Ledger
+from muxd.pool.windowed import Windowed, row_ids
 from muxd.sizes import size
 
 
@@ -94,6 +95,7 @@ def opening(model: ModelConfig, shape: Shape, where: Place, models: int) -> tupl
             f"{model.name}: the state of one sequence and a row of its tokens are {(state + 1) * width} "
             f"blocks, the pool has {where.total_blocks}: raise pool.bytes"
         )
+    windowed = Windowed.of(shape.windows, shape.layer_blocks or (shape.kv_heads,) * shape.layers)
     # Workers are spawned with their part, where it is one for life.
     cap = model.share or equal_part(models, where.rungs)
     spec = LaneSpec(
@@ -107,10 +109,11 @@ def opening(model: ModelConfig, shape: Shape, where: Place, models: int) -> tupl
         split=where.split,
         cap=cap if where.caps else 100,
         state_rows=state,
+        windowed=windowed,
     )
     least, most = (
         size(text, key=f"model.quota.{key} ({model.name})", whole=where.total_blocks * where.block_bytes)
         // where.block_bytes
         for key, text in (("min", model.quota.min), ("max", model.quota.max))
     )
-    return spec, Terms(least, most, max_rows=where.most_blocks // width)
+    return spec, Terms(least, most, max_rows=row_ids(where.most_blocks, width, windowed))

@@ -14,6 +14,7 @@ from muxd.engine.request import Request
 from muxd.engine.sequence import Phase, Sequence
 from muxd.errors import MuxdError, QueueFull
 from muxd.messages import Decode, Phases, Prefill
+from muxd.pool.windowed import Windowed
 
 _FORGET = 1.05  # how the shortest step grows with every step that is longer
 # A prefill of no more takes about as long as a decode step: what it takes to read the weights.
@@ -39,6 +40,7 @@ class LaneSpec(Struct, frozen=True):
     cap: int = 100  # percent its worker can use at most: under a fixed cap, more would be booked for nothing
     whole: bool = False  # every token sees the whole text: no prompt is cut into chunks
     state_rows: int = 0  # that each sequence holds beside those of its tokens (``models/state_layout.py``)
+    windowed: Windowed | None = None  # the blocks of a row that some layers need for a while only
 
     @property
     def model(self) -> str:
@@ -107,6 +109,16 @@ class Lane:
     def rows_for(self, tokens: int) -> int:
         """That a sequence of so many holds: of its state, too."""
         return self.spec.state_rows + ceil(tokens / self.spec.row_tokens)
+
+    def passed(self, computed: int) -> int:
+        """First rows of a sequence that layers with windows see no more, from position ``computed`` on."""
+        windowed = self.spec.windowed
+        return 0 if windowed is None else windowed.passed(computed, self.spec.row_tokens)
+
+    def blocks_of(self, sequence: Sequence) -> int:
+        """Head blocks that it needs; others may share some."""
+        windowed = 0 if self.spec.windowed is None else len(self.spec.windowed.columns)
+        return len(sequence.held) * self.spec.blocks_per_row - sequence.faded * windowed
 
     def admit(self, sequence: Sequence) -> None:
         """It has its rows."""

@@ -64,7 +64,7 @@ class Memory:
         try:
             self._board.ledger.add_model(
                 spec.model, spec.blocks_per_row, terms.max_rows, *bounds,
-                row_tokens=spec.row_tokens, state_rows=spec.state_rows,
+                row_tokens=spec.row_tokens, state_rows=spec.state_rows, windowed=spec.windowed,
             )  # fmt: skip
         except Exception:
             self._apply(self._divide())

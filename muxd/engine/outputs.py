@@ -29,7 +29,7 @@ class Outputs:
             sequence.computed = min(sequence.computed + computed, known)
             pooled = prefill and bool(sequence.request.pooling)
             sampled = sequence.computed == known and not pooled
-            if sequence.chain is not None:
+            if sequence.chain is not None or lane.spec.windowed is not None:
                 self._rows.computed(lane, sequence)
             if sequence.closing:
                 if sequence.batch is None:

@@ -122,7 +122,7 @@ class Repeats:
                 self._rows.extend(run.lane, run.needs)
 
     def _rows_of(self, run: "_Run") -> None:
-        for sequence in run.pop(run.full):
+        for sequence in run.pop(run.full, run.passed):
             sequence.computed = run.computed(sequence)
             self._rows.computed(run.lane, sequence)
         need = [(sequence, 1) for sequence in run.pop(run.need)]
@@ -155,9 +155,11 @@ class _Run:
         self._row = lane.spec.row_tokens
         self._before = {one.id: one.computed for one in self.sequences}
         self.full: dict[int, list[int]] = {}  # after so many steps: whose rows are full
+        self.passed: dict[int, list[int]] = {}  # whose windows have passed one more
         self.need: dict[int, list[int]] = {}  # and who needs a row
         self.due = _NEVER
-        self.named = lane.spec.config.prefix_cache
+        # Whether others' rows depend on the order: some get names, or fade.
+        self.named = lane.spec.config.prefix_cache or lane.spec.windowed is not None
         self.needs: list[tuple[Sequence, int]] = []  # rows in all
         self.rows = 0
         for one in self.sequences:
@@ -175,8 +177,12 @@ class _Run:
         return len(sequence.rows) * self._row - sequence.computed - self._ahead
 
     def schedule(self) -> None:
-        """When each row is full or needed."""
+        """When each row is full, passed or needed."""
+        windowed = self.lane.spec.windowed
         for index, one in enumerate(self.sequences):
+            if windowed is not None:
+                full = one.faded + 1 + -(-(windowed.tokens - 1) // self._row)
+                self._put(self.passed, full * self._row - one.computed, index)
             if one.chain is not None:
                 self._put(self.full, (one.registered + 1) * self._row - one.computed, index)
             self._put(self.need, self._needed(one), index)
@@ -198,15 +204,18 @@ class _Run:
         return self._before[sequence.id] + self.done
 
     def next_due(self) -> int:
-        """After how many steps rows are next full or needed."""
-        return min(min(self.full, default=_NEVER), min(self.need))
+        """After how many steps rows are next full, passed or needed."""
+        return min(min(dues, default=_NEVER) for dues in (self.full, self.passed, self.need))
 
-    def pop(self, dues: dict[int, list[int]]) -> list[Sequence]:
+    def pop(self, *kinds: dict[int, list[int]]) -> list[Sequence]:
         """Whose turn it is now, in the step's order; it is again a row later."""
-        found = sorted(dues.pop(self.done, ()))
-        for index in found:
-            self._put(dues, self.done + self._row, index)
-        return [self.sequences[index] for index in found]
+        found: set[int] = set()
+        for dues in kinds:
+            turn = dues.pop(self.done, ())
+            for index in turn:
+                self._put(dues, self.done + self._row, index)
+            found.update(turn)
+        return [self.sequences[index] for index in sorted(found)]
 
     @staticmethod
     def _put(dues: dict[int, list[int]], due: int, index: int) -> None:

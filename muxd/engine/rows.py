@@ -13,6 +13,7 @@ from muxd.engine.commands import NO_ROWS
 from muxd.engine.lane import Lane
 from muxd.engine.lookahead import LookAhead
 from muxd.engine.prefixes import FoundPrefixes
+from muxd.engine.progress import fade
 from muxd.engine.quota import Demand, Quotas
 from muxd.engine.sequence import Phase, Sequence
 from muxd.pool.ledger import Grant, Rows
@@ -69,6 +70,7 @@ class RowKeeper:
         grant = self.prefixes.admit(lane, sequence, known, charge + lane.promised)
         if grant is None:
             return None
+        sequence.faded = lane.passed(sequence.computed)
         if not sequence.preemptions and not sequence.reruns:
             sequence.cached = sequence.computed
         sequence.charge = charge - lane.spec.state_rows
@@ -196,8 +198,11 @@ class RowKeeper:
         return grown
 
     def computed(self, lane: Lane, sequence: Sequence) -> None:
-        """More of it is computed, and may be found by others."""
-        self.prefixes.computed(lane, sequence)
+        """More of it is computed, and may be found by others; names first, for what has none is not kept when
+        it fades."""
+        if sequence.chain is not None:
+            self.prefixes.computed(lane, sequence)
+        self._news += fade(self.ledger, lane, sequence)
 
     def answered(self, lane: Lane, sequence: Sequence) -> None:
         """It has come to its own end."""
@@ -210,7 +215,8 @@ class RowKeeper:
             return
         lane = self.board.lanes[sequence.model]
         self._promise(lane, -max(0, sequence.charge - len(sequence.rows)))
-        self.ledger.release(sequence.model, np.asarray(sequence.held, dtype=np.int32))
+        held = np.asarray(sequence.held, dtype=np.int32)
+        self.ledger.release(sequence.model, held, sequence.faded)
         lane.forget.append(sequence.id)
         lane.release(sequence)
         sequence.drop_rows()
@@ -246,7 +252,7 @@ class RowKeeper:
         wanted = max(wanted, self.ledger.owed_blocks) - sum(self._coming().values())
         while wanted > 0 and (giver := self._most_over()) is not None:
             victim = max(self._holders(giver), key=_age)
-            wanted -= len(victim.held) * giver.spec.blocks_per_row
+            wanted -= giver.blocks_of(victim)
             self._evict(victim)
 
     def vacate(self) -> None:
@@ -298,8 +304,8 @@ class RowKeeper:
         """Head blocks, per model, of sequences that are preempted when their batch is done."""
         coming: dict[str, int] = {}
         for sequence in self._evicting.values():
-            width = self.board.lanes[sequence.model].spec.blocks_per_row
-            coming[sequence.model] = coming.get(sequence.model, 0) + len(sequence.held) * width
+            blocks = self.board.lanes[sequence.model].blocks_of(sequence)
+            coming[sequence.model] = coming.get(sequence.model, 0) + blocks
         return coming
 
     def _evict(self, sequence: Sequence) -> bool:

@@ -43,6 +43,7 @@ class Sequence:
         "copy",
         "counter",
         "estimate",
+        "faded",
         "first",
         "id",
         "latest",
@@ -79,6 +80,7 @@ class Sequence:
         self.charge = 0  # rows for tokens it was admitted with: known ones and look-ahead
         self.chain: Chain | None = None  # names of its full rows, where its model caches them
         self.registered = 0  # rows whose names the ledger knows
+        self.faded = 0  # its first rows that layers with windows see no more
         self.cached = 0  # prompt tokens found computed when it was first admitted
         self.phase = Phase.WAITING
         self.batch: int | None = None  # the last batch in flight that contains it
@@ -114,6 +116,7 @@ class Sequence:
     def drop_rows(self) -> None:
         """It holds none any more."""
         self.rows, self.state, self.origin, self.copy = [], [], [], []
+        self.faded = 0
 
     @property
     def generated(self) -> int:

@@ -41,8 +41,11 @@ class ModelLoad(Struct, frozen=True):
         return self.shape.weight_bytes(1, self.dtype)
 
     def sequence(self, gpus: int) -> int:
-        """Bytes of K and V, and of its state, of one finished request on each of ``gpus`` devices."""
-        return self.shape.kv_bytes(gpus, self.dtype) * (self.prompt + self.output) + self.shape.state_bytes
+        """Bytes of K and V, and of its state, that one request holds at most on each of ``gpus`` devices: of
+        layers with windows all of its prompt while that is computed, and then what the windows see."""
+        end = self.shape.kept_bytes(self.prompt + self.output, gpus, self.dtype)
+        most = max(end, self.shape.kv_bytes(gpus, self.dtype) * self.prompt)
+        return most + self.shape.state_bytes
 
 
 class Gpus(Struct, frozen=True):

@@ -1,11 +1,12 @@
 """Do the pool's books add up? Recomputes everything from the tables. Called by ``Ledger.audit`` only."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muxd.pool.account import Account, Ids
+from muxd.pool.account import Account, Ids, Usage
+from muxd.pool.cache import Stamp
 
 
 def faults(
@@ -27,20 +28,31 @@ def faults(
     found += _owners(present, np.concatenate([free, *(_used(account) for account in accounts)]))
     if held != (blocks := sum(account.blocks for account in accounts)):
         found.append(f"{held} blocks counted as held, rows hold {blocks}")
-    if free.size + sum(a.blocks + a.cached_rows * a.width for a in accounts) != present.sum():
+    if free.size + sum(a.owned for a in accounts) != present.sum():
         found.append("free, cached and held blocks do not add up to the pool")
     if reserved != (unfilled := sum(account.unfilled for account in accounts)):
         found.append(f"{reserved} blocks reserved, guarantees need {unfilled}")
-    if any(stamp.level > level for account in accounts for stamp in account.cache.idle.values()):
+    if any(stamp.level > level for account in accounts for stamp in _stamps(account)):
         found.append(f"inflation fell to {level}, below a cached row's stamp")
     return found
 
 
+def told(usage: Mapping[str, Usage], calls: Iterable[tuple[str, str, int]]) -> str:
+    """Every model's books and the last calls: what, of which model, how many."""
+    books = ", ".join(f"{name}: {use}" for name, use in usage.items())
+    return f"{books}; last calls: {', '.join(f'{call}({model}, {n})' for call, model, n in calls)}"
+
+
+def _stamps(account: Account) -> list[Stamp]:
+    return [*account.cache.idle.values(), *(account.faded.parts.values() if account.faded else ())]
+
+
 def _used(account: Account) -> Ids:
-    """Blocks of held and of cached rows; a row that is both shows up twice."""
+    """Blocks of held and of cached rows; a row that is both shows up twice. A hollow one lacks some."""
     cached = np.array(list(account.cache.idle), dtype=np.int32)
     held = account.table[account.references > 0]
-    return np.concatenate([held, account.table[cached]]).reshape(-1)
+    blocks = np.concatenate([held, account.table[cached]]).reshape(-1)
+    return blocks[blocks >= 0] if account.faded else blocks
 
 
 def _owners(present: NDArray[np.bool_], seen: Ids) -> list[str]:

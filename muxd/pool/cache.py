@@ -47,6 +47,10 @@ class Cache:
             found.append(row)
         return found
 
+    def row_of(self, key: bytes) -> int | None:
+        """Which row holds what the key names."""
+        return self._rows.get(key)
+
     def key_of(self, row: int) -> bytes | None:
         """What the row is registered under."""
         entry = self._entries.get(row)
@@ -71,10 +75,19 @@ class Cache:
                 self._forget(row)
                 lost.append(row)
         touched = [row for row in (self._rows[key] for key in whole) if row in self.idle]
-        for row in sorted(touched, key=lambda row: (-self._entries[row].depth, row)):
+        for row in self.deepest_first(touched):
             self.idle[row] = stamp
             self.idle.move_to_end(row)
         return lost
+
+    def deepest_first(self, rows: Iterable[int]) -> list[int]:
+        """Registered rows, each before those that its chain needs."""
+        return sorted(rows, key=lambda row: (-self._entries[row].depth, row))
+
+    def forget(self, row: int) -> bool:
+        """Another row gets its name. True: nobody held it."""
+        self._forget(row)
+        return self.idle.pop(row, None) is not None
 
     def idle_among(self, rows: Iterable[int]) -> int:
         """How many of ``rows`` nobody holds."""

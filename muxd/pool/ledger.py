@@ -1,31 +1,23 @@
 """Who holds which head block: one free stack for all models, quotas, reference counts, cached rows.
 
-Pure: numpy only, no torch, no clock, no I/O. Called by the engine: ``rows`` (admit, take, register, release,
-set_cost) and ``memory`` (add_model, set_quota, remove_model).
+Pure: numpy only, no torch, no clock, no I/O. Called by the engine: ``rows`` (admit, take, register, fade,
+release, set_cost) and ``memory`` (add_model, set_quota, remove_model).
 ``design.md`` beside it tells the rules.
 """
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from muxd.errors import ConfigError
 from muxd.pool import audit, quotas, reclaim
-from muxd.pool.account import Account, Ids, LedgerError, Rows, Usage
+from muxd.pool.account import Account, Grant, Ids, LedgerError, Rows, Usage
 from muxd.pool.cache import Stamp
 from muxd.pool.present import Present
+from muxd.pool.windowed import Windowed
 
 __all__ = ["Grant", "Ledger", "LedgerError", "Rows", "Usage"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Grant:
-    """What ``admit`` gives: a sequence's block table is ``shared``, then ``rows.ids``."""
-
-    shared: Ids  # int32[k], rows that hold the first k keys: nothing to compute, never to be written
-    rows: Rows  # the others, newly taken
 
 
 class Ledger:
@@ -47,16 +39,16 @@ class Ledger:
         self._stack: Ids = np.empty(self._present.reach, np.int32)
         self._stack[:total_blocks] = np.arange(total_blocks - 1, -1, -1)
         self._free = total_blocks  # free blocks are _stack[:_free]
-        self._held = 0  # blocks of held rows; what is neither free nor held is cached
+        self._held = 0  # blocks that a holder needs; what is neither free nor held is cached
         self._reserved = 0  # sum of unfilled guarantees
         self._level = 0.0  # inflation of GreedyDual-Size: the highest priority reclaimed so far
-        self._releases = 0
+        self._calls = 0  # those that let go of rows, or of parts of some
         self._accounts: dict[str, Account] = {}
         self._story: deque[tuple[str, str, int]] = deque(maxlen=64)  # the last calls, for the audit
 
     @property
     def free_blocks(self) -> int:
-        """Head blocks that hold nothing."""
+        """Head blocks with nothing in them."""
         return self._free
 
     @property
@@ -86,7 +78,7 @@ class Ledger:
 
     @property
     def held_blocks(self) -> int:
-        """Head blocks of held rows, all models'."""
+        """Head blocks of held rows, all models', less windowed ones that nobody sees."""
         return self._held
 
     @property
@@ -113,11 +105,13 @@ class Ledger:
         *,
         row_tokens: int = 1,
         state_rows: int = 0,
+        windowed: Windowed | None = None,
     ) -> None:
         """Open an account. Raises ConfigError when the quotas of all models cannot hold together.
 
-        ``row_tokens``: tokens of a row, for the token counts of ``Usage``; without it they are rows.
-        ``state_rows``: that each of its sequences holds beside those of its tokens.
+        ``row_tokens``: tokens of a row, for windows and the token counts of ``Usage``; without it they are
+        rows. ``state_rows``: that each of its sequences holds beside those of its tokens. ``windowed``: which
+        blocks of a row nobody needs once a sequence has gone on.
         """
         if name in self._accounts:
             raise LedgerError(f"model {name} has an account already")
@@ -126,7 +120,7 @@ class Ledger:
                 f"model {name}: {max_rows} rows of {blocks_per_row} blocks cannot hold {min_blocks} blocks"
             )
         top = self.total_blocks if max_blocks is None else max_blocks
-        account = Account(name, blocks_per_row, max_rows, min_blocks, top, row_tokens, state_rows)
+        account = Account(name, blocks_per_row, max_rows, min_blocks, top, row_tokens, state_rows, windowed)
         quotas.check(self.total_blocks, [*self._accounts.values(), account])
         self._accounts[name] = account
         self._reserved += account.unfilled
@@ -170,7 +164,14 @@ class Ledger:
         return self._present.keeping(account, np.flatnonzero(account.references).astype(np.int32))
 
     def _purge(self, account: Account) -> None:
-        """Cached rows may not keep recalled blocks; their model's cache goes, so that no chain has a gap."""
+        """What nobody holds may not keep recalled blocks: the windowed ones of a row go alone; for a cached
+        row's its model's cache goes, so that no chain has a gap."""
+        if not self._present.leaving:
+            return
+        if account.faded:
+            parts = np.array(list(account.faded.parts), dtype=np.int32)
+            kept = self._present.keeping(account, parts, account.faded.columns)
+            self._to_stack(account.hollow_out(kept.tolist()))
         if self._present.keeping(account, np.array(list(account.cache.idle), dtype=np.int32)).size:
             self.drop_cache(account.name)
 
@@ -207,15 +208,8 @@ class Ledger:
     def grants(self, wanted: Mapping[str, int]) -> bool:
         """Whether ``take`` would surely grant so many rows to each model, in any order and in any portions,
         while nothing else happens. False where that is close."""
-        room = self.unheld_blocks - self._reserved
-        for model, rows in wanted.items():
-            account = self._account(model)
-            blocks = rows * account.width
-            room -= max(0, blocks - account.unfilled)
-            ceiling = account.max_blocks < self.total_blocks and account.blocks + blocks > account.max_blocks
-            if room < 0 or ceiling or account.rows + rows > account.max_rows:
-                return False
-        return True
+        accounts = [(self._account(model), rows) for model, rows in wanted.items()]
+        return quotas.grants(self.total_blocks, self.unheld_blocks - self._reserved, accounts)
 
     def spare(self, wanted: Mapping[str, int]) -> bool:
         """Whether so many rows can be taken without giving up a cached one."""
@@ -229,29 +223,31 @@ class Ledger:
         growth = self._growth(account)
         if n_rows_total <= growth:
             return True
-        shared = account.cache.match(keys[:n_rows_total])
-        return n_rows_total - len(shared) + account.cache.idle_among(shared) <= growth
+        shared = account.match(keys[:n_rows_total])
+        return self._may_adopt(account, shared, n_rows_total - len(shared))
 
     def matched(self, model: str, keys: Sequence[bytes]) -> int:
         """Rows of the chain that are known now: what ``admit`` would share."""
-        return len(self._account(model).cache.match(keys))
+        return len(self._account(model).match(keys))
 
     def admit(self, model: str, keys: Sequence[bytes], n_rows_total: int) -> Grant | None:
         """``n_rows_total`` rows for a sequence whose first rows are named ``keys``, or None: not now.
 
         Rows known under the first keys are shared (one reference more), the rest is taken. Cached rows that
-        come back to life count as growth like new ones. Changes nothing when None.
+        come back to life count as growth like new ones. Where layers have windows, no more rows are shared
+        than leave the window before the rest whole; those before that are passed already. Changes nothing
+        when None.
         """
         account = self._account(model)
         if n_rows_total < 0:
             raise LedgerError(f"model {model}: cannot take {n_rows_total} rows")
         keys = keys[:n_rows_total]
-        shared = account.cache.match(keys)
+        shared = account.match(keys)
         fresh = n_rows_total - len(shared)
-        if fresh + account.cache.idle_among(shared) > self._growth(account):
+        if not self._may_adopt(account, shared, fresh):
             return None
         before = account.blocks, account.unfilled
-        adopted = account.adopt(shared)  # first: what is held cannot be reclaimed for the rest
+        adopted = account.adopt(shared, self._stamp())  # first: what is held cannot be reclaimed for the rest
         self._rebook(account, *before)
         rows = self._take(account, fresh)
         account.count(asked=len(keys), matched=len(shared))
@@ -262,10 +258,10 @@ class Ledger:
         """Rows computed to the end may be shared from now on: ``rows[i]`` is what ``keys[i]`` names.
 
         ``rows`` and ``keys`` count from the sequence's first row (``rows`` may be longer); those before
-        ``start`` are not looked at. A key that another row has stays with it. Raises LedgerError, changing
-        nothing, unless the rows are held and not registered otherwise.
+        ``start`` are not looked at. A key that another row has stays with it, unless that lacks windowed
+        blocks. Raises LedgerError, changing nothing, unless the rows are held and not registered otherwise.
         """
-        self._account(model).register(rows, keys, start)
+        self._to_stack(self._account(model).register(rows, keys, start))
         self._story.append(("register", model, len(keys) - start))
 
     def set_cost(self, model: str, seconds_per_row: float) -> None:
@@ -279,24 +275,36 @@ class Ledger:
 
         For an unload, and for a lost worker: its successor does not know where the rows are.
         """
-        account = self._account(model)
-        self._to_stack(account.drop(np.array(account.cache.clear(), dtype=np.int32)))
+        self._to_stack(self._account(model).clear())
         self._story.append(("drop_cache", model, 0))
 
     def share(self, model: str, row_ids: Ids) -> None:
-        """One more holder for each row. Raises LedgerError, changing nothing, unless all are held."""
+        """A holder more for each row. Raises LedgerError, changing nothing, unless all are held and seen."""
         self._account(model).share(row_ids)
         self._story.append(("share", model, len(row_ids)))
 
-    def release(self, model: str, row_ids: Ids) -> None:
-        """One holder less for each row; without holders it is cached if registered, else its blocks are free.
+    def fade(self, model: str, row_ids: Ids) -> None:
+        """A holder of these rows has gone on so far that its layers with windows see them no more.
 
-        Raises LedgerError naming model and row, changing nothing, when a row is not held that often.
+        When all holders of a row have, its windowed blocks are cached, if it is registered, or free. Raises
+        LedgerError naming model and row, changing nothing, when a row is not seen that often.
         """
         account = self._account(model)
         before = account.blocks, account.unfilled
-        self._releases += 1
-        self._to_stack(account.release(row_ids, Stamp(self._level, self._releases)))
+        self._to_stack(account.fade(row_ids, self._stamp()))
+        self._rebook(account, *before)
+        self._purge(account)
+        self._story.append(("fade", model, len(row_ids)))
+
+    def release(self, model: str, row_ids: Ids, passed: int = 0) -> None:
+        """One holder less for each row; without holders it is cached if registered, else its blocks are free.
+
+        ``passed``: so many of the first have faded for this holder. Raises LedgerError naming model and row,
+        changing nothing, when a row is not held, or seen, that often.
+        """
+        account = self._account(model)
+        before = account.blocks, account.unfilled
+        self._to_stack(account.release(row_ids, self._stamp(), passed))
         self._rebook(account, *before)
         self._purge(account)
         self._story.append(("release", model, len(row_ids)))
@@ -330,17 +338,20 @@ class Ledger:
             reserved=self._reserved, held=self._held, level=self._level,
         )  # fmt: skip
         if faults:
-            raise LedgerError(f"pool audit: {'; '.join(faults)}. {self._tell()}")
+            free = f"{self._free} of {self.present_blocks} blocks free, {self.cached_blocks} cached"
+            raise LedgerError(
+                f"pool audit: {'; '.join(faults)}. {free}; {audit.told(self.usage(), self._story)}"
+            )
 
     # ---- cached rows are reclaimed before anybody is refused --------------------------------------------
 
     def _take(self, account: Account, n_rows: int) -> Rows:
         """New rows, which must be within the model's growth: what is not free is reclaimed."""
         if n_rows > account.unused:
-            self._reclaim_own(account, n_rows - account.unused)
+            self._reclaimed(reclaim.own(account, n_rows - account.unused, self._level))
         need = n_rows * account.width
         if need > self._free:
-            self._reclaim(need - self._free)
+            self._reclaimed(reclaim.cheapest(self._accounts.values(), need - self._free, self._level))
         before = account.blocks, account.unfilled
         rest = self._free - need
         blocks = self._stack[rest : self._free].reshape(n_rows, account.width).copy()
@@ -349,27 +360,28 @@ class Ledger:
         self._rebook(account, *before)
         return Rows(ids, blocks)
 
-    def _reclaim(self, blocks: int) -> None:
-        """Free at least that many, the cheapest cached rows of all models first."""
-        victims, self._level = reclaim.cheapest(self._accounts.values(), blocks, self._level)
-        for name, rows in victims.items():
-            self._to_stack(self._accounts[name].drop(np.array(rows, dtype=np.int32)))
-
-    def _reclaim_own(self, account: Account, rows: int) -> None:
-        """The model has no row ids left but those of its cached rows."""
-        victims, self._level = reclaim.own(account, rows, self._level)
-        self._to_stack(account.drop(np.array(victims, dtype=np.int32)))
+    def _reclaimed(self, given: tuple[list[Ids], float]) -> None:
+        """Head blocks that were given up, and the inflation since."""
+        blocks, self._level = given
+        for part in blocks:
+            self._to_stack(part)
 
     # ---- books --------------------------------------------------------------------------------------
 
     def _growth(self, account: Account) -> int:
-        own = account.unfilled
-        # The first term is the rule. The second matters only while blocks are owed: two models below their
-        # guarantees must not wait for each other's reservation, first come is first served.
-        growth = max(self.unheld_blocks - (self._reserved - own), min(self.unheld_blocks, own))
-        if account.max_blocks < self.total_blocks:  # a ceiling of the whole pool is none
-            growth = min(growth, account.max_blocks - account.blocks)
-        return max(0, min(growth // account.width, account.max_rows - account.rows))
+        return min(self._room(account) // account.width, account.max_rows - account.rows)
+
+    def _may_adopt(self, account: Account, shared: Sequence[int], fresh: int) -> bool:
+        rows, blocks = account.growth(shared)
+        there = account.rows + rows + fresh <= account.max_rows
+        return there and blocks + fresh * account.width <= self._room(account)
+
+    def _room(self, account: Account) -> int:
+        return quotas.room(self.total_blocks, self.unheld_blocks, self._reserved, account)
+
+    def _stamp(self) -> Stamp:
+        self._calls += 1
+        return Stamp(self._level, self._calls)
 
     def _to_stack(self, blocks: Ids) -> None:
         blocks = self._present.stay(blocks)
@@ -380,12 +392,6 @@ class Ledger:
         """After the account has changed from ``blocks`` held and ``unfilled``."""
         self._held += account.blocks - blocks
         self._reserved += account.unfilled - unfilled
-
-    def _tell(self) -> str:
-        books = ", ".join(f"{name}: {usage}" for name, usage in self.usage().items())
-        calls = ", ".join(f"{call}({model}, {n})" for call, model, n in self._story)
-        free = f"{self._free} of {self.present_blocks} blocks free, {self.cached_blocks} cached"
-        return f"{free}; {books}; last calls: {calls}"
 
     def _account(self, model: str) -> Account:
         try:

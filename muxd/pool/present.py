@@ -52,9 +52,12 @@ class Present:
         self.lent -= gone.size
         return blocks[~going]
 
-    def keeping(self, account: Account, rows: Ids) -> Ids:
-        """Those of the account's ``rows`` that have a recalled block."""
-        return rows[self._recalled[account.table[rows]].any(axis=1)] if self.leaving else rows[:0]
+    def keeping(self, account: Account, rows: Ids, columns: Ids | None = None) -> Ids:
+        """Those of the account's ``rows`` that have a recalled block, or one among ``columns``."""
+        if not self.leaving:
+            return rows[:0]
+        blocks = account.table[rows] if columns is None else account.table[np.ix_(rows, columns)]
+        return rows[(self._recalled[blocks] & (blocks >= 0)).any(axis=1)]
 
     def _span(self, first: int, count: int) -> slice:
         if count < 1 or not self.own <= first <= self.reach - count:

@@ -13,6 +13,30 @@ def limit(total: int, account: Account, accounts: Collection[Account]) -> int:
     return max(0, min(blocks // account.width, account.max_rows))
 
 
+def room(total: int, unheld: int, reserved: int, account: Account) -> int:
+    """Head blocks by which the account may grow; ``unheld``: that nobody holds, ``reserved``: that the
+    guarantees of all accounts lack."""
+    own = account.unfilled
+    # The first term is the rule. The second matters only while blocks are owed: two models below their
+    # guarantees must not wait for each other's reservation, first come is first served.
+    growth = max(unheld - (reserved - own), min(unheld, own))
+    if account.max_blocks < total:  # a ceiling of the whole pool is none
+        growth = min(growth, account.max_blocks - account.blocks)
+    return max(0, growth)
+
+
+def grants(total: int, room: int, wanted: Collection[tuple[Account, int]]) -> bool:
+    """Whether each account can have so many rows more, in any order; ``room``: head blocks that nobody holds
+    and no guarantee needs."""
+    for account, rows in wanted:
+        blocks = rows * account.width
+        room -= max(0, blocks - account.unfilled)
+        ceiling = account.max_blocks < total and account.blocks + blocks > account.max_blocks
+        if room < 0 or ceiling or account.rows + rows > account.max_rows:
+            return False
+    return True
+
+
 def check(total: int, accounts: Collection[Account]) -> None:
     """Raises ConfigError naming model and setting unless every guarantee, and a shortest sequence of each,
     can be had."""

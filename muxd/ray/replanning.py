@@ -87,7 +87,9 @@ class Fleet:
         ranks = {key: model.config.tp for key, (_, model) in self.models.items()}
         shapes, dtypes = {one.cost: one.shape for one in loads}, {one.cost: one.dtype for one in loads}
         least = {key: model.least for key, (_, model) in self.models.items()}
-        return Live(loads, room, Roofline(first.peak, shapes, first.reach, dtypes), first.budget, least, ranks)
+        return Live(
+            loads, room, Roofline(first.peak, shapes, first.reach, dtypes), first.budget, least, ranks
+        )
 
     def view(self, rates: Mapping[str, float]) -> View:
         """As of one daemon with all these devices."""

@@ -9,8 +9,12 @@ from support.tiny import tiny_llama
 
 from muxd.cost.analytic import Roofline
 from muxd.cost.peaks import CAPTURED
-from muxd.cost.shapes import CATALOGUE, ModelShape, known, read_shape
+from muxd.cost.shapes import CATALOGUE, ModelShape, known, of_spec, read_shape
 from muxd.errors import ConfigError, ModelFolderError
+from muxd.kernels.row_layout import KvHeads
+from muxd.models.spec import read_spec
+from muxd.placement.problem import ModelLoad
+from muxd.pool.windowed import Windowed
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -38,6 +42,33 @@ def test_shards() -> None:
     few = ModelShape(2, 64, 8, 2, 8, 64, 100, 1000)
     assert few.degrees() == [1, 2, 4, 8]
     assert few.kv_heads_on(8) == 1, "every head is on four devices"
+
+
+def test_layers_with_windows_need_their_last_tokens() -> None:
+    gemma, llama = known("gemma-3-270m"), known("llama-3-8b")
+    assert gemma.kept_bytes(300) == 300 * gemma.kv_bytes()
+    assert gemma.kept_bytes(8192) * 18 == (3 * 8192 + 15 * 512) * gemma.kv_bytes()
+    assert llama.kept_bytes(8192, 2) == 8192 * llama.kv_bytes(2)
+    load = ModelLoad("g", "g", gemma, 1.0, 100, 8000)
+    assert load.sequence(1) == gemma.kept_bytes(8100)
+    assert msgspec.structs.replace(load, prompt=8000, output=100).sequence(1) == 8000 * gemma.kv_bytes()
+
+
+def test_what_layers_read_of_each_other_is_needed_for_the_longest_window(tmp_path: Path) -> None:
+    """Of rows that are laid out by layer: heads of two sizes, one without any, one that reads the first."""
+    tiny_llama(tmp_path, layers=5)
+    heads = (KvHeads(2, 16), KvHeads(1, 32), KvHeads(0, 16), KvHeads(2, 16, of=0), KvHeads(1, 16))
+    windows = (8, 9, None, 12, 7)
+    spec = msgspec.structs.replace(read_spec(tmp_path), layer_heads=heads, windows=windows)
+    assert spec.layer_blocks == (2, 2, 0, 0, 1)
+    assert spec.kept_windows == (12, 9, None, 12, 7)
+    shape = of_spec(spec).on(1)
+    assert Windowed.of(shape.windows, shape.layer_blocks) == Windowed(12, (0, 1, 2, 3, 4))
+    endless = msgspec.structs.replace(spec, windows=(8, 9, None, None, 7))
+    assert endless.kept_windows == (None, 9, None, None, 7)
+    shape = of_spec(endless).on(1)
+    assert Windowed.of(shape.windows, shape.layer_blocks) == Windowed(9, (2, 3, 4))
+    assert of_spec(endless).kept_bytes(10) * 5 == of_spec(endless).kv_bytes() * (2 * 10 + 2 * 9 + 7)
 
 
 def test_keys_and_values_of_a_byte() -> None:

@@ -19,6 +19,7 @@ from muxd.engine.settings import Settings
 from muxd.errors import Busy, ConfigError
 from muxd.messages import Constraint, Pooling, Sampling
 from muxd.pool.ledger import LedgerError
+from muxd.pool.windowed import Windowed
 
 # Models that differ in blocks per row, tokens per row, share and guarantee.
 SPECS = [
@@ -31,8 +32,13 @@ PAIRS = [replace(SPECS[0], split=True), replace(SPECS[1], split=True), SPECS[2]]
 # Sequences of one own rows of a state besides; alone, or beside a pair.
 KEEPING = [SPECS[0], replace(SPECS[1], blocks=1, state_rows=2), SPECS[2]]
 KEEPING_APART = [SPECS[0], replace(SPECS[1], blocks=1, state_rows=1, split=True), SPECS[2]]
+SLIDING = [
+    replace(SPECS[0], windowed=Windowed(9, (0, 2))),
+    replace(SPECS[1], windowed=Windowed(3, (1,)), split=True),
+    replace(SPECS[2], windowed=Windowed(5, (0,))),
+]
 # One worker a model, or two for some.
-either = st.sampled_from([SPECS, PAIRS, ENCODING, KEEPING, KEEPING_APART])
+either = st.sampled_from([SPECS, PAIRS, ENCODING, KEEPING, KEEPING_APART, SLIDING, SLIDING])
 
 models = st.integers(0, 2)
 same = st.sampled_from([0, 0, 8, 17])  # tokens that prompts have in common

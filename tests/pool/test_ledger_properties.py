@@ -1,7 +1,6 @@
 """The ledger against a plain-Python model of it, over random histories of models, sequences and prefixes."""
 
 from collections import Counter
-from dataclasses import dataclass
 
 import hypothesis.strategies as st
 import numpy as np
@@ -9,25 +8,16 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support.examples import examples
-from support.naive_pool import NaivePool, keys_of
+from support.naive_pool import NO_WINDOW, NaivePool, Running, Window, keys_of
 
 from muxd.errors import ConfigError
 from muxd.pool.ledger import Ledger, LedgerError
+from muxd.pool.windowed import Windowed
 
 NAMES = ["a", "b", "c", "d"]
 ROW_TOKENS = 4
 LOANS, LOAN = 3, 7  # extents that may come and go, and head blocks of each
 SECONDS = st.sampled_from([0.0, 0.25, 1.0, 3.5, 40.0])
-
-
-@dataclass(eq=False)
-class Running:
-    """A sequence: its rows, the path of tokens they hold, and how many are registered."""
-
-    model: str
-    path: str
-    rows: list[int]
-    registered: int
 
 
 class LedgerHistory(RuleBasedStateMachine):
@@ -38,7 +28,7 @@ class LedgerHistory(RuleBasedStateMachine):
         self.loans: set[int] = set()
         self.running: list[Running] = []
         for model, width in zip(NAMES, widths, strict=False):
-            self.add(model, width, 8 + total % 12, 0, None, 0.5 * width)
+            self.add(model, width, 8 + total % 12, 0, None, 0.5 * width, (total % 9, {total % width}))
 
     # -- models -------------------------------------------------------------------------------------------
 
@@ -49,19 +39,32 @@ class LedgerHistory(RuleBasedStateMachine):
         low=st.integers(0, 20),
         high=st.one_of(st.none(), st.integers(0, 60)),
         seconds=SECONDS,
+        window=st.tuples(st.integers(0, 17), st.sets(st.integers(0, 6), min_size=1)),
     )
-    def add(self, model: str, width: int, rows: int, low: int, high: int | None, seconds: float) -> None:
+    def add(
+        self,
+        model: str,
+        width: int,
+        rows: int,
+        low: int,
+        high: int | None,
+        seconds: float,
+        window: tuple[int, set[int]],
+    ) -> None:
+        """``window``: tokens, 0 for none, and columns of a row, as far as there are such."""
         if model in self.naive.quota or low // width > rows:
             return
+        tokens, columns = window[0], sorted(column for column in window[1] if column < width)
+        windowed = Windowed(tokens, tuple(columns)) if tokens and columns else None
         quota = (width, rows, low, self.naive.total if high is None else high)
         fit = self.naive.quotas_fit({**self.naive.quota, model: quota})
         try:
-            self.ledger.add_model(model, width, rows, low, high, row_tokens=ROW_TOKENS)
+            self.ledger.add_model(model, width, rows, low, high, row_tokens=ROW_TOKENS, windowed=windowed)
         except ConfigError:
             assert not fit
         else:
             assert fit
-            self.naive.add(model, quota)
+            self.naive.add(model, quota, Window(tokens, columns, ROW_TOKENS) if windowed else NO_WINDOW)
             self.costs(model, seconds)
 
     @precondition(lambda self: self.naive.quota)
@@ -107,10 +110,7 @@ class LedgerHistory(RuleBasedStateMachine):
     def drop_cache(self, data: st.DataObject) -> None:
         model = self.some_model(data)
         self.ledger.drop_cache(model)
-        for row in self.naive.cached(model):
-            del self.naive.rows[model][row]
-        for it in self.naive.rows[model].values():
-            it.key = None
+        self.naive.drop_cache(model)
 
     # -- memory that comes and goes ---------------------------------------------------------------------
 
@@ -182,29 +182,31 @@ class LedgerHistory(RuleBasedStateMachine):
         """A sequence whose rows are all full; most end and leave them cached."""
         if (it := self.admitted(self.some_model(data), path, 0)) is not None:
             self.registered(it, len(path), it.registered)
+            self.faded(it, self.naive.window[it.model].passed(len(path)))
             if ends:
                 self.finished(it)
 
     def admitted(self, model: str, path: str, more: int) -> Running | None:
         keys, n = keys_of(path), max(0, len(path) + more)
         shared = self.naive.match(model, keys[:n])
-        idle = [row for row in shared if row in self.naive.cached(model)]
         fresh = n - len(shared)
-        allowed, owed_before = self.naive.may_grow(model, fresh + len(idle)), self.naive.owed()
+        needs = self.naive.needs(model, shared, fresh)
+        allowed, owed_before = self.naive.may_grow(model, *needs), self.naive.owed()
         assert self.ledger.fits(model, keys, n) == allowed
         grant = self.ledger.admit(model, keys, n)
         assert (grant is not None) == allowed
         if grant is None:
             return None
         assert grant.shared.tolist() == shared
-        for row in shared:
-            self.naive.rows[model][row].references += 1
+        self.naive.adopt(model, shared)
         self.naive.make_room(model, fresh)
         self.naive.granted(model, grant.rows.ids.tolist(), grant.rows.blocks.tolist())
         self.naive.tokens[model, "asked"] += len(keys[:n]) * ROW_TOKENS
         self.naive.tokens[model, "matched"] += len(shared) * ROW_TOKENS
         assert self.naive.owed() <= owed_before
-        self.running.append(Running(model, path, [*shared, *grant.rows.ids.tolist()], len(shared)))
+        passed = self.naive.window[model].passed(len(shared))
+        rows = [*shared, *grant.rows.ids.tolist()]
+        self.running.append(Running(model, path, rows, len(shared), passed))
         return self.running[-1]
 
     @precondition(lambda self: self.running)
@@ -219,9 +221,37 @@ class LedgerHistory(RuleBasedStateMachine):
         keys = keys_of(it.path)[:stop]
         self.ledger.register(it.model, it.rows, keys, first)
         for row, key in list(zip(it.rows, keys, strict=False))[first:]:
-            if key not in self.naive.index(it.model):
-                self.naive.rows[it.model][row].key = key
+            self.naive.name(it.model, row, key)
         it.registered = stop
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), count=st.integers(1, 4))
+    def go_on(self, data: st.DataObject, count: int) -> None:
+        """What the sequence holds of its first rows fades, whether they have names or not."""
+        it = data.draw(st.sampled_from(self.running))
+        if self.naive.window[it.model] is not NO_WINDOW:
+            self.faded(it, it.passed + count)
+            return
+        with pytest.raises(LedgerError, match="no layer has a window"):
+            self.ledger.fade(it.model, np.array(it.rows, np.int32))
+
+    def faded(self, it: Running, passed: int) -> None:
+        rows = it.rows[it.passed : passed]
+        if rows:
+            self.ledger.fade(it.model, np.array(rows, np.int32))
+            self.naive.fade(it.model, rows)
+            it.passed += len(rows)
+
+    @precondition(lambda self: any(it.passed for it in self.running))
+    @rule(data=st.data())
+    def go_on_wrongly(self, data: st.DataObject) -> None:
+        """More holders would have passed a row than see it."""
+        it = data.draw(st.sampled_from([it for it in self.running if it.passed]))
+        row = it.rows[it.passed - 1]
+        rows = [row] * (self.naive.rows[it.model][row].seers + 1)
+        for call in (self.ledger.fade, self.ledger.share)[: 2 - bool(rows[1:])]:
+            with pytest.raises(LedgerError, match=rf"model {it.model}: \w+ of row {row}, which was passed"):
+                call(it.model, np.array(rows, np.int32))
 
     @precondition(lambda self: any(it.registered for it in self.running))
     @rule(data=st.data(), kind=st.sampled_from(["other key", "short", "outside", "not held"]))
@@ -251,26 +281,33 @@ class LedgerHistory(RuleBasedStateMachine):
 
     def finished(self, it: Running) -> None:
         self.running.remove(it)
-        self.ledger.release(it.model, np.array(it.rows, np.int32))
-        self.naive.release(it.model, it.rows)
+        self.ledger.release(it.model, np.array(it.rows, np.int32), it.passed)
+        self.naive.release(it.model, it.rows, it.passed)
 
     @precondition(lambda self: any(map(self.naive.held, self.naive.quota)))
     @rule(data=st.data())
     def share(self, data: st.DataObject) -> None:
         model, rows = self.some_rows(data)
+        rows = [row for row in rows if self.naive.rows[model][row].seers]
         self.ledger.share(model, np.array(rows, np.int32))
         for row in rows:
             self.naive.rows[model][row].references += 1
+            self.naive.rows[model][row].seers += 1
 
     @precondition(lambda self: any(map(self.naive.held, self.naive.quota)))
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         """Any rows: whoever ran on them is no longer looked after."""
         model, rows = self.some_rows(data)
-        references = {row: self.naive.rows[model][row].references for row in rows}
-        rows = [row for row, n in Counter(rows).items() for _ in range(min(n, references[row]))]
-        self.ledger.release(model, np.array(rows, np.int32))
-        self.naive.release(model, rows)
+        passed, seen = [], []
+        for row, n in Counter(rows).items():
+            it = self.naive.rows[model][row]
+            blind = data.draw(st.integers(0, min(n, it.references - it.seers)))
+            passed += [row] * blind
+            seen += [row] * min(n - blind, it.seers)
+        rows = passed + seen
+        self.ledger.release(model, np.array(rows, np.int32), len(passed))
+        self.naive.release(model, rows, len(passed))
         self.running = [it for it in self.running if it.model != model or not set(rows) & set(it.rows)]
 
     @precondition(lambda self: any(map(self.naive.held, self.naive.quota)))
@@ -310,12 +347,13 @@ class LedgerHistory(RuleBasedStateMachine):
         usage = self.ledger.usage()
         assert list(usage) == list(naive.quota)
         for model, seen in usage.items():
-            holding = [r for r in naive.held(model) if naive.leaving & set(naive.rows[model][r].blocks)]
+            held = {row: set(naive.rows[model][row].blocks.values()) for row in naive.held(model)}
+            holding = [row for row, blocks in held.items() if naive.leaving & blocks]
             assert sorted(self.ledger.leaving(model).tolist()) == sorted(holding)
             assert (seen.rows, seen.blocks) == (len(naive.held(model)), naive.blocks(model))
             assert (seen.min_blocks, seen.max_blocks) == naive.quota[model][2:]
             assert seen.cached_rows == len(naive.cached(model))
-            assert seen.cached_blocks == len(naive.cached(model)) * naive.quota[model][0]
+            assert seen.cached_blocks == naive.there(model) - naive.blocks(model)
             assert seen.asked_tokens == naive.tokens[model, "asked"]
             assert seen.matched_tokens == naive.tokens[model, "matched"]
 
@@ -336,12 +374,13 @@ class LedgerHistory(RuleBasedStateMachine):
         """With nothing owed, every guarantee can be filled at once; while something is owed (a guarantee
         was just raised over what is free), nobody beyond its own guarantee gets another row."""
         naive, owed, unheld = self.naive, self.naive.owed(), self.naive.unheld()
-        for model, (width, _, _, high) in naive.quota.items():
+        for model, (width, max_rows, _, high) in naive.quota.items():
+            left = max_rows - len(naive.held(model))  # ids: a hollow row has one, too
             available, unfilled = self.ledger.available(model), naive.unfilled(model)
             assert available <= self.ledger.limit(model) or owed or naive.lent
-            assert available >= min(unheld, unfilled) // width
+            assert available >= min(min(unheld, unfilled) // width, left)
             if not owed:
-                assert available * width >= unfilled
+                assert available >= min(unfilled // width, left)
             elif not unfilled:
                 assert available == 0
             if high < naive.total:

@@ -14,6 +14,7 @@ import pytest
 
 from muxd.pool.ledger import Ledger
 from muxd.pool.prefix import Chain
+from muxd.pool.windowed import Windowed
 
 BLOCK = 8192
 SHAPES = {  # layers, KV heads, head_dim; bfloat16
@@ -22,6 +23,13 @@ SHAPES = {  # layers, KV heads, head_dim; bfloat16
     "Llama 3.2 1B": (16, 8, 64),
     "Qwen 3 4B": (36, 8, 128),
     "Llama 3.1 8B": (32, 8, 128),
+}
+
+
+SLIDING = {  # layers, KV heads, head_dim, window, every n-th layer sees everything; bfloat16
+    "Gemma 3 27B": (62, 16, 128, 1024, 6),
+    "Gemma 3 270M": (18, 1, 256, 512, 6),
+    "gpt-oss 20b": (24, 8, 64, 128, 2),
 }
 
 
@@ -132,3 +140,31 @@ def test_a_whole_burst_that_ended_holds_nothing(name: str) -> None:
     assert rows is not None
     assert burst.ledger.cached_blocks == 0
     burst.ledger.audit()
+
+
+@pytest.mark.parametrize("context", [8192, 32768])
+@pytest.mark.parametrize("name", SLIDING)
+def test_layers_with_windows_hold_what_they_see(
+    name: str, context: int, record_property: Callable[[str, float], None]
+) -> None:
+    """One long sequence, before and after what its windows have passed is given back: blocks owned by it over
+    blocks that K and V would fill, of layers with windows those of the last tokens."""
+    layers, heads, head_dim, window, whole = SLIDING[name]
+    windows = [None if (layer + 1) % whole == 0 else window for layer in range(layers)]
+    row_tokens = BLOCK // (4 * head_dim)
+    rows = context // row_tokens
+    windowed = Windowed.of(windows, [heads] * layers)
+    ledger = Ledger(rows * layers * heads)
+    ledger.add_model("m", layers * heads, rows, row_tokens=row_tokens, windowed=windowed)
+    taken = ledger.take("m", rows)
+    assert taken is not None
+    assert windowed is not None
+    needed = sum(heads * -(-min(context, window or context) // row_tokens) for window in windows)
+    before = ledger.held("m") / needed
+    ledger.fade("m", taken.ids[: windowed.passed(context, row_tokens)])
+    ledger.audit()
+    after = ledger.held("m") / needed
+    print(f"{name} at {context} tokens: {before:.2f} before and {after:.3f} after its windows have passed")
+    record_property("waste", after)
+    assert before > 1.8
+    assert 1 <= after <= 1.05

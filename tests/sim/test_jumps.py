@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from msgspec import Struct
-from support.costs import model, table
+from msgspec import Struct, structs
+from support.costs import SHAPE, model, table
 from support.examples import examples
 
 from muxd.config import Config, ModelConfig, Policy, PoolConfig, SchedulerConfig, Split
@@ -41,6 +41,7 @@ class Case(Struct, frozen=True):
     adapt_period: float = 8.0
     batch_timeout: float = 10.0
     memory: bool = True
+    window: int = 0  # tokens, of one of two layers
 
     def cost(self) -> CostTable:
         overhead = Overhead(batch=self.host / 2, token=self.host / 2, request=self.host)
@@ -48,6 +49,9 @@ class Case(Struct, frozen=True):
             name: model(0.0005, 0.004 * (i + 1), weights=10_000_000 * (i + 1), overhead=overhead)
             for i, name in enumerate(self.recipe.models)
         }
+        if self.window:
+            shape = structs.replace(SHAPE, windows=(None, self.window))
+            sizes = {name: structs.replace(size, shape=shape) for name, size in sizes.items()}
         return table(gpu=self.gpu, memory=MEMORY if self.memory else None, **sizes)
 
     def config(self) -> Config:
@@ -96,7 +100,11 @@ class Watch:
             now,
             sorted(turns, key=turns.__getitem__),
             [(one.batch, one.began, one.due, one.asked, one.share) for one in flights],
-            [(s.id, s.batch, s.computed, len(s.tokens), len(s.rows)) for lane in lanes for s in lane.running],
+            [
+                (s.id, s.batch, s.computed, len(s.tokens), len(s.rows), s.faded)
+                for lane in lanes
+                for s in lane.running
+            ],
         ]
 
     def _tokens(self) -> int:
@@ -114,6 +122,7 @@ class Watch:
                 assert sequence.remaining == 1
                 assert sequence.generated < sequence.request.max_tokens
                 assert len(sequence.rows) * lane.spec.row_tokens >= sequence.computed
+                assert sequence.faded == lane.passed(sequence.computed)
                 assert sequence.batch in {flight.batch for flight in lane.all_flights} | {None}
 
 
@@ -165,6 +174,7 @@ CASES = st.builds(
     adapt_period=st.sampled_from([0.3, 8.0]),
     batch_timeout=st.sampled_from([0.0, 0.5, 10.0]),
     memory=st.booleans(),
+    window=st.sampled_from([0, 0, 1, 20, 50, 97]),
 )
 
 
@@ -207,6 +217,14 @@ def test_models_beside_each_other_are_jumped_together(policy: Policy, gpu: bool)
     assert jumped == run(case, streams(1000, 500), jumps=False)[2]
     assert watch.jumped >= 1450
     assert watch.jumps < 20
+
+
+@pytest.mark.parametrize("window", [32, 100])
+def test_streams_whose_rows_fade_are_jumped_as_others_are(window: int) -> None:
+    case = Case(Recipe(["a", "b"], 1.0, 1.0), "16M", "mux", share=50, adapt_period=1e3, window=window)
+    _, watch, jumped = run(case, streams(1000, 500), jumps=True)
+    assert jumped == run(case, streams(1000, 500), jumps=False)[2]
+    assert watch.jumped >= 1450
 
 
 def test_most_steps_of_a_unit_that_is_not_full_are_jumped() -> None:

@@ -34,6 +34,7 @@ from muxd.engine.shares import Shares
 from muxd.errors import WorkerLost as WorkerLostError
 from muxd.messages import NO_TOKEN, Decode, Phases, Pooling, Prefill, Sampling
 from muxd.pool.ledger import Ledger
+from muxd.pool.windowed import row_ids
 from support.bench_worker import Spec, Worker
 from support.lanes import lane_spec
 
@@ -66,10 +67,11 @@ class BenchUnit:
             self.ledger.add_model(
                 spec.name,
                 spec.blocks,
-                (total_blocks + lendable) // spec.blocks,
+                row_ids(total_blocks + lendable, spec.blocks, spec.windowed),
                 spec.min_blocks,
                 row_tokens=spec.row_tokens,
                 state_rows=spec.state_rows,
+                windowed=spec.windowed,
             )
         for spec in specs:
             capacity = self.ledger.limit(spec.name)
@@ -90,6 +92,7 @@ class BenchUnit:
                     ttft_slo=spec.ttft_slo,
                     whole=spec.whole,
                     state_rows=spec.state_rows,
+                    windowed=spec.windowed,
                 )
             )
         self.shares = Shares(rungs, overbook)
@@ -303,17 +306,25 @@ class BenchUnit:
         if self.scheduler.policy in ("temporal", "servers"):
             assert len(self.busy()) <= 1
         held: dict[str, set[int]] = {name.partition("/")[0]: set() for name in self.workers}
+        seen: dict[str, set[int]] = {model: set() for model in held}
         for sequence in self.all:
             if sequence.phase is Phase.ENDED:
                 assert not sequence.held
                 assert sequence.batch is None
             held[sequence.model].update(sequence.held)
             assert len(sequence.state) == self.specs[sequence.model].state_rows * bool(sequence.rows)
+            seen[sequence.model].update(sequence.held[sequence.faded :])
+            passed = self.scheduler.lanes[sequence.model].passed(sequence.computed)
+            assert sequence.faded == (passed if sequence.rows else 0)
             size = self.specs[sequence.model].row_tokens
             ahead = sequence.id in self.ahead(sequence.model)
             assert len(sequence.rows) <= -(-(len(sequence.tokens) + ahead) // size), "a row in vain"
         usage = self.ledger.usage()
         assert {model: use.rows for model, use in usage.items()} == {m: len(rows) for m, rows in held.items()}
+        for model, use in usage.items():
+            spec = self.specs[model]
+            faded = len(spec.windowed.columns) * len(held[model] - seen[model]) if spec.windowed else 0
+            assert use.blocks == len(held[model]) * spec.blocks - faded
         for lane in self.scheduler.lanes.values():
             for flight in lane.all_flights:
                 worker = self.workers[flight.worker]

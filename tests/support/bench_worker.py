@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from muxd.messages import Chunk, Decode, Prefill
+from muxd.pool.windowed import Windowed
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Spec:
     ttft_slo: float = 0.0
     whole: bool = False  # an encoder: no prompt is cut
     state_rows: int = 0  # of each sequence, beside those of its tokens
+    windowed: Windowed | None = None
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Worker:
     rows: dict[int, tuple[int, ...]] = field(default_factory=dict)  # row id -> blocks
     sequences: dict[int, list[int]] = field(default_factory=dict)  # seq -> row ids
     position: dict[int, int] = field(default_factory=dict)
+    began: dict[int, int] = field(default_factory=dict)  # seq -> its position before the running batch
     shared: dict[int, int] = field(default_factory=dict)  # seq -> rows it only reads
     states: dict[int, list[int]] = field(default_factory=dict)  # seq -> rows of its state
     copies: dict[int, list[int]] = field(
@@ -111,12 +114,8 @@ class Worker:
             for block, into in zip(self.rows[row], self.rows[own], strict=True):
                 assert self.pool.get(block) == ("state", self.spec.name, *map(str, known)), "another's state"
                 self.pool[into] = self.pool[block]
-        for i in range(self.shared[chunk.seq]):
-            for block in self.rows[rows[i]]:
-                assert self.pool[block] == self._written(chunk.adapter, known, i), (
-                    "not the row of this prefix"
-                )
         self.history[chunk.seq] = list(known)
+        self._check_seen(chunk.seq, "not the row of this prefix")
 
     def _decode(self, command: Decode) -> None:
         assert command.seqs
@@ -130,11 +129,7 @@ class Worker:
             self.position[one.seq], self.history[one.seq] = len(tokens) - 1, tokens
             self._take_state(one.seq, one.state)
             self.shared[one.seq] = (len(tokens) - 1) // self.spec.row_tokens
-            for i in range(self.shared[one.seq]):
-                for block in self.rows[self.sequences[one.seq][i]]:
-                    assert self.pool[block] == self._written(one.adapter, tokens, i), (
-                        "not the row that was prefilled"
-                    )
+            self._check_seen(one.seq, "not the row that was prefilled")
         assert len(set(command.seqs)) == len(command.seqs)
         for seq, row in command.grown:
             self.sequences[seq].append(row)
@@ -156,12 +151,32 @@ class Worker:
     def _state(self, seq: int, tokens: int) -> tuple[str, ...]:
         return ("state", self.spec.name, *map(str, self.history[seq][:tokens]))
 
+    def _seen(self, row: int, position: int) -> set[int]:
+        """Columns of a sequence's row that the token at ``position`` sees, and those after it."""
+        columns, windowed = set(range(self.spec.blocks)), self.spec.windowed
+        if windowed is not None and (row + 1) * self.spec.row_tokens - 1 <= position - windowed.tokens:
+            columns -= set(windowed.columns)
+        return columns
+
+    def _check_seen(self, seq: int, fault: str, position: int | None = None) -> None:
+        """Of its full rows everything that its next token, or the one at ``position``, sees is what they
+        should hold."""
+        position = self.position[seq] if position is None else position
+        for i in range(position // self.spec.row_tokens):
+            blocks, wanted = self.rows[self.sequences[seq][i]], None
+            for column in self._seen(i, position):
+                wanted = wanted or self._written(self.adapter[seq], self.history[seq], i)
+                assert self.pool.get(blocks[column]) == wanted, fault
+
     def _written(self, adapter: int, tokens: list[int] | tuple[int, ...], row: int) -> tuple[str, ...]:
         return (self.spec.name, str(adapter), *map(str, tokens[: (row + 1) * self.spec.row_tokens]))
 
     def done(self, token: int) -> None:
         """The running batch sampled ``token`` everywhere."""
         assert self.busy is not None
+        if self.spec.windowed is not None:
+            for seq in self.computing():
+                self._check_seen(seq, "a row went that a running batch sees", self.began[seq])
         for seq in self.sampling():
             self.history[seq].append(token)
         self.busy = None
@@ -171,7 +186,9 @@ class Worker:
 
     def _advance(self, seq: int, tokens: int) -> None:
         assert tokens > 0
-        before = self.position[seq]
+        before = self.began[seq] = self.position[seq]
+        if self.spec.windowed is not None:
+            self._check_seen(seq, "a row that is still seen is gone")
         self.position[seq] += tokens
         assert self.position[seq] <= len(self.sequences[seq]) * self.spec.row_tokens, "token without a row"
         self._fed(seq, before)
@@ -186,12 +203,23 @@ class Worker:
             return [chunk.seq for chunk in self.busy.chunks if chunk.last and not chunk.pooling]
         return self.busy.seqs
 
-    def blocks_of_batch(self) -> set[int]:
-        """Head blocks the running batch may write."""
+    def computing(self) -> list[int]:
+        """Sequences in the running batch."""
         assert self.busy is not None
         command = self.busy
-        seqs = [c.seq for c in command.chunks] if isinstance(command, Prefill) else command.seqs
-        own = {seq: self.sequences[seq][self.shared[seq] :] + self.states[seq] for seq in seqs}
-        if isinstance(command, Prefill):
-            own = {seq: rows + self.copies[seq] for seq, rows in own.items()}
-        return {block for rows in own.values() for row in rows for block in self.rows[row]}
+        return [c.seq for c in command.chunks] if isinstance(command, Prefill) else command.seqs
+
+    def blocks_of_batch(self) -> set[int]:
+        """Head blocks the running batch may write."""
+        seqs = self.computing()
+        written = {
+            self.rows[row][column]
+            for seq in seqs
+            for i, row in enumerate(self.sequences[seq])
+            if i >= self.shared[seq]
+            for column in self._seen(i, self.began[seq])
+        }
+        states = [*(self.states[seq] for seq in seqs)]
+        if isinstance(self.busy, Prefill):
+            states += [self.copies[seq] for seq in seqs]
+        return written | {block for rows in states for row in rows for block in self.rows[row]}

@@ -1,7 +1,7 @@
 """Inputs for the device kernels and what their references make of them, in the interpreter and on a GPU.
 
-Whatever a kernel must not read is poison: slots past a sequence's end are NaN, row ids past its last row and
-of padding lines name no row.
+Whatever a kernel must not read is poison: slots past a sequence's end and before its window are NaN, row
+ids past its last row, before its window and of padding lines name no row.
 """
 
 from dataclasses import dataclass
@@ -62,8 +62,11 @@ class Shape:
         }  # fmt: skip
 
 
-def paged(shape: Shape, lengths: list[int], generator: torch.Generator) -> tuple[PagedPool, Tensor]:
-    """A pool whose layer 1 holds keys and values of ``lengths``, rows in random order, the rest poison."""
+def paged(
+    shape: Shape, lengths: list[int], generator: torch.Generator, seen_from: list[int] | None = None
+) -> tuple[PagedPool, Tensor]:
+    """A pool whose layer 1 holds keys and values of ``lengths``, or of the tokens from ``seen_from`` on, rows
+    in random order, the rest poison."""
     dtype = shape.kv_dtype or shape.dtype
     layout, at = shape.layout, shape.layout.layers[1]
     tokens = shape.block_bytes // (2 * layout.head_dim * dtype.itemsize)
@@ -76,13 +79,20 @@ def paged(shape: Shape, lengths: list[int], generator: torch.Generator) -> tuple
     order, slots = torch.randperm(total, generator=generator).int(), pool.slots(1)
     for i, (length, count) in enumerate(zip(lengths, counts, strict=True)):
         rows[i, :count], order = order[:count], order[count:]
-        for token in range(length):
+        begin = seen_from[i] if seen_from else 0
+        for token in range(begin, length):
             own = table[int(rows[i, token // tokens])].long()
             for columns, slot in ((at.keys, 0), (at.values, at.value_slot(tokens))):
                 value = torch.randn(shape.kv_heads, shape.head_dim, generator=generator)
                 slots[own[columns], token % tokens + slot] = value.to(dtype)
+        rows[i, : begin // tokens] = NO_ROW
     placed = PagedPool(blocks.to(shape.device), table.to(shape.device), layout)
     return placed, rows.to(shape.device)
+
+
+def _seen_from(shape: Shape, length: int) -> int:
+    """The first token that the last of ``length`` sees."""
+    return 0 if shape.window is None else max(0, length - shape.window)
 
 
 def check(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
@@ -93,7 +103,7 @@ def check(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
 def check_decode(kernel: ModuleType, shape: Shape, lengths: list[int], splits: int, seed: int = 0) -> None:
     """``kernel``'s decode attention against the reference, queries a slice of a wider projection."""
     generator = torch.Generator().manual_seed(seed)
-    pool, rows = paged(shape, lengths, generator)
+    pool, rows = paged(shape, lengths, generator, [_seen_from(shape, length) for length in lengths])
     heads = shape.kv_heads * shape.group
     wide = torch.randn(len(lengths), heads + 3, shape.head_dim, generator=generator)
     q = wide.to(shape.dtype).to(shape.device)[:, :heads]
@@ -109,7 +119,8 @@ def check_prefill(kernel: ModuleType, shape: Shape, chunks: list[tuple[int, int]
     """``kernel``'s prefill attention against the reference; chunks are (cached, new tokens), with padding
     tokens behind the last one."""
     generator = torch.Generator().manual_seed(seed)
-    pool, rows = paged(shape, [cached + n for cached, n in chunks], generator)
+    seen_from = [_seen_from(shape, cached + 1) for cached, _ in chunks]
+    pool, rows = paged(shape, [cached + n for cached, n in chunks], generator, seen_from)
     heads, total = shape.kv_heads * shape.group, sum(n for _, n in chunks)
     q = torch.randn(total + 3, heads, shape.head_dim, generator=generator).to(shape.dtype).to(shape.device)
     starts = torch.tensor([0, *torch.tensor([n for _, n in chunks]).cumsum(0).tolist()], dtype=torch.int32)

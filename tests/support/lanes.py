@@ -6,6 +6,7 @@ from msgspec import structs
 
 from muxd.config import ModelConfig, QuotaConfig
 from muxd.engine.lane import LaneSpec
+from muxd.pool.windowed import Windowed
 
 
 def lane_spec(  # noqa: PLR0913 - the facts of a model, in a row
@@ -22,6 +23,7 @@ def lane_spec(  # noqa: PLR0913 - the facts of a model, in a row
     cap: int = 100,
     whole: bool = False,
     state_rows: int = 0,
+    windowed: Windowed | None = None,
     weight: float = 1.0,
     **settings: Any,
 ) -> LaneSpec:
@@ -39,4 +41,5 @@ def lane_spec(  # noqa: PLR0913 - the facts of a model, in a row
         cap,
         whole,
         state_rows,
+        windowed,
     )

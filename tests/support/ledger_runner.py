@@ -1,6 +1,7 @@
 """Real Runners of several models on one pool, rows from a real Ledger: a daemon's part in forty lines.
 
-Prefixes are matched and registered as the engine does it; every logit the models computed is kept.
+Prefixes are matched, registered and faded as the engine does it; every logit the models computed is kept.
+What comes free by fading becomes NaN at once, as another model could leave it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from muxd.models.state_layout import state_rows
 from muxd.models.weights import fill, plan
 from muxd.pool.ledger import Ledger
 from muxd.pool.prefix import Chain
+from muxd.pool.windowed import Windowed, row_ids
 from muxd.worker.runner import Runner
 from muxd.worker.step import Flight
 from support.direct_runner import GREEDY, int32
@@ -39,6 +41,8 @@ class Served:
     rows: list[int] = field(default_factory=list)
     state: list[int] = field(default_factory=list)  # rows of it, where the model keeps one
     shared: int = 0  # rows found in the cache
+    faded: int = 0  # rows that its windows have passed
+    named: bool = True  # its rows may be found by others
     computed: int = 0
     logits: list[torch.Tensor] = field(default_factory=list)  # float32 [vocab] of every sampled token
 
@@ -69,11 +73,12 @@ class LedgerRunner:
         self._device, self._paged, self._kv_dtypes = device, paged, kv_dtypes or {}
         self._packing = packing_for("file", "native", "float32", gpu=False) if native else None
         self.pool = torch.full((blocks * block_bytes,), 0xFF, dtype=torch.uint8, device=device)  # NaN
-        self.ledger = Ledger(blocks)
+        self.ledger, self._block_bytes = Ledger(blocks), block_bytes
         self.runners: dict[str, Runner] = {}
         self._made: dict[str, tuple[Setup, torch.Tensor]] = {}
         self.row_tokens: dict[str, int] = {}
         self.state_rows: dict[str, int] = {}
+        self.windowed: dict[str, Windowed | None] = {}
         self._logits: list[torch.Tensor] = []
         self._sequences = 0
         self._forget: dict[str, list[int]] = {model: [] for model in folders}
@@ -89,12 +94,13 @@ class LedgerRunner:
         weights = np.zeros(layout.bytes + 64, dtype=np.uint8)
         weights = weights[-weights.ctypes.data % 64 :]  # as a mapping lies
         fill(layout, HostWriter(weights))
-        rows = blocks // spec.blocks_per_row
+        self.windowed[model] = Windowed.of(spec.kept_windows, spec.layer_blocks)
+        rows = row_ids(blocks, spec.blocks_per_row, self.windowed[model])
         self.row_tokens[model] = spec.tokens_per_row(block_bytes, kv_item_bytes("float32", kind))
         self.state_rows[model] = state_rows(spec, block_bytes)
         self.ledger.add_model(
-            model, spec.blocks_per_row, rows,
-            row_tokens=self.row_tokens[model], state_rows=self.state_rows[model],
+            model, spec.blocks_per_row, rows, row_tokens=self.row_tokens[model],
+            state_rows=self.state_rows[model], windowed=self.windowed[model],
         )  # fmt: skip
         setup = Setup(
             worker="ledger", model=model, folder=str(folder), dtype="float32", link="", device=self._device,
@@ -133,10 +139,13 @@ class LedgerRunner:
         sampling: Sampling = GREEDY,
         cache: bool = True,
         adapter: int = 0,
+        named: bool = True,
     ) -> Served:
-        """Admit and prefill, ``chunk`` tokens at a time; the first token is sampled."""
+        """Admit and prefill, ``chunk`` tokens at a time; the first token is sampled. ``cache``: it may find
+        rows; ``named``: others may find its."""
         size = self.row_tokens[model]
         it = Served(self._sequences, model, Chain(model, size), list(tokens), prompt_tokens or len(tokens))
+        it.named = named
         self._sequences += 1
         states = self.state_rows[model]
         keys = it.chain.match(it.tokens) if cache and not states else []
@@ -147,6 +156,7 @@ class LedgerRunner:
         it.rows, it.state = rows[:count], rows[count:]
         it.shared = grant.shared.size
         it.computed = it.shared * size
+        it.faded = self._passed(it)
         new = NewRows(int32(grant.rows.ids.tolist()), int32(grant.rows.blocks.ravel().tolist()))
         for start in range(it.computed, len(tokens), chunk):
             first = start == it.shared * size
@@ -179,16 +189,26 @@ class LedgerRunner:
         return token
 
     def finish(self, it: Served) -> None:
-        self.ledger.release(it.model, np.array(it.rows + it.state, np.int32))
+        self.ledger.release(it.model, np.array(it.rows + it.state, np.int32), it.faded)
         self._forget[it.model].append(it.id)
         self.ledger.audit()
 
     def _computed(self, it: Served, computed: int) -> None:
-        """Rows that are full now may be shared from now on."""
+        """Rows that are full now may be shared from now on, those that windows have passed fade."""
         start = it.computed // self.row_tokens[it.model]
         it.computed = computed
-        if not it.state:
+        if it.named and not it.state:
             self.ledger.register(it.model, it.rows, it.chain.keys(it.tokens, computed), start)
+        if (passed := self._passed(it)) > it.faded:
+            before = self.ledger.free_blocks
+            self.ledger.fade(it.model, np.array(it.rows[it.faded : passed], np.int32))
+            it.faded = passed
+            freed = self.ledger._stack[before : self.ledger.free_blocks]
+            self.pool.view(-1, self._block_bytes)[torch.from_numpy(freed.astype(np.int64))] = 0xFF
+
+    def _passed(self, it: Served) -> int:
+        windowed = self.windowed[it.model]
+        return windowed.passed(it.computed, self.row_tokens[it.model]) if windowed else 0
 
     def _took(self, it: Served, token: int) -> None:
         it.tokens.append(token)

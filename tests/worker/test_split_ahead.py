@@ -64,6 +64,7 @@ class Pair:
         lane = lane_spec(
             model="m", share=50, row_tokens=self._size, blocks_per_row=6, max_context=500, max_running=4,
             max_queue=100, capacity_rows=self.ledger.limit("m"), prefix_cache=False, split=True,
+            windowed=self._made.windowed["m"],
         )  # fmt: skip
         self._scheduler = Scheduler(
             [lane], self.ledger, Shares([50, 100]), Settings(0.5, 24, look_ahead=8, run_ahead=True)

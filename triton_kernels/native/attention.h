@@ -333,7 +333,8 @@ inline void attend_tile(const Blocks& in, int at, int n, int window, const float
     tiled_pairs(a, lda, b, ldc, c, ldc, room, whole, ldc);
   };
   const int stop = at + n, low = window > 0 ? std::max(0, at + 1 - window) : 0;
-  for (int first = low / KEYS * KEYS; first < stop; first += KEYS) {
+  // From ``low`` on and not from a tile's edge: what lies before may be gone, and another model's by now.
+  for (int first = low; first < stop; first += KEYS) {
     const int count = std::min(KEYS, stop - first);
     if constexpr (P) load_pairs(in, first, count, keys, values);
     else load_tile<KEPT>(in, first, count, width, keys, values);
