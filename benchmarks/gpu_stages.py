@@ -68,6 +68,7 @@ def first(kit: Kit) -> list[Stage]:
 def second(kit: Kit) -> list[Stage]:
     return [
         _probe(kit, "decode", 75, alone=True),
+        _probe(kit, "sampling", 45, alone=True),
         _probe(kit, "worker", 60, alone=True),
         _probe(kit, "prefill", 60, alone=True),
         _probe(kit, "addresses", 30, alone=True),
@@ -98,7 +99,10 @@ def rehearsal(kit: Kit) -> list[Stage]:
     return [
         _script("facts", 60, "gpu_facts.py"),
         _doctor(120),
-        *(_probe(kit, name, 120) for name in ("launches", "linears", "decode", "prefill", "worker")),
+        *(
+            _probe(kit, name, 120)
+            for name in ("launches", "linears", "decode", "sampling", "prefill", "worker")
+        ),
         _colocated(kit, "profiles", 420),
         _colocated(kit, "policies", 540),
         _shares(kit),

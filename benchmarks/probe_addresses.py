@@ -13,7 +13,7 @@ from probe_decode import launched
 from roofline_kernels import BLOCK_BYTES, MODELS, SMALL, filled_pool
 from torch import Tensor
 
-from muxd.kernels.paged_decode import plan_splits
+from muxd.kernels.paged_decode import AN_SM, DecodePlan
 from muxd.kernels.paged_pool import PagedPool
 
 _GIB = (4, 16, 64)
@@ -23,21 +23,23 @@ def addresses(probe: Probe) -> None:
     model, batch, context, layers = (SMALL, 2, 40, 2) if probe.dry else (MODELS[3], 32, 2048, 8)
     near, rows = filled_pool(model, probe.device, batch, context, layers, probe.dtype)
     q, known = probe.random(batch, model.heads, model.head_dim), probe.numbers([context] * batch)
-    splits = plan_splits(batch, model.kv_heads, context, 132)
+    from muxd.kernels import paged_decode_kernel
+
+    plan = paged_decode_kernel.plan_decode(known, model.kv_heads, programs=132 * AN_SM)
     for gib in (0,) if probe.dry else (0, *_GIB):
         pool = near if not gib else _wide(near, (gib << 30) // BLOCK_BYTES)
-        step = partial(_step, pool, q, rows, known, model.head_dim**-0.5, splits)
+        step = partial(_step, pool, q, rows, known, model.head_dim**-0.5, plan)
         held = round(pool.blocks.numel() * pool.blocks.element_size() / 2**30, 2)
         probe.time({"pool_gib": held}, step, layers, batch * context * model.kv_bytes)
         del pool, step
 
 
 def _step(
-    pool: PagedPool, q: Tensor, rows: Tensor, known: Tensor, scale: float, splits: int, layer: int
+    pool: PagedPool, q: Tensor, rows: Tensor, known: Tensor, scale: float, plan: DecodePlan, layer: int
 ) -> Tensor:
     from muxd.kernels import paged_decode_kernel
 
-    return launched(paged_decode_kernel.decode_calls(q, pool, layer, rows, known, scale=scale, splits=splits))
+    return launched(paged_decode_kernel.decode_calls(q, pool, layer, rows, known, plan, scale=scale))
 
 
 def _wide(near: PagedPool, count: int) -> PagedPool:

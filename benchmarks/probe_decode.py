@@ -1,14 +1,14 @@
-"""Decode attention: the tiles and splits it could have, and contexts of very different lengths.
+"""Decode attention: the tiles it could have, contexts of very different lengths, and how items are cut and
+merged.
 
-    python benchmarks/probe_decode.py --out F.jsonl [--dry] [--only shapes|skew]
+    python benchmarks/probe_decode.py --out F.jsonl [--dry] [--only shapes|skew|plan]
 
 Every variant is first compared with the kernel as it serves ("off_by": relative, of the whole output), then
 timed; TB/s are of the keys and values that must be read. Has not run on a GPU.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from types import ModuleType
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,17 +18,22 @@ from roofline_kernels import MODELS, SMALL, ModelShape, filled_pool, sms_of
 from torch import Tensor
 
 from muxd.kernels.launch import Call
-from muxd.kernels.paged_decode import plan_splits
+from muxd.kernels.paged_decode import AN_SM, DecodePlan
 from muxd.kernels.paged_pool import PagedPool
 
 _LARGE, _SMALL = MODELS[3], MODELS[0]
-# TILE, warps, stages, and splits as a multiple of the plan's.
+# TILE, warps, stages, and items an SM.
 _SHAPES = (
-    (64, 4, 3, 1.0), (64, 4, 2, 1.0), (64, 4, 4, 1.0), (128, 4, 2, 1.0), (128, 4, 3, 1.0), (128, 8, 2, 1.0),
-    (128, 8, 3, 1.0), (32, 4, 4, 1.0), (64, 4, 3, 2.0), (64, 4, 3, 0.5),
+    (64, 4, 3, AN_SM), (64, 4, 2, AN_SM), (64, 4, 4, AN_SM), (128, 4, 2, AN_SM), (128, 4, 3, AN_SM),
+    (128, 8, 2, AN_SM), (128, 8, 3, AN_SM), (32, 4, 4, AN_SM), (64, 4, 3, 3), (64, 4, 3, 12),
 )  # fmt: skip
-_UNEVEN = {"one long": [32768] + [512] * 63, "one longer": [16384] + [1024] * 39, "even": [2048] * 32}
-_PROGRAMS = (396, 792, 1584)  # one, two and four times what 132 SMs hold, three each
+_UNEVEN = {
+    "one long": [32768] + [512] * 63,
+    "one longer": [16384] + [1024] * 39,
+    "even": [2048] * 32,
+    "alone": [32768],
+}
+_AN_SM = (2, 3, AN_SM, 12)  # three are on an SM at a time
 
 Made = tuple[Tensor, list[Call]]
 
@@ -59,28 +64,50 @@ class Case:
         self.model, self.layers, self.nbytes = model, layers, sum(lengths) * model.kv_bytes
         self._pool, self._rows = ragged(probe, model, lengths, layers)
         self._q = probe.random(len(lengths), model.heads, model.head_dim)
-        self._lengths, self._probe = probe.numbers(lengths), probe
-        self.planned = plan_splits(len(lengths), model.kv_heads, max(lengths), sms_of(probe.device))
-        self._wanted = launched(self.served(0, self.planned))
+        self._lengths, self._probe, self._sms = probe.numbers(lengths), probe, sms_of(probe.device)
+        self.longest, self._batch = max(lengths), len(lengths)
+        self._plan = cache(self._planned)
+        self._wanted = launched(self.served(0))
 
-    def served(self, layer: int, splits: int, **first: int) -> Made:
-        """``first``: other options of the first launch."""
+    def _planned(self, an_sm: int) -> DecodePlan:
+        """One for all layers, as in a step; its own time is asked for by "plan"."""
         from muxd.kernels import paged_decode_kernel
 
-        made, (split, *rest) = self._made(paged_decode_kernel, layer, splits=splits)
-        return made, [split._replace(options={**split.options, **first}), *rest]
+        return paged_decode_kernel.plan_decode(self._lengths, self.model.kv_heads, programs=an_sm * self._sms)
 
-    def cut(self, layer: int, programs: int) -> Made:
-        from unmeasured_variants import decode_items
+    def plan_call(self) -> Call:
+        from muxd.kernels import paged_decode_kernel
 
-        return self._made(decode_items, layer, programs=programs)
+        (call,) = paged_decode_kernel.plan_calls(
+            self._lengths, self.model.kv_heads, programs=AN_SM * self._sms
+        )[1]
+        return call
 
-    def _made(self, kernel: ModuleType, layer: int, **options: int) -> Made:
-        scale = self.model.head_dim**-0.5
-        made: Made = kernel.decode_calls(
-            self._q, self._pool, layer, self._rows, self._lengths, scale=scale, **options
+    def served(self, layer: int, an_sm: int = AN_SM, **options: int) -> Made:
+        """``options``: other ones of the launch."""
+        from muxd.kernels import paged_decode_kernel
+
+        out, (item,) = paged_decode_kernel.decode_calls(
+            *self._tensors(layer), self._plan(an_sm), scale=self.model.head_dim**-0.5
         )
-        return made
+        return out, [item._replace(options={**item.options, **options})]
+
+    def merged_apart(self, layer: int, an_sm: int) -> Made:
+        from unmeasured_variants import decode_merge
+
+        scale = self.model.head_dim**-0.5
+        return decode_merge.decode_calls(*self._tensors(layer), self._plan(an_sm), scale=scale)
+
+    def split(self, layer: int, splits: int) -> Made:
+        """As many programs for every sequence; 0: as was planned from shapes."""
+        from unmeasured_variants import decode_splits
+
+        planned = decode_splits.plan_splits(self._batch, self.model.kv_heads, self.longest, self._sms)
+        scale = self.model.head_dim**-0.5
+        return decode_splits.decode_calls(*self._tensors(layer), scale=scale, splits=splits or planned)
+
+    def _tensors(self, layer: int) -> tuple[Any, ...]:
+        return self._q, self._pool, layer, self._rows, self._lengths
 
     def time(self, variants: Sequence[tuple[dict[str, Any], Callable[[int], Made]]]) -> None:
         """Answer with the time of one layer in each, compared with the kernel that serves."""
@@ -111,39 +138,50 @@ def rehearsed_shapes(probe: Probe) -> None:
 
 
 def _shapes(
-    probe: Probe, case: Case, of: tuple[int, int], chosen: tuple[tuple[int, int, int, float], ...]
+    probe: Probe, case: Case, of: tuple[int, int], chosen: tuple[tuple[int, int, int, int], ...]
 ) -> None:
     variants = []
-    for tile, warps, stages, factor in chosen:
+    for tile, warps, stages, an_sm in chosen:
         options = {"TILE": tile, "num_warps": warps, "num_stages": stages}
-        splits = max(1, round(case.planned * factor))
-        what = {"batch": of[0], "context": of[1], **options, "splits": splits}
-        variants.append((what, partial(case.served, splits=splits, **options)))
+        what = {"batch": of[0], "context": of[1], **options, "an_sm": an_sm}
+        variants.append((what, partial(case.served, an_sm=an_sm, **options)))
     case.time(variants)
 
 
 def skew(probe: Probe) -> None:
     for name, lengths in _UNEVEN.items():
-        _skew(Case(probe, _LARGE, lengths, 8), name, (4, 8, 16, 32), _PROGRAMS)
+        _skew(Case(probe, _LARGE, lengths, 8), name, (0, 4, 16), _AN_SM)
         free(probe.plan)
 
 
 def rehearsed_skew(probe: Probe) -> None:
-    _skew(Case(probe, SMALL, [270, 3, 0], 1), "tiny", (3,), (20,))
+    _skew(Case(probe, SMALL, [600, 3, 0], 1), "tiny", (0, 3), (20,))
 
 
-def _skew(case: Case, name: str, splits: tuple[int, ...], programs: tuple[int, ...]) -> None:
-    """As planned from shapes, with more splits for all, and cut on the device by the lengths."""
-    split = [
-        ({"lengths": name, "splits": count}, partial(case.served, splits=count))
-        for count in dict.fromkeys((case.planned, *splits))
+def _skew(case: Case, name: str, splits: tuple[int, ...], an_sm: tuple[int, ...]) -> None:
+    """Cut by the lengths, merged by the last program or by a launch; and as before, by shapes alone."""
+    items = [({"lengths": name, "items an SM": count}, partial(case.served, an_sm=count)) for count in an_sm]
+    apart = [
+        ({"lengths": name, "items an SM, merged apart": count}, partial(case.merged_apart, an_sm=count))
+        for count in an_sm
     ]
-    cut = [
-        ({"lengths": name, "items for programs": count}, partial(case.cut, programs=count))
-        for count in programs
-    ]
-    case.time([*split, *cut])
+    before = [({"lengths": name, "splits": count}, partial(case.split, splits=count)) for count in splits]
+    case.time([*items, *apart, *before])
+
+
+def plan(probe: Probe) -> None:
+    """A step's own part of the cut, once for all its layers."""
+    model = SMALL if probe.dry else _LARGE
+    for batch in (2,) if probe.dry else (1, 32, 128):
+        case = Case(probe, model, [40 if probe.dry else 512] * batch, 1)
+        call = case.plan_call()
+        probe.time({"batch": batch}, lambda i, own=call: own.run(), 16)  # type: ignore[misc]
+        free(probe.plan)
 
 
 if __name__ == "__main__":
-    main({"skew": skew, "shapes": shapes}, __doc__, dry={"skew": rehearsed_skew, "shapes": rehearsed_shapes})
+    main(
+        {"skew": skew, "shapes": shapes, "plan": plan},
+        __doc__,
+        dry={"skew": rehearsed_skew, "shapes": rehearsed_shapes, "plan": plan},
+    )

@@ -1,4 +1,4 @@
-"""Prefill attention: the kernel that serves, the variant that looks places up ahead, and what torch brings.
+"""Prefill attention: the tiles that it could have, and what torch brings.
 
     python benchmarks/probe_prefill.py --out F.jsonl [--dry]
 
@@ -7,8 +7,6 @@ a pool cannot give them. Every variant is first compared with the kernel as it s
 """
 
 from functools import partial
-from itertools import product
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,12 +14,11 @@ from probe import Probe, compile_all, main, off_by
 from roofline_kernels import MODELS, SMALL, ModelShape, filled_pool
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from unmeasured_variants import prefill_ahead
 
 from muxd.kernels import paged_prefill_kernel
 from muxd.kernels.launch import Call
 
-# BLOCK_M, TILE, warps, stages; for both kernels.
+# BLOCK_M, TILE, warps, stages.
 _SHAPES = ((128, 64, 8, 3), (64, 64, 4, 3), (64, 64, 4, 2), (128, 64, 8, 4))
 _PEERS = ("FLASH_ATTENTION", "CUDNN_ATTENTION")
 
@@ -35,21 +32,23 @@ class Case:
         self._places = rows, probe.numbers([0, tokens]), probe.numbers([0])
         self._probe, self._tokens, self._scale = probe, tokens, model.head_dim**-0.5
         self.flops = 2 * model.heads * model.head_dim * tokens**2  # causal: half of all pairs
-        self._wanted = self.run(paged_prefill_kernel, None, 0)
+        self._wanted = self.run(None, 0)
 
-    def run(self, kernel: ModuleType, shape: tuple[int, ...] | None, layer: int) -> Tensor:
-        out, call = self.made(kernel, shape, layer)
+    def run(self, shape: tuple[int, ...] | None, layer: int) -> Tensor:
+        out, call = self.made(shape, layer)
         call.run()
         return out
 
-    def made(self, kernel: ModuleType, shape: tuple[int, ...] | None, layer: int) -> tuple[Tensor, Call]:
-        out, (call,) = kernel.prefill_calls(self._q, self._pool, layer, *self._places, scale=self._scale)
+    def made(self, shape: tuple[int, ...] | None, layer: int) -> tuple[Tensor, Call]:
+        out, (call,) = paged_prefill_kernel.prefill_calls(
+            self._q, self._pool, layer, *self._places, scale=self._scale
+        )
         return out, call if shape is None else reshaped(call, self._tokens, shape)
 
-    def time(self, kernel: ModuleType, shape: tuple[int, ...]) -> None:
-        what = {"tokens": self._tokens, "kernel": kernel.__name__.split(".")[-1]}
+    def time(self, shape: tuple[int, ...]) -> None:
+        what: dict[str, Any] = {"tokens": self._tokens, "kernel": "muxd"}
         what |= dict(zip(("block_m", "tile", "warps", "stages"), shape, strict=True))
-        step = partial(self.run, kernel, shape)
+        step = partial(self.run, shape)
 
         def both() -> None:
             what["off_by"] = float(f"{off_by(step(0), self._wanted):.1e}")
@@ -62,12 +61,11 @@ def shapes(probe: Probe) -> None:
     model = SMALL if probe.dry else MODELS[3]
     for tokens in (50,) if probe.dry else (2048, 8192):
         case = Case(probe, model, tokens)
-        kernels = (prefill_ahead, paged_prefill_kernel)
-        variants = list(product(_SHAPES[: 1 if probe.dry else None], kernels))
+        variants = _SHAPES[: 1 if probe.dry else None]
         if not probe.dry:
-            compile_all([case.made(kernel, shape, 0)[1] for shape, kernel in variants])
-        for shape, kernel in variants:
-            case.time(kernel, shape)
+            compile_all([case.made(shape, 0)[1] for shape in variants])
+        for shape in variants:
+            case.time(shape)
         if not probe.dry:
             _peers(probe, tokens, model, case.flops)
 

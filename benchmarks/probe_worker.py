@@ -22,26 +22,23 @@ _TIMES = 7
 
 
 def worker(probe: Probe) -> None:
-    for model in (SMALL,) if probe.dry else (MODELS[0], MODELS[3]):
-        bench = _begun(probe, model)
-        _prefills(probe, model, bench)
-        del bench
-        free(probe.plan)
-
-
-def _begun(probe: Probe, model: ModelShape) -> Bench:
     """Once without graphs and once with them: the difference is theirs, compiled kernels are then there."""
-    tokens, longest = (130, 40) if probe.dry else (32 * 2049, 2048)
-    for recorded in (False, True):
-        before, begun = _memory(probe), time.perf_counter()
-        bench = Bench(model, tokens, longest, probe.device, recorded)
-        after, seconds = _memory(probe), time.perf_counter() - begun
-        taken = {"mib": (before[0] - after[0]) >> 20, "torch_mib": (after[1] - before[1]) >> 20}
-        told: dict[str, Any] = {"ran": True} if probe.dry else {**taken, "seconds": round(seconds, 2)}
-        probe.say(model=model.name, graphs=recorded, **told)
-        if not recorded:
+    for model in (SMALL,) if probe.dry else (MODELS[0], MODELS[3]):
+        for recorded in (False, True):
+            bench = _begun(probe, model, recorded)
+            _prefills(probe, model, bench, recorded)
             del bench
             free(probe.plan)
+
+
+def _begun(probe: Probe, model: ModelShape, recorded: bool) -> Bench:
+    tokens, longest = (130, 40) if probe.dry else (32 * 2049, 2048)
+    before, begun = _memory(probe), time.perf_counter()
+    bench = Bench(model, tokens, longest, probe.device, recorded)
+    after, seconds = _memory(probe), time.perf_counter() - begun
+    taken = {"mib": (before[0] - after[0]) >> 20, "torch_mib": (after[1] - before[1]) >> 20}
+    told: dict[str, Any] = {"ran": True} if probe.dry else {**taken, "seconds": round(seconds, 2)}
+    probe.say(model=model.name, graphs=recorded, **told)
     return bench
 
 
@@ -53,7 +50,7 @@ def _memory(probe: Probe) -> tuple[int, int]:
     return torch.cuda.mem_get_info()[0], torch.cuda.memory_reserved()
 
 
-def _prefills(probe: Probe, model: ModelShape, bench: Bench) -> None:
+def _prefills(probe: Probe, model: ModelShape, bench: Bench, recorded: bool) -> None:
     """One prompt: until its launches are queued, and until its token is there."""
     for tokens in (30,) if probe.dry else _PROMPTS:
         (sequence,) = bench.sequences(1, tokens)
@@ -67,7 +64,7 @@ def _prefills(probe: Probe, model: ModelShape, bench: Bench) -> None:
         bench.forget([sequence])
         times = {"host_ms": queued, "whole_ms": whole}
         told = {name: round(1e3 * statistics.median(some[2:]), 3) for name, some in times.items()}
-        probe.say(model=model.name, prompt=tokens, **({"ran": True} if probe.dry else told))
+        probe.say(model=model.name, prompt=tokens, graphs=recorded, **({"ran": True} if probe.dry else told))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from muxd.kernels import ops
 from muxd.kernels.grouped import group
-from muxd.kernels.paged_decode import plan_splits
+from muxd.kernels.paged_decode import AN_SM
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.paged_states import PagedStates
 from muxd.kernels.row_layout import uniform
@@ -204,10 +204,10 @@ def decode_attention(model: ModelShape, device: str, batch: int, context: int) -
     pool, rows = filled_pool(model, device, batch, context, cycles)
     q = torch.randn(batch, model.heads, model.head_dim, device=device).to(BF16)
     lengths = torch.full((batch,), context, dtype=torch.int32, device=device)
-    splits = plan_splits(batch, model.kv_heads, context, sms_of(device))
+    plan = ops.plan_decode(lengths, model.kv_heads, programs=AN_SM * sms_of(device))  # one a step
 
     def step(i: int) -> Tensor:
-        return ops.decode_attention(q, pool, i, rows, lengths, scale=model.head_dim**-0.5, splits=splits)
+        return ops.decode_attention(q, pool, i, rows, lengths, plan, scale=model.head_dim**-0.5)
 
     flops = 4 * batch * context * model.heads * model.head_dim
     return Case("decode attention", f"batch {batch}, context {context}", nbytes, flops, cycles, step)
@@ -287,13 +287,14 @@ def experts(mixture: Mixture, device: str, n: int) -> Case:
 
 
 def sample(model: ModelShape, device: str, batch: int, how: str) -> Case:
-    """At least every logit is read once. "flat": a nucleus beyond the shortlist, which is searched."""
+    """At least every logit is read once. "flat": a nucleus beyond the list, which is searched."""
     nbytes = batch * model.vocab * 2
     cycles = min(16, _cycles(nbytes, device))
     spread = 1.0 if how.endswith("flat") else 6.0
     logits = (torch.randn(cycles, batch, model.vocab, device=device) * spread).to(BF16)
     counts = torch.zeros(1, model.vocab, dtype=torch.int32, device=device)
-    lines = _lines(batch, device, 0.0 if how == "greedy" else 0.8, 0.9 if how.startswith("top") else 1.0)
+    asked = {"temperature": 0.0 if how == "greedy" else 0.8, "top_p": 0.9 if how.startswith("top") else 1.0}
+    lines = alike(batch, device, **asked)
     greedy, filtered = how == "greedy", how.startswith("top")
 
     def step(i: int) -> Tensor:
@@ -302,23 +303,25 @@ def sample(model: ModelShape, device: str, batch: int, how: str) -> Case:
     return Case(f"sample, {how}", f"batch {batch}", nbytes, 0, cycles, step)
 
 
-def _lines(batch: int, device: str, temperature: float, top_p: float) -> SamplingLines:
-    def column(value: float, dtype: torch.dtype) -> Tensor:
-        return torch.full((batch,), value, dtype=dtype, device=device)
+def alike(batch: int, device: str, **asked: float) -> SamplingLines:
+    """Lines that differ in their seeds alone; what is not ``asked`` for is off."""
+
+    def column(name: str, value: float, dtype: torch.dtype) -> Tensor:
+        return torch.full((batch,), asked.get(name, value), dtype=dtype, device=device)
 
     return SamplingLines(
-        temperature=column(temperature, torch.float32),
-        top_k=column(0, torch.int32),
-        top_p=column(top_p, torch.float64),
-        min_p=column(0, torch.float64),
-        presence=column(0, torch.float32),
-        frequency=column(0, torch.float32),
-        repetition=column(1, torch.float32),
+        temperature=column("temperature", 0, torch.float32),
+        top_k=column("top_k", 0, torch.int32),
+        top_p=column("top_p", 1, torch.float64),
+        min_p=column("min_p", 0, torch.float64),
+        presence=column("presence", 0, torch.float32),
+        frequency=column("frequency", 0, torch.float32),
+        repetition=column("repetition", 1, torch.float32),
         seed=torch.arange(batch, device=device),
-        position=column(5, torch.int32),
-        free_from=column(0, torch.int32),
+        position=column("position", 5, torch.int32),
+        free_from=column("free_from", 0, torch.int32),
         banned=torch.full((batch, 1), -1, dtype=torch.int32, device=device),
-        slot=column(-1, torch.int32),
+        slot=column("slot", -1, torch.int32),
     )
 
 

@@ -21,6 +21,7 @@ from muxd.messages import NewRows, Sampling, Setup, TensorEntry
 from muxd.models.rope import Rope
 from muxd.models.spec import ModelSpec
 from muxd.models.tensors import wanted
+from muxd.worker.cuda_prompts import PROMPTS
 from muxd.worker.cuda_step import CudaStep
 from muxd.worker.sequence import Sequence, Span
 
@@ -191,11 +192,21 @@ def _eager(peaks: Peaks, model: ModelShape, plan: Plan) -> Iterator[Measurement]
 
 
 def _prefill(peaks: Peaks, model: ModelShape, plan: Plan) -> Iterator[Measurement]:
-    bench = Bench(model, plan.prompts[-1] + 1, plan.prompts[-1], plan.device, recorded=False)
+    for recorded in (True, False):
+        yield from _prefilled(peaks, model, plan, recorded)
+        free(plan)
+
+
+def _prefilled(peaks: Peaks, model: ModelShape, plan: Plan, recorded: bool) -> Iterator[Measurement]:
+    """Op by op all prompts; those that are graphs, as graphs."""
+    bench = Bench(model, plan.prompts[-1] + 1, plan.prompts[-1], plan.device, recorded)
+    kind = "prefill" if recorded else "prefill, no graphs"
     for tokens in plan.prompts:
+        if recorded and tokens > PROMPTS[-1]:
+            continue
         (sequence,) = bench.sequences(1, tokens)
         seconds = median_of(lambda held=sequence, n=tokens: bench.prefill(held, n), plan.times)  # type: ignore[misc]
-        yield line(peaks, model, "prefill", str(tokens), seconds, prefill_cost(model, tokens))
+        yield line(peaks, model, kind, str(tokens), seconds, prefill_cost(model, tokens))
         bench.forget([sequence])
 
 

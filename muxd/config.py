@@ -111,7 +111,7 @@ class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     adapt_period: Seconds = 8.0  # seconds between moves of the quotas
     overbook: Percent = 0  # percent of shares that may be booked above 100, in total
     drain_timeout: Seconds = 0.5  # seconds a waiting prefill may hold back decode steps
-    prefill_tokens: Tokens = 512  # token budget of one prefill batch
+    prefill_tokens: Tokens = 0  # token budget of one prefill batch; 0: by the device (prefill_tokens)
     prefill_seconds: Seconds = 0.25  # a prefill is cut where it would take longer; 0: by tokens alone
     look_ahead: Tokens = 64  # generated tokens charged at admission at least
     batch_timeout: Seconds = 10.0  # seconds after which a batch may be taken to hang
@@ -268,6 +268,12 @@ def splits(config: "Config", rungs: Sequence[int], *, gpu: bool) -> bool:
 def running(model: ModelConfig, *, gpu: bool) -> int:
     """How many of its sequences are decoded together: by default on a GPU what graphs are recorded for."""
     return model.max_running or (128 if gpu else 32)
+
+
+def prefill_tokens(config: SchedulerConfig, *, gpu: bool) -> int:
+    """How many tokens one prefill batch has at most; on a GPU more, as some hundred take no longer there than
+    the weights are read."""
+    return config.prefill_tokens or (2048 if gpu else 512)
 
 
 def context(model: ModelConfig, positions: int) -> int:

@@ -160,7 +160,6 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         "limits.idle_timeout": config.limits.idle_timeout,
         "limits.write_timeout": config.limits.write_timeout,
         "scheduler.drain_timeout": config.scheduler.drain_timeout,
-        "scheduler.prefill_tokens": config.scheduler.prefill_tokens,
         "scheduler.adapt_period": config.scheduler.adapt_period,
         "scheduler.batch_timeout": config.scheduler.batch_timeout,
         "scheduler.batch_timeout_factor": config.scheduler.batch_timeout_factor,
@@ -174,6 +173,7 @@ def _check_ranges(config: Config, where: Path | str) -> None:
         if not 0 < value < _ENDLESS:  # also refuses nan
             raise ConfigError(f"{where}: {key}: {value} must be above 0 and finite")
     not_negative = {
+        "scheduler.prefill_tokens": config.scheduler.prefill_tokens,
         "scheduler.look_ahead": config.scheduler.look_ahead,
         "placement.least_gain": config.placement.least_gain,
         "placement.cooldown": config.placement.cooldown,

@@ -26,6 +26,7 @@ from muxd.kernels import (
 )
 from muxd.kernels import rms_norm as norm
 from muxd.kernels.grouped import Groups
+from muxd.kernels.paged_decode import AN_SM, DecodePlan
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.paged_states import PagedStates
 from muxd.kernels.sampling import SamplingLines
@@ -40,31 +41,31 @@ def _kernels(reference: ModuleType) -> ModuleType:
     return import_module(f"{reference.__name__}_kernel")
 
 
+def plan_decode(
+    lengths: Tensor, kv_heads: int, *, window: int | None = None, programs: int = AN_SM
+) -> DecodePlan:
+    """See ``paged_decode``. ``programs``: ``paged_decode.AN_SM`` for each SM that the step has."""
+    module = _for(lengths, paged_decode)
+    found: DecodePlan = module.plan_decode(lengths, kv_heads, window=window, programs=programs)
+    return found
+
+
 def decode_attention(
     q: Tensor,
     pool: PagedPool,
     layer: int,
     rows: Tensor,
     lengths: Tensor,
+    plan: DecodePlan,
     *,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-    splits: int = 1,
 ) -> Tensor:
-    """See ``paged_decode``. ``splits``: from ``paged_decode.plan_splits`` on a GPU."""
+    """See ``paged_decode``."""
     found: Tensor = _for(q, paged_decode).decode_attention(
-        q,
-        pool,
-        layer,
-        rows,
-        lengths,
-        scale=scale,
-        window=window,
-        softcap=softcap,
-        sinks=sinks,
-        splits=splits,
+        q, pool, layer, rows, lengths, plan, scale=scale, window=window, softcap=softcap, sinks=sinks
     )
     return found
 
@@ -222,3 +223,9 @@ def learn_rows(table: Tensor, ids: Tensor, blocks: Tensor) -> None:
 def grow_rows(rows: Tensor, lines: Tensor, columns: Tensor, ids: Tensor) -> None:
     """See ``row_table``."""
     _for(rows, row_table).grow_rows(rows, lines, columns, ids)
+
+
+def take_rows(lists: Tensor, lines: Tensor, columns: Tensor, ids: Tensor) -> Tensor:
+    """See ``row_table``."""
+    found: Tensor = _for(lists, row_table).take_rows(lists, lines, columns, ids)
+    return found

@@ -15,7 +15,7 @@ from torch import Tensor
 from muxd.messages import NO_TOKEN
 
 CHUNK = 2048  # tokens one program adjusts
-SHORTLIST = 1024  # best candidates looked at before a whole vocabulary is searched
+SHORTLIST = 8192  # tokens that a line which filters may keep before its whole vocabulary is searched
 
 
 @dataclass(frozen=True, slots=True)

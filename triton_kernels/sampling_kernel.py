@@ -4,10 +4,13 @@
 
 1. ``_adjust`` (chunk, line): penalties and bans; each chunk's best, infinite where one is no number or
    infinite. A plain argmax needs no more than 4.
-2. ``_weigh`` (chunk, line): each chunk's sum of weights, in float64.
-3. torch.topk, when any line filters: the shortlist.
-4. ``_pick`` (line): the draw. Lines that the shortlist does not settle are searched over the whole vocabulary
-   (``sampling_search_kernel``).
+2. ``_weigh`` (chunk, line): each chunk's sum of weights, in float64; of lines that filter, its tokens counted
+   by how far they lie below the best.
+3. Where any line filters: ``cut`` (line) and ``collect`` (chunk, line), a list of what it may keep
+   (``sampling_list_kernel``).
+4. ``_pick`` (line): the draw; of a line that filters by a search (``sampling_search_kernel``) of its list, or
+of the
+   whole vocabulary where that would be too long.
 """
 
 import torch
@@ -17,9 +20,14 @@ from torch import Tensor
 
 from muxd.kernels.launch import Call, ceil_div, power_of_two
 from muxd.kernels.sampling import CHUNK, SHORTLIST, SamplingLines
+from muxd.kernels.sampling_list_kernel import bins_of, collect, cut, filters
 from muxd.kernels.sampling_search_kernel import philox_uniform, search
 
-SEARCH_BLOCK = 8192  # vocabulary entries a searching program reads at a time
+SEARCH_BLOCK = (
+    2048  # entries a searching program reads at a time: lists are short, and whole vocabularies rare
+)
+BINS = 256  # that tokens are counted in: down to weights of 1e-14
+_COUNTED = 32  # chunks whose bins are added up at once
 
 
 @triton.jit(do_not_specialize=["width"])
@@ -55,7 +63,10 @@ def _adjust(
 
 
 @triton.jit
-def _weigh(adjusted, best, mass, temperatures, vocab, chunks, SIZE: tl.constexpr, CHUNKS_PAD: tl.constexpr):
+def _weigh(
+    adjusted, best, mass, table, temperatures, top_ks, top_ps, min_ps, vocab, chunks,
+    SIZE: tl.constexpr, CHUNKS_PAD: tl.constexpr, BINS: tl.constexpr, FILTERED: tl.constexpr,
+):  # fmt: skip
     chunk, line = tl.program_id(0), tl.program_id(1).to(tl.int64)
     temperature = tl.load(temperatures + line)
     if temperature > 0:
@@ -65,6 +76,12 @@ def _weigh(adjusted, best, mass, temperatures, vocab, chunks, SIZE: tl.constexpr
         z = tl.load(adjusted + line * vocab + token, mask=token < vocab, other=float("-inf"))
         weight = tl.exp(tl.div_rn(z - top, temperature)).to(tl.float64)
         tl.store(mass + line * chunks + chunk, tl.sum(weight, 0))
+        if FILTERED:
+            finite = (top > float("-inf")) & (top < float("inf"))
+            asked = filters(tl.load(top_ks + line), tl.load(top_ps + line), tl.load(min_ps + line))
+            if asked & finite:
+                counted = tl.histogram(bins_of(z, top, temperature, BINS), BINS)
+                tl.store(table + (line * chunks + chunk) * BINS + tl.arange(0, BINS), counted)
 
 
 @triton.jit
@@ -87,49 +104,8 @@ def _in_order(z, mass, top, temperature, u, vocab, chunks, SIZE: tl.constexpr, C
 
 
 @triton.jit
-def _short(
-    values,
-    ids,
-    mass,
-    top,
-    temperature,
-    top_k,
-    top_p,
-    min_p,
-    u,
-    vocab,
-    chunks,
-    CHUNKS_PAD: tl.constexpr,
-    LIST: tl.constexpr,
-):
-    """The draw over the best ``LIST``, and whether nothing outside them could have been drawn."""
-    i = tl.arange(0, LIST)
-    listed = i < vocab
-    z = tl.load(values + i, mask=listed, other=float("-inf"))
-    weight = tl.where(listed, tl.exp(tl.div_rn(z - top, temperature)), 0.0).to(tl.float64)
-    limit = tl.where(top_k > 0, top_k, vocab)
-    kept = listed & (i < limit) & (weight >= min_p)
-    least = tl.minimum(vocab, LIST)
-    complete = (limit <= least) | (tl.sum(kept.to(tl.int32), 0) < least)
-    weight = tl.where(kept, weight, 0.0)
-    each = tl.arange(0, CHUNKS_PAD)
-    all_mass = tl.sum(tl.load(mass + each, mask=each < chunks, other=0.0), 0)
-    total = tl.where(complete, tl.sum(weight, 0), all_mass)
-    if top_p < 1:
-        # A top_k or min_p that cuts beyond LIST narrows the total: only the search knows it then.
-        cut = kept & ((tl.cumsum(weight, 0) - weight < top_p * total) | (i == 0))
-        complete = complete | ((top_k <= 0) & (min_p <= 0) & (tl.sum(cut.to(tl.int32), 0) < least))
-        kept = cut
-        weight = tl.where(kept, weight, 0.0)
-    target = tl.sum(weight, 0) * u
-    index = tl.sum((kept & (tl.cumsum(weight, 0) <= target)).to(tl.int32), 0)
-    index = tl.minimum(index, tl.maximum(tl.sum((kept & (weight > 0)).to(tl.int32), 0) - 1, 0))
-    return tl.load(ids + index).to(tl.int32), complete
-
-
-@triton.jit
 def _pick(
-    adjusted, best, place, mass, values, ids, counts, out,
+    adjusted, best, place, mass, listed, cuts, counts, out,
     temperatures, top_ks, top_ps, min_ps, seeds, positions, slots, vocab, chunks,
     SIZE: tl.constexpr, CHUNKS_PAD: tl.constexpr, LIST: tl.constexpr, SEARCH: tl.constexpr,
     PLAIN: tl.constexpr, FILTERED: tl.constexpr,
@@ -147,13 +123,13 @@ def _pick(
             own = adjusted + line * vocab
             if FILTERED:
                 top_k, top_p, min_p = tl.load(top_ks + line), tl.load(top_ps + line), tl.load(min_ps + line)
-                if (top_k > 0) | (top_p < 1) | (min_p > 0):
-                    token, complete = _short(
-                        values + line * LIST, ids + line * LIST, mass + line * chunks, top, temperature,
-                        top_k, top_p, min_p, u, vocab, chunks, CHUNKS_PAD, LIST,
+                if filters(top_k, top_p, min_p):
+                    masses = tl.load(mass + line * chunks + each, mask=each < chunks, other=0.0)
+                    number = tl.load(cuts + 2 * line + 1)
+                    token = search(
+                        own, listed + line * LIST, tl.where(number > 0, number, vocab), number,
+                        tl.sum(masses, 0), top, temperature, top_k, top_p, min_p, u, SEARCH,
                     )  # fmt: skip
-                    if complete == 0:
-                        token = search(own, top, temperature, top_k, top_p, min_p, u, vocab, SEARCH)
                 else:
                     token = _in_order(
                         own, mass + line * chunks, top, temperature, u, vocab, chunks, SIZE, CHUNKS_PAD
@@ -181,11 +157,19 @@ def _count(counts, slots, tokens, generated, n, vocab, SIZE: tl.constexpr):
 
 class _Room:
     """Scratch of one call. ``plain``: nothing is adjusted, so nothing of the vocabulary's size is needed; it
-    lies in ``room`` where that has enough lines."""
+    lies in ``room`` where that has enough lines. ``shortlist``: tokens of a line that are listed at most; 0:
+    none filters."""
 
-    def __init__(self, logits: Tensor, plain: bool, out: Tensor | None = None, room: Tensor | None = None):
+    def __init__(
+        self,
+        logits: Tensor,
+        plain: bool,
+        shortlist: int = 0,
+        out: Tensor | None = None,
+        room: Tensor | None = None,
+    ):
         batch, vocab = logits.shape
-        self.chunks = ceil_div(vocab, CHUNK)
+        self.chunks, self.shortlist = ceil_div(vocab, CHUNK), 0 if plain else shortlist
 
         def empty(width: int, dtype: torch.dtype) -> Tensor:
             return torch.empty(batch, width, dtype=dtype, device=logits.device)
@@ -197,86 +181,75 @@ class _Room:
         self.best, self.place = empty(self.chunks, torch.float32), empty(self.chunks, torch.int32)
         self.mass = empty(self.chunks, torch.float64)
         self.out = torch.empty(batch, dtype=torch.int64, device=logits.device) if out is None else out
+        if self.shortlist:
+            self.table = empty(self.chunks * BINS, torch.int32)
+            self.offsets, self.cuts = empty(self.chunks, torch.int32), empty(2, torch.int32)
+            self.listed = empty(self.shortlist, torch.int64)
+        else:
+            self.table = self.offsets = self.cuts = self.listed = self.place  # not looked at
 
 
-def _first_calls(
-    logits: Tensor, lines: SamplingLines, counts: Tensor, room: _Room, plain: bool
-) -> list[Call]:
-    """The launches before the shortlist: each chunk's best, and where a line draws each chunk's mass."""
-    grid, vocab = (room.chunks, logits.shape[0]), logits.shape[1]
-    adjust = Call(
-        _adjust,
-        grid,
-        (
-            *(logits, room.adjusted, room.best, room.place, counts, lines.slot),
-            *(
-                lines.repetition,
-                lines.presence,
-                lines.frequency,
-                lines.position,
-                lines.free_from,
-                lines.banned,
-            ),
-            *(lines.banned.shape[1], vocab, logits.stride(0), room.chunks),
-        ),
-        {"SIZE": CHUNK, "PLAIN": plain, "num_warps": 8},
+def _calls(logits: Tensor, lines: SamplingLines, counts: Tensor, own: _Room, plain: bool) -> list[Call]:
+    batch, vocab = logits.shape
+    grid, sizes = (own.chunks, batch), {"SIZE": CHUNK, "num_warps": 8}
+    adjusting = (
+        *(logits, own.adjusted, own.best, own.place, counts, lines.slot),
+        *(lines.repetition, lines.presence, lines.frequency),
+        *(lines.position, lines.free_from, lines.banned, lines.banned.shape[1]),
+        *(vocab, logits.stride(0), own.chunks),
     )
+    adjust = Call(_adjust, grid, adjusting, {**sizes, "PLAIN": plain})
+    pick = _pick_call(lines, counts, own, vocab, plain)
     if plain:
-        return [adjust]
-    arguments = (room.adjusted, room.best, room.mass, lines.temperature, vocab, room.chunks)
-    sizes = {"SIZE": CHUNK, "CHUNKS_PAD": power_of_two(room.chunks), "num_warps": 8}
-    return [adjust, Call(_weigh, grid, arguments, sizes)]
+        return [adjust, pick]
+    sizes["CHUNKS_PAD"] = power_of_two(own.chunks)
+    filtering, chosen = bool(own.shortlist), (lines.top_k, lines.top_p, lines.min_p)
+    weighing = (own.adjusted, own.best, own.mass, own.table, lines.temperature, *chosen, vocab, own.chunks)
+    weigh = Call(_weigh, grid, weighing, {**sizes, "BINS": BINS, "FILTERED": filtering})
+    if not filtering:
+        return [adjust, weigh, pick]
+    return [adjust, weigh, *_list_calls(lines, own, vocab), pick]
 
 
-def _pick_call(
-    lines: SamplingLines,
-    counts: Tensor,
-    room: _Room,
-    vocab: int,
-    best: tuple[Tensor, Tensor] | None,
-    plain: bool,
-) -> Call:
-    """The last launch; ``best`` is the shortlist [b, k] of values and ids, None when no line filters."""
-    values, ids = (room.best, room.place) if best is None else best
+def _list_calls(lines: SamplingLines, own: _Room, vocab: int) -> list[Call]:
+    batch = len(own.out)
+    sizes = {"CHUNKS_PAD": power_of_two(own.chunks), "BINS": BINS, "LIST": own.shortlist, "num_warps": 8}
+    cutting = (
+        *(own.table, own.offsets, own.cuts, own.best, own.mass),
+        *(lines.temperature, lines.top_k, lines.top_p, lines.min_p, own.chunks),
+    )
+    collecting = (own.adjusted, own.best, lines.temperature, own.cuts, own.offsets, own.listed)
+    return [
+        Call(cut, (batch,), cutting, {**sizes, "ROWS": _COUNTED}),
+        Call(collect, (own.chunks, batch), (*collecting, vocab, own.chunks), {**sizes, "SIZE": CHUNK}),
+    ]
+
+
+def _pick_call(lines: SamplingLines, counts: Tensor, own: _Room, vocab: int, plain: bool) -> Call:
+    told = (lines.temperature, lines.top_k, lines.top_p, lines.min_p, lines.seed, lines.position, lines.slot)
+    found = (own.adjusted, own.best, own.place, own.mass, own.listed, own.cuts)
+    sizes = {"SIZE": CHUNK, "CHUNKS_PAD": power_of_two(own.chunks), "LIST": max(1, own.shortlist)}
+    sizes |= {"SEARCH": min(SEARCH_BLOCK, power_of_two(vocab)), "num_warps": 16}
+    kind = {"PLAIN": plain, "FILTERED": bool(own.shortlist)}
     return Call(
-        _pick,
-        (room.out.shape[0],),
-        (
-            *(room.adjusted, room.best, room.place, room.mass, values, ids, counts, room.out),
-            *(
-                lines.temperature,
-                lines.top_k,
-                lines.top_p,
-                lines.min_p,
-                lines.seed,
-                lines.position,
-                lines.slot,
-            ),
-            *(vocab, room.chunks),
-        ),
-        {
-            **{"SIZE": CHUNK, "CHUNKS_PAD": power_of_two(room.chunks), "LIST": values.shape[1]},
-            **{
-                "SEARCH": min(SEARCH_BLOCK, power_of_two(vocab)),
-                "PLAIN": plain,
-                "FILTERED": best is not None,
-            },
-            "num_warps": 16,
-        },
+        _pick, (len(own.out),), (*found, counts, own.out, *told, vocab, own.chunks), {**sizes, **kind}
     )
 
 
 def sample_calls(
-    logits: Tensor, lines: SamplingLines, counts: Tensor, *, greedy: bool, filtered: bool
+    logits: Tensor,
+    lines: SamplingLines,
+    counts: Tensor,
+    *,
+    greedy: bool = False,
+    filtered: bool = True,
+    out: Tensor | None = None,
+    room: Tensor | None = None,
+    shortlist: int = SHORTLIST,
 ) -> tuple[Tensor, list[Call]]:
-    """The tokens and all launches but torch's; where ``filtered``, the shortlist is left empty."""
-    room, (batch, vocab) = _Room(logits, greedy), logits.shape
-    best = None
-    if filtered and not greedy:
-        width = power_of_two(min(SHORTLIST, vocab))
-        best = room.adjusted.new_empty(batch, width), torch.empty(batch, width, dtype=torch.int64)
-    first = _first_calls(logits, lines, counts, room, greedy)
-    return room.out, [*first, _pick_call(lines, counts, room, vocab, best, greedy)]
+    """The tokens, and the launches that pick them; arguments as of ``sample``."""
+    own = _Room(logits, greedy, shortlist if filtered else 0, out, room)
+    return own.out, _calls(logits, lines, counts, own, greedy)
 
 
 def sample(
@@ -291,18 +264,13 @@ def sample(
     shortlist: int = SHORTLIST,
 ) -> Tensor:
     """As ``sampling.sample``. ``shortlist``: a power of two; smaller ones search more often."""
-    own, vocab = _Room(logits, greedy, out, room), logits.shape[1]
-    for call in _first_calls(logits, lines, counts, own, greedy):
+    tokens, calls = sample_calls(
+        logits, lines, counts,
+        greedy=greedy, filtered=filtered, out=out, room=room, shortlist=shortlist,
+    )  # fmt: skip
+    for call in calls:
         call.run()
-    best = None
-    if filtered and not greedy:
-        values, ids = torch.topk(own.adjusted, min(shortlist, vocab))
-        pad = power_of_two(values.shape[1]) - values.shape[1]
-        if pad:
-            values, ids = (torch.nn.functional.pad(part, (0, pad)) for part in (values, ids))
-        best = values, ids
-    _pick_call(lines, counts, own, vocab, best, greedy).run()
-    return own.out
+    return tokens
 
 
 def count_calls(counts: Tensor, slots: Tensor, tokens: Tensor, generated: Tensor) -> list[Call]:

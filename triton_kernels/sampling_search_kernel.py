@@ -1,10 +1,10 @@
 # mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs
 # mypy: disable-error-code="import-untyped,import-not-found"
-"""Device functions of ``sampling_kernel``: the uniform number of a token, and the draw without a shortlist.
+"""Device functions of ``sampling_kernel``: the uniform number of a token, and the draw without sorting.
 
-``search`` finds ranks by value instead of sorting: a float's bits, made monotone, are bisected, and one pass
-over the vocabulary counts or weighs what lies above. Exact for any distribution and 32 passes a question;
-meant for the rare lines whose filter keeps more than the shortlist holds. Equal values rank by token id.
+``search`` finds ranks by value: a float's bits, made monotone, are bisected, and one pass over a line counts
+or weighs what lies above. Exact for any distribution and 32 passes a question, so it goes over a list of what
+the filters may keep; over the whole vocabulary where that would be too long. Equal values rank by token id.
 """
 
 import triton
@@ -31,60 +31,59 @@ def philox_uniform(seed, position):
 
 
 @triton.jit
-def _key(z):
-    """The bits of float32 ``z`` as a signed integer of the same order."""
-    bits = z.to(tl.int32, bitcast=True)
+def key_of(z):
+    """The bits of float32 ``z`` as a signed integer of the same order; both zeros are one."""
+    bits = (z + 0.0).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
-def _value(key):
+def value_of(key):
+    """The float32 whose ``key_of`` this is."""
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _above(z, key, top, temperature, vocab, SIZE: tl.constexpr):
-    """How many tokens have keys above ``key``, and their weight (float64)."""
+def _keys(z, packed, at, n, short):
+    """Of the entries ``at``: of the list where there is one (``short``), else of the logits. Below all others
+    where none is."""
+    of_list = (tl.load(packed + at, mask=(at < n) & (short > 0), other=0) >> 32).to(tl.int32)
+    of_all = key_of(tl.load(z + at, mask=(at < n) & (short == 0), other=0.0))
+    return tl.where(at < n, tl.where(short > 0, of_list, of_all), -2147483648)
+
+
+@triton.jit
+def _above(z, packed, n, short, key, top, temperature, SIZE: tl.constexpr):
+    """How many entries have keys above ``key``, and their weight (float64)."""
     count = tl.zeros([SIZE], tl.int32)
     mass = tl.zeros([SIZE], tl.float64)
-    for start in range(0, vocab, SIZE):
-        token = start + tl.arange(0, SIZE)
-        own = tl.load(z + token, mask=token < vocab, other=float("-inf"))
-        higher = (_key(own) > key) & (token < vocab)
+    for start in range(0, n, SIZE):
+        own = _keys(z, packed, start + tl.arange(0, SIZE), n, short)
+        higher = own > key
         count += higher.to(tl.int32)
-        mass += tl.where(higher, tl.exp(tl.div_rn(own - top, temperature)), 0.0).to(tl.float64)
+        mass += tl.where(higher, tl.exp(tl.div_rn(value_of(own) - top, temperature)), 0.0).to(tl.float64)
     return tl.sum(count, 0), tl.sum(mass, 0)
 
 
 @triton.jit
-def _equal(z, key, vocab, SIZE: tl.constexpr):
-    """How many tokens have ``key``."""
+def _equal(z, packed, n, short, key, SIZE: tl.constexpr):
+    """How many entries have ``key``."""
     count = tl.zeros([SIZE], tl.int32)
-    for start in range(0, vocab, SIZE):
-        token = start + tl.arange(0, SIZE)
-        own = tl.load(z + token, mask=token < vocab, other=float("-inf"))
-        count += ((_key(own) == key) & (token < vocab)).to(tl.int32)
+    for start in range(0, n, SIZE):
+        count += (_keys(z, packed, start + tl.arange(0, SIZE), n, short) == key).to(tl.int32)
     return tl.sum(count, 0)
 
 
 @triton.jit
 def _crossing(
-    z,
-    target,
-    low,
-    high,
-    top,
-    temperature,
-    vocab,
-    SIZE: tl.constexpr,
-    COUNT: tl.constexpr,
-    STRICT: tl.constexpr,
-):
+    z, packed, n, short, target, low, high, top, temperature,
+    SIZE: tl.constexpr, COUNT: tl.constexpr, STRICT: tl.constexpr,
+):  # fmt: skip
     """The least key in [low, high] with less (STRICT), or no more, than ``target`` above it."""
     low, high = low.to(tl.int64), high.to(tl.int64)
     while low < high:
         middle = (low + high) >> 1
-        count, mass = _above(z, middle.to(tl.int32), top, temperature, vocab, SIZE)
+        count, mass = _above(z, packed, n, short, middle.to(tl.int32), top, temperature, SIZE)
         measured = count.to(tl.float64) if COUNT else mass
         enough = measured < target if STRICT else measured <= target
         if enough:
@@ -96,24 +95,37 @@ def _crossing(
 
 @triton.jit
 def _weight(key, top, temperature):
-    return tl.exp(tl.div_rn(_value(key) - top, temperature)).to(tl.float64)
+    return tl.exp(tl.div_rn(value_of(key) - top, temperature)).to(tl.float64)
 
 
 @triton.jit
-def search(z, top, temperature, top_k, top_p, min_p, u, vocab, SIZE: tl.constexpr):
-    """The token drawn from line ``z`` float32 [vocab] under the filters, at ``u``.
+def search(z, packed, n, short, whole, top, temperature, top_k, top_p, min_p, u, SIZE: tl.constexpr):
+    """The token drawn from ``n`` entries under the filters, at ``u``.
 
-    What is kept is described by its lowest key and by how many tokens of that key are kept.
+    The entries are a vocabulary's logits ``z``, or, where ``short``, a list of all that the filters may keep,
+    as ``sampling_list_kernel`` packs it; ``whole``: what the vocabulary weighs. What is kept is described by
+    its lowest key and by how many tokens of that key are kept.
     """
-    highest = _key(top)
+    highest = key_of(top)
     # Everything above -inf that has weight at all lies within 800 temperatures of the top.
-    lowest = _key(top - 800.0 * temperature)
+    lowest = key_of(top - 800.0 * temperature)
     kept = tl.full((), 2147483647, tl.int32)
     if top_k > 0:
         last = _crossing(
-            z, top_k.to(tl.float64) - 1, lowest, highest, top, temperature, vocab, SIZE, True, False
+            z,
+            packed,
+            n,
+            short,
+            top_k.to(tl.float64) - 1,
+            lowest,
+            highest,
+            top,
+            temperature,
+            SIZE,
+            True,
+            False,
         )
-        count, mass = _above(z, last, top, temperature, vocab, SIZE)
+        count, mass = _above(z, packed, n, short, last, top, temperature, SIZE)
         if last > lowest:
             lowest = last
             kept = top_k - count
@@ -129,14 +141,16 @@ def search(z, top, temperature, top_k, top_p, min_p, u, vocab, SIZE: tl.constexp
         if least > lowest:
             lowest = least
             kept = tl.full((), 2147483647, tl.int32)
-    count, mass = _above(z, lowest, top, temperature, vocab, SIZE)
-    kept = tl.minimum(kept, _equal(z, lowest, vocab, SIZE))
+    count, mass = _above(z, packed, n, short, lowest, top, temperature, SIZE)
+    kept = tl.minimum(kept, _equal(z, packed, n, short, lowest, SIZE))
     total = mass + kept.to(tl.float64) * _weight(lowest, top, temperature)
     if top_p < 1:
+        if (top_k <= 0) & (min_p <= 0):
+            total = tl.maximum(total, whole)
         target = top_p * total
-        edge = _crossing(z, target, lowest, highest, top, temperature, vocab, SIZE, False, True)
-        count, mass = _above(z, edge, top, temperature, vocab, SIZE)
-        same = _equal(z, edge, vocab, SIZE)
+        edge = _crossing(z, packed, n, short, target, lowest, highest, top, temperature, SIZE, False, True)
+        count, mass = _above(z, packed, n, short, edge, top, temperature, SIZE)
+        same = _equal(z, packed, n, short, edge, SIZE)
         if edge == lowest:
             same = tl.minimum(same, kept)
         own = _weight(edge, top, temperature)
@@ -144,26 +158,27 @@ def search(z, top, temperature, top_k, top_p, min_p, u, vocab, SIZE: tl.constexp
         kept = tl.minimum(tl.maximum(tl.ceil((target - mass) / own).to(tl.int32), 1), same)
         total = mass + kept.to(tl.float64) * own
     target = u * total
-    found = _crossing(z, target, lowest, highest, top, temperature, vocab, SIZE, False, False)
-    count, mass = _above(z, found, top, temperature, vocab, SIZE)
-    same = _equal(z, found, vocab, SIZE)
+    found = _crossing(z, packed, n, short, target, lowest, highest, top, temperature, SIZE, False, False)
+    count, mass = _above(z, packed, n, short, found, top, temperature, SIZE)
+    same = _equal(z, packed, n, short, found, SIZE)
     if found == lowest:
         same = tl.minimum(same, kept)
     index = tl.floor((target - mass) / _weight(found, top, temperature)).to(tl.int32)
     index = tl.maximum(tl.minimum(index, same - 1), 0)
-    return _nth(z, found, index, vocab, SIZE)
+    return _nth(z, packed, n, short, found, index, SIZE)
 
 
 @triton.jit
-def _nth(z, key, index, vocab, SIZE: tl.constexpr):
-    """The ``index``-th token (from 0) that has ``key``."""
+def _nth(z, packed, n, short, key, index, SIZE: tl.constexpr):
+    """The token of the ``index``-th entry (from 0) that has ``key``."""
     answer = tl.full((), 0, tl.int32)
     passed = tl.full((), 0, tl.int32)
-    for start in range(0, vocab, SIZE):
-        token = start + tl.arange(0, SIZE)
-        own = tl.load(z + token, mask=token < vocab, other=float("-inf"))
-        same = ((_key(own) == key) & (token < vocab)).to(tl.int32)
-        rank = passed + tl.cumsum(same, 0)  # from 1, at the tokens that have the key
+    for start in range(0, n, SIZE):
+        at = start + tl.arange(0, SIZE)
+        listed = tl.load(packed + at, mask=(at < n) & (short > 0), other=0) & 2147483647
+        token = tl.where(short > 0, 2147483647 - listed.to(tl.int32), at)
+        same = (_keys(z, packed, at, n, short) == key).to(tl.int32)
+        rank = passed + tl.cumsum(same, 0)  # from 1, at the entries that have the key
         answer += tl.sum(tl.where((same > 0) & (rank == index + 1), token, 0), 0)
         passed += tl.sum(same, 0)
     return answer

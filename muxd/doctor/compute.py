@@ -8,7 +8,7 @@ import shutil
 import sysconfig
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ from muxd.doctor.finding import Finding
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from muxd.kernels.paged_decode import DecodePlan
 
 _SIDE = 8192
 _PARTS = (1, 2, 3, 4)
@@ -93,7 +95,7 @@ def decode_case(device: str, batch: int, context: int) -> "Callable[[int], Tenso
     import torch
 
     from muxd.kernels import ops
-    from muxd.kernels.paged_decode import plan_splits
+    from muxd.kernels.paged_decode import AN_SM
     from muxd.kernels.paged_pool import PagedPool
     from muxd.kernels.row_layout import uniform
 
@@ -107,9 +109,12 @@ def decode_case(device: str, batch: int, context: int) -> "Callable[[int], Tenso
     q = torch.randn(batch, _KV_HEADS * _GROUP, _HEAD_DIM, device=device).to(torch.bfloat16)
     lengths = torch.full((batch,), context, dtype=torch.int32, device=device)
 
+    @cache
+    def plan(sms: int) -> "DecodePlan":  # one serves all layers of a step
+        return ops.plan_decode(lengths, _KV_HEADS, programs=AN_SM * sms)
+
     def step(sms: int) -> "Tensor":
-        splits = plan_splits(batch, _KV_HEADS, context, sms)
-        return ops.decode_attention(q, pool, 0, rows, lengths, scale=_HEAD_DIM**-0.5, splits=splits)
+        return ops.decode_attention(q, pool, 0, rows, lengths, plan(sms), scale=_HEAD_DIM**-0.5)
 
     return step
 

@@ -71,7 +71,7 @@ def scheduler(
     """Without models: they are opened one by one, at the start as later. ``targets`` are looked at whenever
     somebody is to be refused early. ``policy``: not the configured one. Raises ConfigError for one there is
     not."""
-    settings = settings_of(config, run_ahead=where.gpu)
+    settings = settings_of(config, gpu=where.gpu)
     forecast = Forecast(targets, settings.prefill_tokens) if config.admission == "slo" else None
     shares = Shares(where.rungs, 0 if where.meshed else config.overbook)
     return Scheduler(

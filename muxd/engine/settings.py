@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from muxd.config import SchedulerConfig
+from muxd.config import SchedulerConfig, prefill_tokens
 
 
 class Settings(Struct, frozen=True):
@@ -20,7 +20,9 @@ class Settings(Struct, frozen=True):
     run_ahead: bool = False  # give workers a decode step before the one in front of it is done
 
 
-def settings_of(config: SchedulerConfig, *, run_ahead: bool) -> Settings:
-    """Everything that has the same name in both, for the daemon and the simulator alike."""
+def settings_of(config: SchedulerConfig, *, gpu: bool) -> Settings:
+    """Everything that has the same name in both, for the daemon and the simulator alike; what is left to the
+    device as it is there."""
     names = set(Settings.__struct_fields__) & set(SchedulerConfig.__struct_fields__)
-    return Settings(**{name: getattr(config, name) for name in names}, run_ahead=run_ahead)
+    said = {name: getattr(config, name) for name in names}
+    return Settings(**said | {"prefill_tokens": prefill_tokens(config, gpu=gpu), "run_ahead": gpu})

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from muxd.config import Config, running, splits
+from muxd.config import Config, prefill_tokens, running, splits
 from muxd.device.base import Device, is_gpu
 from muxd.device.cuda import WORKSPACE_BYTES
-from muxd.device.green import KEPT
+from muxd.device.green import KEPT, PROMPT_MASKS
 from muxd.errors import ConfigError
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import load_of
@@ -18,7 +18,16 @@ from muxd.sizes import AUTO, pool_bytes
 
 # Where workers are not counted.
 NOTHING = Budget(
-    1.0, context=0, graphs=0, streams=0, workspace=0, sets=0, tables=0, prefill_tokens=1, max_running=1
+    1.0,
+    context=0,
+    graphs=0,
+    prompts=0,
+    streams=0,
+    workspace=0,
+    sets=0,
+    tables=0,
+    prefill_tokens=1,
+    max_running=1,
 )
 _ANGLES = 96 << 20  # bytes of rotary angles and row lists in a worker
 # Where all models leave less of a GPU than the first, some sleep, and the pool takes the second of what those
@@ -79,8 +88,9 @@ def workers_budget(config: Config, device: Divided) -> Budget:
         streams=2 + masks,  # the device's own, that of its recordings, and one for each set of parts
         workspace=WORKSPACE_BYTES,
         sets=1 + min(KEPT, masks),
+        prompt_sets=1 + min(PROMPT_MASKS, masks),
         tables=_ANGLES + device.memory // config.pool.block_bytes * 4,
-        prefill_tokens=config.scheduler.prefill_tokens,
+        prefill_tokens=prefill_tokens(config.scheduler, gpu=True),
         max_running=max((running(one, gpu=True) for one in config.bases), default=1),
     )
 

@@ -1,7 +1,7 @@
 """What a unit holds on each of its devices, and what that leaves for K and V.
 
     pool    = usable · memory - sum over models of ( weights / g + workers · context + graphs + scratch )
-    scratch = 2 · activations + sets · step + workers · (tables + sampling + streams · workspace)
+    scratch = 2 · activations + sets · graph + workers · (tables + sampling + streams · workspace)
 
 What torch's allocator takes in a worker is the scratch, and a worker is held to its part of it. All are
 budgets from shapes, not measurements; MuxServe's are 0.8 GB a process, two processes a model, and 6 GB of
@@ -18,8 +18,9 @@ from muxd.placement.problem import ModelLoad, Problem
 
 _GB = 1e9
 _LINES = 128  # of the largest graph
-# What a recorded set may waste: torch takes memory in pieces of 2 and 20 MiB. Its topk also sorts whole lines
-# where they are few.
+_PROMPT = 1024  # tokens of the largest prefill that is recorded
+# What a recorded set may waste: torch takes memory in pieces of 2 and 20 MiB. Lines that filter count 2048
+# tokens of their vocabularies in 1 KiB each and list 64 KiB, 25 MB for 128 lines of the largest.
 _SEGMENTS = 40 << 20
 
 
@@ -34,9 +35,11 @@ class Budget(Struct, frozen=True):
     workers: int = 1
     context: int = 800_000_000  # bytes of a process's device context and libraries
     graphs: int = 300_000_000  # bytes the driver takes for captured graphs, in the worker that decodes
+    prompts: int = 100_000_000  # and for those of prefills, in the worker that has them
     streams: int = 16  # that a worker may compute on
     workspace: int = 8_519_680  # bytes of cuBLAS for each stream: CUBLAS_WORKSPACE_CONFIG of its environment
     sets: int = 5  # of graphs kept, each with memory of its own
+    prompt_sets: int = 3  # of those, with graphs of prefills
     tables: int = 128 << 20  # bytes of row tables, row lists and angles in each worker
     prefill_tokens: int = 2048  # of the largest batch
     max_running: int = 256
@@ -66,6 +69,12 @@ def step(model: ModelLoad, gpus: int, budget: Budget) -> int:
     return int(numbers * ITEM_BYTES[model.dtype]) + _SEGMENTS
 
 
+def prompt(model: ModelLoad, gpus: int, budget: Budget) -> int:
+    """Bytes that the graphs of prefills work in: those of the largest that is recorded."""
+    tokens = min(budget.prefill_tokens, _PROMPT)
+    return int(tokens * _width(model, gpus) * ITEM_BYTES[model.dtype]) + _SEGMENTS
+
+
 def scratch(model: ModelLoad, gpus: int, budget: Budget, phases: Phases) -> int:
     """Bytes that torch takes in one worker of ``phases``, beside its weights and the pool.
 
@@ -76,15 +85,20 @@ def scratch(model: ModelLoad, gpus: int, budget: Budget, phases: Phases) -> int:
     sampling = 2 * budget.max_running * model.shape.vocab * 4
     own = budget.tables + sampling + budget.streams * budget.workspace
     prefill = 0 if phases == "decode" else 2 * activations(model, gpus, budget)
-    # A step whose log-probabilities are asked for is computed beside the recorded ones.
-    sets = budget.sets + 1 if budget.sets and phases != "prefill" else 0
-    return own + prefill + sets * step(model, gpus, budget)
+    if not budget.sets:
+        return own + prefill
+    decoding = 0 if phases == "prefill" else step(model, gpus, budget)
+    reading = 0 if phases == "decode" else prompt(model, gpus, budget)
+    # Graphs of a set never run at once, and work in the same memory. A step whose log-probabilities are
+    # asked for is computed beside them.
+    larger = budget.prompt_sets * max(0, reading - decoding)
+    return own + prefill + (budget.sets + 1) * decoding + larger
 
 
 def fixed(model: ModelLoad, gpus: int, budget: Budget) -> int:
     """Bytes on each device that the model holds whether or not it serves."""
     phases: tuple[Phases, ...] = ("both",) if budget.workers == 1 else ("prefill", "decode")
-    process = budget.workers * budget.context + budget.graphs
+    process = budget.workers * budget.context + budget.graphs + budget.prompts
     held = sum(scratch(model, gpus, budget, one) for one in phases)
     return model.shape.weight_bytes(gpus, model.dtype) + held + process
 

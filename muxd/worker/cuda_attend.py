@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from muxd.kernels import ops
+from muxd.kernels.paged_decode import DecodePlan
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.paged_states import PagedStates
 from muxd.models.layers import Angles, Norm, Recur
@@ -68,7 +69,8 @@ class PagedDecode(NamedTuple):
     rows: Tensor  # [b, width]
     positions: Tensor  # [b]; -1: padding, nothing is written
     lengths: Tensor  # [b], the new token counted; 0: padding, nothing is read
-    splits: int
+    programs: int  # (item, KV head) pairs that the step is cut for
+    plans: dict[tuple[int, int | None], DecodePlan]  # by KV heads and window; empty when the step begins
     recur: Recur | None = None
 
     def __call__(
@@ -80,11 +82,20 @@ class PagedDecode(NamedTuple):
         sinks: Tensor | None = None,
     ) -> Tensor:
         q = _turn_and_write(qkv, angles, norms, self.pool, layer, self.rows, self.positions, None)
+        window = self.spec.windows[layer]
         return ops.decode_attention(
-            q, self.pool, layer, self.rows, self.lengths,
-            scale=self.spec.attention_scale, window=self.spec.windows[layer],
-            softcap=self.spec.attention_softcap, sinks=sinks, splits=self.splits,
+            q, self.pool, layer, self.rows, self.lengths, self._plan(layer),
+            scale=self.spec.attention_scale, window=window, softcap=self.spec.attention_softcap, sinks=sinks,
         )  # fmt: skip
+
+    def _plan(self, layer: int) -> DecodePlan:
+        """Made by the first layer with as many KV heads and this window."""
+        kv_heads, window = self.pool.layer(layer).kv_heads, self.spec.windows[layer]
+        if (kv_heads, window) not in self.plans:
+            self.plans[kv_heads, window] = ops.plan_decode(
+                self.lengths, kv_heads, window=window, programs=self.programs
+            )
+        return self.plans[kv_heads, window]
 
 
 class PagedPrefill(NamedTuple):

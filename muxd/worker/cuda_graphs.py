@@ -1,4 +1,5 @@
-"""Decode steps recorded once and replayed: one graph for each batch size that is kept, padded up to.
+"""Steps recorded once and replayed: one graph for each size that is kept, of decode steps a number of
+sequences, of prefills of tokens, padded up to.
 
 A graph holds addresses, so what it reads lies in tensors that never move: its inputs, the row table, the row
 lists, the counts of the sampler, the tokens picked by the step before. Graphs of a mask never run at once and
@@ -107,11 +108,12 @@ class _Recorded:
     result: Tensor
 
 
-class DecodeGraphs:
-    """Recorded decode steps of one model, by mask, mode and bucket.
+class StepGraphs:
+    """Recorded steps of one model, by mask, mode and bucket.
 
     ``step(mode, tensors)`` computes a step of the ``mode`` (what it does after the model, a small number),
-    without a wait for the device. ``padding(mode, size)``: its inputs for ``size`` sequences that are none.
+    without a wait for the device. ``padding(mode, size)``: its inputs for ``size`` sequences, or tokens, of
+    nobody.
     """
 
     def __init__(
@@ -129,7 +131,7 @@ class DecodeGraphs:
         self._made: dict[int, dict[tuple[int, int], _Recorded]] = {}
 
     def size(self, count: int) -> int | None:
-        """Lines of the graph that ``count`` sequences run in; None when no bucket holds them."""
+        """The bucket that ``count`` sequences, or tokens, run in; None when none holds them."""
         return bucket(count, self._buckets)
 
     def has(self, mask: int, mode: int, size: int) -> bool:
@@ -152,7 +154,7 @@ class DecodeGraphs:
             replay, result = self._recorder(lambda own=tensors: self._step(mode, own), mask)  # type: ignore[misc]
             found[mode, size] = _Recorded(replay, packed, result)
         count, seconds = len(sizes or self._buckets), time.monotonic() - begun
-        _log.debug("%d decode graphs (%d) for parts %s recorded in %.2f s", count, mode, bin(mask), seconds)
+        _log.debug("%d graphs (mode %d) for parts %s recorded in %.2f s", count, mode, bin(mask), seconds)
 
     def forget(self, mask: int | None = None) -> None:
         """What they read has moved, or there is no room for those of ``mask``. Nothing may be running."""
@@ -171,9 +173,11 @@ class DecodeGraphs:
 
 
 def lines_of(size: int) -> list[NDArray[np.int32]]:
-    """Lines, tokens, positions and lengths of ``size`` sequences that are none, int32 [size] each.
+    """Lines, tokens, positions, lengths, and columns and ids of new rows, of ``size`` sequences that are
+    none, int32 [size] each.
 
     Nothing is read from the pool for them or written to it.
     """
-    lines, tokens, lengths = (np.zeros(size, dtype=np.int32) for _ in range(3))
-    return [lines, tokens, np.full(size, -1, dtype=np.int32), lengths]
+    lines, tokens, lengths, ids = (np.zeros(size, dtype=np.int32) for _ in range(4))
+    positions, columns = (np.full(size, -1, dtype=np.int32) for _ in range(2))
+    return [lines, tokens, positions, lengths, columns, ids]

@@ -23,7 +23,7 @@ from muxd.worker.cuda_upload import int32, to_host, upload
 from muxd.worker.sequence import Sequence, Span
 
 MOST = 4096  # sequences of a batch
-_SLOTS = 16  # lines of counts at first: 4 bytes for each token of the vocabulary
+_SLOTS = 16  # lines of counts at first, where fewer run: 4 bytes for each token of the vocabulary
 _ENDLESS = 2**31 - 1  # tokens: no sequence has as many, and an int32 holds no more
 _MASKED = 16  # lines that are masked at once: 4 bytes for each token of the vocabulary while it is done
 BANNED = 8  # tokens of a line that cannot be sampled yet, in a recorded step
@@ -41,7 +41,7 @@ class SamplingMode(IntEnum):
 
 class CudaSampler:
     """Picks tokens of one model with ``vocab`` tokens. Batches of up to ``lines`` work in one tensor,
-    on any stream: they follow each other.
+    on any stream: they follow each other; as many may have counts before more room is made.
 
     ``counts`` int32 [slots, vocab] is another tensor after ``note`` has made room.
     """
@@ -50,8 +50,9 @@ class CudaSampler:
         self._device = device
         self._room = torch.empty((lines, vocab), dtype=torch.float32, device=device)
         # counts[slot, token] = 2 · times generated + seen at all, see muxd.kernels.sampling
-        self.counts = torch.zeros((_SLOTS, vocab), dtype=torch.int32, device=device)
-        self._free = list(range(_SLOTS - 1, -1, -1))
+        slots = max(_SLOTS, lines)
+        self.counts = torch.zeros((slots, vocab), dtype=torch.int32, device=device)
+        self._free = list(range(slots - 1, -1, -1))
         self._bits = torch.arange(32, dtype=torch.int32, device=device)
         self._plain = SamplingLines(*upload(device, *columns([], [], MOST)))
 

@@ -1,6 +1,7 @@
 """What one model keeps on the device between batches: its row table, and each sequence's list of rows.
 
-Both only grow: new rows travel once with their head blocks, and a sequence that grows costs one id.
+Both only grow: new rows travel once with their head blocks, and a sequence that grows costs one id. What a
+decode step brings of either goes with the step's own inputs and is written by it; a prefill sends it before.
 """
 
 from collections.abc import Sequence as Items
@@ -16,10 +17,11 @@ from muxd.messages import NewRows
 from muxd.models.spec import ModelSpec
 from muxd.models.state_layout import StateLayout, state_layout, state_rows
 from muxd.worker.cuda_upload import int32, upload
-from muxd.worker.rows import KnownRows
+from muxd.worker.rows import Ids, KnownRows
 from muxd.worker.sequence import Sequence
 
 _LINES = 256  # sequences at first; doubled when they do not suffice
+_NEW_BYTES = 16 << 10  # of head blocks that go with a step; they travel with every step, used or not
 
 
 class RowLists:
@@ -70,6 +72,21 @@ class RowLists:
             columns = np.tile(np.arange(width, dtype=np.int32), len(begun))
             ops.grow_rows(self.states, *upload(self.states.device, lines, columns, ids))
 
+    def grown(self, sequences: Items[Sequence], size: int) -> tuple[Ids, Ids]:
+        """As ``place``, but where a sequence lacks one row alone that is for ``ops.take_rows`` to write: its
+        column and the row, int32 [size] each, column -1 where there is none."""
+        columns, ids = np.full(size, -1, dtype=np.int32), np.zeros(size, dtype=np.int32)
+        others = []
+        for i, sequence in enumerate(sequences):
+            lacks = len(sequence.rows) - sequence.told
+            if sequence.line >= 0 and lacks == 1 and sequence.told < self.rows.shape[1]:
+                columns[i], ids[i] = sequence.told, sequence.rows[-1]
+                sequence.told += 1
+            elif sequence.line < 0 or lacks:
+                others.append(sequence)
+        self.place(others)
+        return columns, ids
+
     def release(self, sequence: Sequence) -> None:
         """Its line goes to another. What lies in it is never read beyond the new one's length."""
         if sequence.line >= 0:
@@ -100,22 +117,50 @@ class PagedState:
             own = PagedStates.over(self.pool, delta.key_dim, delta.value_dim)
             self.states = own, state_layout(delta, block_bytes)
         self.lists = RowLists(width, memory.device, state_width=state_rows(spec, block_bytes))
+        self._new: list[tuple[Ids, Ids]] = []  # learnt, and not in the table yet
 
     def copy(self, rows: list[int], into: list[int]) -> None:
         """See ``muxd.worker.step.Step.copy``."""
-        table, floats = (
-            self.pool.table,
-            self.pool.blocks.view(torch.float32),
-        )  # no type that torch cannot index
+        self.send()
+        table = self.pool.table
+        floats = self.pool.blocks.view(torch.float32)  # no type that torch cannot index
         source, target = upload(table.device, int32(rows), int32(into))
         floats[table[target].flatten().long()] = floats[table[source].flatten().long()]
 
     def learn(self, new: NewRows) -> None:
-        """See ``muxd.worker.step.Step.learn``."""
+        """See ``muxd.worker.step.Step.learn``. The table has them after ``send``, or with the next step."""
         if (told := self.known.learn(new)) is not None:
-            ops.learn_rows(self.pool.table, *upload(self.pool.table.device, *told))
+            if any(np.isin(told[0], ids).any() for ids, _ in self._new):
+                self.send()  # one launch writes a row once
+            self._new.append(told)
+
+    def send(self) -> None:
+        """All that was learnt into the table, by a launch of its own."""
+        if self._new:
+            ids, blocks = (np.concatenate(parts) for parts in zip(*self._new, strict=True))
+            ops.learn_rows(self.pool.table, *upload(self.pool.table.device, ids, blocks))
+            self._new = []
+
+    def learnt(self, size: int) -> tuple[Ids, Ids]:
+        """For ``ops.learn_rows`` in a step of ``size`` sequences: see ``no_rows``. More than fit are sent."""
+        ids, blocks = no_rows(self.pool.table.shape[1], size)
+        if sum(len(new) for new, _ in self._new) > len(ids):
+            self.send()
+        at = 0
+        for new, own in self._new:
+            ids[at : at + len(new)], blocks[at : at + len(new)] = new, own
+            at += len(new)
+        self._new = []
+        return ids, blocks
 
     def of(self, lines: Tensor) -> tuple[PagedStates, StateLayout, Tensor] | None:
         """States, and the state rows [b, width] of the sequences that have these ``lines``; None: the model
         keeps none."""
         return None if self.states is None else (*self.states, self.lists.states.index_select(0, lines))
+
+
+def no_rows(per_row: int, size: int) -> tuple[Ids, Ids]:
+    """Room for rows learnt in a step of ``size`` sequences: ids int32 [k], -1, and their ``per_row`` head
+    blocks. A sequence seldom gets more than one row at once."""
+    room = max(1, min(size, _NEW_BYTES // max(1, 4 * per_row)))
+    return np.full(room, -1, dtype=np.int32), np.zeros((room, per_row), dtype=np.int32)

@@ -8,6 +8,7 @@ The same code runs over tensors of the CPU, by the references of ``muxd.kernels.
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,18 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from muxd.device.green import PROMPT_MASKS
 from muxd.kernels import ops
-from muxd.kernels.launch import power_of_two
-from muxd.kernels.paged_decode import plan_splits
+from muxd.kernels.paged_decode import AN_SM
 from muxd.messages import NewRows, Sampling, Setup
 from muxd.models.registry import build
 from muxd.models.spec import ModelSpec
 from muxd.worker import pooling, scoring
 from muxd.worker.cuda_attend import DecodeRecur, PagedDecode, PagedPrefill, PrefillRecur
 from muxd.worker.cuda_flight import CudaFlight
-from muxd.worker.cuda_graphs import Again, Arrays, CudaRecorder, DecodeGraphs, buckets_for, lines_of
+from muxd.worker.cuda_graphs import Again, Arrays, CudaRecorder, StepGraphs, buckets_for, lines_of
 from muxd.worker.cuda_memory import Scratch
 from muxd.worker.cuda_parts import CudaWeights
+from muxd.worker.cuda_prompts import PROMPT_LINES, PROMPTS, prompt_arrays, prompt_padding
 from muxd.worker.cuda_sampling import (
     BANNED,
     MOST,
@@ -38,7 +40,7 @@ from muxd.worker.cuda_sampling import (
     mode_of,
     widest,
 )
-from muxd.worker.cuda_state import PagedState
+from muxd.worker.cuda_state import PagedState, no_rows
 from muxd.worker.cuda_streams import Streams
 from muxd.worker.cuda_upload import int32, to_host, upload
 from muxd.worker.kept import kv_type
@@ -90,7 +92,16 @@ class CudaStep:
         sizes = buckets_for(setup.max_running)
         self._sampler = CudaSampler(spec.vocab_size, pool.device, sizes[-1] if pool.is_cuda else 0)
         recorder = CudaRecorder() if pool.is_cuda else Again()
-        self._graphs = DecodeGraphs(self._decode, padding, pool.device, recorder, sizes) if graphs else None
+        padded = partial(padding, spec.blocks_per_row)
+        self._graphs: StepGraphs | None = None
+        self._prompts: StepGraphs | None = None
+        if graphs:
+            self._graphs = StepGraphs(self._decode, padded, pool.device, recorder, sizes)
+        # Of one without a head every token is looked at; a padding span must not have a state.
+        if graphs and not spec.headless and spec.delta is None:
+            self._prompts = StepGraphs(
+                self._prefilled, prompt_padding, pool.device, recorder, PROMPTS, PROMPT_MASKS
+            )
         self._read: tuple[Tensor, ...] = ()  # what the graphs read and may move: row lists, counts
         self._picked = torch.zeros(MOST, dtype=torch.int64, device=pool.device)  # by the last decode step
         self._places: dict[int, int] = {}  # of its sequences, by identity, in ``_picked``
@@ -111,24 +122,24 @@ class CudaStep:
 
     @contextmanager
     def apart(self, rows: int) -> Iterator[None]:
-        state, setup, graphs = self._state, self._setup, self._graphs
+        state, setup, graphs = self._state, self._setup, (self._graphs, self._prompts)
         memory = torch.zeros(
             rows * self._spec.blocks_per_row * setup.block_bytes, dtype=torch.uint8, device=self.device
         )
         self._state = PagedState(self._spec, memory, setup.block_bytes, rows, rows, self._kept)
-        self._graphs = None
+        self._graphs = self._prompts = None
         try:
             yield
         finally:
-            self._state, self._graphs = state, graphs
+            self._state, (self._graphs, self._prompts) = state, graphs
 
     def ready(self, decodes: bool) -> None:
         """Record the graphs for the whole device. Those of its parts are recorded one by one, when they are
         first asked for, and find every kernel compiled."""
-        if decodes:
-            self._rehearse_splits()
-        if decodes and self._graphs is not None:
-            with self._scratch.recorded():
+        with self._scratch.recorded():
+            if self._prompts is not None and self._setup.phases != "decode":
+                self._record(self._prompts, 0, 0)  # the largest of all first
+            if self._graphs is not None and decodes:
                 for mode in SamplingMode:
                     self._record(self._graphs, 0, mode)
         self._streams.wait()
@@ -154,37 +165,54 @@ class CudaStep:
 
     def prefill(self, spans: Items[Span], ends: Items[int]) -> CudaFlight:
         self._places = {}
-        lists, pool = self._state.lists, self._state.pool
-        lists.place([span.sequence for span in spans])
-        lengths = [span.stop - span.start for span in spans]
-        starts = np.concatenate(([0], np.cumsum(lengths)))
-        tokens = np.concatenate([int32(s.sequence.history[s.start : s.stop]) for s in spans])
-        positions = np.concatenate([np.arange(s.start, s.stop, dtype=np.int32) for s in spans])
-        self._check(tokens, positions)
-        ids, places, owners, begins, cached, lines, lasts = upload(
-            self.device,
-            *(tokens, positions, np.repeat(np.arange(len(spans), dtype=np.int32), lengths)),
-            *(starts.astype(np.int32), int32([s.start for s in spans])),
-            *(int32([s.sequence.line for s in spans]), int32([starts[i + 1] - 1 for i in ends])),
-        )
-        rows = lists.rows.index_select(0, lines)
-        own = self._state.of(lines)
-        recur = PrefillRecur(*own, begins, cached) if own else None
-        attend = PagedPrefill(self._spec, pool, rows, places, owners, begins, cached, recur)
-        every = self.model.hidden(ids, places, attend)
-        hidden = every.index_select(0, lasts)
-        read = _Read(self.scorer.score(spans, every), self._pooler.pool(spans, every))
+        self._state.send()
+        self._state.lists.place([span.sequence for span in spans])
+        hidden, read = self._read_prompts(spans, ends)
         self._sampler.note(spans)
         if not ends:
             return self._flown(CudaFlight(hidden, self._picked[:0], None, *read))
         sampling, known = [spans[i].sequence for i in ends], [spans[i].stop for i in ends]
         return self._sampled(hidden, sampling, known, read=read)
 
+    def _read_prompts(self, spans: Items[Span], ends: Items[int]) -> tuple[Tensor, _Read]:
+        """Hidden states [m, hidden] of the tokens that sample."""
+        graphs, size = self._prompts, self._prompt_size(spans)
+        arrays = prompt_arrays(spans, ends, size)
+        self._check(arrays[0], arrays[1])
+        if graphs is not None and size:
+            return self._run(graphs, 0, size, arrays)[: len(ends)], _Read([], [])
+        tensors = upload(self.device, *arrays)
+        every = self._every(tensors)
+        read = _Read(self.scorer.score(spans, every), self._pooler.pool(spans, every))
+        return every.index_select(0, tensors[-1]), read
+
+    def _prompt_size(self, spans: Items[Span]) -> int:
+        """Tokens of the graph that these run in; 0: none is large enough, or somebody looks at every token,
+        or so many sets of parts have graphs that another one's would be recorded again and again."""
+        graphs = self._prompts
+        if graphs is None or len(spans) > PROMPT_LINES or graphs.crowded(self._streams.mask) is not None:
+            return 0
+        if any(scoring.asks(span) or span.sequence.pooling for span in spans):
+            return 0
+        return graphs.size(sum(span.stop - span.start for span in spans)) or 0
+
+    def _prefilled(self, mode: int, tensors: list[Tensor]) -> Tensor:
+        """What is recorded of a prefill: from its inputs to the hidden states of the tokens that sample."""
+        return self._every(tensors).index_select(0, tensors[-1])
+
+    def _every(self, tensors: list[Tensor]) -> Tensor:
+        """Hidden states of all tokens of a prefill, [n, hidden]."""
+        ids, places, positions, owners, begins, cached, lines, _ = tensors
+        rows = self._state.lists.rows.index_select(0, lines)
+        own = self._state.of(lines)
+        recur = PrefillRecur(*own, begins, cached) if own else None
+        attend = PagedPrefill(self._spec, self._state.pool, rows, positions, owners, begins, cached, recur)
+        return self.model.hidden(ids, places, attend)
+
     def decode(self, sequences: Items[Sequence]) -> CudaFlight:
         """Raises ValueError for more than ``MOST`` sequences, or a token that neither host nor device has."""
         if len(sequences) > MOST:
             raise ValueError(f"{len(sequences)} sequences in one batch; {MOST} fit")
-        self._state.lists.place(sequences)
         known = [s.cached + 1 for s in sequences]
         mode = mode_of(sequences, known)
         # Neither log-probabilities nor masks nor long lists of banned tokens are recorded.
@@ -208,19 +236,25 @@ class CudaStep:
         arrays = self._inputs(sequences, known, mode, size or count)
         if graphs is None or size is None:
             return self._decode(mode, upload(self.device, *arrays))
+        return self._run(graphs, mode, size, arrays)[:count]
+
+    def _run(self, graphs: StepGraphs, mode: int, size: int, arrays: Arrays) -> Tensor:
         if not graphs.has(self._streams.mask, mode, size) or not self._recorded():
             self._record(graphs, self._streams.mask, mode, size)
-        return graphs.run(self._streams.mask, mode, size, arrays)[:count]
+        return graphs.run(self._streams.mask, mode, size, arrays)
 
     def _inputs(self, sequences: Items[Sequence], known: list[int], mode: SamplingMode, size: int) -> Arrays:
         """Those of ``padding``, the first lines in use."""
-        count, arrays = len(sequences), lines_of(size)
-        tokens = [s.history[s.cached] if len(s.history) > s.cached else self._unread(s) for s in sequences]
-        for array, values in zip(
-            arrays, ([s.line for s in sequences], tokens, [n - 1 for n in known], known), strict=True
-        ):
-            array[:count] = values
-        self._check(np.maximum(arrays[1], 0), arrays[2])
+        count, state = len(sequences), self._state
+        lines, tokens, positions, lengths, *_ = lines_of(size)
+        grown = state.lists.grown(sequences, size)
+        lines[:count] = [s.line for s in sequences]
+        tokens[:count] = [
+            s.history[s.cached] if len(s.history) > s.cached else self._unread(s) for s in sequences
+        ]
+        positions[:count], lengths[:count] = [n - 1 for n in known], known
+        self._check(np.maximum(tokens, 0), positions)
+        arrays = [lines, tokens, positions, lengths, *grown, *state.learnt(size)]
         return arrays if mode is SamplingMode.GREEDY else [*arrays, *columns(sequences, known, size)]
 
     def _unread(self, sequence: Sequence) -> int:
@@ -247,34 +281,27 @@ class CudaStep:
         logprobs = self._sampler.logprobs(logits, picked, sequences) if asked else None
         return self._flown(CudaFlight(hidden, picked, logprobs, *read))
 
-    def _decode(self, mode: int, tensors: list[Tensor], splits: int = 0) -> Tensor:
-        """What is recorded: from a step's inputs to its tokens in ``_picked``; hidden [b, hidden]. ``splits``
-        of each context: 0 for as many as suit the batch and its part of the device."""
-        lines, tokens, positions, lengths, *told = tensors
+    def _decode(self, mode: int, tensors: list[Tensor]) -> Tensor:
+        """What is recorded: from a step's inputs to its tokens in ``_picked``; hidden [b, hidden]."""
+        lines, tokens, positions, lengths, grown_at, grown, ids, blocks, *told = tensors
         state, spec = self._state, self._spec
-        rows = state.lists.rows.index_select(0, lines)
-        ids, places = ops.feed(tokens, positions, self._picked)
-        splits = splits or plan_splits(len(lines), spec.kv_heads, self._setup.max_context, self._streams.sms)
-        own = state.of(lines)
+        ops.learn_rows(state.pool.table, ids, blocks)
+        rows = ops.take_rows(state.lists.rows, lines, grown_at, grown)
+        fed, places = ops.feed(tokens, positions, self._picked)
+        own, programs = state.of(lines), AN_SM * self._streams.sms
         recur = DecodeRecur(*own, positions) if own else None
-        attend = PagedDecode(spec, state.pool, rows, positions, lengths, splits, recur)
-        hidden = self.model.hidden(ids, places, attend)
+        attend = PagedDecode(spec, state.pool, rows, positions, lengths, programs, {}, recur)
+        hidden = self.model.hidden(fed, places, attend)
         self._sampler.pick(SamplingMode(mode), self.model.logits(hidden), told, self._picked[: len(lines)])
         return hidden
 
-    def _rehearse_splits(self) -> None:
-        """A part of the device may want fewer splits than the whole ever does. A kernel knows their number to
-        the next power of two."""
-        most = plan_splits(1, 1, self._setup.max_context, self._streams.sms)
-        inputs = upload(self.device, *padding(SamplingMode.GREEDY, 1))
-        for power in range(power_of_two(most).bit_length()):
-            self._decode(SamplingMode.GREEDY, inputs, 1 << power)
-
-    def _record(self, graphs: DecodeGraphs, mask: int, mode: SamplingMode, *sizes: int) -> None:
+    def _record(self, graphs: StepGraphs, mask: int, mode: int, *sizes: int) -> None:
         """The steps that are run for it pick tokens too: those of the last one must stay."""
         if not self._recorded():
             self._streams.wait()
-            graphs.forget()
+            for made in (self._graphs, self._prompts):
+                if made is not None:
+                    made.forget()
             self._read = (self._state.lists.rows, self._state.lists.states, self._sampler.counts)
         elif (crowded := graphs.crowded(mask)) is not None:
             self._streams.wait()
@@ -299,6 +326,7 @@ class CudaStep:
             raise ValueError(f"positions must lie below {self._setup.max_context}")
 
 
-def padding(mode: int, size: int) -> Arrays:
-    """Inputs of a step for ``size`` sequences that are none."""
-    return lines_of(size) if mode == SamplingMode.GREEDY else [*lines_of(size), *columns([], [], size)]
+def padding(per_row: int, mode: int, size: int) -> Arrays:
+    """Inputs of a step for ``size`` sequences that are none; ``per_row``: head blocks of a row."""
+    arrays = [*lines_of(size), *no_rows(per_row, size)]
+    return arrays if mode == SamplingMode.GREEDY else [*arrays, *columns([], [], size)]

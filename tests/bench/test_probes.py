@@ -13,7 +13,7 @@ from support.stand_ins import cuda_here, libcuda, mps_control
 __all__ = ["cuda_here", "libcuda"]
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-DRY = ("launches", "linears", "decode", "addresses", "prefill", "worker")
+DRY = ("launches", "linears", "decode", "sampling", "addresses", "prefill", "worker")
 # One process for all: they differ in what they ask, and torch takes seconds to load.
 ALL_DRY = """
 import runpy, sys
@@ -44,10 +44,10 @@ def test_every_question_is_rehearsed_without_a_figure(tmp_path: Path) -> None:
             assert not {"us", "tb_s", "tflop_s", "seconds", "whole_ms"} & set(line)
             assert line.get("off_by", 0.0) < 1e-4, "a variant computes what the kernel does that serves"
     assert {line["question"] for line in found["launches"]} == {"peaks", "norms", "dependent"}
-    assert any("items for programs" in line for line in found["decode"])
-    assert {line.get("kernel", "").split(".")[-1] for line in found["prefill"]} == {
-        "prefill_ahead", "paged_prefill_kernel",
-    }  # fmt: skip
+    assert any("items an SM, merged apart" in line for line in found["decode"])
+    assert {line["way"] for line in found["sampling"]} == {"list of 8192", "topk", "searched"}
+    assert not any(line["differ"] for line in found["sampling"])
+    assert {line["kernel"] for line in found["prefill"]} == {"muxd"}
 
 
 def test_a_question_that_fails_costs_the_others_nothing(

@@ -19,7 +19,9 @@ from muxd.placement.memory import Budget, fixed
 
 GIB = 1 << 30
 # Models take turns on the whole of a GPU: its stream, that of its recordings, and one set of graphs.
-WORKERS = Budget(streams=2, sets=1, tables=(96 << 20) + 24 * GIB // 2048, prefill_tokens=256, max_running=1)
+WORKERS = Budget(
+    streams=2, sets=1, prompt_sets=1, tables=(96 << 20) + 24 * GIB // 2048, prefill_tokens=256, max_running=1
+)
 
 
 def entries(root: Path, **pins: str) -> list[Entry]:

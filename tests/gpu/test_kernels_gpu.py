@@ -51,12 +51,13 @@ def on_gpu(*arguments: Any, **options: Any) -> Shape:
     return Shape(*arguments, device="cuda", **options)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("splits", [1, 3, 64])
+@pytest.mark.parametrize("programs", [1, 9, 792])
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_decode(head_dim: int, dtype: torch.dtype, edge: dict[str, Any], splits: int) -> None:
-    check_decode(paged_decode_kernel, on_gpu(head_dim, 2, 3, dtype, **edge), [300, 0, 1, 64, 129], splits)
+def test_decode(head_dim: int, dtype: torch.dtype, edge: dict[str, Any], programs: int) -> None:
+    lengths = [300, 0, 1, 64, 129, 2000]
+    check_decode(paged_decode_kernel, on_gpu(head_dim, 2, 3, dtype, **edge), lengths, programs)
 
 
 @pytest.mark.parametrize("edge", EDGES)
@@ -70,7 +71,7 @@ def test_prefill(head_dim: int, dtype: torch.dtype, edge: dict[str, Any]) -> Non
 @pytest.mark.parametrize(("head_dim", "kv_heads", "group"), MODELS)
 def test_shapes_of_models(head_dim: int, kv_heads: int, group: int) -> None:
     shape = on_gpu(head_dim, kv_heads, group, BF16)
-    check_decode(paged_decode_kernel, shape, [1500, 700, 17], splits=6)
+    check_decode(paged_decode_kernel, shape, [1500, 700, 17], programs=792)
     check_prefill(paged_prefill_kernel, shape, [(0, 700), (500, 300)])
 
 
@@ -87,7 +88,7 @@ def test_heads_of_two_blocks(head_dim: int, dtype: torch.dtype, reads: bool) -> 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_float8_pool(head_dim: int) -> None:
     shape = on_gpu(head_dim, 2, 4, BF16, kv_dtype=FP8)
-    check_decode(paged_decode_kernel, shape, [300, 0, 77], splits=3)
+    check_decode(paged_decode_kernel, shape, [300, 0, 77], programs=792)
     check_prefill(paged_prefill_kernel, shape, [(0, 200), (90, 7)])
     check_rope_write(rope_write_kernel, shape, [0, 5, -1, 70], None, True, True)
 
@@ -166,6 +167,11 @@ def test_tables() -> None:
     assert rows[3, 4] == 30
     assert rows[0, 1] == 0
     assert int((rows == 7).sum()) == 34
+    columns = torch.tensor([2, -1, 8], dtype=torch.int32, device="cuda")
+    taken = row_table_kernel.take_rows(rows, ids.clamp(min=0), columns, ids * 10)
+    assert rows[3, 2] == taken[0, 2] == 30
+    assert rows[0, 8] == taken[2, 8] == 0
+    assert torch.equal(taken[0], rows[3])
 
 
 def test_feed() -> None:
@@ -188,14 +194,15 @@ def test_blocks_beyond_32_bits_of_elements(block: int) -> None:
     moved = type(pool)(far, pool.table + block, pool.layout)
     q = torch.randn(1, 4, 128, device="cuda").bfloat16()
     lengths = torch.tensor([40], dtype=torch.int32, device="cuda")
-    found = ops.decode_attention(q, moved, 1, rows, lengths, scale=0.1)
-    assert torch.equal(found, ops.decode_attention(q, pool, 1, rows, lengths, scale=0.1))
+    plan = ops.plan_decode(lengths, 1)
+    found = ops.decode_attention(q, moved, 1, rows, lengths, plan, scale=0.1)
+    assert torch.equal(found, ops.decode_attention(q, pool, 1, rows, lengths, plan, scale=0.1))
 
 
 def test_a_captured_step_follows_lengths_rows_and_tokens() -> None:
     """One graph: write, attend, sample; replayed after the batch has changed under it."""
     shape, generator = on_gpu(64, 2, 7, BF16), torch.Generator().manual_seed(0)
-    pool, rows = paged(shape, [200, 90, 0], generator)
+    pool, rows = paged(shape, [700, 90, 0], generator)
     qkv = torch.randn(3, 18, 64, generator=generator).bfloat16().cuda()
     turn = torch.ones(3, 1, 64, device="cuda", dtype=BF16), torch.zeros(3, 1, 64, device="cuda", dtype=BF16)
     lengths = torch.tensor([150, 90, 0], dtype=torch.int32, device="cuda")
@@ -206,7 +213,8 @@ def test_a_captured_step_follows_lengths_rows_and_tokens() -> None:
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
         q = ops.rope_and_write(qkv, *turn, pool, 1, rows, positions)
-        seen = ops.decode_attention(q, pool, 1, rows, lengths, scale=0.125, splits=4)
+        plan = ops.plan_decode(lengths, 2, programs=792)
+        seen = ops.decode_attention(q, pool, 1, rows, lengths, plan, scale=0.125)
         return seen, ops.sample(seen @ projection, lines, counts)
 
     torch.cuda.synchronize()
@@ -217,11 +225,12 @@ def test_a_captured_step_follows_lengths_rows_and_tokens() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         seen, tokens = step()
-    for change in ([150, 90, 0], [200, 1, 0], [0, 77, 0], [1, 2, 0]):
+    for change in ([150, 90, 0], [700, 1, 0], [0, 77, 0], [1, 2, 0]):
         lengths.copy_(torch.tensor(change, dtype=torch.int32))
         positions.copy_(lengths - 1)
         graph.replay()
-        wanted = paged_decode.decode_attention(qkv[:, :14], pool, 1, rows, lengths, scale=0.125)
+        plan = paged_decode.plan_decode(lengths, 2)
+        wanted = paged_decode.decode_attention(qkv[:, :14], pool, 1, rows, lengths, plan, scale=0.125)
         torch.testing.assert_close(seen.float(), wanted.float(), atol=1.6e-2, rtol=1.6e-2)
         assert bool(((tokens >= 0) & (tokens < 3000)).all())
 
@@ -238,7 +247,8 @@ def test_nothing_waits_for_the_host() -> None:
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        seen = ops.decode_attention(q, pool, 1, rows, lengths, scale=0.1, splits=2)
+        plan = ops.plan_decode(lengths, 2, programs=792)
+        seen = ops.decode_attention(q, pool, 1, rows, lengths, plan, scale=0.1)
         ops.sample(ops.rms_norm(seen, seen[0].clone(), 1e-6), lines, counts)
         ops.learn_rows(counts, ids, counts.clone().expand(2, -1).contiguous())
         ops.count_tokens(counts, ids, ids, ids)
@@ -247,6 +257,6 @@ def test_nothing_waits_for_the_host() -> None:
 
 
 def test_a_batch_of_padding_only() -> None:
-    check_decode(paged_decode_kernel, on_gpu(64, 1, 2), [0, 0], splits=2)
+    check_decode(paged_decode_kernel, on_gpu(64, 1, 2), [0, 0], programs=792)
     check_prefill(paged_prefill_kernel, on_gpu(64, 1, 2), [(0, 0), (5, 0)])
     check_rope_write(rope_write_kernel, on_gpu(64, 1, 2), [-1, -1], None, False, False)

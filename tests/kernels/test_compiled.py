@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ from muxd.kernels import (
 )
 from muxd.kernels.grouped import Groups
 from muxd.kernels.launch import Call
-from muxd.kernels.paged_decode import plan_splits
+from muxd.kernels.paged_decode import AN_SM
 from muxd.kernels.paged_states import PagedStates
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -51,7 +51,10 @@ if not CUOBJDUMP.exists() or not (TOOLS / "ptxas").exists():
     pytest.skip("this triton wheel has no ptxas and cuobjdump", allow_module_level=True)
 
 REGISTERS, SHARED = 65_536, 232_448  # of one SM of compute capability 9.0; shared in bytes, per program
+SM_SHARED = 233_472  # bytes that one SM shares out
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
+WAIT = r"cp\.async\.wait_group\s+(\d+)"
+COPY = r"cp\.async\.c[ag]\.shared\.global [^;]*\], (0x[0-9a-f]+)"
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 
 
@@ -71,20 +74,61 @@ def hopper() -> Iterator[None]:
     driver._active = before
 
 
+class Compiled(NamedTuple):
+    """Of a kernel as compiled. ``waits``: groups of copies that each wait leaves on their way; ``copies``:
+    bytes of each asynchronous copy of a thread."""
+
+    name: str
+    registers: int
+    stack: int
+    shared: int
+    warps: int
+    waits: list[int]
+    copies: set[int]
+
+    @property
+    def an_sm(self) -> int:
+        """Programs that one SM holds; each takes another KiB of its shared memory (CUDA Programming Guide,
+        9.0)."""
+        return min(
+            REGISTERS // (-(-self.registers // 8) * 8 * 32 * self.warps), SM_SHARED // (self.shared + 1024)
+        )
+
+
+def facts(call: Call, folder: Path) -> Compiled:
+    kernel = call.kernel.warmup(*call.arguments, grid=call.grid, **call.options)
+    binary = folder / f"{kernel.metadata.name}.cubin"
+    binary.write_bytes(kernel.asm["cubin"])
+    command = [str(CUOBJDUMP), "--dump-resource-usage", str(binary)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = USAGE.search(told)
+    assert usage is not None, told
+    call.kernel.device_caches.clear()  # nothing compiled for the pretended device stays
+    waits, copies = (re.findall(words, kernel.asm["ptx"]) for words in (WAIT, COPY))
+    metadata, (registers, stack) = kernel.metadata, map(int, usage.groups())
+    return Compiled(
+        metadata.name, registers, stack, metadata.shared, metadata.num_warps,
+        [int(number) for number in waits], {int(size, 16) for size in copies},
+    )  # fmt: skip
+
+
 def compile_all(calls: list[Call], folder: Path) -> None:
     for call in calls:
-        kernel = call.kernel.warmup(*call.arguments, grid=call.grid, **call.options)
-        binary = folder / f"{kernel.metadata.name}.cubin"
-        binary.write_bytes(kernel.asm["cubin"])
-        command = [str(CUOBJDUMP), "--dump-resource-usage", str(binary)]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        usage = USAGE.search(told)
-        assert usage is not None, told
-        registers, stack = map(int, usage.groups())
-        assert stack == 0, f"{kernel.metadata.name} spills"  # what does not fit the registers lies there
-        assert registers * 32 * kernel.metadata.num_warps <= REGISTERS, kernel.metadata.name
-        assert kernel.metadata.shared <= SHARED, kernel.metadata.name
-        call.kernel.device_caches.clear()  # nothing compiled for the pretended device stays
+        found = facts(call, folder)
+        assert found.stack == 0, f"{found.name} spills"  # what does not fit the registers lies there
+        assert found.registers * 32 * found.warps <= REGISTERS, found.name
+        assert found.shared <= SHARED, found.name
+
+
+def decode_calls(
+    q: torch.Tensor, own: PagedPool, layer: int, rows: torch.Tensor, lengths: torch.Tensor, sms: int = 132,
+    **options: Any,
+) -> list[Call]:  # fmt: skip
+    """Of a step of one layer."""
+    cut: dict[str, Any] = {"window": options.get("window"), "programs": AN_SM * sms}
+    plan, made = paged_decode_kernel.plan_calls(lengths, own.layer(layer).kv_heads, **cut)
+    attend = paged_decode_kernel.decode_calls(q, own, layer, rows, lengths, plan, scale=0.1, **options)[1]
+    return [*made, *attend]
 
 
 def pool(head_dim: int, kv_heads: int, dtype: torch.dtype, wide: bool = False) -> PagedPool:
@@ -133,20 +177,11 @@ def test_attention(
 ) -> None:
     options = dict(options)
     own, heads = pool(head_dim, kv_heads, kv_dtype, options.pop("wide", False)), kv_heads * group
-    plain = not options
     rows, lengths = torch.zeros(2, 16, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
     q = torch.empty(300, heads + 2 * kv_heads, head_dim, dtype=dtype)[:, :heads]
     options = options | ({"sinks": torch.empty(heads, dtype=dtype)} if "sinks" in options else {})
-    # One split differs from several in its last store alone: compiled where nothing else varies.
-    splits = (4, 1) if plain and dtype is kv_dtype is BF16 else (4,)
     calls = [
-        *(
-            call
-            for n in splits
-            for call in paged_decode_kernel.decode_calls(
-                q[:2], own, 1, rows, lengths, scale=0.1, splits=n, **options
-            )[1]
-        ),
+        *decode_calls(q[:2], own, 1, rows, lengths[:2], **options),
         *paged_prefill_kernel.prefill_calls(q, own, 1, rows, lengths, lengths[:2], scale=0.1, **options)[1],
     ]
     compile_all(calls, tmp_path)
@@ -154,19 +189,21 @@ def test_attention(
 
 @pytest.mark.parametrize("head_dim", [64, 96, 128])
 @pytest.mark.parametrize("kv_dtype", [BF16, FP8])
-def test_two_tiles_are_on_their_way_while_one_is_computed(head_dim: int, kv_dtype: torch.dtype) -> None:
+def test_two_tiles_are_on_their_way_while_one_is_computed(
+    head_dim: int, kv_dtype: torch.dtype, tmp_path: Path
+) -> None:
     """Else copies and products take turns. A loop waits until that many groups of copies are left, and behind
     it until none is. (More than 128 numbers a head leave no room for a third tile.)"""
     own = pool(head_dim, 2, kv_dtype)
     rows, lengths = torch.zeros(2, 16, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
     q = torch.empty(300, 12, head_dim, dtype=BF16)[:, :8]
-    decode = paged_decode_kernel.decode_calls(q[:2], own, 1, rows, lengths, scale=0.1, splits=4)[1][0]
+    decode = decode_calls(q[:2], own, 1, rows, lengths[:2])[1]
     prefill = paged_prefill_kernel.prefill_calls(q, own, 1, rows, lengths, lengths[:2], scale=0.1)[1][0]
-    for call, loops in ((decode, 1), (prefill, 2)):
-        kernel = call.kernel.warmup(*call.arguments, grid=call.grid, **call.options)
-        call.kernel.device_caches.clear()
-        waits = re.findall(r"cp\.async\.wait_group\s+(\d+)", kernel.asm["ptx"])
-        assert waits == ["2", "0"] * loops, call.kernel.__name__
+    for call, loops, an_sm in ((decode, 1, 3), (prefill, 2, 1)):
+        found = facts(call, tmp_path)
+        assert found.waits == [2, 0] * loops, found
+        assert found.an_sm >= an_sm, found
+        assert kv_dtype is FP8 or found.copies == {16}, found
 
 
 @pytest.mark.parametrize("norms", ["none", "plain", "offset"])
@@ -264,6 +301,7 @@ def test_tables_and_counts(tmp_path: Path) -> None:
     calls: list[Callable[[], list[Call]]] = [
         lambda: row_table_kernel.learn_rows_calls(wide, few, wide[:4]),
         lambda: row_table_kernel.grow_rows_calls(wide, few, few, few),
+        lambda: row_table_kernel.take_rows_calls(wide, few, few, few)[1],
         lambda: sampling_kernel.count_calls(wide, few, few, few),
         lambda: feed_kernel.feed_calls(few, few, few.long())[1],
     ]
@@ -294,11 +332,8 @@ def test_batch_sizes_layers_and_sms_compile_nothing_anew() -> None:
     def batches() -> Iterator[list[Call]]:
         for n in (1, 2, 3, 16, 17, 96, 128, 300):
             for sms in (33, 66, 132):
-                splits = plan_splits(n, 2, 4096, sms)
                 q, rows = qkv[:n, :14], table[:n]
-                yield paged_decode_kernel.decode_calls(
-                    q, own, n % 2, rows, ints[:n], scale=0.1, splits=splits
-                )[1]
+                yield decode_calls(q, own, n % 2, rows, ints[:n], sms)
             yield paged_prefill_kernel.prefill_calls(q, own, n % 2, rows, ints[: n + 1], ints[:n], scale=0.1)[
                 1
             ]
@@ -311,6 +346,7 @@ def test_batch_sizes_layers_and_sms_compile_nothing_anew() -> None:
             yield feed_kernel.feed_calls(ints[:n], ints[:n], ints.long())[1]
             yield from delta_calls(n, (2, 4, 32, 32), BF16)
             yield row_table_kernel.grow_rows_calls(table, ints[:n], ints[:n], ints[:n])
+            yield row_table_kernel.take_rows_calls(table, ints[:n], ints[:n], ints[:n])[1]
             yield row_table_kernel.learn_rows_calls(table, ints[:n], table[:n])
             yield sampling_kernel.count_calls(table, ints[:n], ints[:n], ints[:n])
             lines = sampling_lines([{}] * n)
@@ -319,8 +355,6 @@ def test_batch_sizes_layers_and_sms_compile_nothing_anew() -> None:
             )[1]
 
     found = kinds(batches())
-    assert found.pop("_split") == 2, "whole contexts, and parts of them"
-    assert found.pop("_merge") <= 6, "by powers of two"
     assert found.pop("_grouped") == 2, "of decode steps, and of prompts"
     assert found.pop("_rule") == 2, "of one token each, and of chunks"
     assert set(found.values()) == {1}, found

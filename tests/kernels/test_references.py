@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 from importlib import import_module
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -31,7 +32,7 @@ from muxd.kernels import rms_norm as norm
 from muxd.kernels import sinks as sinking
 from muxd.kernels.attention import prefill_attention
 from muxd.kernels.head_blocks import HeadBlocks
-from muxd.kernels.paged_decode import plan_splits
+from muxd.kernels.paged_decode import LEAST_UNITS, UNIT
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.rms_norm import OffsetRmsNorm, RmsNorm, rms_norm
 from muxd.kernels.rotary import angles, rotate_
@@ -81,7 +82,9 @@ def test_attention_references_are_the_plain_formula(window: int | None, sunk: bo
     starts, cached = torch.tensor([0, 57], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     found = ops.prefill_attention(q, pool, 1, rows, starts, cached, **options)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
-    last = ops.decode_attention(q[56:], pool, 1, rows, torch.tensor([57], dtype=torch.int32), **options)
+    length = torch.tensor([57], dtype=torch.int32)
+    plan = ops.plan_decode(length, 2, window=window)
+    last = ops.decode_attention(q[56:], pool, 1, rows, length, plan, **options)
     torch.testing.assert_close(last, wanted[56:], atol=1e-5, rtol=1e-4)
 
 
@@ -97,9 +100,15 @@ def test_a_wrong_kernel_does_not_pass() -> None:
     """The comparisons themselves: a kernel that forgets the window, or one key, must fail them."""
 
     class Forgets:
+        plan_decode = staticmethod(paged_decode.plan_decode)
+
         @staticmethod
-        def decode_attention(q: Any, pool: Any, layer: int, rows: Any, lengths: Any, **options: Any) -> Any:
-            return paged_decode.decode_attention(q, pool, layer, rows, (lengths - 1).clamp(min=0), **options)
+        def decode_attention(
+            q: Any, pool: Any, layer: int, rows: Any, lengths: Any, *rest: Any, **how: Any
+        ) -> Any:
+            return paged_decode.decode_attention(
+                q, pool, layer, rows, (lengths - 1).clamp(min=0), *rest, **how
+            )
 
         @staticmethod
         def prefill_attention(*arguments: Any, **options: Any) -> Any:
@@ -201,11 +210,30 @@ def test_sampling_reference_is_the_sampler_that_serves(
     assert int((counts >> 1).sum()) == generated + 1
 
 
-def test_splits_fill_the_device_and_stay_in_bounds() -> None:
-    assert plan_splits(1, 2, 2048, 132) == 8
-    assert plan_splits(128, 8, 32_768, 132) == 1
-    assert plan_splits(1, 1, 200, 132) == 1
-    assert all(1 <= plan_splits(b, h, n, 132) <= 64 for b in (1, 7, 64) for h in (1, 8) for n in (1, 10**6))
+def test_items_are_of_one_length_and_no_more_than_have_programs() -> None:
+    plan = paged_decode.plan_decode(torch.tensor([32_768, *[512] * 63], dtype=torch.int32), 8, programs=792)
+    *ends, each = plan.ends.tolist()
+    assert each == 6  # 508 units, 8 KV heads, 792 programs
+    assert ends[:3] == [0, 43, 44], "the long one is walked by 43 programs a head, a short one by one"
+    assert ends[-1] == 43 + 63 <= plan.most == 64 + 99
+
+
+@given(
+    st.lists(st.integers(0, 100_000), min_size=1, max_size=40),
+    st.integers(1, 16),
+    st.integers(1, 900),
+    st.sampled_from([None, 1, 700]),
+)
+def test_a_plan_holds_every_item(
+    lengths: list[int], kv_heads: int, programs: int, window: int | None
+) -> None:
+    known = torch.tensor(lengths, dtype=torch.int32)
+    plan = paged_decode.plan_decode(known, kv_heads, window=window, programs=programs)
+    *ends, each = plan.ends.tolist()
+    seen = [-(-n // UNIT) - (max(n - window, 0) // UNIT if window else 0) for n in lengths]
+    assert [b - a for a, b in pairwise(ends)] == [max(1, -(-units // each)) for units in seen]
+    assert each >= LEAST_UNITS
+    assert ends[-1] <= plan.most
 
 
 def test_the_dispatch_takes_references_on_the_cpu_and_leaves_triton_alone() -> None:
@@ -220,14 +248,14 @@ def test_the_dispatch_takes_references_on_the_cpu_and_leaves_triton_alone() -> N
 @pytest.mark.parametrize(
     ("reference", "names"),
     [
-        (paged_decode, ["decode_attention"]),
+        (paged_decode, ["plan_decode", "decode_attention"]),
         (paged_prefill, ["prefill_attention"]),
         (rope_write, ["rope_write"]),
         (norm, ["rms_norm"]),
         (gated, ["silu_gate", "gelu_tanh_gate", "clamped_gate"]),
         (grouped, ["grouped_linear"]),
         (sampling, ["sample", "count_tokens"]),
-        (row_table, ["learn_rows", "grow_rows"]),
+        (row_table, ["learn_rows", "grow_rows", "take_rows"]),
         (feed, ["feed"]),
         (paged_delta, ["delta_decode", "delta_prefill"]),
     ],

@@ -47,21 +47,27 @@ def test_what_a_device_holds_adds_up() -> None:
 
 
 def test_what_torch_takes_in_a_worker_is_counted_by_name() -> None:
-    """Every stream a workspace, every kept set of graphs the memory of its largest step."""
-    model, plain = load("a", "llama-3-8b", 1.0), Budget(streams=1, sets=1)
+    """Every stream a workspace, every kept set of graphs the memory of its largest step or prefill."""
+    model, plain = load("a", "llama-3-8b", 1.0), Budget(streams=1, sets=1, prompt_sets=1)
 
     def more(phases: Phases, **changed: int) -> int:
         other = msgspec.structs.replace(plain, **changed)
         return memory.scratch(model, 1, other, phases) - memory.scratch(model, 1, plain, phases)
 
+    step, prompt = memory.step(model, 1, plain), memory.prompt(model, 1, plain)
+    assert prompt > step
     for phases in ("both", "prefill", "decode"):
         assert more(phases, streams=16) == 15 * plain.workspace
-        assert more(phases, sets=5) == (0 if phases == "prefill" else 4 * memory.step(model, 1, plain))
+        assert more(phases, sets=5) == (0 if phases == "prefill" else 4 * step)
+    assert more("prefill", prompt_sets=3) == 2 * prompt
+    assert more("both", prompt_sets=3) == 2 * (prompt - step), "in the same memory as its steps"
+    assert more("decode", prompt_sets=3) == 0
+    assert prompt > 1024 * (4096 + 3 * 14336) * 2
     assert memory.step(model, 1, plain) > 128 * (4096 + 3 * 14336 + 128256) * 2
     few = msgspec.structs.replace(plain, max_running=8)
     assert memory.step(model, 1, few) < memory.step(model, 1, plain) / 2
     pair = msgspec.structs.replace(plain, workers=2)
-    held = memory.fixed(model, 1, pair) - model.weights - 2 * pair.context - pair.graphs
+    held = memory.fixed(model, 1, pair) - model.weights - 2 * pair.context - pair.graphs - pair.prompts
     assert held == sum(memory.scratch(model, 1, pair, one) for one in ("prefill", "decode"))
 
 

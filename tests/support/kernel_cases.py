@@ -100,19 +100,26 @@ def check(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.float().cpu(), wanted.float().cpu(), **CLOSE[dtype])
 
 
-def check_decode(kernel: ModuleType, shape: Shape, lengths: list[int], splits: int, seed: int = 0) -> None:
-    """``kernel``'s decode attention against the reference, queries a slice of a wider projection."""
+def check_decode(kernel: ModuleType, shape: Shape, lengths: list[int], programs: int, seed: int = 0) -> None:
+    """``kernel``'s decode attention against the reference, queries a slice of a wider projection; twice, as
+    two layers of one step."""
     generator = torch.Generator().manual_seed(seed)
     pool, rows = paged(shape, lengths, generator, [_seen_from(shape, length) for length in lengths])
     heads = shape.kv_heads * shape.group
     wide = torch.randn(len(lengths), heads + 3, shape.head_dim, generator=generator)
     q = wide.to(shape.dtype).to(shape.device)[:, :heads]
     known = torch.tensor(lengths, dtype=torch.int32, device=shape.device)
-    found = kernel.decode_attention(q, pool, 1, rows, known, splits=splits, **shape.options)
-    wanted = paged_decode.decode_attention(q, pool, 1, rows, known, **shape.options)
-    check(found, wanted, shape.dtype)
-    for i, length in enumerate(lengths):
-        assert length or not found[i].any()
+    cut: dict[str, Any] = {"window": shape.window, "programs": programs}
+    plan = kernel.plan_decode(known, shape.kv_heads, **cut)
+    own = paged_decode.plan_decode(known, shape.kv_heads, **cut)
+    assert torch.equal(plan.ends, own.ends)
+    assert plan.most == own.most >= int(plan.ends[-2])
+    wanted = paged_decode.decode_attention(q, pool, 1, rows, known, own, **shape.options)
+    for _ in range(2):
+        found = kernel.decode_attention(q, pool, 1, rows, known, plan, **shape.options)
+        check(found, wanted, shape.dtype)
+        assert not found[[i for i, length in enumerate(lengths) if not length]].any()
+        assert not plan.arrived.any(), "the next layer counts from 0"
 
 
 def check_prefill(kernel: ModuleType, shape: Shape, chunks: list[tuple[int, int]], seed: int = 0) -> None:

@@ -1,5 +1,6 @@
 """Decode steps recorded for some batch sizes: which there are, when they are made, the same results."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from support.direct_runner import DirectRunner
 from support.tiny_models import llama, words
 
 from muxd.device.green import KEPT
-from muxd.worker.cuda_graphs import BUCKETS, Again, DecodeGraphs, bucket, buckets_for
+from muxd.worker import cuda_state, cuda_step
+from muxd.worker.cuda_graphs import BUCKETS, Again, StepGraphs, bucket, buckets_for
 from muxd.worker.cuda_sampling import SamplingMode
-from muxd.worker.cuda_step import CudaStep, padding
+from muxd.worker.cuda_step import CudaStep
+
+padding = partial(cuda_step.padding, 6)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +58,10 @@ def test_a_model_of_few_sequences_records_few_graphs(folder: Path, device: str) 
 
 @given(st.sampled_from(SamplingMode), st.integers(1, 200))
 def test_padding_is_nobody(mode: SamplingMode, size: int) -> None:
-    lines, tokens, positions, lengths, *told = padding(mode, size)
-    assert all(len(array) == size for array in (lines, tokens, positions, lengths, *told))
-    assert (positions == -1).all()
+    lines, tokens, positions, lengths, columns, ids, learnt, blocks, *told = padding(mode, size)
+    assert all(len(array) == size for array in (lines, tokens, positions, lengths, columns, ids, *told))
+    assert all((array == -1).all() for array in (positions, columns, learnt))
+    assert len(learnt) == len(blocks) <= size
     assert not any(array.any() for array in (lines, tokens, lengths))
     if mode is not SamplingMode.GREEDY:
         assert not told[0].any()  # the argmax
@@ -70,7 +75,7 @@ def test_graphs_are_recorded_once_largest_first_or_one_by_one_for_each_mask_and_
         asked.append((mode, len(tensors[0])))
         return torch.stack(tensors[:4]).sum(0)[:, None].float()
 
-    graphs = DecodeGraphs(step, padding, torch.device("cpu"), Again(), (1, 2, 8))
+    graphs = StepGraphs(step, padding, torch.device("cpu"), Again(), (1, 2, 8))
     assert [graphs.size(n) for n in (1, 2, 3, 8, 9)] == [1, 2, 8, 8, None]
     assert not graphs.has(0, 1, 2)
     graphs.record(0, 1)
@@ -122,3 +127,25 @@ def test_graphs_and_single_launches_agree(folder: Path, device: str) -> None:
         direct.runner.warm_up()
         found.append(direct.generate(prompts, 25))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("room", [16 << 10, 4])
+def test_rows_that_a_step_brings_are_written_by_the_step(
+    folder: Path, device: str, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sequences that grow, and rows not seen before, go with its inputs: nothing is sent beside them, unless
+    more rows are new than there is room for."""
+    monkeypatch.setattr(cuda_state, "_NEW_BYTES", room)
+    sent, upload = [], cuda_state.upload
+
+    def counted(*arguments: Any) -> list[torch.Tensor]:
+        sent.append(arguments)
+        return upload(*arguments)
+
+    found = []
+    for direct in (paged(folder, device), DirectRunner(folder)):
+        direct.prefill([(1, 0, words(5), True), (2, 0, words(5, seed=2), True), (3, 0, words(31), True)])
+        monkeypatch.setattr(cuda_state, "upload", counted)
+        found.append([direct.decode([1, 2, 3]) for _ in range(2 * direct.tokens + 3)])
+    assert found[0] == found[1]
+    assert len(sent) == (0 if room > 4 else 2), "twice the first two got a row at once"

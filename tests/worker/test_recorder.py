@@ -8,20 +8,17 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from support.direct_runner import DirectRunner
-from support.tiny_models import llama
 
-from muxd.kernels import ops
-from muxd.kernels.launch import power_of_two
-from muxd.kernels.paged_decode import plan_splits
-from muxd.worker.cuda_graphs import BUCKETS, CudaRecorder, DecodeGraphs
-from muxd.worker.cuda_step import padding
+from muxd.worker import cuda_step
+from muxd.worker.cuda_graphs import CudaRecorder, StepGraphs
+
+padding = partial(cuda_step.padding, 6)
 
 
 class Pools:
@@ -88,7 +85,7 @@ def test_graphs_are_recorded_anew_while_a_result_of_the_old_ones_is_held(pools: 
     def step(mode: int, tensors: list[torch.Tensor]) -> torch.Tensor:
         return torch.zeros(len(tensors[0]), 1)
 
-    graphs = DecodeGraphs(step, padding, torch.device("cpu"), CudaRecorder(), (1, 2))
+    graphs = StepGraphs(step, padding, torch.device("cpu"), CudaRecorder(), (1, 2))
     graphs.record(0, 0)
     graphs.record(0, 1)
     assert pools.graphs == {1: 4}, "all graphs share one pool"
@@ -108,7 +105,7 @@ def test_the_graphs_of_a_mask_that_was_not_used_for_long_give_their_memory_back(
     def step(mode: int, tensors: list[torch.Tensor]) -> torch.Tensor:
         return torch.zeros(len(tensors[0]), 1)
 
-    graphs = DecodeGraphs(step, padding, torch.device("cpu"), CudaRecorder(), (1, 2), masks=2)
+    graphs = StepGraphs(step, padding, torch.device("cpu"), CudaRecorder(), (1, 2), masks=2)
     for mask in (0, 1, 2):
         assert graphs.crowded(mask) is None
         graphs.record(mask, 0)
@@ -134,24 +131,3 @@ def test_collections_are_off_while_a_graph_is_recorded_and_on_again_behind_it(po
     recorder(step, 0)
     assert seen == [True, False]
     assert gc.isenabled()
-
-
-def test_every_kernel_that_a_part_may_want_runs_before_a_worker_is_ready(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a part of the device a batch has fewer splits; their powers of two are what is compiled for."""
-    llama(tmp_path, max_position_embeddings=3000)
-    direct = DirectRunner(tmp_path, paged=True)
-    step, kinds = direct.runner._step, set()
-
-    def counted(*arguments: Any, splits: int, **options: Any) -> torch.Tensor:
-        kinds.add(power_of_two(splits))
-        found: torch.Tensor = attend(*arguments, splits=splits, **options)
-        return found
-
-    attend: Callable[..., Any] = ops.decode_attention
-    monkeypatch.setattr(ops, "decode_attention", counted)
-    monkeypatch.setattr(step._streams, "sms", 132)  # type: ignore[attr-defined]
-    step.ready(True)
-    wanted = {power_of_two(plan_splits(n, 2, 3000, sms)) for n in BUCKETS for sms in (33, 66, 99, 132)}
-    assert kinds >= wanted == {1, 2, 4, 8, 16}

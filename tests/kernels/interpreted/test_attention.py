@@ -21,7 +21,7 @@ HEAD_DIMS = [64, 80, 96, 128, 256]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_decode(dtype: torch.dtype, head_dim: int) -> None:
-    check_decode(paged_decode_kernel, Shape(head_dim, 2, 3, dtype), [33, 0, 1, 140], splits=3)
+    check_decode(paged_decode_kernel, Shape(head_dim, 2, 3, dtype), [33, 0, 1, 400], programs=8)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -33,28 +33,39 @@ def test_prefill(dtype: torch.dtype, head_dim: int) -> None:
 @pytest.mark.parametrize("group", [1, 2, 4, 7, 8, 16])
 def test_groups_are_packed_whole(group: int) -> None:
     shape = Shape(64, 2, group, torch.bfloat16)
-    check_decode(paged_decode_kernel, shape, [70, 3], splits=1)
+    check_decode(paged_decode_kernel, shape, [70, 3], programs=2)
     check_prefill(paged_prefill_kernel, shape, [(20, 70), (0, 3)])
 
 
 @pytest.mark.parametrize("window", [1, 16, 63, 64, 65, 128, 129, 130, 500])
 def test_window_edges(window: int) -> None:
     shape = Shape(64, 1, 2, window=window)
-    check_decode(paged_decode_kernel, shape, [129, 64, 1], splits=2)
+    check_decode(paged_decode_kernel, shape, [129, 64, 1], programs=4)
     check_prefill(paged_prefill_kernel, shape, [(64, 65), (0, 129), (128, 1)])
 
 
-@pytest.mark.parametrize("splits", [1, 2, 5, 64])
-def test_splits_do_not_show(splits: int) -> None:
-    lengths = [300, 0, 64, 65] if splits < 64 else [300, 0]  # a program takes milliseconds here
-    check_decode(paged_decode_kernel, Shape(128, 1, 4), lengths, splits=splits)
+@pytest.mark.parametrize("programs", [1, 3, 8, 100])
+def test_how_it_is_cut_does_not_show(programs: int) -> None:
+    """Among short contexts a long one, of one item or of several, of which the last may be short."""
+    check_decode(paged_decode_kernel, Shape(128, 1, 4), [300, 0, 64, 65, 1100], programs)
 
 
-@pytest.mark.parametrize("splits", [1, 3])
+def test_many_parts_are_merged() -> None:
+    """More than one turn of the merge reads, the last turn not full."""
+    check_decode(paged_decode_kernel, Shape(16, 1, 1), [19 * 256 - 3, 5], programs=1000)
+
+
+def test_more_sequences_than_are_looked_at_together() -> None:
+    lengths = [(i * 37) % 50 for i in range(140)]
+    lengths[133] = 600
+    check_decode(paged_decode_kernel, Shape(16, 1, 1), lengths, programs=20)
+
+
+@pytest.mark.parametrize("programs", [1, 12])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_sinks(dtype: torch.dtype, splits: int) -> None:
+def test_sinks(dtype: torch.dtype, programs: int) -> None:
     shape = Shape(64, 2, 4, dtype, window=30, sunk=True)
-    check_decode(paged_decode_kernel, shape, [70, 0, 3, 1], splits=splits)
+    check_decode(paged_decode_kernel, shape, [70, 0, 3, 300], programs=programs)
     check_prefill(paged_prefill_kernel, shape, [(20, 70), (0, 3), (5, 0)])
 
 
@@ -64,7 +75,7 @@ def test_heads_of_two_blocks(head_dim: int, dtype: torch.dtype) -> None:
     """Twice as wide as the other layers': keys in one block, values in the next."""
     kept = dtype if dtype.itemsize == 1 else None
     shape = Shape(head_dim, 2, 2, torch.float16 if kept else dtype, kv_dtype=kept, wide=True)
-    check_decode(paged_decode_kernel, shape, [33, 0, 1, 70], splits=2)
+    check_decode(paged_decode_kernel, shape, [33, 0, 1, 400], programs=8)
     check_prefill(paged_prefill_kernel, shape, [(0, 40), (31, 5), (7, 0)])
     check_rope_write(rope_write_kernel, shape, [0, 5, -1, 70], None, True, False, True)
     check_rope_write(rope_write_kernel, shape, [3, 0, 1, -1], [0, 1, 1, 0], False, False)
@@ -74,7 +85,7 @@ def test_heads_of_two_blocks(head_dim: int, dtype: torch.dtype) -> None:
 def test_a_layer_that_reads_another_ones_keys_and_values(wide: bool) -> None:
     """It turns queries and writes nothing."""
     shape = Shape(64, 2, 3, torch.bfloat16, wide=wide, reads=True)
-    check_decode(paged_decode_kernel, shape, [33, 0, 70], splits=2)
+    check_decode(paged_decode_kernel, shape, [33, 0, 300], programs=4)
     check_prefill(paged_prefill_kernel, shape, [(0, 40), (31, 5)])
     check_rope_write(rope_write_kernel, shape, [0, 5, -1, 70], None, True, False)
 
@@ -84,13 +95,13 @@ def test_a_layer_that_reads_another_ones_keys_and_values(wide: bool) -> None:
 )
 def test_float8_keys_and_values(head_dim: int, dtype: torch.dtype) -> None:
     shape = Shape(head_dim, 2, 4, dtype, kv_dtype=torch.float8_e4m3fn)
-    check_decode(paged_decode_kernel, shape, [33, 0, 200], splits=2)
+    check_decode(paged_decode_kernel, shape, [33, 0, 300], programs=6)
     check_prefill(paged_prefill_kernel, shape, [(40, 5), (0, 70)])
     check_rope_write(rope_write_kernel, shape, [0, 5, -1, 70], None, True, True)
 
 
 def test_a_batch_of_padding_only() -> None:
-    check_decode(paged_decode_kernel, Shape(64, 1, 2), [0, 0], splits=2)
+    check_decode(paged_decode_kernel, Shape(64, 1, 2), [0, 0], programs=4)
     check_prefill(paged_prefill_kernel, Shape(64, 1, 2), [(0, 0), (5, 0)])
     check_rope_write(rope_write_kernel, Shape(64, 1, 2), [-1, -1], None, False, False)
 
@@ -111,10 +122,11 @@ def test_blocks_beyond_32_bits_of_elements(first: int) -> None:
     q = torch.randn(3, 4, 128, generator=generator).bfloat16()
     ends, cached = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([37], dtype=torch.int32)
     lengths = torch.tensor([40], dtype=torch.int32)
+    plan = paged_decode_kernel.plan_decode(lengths, 1)
     for found, wanted in zip(
         *(
             (
-                paged_decode_kernel.decode_attention(q[:1], own, 1, rows, lengths, scale=0.1),
+                paged_decode_kernel.decode_attention(q[:1], own, 1, rows, lengths, plan, scale=0.1),
                 paged_prefill_kernel.prefill_attention(q, own, 1, rows, ends, cached, scale=0.1),
             )
             for own in (far, pool)
@@ -144,9 +156,9 @@ SHAPES = st.builds(
 
 
 @settings(max_examples=25)
-@given(SHAPES, st.lists(st.integers(0, 150), min_size=1, max_size=3), st.integers(1, 4), st.integers(0, 99))
-def test_any_decode(shape: Shape, lengths: list[int], splits: int, seed: int) -> None:
-    check_decode(paged_decode_kernel, shape, lengths, splits, seed)
+@given(SHAPES, st.lists(st.integers(0, 700), min_size=1, max_size=3), st.integers(1, 20), st.integers(0, 99))
+def test_any_decode(shape: Shape, lengths: list[int], programs: int, seed: int) -> None:
+    check_decode(paged_decode_kernel, shape, lengths, programs, seed)
 
 
 CHUNKS = st.lists(st.tuples(st.integers(0, 90), st.integers(0, 90)), min_size=1, max_size=3)

@@ -62,6 +62,21 @@ def test_grow_rows(places: dict[tuple[int, int], int]) -> None:
     assert torch.equal(*tables)
 
 
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(-1, 8), st.integers(0, 10**6)), max_size=6), st.integers(9, 1500))
+def test_take_rows(new: list[tuple[int, int]], width: int) -> None:
+    """Of lines in any order; a line of padding is one that another sequence has."""
+    lines = torch.tensor([*reversed(range(len(new))), 0, 0], dtype=torch.int32)
+    columns, ids = torch.tensor([*new, (-1, 5), (-1, 6)], dtype=torch.int32).t().contiguous()
+    lists = [torch.arange(7 * width, dtype=torch.int32).view(7, width) for _ in range(2)]
+    wanted, found = (
+        module.take_rows(own, lines, columns, ids)
+        for module, own in zip((row_table, row_table_kernel), lists, strict=True)
+    )
+    assert torch.equal(*lists)
+    assert torch.equal(found[: len(new)], wanted[: len(new)])
+
+
 @settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(-7, 300_000), st.integers(-1, 5000)), min_size=1, max_size=300))
 def test_feed(lines: list[tuple[int, int]]) -> None:

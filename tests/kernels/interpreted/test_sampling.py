@@ -87,6 +87,95 @@ def test_ties_in_a_long_list_rank_by_token() -> None:
         check_sample(sampling_kernel, logits, [{**p, "seed": p["seed"] + 10 * seed} for p in params], 16)
 
 
+def ran(
+    logits: torch.Tensor, params: list[dict[str, Any]], **options: Any
+) -> tuple[list[int], list[list[int]]]:
+    """The tokens, and each line's list."""
+    lines, counts = sampling_lines(params), torch.zeros(1, logits.shape[1], dtype=torch.int32)
+    tokens, calls = sampling_kernel.sample_calls(logits, lines, counts, **options)
+    for call in calls:
+        call.run()
+    collect = calls[3]
+    numbers, packed = collect.arguments[3][:, 1].tolist(), collect.arguments[5]
+    ids = [(0x7FFFFFFF - (own[:n] & 0x7FFFFFFF)).tolist() for own, n in zip(packed, numbers, strict=True)]
+    return tokens.tolist(), ids
+
+
+def kept(line: torch.Tensor, asked: dict[str, Any]) -> list[int]:
+    """Tokens that the filters leave, best first."""
+    values, ids = torch.sort(
+        (line.double() - line.max()) / asked["temperature"], descending=True, stable=True
+    )
+    weights = values.exp()[: asked.get("top_k") or None]
+    weights = weights[weights >= asked.get("min_p", 0)]
+    before = weights.cumsum(0) - weights
+    found: list[int] = ids[: int((before < asked.get("top_p", 1.0) * weights.sum()).sum())].tolist()
+    return found
+
+
+@settings(max_examples=15)
+@given(
+    st.floats(0.1, 2),
+    st.sampled_from(
+        [{"top_p": 0.5}, {"top_p": 0.97}, {"top_k": 40}, {"min_p": 0.01}, {"top_k": 60, "top_p": 0.9}]
+    ),
+    st.integers(0, 99),
+)
+def test_the_list_holds_what_is_kept_and_little_more(
+    temperature: float, asked: dict[str, Any], seed: int
+) -> None:
+    logits = torch.randn(1, 6000, generator=torch.Generator().manual_seed(seed)) * 3
+    asked = {**asked, "temperature": temperature, "seed": seed}
+    (_, (found,)), wanted = ran(logits, [asked]), kept(logits[0], {**asked})
+    most = kept(
+        logits[0], {name: value for name, value in asked.items() if name != "top_p" or len(asked) < 4}
+    )
+    # What lies deeper than the bins is not listed: it could be drawn once in 1e13 times.
+    near = {token for token in wanted if logits[0].max() - logits[0, token] < 31 * temperature}
+    assert near <= set(found)
+    assert len(set(found)) == len(found)
+    # A bin's weights differ by an eighth, and so may the mass of what lies behind the nucleus.
+    assert len(found) <= 1.5 * len(most) + 12
+
+
+def test_lists_of_cold_lines() -> None:
+    """Also where top_k reaches deeper than any bin, to tokens that could only be drawn by a wonder."""
+    logits = torch.randn(5, 5000, generator=torch.Generator().manual_seed(4)) * 5
+    params: list[dict[str, Any]] = [
+        {"temperature": 0.02, "top_k": 50, "seed": 1},
+        {"temperature": 0.02, "top_k": 50, "top_p": 0.9, "seed": 2},
+        {"temperature": 1.0, "top_k": 4000, "seed": 3},
+        {"temperature": 0.8, "top_k": 4000, "top_p": 0.95, "min_p": 1e-6, "seed": 4},
+        {"temperature": 1e-6, "top_p": 0.9, "seed": 5},
+    ]
+    assert all(ran(logits, params)[1]), "each has one"
+    check_sample(sampling_kernel, logits, params)
+
+
+@pytest.mark.parametrize(("shortlist", "listed"), [(4096, True), (1024, False)])
+def test_lines_that_keep_thousands(shortlist: int, listed: bool) -> None:
+    """Drawn from a list of what they may keep, or from the whole vocabulary where that would be too long."""
+    logits = distinct(3, 1, 4000) / 8  # nearly flat: hundreds of tokens in the first bin
+    params: list[dict[str, Any]] = [
+        {"temperature": 1.0, "top_p": 0.9, "seed": 6},
+        {"temperature": 1.0, "top_k": 3000, "top_p": 0.8, "seed": 7},
+        {"temperature": 1.0, "min_p": 0.45, "seed": 8},
+    ]
+    for one in params:
+        assert bool(ran(logits, [one], shortlist=shortlist)[1][0]) is listed
+        check_sample(sampling_kernel, logits, [one], shortlist)
+
+
+def test_both_zeros_are_one_logit() -> None:
+    """0.0 and -0.0 are equal, and the lower id goes first."""
+    logits = torch.full((1, 700), -50.0)
+    logits[0, [40, 600]], logits[0, [9, 300]] = 0.0, -0.0
+    for shortlist in (2, 1024):
+        for seed in range(6):
+            line = {"temperature": 1.0, "top_k": 3, "seed": seed}
+            check_sample(sampling_kernel, logits, [line], shortlist)
+
+
 def test_extreme_temperatures() -> None:
     logits = distinct(1, 3, 900)
     params = [{"temperature": t, "seed": 5, "top_p": p} for t, p in ((1e-6, 1.0), (1e-6, 0.5), (1e4, 0.99))]
