@@ -88,7 +88,13 @@ class Case:
         from muxd.kernels import paged_decode_kernel
 
         out, (item,) = paged_decode_kernel.decode_calls(
-            *self._tensors(layer), self._plan(an_sm), scale=self.model.head_dim**-0.5
+            self._q,
+            self._pool,
+            layer,
+            self._rows,
+            self._lengths,
+            self._plan(an_sm),
+            scale=self.model.head_dim**-0.5,
         )
         return out, [item._replace(options={**item.options, **options})]
 
@@ -96,7 +102,9 @@ class Case:
         from unmeasured_variants import decode_merge
 
         scale = self.model.head_dim**-0.5
-        return decode_merge.decode_calls(*self._tensors(layer), self._plan(an_sm), scale=scale)
+        return decode_merge.decode_calls(
+            self._q, self._pool, layer, self._rows, self._lengths, self._plan(an_sm), scale=scale
+        )
 
     def split(self, layer: int, splits: int) -> Made:
         """As many programs for every sequence; 0: as was planned from shapes."""
@@ -104,10 +112,9 @@ class Case:
 
         planned = decode_splits.plan_splits(self._batch, self.model.kv_heads, self.longest, self._sms)
         scale = self.model.head_dim**-0.5
-        return decode_splits.decode_calls(*self._tensors(layer), scale=scale, splits=splits or planned)
-
-    def _tensors(self, layer: int) -> tuple[Any, ...]:
-        return self._q, self._pool, layer, self._rows, self._lengths
+        return decode_splits.decode_calls(
+            self._q, self._pool, layer, self._rows, self._lengths, scale=scale, splits=splits or planned
+        )
 
     def time(self, variants: Sequence[tuple[dict[str, Any], Callable[[int], Made]]]) -> None:
         """Answer with the time of one layer in each, compared with the kernel that serves."""

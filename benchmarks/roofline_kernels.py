@@ -160,7 +160,8 @@ def delta(shape: Recurrent, device: str, batch: int, tokens: int) -> Case:
     state = heads * size * size * 4
     nbytes = 2 * batch * (state + 3 * channels * 4) + n * (channels * 2 + heads * size * 4)
     cycles = _cycles(nbytes, device)
-    blocks = -(-state // BLOCK_BYTES) + -(-3 * channels * 4 // BLOCK_BYTES)
+    lines = BLOCK_BYTES // (4 * size)
+    blocks = heads * -(-size // lines) + -(-3 * channels * 4 // BLOCK_BYTES)
     memory = torch.zeros(cycles * batch * blocks, BLOCK_BYTES // 4, device=device)
     order = torch.randperm(len(memory), device=device).int()
     states = PagedStates(memory, order.view(-1, 1), size, size)

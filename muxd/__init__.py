@@ -1,3 +1,3 @@
 """muxd: many LLMs on one host, one memory pool, one scheduler."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

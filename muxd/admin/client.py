@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -48,8 +48,10 @@ from muxd.fleet.log_lines import LogLine
 from muxd.fleet.proposal import Proposal
 from muxd.fleet.reload import Reloaded
 from muxd.fleet.steps import LAST, Step
-from muxd.placement.host_view import HostView
 from muxd.watch.schemas import Change, Picture
+
+if TYPE_CHECKING:
+    from muxd.placement.host_view import HostView
 
 T = TypeVar("T")
 
@@ -126,8 +128,10 @@ class AdminClient:
         """What the plan proposes; unless ``dry_run`` it has been carried out when this returns."""
         return self._last("/v0/replan", Replan(dry_run), Proposal)
 
-    def host_view(self) -> HostView:
+    def host_view(self) -> "HostView":
         """What it is and is asked for, for a plan over several hosts."""
+        from muxd.placement.host_view import HostView
+
         return self._call("GET", "/v0/host", HostView)
 
     def drain(self, *, end: bool = False) -> Iterator[Drained]:

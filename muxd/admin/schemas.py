@@ -5,7 +5,7 @@ Units are in the names; memory is in bytes, times are seconds unless they say ``
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from msgspec import Struct
 
@@ -17,8 +17,10 @@ from muxd.fleet.log_lines import LogLine
 from muxd.fleet.proposal import Proposal
 from muxd.fleet.reload import Reloaded
 from muxd.fleet.steps import Step
-from muxd.placement.host_view import HostView
 from muxd.watch.watcher import Watcher
+
+if TYPE_CHECKING:
+    from muxd.placement.host_view import HostView
 
 Role = Literal["daemon", "worker", "text"]  # "text": renders templates and tokenises
 VERSION_HEADER = "Muxd-Version"
@@ -290,7 +292,7 @@ class AdminService(Protocol):
 
     def replan(self, wanted: Replan) -> AsyncIterator[Proposal]: ...
 
-    async def host_view(self) -> HostView: ...
+    async def host_view(self) -> "HostView": ...
 
     def drain(self, wanted: Drain) -> AsyncIterator[Drained]: ...
 

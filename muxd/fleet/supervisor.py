@@ -283,10 +283,12 @@ class Supervisor:
             self._progress(entry.name, done, every)
 
         advance(0)
-        work = filled(self._weights, parts, advance, self._beside)
+        # All of it is there when it is of one set of files, and not before: whoever waits for that may write.
+        work = filled(self._weights, parts, lambda done: advance(min(done, every - 1)), self._beside)
         if not await unless(self._stopping, work):
             raise ModelNotReady(f"{entry.name} was stopped while it was being loaded")
         await check_unchanged(files)
+        advance(every)
         entry.files, self._loaded = files, True
 
     def _explained(self, end: Died | Lacked) -> Died | Lacked:

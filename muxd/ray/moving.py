@@ -11,7 +11,7 @@ from muxd.placement.host_view import HostView
 from muxd.placement.replan import Policy
 from muxd.ray.health import lost
 from muxd.ray.plan_text import beside, without
-from muxd.ray.replanning import FleetReplanner, Moved, Order
+from muxd.ray.replanning import ChangedHost, HostsReplanner, Order
 from muxd.ray.reports import HostReport, Seen
 from muxd.ray.settings import model_names
 
@@ -25,7 +25,7 @@ class Moving:
 
     def __init__(self, files: Mapping[str, str], name: str, policy: Policy | None = None):
         self.files = dict(files)
-        self._replanner = FleetReplanner(name, policy)
+        self._replanner = HostsReplanner(name, policy)
         self._views: dict[str, tuple[HostView, float]] = {}
         self._plans: dict[str, str] = {}  # host -> file
         self._settled = float("-inf")  # when the last order was done: older views are of before
@@ -96,7 +96,7 @@ class Moving:
             return None
         return {host: view for host, (view, _) in found.items()}
 
-    def _write(self, moved: Moved) -> None:
+    def _write(self, moved: ChangedHost) -> None:
         source, to = self._plans.get(moved.source), self._plans.get(moved.to)
         if source is None or to is None:
             return  # it is lost; whoever comes for it serves the file as it was

@@ -36,7 +36,7 @@ class Order(Struct, frozen=True):
     device: str = ""
 
 
-class Moved(NamedTuple):
+class ChangedHost(NamedTuple):
     """A model serves at its new host: its table goes from one file to the other."""
 
     source: str
@@ -44,7 +44,7 @@ class Moved(NamedTuple):
     config: ModelConfig
 
 
-class Fleet:
+class HostsProblem:
     """What the hosts have said, as one problem. Hosts are taken for alike: the smallest device's memory and
     the first host's speed count for all."""
 
@@ -114,7 +114,7 @@ class Fleet:
         return {key: self.places.index(self.at(key)) for key in keys}
 
 
-class FleetReplanner:
+class HostsReplanner:
     """Looks while nothing moves; then gives orders, and is told what came of each. ``name`` begins the
     orders' ids, so that those of another replanner are not taken for its own."""
 
@@ -122,7 +122,7 @@ class FleetReplanner:
         self._name, self._numbers = name, count(1)
         self._planner = Replanner(policy or Policy(steps=live.STEPS))
         self._residency: Residency[Place] | None = None
-        self._fleet = Fleet({})
+        self._fleet = HostsProblem({})
         self._orders: dict[str, tuple[str, Order, Step[Place] | None]] = {}  # by id: host, order, its step
         self._parked: dict[str, tuple[str, ModelConfig]] = {}  # who serves nowhere, and where it did
 
@@ -139,7 +139,7 @@ class FleetReplanner:
     def look(self, views: Mapping[str, HostView], now: float) -> dict[str, Place]:
         """Who should change its host: the work of a search, which changes nothing. Raises ConfigError where
         the models cannot be planned."""
-        fleet = Fleet(views)
+        fleet = HostsProblem(views)
         if len(views) < 2 or not fleet.models:
             return {}
         decision = self._planner.look(fleet.rates, fleet.view, now)
@@ -149,7 +149,7 @@ class FleetReplanner:
         """Carry ``look``'s moves out."""
         if not moves:
             return
-        fleet = self._fleet = Fleet(views)
+        fleet = self._fleet = HostsProblem(views)
         problem = fleet.problem(fleet.rates)
         self._planner.moved(now)
         self._residency = Residency(fits=lambda _, models: live.fits(problem, models))
@@ -175,7 +175,7 @@ class FleetReplanner:
         """What it has not said to be done; the same again until it has."""
         return [order for at, order, _ in self._orders.values() if at == host]
 
-    def done(self, id: str, *, failed: bool = False) -> Moved | None:
+    def done(self, id: str, *, failed: bool = False) -> ChangedHost | None:
         """The host has carried it out, or cannot."""
         host, order, step = self._orders.pop(id, ("", None, None))
         if order is None or step is None or self._residency is None:
@@ -184,7 +184,7 @@ class FleetReplanner:
         source = self._fleet.at(key)[0]
         if isinstance(step, Load):
             if not failed and order.load is not None and host != source:
-                moved = Moved(source, host, order.load)
+                moved = ChangedHost(source, host, order.load)
             if not failed:
                 self._parked.pop(order.model, None)
             self._take(residency.failed(key) if failed else residency.loaded(key))

@@ -58,7 +58,7 @@ def test_status_for_people(path: Path) -> None:
     with scripted(path) as process:
         shown = muxctl("status", "--socket", str(path)).stdout
     assert shown.splitlines() == [
-        f"muxd       0.1.0, pid {process.pid}, up 1h",
+        f"muxd       0.2.0, pid {process.pid}, up 1h",
         "http       http://127.0.0.1:8000",
         "policy     mux, 2 cores",
         "pool       1G in 131072 blocks of 8K; 98304 free (75 %), 100 cached",
@@ -79,10 +79,10 @@ def test_json_for_programs_is_everything(path: Path) -> None:
 
 
 def test_version_of_both_and_of_one(path: Path) -> None:
-    assert muxctl("version", "--socket", str(path)).stdout == "muxctl 0.1.0\nmuxd   not running\n"
+    assert muxctl("version", "--socket", str(path)).stdout == "muxctl 0.2.0\nmuxd   not running\n"
     with scripted(path):
         both = muxctl("version", "--json", "--socket", str(path))
-    assert msgspec.json.decode(both.stdout) == {"muxctl": "0.1.0", "muxd": "0.1.0"}
+    assert msgspec.json.decode(both.stdout) == {"muxctl": "0.2.0", "muxd": "0.2.0"}
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_what_to_serve_must_be_said_once(arguments: tuple[str, ...]) -> None:
 
 
 def test_version() -> None:
-    assert muxd("version").stdout == "muxd 0.1.0\n"
+    assert muxd("version").stdout == "muxd 0.2.0\n"
 
 
 def row(name: str, state: str = "ready", *, chat: bool = True, detail: str = "") -> ModelInfo:

@@ -200,9 +200,8 @@ def test_logits_that_are_no_numbers_end_their_request_alone(tmp_path: Path) -> N
                     assert answer.headers["x-should-retry"] == "false"
             (alone,) = await beside
             assert len(alone.tokens) == TOKENS
-            async with session.post(
-                "/v1/completions", json={**plain, "prompt": "x", "min_tokens": 4}
-            ) as answer:
+            sound = {**plain, "prompt": "x", "min_tokens": 4, "temperature": 0}  # a draw may be that token
+            async with session.post("/v1/completions", json=sound) as answer:
                 assert answer.status == 200
             async with session.get("/health/m") as answer:
                 assert answer.status == 200

@@ -20,7 +20,7 @@ from muxd.placement.host_view import HostDevice, HostedModel, HostView
 from muxd.placement.memory import Budget
 from muxd.placement.replan import Policy
 from muxd.ray.plan_text import beside, without
-from muxd.ray.replanning import FleetReplanner, Order
+from muxd.ray.replanning import HostsReplanner, Order
 
 EAGER = Policy(steps=40, walks=1, least_gain=0.01, cooldown=0.0)
 MEMORY, POOL = 80 * GB, 20 * GB
@@ -90,7 +90,7 @@ def crowded() -> World:
     return world
 
 
-def run(world: World, replanner: FleetReplanner, failing: Set[int] = frozenset()) -> dict[str, str]:
+def run(world: World, replanner: HostsReplanner, failing: Set[int] = frozenset()) -> dict[str, str]:
     """One look and all that follows from it. Model -> host that its table went to."""
     replanner.begin(world.views(), replanner.look(world.views(), 0.0), 0.0)
     moved, done = dict[str, str](), 0
@@ -108,7 +108,7 @@ def run(world: World, replanner: FleetReplanner, failing: Set[int] = frozenset()
 
 def test_a_model_goes_where_there_is_room_to_compute_and_is_never_nowhere() -> None:
     world = crowded()
-    replanner = FleetReplanner("t", EAGER)
+    replanner = HostsReplanner("t", EAGER)
     moves = replanner.look(world.views(), 0.0)
     assert moves
     replanner.begin(world.views(), moves, 0.0)
@@ -132,20 +132,20 @@ def test_copies_and_those_that_stay_do_not_move() -> None:
     views = world.views()
     kept = [structs.replace(one, stays=one.name.endswith("1")) for one in views["a"].models]
     views["a"] = structs.replace(views["a"], models=kept)
-    moves = FleetReplanner("t", EAGER).look(views, 0.0)
+    moves = HostsReplanner("t", EAGER).look(views, 0.0)
     assert set(moves) <= {"llama-3-8b 2", "qwen2.5-14b x"}
 
 
 def test_one_host_or_none_has_nothing_to_plan() -> None:
     world = World({"a": 2}, {("a", "cuda:0"): {"llama-3-8b 0"}}, {"llama-3-8b 0": 50.0})
-    assert FleetReplanner("t", EAGER).look(world.views(), 0.0) == {}
-    assert FleetReplanner("t", EAGER).look({}, 0.0) == {}
+    assert HostsReplanner("t", EAGER).look(world.views(), 0.0) == {}
+    assert HostsReplanner("t", EAGER).look({}, 0.0) == {}
 
 
 def test_a_load_that_fails_leaves_everybody_where_they_were() -> None:
     world = crowded()
     before = {place: set(models) for place, models in world.served.items()}
-    assert run(world, FleetReplanner("t", EAGER), {0}) == {}
+    assert run(world, HostsReplanner("t", EAGER), {0}) == {}
     assert world.served == before
 
 
@@ -168,7 +168,7 @@ def worlds(draw: st.DrawFn) -> World:
 @settings(max_examples=examples(30))
 @given(world=worlds(), failing=st.sets(st.integers(0, 9), max_size=3))
 def test_whatever_fails_nobody_is_lost(world: World, failing: set[int]) -> None:
-    replanner = FleetReplanner("t", EAGER)
+    replanner = HostsReplanner("t", EAGER)
     run(world, replanner, failing)
     for _ in range(3):  # what was left is mended, when nothing fails any more
         replanner.mend(world.views(), world.named())
@@ -184,7 +184,7 @@ def test_whatever_fails_nobody_is_lost(world: World, failing: set[int]) -> None:
 @given(world=worlds(), steps=st.integers(0, 6))
 def test_given_up_in_the_midst_the_next_look_makes_it_whole(world: World, steps: int) -> None:
     files = {host: set(models) for host, models in world.named().items()}
-    replanner = FleetReplanner("t", EAGER)
+    replanner = HostsReplanner("t", EAGER)
     replanner.begin(world.views(), replanner.look(world.views(), 0.0), 0.0)
     for _ in range(steps):
         told = [(host, order) for host in world.devices for order in replanner.orders(host)]

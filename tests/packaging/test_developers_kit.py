@@ -102,7 +102,7 @@ def test_the_lock_is_written_from_what_pip_would_install() -> None:
         ("torch", "2.13.0+cpu"),
         ("Jinja2", "3.1.6"),
         ("typing_extensions", "4.16.0+x"),
-        ("muxd", "0.1.0"),
+        ("muxd", "0.2.0"),
     ]
     names += [
         ("nvidia-cublas", "13.0"),

@@ -151,7 +151,7 @@ def test_a_wrong_models_file_is_a_sentence(room: Path, text: str, said: str) -> 
         (["--gpus", "A100"], 'write a count, a kind and a memory, such as "8xA100-80G"'),
         (["--gpus", "8xB500"], "how much memory? Write 8xB500-NG"),
         (["--gpus", "8xB500-96G"], "--gpus 'B500': known are a10, a100"),
-        (["--gpus", "1xA100-8G"], "chat: needs 19.7 GB on each of 1 GPUs"),
+        (["--gpus", "1xA100-8G"], "chat: needs 20.7 GB on each of 1 GPUs"),
         (["--gpus", "8xB500-96G"], "describe others in a file (--device)"),
         (["--gpus", "2xA100", "--compare", "magic"], "--compare 'magic': known are ours, greedy"),
         (["--gpus", "2xA100", "--method", "spatial"], "3 models need devices of their own"),

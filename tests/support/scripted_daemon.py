@@ -179,7 +179,7 @@ HOST_VIEW = HostView(
 
 PICTURE = Picture(
     1_700_000_000.0,
-    DaemonView("0.1.0", 4710, 1_699_996_300.0, "mux", "http://127.0.0.1:8000", {"served": 120}),
+    DaemonView("0.2.0", 4710, 1_699_996_300.0, "mux", "http://127.0.0.1:8000", {"served": 120}),
     {
         "cuda:0": DeviceView(
             "cuda:0", 0, 8192, 1000,
@@ -223,7 +223,7 @@ class ScriptedService:
 
     def status(self) -> Status:
         return Status(
-            version="0.1.0",
+            version="0.2.0",
             pid=os.getpid(),
             uptime_seconds=3700,
             address="http://127.0.0.1:8000",

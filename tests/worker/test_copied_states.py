@@ -49,8 +49,8 @@ def test_it_goes_on_where_the_other_was(
     size = direct.tokens
     first, mark = words(5 * size), rows * size
     own, state, copy = (direct.rows_of(n) for n in (6, direct._state_rows, direct._state_rows))
-    told = {"copy": int32(copy), "mark": mark}
-    chunk = Chunk(1, 0, int32(first), int32(own), True, GREEDY, len(first), state=int32(state), **told)
+    chunk = Chunk(1, 0, int32(first), int32(own), True, GREEDY, len(first),
+                  state=int32(state), copy=int32(copy), mark=mark)  # fmt: skip
     other = Chunk(9, 0, int32(words(7)), int32(beside := direct.rows_of(1)), True, GREEDY, 7,
                   state=int32(more := direct.rows_of(direct._state_rows)))  # fmt: skip
     tokens = direct.run([chunk, other], [*own, *state, *copy, *beside, *more])

@@ -12,7 +12,7 @@ from support.direct_runner import DirectRunner
 from support.tiny_models import llama, words
 
 from muxd.device.green import KEPT
-from muxd.worker import cuda_state, cuda_step
+from muxd.worker import cuda_state, cuda_step, cuda_upload
 from muxd.worker.cuda_graphs import BUCKETS, Again, StepGraphs, bucket, buckets_for
 from muxd.worker.cuda_sampling import SamplingMode
 from muxd.worker.cuda_step import CudaStep
@@ -136,7 +136,7 @@ def test_rows_that_a_step_brings_are_written_by_the_step(
     """Sequences that grow, and rows not seen before, go with its inputs: nothing is sent beside them, unless
     more rows are new than there is room for."""
     monkeypatch.setattr(cuda_state, "_NEW_BYTES", room)
-    sent, upload = [], cuda_state.upload
+    sent, upload = [], cuda_upload.upload
 
     def counted(*arguments: Any) -> list[torch.Tensor]:
         sent.append(arguments)

@@ -228,7 +228,7 @@ def test_more_sequences_than_lines_and_than_the_largest_graph(
 ) -> None:
     """The row lists move, so the graphs are recorded anew; the largest batches run without one."""
     monkeypatch.setattr(cuda_state, "_LINES", 2)
-    monkeypatch.setattr(cuda_state.RowLists.__init__, "__defaults__", (2,))
+    monkeypatch.setattr(cuda_state.RowLists.__init__, "__defaults__", (2, 0))
     direct, alone = paged(folder, device, rows=600), DirectRunner(folder, rows=600)
     direct.runner.warm_up()
     count = BUCKETS[-1] + 2
