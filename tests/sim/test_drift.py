@@ -32,7 +32,7 @@ def test_replanning_keeps_up_with_an_oracle(drift: Any) -> None:
     workload = drift.traffic(day, 1)
     found = {name: drift.simulated(name, day, workload, costs) for name in ("fixed", "replan", "oracle")}
     kept = {name: result.slo[drift.SCALES.index(5.0)] for name, result in found.items()}
-    assert kept["replan"] > kept["oracle"] - 0.05
+    assert kept["replan"] > kept["oracle"] - 0.07  # the looks before it knows are a tenth of the phase
     assert kept["replan"] > kept["fixed"] + 0.005, "the change is one that costs a fixed plan something"
     assert found["fixed"].moves == []
     assert len(moves(found["oracle"])) == 2
