@@ -24,7 +24,8 @@ from muxd.models.files import read_json
 from muxd.models.reading import Source, numbers
 from muxd.models.safetensors_index import Stored, read_header, seal
 from muxd.models.spec import ModelSpec
-from muxd.models.tensors import headed, unwrapped, wanted
+from muxd.models.stored_names import headed, unwrapped
+from muxd.models.tensors import wanted
 from muxd.models.weights import WeightPlan, aligned
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -128,7 +128,11 @@ class ModelSpec(Struct, frozen=True):
 
     def keeps_state(self, layer: int) -> bool:
         """Whether it does in place of attending: it has no K and V."""
-        return self.delta is not None and self.delta.layers[layer]
+        return self.delta_of(layer) is not None
+
+    def delta_of(self, layer: int) -> DeltaNet | None:
+        """What keeps it."""
+        return self.delta if self.delta is not None and self.delta.layers[layer] else None
 
     def within(self, context: int) -> "ModelSpec":
         """The same for sequences of at most ``context`` tokens: LongRoPE has factors for short ones."""

@@ -23,8 +23,8 @@ class Qwen35(Llama):
     """Llama's embedding, final norm and head around layers of two kinds."""
 
     def layer(self, spec: ModelSpec, weights: Weights, layer: int) -> "GatedLayer | DeltaLayer":
-        if spec.delta is not None and spec.delta.layers[layer]:
-            return DeltaLayer(spec, spec.delta, weights, layer)
+        if delta := spec.delta_of(layer):
+            return DeltaLayer(spec, delta, weights, layer)
         return GatedLayer(spec, weights, layer)
 
 

@@ -4,7 +4,6 @@ One muxd tensor may be several stored ones stacked along the first axis (query, 
 so that the worker multiplies once. Read by the weight plan (daemon) and by the model pages (worker).
 """
 
-import re
 from typing import NamedTuple
 
 from muxd.messages import Dtype
@@ -18,41 +17,6 @@ ROUTER = "router"  # the end of its name in a layer
 LOOKED_UP = "input_table"  # by token, as the embedding is, and never multiplied with
 BETA = "ba"  # of a layer that keeps a state: what its tokens change, and how much stays
 SHARED_GATE = "shared_gate"  # of the expert that every token goes to
-_KEYS_AND_VALUES = re.compile(r"model\.layers\.(\d{1,9})\.self_attn\.(?:k_proj|v_proj|k_norm|v_norm)\.weight")
-# Of a model that sees or hears, and reads: names of what does not read begin so, of some architectures more,
-_SIGHT = ("vision_tower", "vision_model", "multi_modal_projector", "visual")
-_MORE = {"Gemma4ForCausalLM": ("audio_tower", "embed_vision", "embed_audio")}
-# and of what reads, before transformers 4.52 and since.
-_PREFIXES = {
-    "language_model.model.": "model.",
-    "language_model.lm_head.": "lm_head.",
-    "model.language_model.": "model.",
-}
-
-
-def reads(name: str, spec: ModelSpec) -> bool:
-    """Whether a tensor belongs to what reads in a model that also sees or hears."""
-    parts = (*_SIGHT, *_MORE.get(spec.architecture, ()))
-    return not name.removeprefix("model.").startswith(tuple(f"{part}." for part in parts))
-
-
-def headed(name: str) -> str:
-    """The name that a decoder's tensor has where it is saved with its head around it."""
-    bare = name.startswith(("layers.", "embed_tokens.", "norm."))
-    return f"model.{name}" if bare else name
-
-
-def unbert(name: str) -> str:
-    """Without the prefix that it has inside a model for a task."""
-    return name.removeprefix("bert.")
-
-
-def unwrapped(name: str) -> str:
-    """The name of a text model's tensor without the prefix it has inside a model that also sees."""
-    for prefix, plain in _PREFIXES.items():
-        if name.startswith(prefix):
-            return plain + name.removeprefix(prefix)
-    return name
 
 
 class Part(NamedTuple):
@@ -181,8 +145,8 @@ def _layer(spec: ModelSpec, layer: int) -> list[Wanted]:
 
     found: list[Wanted] = []
     attends = not spec.keeps_state(layer)
-    if spec.delta is not None and not attends:
-        found += _delta(spec.delta, layer, hidden)
+    if delta := spec.delta_of(layer):
+        found += _delta(delta, layer, hidden)
     else:
         found += linear("qkv", _qkv(spec, layer, attention, q, kv), hidden, bias=spec.qkv_bias)
         found += linear("o", [_Piece(f"{attention}.o_proj", hidden)], q, bias=spec.o_bias)
@@ -408,8 +372,7 @@ def _straight(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
 
     def of_all(matrix: str, rows: int, columns: int, step: int) -> Wanted:
         tensor = f"{stored}.experts.{matrix}_proj"
-        each = [(expert, first) for expert in range(experts.count) for first in range(step)]
-        cuts = [Cut("straight", expert, experts.count, first, step) for expert, first in each]
+        cuts = _cuts("straight", experts, step)
         parts = tuple(Part(tensor, (rows, columns), cut=cut) for cut in cuts)
         return Wanted(f"{name}.experts.{matrix}", parts, experts.count)
 
@@ -426,17 +389,3 @@ def _straight(spec: ModelSpec, experts: Experts, layer: int) -> list[Wanted]:
         of_all("down", hidden, experts.inner, 1),
         *(_whole(f"{name}.{own}", f"{stored}.{part}", (hidden,)) for own, part in norms.items()),
     ]
-
-
-def harmless(name: str, spec: ModelSpec) -> bool:
-    """Stored tensors that change nothing when left out: derived buffers, the copy of a tied head, and what
-    would make keys and values of a layer that reads an earlier one's."""
-    if spec.encoder:  # what is made of it for other tasks
-        return name.startswith(("pooler.", "cls.")) or name == "embeddings.position_ids"
-    if spec.delta is not None and name.startswith("mtp."):  # predicts several tokens at once: it is not asked
-        return True
-    if name.endswith(".rotary_emb.inv_freq") or (spec.tied_embeddings and name == HEAD):
-        return True
-    found = _KEYS_AND_VALUES.fullmatch(name)
-    layer = int(found[1]) if found else spec.layers
-    return layer < spec.layers and spec.rows_of(layer).kv_heads > 0 and not spec.rows_of(layer).own

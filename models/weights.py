@@ -26,20 +26,8 @@ from muxd.models.reading import CHUNK, Source, numbers, scratch, written
 from muxd.models.safetensors_index import BYTES, Stored, index, seal
 from muxd.models.spec import ModelSpec, read_spec
 from muxd.models.stacks import CODES, EXPONENTS
-from muxd.models.tensors import (
-    DOWN_ROWS,
-    EMBED,
-    GATE_UP_ROWS,
-    HEAD,
-    LOOKED_UP,
-    Wanted,
-    harmless,
-    headed,
-    reads,
-    unbert,
-    unwrapped,
-    wanted,
-)
+from muxd.models.stored_names import harmless, headed, reads, unbert, unwrapped
+from muxd.models.tensors import DOWN_ROWS, EMBED, GATE_UP_ROWS, HEAD, LOOKED_UP, Wanted, wanted
 
 _log = logging.getLogger("muxd.models")
 

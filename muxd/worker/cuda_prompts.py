@@ -12,19 +12,8 @@ from muxd.worker.cuda_graphs import Arrays
 from muxd.worker.cuda_upload import int32
 from muxd.worker.sequence import Span
 
-PROMPTS = (
-    16,
-    32,
-    64,
-    96,
-    128,
-    192,
-    256,
-    384,
-    512,
-    768,
-    1024,
-)  # tokens of a batch; half of one at most is padding
+# Tokens of a batch; half of one at most is padding.
+PROMPTS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 PROMPT_LINES = 8  # sequences of a batch that is recorded
 
 

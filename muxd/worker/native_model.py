@@ -125,9 +125,9 @@ class NativeModel:
         if spec.layer_inputs:
             made.input_gate = self._matrix(name + "input_gate")
             made.input_out = self._matrix(name + "input_out")
-        if spec.delta is not None and self._states is not None and spec.keeps_state(i):
+        if (delta := spec.delta_of(i)) and self._states is not None:
             made.o = self._matrix(name + "out")
-            made.linear = ctypes.pointer(self._linear(name, spec.delta, self._states.head(i)))
+            made.linear = ctypes.pointer(self._linear(name, delta, self._states.head(i)))
         else:
             made.window, made.rope = spec.windows[i] or 0, ropes.index(self._turning(i))
             self._attention(name, spec.rows_of(i), made)

@@ -16,7 +16,8 @@ from muxd.kernels.row_layout import KvHeads
 from muxd.models.cut import cut_spec
 from muxd.models.rope import ProportionalScaling
 from muxd.models.spec import ModelSpec, read_spec
-from muxd.models.tensors import harmless, wanted
+from muxd.models.stored_names import harmless
+from muxd.models.tensors import wanted
 from muxd.models.weights import plan
 
 # The larger models' fields, smaller numbers.

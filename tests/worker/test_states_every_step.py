@@ -1,5 +1,6 @@
-"""Models whose layers keep a state, by every step but torch's own (``test_states``): the native one as
-compiled for this CPU and for the least, and a GPU's over its references; against transformers."""
+"""Models whose layers keep a state, by every step: torch's, the native one as compiled for this CPU and for
+the least, and a GPU's over its references; against transformers in float32, whatever is computed beside them,
+however a prompt is cut, and whoever had the rows before."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.direct_runner import DirectRunner
 from support.logits import continuation_logits, greedy_choices, reference_logits, undecided
 from support.tiny import byte_tokenizer
@@ -23,9 +25,40 @@ STEPS = 40  # past row borders
 Pair = tuple[Path, Any]
 
 
-@pytest.fixture(scope="module", params=STATES)
+def of_one_tensor(folder: Path) -> Any:
+    """Experts as they are published: all of a layer in one tensor, gates first."""
+    model = qwen3_5_moe(folder)
+    tensors, experts = load_file(folder / "model.safetensors"), model.config.num_experts
+    for layer in range(model.config.num_hidden_layers):
+        (prefix,) = {name.partition(".experts.")[0] for name in tensors if f".{layer}.mlp.experts." in name}
+        each = [
+            {part: tensors.pop(f"{prefix}.experts.{i}.{part}_proj.weight") for part in ("gate", "up", "down")}
+            for i in range(experts)
+        ]
+        both = [torch.cat((one["gate"], one["up"])) for one in each]
+        tensors[f"{prefix}.experts.gate_up_proj"] = torch.stack(both)
+        tensors[f"{prefix}.experts.down_proj"] = torch.stack([one["down"] for one in each])
+    save_file(tensors, folder / "model.safetensors")
+    return model
+
+
+def with_more_heads(folder: Path) -> Any:
+    """What predicts several tokens at once is stored beside the model, and left out."""
+    model = qwen3_5(folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"mtp.fc.weight": torch.ones(4, 4)}, folder / "model.safetensors")
+    return model
+
+
+VARIANTS = STATES | {
+    "experts of one tensor": (of_one_tensor, {}),
+    "with heads that are left out": (with_more_heads, {}),
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    make, changes = STATES[request.param]
+    make, changes = VARIANTS[request.param]
     folder = tmp_path_factory.mktemp("model")
     return folder, make(folder, **changes)
 
@@ -36,10 +69,13 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return folder, qwen3_5(folder)
 
 
-@pytest.fixture(params=["native", "least", "paged"], scope="module")
+@pytest.fixture(params=["torch", "native", "least", "paged"], scope="module")
 def options(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     """Of ``DirectRunner``."""
     with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            yield {"native": False}
+            return
         if request.param == "paged":
             patch.setattr(cuda_step, "buckets_for", lambda most: (1, 2, 4))
             yield {"paged": True, "native": False}
@@ -79,6 +115,7 @@ def test_how_a_prompt_is_cut_changes_nothing(pair: Pair, options: dict[str, Any]
     for start in range(0, len(tokens), chunk):
         part = tokens[start : start + chunk]
         done = direct.prefill([(1, start, part, start + chunk >= len(tokens))])
+        close(direct.logits[-1][0], reference_logits(reference, tokens)[-1]) if done.tokens else None
         running += direct.decode([7]) if start % 3 == 0 else []
     found = done.tokens + direct.decode([1]) + direct.decode([1])
     assert found == greedy_choices(reference, tokens, found)
