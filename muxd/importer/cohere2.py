@@ -4,8 +4,8 @@ Both rotate neighbouring pairs, in layers that slide alone, so rows stay where t
 a bias is before attention and MLP.
 """
 
-from muxd.importer.decoder import GLOBALS, PER_LAYER, decoder_config, layer_types
-from muxd.importer.layout import ModelLayout, TensorPlan, check_shape, plan_tensors
+from muxd.importer.decoder import PER_LAYER, decoder_config, decoder_layout, layer_types
+from muxd.importer.layout import ModelLayout
 from muxd.importer.source import GgufFile
 
 _PER_LAYER = {old: new for old, new in PER_LAYER.items() if old != "ffn_norm.weight"}
@@ -21,7 +21,4 @@ def plan_cohere2(file: GgufFile) -> ModelLayout:
         "logit_scale": file.number("cohere2.logit_scale"),
         "sliding_window": file.integer("cohere2.attention.sliding_window"),
     }
-    optional = frozenset({"output.weight"})
-    tensors = plan_tensors(file, layers, GLOBALS, _PER_LAYER, optional, TensorPlan)
-    check_shape(file, tensors[0], (config["vocab_size"], config["hidden_size"]))
-    return ModelLayout(config, tensors)
+    return decoder_layout(file, config, _PER_LAYER)

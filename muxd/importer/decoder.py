@@ -1,7 +1,9 @@
 """What GGUF files of Llama and its relatives have in common: names of tensors and of metadata."""
 
+from collections.abc import Set
 from typing import Any
 
+from muxd.importer.layout import Make, ModelLayout, TensorPlan, check_shape, plan_tensors
 from muxd.importer.rope_factors import factor_scaling
 from muxd.importer.scaling import rope_scaling
 from muxd.importer.source import GgufFile
@@ -57,7 +59,11 @@ def decoder_config(
     turned = _turned(file, prefix, head_dim, partial=partial)
     theta = file.number(f"{prefix}.rope.freq_base", 10000.0)
     context = file.integer(f"{prefix}.context_length")
-    scaling = scaling or factor_scaling(file, theta, turned, context) or rope_scaling(file, prefix)
+    scaling = (
+        scaling
+        or factor_scaling(file, theta, turned, context)
+        or rope_scaling(file, prefix, "linear", "yarn")
+    )
     norm, kind = ("layer_norm_eps", "layer_norm") if layer_norm else ("rms_norm_eps", "layer_norm_rms")
     return {
         "architectures": [architecture],
@@ -81,6 +87,31 @@ def decoder_config(
         "use_cache": True,
         "vocab_size": len(file.array("tokenizer.ggml.tokens", str)),
     }
+
+
+def decoder_layout(
+    file: GgufFile,
+    config: dict[str, Any],
+    per_layer: dict[str, str],
+    make: Make = TensorPlan,
+    *,
+    read: Set[str] = frozenset(),
+    experts: int = 0,
+) -> ModelLayout:
+    """``config`` and the tensors, the embedding's first; the head may be the embedding. Raises as
+    ``plan_tensors``."""
+    tensors = plan_tensors(
+        file,
+        config["num_hidden_layers"],
+        GLOBALS,
+        per_layer,
+        frozenset({"output.weight"}),
+        make,
+        read,
+        experts,
+    )
+    check_shape(file, tensors[0], (config["vocab_size"], config["hidden_size"]))
+    return ModelLayout(config, tensors)
 
 
 def _turned(file: GgufFile, prefix: str, head_dim: int, *, partial: bool) -> int:

@@ -9,14 +9,11 @@ from typing import Any
 
 from gguf import ReaderTensor
 
-from muxd.importer.layout import ModelLayout, TensorPlan, check_shape, linear_rope_scaling, plan_tensors
+from muxd.importer.decoder import decoder_layout, layer_types
+from muxd.importer.layout import ModelLayout, TensorPlan
+from muxd.importer.scaling import rope_scaling
 from muxd.importer.source import GgufFile
 
-_GLOBALS = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
 _PER_LAYER = {
     "attn_norm.weight": "input_layernorm.weight",
     "attn_q.weight": "self_attn.q_proj.weight",
@@ -66,11 +63,7 @@ def _plan(file: GgufFile, config: dict[str, Any], per_layer: dict[str, str]) -> 
     def make(name: str, source: ReaderTensor) -> TensorPlan:
         return TensorPlan(name, source, subtract=1.0 if name.endswith("norm.weight") else 0.0)
 
-    tensors = plan_tensors(
-        file, config["num_hidden_layers"], _GLOBALS, per_layer, frozenset({"output.weight"}), make
-    )
-    check_shape(file, tensors[0], (config["vocab_size"], config["hidden_size"]))
-    return ModelLayout(config, tensors)
+    return decoder_layout(file, config, per_layer, make)
 
 
 def _config(file: GgufFile, prefix: str, architecture: str) -> dict[str, Any]:
@@ -95,7 +88,7 @@ def _config(file: GgufFile, prefix: str, architecture: str) -> dict[str, Any]:
         "num_key_value_heads": file.integer(f"{prefix}.attention.head_count_kv", heads),
         "query_pre_attn_scalar": hidden // heads if layers == _LAYERS_27B[prefix] else head_dim,
         "rms_norm_eps": file.number(f"{prefix}.attention.layer_norm_rms_epsilon"),
-        "rope_scaling": linear_rope_scaling(file, prefix),
+        "rope_scaling": rope_scaling(file, prefix, "linear"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "dtype": "bfloat16",
         "use_cache": True,
@@ -104,14 +97,10 @@ def _config(file: GgufFile, prefix: str, architecture: str) -> dict[str, Any]:
 
 
 def _sliding(file: GgufFile, layers: int) -> dict[str, Any]:
-    pattern = file.integer("gemma3.attention.sliding_window_pattern", _SLIDING_PATTERN)
-    if pattern < 1:
-        file.fail("metadata key 'gemma3.attention.sliding_window_pattern' must be above 0")
+    kinds = layer_types(file, "gemma3", layers, every=_SLIDING_PATTERN)
     return {
         "sliding_window": file.integer("gemma3.attention.sliding_window"),
-        "sliding_window_pattern": pattern,
-        "layer_types": [
-            "full_attention" if (layer + 1) % pattern == 0 else "sliding_attention" for layer in range(layers)
-        ],
+        "sliding_window_pattern": file.integer("gemma3.attention.sliding_window_pattern", _SLIDING_PATTERN),
+        "layer_types": kinds,
         "rope_local_base_freq": file.number("gemma3.rope.freq_base_swa", 10_000.0),
     }

@@ -5,8 +5,8 @@ matrix in both. A word means another norm in each: llama.cpp's ``post_attention_
 gives, Hugging Face's ``post_attention_layernorm`` is before the MLP.
 """
 
-from muxd.importer.decoder import GLOBALS, PER_LAYER, decoder_config
-from muxd.importer.layout import ModelLayout, TensorPlan, check_shape, plan_tensors
+from muxd.importer.decoder import PER_LAYER, decoder_config, decoder_layout
+from muxd.importer.layout import ModelLayout, check_shape
 from muxd.importer.source import GgufFile
 
 _BIASES = {f"attn_{part}.bias": f"self_attn.{part}_proj.bias" for part in "qkv"}
@@ -31,11 +31,8 @@ def plan_glm4(file: GgufFile) -> ModelLayout:
     config = decoder_config(file, "glm4", "Glm4ForCausalLM", partial=True)
     biased = "blk.0.attn_q.bias" in file.tensors
     names = _PER_LAYER | (_BIASES if biased else {})
-    layers, optional = config["num_hidden_layers"], frozenset({"output.weight"})
-    tensors = plan_tensors(file, layers, GLOBALS, names, optional, TensorPlan)
-    hidden = config["hidden_size"]
-    for plan in tensors:
+    layout = decoder_layout(file, config | {"attention_bias": biased}, names)
+    for plan in layout.tensors:
         if "gate_up_proj." in plan.name:
-            check_shape(file, plan, (2 * config["intermediate_size"], hidden))
-    check_shape(file, tensors[0], (config["vocab_size"], hidden))
-    return ModelLayout(config | {"attention_bias": biased}, tensors)
+            check_shape(file, plan, (2 * config["intermediate_size"], config["hidden_size"]))
+    return layout

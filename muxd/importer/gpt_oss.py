@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from gguf import ReaderTensor
 
-from muxd.importer.decoder import GLOBALS, PER_LAYER, decoder_config, layer_types
-from muxd.importer.layout import ModelLayout, TensorPlan, check_shape, plan_tensors
-from muxd.importer.scaling import yarn_rope_scaling
+from muxd.importer.decoder import PER_LAYER, decoder_config, decoder_layout, layer_types
+from muxd.importer.layout import ModelLayout, TensorPlan, check_shape
+from muxd.importer.scaling import rope_scaling
 from muxd.importer.source import GgufFile
 
 _ATTENTION = {old: new for old, new in PER_LAYER.items() if old.startswith("attn_")}
@@ -42,10 +42,7 @@ def plan_gpt_oss(file: GgufFile) -> ModelLayout:
     config = _config(file)
     layers = [_of_all(file, layer, config) for layer in range(config["num_hidden_layers"])]
     read = {source.name for layer in layers for source in layer}
-    shared = plan_tensors(
-        file, len(layers), GLOBALS, _PER_LAYER, frozenset({"output.weight"}), TensorPlan, read=read
-    )
-    check_shape(file, shared[0], (config["vocab_size"], config["hidden_size"]))
+    shared = decoder_layout(file, config, _PER_LAYER, read=read).tensors
     each, stacked = list(shared), list(shared)
     for number, layer in enumerate(layers):
         place = f"model.layers.{number}.mlp.experts"
@@ -57,7 +54,7 @@ def plan_gpt_oss(file: GgufFile) -> ModelLayout:
 def _config(file: GgufFile) -> dict[str, Any]:
     """The gate's constants are fixed in llama.cpp, and so are ends of yarn's ramp that the model has not
     rounded."""
-    scaling = yarn_rope_scaling(file, "gpt-oss")
+    scaling = rope_scaling(file, "gpt-oss", "yarn")
     if scaling is None:
         file.fail("metadata key 'gpt-oss.rope.scaling.type' must be yarn, as in every published gpt-oss")
     config = decoder_config(file, "gpt-oss", "GptOssForCausalLM", scaling=scaling | {"truncate": False})

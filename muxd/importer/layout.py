@@ -50,6 +50,7 @@ class ModelLayout:
 
 
 Planner = Callable[[GgufFile], ModelLayout]
+Make = Callable[[str, ReaderTensor], TensorPlan]  # by the name in the folder
 
 
 def plan_tensors(
@@ -58,7 +59,7 @@ def plan_tensors(
     globals_: dict[str, str],
     per_layer: dict[str, str],
     optional: frozenset[str],
-    make: Callable[[str, ReaderTensor], TensorPlan],
+    make: Make,
     read: Set[str] = frozenset(),
     experts: int = 0,
 ) -> list[TensorPlan]:
@@ -104,13 +105,3 @@ def check_shape(file: GgufFile, plan: TensorPlan, expected: tuple[int, ...]) -> 
         file.fail(
             f"tensor {plan.source.name!r} has shape {list(plan.shape)}, the metadata say {list(expected)}"
         )
-
-
-def linear_rope_scaling(file: GgufFile, prefix: str) -> dict[str, Any] | None:
-    """Hugging Face's ``rope_scaling``. Raises ModelFolderError for kinds other than none and linear."""
-    kind = file.text(f"{prefix}.rope.scaling.type", "none")
-    if kind == "none":
-        return None
-    if kind != "linear":
-        file.fail(f"rope scaling {kind!r} is not supported; known are none and linear")
-    return {"rope_type": "linear", "factor": file.number(f"{prefix}.rope.scaling.factor")}

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from gguf import ReaderTensor
 
-from muxd.importer.decoder import GLOBALS, PER_LAYER, decoder_config, mixture
-from muxd.importer.layout import ModelLayout, TensorPlan, check_shape, plan_tensors
+from muxd.importer.decoder import PER_LAYER, decoder_config, decoder_layout, mixture
+from muxd.importer.layout import ModelLayout, TensorPlan, check_shape
 from muxd.importer.rope_factors import TENSOR
 from muxd.importer.source import GgufFile
 
@@ -71,12 +71,7 @@ def _plan(
                 return TensorPlan(name, source, row_order=_halves_order(count, head_dim))
         return TensorPlan(name, source)
 
-    tensors = plan_tensors(
-        file, config["num_hidden_layers"], GLOBALS, per_layer, frozenset({"output.weight"}), make,
-        read={TENSOR}, experts=experts,
-    )  # fmt: skip
-    check_shape(file, tensors[0], (config["vocab_size"], hidden))
-    return ModelLayout(config, tensors)
+    return decoder_layout(file, config, per_layer, make, read={TENSOR}, experts=experts)
 
 
 def _halves_order(heads: int, head_dim: int) -> npt.NDArray[np.intp]:

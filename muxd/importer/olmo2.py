@@ -3,10 +3,10 @@
 
 from typing import Any
 
-from muxd.importer.decoder import GLOBALS, PER_LAYER, decoder_config, layer_types
-from muxd.importer.layout import ModelLayout, TensorPlan, check_shape, plan_tensors
+from muxd.importer.decoder import PER_LAYER, decoder_config, decoder_layout, layer_types
+from muxd.importer.layout import ModelLayout
 from muxd.importer.rope_factors import TENSOR
-from muxd.importer.scaling import yarn_rope_scaling
+from muxd.importer.scaling import rope_scaling
 from muxd.importer.source import GgufFile
 
 _BEFORE = ("attn_norm.weight", "ffn_norm.weight")
@@ -24,13 +24,14 @@ def plan_olmo2(file: GgufFile) -> ModelLayout:
     """Raises ModelFolderError naming the metadata key or tensor that does not fit. OLMo 3's files have this
     name, too: they slide."""
     if window := file.integer("olmo2.attention.sliding_window", 0):
-        return _plan(file, _olmo3(file, window))
-    return _plan(file, decoder_config(file, "olmo2", "Olmo2ForCausalLM") | {"attention_bias": False})
+        return decoder_layout(file, _olmo3(file, window), _PER_LAYER)
+    config = decoder_config(file, "olmo2", "Olmo2ForCausalLM") | {"attention_bias": False}
+    return decoder_layout(file, config, _PER_LAYER)
 
 
 def _olmo3(file: GgufFile, window: int) -> dict[str, Any]:
     """A scaling is of the layers that see everything."""
-    scaling = yarn_rope_scaling(file, "olmo2") or {"rope_type": "default"}
+    scaling = rope_scaling(file, "olmo2", "yarn") or {"rope_type": "default"}
     config = decoder_config(file, "olmo2", "Olmo3ForCausalLM", scaling=scaling)
     theta = {"rope_theta": config.pop("rope_theta")}
     ropes = {"full_attention": config.pop("rope_scaling"), "sliding_attention": {"rope_type": "default"}}
@@ -49,11 +50,5 @@ def plan_exaone4(file: GgufFile) -> ModelLayout:
     layers = config["num_hidden_layers"]
     window = file.integer("exaone4.attention.sliding_window", _WINDOW_32B if layers == _LAYERS_32B else 0)
     kinds = layer_types(file, "exaone4", layers, every=4) if window else ["full_attention"] * layers
-    return _plan(file, config | {"layer_types": kinds, "sliding_window": window or None}, read={TENSOR})
-
-
-def _plan(file: GgufFile, config: dict[str, Any], read: set[str] | None = None) -> ModelLayout:
-    layers, optional = config["num_hidden_layers"], frozenset({"output.weight"})
-    tensors = plan_tensors(file, layers, GLOBALS, _PER_LAYER, optional, TensorPlan, read=read or set())
-    check_shape(file, tensors[0], (config["vocab_size"], config["hidden_size"]))
-    return ModelLayout(config, tensors)
+    config |= {"layer_types": kinds, "sliding_window": window or None}
+    return decoder_layout(file, config, _PER_LAYER, read={TENSOR})

@@ -7,8 +7,8 @@ and up in another, as the model is published. It ignores the file's window; tran
 import math
 from typing import Any
 
-from muxd.importer.decoder import GLOBALS, PER_LAYER, decoder_config
-from muxd.importer.layout import ModelLayout, TensorPlan, check_shape, plan_tensors
+from muxd.importer.decoder import PER_LAYER, decoder_config, decoder_layout
+from muxd.importer.layout import ModelLayout, check_shape
 from muxd.importer.rope_factors import pair_factors
 from muxd.importer.source import GgufFile
 
@@ -32,18 +32,14 @@ def plan_phi3(file: GgufFile) -> ModelLayout:
     }
     if scaling := _longrope(file, config):
         config["rope_scaling"] = scaling
-    tensors = plan_tensors(
-        file, config["num_hidden_layers"], GLOBALS, _PER_LAYER, frozenset({"output.weight"}), TensorPlan,
-        read={_LONG, _SHORT},
-    )  # fmt: skip
+    layout = decoder_layout(file, config, _PER_LAYER, read={_LONG, _SHORT})
     hidden, head_dim = config["hidden_size"], config["head_dim"]
     rows = (config["num_attention_heads"] + 2 * config["num_key_value_heads"]) * head_dim
-    for plan in tensors:
+    for plan in layout.tensors:
         for part, expected in (("qkv_proj.", rows), ("gate_up_proj.", 2 * config["intermediate_size"])):
             if part in plan.name:
                 check_shape(file, plan, (expected, hidden))
-    check_shape(file, tensors[0], (config["vocab_size"], hidden))
-    return ModelLayout(config, tensors)
+    return layout
 
 
 def _longrope(file: GgufFile, config: dict[str, Any]) -> dict[str, Any] | None:

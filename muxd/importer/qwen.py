@@ -6,8 +6,8 @@ converter leaves rows where they are; norms and biases are stored as they are.
 
 from typing import Any
 
-from muxd.importer.decoder import GLOBALS, PER_LAYER, decoder_config, mixture
-from muxd.importer.layout import ModelLayout, TensorPlan, check_shape, plan_tensors
+from muxd.importer.decoder import PER_LAYER, decoder_config, decoder_layout, mixture
+from muxd.importer.layout import ModelLayout, check_shape
 from muxd.importer.source import GgufFile
 
 _BIASES = {f"attn_{part}.bias": f"self_attn.{part}_proj.bias" for part in "qkv"}
@@ -45,13 +45,11 @@ def plan_qwen3moe(file: GgufFile) -> ModelLayout:
 def _plan(file: GgufFile, config: dict[str, Any], per_layer: dict[str, str], experts: int = 0) -> ModelLayout:
     """No GGUF of these says that layers slide, and llama.cpp lets none."""
     config |= {"use_sliding_window": False, "sliding_window": None}
-    layers, optional = config["num_hidden_layers"], frozenset({"output.weight"})
-    tensors = plan_tensors(file, layers, GLOBALS, per_layer, optional, TensorPlan, experts=experts)
+    layout = decoder_layout(file, config, per_layer, experts=experts)
     hidden, head_dim = config["hidden_size"], config["head_dim"]
-    for plan in tensors:
+    for plan in layout.tensors:
         for part, heads in (("q_proj.", "num_attention_heads"), ("k_proj.", "num_key_value_heads")):
             if part in plan.name:
                 rows = config[heads] * head_dim
                 check_shape(file, plan, (rows,) if plan.name.endswith("bias") else (rows, hidden))
-    check_shape(file, tensors[0], (config["vocab_size"], hidden))
-    return ModelLayout(config, tensors)
+    return layout

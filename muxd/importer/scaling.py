@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from muxd.importer.layout import linear_rope_scaling
 from muxd.importer.source import GgufFile
 
 # Of these nothing is computed here: how much of the frequencies beyond the trained context is mixed in, and
@@ -10,24 +9,23 @@ from muxd.importer.source import GgufFile
 _UNKNOWN = ("yarn_ext_factor", "yarn_log_multiplier")
 
 
-def rope_scaling(file: GgufFile, prefix: str) -> dict[str, Any] | None:
-    """Hugging Face's, None where the file says none. Raises ModelFolderError for kinds other than linear and
-    yarn."""
-    kind = file.text(f"{prefix}.rope.scaling.type", "none")
-    if kind not in ("none", "linear", "yarn"):
-        file.fail(f"rope scaling {kind!r} is not supported; known are none, linear and yarn")
-    return (yarn_rope_scaling if kind == "yarn" else linear_rope_scaling)(file, prefix)
-
-
-def yarn_rope_scaling(file: GgufFile, prefix: str) -> dict[str, Any] | None:
-    """YaRN (Peng et al. 2023) as Hugging Face's ``rope_scaling``, None where the file says no scaling. Raises
-    ModelFolderError for another kind, and for a key that is not honoured."""
+def rope_scaling(file: GgufFile, prefix: str, *known: str) -> dict[str, Any] | None:
+    """Hugging Face's, None where the file says none. Raises ModelFolderError for a kind that is not among the
+    ``known``, linear and yarn, and for a key that is not honoured."""
     place = f"{prefix}.rope.scaling"
     kind = file.text(f"{place}.type", "none")
     if kind == "none":
         return None
-    if kind != "yarn":
-        file.fail(f"rope scaling {kind!r} is not supported; known are none and yarn")
+    if kind not in known:
+        listed = ", ".join(("none", *known[:-1]))
+        file.fail(f"rope scaling {kind!r} is not supported; known are {listed} and {known[-1]}")
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": file.number(f"{place}.factor")}
+    return _yarn(file, place)
+
+
+def _yarn(file: GgufFile, place: str) -> dict[str, Any]:
+    """Peng et al. 2023."""
     for key in _UNKNOWN:
         if file.get(f"{place}.{key}") is not None:
             file.fail(f"metadata key '{place}.{key}' is not supported")

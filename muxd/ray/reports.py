@@ -24,7 +24,7 @@ class ModelReport(Struct, frozen=True):
 
 class HostReport(Struct, frozen=True):
     """A host as its node sees it. ``taking``: "ok", or why it takes no requests; ``plan``: the name of the
-    file that it serves, ``adopted``: unless its muxd was there before."""
+    file that it serves, unless its muxd was there before with settings of its own, and is ``adopted``."""
 
     host: str
     url: str

@@ -41,25 +41,28 @@ def plain_config(models: list[str], cost: CostTable | None = None) -> Config:
 Opening = tuple[LaneSpec, Terms]  # what ``Scheduler.open`` takes
 
 
-def make_scheduler(config: Config, cost: CostTable, policy: str | type[Policy] | None = None) -> Scheduler:
-    """Everything empty, every worker still to become ready. ``policy``: not the configured one.
+def make_scheduler(
+    config: Config, cost: CostTable, policy: str | type[Policy] | None = None, *, meshed: bool = False
+) -> Scheduler:
+    """Everything empty, every worker still to become ready. ``policy``: not the configured one. ``meshed``:
+    as ``engine.assembly.Place``.
 
     Raises ConfigError for quotas that cannot hold, models the cost table does not know, unknown policies.
     """
-    made, openings = without_models(config, cost, policy)
+    made, openings = without_models(config, cost, policy, meshed=meshed)
     for one in openings.values():
         made.open(*one)
     return made
 
 
 def without_models(
-    config: Config, cost: CostTable, policy: str | type[Policy] | None = None
+    config: Config, cost: CostTable, policy: str | type[Policy] | None = None, *, meshed: bool = False
 ) -> tuple[Scheduler, dict[str, Opening]]:
     """The same before its models are opened, and how each is. Raises ConfigError."""
     device, block_bytes = cost.device, config.pool.block_bytes
     ledger = Ledger(_pool_bytes(config, gpu=device.gpu) // block_bytes)
     where = place(
-        config, tuple(device.rungs), ledger, block_bytes, gpu=device.gpu, caps=device.caps
+        config, tuple(device.rungs), ledger, block_bytes, gpu=device.gpu, caps=device.caps, meshed=meshed
     )  # fmt: skip
     targets = {model.name: Slo.of(model) for model in config.bases}
     for model in config.bases:

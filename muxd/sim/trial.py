@@ -88,12 +88,11 @@ class Trials:
         whole = self._table(unit, sliced=False)
         cost = self._table(unit, sliced=True) if policy == "spatial" else whole
         split = "no" if policy == "spatial" else "auto"
-        overbook = self._problem.overbook if unit.degree == 1 else 0  # as in ``engine.assembly``
-        scheduler = structs.replace(_SERVER.scheduler, overbook=overbook, split_phases=split)
+        scheduler = structs.replace(_SERVER.scheduler, overbook=self._problem.overbook, split_phases=split)
         served = structs.replace(unit, decode_shares=(EQUAL,) * len(unit.models))
         config = unit_config(served, structs.replace(_SERVER, scheduler=scheduler), self._models)
         kind: str | type[Policy] = self._swapping(unit) if policy == "swap" else policy
-        return World(make_scheduler(config, cost, kind), cost, part).run(), whole
+        return World(make_scheduler(config, cost, kind, meshed=unit.degree > 1), cost, part).run(), whole
 
     def _table(self, unit: UnitLoad, *, sliced: bool) -> CostTable:
         """``sliced``: each model has its percent and nothing else."""
