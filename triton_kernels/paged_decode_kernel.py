@@ -23,7 +23,7 @@ _MERGED = 8  # parts that a turn of the merge reads
 
 
 @triton.jit
-def _low(length, window, WINDOWED: tl.constexpr):
+def low_of(length, window, WINDOWED: tl.constexpr):
     """The first token that is seen."""
     low = length * 0
     if WINDOWED:
@@ -34,7 +34,7 @@ def _low(length, window, WINDOWED: tl.constexpr):
 @triton.jit
 def _units(lengths, line, batch, window, UNIT: tl.constexpr, WINDOWED: tl.constexpr):
     length = tl.load(lengths + line, mask=line < batch, other=0)
-    units = tl.cdiv(length, UNIT) - _low(length, window, WINDOWED) // UNIT
+    units = tl.cdiv(length, UNIT) - low_of(length, window, WINDOWED) // UNIT
     return tl.where(line < batch, tl.maximum(units, 1), 0)
 
 
@@ -74,12 +74,35 @@ def _owner(ends, item, batch, LINES: tl.constexpr):
 
 
 @triton.jit
-def walk(
-    query, pool, table, own_rows, first, stop, low, length, scale, softcap, table_stride, column,
-    GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr, TILE: tl.constexpr, CAPPED: tl.constexpr,
+def item_of(
+    lengths, ends, item, batch, window,
+    UNIT: tl.constexpr, TILE: tl.constexpr, LINES: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
-    """Tiles [first, stop) of one KV head, of which tokens [low, length) are seen: (acc, total, best)."""
+    """(sequence, its items' first and end, the item's tiles' first and end, the tokens that are seen)."""
+    sequence = _owner(ends, item, batch, LINES)
+    begin, stop_item = tl.load(ends + sequence), tl.load(ends + sequence + 1)
+    each, length = tl.load(ends + batch + 1), tl.load(lengths + sequence)
+    low = low_of(length, window, WINDOWED)
+    unit = low // UNIT + (item - begin) * each
+    first = tl.maximum(unit * (UNIT // TILE), low // TILE)
+    stop = tl.minimum((unit + each) * (UNIT // TILE), tl.cdiv(length, TILE))
+    return sequence, begin, stop_item, first, stop, low, length
+
+
+@triton.jit
+def walk(
+    q, pool, table, rows, sequence, head, first, stop, low, length,
+    scale, softcap, q_stride, rows_stride, table_stride, column,
+    GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, T: tl.constexpr,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, CAPPED: tl.constexpr,
+):  # fmt: skip
+    """Tiles [first, stop) of a sequence's KV head, of which tokens [low, length) are seen, by the queries of
+    its group: (acc, total, best)."""
+    group, d = tl.arange(0, GROUP_PAD), tl.arange(0, D_PAD)
+    own_q = q + sequence.to(tl.int64) * q_stride + (head * GROUP + group)[:, None] * D + d[None, :]
+    query = tl.load(own_q, mask=(group < GROUP)[:, None] & (d < D)[None, :], other=0.0)
+    own_rows = rows + sequence.to(tl.int64) * rows_stride
+    column += head * WIDTH
     best = tl.full([GROUP_PAD], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
     acc = tl.zeros([GROUP_PAD, D_PAD], tl.float32)
@@ -157,25 +180,18 @@ def _item(
     item, head = tl.program_id(0), tl.program_id(1)
     if item >= tl.load(ends + batch):
         return
-    sequence = _owner(ends, item, batch, LINES)
-    begin, stop_item = tl.load(ends + sequence), tl.load(ends + sequence + 1)
-    each, length = tl.load(ends + batch + 1), tl.load(lengths + sequence)
-    low = _low(length, window, WINDOWED)
-    unit = low // UNIT + (item - begin) * each
-    first = tl.maximum(unit * (UNIT // TILE), low // TILE)
-    stop = tl.minimum((unit + each) * (UNIT // TILE), tl.cdiv(length, TILE))
+    sequence, begin, stop_item, first, stop, low, length = item_of(
+        lengths, ends, item, batch, window, UNIT, TILE, LINES, WINDOWED
+    )
+    acc, total, best = walk(
+        q, pool, table, rows, sequence, head, first, stop, low, length,
+        scale, softcap, q_stride, rows_stride, table_stride, column,
+        GROUP, GROUP_PAD, D, D_PAD, T, BLOCK, WIDTH, TILE, CAPPED,
+    )  # fmt: skip
 
     group, d = tl.arange(0, GROUP_PAD), tl.arange(0, D_PAD)
     real = (group < GROUP)[:, None] & (d < D)[None, :]
     heads = head * GROUP + group
-    own_q = q + sequence.to(tl.int64) * q_stride
-    query = tl.load(own_q + heads[:, None] * D + d[None, :], mask=real, other=0.0)
-    own_rows = rows + sequence.to(tl.int64) * rows_stride
-    acc, total, best = walk(
-        query, pool, table, own_rows, first, stop, low, length, scale, softcap, table_stride,
-        column + head * WIDTH, GROUP_PAD, D, D_PAD, T, BLOCK, WIDTH, TILE, CAPPED,
-    )  # fmt: skip
-
     HEADS: tl.constexpr = KV_HEADS * GROUP
     line = sequence.to(tl.int64) * HEADS + heads
     own_out = out + line[:, None] * D + d[None, :]

@@ -194,22 +194,9 @@ def _rule(
     held = some & (k < K)[:, None] & (v < V)[None, :]
     state = tl.load(floats + at, mask=held & (before > 0), other=0.0)
     query, key, value, g, b = _read(
-        active,
-        decay,
-        beta,
-        start,
-        head,
-        some,
-        k,
-        v,
-        decay_stride,
-        beta_stride,
-        CHANNELS,
-        KEY_HEADS,
-        HEADS,
-        K,
-        V,
-    )
+        active, decay, beta, start, head, some, k, v, decay_stride, beta_stride,
+        CHANNELS, KEY_HEADS, HEADS, K, V,
+    )  # fmt: skip
     to = out + start * (HEADS * V) + head * V + v
     if ONE:
         state, given = _token(state, query, key, value, g, b, scale)

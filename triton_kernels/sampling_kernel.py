@@ -9,8 +9,7 @@
 3. Where any line filters: ``cut`` (line) and ``collect`` (chunk, line), a list of what it may keep
    (``sampling_list_kernel``).
 4. ``_pick`` (line): the draw; of a line that filters by a search (``sampling_search_kernel``) of its list, or
-of the
-   whole vocabulary where that would be too long.
+   of the whole vocabulary where that would be too long.
 """
 
 import torch
@@ -23,9 +22,8 @@ from muxd.kernels.sampling import CHUNK, SHORTLIST, SamplingLines
 from muxd.kernels.sampling_list_kernel import bins_of, collect, cut, filters
 from muxd.kernels.sampling_search_kernel import philox_uniform, search
 
-SEARCH_BLOCK = (
-    2048  # entries a searching program reads at a time: lists are short, and whole vocabularies rare
-)
+# Entries that a searching program reads at a time: lists are short, and whole vocabularies rare.
+SEARCH_BLOCK = 2048
 BINS = 256  # that tokens are counted in: down to weights of 1e-14
 _COUNTED = 32  # chunks whose bins are added up at once
 

@@ -111,20 +111,8 @@ def search(z, packed, n, short, whole, top, temperature, top_k, top_p, min_p, u,
     lowest = key_of(top - 800.0 * temperature)
     kept = tl.full((), 2147483647, tl.int32)
     if top_k > 0:
-        last = _crossing(
-            z,
-            packed,
-            n,
-            short,
-            top_k.to(tl.float64) - 1,
-            lowest,
-            highest,
-            top,
-            temperature,
-            SIZE,
-            True,
-            False,
-        )
+        wanted = top_k.to(tl.float64) - 1
+        last = _crossing(z, packed, n, short, wanted, lowest, highest, top, temperature, SIZE, True, False)
         count, mass = _above(z, packed, n, short, last, top, temperature, SIZE)
         if last > lowest:
             lowest = last

@@ -14,7 +14,7 @@ from torch import Tensor
 from muxd.kernels import paged_decode_kernel
 from muxd.kernels.launch import Call
 from muxd.kernels.paged_decode import DecodePlan
-from muxd.kernels.paged_decode_kernel import _low, _owner, walk
+from muxd.kernels.paged_decode_kernel import item_of, walk
 from muxd.kernels.paged_pool import PagedPool
 
 _MERGED = 16  # parts that a turn of the merge reads
@@ -32,23 +32,17 @@ def _part(
     item, head = tl.program_id(0), tl.program_id(1)
     if item >= tl.load(ends + batch):
         return
-    sequence = _owner(ends, item, batch, LINES)
-    begin, stop_item = tl.load(ends + sequence), tl.load(ends + sequence + 1)
-    each, length = tl.load(ends + batch + 1), tl.load(lengths + sequence)
-    low = _low(length, window, WINDOWED)
-    unit = low // UNIT + (item - begin) * each
-    first = tl.maximum(unit * (UNIT // TILE), low // TILE)
-    stop = tl.minimum((unit + each) * (UNIT // TILE), tl.cdiv(length, TILE))
+    sequence, begin, stop_item, first, stop, low, length = item_of(
+        lengths, ends, item, batch, window, UNIT, TILE, LINES, WINDOWED
+    )
+    acc, total, best = walk(
+        q, pool, table, rows, sequence, head, first, stop, low, length,
+        scale, softcap, q_stride, rows_stride, table_stride, column,
+        GROUP, GROUP_PAD, D, D_PAD, T, BLOCK, WIDTH, TILE, CAPPED,
+    )  # fmt: skip
     group, d = tl.arange(0, GROUP_PAD), tl.arange(0, D_PAD)
     real = (group < GROUP)[:, None] & (d < D)[None, :]
     heads = head * GROUP + group
-    own_q = q + sequence.to(tl.int64) * q_stride
-    query = tl.load(own_q + heads[:, None] * D + d[None, :], mask=real, other=0.0)
-    own_rows = rows + sequence.to(tl.int64) * rows_stride
-    acc, total, best = walk(
-        query, pool, table, own_rows, first, stop, low, length, scale, softcap, table_stride,
-        column + head * WIDTH, GROUP_PAD, D, D_PAD, T, BLOCK, WIDTH, TILE, CAPPED,
-    )  # fmt: skip
     found = total > 0
     result = acc / tl.where(found, total, 1.0)[:, None]
     if stop_item - begin == 1:

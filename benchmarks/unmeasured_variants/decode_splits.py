@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from muxd.kernels.launch import Call, ceil_div, power_of_two
-from muxd.kernels.paged_decode_kernel import _low, sizes_of, walk
+from muxd.kernels.paged_decode_kernel import low_of, sizes_of, walk
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.paged_tile_kernel import LOG2_E
 
@@ -39,21 +39,19 @@ def _split(
     split, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     splits = tl.num_programs(0)
     length = tl.load(lengths + sequence)
-    low = _low(length, window, WINDOWED)
+    low = low_of(length, window, WINDOWED)
     first, stop = low // TILE, tl.cdiv(length, TILE)
     each = tl.cdiv(stop - first, splits)
     first += split * each
     stop = tl.minimum(first + each, stop)
+    acc, total, best = walk(
+        q, pool, table, rows, sequence, head, first, stop, low, length,
+        scale, softcap, q_stride, rows_stride, table_stride, column,
+        GROUP, GROUP_PAD, D, D_PAD, T, BLOCK, WIDTH, TILE, CAPPED,
+    )  # fmt: skip
     group, d = tl.arange(0, GROUP_PAD), tl.arange(0, D_PAD)
     real = (group < GROUP)[:, None] & (d < D)[None, :]
     heads = head * GROUP + group
-    own_q = q + sequence.to(tl.int64) * q_stride
-    query = tl.load(own_q + heads[:, None] * D + d[None, :], mask=real, other=0.0)
-    own_rows = rows + sequence.to(tl.int64) * rows_stride
-    acc, total, best = walk(
-        query, pool, table, own_rows, first, stop, low, length, scale, softcap, table_stride,
-        column + head * WIDTH, GROUP_PAD, D, D_PAD, T, BLOCK, WIDTH, TILE, CAPPED,
-    )  # fmt: skip
     found = total > 0
     result = acc / tl.where(found, total, 1.0)[:, None]
     line = sequence.to(tl.int64) * (KV_HEADS * GROUP) + heads
