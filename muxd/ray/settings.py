@@ -3,11 +3,15 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from muxd.errors import ConfigError
+
+_Count = Annotated[int, Meta(ge=0)]
+_Amount = Annotated[float, Meta(ge=0, lt=1e9)]  # also refuses nan
 
 
 class Arguments(Struct, frozen=True, forbid_unknown_fields=True):
@@ -16,13 +20,13 @@ class Arguments(Struct, frozen=True, forbid_unknown_fields=True):
     plan: (
         str  # a muxd.toml for every host, or a folder of host-0.toml, host-1.toml ... by `muxctl plan --out`
     )
-    hosts: int = 0  # nodes that are asked for, by the resource "muxd"; 0: as many as there are
-    gpus: float = 0.0  # of each host, which its muxd gets
-    ingresses: int = 1  # processes that clients' requests go through
-    port: int = 8010  # of a host's muxd; 0: a free one
+    hosts: _Count = 0  # nodes that are asked for, by the resource "muxd"; 0: as many as there are
+    gpus: _Amount = 0.0  # of each host, which its muxd gets
+    ingresses: Annotated[int, Meta(ge=1)] = 1  # processes that clients' requests go through
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8010  # of a host's muxd; 0: a free one
     socket: str = ""  # admin socket of a host's muxd, as server.socket
-    drain: float = 60.0  # seconds that streams have to end where a node is taken away
-    replan: float = 0.0  # seconds between two looks whether models should change their host; 0: they stay
+    drain: _Amount = 60.0  # seconds that streams have to end where a node is taken away
+    replan: _Amount = 0.0  # seconds between two looks whether models should change their host; 0: they stay
 
 
 def arguments(given: Mapping[str, object]) -> Arguments:

@@ -70,11 +70,18 @@ def test_one_that_cannot_start_leaves_nothing(tmp_path_factory: pytest.TempPathF
 
 def test_arguments_are_read_and_refused_by_name(tmp_path: Path) -> None:
     assert arguments({"plan": "p", "hosts": "3", "gpus": "8"}) == Arguments("p", hosts=3, gpus=8.0)
-    for wrong, named in (
+    refused: list[tuple[dict[str, object], str]] = [
         ({}, "plan"),
         ({"plan": "p", "hosts": "many"}, "hosts"),
         ({"plan": "p", "gpu": 1}, "gpu"),
-    ):
+        ({"plan": "p", "drain": -1}, "drain"),
+        ({"plan": "p", "ingresses": 0}, "ingresses"),
+        ({"plan": "p", "port": 70_000}, "port"),
+        ({"plan": "p", "replan": -1}, "replan"),
+        ({"plan": "p", "replan": "nan"}, "replan"),
+        ({"plan": "p", "replan": "inf"}, "replan"),
+    ]
+    for wrong, named in refused:
         with pytest.raises(ConfigError, match=named):
             arguments(wrong)
     with pytest.raises(ConfigError, match="cannot read"):
