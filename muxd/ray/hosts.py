@@ -82,6 +82,11 @@ class Hosts:
             raise NoHost(f"no host takes requests: {told or 'none has reported yet'}")
         return [report.host for report in able]
 
+    def there(self, host: str, asked: Asked) -> bool:
+        """The host's last report says that it serves the model."""
+        model = _model(self._seen[host].report, asked.model) if host in self._seen else None
+        return model is not None and candidate(host, model, 0.0, 0) is not None
+
     def load(self, host: str) -> int:
         """Sequences there: as the host has said, or more where this ingress has sent more since."""
         return max(self._seen[host].report.load, self._under_way[host])

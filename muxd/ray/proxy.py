@@ -18,7 +18,7 @@ from muxd.errors import HostLost, MuxdError, NoHost
 from muxd.ray.asked import Asked
 from muxd.ray.hosts import Hosts
 from muxd.ray.reports import Seen
-from muxd.ray.retries import may_retry, refused, says_nothing
+from muxd.ray.retries import NEWS, has_left, may_retry, refused, says_nothing
 from muxd.ray.saying import Headers, broken_off
 
 _CONNECT = 2.0  # seconds until a host that does not take the connection is passed over
@@ -56,12 +56,15 @@ class ProxyAnswer(Struct, frozen=True):
 
 @dataclass
 class _Trip:
-    """One request, over the hosts that it is sent to. ``lost``: those that broke off with it."""
+    """One request, over the hosts that it is sent to. ``lost``: those that broke off with it. ``moved``: the
+    model has left one of them, where it was by what was heard."""
 
     call: ProxyCall
     asked: Asked
     left: list[str]
+    tried: set[str] = field(default_factory=set)
     lost: int = 0
+    moved: bool = False
     refusal: ProxyAnswer | None = None
 
 
@@ -92,6 +95,7 @@ class Proxy:
         self.retries = 0  # requests that were sent to another host
         self._clock = clock or MonotonicClock()
         self._cuts: defaultdict[str, set[Callable[[], None]]] = defaultdict(set)
+        self._news = asyncio.Event()  # set, and another takes its place, by each ``heard``
         self._session = aiohttp.ClientSession(
             auto_decompress=False,
             connector=aiohttp.TCPConnector(limit=0),
@@ -107,6 +111,8 @@ class Proxy:
         for host in self.hosts.heard(news):
             for cut in list(self._cuts[host]):
                 cut()
+        waited_for, self._news = self._news, asyncio.Event()
+        waited_for.set()
 
     async def forward(self, call: ProxyCall, asked: Asked, hosts: list[str]) -> ProxyAnswer:
         """The answer of the first of ``hosts`` that takes it. Raises NoHost or HostLost."""
@@ -136,8 +142,9 @@ class Proxy:
 
     async def _next(self, trip: _Trip) -> "_Opened | ProxyAnswer":
         """The next host that does not refuse; where all do, the last refusal."""
-        while trip.left:
+        while trip.left or await self._look_again(trip):
             host = trip.left.pop(0)
+            trip.tried.add(host)
             try:
                 opened = await self._ask(trip, host)
             except aiohttp.ClientConnectorError:
@@ -149,6 +156,9 @@ class Proxy:
             self.hosts.answered(host)
             if not refused(opened.response.status):
                 return opened
+            comes = "Retry-After" in opened.response.headers
+            there = self.hosts.there(host, trip.asked)
+            trip.moved |= has_left(opened.response.status, comes=comes, there=there)
             trip.refusal = await self._refusal(opened) or trip.refusal
             self.retries += bool(trip.left)
         if trip.refusal is not None:
@@ -156,6 +166,27 @@ class Proxy:
         raise (
             HostLost("the host that was to answer is lost") if trip.lost else NoHost("no host can be reached")
         )
+
+    async def _look_again(self, trip: _Trip) -> bool:
+        """Whether newer reports name hosts that were not tried: a model that moves has left its host before
+        the last request to it was there. Waits for such reports where it has."""
+        if not trip.asked.model or trip.refusal is None:
+            return False
+        try:
+            async with asyncio.timeout(NEWS):
+                while not (left := self._untried(trip)) and trip.moved:
+                    await self._news.wait()
+        except TimeoutError:
+            return False
+        trip.left, trip.moved = left, False
+        self.retries += bool(left)
+        return bool(left)
+
+    def _untried(self, trip: _Trip) -> list[str]:
+        try:
+            return [host for host in self.hosts.order(trip.asked) if host not in trip.tried]
+        except NoHost:
+            return []
 
     async def _refusal(self, opened: _Opened) -> ProxyAnswer | None:
         try:

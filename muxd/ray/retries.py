@@ -2,12 +2,20 @@
 
 TRIES = 3  # hosts that one request is sent to after it may have been computed: it might be what ends them
 
+NEWS = 1.0  # seconds: until a model that has left a host is known to be at another, four reports
+
 _REFUSED = (429, 503)  # before anything was computed
 
 
 def refused(status: int) -> bool:
     """The host does not take it now; another may."""
     return status in _REFUSED
+
+
+def has_left(status: int, *, comes: bool, there: bool) -> bool:
+    """The host says that waiting does not bring the model, and by its last report it was ``there``: the
+    report is of before. ``comes``: it says when to try again."""
+    return status == 503 and there and not comes
 
 
 def may_retry(lost: int, *, told: bool) -> bool:

@@ -12,7 +12,7 @@ from muxd.ray.paces import Paces
 from muxd.ray.plans import assign
 from muxd.ray.prefixes import Prefixes
 from muxd.ray.reports import HostReport, Seen
-from muxd.ray.retries import TRIES, may_retry, refused, says_nothing
+from muxd.ray.retries import TRIES, has_left, may_retry, refused, says_nothing
 
 EVENTS = "text/event-stream; charset=utf-8"
 LINES = "application/x-ndjson"
@@ -104,6 +104,13 @@ def test_a_host_that_fails_is_left_alone_for_longer_each_time_and_always_tried_a
 @given(st.integers(1, 10), st.booleans())
 def test_what_has_told_something_is_never_tried_again_and_nothing_for_ever(lost: int, told: bool) -> None:
     assert may_retry(lost, told=told) == (not told and lost < TRIES)
+
+
+def test_a_model_has_left_where_a_refusal_contradicts_the_report() -> None:
+    assert has_left(503, comes=False, there=True)
+    assert not has_left(429, comes=False, there=True)  # its queue is full
+    assert not has_left(503, comes=True, there=True)  # it loads, or restarts
+    assert not has_left(503, comes=False, there=False)  # an operator has unloaded it
 
 
 def test_a_request_that_may_have_been_computed_is_no_refusal() -> None:

@@ -10,11 +10,14 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from msgspec import structs
 from support.fleet_models import served
 from support.live import LiveDaemon, live
 from support.shared import until
 from support.two_units import body
 
+from muxd.admin.schemas import UnloadModel
+from muxd.ray.asked import Asked
 from muxd.ray.front import Front
 from muxd.ray.health import STALE
 from muxd.ray.host_daemon import HostDaemon
@@ -24,10 +27,10 @@ from muxd.ray.reports import HostReport, Seen
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveDaemon, LiveDaemon]]:
-    """Two hosts: "shared" is at both, "own" and "other" at one each."""
+    """Two hosts: "shared" and "left" are at both, "own" and "other" at one each."""
     root = tmp_path_factory.mktemp("models")
     head = '[pool]\nbytes = "16M"\n[text]\nprocesses = 1\n'
-    shared = served(root, "shared", 1)
+    shared = served(root, "shared", 1) + served(root, "left", 4)
     first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
     with (
         live(head + shared + served(root, "own", 2), first) as one,
@@ -169,7 +172,7 @@ def test_lists_health_and_refusals(both: tuple[LiveDaemon, LiveDaemon]) -> None:
             return await front.answer(ProxyCall("GET", path, headers=list(headers), id="an-id"))
 
         names = [row["id"] for row in read(await get("/v1/models"))["data"]]
-        assert sorted(names) == ["other", "own", "shared"]
+        assert sorted(names) == ["left", "other", "own", "shared"]
         assert {row["name"] for row in read(await get("/api/tags"))["models"]} == set(names)
         assert read(await get("/v1/models/other"))["id"] == "other"
         assert read(await get("/health"))["hosts"] == {"one": "ok", "two": "ok"}
@@ -239,6 +242,49 @@ def test_what_a_drained_host_refuses_another_one_answers(both: tuple[LiveDaemon,
         finally:
             for _ in both[0].admin.drain(end=True):
                 pass
+
+    played(both, scene)
+
+
+@pytest.fixture(scope="module")
+def old_news(both: tuple[LiveDaemon, LiveDaemon]) -> list[HostReport]:
+    """Reports of before "left" was at "two"; by now it has left "one"."""
+    one, two = (report(daemon, name) for daemon, name in zip(both, ("one", "two"), strict=True))
+    for _ in both[0].admin.unload(UnloadModel("left")):
+        pass
+    without = {name: model for name, model in two.models.items() if name != "left"}
+    return [one, structs.replace(two, models=without)]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["news-before-the-refusal", "news-after-it"])
+def test_a_model_that_has_left_its_host_is_found_at_the_next(
+    both: tuple[LiveDaemon, LiveDaemon], old_news: list[HostReport], late: bool
+) -> None:
+    async def scene(front: Front, reports: list[HostReport]) -> None:
+        front.proxy.heard([Seen(one, 0.0) for one in old_news])
+        refused, there = asyncio.Event(), front.hosts.there
+
+        def asked_whether_there(host: str, asked: Asked) -> bool:
+            refused.set()
+            return there(host, asked)
+
+        front.hosts.there = asked_whether_there  # type: ignore[method-assign]
+        answer = asyncio.create_task(front.answer(post("/v1/completions", body("left", 4))))
+        await (refused.wait() if late else sent(front, "one", 1))
+        front.proxy.heard([Seen(one, 0.0) for one in reports])
+        assert (await answer).status == 200
+        assert front.proxy.retries == 1
+
+    played(both, scene)
+
+
+def test_a_model_that_has_left_and_is_nowhere_is_refused(
+    both: tuple[LiveDaemon, LiveDaemon], old_news: list[HostReport]
+) -> None:
+    async def scene(front: Front, reports: list[HostReport]) -> None:
+        front.proxy.heard([Seen(one, 0.0) for one in old_news])
+        answer = await front.answer(post("/v1/completions", body("left", 4)))
+        assert (answer.status, read(answer)["error"]["code"]) == (503, "model_unloaded")
 
     played(both, scene)
 
