@@ -1,6 +1,6 @@
-"""docs/benchmarks.md and its plot, of what ``peers.py`` and ``many.py`` have found.
+"""docs/benchmarks.md and its plot, of what ``peers.py``, ``many.py`` and ``benchy.py`` have found.
 
-python benchmarks/peers/peer_page.py peers.json [many.json] [--docs docs]
+python benchmarks/peers/peer_page.py peers.json [many.json] [benchy.json] [--docs docs]
 """
 
 import argparse
@@ -20,6 +20,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchy import ANSWER, CHATS, PROMPT, Report, Told
 from many import FILES, HOSTED, MOST, PARKED, ROUTER, Crowd, Crowds
 from peer_loads import FIRST, TOKEN, Figures
 from peers import MUXD, Found, Sitting
@@ -43,6 +44,12 @@ its pool and {MOST} models of middling size, and host memory for {PARKED} more, 
 from the files again then. llama.cpp's router (`--models-max {MOST} -np 8 -c 16384`) holds {MOST} models and
 starts a server for each that is asked for. All files are in the page cache. A cell is the median of the
 rounds, with the lowest and the highest; who got no token waited for ever."""
+
+
+GENERATED = f"""The same servers and files, asked by llama-benchy, which is not ours, and measured by it:
+chats of {PROMPT} tokens and {ANSWER} to answer with {CHATS}, no two alike. Tokens a second are those of all
+requests together, while prompts are read and while answers are written. Means of its runs; a cell is the
+median of the rounds, with the lowest and the highest."""
 
 
 class Figure(Struct, frozen=True):
@@ -121,22 +128,26 @@ def table(sittings: list[Sitting]) -> str:
     return markdown_table(["load", "server", *(figure.name for figure in COLUMNS)], rows)
 
 
-def losses(found: Found) -> list[str]:
+def losses(found: Found, report: Report | None = None) -> list[str]:
     """Where another is better by more than a twentieth, the worst first."""
-    told = []
+    lost = []
+    for (form, streams), figures in told(report).items() if report is not None else ():
+        for name, (_, more) in TOLD.items():
+            times = ratio(figures[name], more=more)
+            lost.append((times, f"* {times:.2f}: {streams} at once by llama-benchy, {name} ({FORMS[form]})"))
     for form in forms(found):
         ours = [one for one in found.sittings if one.form == form]
         for load in ours[0].loads:
             for figure in COLUMNS:
                 times = ratio(cells(ours, load, figure), more=figure.more)
-                told.append((times, f"* {times:.2f}: {load}, {figure.name} ({FORMS[form]})"))
+                lost.append((times, f"* {times:.2f}: {load}, {figure.name} ({FORMS[form]})"))
         for name, read in SIZES.items():
             found_here = {
                 one.server: Cell([read(two) for two in ours if two.server == one.server]) for one in ours
             }
             times = ratio(found_here, more=False)
-            told.append((times, f"* {times:.2f}: {name} ({FORMS[form]})"))
-    return [line for times, line in sorted(told) if times < 0.95]
+            lost.append((times, f"* {times:.2f}: {name} ({FORMS[form]})"))
+    return [line for times, line in sorted(lost) if times < 0.95]
 
 
 def forms(found: Found) -> list[str]:
@@ -179,6 +190,39 @@ def crowded(crowds: Crowds) -> str:
     return markdown_table(["server", *reads], rows)
 
 
+# Of what llama-benchy tells; whether more is better.
+TOLD: dict[str, tuple[Callable[[Told], float], bool]] = {
+    "prompts, tokens/s": (lambda one: one.prompt, True),
+    "answers, tokens/s": (lambda one: one.answer, True),
+    "first token, ms": (lambda one: one.first, False),
+}
+
+
+def told(report: Report) -> dict[tuple[str, int], dict[str, dict[str, Cell]]]:
+    """By form and streams: of each figure the cells by server."""
+    found: dict[tuple[str, int], dict[str, dict[str, list[float]]]] = {}
+    for one in report.told:
+        for name, (read, _) in TOLD.items():
+            place = found.setdefault((one.form, one.streams), {}).setdefault(name, {})
+            place.setdefault(one.server, []).append(read(one))
+    return {
+        key: {name: {server: Cell(all_) for server, all_ in own.items()} for name, own in figures.items()}
+        for key, figures in found.items()
+    }
+
+
+def generated(report: Report) -> str:
+    """By somebody else's load generator."""
+    rows = []
+    for (form, streams), figures in told(report).items():
+        for server in figures["first token, ms"]:
+            own = [cells_of[server].text("{:.0f}") for cells_of in figures.values()]
+            rows.append([f"{streams} at once", FORMS[form], server, *own])
+        times = [ratio(figures[name], more=more) for name, (_, more) in TOLD.items()]
+        rows.append(["", "", "**muxd / the best other**", *(f"**{one:.2f}**" for one in times)])
+    return markdown_table(["load", "weights", "server", *TOLD], rows)
+
+
 def plot(found: Found, file: Path) -> None:
     """How many times as good as the best other muxd is, by load, of the first form."""
     ours = [one for one in found.sittings if one.form == forms(found)[0]]
@@ -207,13 +251,13 @@ def place(provenance: dict[str, str]) -> str:
     return ", ".join(f"{key} {value}" for key, value in provenance.items() if value != "none")
 
 
-def page(found: Found, crowds: Crowds | None = None) -> str:
+def page(found: Found, crowds: Crowds | None = None, report: Report | None = None) -> str:
     where = place(found.provenance)
     rounds = 1 + max(one.round for one in found.sittings)
     times = f"{rounds} rounds" if rounds > 1 else "1 round"
     first, *others = forms(found)
     by_form = {form: [one for one in found.sittings if one.form == form] for form in (first, *others)}
-    lost = losses(found)
+    lost = losses(found, report)
     text = [
         "# muxd beside llama.cpp and vLLM",
         "Written by `make bench`; every figure is of one run on one machine. Trust the ratios.",
@@ -236,6 +280,13 @@ def page(found: Found, crowds: Crowds | None = None) -> str:
             CROWDED,
             crowded(crowds),
         ]
+    if report is not None:
+        text += [
+            "## Asked by llama-benchy",
+            f"{place(report.provenance)}; {report.runs} runs of each load.",
+            GENERATED,
+            generated(report),
+        ]
     return "\n\n".join(text) + "\n"
 
 
@@ -245,13 +296,15 @@ def main() -> None:
     )
     parser.add_argument("peers", type=Path)
     parser.add_argument("many", type=Path, nargs="?")
+    parser.add_argument("benchy", type=Path, nargs="?")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     given = parser.parse_args()
     found = msgspec.json.decode(given.peers.read_bytes(), type=Found)
     crowds = msgspec.json.decode(given.many.read_bytes(), type=Crowds) if given.many else None
+    report = msgspec.json.decode(given.benchy.read_bytes(), type=Report) if given.benchy else None
     (given.docs / "plots").mkdir(parents=True, exist_ok=True)
     plot(found, given.docs / "plots" / "benchmarks.png")
-    (given.docs / "benchmarks.md").write_text(page(found, crowds))
+    (given.docs / "benchmarks.md").write_text(page(found, crowds, report))
 
 
 if __name__ == "__main__":

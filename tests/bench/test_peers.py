@@ -1,10 +1,14 @@
 """The comparison with other servers: what it asks a live daemon, what it reads off, and the page of it."""
 
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec import structs
 from support.live import LiveDaemon, live
 from support.tiny import tiny_served
 
@@ -17,12 +21,13 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
     for folder in (BENCHMARKS, BENCHMARKS / "peers"):
         monkeypatch.syspath_prepend(str(folder))
+    import benchy
     import many
     import peer_loads
     import peer_page
     import peers
 
-    return type("Peers", (), {"loads": peer_loads, "page": peer_page, "main": peers, "many": many})
+    return SimpleNamespace(loads=peer_loads, page=peer_page, main=peers, many=many, benchy=benchy)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +111,28 @@ def test_the_page_says_first_where_another_is_better(peers: Any, tmp_path: Path)
     assert "| 4 bits, as published | x | 100 | 200 | 1.5 |" in text, "no one starts faster"
     peers.page.plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+REPORT = b"""{"version": "0.4.0", "benchmarks": [{"concurrency": 8, "context_size": 0,
+ "pp_throughput": {"mean": 900.0, "std": 1.0, "values": [900.0]},
+ "tg_throughput": {"mean": 400.0, "std": 1.0, "values": [400.0]},
+ "ttfr": null, "e2e_ttft": {"mean": 250.0, "std": 1.0, "values": [250.0]}}]}"""
+
+
+def test_what_another_generator_has_written_is_beside_ours(peers: Any) -> None:
+    lines = msgspec.json.decode(REPORT, type=peers.benchy._Lines).benchmarks
+    found = peers.benchy.sitting(0, "muxd", "file", lines)
+    slow = [structs.replace(one, server="x", answer=500.0, first=500.0) for one in found]
+    report = peers.benchy.Report({"llama-benchy": "0.4.0"}, 2, [*found, *slow])
+    shown = peers.page.page(peers.main.Found({}, 20.0, [made(peers, "muxd", 0, 300.0, 80.0)]), None, report)
+    assert "| 8 at once | 4 bits, as published | muxd | 900 | 400 | 250 |" in shown
+    assert "| **muxd / the best other** | **1.00** | **0.80** | **2.00** |" in shown
+    assert "* 0.80: 8 at once by llama-benchy, answers, tokens/s (4 bits, as published)" in shown
+
+
+def test_the_generator_is_given_the_documentation(peers: Any) -> None:
+    with peers.benchy.text() as address, urllib.request.urlopen(address) as answer:
+        assert b"# Design\n" in answer.read()
 
 
 def test_a_run_that_was_cut_short_has_a_page_too(peers: Any, tmp_path: Path) -> None:
