@@ -5,17 +5,22 @@ from collections.abc import Callable
 
 import numpy as np
 
-_SIDE = 512  # of the matrices: large enough for the arithmetic to count
+from muxd.device.cpu import available_cores
+
+_SIDE = 64  # of the matrices: large enough for the arithmetic to count, too small for threads
+_MANY = 16  # of them at once
 _BYTES = 64 << 20  # beyond any cache
-_REPEATS = 3
+_REPEATS = 3  # at least
+_SECONDS = 0.05  # for which it is repeated: other work on the host takes the core from some runs
 
 
 def flops() -> float:
-    """Operations a second of a float32 matrix product, on as many threads as numpy takes. Blocks for some
-    10 ms."""
-    one = np.ones((_SIDE, _SIDE), dtype=np.float32)
+    """Operations a second of float32 matrix products on all cores: of one thread, times their number. Two
+    that wait for each other took forty times as long on two busy cores. Blocks for some 50 ms."""
+    one = np.ones((_MANY, _SIDE, _SIDE), dtype=np.float32)
     out = np.empty_like(one)
-    return 2 * _SIDE**3 / _fastest(lambda: np.matmul(one, one, out=out))
+    single = 2 * _MANY * _SIDE**3 / _fastest(lambda: np.matmul(one, one, out=out))
+    return single * available_cores()
 
 
 def bandwidth() -> float:
@@ -28,8 +33,8 @@ def bandwidth() -> float:
 def _fastest(work: Callable[[], object]) -> float:
     """Seconds; the first run is not counted."""
     work()
-    seconds = []
-    for _ in range(_REPEATS):
+    seconds, end = list[float](), time.perf_counter() + _SECONDS
+    while len(seconds) < _REPEATS or time.perf_counter() < end:
         began = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - began)
