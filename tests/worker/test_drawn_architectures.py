@@ -18,6 +18,7 @@ from support.ledger_runner import LedgerRunner
 from support.logits import continuation_logits, reference_logits, undecided
 
 from muxd.kernels import native as kernels
+from muxd.models.spec import read_spec
 from muxd.worker import cuda_step
 
 STEPS, CLOSE = 32, 1e-4
@@ -52,7 +53,7 @@ def check(folder: Path, reference: Any, config: Config, seed: int) -> None:
     prompts = [words(n) for n in (1, draw.randint(2, 20), draw.randint(20, 70))]
     cut, chunk = words(45), draw.choice([1, 7, 20])
     prefix, rests = words(40), [words(9), words(draw.randint(1, 25))]
-    block_bytes = 8 * config["head_dim"] * draw.choice([1, 3, 16])
+    block_bytes = 8 * read_spec(folder).row_layout.head_dim * draw.choice([1, 3, 16])  # float32's K and V
     for way, options in WAYS.items():
         if way == "native" and kernels.missing():
             continue
