@@ -11,12 +11,12 @@ _SIDE = 64  # of the matrices: large enough for the arithmetic to count, too sma
 _MANY = 16  # of them at once
 _BYTES = 64 << 20  # beyond any cache
 _REPEATS = 3  # at least
-_SECONDS = 0.05  # for which it is repeated: other work on the host takes the core from some runs
+_SECONDS = 0.3  # for which it is repeated: other work on the host slows some runs
 
 
 def flops() -> float:
     """Operations a second of float32 matrix products on all cores: of one thread, times their number. Two
-    that wait for each other took forty times as long on two busy cores. Blocks for some 50 ms."""
+    that wait for each other took forty times as long on two busy cores. Blocks for a third of a second."""
     one = np.ones((_MANY, _SIDE, _SIDE), dtype=np.float32)
     out = np.empty_like(one)
     single = 2 * _MANY * _SIDE**3 / _fastest(lambda: np.matmul(one, one, out=out))
@@ -24,7 +24,7 @@ def flops() -> float:
 
 
 def bandwidth() -> float:
-    """Bytes a second, read and written, of one thread that copies. Blocks for some 100 ms."""
+    """Bytes a second, read and written, of one thread that copies. Blocks for half a second."""
     one = np.ones(_BYTES, dtype=np.uint8)
     out = np.zeros_like(one)
     return 2 * _BYTES / _fastest(lambda: np.copyto(out, one))

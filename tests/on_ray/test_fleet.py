@@ -3,15 +3,12 @@ request ends in one way, with the tokens that a muxd alone gives."""
 
 import http.client
 import json
-import random
-import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx2 as httpx
 import pytest
+from support.fleet_clients import Clients
 from support.fleet_models import served
 from support.live import live
 from support.shared import until
@@ -31,69 +28,6 @@ TOKENS = 48
 MODELS = ("a", "b", "c")
 
 
-class Clients:
-    """Ask for models at random until they are stopped; ``ends`` counts how requests ended."""
-
-    def __init__(self, url: str, expected: dict[str, list[int]]):
-        self.url, self.expected = url, expected
-        self.ends: Counter[str] = Counter()
-        self.wrong: list[str] = []
-        self._stopped, self._lock = threading.Event(), threading.Lock()
-
-    def run(self, seed: int) -> None:
-        draw = random.Random(seed)
-        while not self._stopped.is_set():
-            model, stream = draw.choice(MODELS), draw.random() < 0.5
-            try:
-                end = self._stream(model) if stream else self._whole(model)
-            except httpx.HTTPError as error:
-                end = f"wrong: {error!r}"
-            with self._lock:
-                self.ends[end] += 1
-                if end.startswith("wrong"):
-                    self.wrong.append(end)
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def served(self) -> int:
-        with self._lock:
-            return self.ends["served"] + self.ends["streamed"]
-
-    def _whole(self, model: str) -> str:
-        answer = httpx.post(f"{self.url}/v1/completions", json=body(model, TOKENS), timeout=120)
-        if answer.status_code != 200:
-            return self._refused(answer.status_code, answer.json())
-        found = answer.json()["choices"][0]["token_ids"]
-        return "served" if found == self.expected[model] else f"wrong: {model} {found}"
-
-    def _stream(self, model: str) -> str:
-        asked = body(model, TOKENS, stream=True)
-        found: list[int] = []
-        with httpx.stream("POST", f"{self.url}/v1/completions", json=asked, timeout=120) as answer:
-            if answer.status_code != 200:
-                return self._refused(answer.status_code, json.loads(answer.read()))
-            frames = [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
-        if frames[-1:] != ["[DONE]"]:
-            return f"wrong: {model} broke off after {len(frames)} frames"
-        for frame in map(json.loads, frames[:-1]):
-            if "error" in frame:
-                part = found == self.expected[model][: len(found)]
-                return "cut" if part and frame["error"]["code"] == "host_lost" else f"wrong: {frame}"
-            found += frame["choices"][0].get("token_ids") or []
-        return "streamed" if found == self.expected[model] else f"wrong: {model} {found}"
-
-    def _refused(self, status: int, said: dict[str, Any]) -> str:
-        """No host has the model now, or the one that has it was lost."""
-        code = said["error"]["code"]
-        return "refused" if (status, code) in ((503, "no_host"), (502, "host_lost")) else f"wrong: {said}"
-
-
-def health(hosts: RayHosts) -> dict[str, str]:
-    said: dict[str, str] = httpx.get(f"{hosts.url}/health", timeout=60).json()["hosts"]
-    return said
-
-
 def check_cancels(hosts: RayHosts) -> None:
     """Of clients that go away, in the midst of a stream and before an answer, nothing goes on at a host."""
 
@@ -105,8 +39,8 @@ def check_cancels(hosts: RayHosts) -> None:
 
     url = f"{hosts.url}/v1/completions"
     with httpx.stream("POST", url, json=body("a", 8000, stream=True), timeout=60) as answer:
-        next(answer.iter_lines())
-        assert running() == 1
+        next(answer.iter_lines())  # perhaps a sign of life before it runs
+        until(lambda: running() == 1)
     until(lambda: (running(), cancelled()) == (0, 1))
     connection = http.client.HTTPConnection("127.0.0.1", hosts.port, timeout=60)
     headers = {"Content-Type": "application/json"}
@@ -132,25 +66,25 @@ def test_a_node_that_is_killed_one_that_comes_and_a_muxd_that_dies(tmp_path: Pat
         from ray import serve
 
         serve.run(app({"plan": str(plan), "port": "0", "drain": "5"}))
-        until(lambda: list(health(hosts).values()) == ["ok"] * 3)
+        until(lambda: list(hosts.health().values()) == ["ok"] * 3)
         until(lambda: [hosts.admin(number).status().models for number in range(3)] == [{"ready": 2}] * 3)
         assert set(hosts.models()) == set(MODELS)
         check_cancels(hosts)
-        clients = Clients(hosts.url, expected)
+        clients = Clients(hosts.url, expected, TOKENS)
         with ThreadPoolExecutor(4) as threads:
             running = [threads.submit(clients.run, seed) for seed in range(4)]
             try:
                 until(lambda: clients.served() > 40)
                 hosts.kill(1)
-                until(lambda: list(health(hosts).values()).count("ok") == 2)
+                until(lambda: list(hosts.health().values()).count("ok") == 2)
                 before = clients.served()
                 until(lambda: clients.served() > before + 40)
                 hosts.add()
-                until(lambda: list(health(hosts).values()).count("ok") == 3)
+                until(lambda: list(hosts.health().values()).count("ok") == 3)
                 until(lambda: bool(hosts.admin(3).status().requests.served))  # it is asked as the others are
                 hosts.kill_daemon(2)
-                until(lambda: list(health(hosts).values()).count("ok") == 2)
-                until(lambda: list(health(hosts).values()).count("ok") == 3)  # its node has started another
+                until(lambda: list(hosts.health().values()).count("ok") == 2)
+                until(lambda: list(hosts.health().values()).count("ok") == 3)  # its node has started another
                 before = clients.served()
                 until(lambda: clients.served() > before + 40)
             finally:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
+
 from muxd.admin.client import AdminClient
 from muxd.config import home
 from muxd.errors import DaemonUnreachable
@@ -57,6 +59,11 @@ class RayHosts:
 
     def admin(self, number: int) -> AdminClient:
         return AdminClient(self._root / str(number) / "muxd.sock")
+
+    def health(self) -> dict[str, str]:
+        """Of each host, as the ingress says it."""
+        said: dict[str, str] = httpx.get(f"{self.url}/health", timeout=60).json()["hosts"]
+        return said
 
     def models(self) -> list[str]:
         """Of all nodes."""
