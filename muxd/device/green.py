@@ -18,7 +18,8 @@ from muxd.device.driver import CudaError, Driver
 from muxd.errors import MuxdError
 
 PARTS = 4  # each mask in use costs a worker memory: few
-KEPT = 4  # masks whose CUDA graphs a worker keeps, beside those of the whole device
+KEPT = 3  # masks whose CUDA graphs a worker keeps, beside those of the whole device: one of each size
+GRAPHS = 24  # that a worker keeps in all
 UNIT = 8  # SMs: least, and step, of a group on compute capability 9.x (cuda.h, 13.0)
 CAP = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 

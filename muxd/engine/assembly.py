@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from muxd.config import Config, ModelConfig, SchedulerConfig, context, running, splits
+from muxd.config import Config, ModelConfig, Phasing, SchedulerConfig, context, phasing, running
 from muxd.cost.profile import Shape
 from muxd.cost.shares import equal_part
 from muxd.engine.forecast import Forecast
@@ -34,8 +34,18 @@ class Place(Struct, frozen=True):
     total_blocks: int  # head blocks of the pool itself
     most_blocks: int  # and with everything that can be lent to it
     gpu: bool = False  # steps run ahead there
-    split: bool = False  # a model has a process for each phase
+    phasing: Phasing = "in turn"  # of a model's prefill and decode
     caps: bool = False  # a worker keeps for life the share it begins with
+
+    @property
+    def split(self) -> bool:
+        """A batch of each phase of a model computes at once."""
+        return self.phasing != "in turn"
+
+    @property
+    def apart(self) -> bool:
+        """A model has a process for each phase."""
+        return self.phasing == "apart"
 
     @property
     def parts(self) -> int:
@@ -53,9 +63,8 @@ def place(
     caps: bool,
 ) -> Place:
     """Of a device and the ``ledger`` of its pool of ``block_bytes`` blocks."""
-    return Place(
-        rungs, block_bytes, ledger.total_blocks, ledger.reach, gpu, splits(config, rungs, gpu=gpu), caps
-    )
+    how = phasing(config, rungs, gpu=gpu, caps=caps)
+    return Place(rungs, block_bytes, ledger.total_blocks, ledger.reach, gpu, how, caps)
 
 
 def scheduler(
@@ -97,6 +106,7 @@ def opening(model: ModelConfig, shape: Shape, where: Place, models: int) -> tupl
         max_running=running(model, gpu=where.gpu),
         capacity_rows=where.total_blocks // width,
         split=where.split,
+        apart=where.apart,
         cap=cap if where.caps else 100,
     )
     least, most = (

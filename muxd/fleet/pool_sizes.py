@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from muxd.config import Config, running, splits
+from muxd.config import Config, phasing, running
 from muxd.device.base import Device, is_gpu
 from muxd.device.cuda import WORKSPACE_BYTES
 from muxd.device.green import KEPT
@@ -20,7 +20,6 @@ from muxd.sizes import AUTO, pool_bytes
 NOTHING = Budget(
     1.0, context=0, graphs=0, streams=0, workspace=0, sets=0, tables=0, prefill_tokens=1, max_running=1
 )
-_ANGLES = 96 << 20  # bytes of rotary angles and row lists in a worker
 # Where all models leave less of a GPU than the first, some sleep, and the pool takes the second of what those
 # leave that never do.
 _LEAST, _PART = 0.1, 0.25
@@ -74,12 +73,14 @@ class Divided(Protocol):
 def workers_budget(config: Config, device: Divided) -> Budget:
     """What workers take on a GPU, whoever counts it: also for one that is only planned for."""
     masks = (1 << device.parts) - 2 if device.parts else 0
+    how = phasing(config, device.rungs, gpu=True, caps=not device.parts)
     return Budget(
-        workers=2 if splits(config, device.rungs, gpu=True) else 1,
+        workers=2 if how == "apart" else 1,
         streams=2 + masks,  # the device's own, that of its recordings, and one for each set of parts
         workspace=WORKSPACE_BYTES,
         sets=1 + min(KEPT, masks),
-        tables=_ANGLES + device.memory // config.pool.block_bytes * 4,
+        tables=device.memory // config.pool.block_bytes * 4,  # where the pool were all of it
+        block_bytes=config.pool.block_bytes,
         prefill_tokens=config.scheduler.prefill_tokens,
         max_running=max((running(one, gpu=True) for one in config.bases), default=1),
     )

@@ -1,12 +1,13 @@
 """Attention of one batch on a device: K and V written where they belong, and read where they lie."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from muxd.kernels import ops
 from muxd.kernels.paged_pool import PagedPool
-from muxd.models.layers import Angles, Norm
+from muxd.models.layers import Angles, Attend, Norm
 from muxd.models.spec import ModelSpec
 
 
@@ -81,3 +82,15 @@ class PagedPrefill(NamedTuple):
             scale=self.spec.attention_scale, window=self.spec.windows[layer],
             softcap=self.spec.attention_softcap, sinks=sinks,
         )  # fmt: skip
+
+
+class Woven(NamedTuple):
+    """Attention of a prefill, after each layer of which ``between`` is called."""
+
+    attend: Attend
+    between: Callable[[], None]
+
+    def __call__(self, *given: Any, **named: Any) -> Tensor:
+        out = self.attend(*given, **named)
+        self.between()
+        return out

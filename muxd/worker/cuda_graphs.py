@@ -5,7 +5,8 @@ lists, the counts of the sampler, the tokens picked by the step before. Graphs o
 share one memory pool; of several the largest is recorded first: the smaller ones find their memory there.
 A graph recorded on the stream of a green context keeps that context, hence one set for each mask of parts.
 torch shares a pool's memory on one stream only, so each mask has a pool of its own, and only few masks beside
-the whole device keep theirs.
+the whole device keep theirs. A graph is recorded when a batch first wants it: most sizes never come, and the
+driver keeps memory for each, so that those which were not used for the longest time go.
 """
 
 import gc
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muxd.device.green import KEPT
+from muxd.device.green import GRAPHS, KEPT
 from muxd.worker.cuda_upload import pack, views
 
 _log = logging.getLogger(__name__)
@@ -112,6 +113,7 @@ class DecodeGraphs:
 
     ``step(mode, tensors)`` computes a step of the ``mode`` (what it does after the model, a small number),
     without a wait for the device. ``padding(mode, size)``: its inputs for ``size`` sequences that are none.
+    ``most``: graphs of all masks.
     """
 
     def __init__(
@@ -122,11 +124,14 @@ class DecodeGraphs:
         recorder: Recorder,
         buckets: tuple[int, ...] = BUCKETS,
         masks: int = KEPT,
+        most: int = GRAPHS,
     ):
         self._step, self._padding = step, padding
-        self._device, self._recorder, self._buckets, self._masks = device, recorder, buckets, masks
+        self._device, self._recorder, self._buckets = device, recorder, buckets
+        self._masks, self._most = masks, most
         # By mask, that which was used last at the end; by mode and size.
         self._made: dict[int, dict[tuple[int, int], _Recorded]] = {}
+        self._used: dict[tuple[int, int, int], None] = {}  # mask, mode, size; also last used at the end
 
     def size(self, count: int) -> int | None:
         """Lines of the graph that ``count`` sequences run in; None when no bucket holds them."""
@@ -142,22 +147,38 @@ class DecodeGraphs:
         return others[0] if mask and mask not in self._made and len(others) >= self._masks else None
 
     def record(self, mask: int, mode: int, *sizes: int) -> None:
-        """For these ``sizes``, by default all, on the current stream. Each takes some ten milliseconds."""
+        """For these ``sizes`` on the current stream, the first time of a ``mask`` also for the largest there
+        is. Each takes some ten milliseconds. Nothing recorded may be running: others may have to go."""
         begun = time.monotonic()
+        wanted = self._wanted(mask, sizes)
+        while self._used and len(self._used) + len(wanted) > self._most:
+            self._drop(next(iter(self._used)))
+            wanted = self._wanted(mask, sizes)
         found = self._made.setdefault(mask, {})
-        for size in sorted(sizes or self._buckets, reverse=True):
+        for size in sorted(wanted, reverse=True):
             arrays = self._padding(mode, size)
             packed = pack(self._device, arrays).to(self._device)
             tensors = views(packed, arrays)
             replay, result = self._recorder(lambda own=tensors: self._step(mode, own), mask)  # type: ignore[misc]
             found[mode, size] = _Recorded(replay, packed, result)
-        count, seconds = len(sizes or self._buckets), time.monotonic() - begun
+            self._used[mask, mode, size] = None
+        count, seconds = len(wanted), time.monotonic() - begun
         _log.debug("%d decode graphs (%d) for parts %s recorded in %.2f s", count, mode, bin(mask), seconds)
+
+    def _wanted(self, mask: int, sizes: Items[int]) -> set[int]:
+        return {*sizes} if mask in self._made else {*sizes, self._buckets[-1]}
+
+    def _drop(self, key: tuple[int, int, int]) -> None:
+        mask, mode, size = key
+        del self._used[key], self._made[mask][mode, size]
+        if not self._made[mask]:
+            self.forget(mask)
 
     def forget(self, mask: int | None = None) -> None:
         """What they read has moved, or there is no room for those of ``mask``. Nothing may be running."""
         for one in list(self._made) if mask is None else [mask]:
             del self._made[one]
+            self._used = {key: None for key in self._used if key[0] != one}
             self._recorder.forget(one)
 
     def run(self, mask: int, mode: int, size: int, arrays: Items[NDArray[Any]]) -> Tensor:
@@ -165,6 +186,7 @@ class DecodeGraphs:
         next run."""
         recorded = self._made[mask][mode, size]
         self._made[mask] = self._made.pop(mask)
+        self._used[mask, mode, size] = self._used.pop((mask, mode, size))
         recorded.packed.copy_(pack(self._device, arrays), non_blocking=True)
         recorded.replay()
         return recorded.result

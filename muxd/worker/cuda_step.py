@@ -2,12 +2,19 @@
 
 What a batch needs travels in one small copy; nothing waits for the device before the tokens are read back.
 A decode step may be queued before that: it takes the tokens of the step before from where they were picked.
-The same code runs over tensors of the CPU, by the references of ``muxd.kernels.ops``: so it is tested.
+
+Batches of one phase follow each other on the device, whatever stream each is on; those of the two phases do
+not. Nothing that is written by the one and read by the other is in flight: a sequence is in one phase at a
+time, its rows, its line of the row lists and its slot of the counts are its own, and the daemon says who goes
+over to the other phase, or whose rows are somebody else's, when the batch that wrote them is done. What all
+batches read may move only while nothing runs (``Streams.rest``). The same code runs over tensors of the CPU,
+by the references of ``muxd.kernels.ops``: so it is tested.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +25,12 @@ from torch import Tensor
 from muxd.kernels import ops
 from muxd.kernels.launch import power_of_two
 from muxd.kernels.paged_decode import plan_splits
-from muxd.messages import NewRows, Sampling, Setup
+from muxd.messages import SAMPLED, NewRows, Sampling, Setup, TokenLogprob
+from muxd.models.layers import Attend
 from muxd.models.registry import build
 from muxd.models.spec import ModelSpec
 from muxd.worker import pooling, scoring
-from muxd.worker.cuda_attend import PagedDecode, PagedPrefill
+from muxd.worker.cuda_attend import PagedDecode, PagedPrefill, Woven
 from muxd.worker.cuda_flight import CudaFlight
 from muxd.worker.cuda_graphs import Again, Arrays, CudaRecorder, DecodeGraphs, buckets_for, lines_of
 from muxd.worker.cuda_memory import Scratch
@@ -31,6 +39,7 @@ from muxd.worker.cuda_sampling import (
     BANNED,
     MOST,
     CudaSampler,
+    Logprobs,
     SamplingMode,
     asks,
     bound,
@@ -43,7 +52,7 @@ from muxd.worker.cuda_streams import Streams
 from muxd.worker.cuda_upload import int32, to_host, upload
 from muxd.worker.kept import kv_type
 from muxd.worker.pooling import Pooler
-from muxd.worker.ranks import entries, ranked
+from muxd.worker.ranks import RankWeights, entries, ranked
 from muxd.worker.rows import check_tokens
 from muxd.worker.scoring import Scorer
 from muxd.worker.sequence import Sequence, Span
@@ -66,6 +75,7 @@ class CudaStep:
     """
 
     ahead = True
+    between: Callable[[], None] | None = None
     rehearsal = (
         (8, Sampling(temperature=0.0)),
         (_MANY, Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1)),
@@ -79,34 +89,44 @@ class CudaStep:
         self._streams = Streams(pool.device)
         self._scratch = Scratch(setup.model, pool.device, setup.scratch.get(setup.phases, 0))
         mapped = CudaWeights(entries(setup, spec.vocab_size), weights, setup.max_context)
-        self.model = build(spec, ranked(mapped, setup, spec.vocab_size, pool.device))
+        parts = ranked(mapped, setup, spec.vocab_size, pool.device)
+        self._group = parts.group if isinstance(parts, RankWeights) else None
+        self.model = build(spec, parts)
         self.scorer = Scorer(
             self.model.logits, spec.vocab_size, to_host, lambda ids: upload(pool.device, ids)[0]
         )
         self._pooler = Pooler(self.model.output, to_host)
         row_tokens = spec.tokens_per_row(setup.block_bytes, self._kept.itemsize)
         width = min(setup.max_rows, -(-(setup.max_context + _AHEAD) // row_tokens) + 1)
-        self._state = PagedState(spec, pool, setup.block_bytes, setup.max_rows, width, self._kept)
-        sizes = buckets_for(setup.max_running)
-        self._sampler = CudaSampler(spec.vocab_size, pool.device, sizes[-1] if pool.is_cuda else 0)
+        self._state = PagedState(
+            spec, pool, setup.block_bytes, setup.max_rows, width, self._kept,
+            lines=setup.max_running, rest=self._streams.rest,
+        )  # fmt: skip
+        sizes = self._sizes = buckets_for(setup.max_running)
+        lines = sizes[-1] if pool.is_cuda else 0
+        self._sampler = CudaSampler(spec.vocab_size, pool.device, lines, self._streams.rest)
         recorder = CudaRecorder() if pool.is_cuda else Again()
         self._graphs = DecodeGraphs(self._decode, padding, pool.device, recorder, sizes) if graphs else None
         self._read: tuple[Tensor, ...] = ()  # what the graphs read and may move: row lists, counts
         self._picked = torch.zeros(MOST, dtype=torch.int64, device=pool.device)  # by the last decode step
         self._places: dict[int, int] = {}  # of its sequences, by identity, in ``_picked``
-        self._last: CudaFlight | None = None
+        self._stepped: Items[Sequence] = ()  # they stay, so that no other gets the identity of one
+        self._last: dict[bool, CudaFlight] = {}  # of each phase, by whether it prefills
 
     @property
     def tokens(self) -> int:
         return self._state.pool.tokens
 
     @contextmanager
-    def share(self, percent: int, parts: int) -> Iterator[None]:
+    def share(self, percent: int, parts: int, *, prefill: bool) -> Iterator[None]:
         """``parts`` is a mask of SMs; a share alone is a promise of the daemon, or a cap from the spawn."""
         with self._scratch.named(), self._streams.use(parts):
-            if self._last is not None and self._last.event is not None:
-                # The batch before may be on another stream; what is queued now comes after it.
-                torch.cuda.current_stream(self.device).wait_event(self._last.event)
+            before = self._last.get(prefill)
+            if before is not None and before.event is not None:
+                # It may be on another stream; what is queued now comes after it.
+                torch.cuda.current_stream(self.device).wait_event(before.event)
+            if self._group is not None:
+                self._group.prefill = prefill
             yield
 
     @contextmanager
@@ -123,14 +143,14 @@ class CudaStep:
             self._state, self._graphs = state, graphs
 
     def ready(self, decodes: bool) -> None:
-        """Record the graphs for the whole device. Those of its parts are recorded one by one, when they are
-        first asked for, and find every kernel compiled."""
+        """Record the first set of graphs for the whole device, as far as that says what a set takes. All
+        others are recorded one by one, when they are first asked for, and find every kernel compiled."""
         if decodes:
             self._rehearse_splits()
         if decodes and self._graphs is not None:
+            self._rehearse_sizes()
             with self._scratch.recorded():
-                for mode in SamplingMode:
-                    self._record(self._graphs, 0, mode)
+                self._record(self._graphs, 0, SamplingMode.FILTERED, self._sizes[0])
         self._streams.wait()
         self._scratch.limit()
 
@@ -150,7 +170,7 @@ class CudaStep:
         self._sampler.release(sequence)
 
     def prefill(self, spans: Items[Span], ends: Items[int]) -> CudaFlight:
-        self._places = {}
+        self._hold(spans)
         lists, pool = self._state.lists, self._state.pool
         lists.place([span.sequence for span in spans])
         lengths = [span.stop - span.start for span in spans]
@@ -165,13 +185,17 @@ class CudaStep:
             *(int32([s.sequence.line for s in spans]), int32([starts[i + 1] - 1 for i in ends])),
         )
         rows = lists.rows.index_select(0, lines)
-        attend = PagedPrefill(self._spec, pool, rows, places, owners, begins, cached)
+        attend: Attend = PagedPrefill(self._spec, pool, rows, places, owners, begins, cached)
+        if self.between is not None and self._group is None:
+            # Not of ranks: each would do it elsewhere, and collectives want one order of all that is
+            # launched.
+            attend = Woven(attend, self.between)
         every = self.model.hidden(ids, places, attend)
         hidden = every.index_select(0, lasts)
         read = _Read(self.scorer.score(spans, every), self._pooler.pool(spans, every))
         self._sampler.note(spans)
         if not ends:
-            return self._flown(CudaFlight(hidden, self._picked[:0], None, *read))
+            return self._flown(CudaFlight(hidden, lasts[:0], None, *read), prefill=True)
         sampling, known = [spans[i].sequence for i in ends], [spans[i].stop for i in ends]
         return self._sampled(hidden, sampling, known, read=read)
 
@@ -192,8 +216,8 @@ class CudaStep:
         if apart:
             flight = self._sampled(hidden, sequences, known, self._picked[: len(sequences)])
         else:
-            flight = self._flown(CudaFlight(hidden, self._picked[: len(sequences)]))
-        self._places = {id(sequence): i for i, sequence in enumerate(sequences)}
+            flight = self._flown(CudaFlight(hidden, self._picked[: len(sequences)]), prefill=False)
+        self._places, self._stepped = {id(sequence): i for i, sequence in enumerate(sequences)}, sequences
         return flight
 
     def _step(self, sequences: Items[Sequence], known: list[int], mode: SamplingMode) -> Tensor:
@@ -233,14 +257,29 @@ class CudaStep:
         out: Tensor | None = None,
         read: "_Read | tuple[()]" = (),
     ) -> CudaFlight:
-        """Logits only for the tokens that sample, each operation launched by itself."""
+        """Logits only for the tokens that sample, each operation launched by itself; of a prefill, which has
+        no ``out``, for a few at once."""
+        at_once = SAMPLED if out is None else len(sequences)
+        picked, told = [], list[tuple[int, Logprobs]]()
+        for at in range(0, len(sequences), at_once):
+            part = slice(at, at + at_once)
+            tokens, logprobs = self._pick(hidden[part], sequences[part], known[part], out)
+            picked.append(tokens)
+            if logprobs is not None:
+                told.append((at, logprobs))
+        every = picked[0] if len(picked) == 1 else torch.cat(picked)
+        read_logprobs = partial(_joined, told) if told else None
+        return self._flown(CudaFlight(hidden, every, read_logprobs, *read), prefill=out is None)
+
+    def _pick(
+        self, hidden: Tensor, sequences: Items[Sequence], known: list[int], out: Tensor | None
+    ) -> tuple[Tensor, Logprobs | None]:
         logits, mode = self.model.logits(hidden), mode_of(sequences, known)
         told = [] if mode is SamplingMode.GREEDY else columns(sequences, known, len(sequences))
         kept = self._sampler.bounded(logits, sequences) if any(map(bound, sequences)) else logits
         picked = self._sampler.pick(mode, kept, upload(self.device, *told) if told else [], out)
         asked = any(map(asks, sequences))
-        logprobs = self._sampler.logprobs(logits, picked, sequences) if asked else None
-        return self._flown(CudaFlight(hidden, picked, logprobs, *read))
+        return picked, self._sampler.logprobs(logits, picked, sequences) if asked else None
 
     def _decode(self, mode: int, tensors: list[Tensor], splits: int = 0) -> Tensor:
         """What is recorded: from a step's inputs to its tokens in ``_picked``; hidden [b, hidden]. ``splits``
@@ -263,14 +302,19 @@ class CudaStep:
         for power in range(power_of_two(most).bit_length()):
             self._decode(SamplingMode.GREEDY, inputs, 1 << power)
 
+    def _rehearse_sizes(self) -> None:
+        """Kernels are compiled by size and by how a batch samples."""
+        for mode in SamplingMode:
+            for size in self._sizes:
+                self._decode(mode, upload(self.device, *padding(mode, size)))
+
     def _record(self, graphs: DecodeGraphs, mask: int, mode: SamplingMode, *sizes: int) -> None:
         """The steps that are run for it pick tokens too: those of the last one must stay."""
+        self._streams.wait()
         if not self._recorded():
-            self._streams.wait()
             graphs.forget()
             self._read = (self._state.lists.rows, self._sampler.counts)
         elif (crowded := graphs.crowded(mask)) is not None:
-            self._streams.wait()
             graphs.forget(crowded)
         picked = self._picked.clone()
         graphs.record(mask, mode, *sizes)
@@ -281,15 +325,29 @@ class CudaStep:
         now = (self._state.lists.rows, self._sampler.counts)
         return len(self._read) == len(now) and all(a is b for a, b in zip(self._read, now, strict=True))
 
-    def _flown(self, flight: CudaFlight) -> CudaFlight:
-        self._last = flight
+    def _flown(self, flight: CudaFlight, *, prefill: bool) -> CudaFlight:
+        self._last[prefill] = flight
         return flight
+
+    def _hold(self, spans: Items[Span]) -> None:
+        """What their chunks before have left may be another stream's: its memory is nobody else's until this
+        batch has read it."""
+        if self.device.type == "cuda":
+            stream = torch.cuda.current_stream(self.device)
+            for left in (left for span in spans for left in (span.sequence.tail, span.sequence.pooled)):
+                if left is not None:
+                    left.record_stream(stream)
 
     def _check(self, tokens: NDArray[np.int32], positions: NDArray[np.int32]) -> None:
         """Raises ValueError. On a device an index out of range is a fault of every worker that shares it."""
         check_tokens(tokens, self._spec.vocab_size)
         if len(positions) and positions.max() >= self._setup.max_context:
             raise ValueError(f"positions must lie below {self._setup.max_context}")
+
+
+def _joined(told: list[tuple[int, Logprobs]]) -> dict[int, TokenLogprob]:
+    """Of parts of a batch, by the place of each's first."""
+    return {at + i: found for at, read in told for i, found in read().items()}
 
 
 def padding(mode: int, size: int) -> Arrays:

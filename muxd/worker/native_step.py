@@ -45,8 +45,8 @@ class NativeStep(CpuStep[NativePool]):
         self.model.use(kv)
 
     @contextmanager
-    def share(self, percent: int, parts: int) -> Iterator[None]:
-        with super().share(percent, parts):
+    def share(self, percent: int, parts: int, *, prefill: bool) -> Iterator[None]:
+        with super().share(percent, parts, prefill=prefill):
             self.model.threads = self._threads
             yield
 

@@ -1,9 +1,10 @@
 """Runs batch commands: what every sequence is at, and the step that computes it.
 
-Called by ``muxd.worker.loop``, one command after another: begun in their order and finished in it. A decode
-step may begin before the one in front of it is finished (``ahead``); it then feeds tokens that nobody has
-read yet. Anything raised here is a broken command or a fault; the loop reports it and the worker ends, since
-sequence state is then undefined.
+Called by ``muxd.worker.loop``, one command after another, begun in their order. Where the device queues
+(``ahead``) a decode step may begin before the one in front of it is finished, and then feeds tokens that
+nobody has read yet; a prefill, of sequences that are in no step yet, may begin and finish beside both.
+Anything raised here is a broken command or a fault; the loop reports it and the worker ends, since sequence
+state is then undefined.
 """
 
 import logging
@@ -92,6 +93,10 @@ class Runner:
         self._adapters = {0, *(part.adapter for part in setup.lora)}
         self._bounds = Bounds(Path(setup.folder), self._spec.vocab_size)
 
+    def weave(self, between: Callable[[], None]) -> None:
+        """``between`` is called from within ``begin`` of a prefill, and may begin and finish decode steps."""
+        self._step.between = between
+
     def watch_scores(self, seen: Callable[[Tensor], None]) -> None:
         """``seen``: see ``muxd.worker.scoring.Scorer.watch``."""
         self._step.scorer.watch = seen
@@ -120,10 +125,11 @@ class Runner:
     def begin(self, cmd: Prefill | Decode) -> Batch:
         """Ask the device for it.
 
-        Only with ``ahead``, and only a decode step behind another, may begin while that one is not finished.
+        Only with ``ahead`` may it begin while others are not finished: a decode step behind another, or
+        beside a prefill of other sequences, or such a prefill.
         """
         begun = time.perf_counter()
-        with self._step.share(cmd.share, cmd.parts):
+        with self._step.share(cmd.share, cmd.parts, prefill=isinstance(cmd, Prefill)):
             self._forget(cmd.forget)
             self._step.learn(cmd.rows)
             flight, sequences = self._prefill(cmd) if isinstance(cmd, Prefill) else self._decode(cmd)

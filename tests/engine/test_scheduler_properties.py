@@ -28,7 +28,8 @@ SPECS = [
 ]
 ENCODING = [SPECS[0], SPECS[1], replace(SPECS[2], whole=True)]
 PAIRS = [replace(SPECS[0], split=True), replace(SPECS[1], split=True), SPECS[2]]
-either = st.sampled_from([SPECS, PAIRS, ENCODING])  # one worker a model, or two for some
+BESIDE = [replace(SPECS[0], split=True, beside=True), replace(SPECS[1], split=True, beside=True), SPECS[2]]
+either = st.sampled_from([SPECS, PAIRS, BESIDE, ENCODING])  # one batch a model at once, or two for some
 
 models = st.integers(0, 2)
 same = st.sampled_from([0, 0, 8, 17])  # tokens that prompts have in common

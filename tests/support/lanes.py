@@ -19,6 +19,7 @@ def lane_spec(  # noqa: PLR0913 - the facts of a model, in a row
     capacity_rows: int,
     *,
     split: bool = False,
+    apart: bool = False,
     cap: int = 100,
     whole: bool = False,
     weight: float = 1.0,
@@ -35,6 +36,7 @@ def lane_spec(  # noqa: PLR0913 - the facts of a model, in a row
         max_running,
         capacity_rows,
         split,
+        apart,
         cap,
         whole,
     )

@@ -89,18 +89,18 @@ def test_graphs_are_recorded_anew_while_a_result_of_the_old_ones_is_held(pools: 
         return torch.zeros(len(tensors[0]), 1)
 
     graphs = DecodeGraphs(step, padding, torch.device("cpu"), CudaRecorder(), (1, 2))
-    graphs.record(0, 0)
-    graphs.record(0, 1)
+    graphs.record(0, 0, 1)
+    graphs.record(0, 1, 1, 2)
     assert pools.graphs == {1: 4}, "all graphs share one pool"
     held = graphs.run(0, 0, 2, padding(0, 2))
     pools.results[1].add(held)
     graphs.forget()
     gc.collect()
     assert pools.graphs == {1: 0}
-    graphs.record(0, 0)
+    graphs.record(0, 0, 1)
     assert pools.graphs == {1: 0, 2: 2}
     del held
-    graphs.record(0, 1)
+    graphs.record(0, 1, 1, 2)
     assert pools.graphs == {2: 4}, "the old pool went with the last of its results"
 
 
@@ -111,7 +111,7 @@ def test_the_graphs_of_a_mask_that_was_not_used_for_long_give_their_memory_back(
     graphs = DecodeGraphs(step, padding, torch.device("cpu"), CudaRecorder(), (1, 2), masks=2)
     for mask in (0, 1, 2):
         assert graphs.crowded(mask) is None
-        graphs.record(mask, 0)
+        graphs.record(mask, 0, 1)
     assert pools.graphs == {1: 2, 2: 2, 3: 2}, "each mask has a pool of its own"
     graphs.run(1, 0, 2, padding(0, 2))
     assert [graphs.crowded(mask) for mask in (0, 1, 2, 4)] == [None, None, None, 2]
@@ -119,7 +119,7 @@ def test_the_graphs_of_a_mask_that_was_not_used_for_long_give_their_memory_back(
     gc.collect()
     assert pools.graphs == {1: 2, 2: 2, 3: 0}
     graphs.record(4, 0, 1)
-    assert pools.graphs == {1: 2, 2: 2, 4: 1}
+    assert pools.graphs == {1: 2, 2: 2, 4: 2}
     assert [graphs.has(mask, 0, 1) for mask in (0, 1, 2, 4)] == [True, True, False, True]
 
 
