@@ -59,6 +59,7 @@ class Day(Struct, frozen=True):
     lengths: str = "lognormal:100,261"
     models: int = 8
     gpus: int = 4
+    memory: int = 80 * 10**9  # bytes of each
     popular: tuple[tuple[int, ...], ...] = POPULAR
     watch: Watch = Watch()
     policy: Policy = Policy(steps=200)
@@ -79,7 +80,7 @@ class Day(Struct, frozen=True):
         models = tuple(
             ModelLoad(f"m{i}", SIZE, CATALOGUE[SIZE], rate, mean[0], mean[1]) for i, rate in enumerate(rates)
         )
-        return Problem(models, Gpus("A100-80G", 80 * 10**9, 1, self.gpus))
+        return Problem(models, Gpus("A100-80G", self.memory, 1, self.gpus))
 
 
 def traffic(day: Day, seed: int) -> Workload:

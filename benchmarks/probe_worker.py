@@ -15,6 +15,7 @@ from roofline_device import free
 from roofline_kernels import MODELS, SMALL, ModelShape
 from roofline_step import Bench
 
+from muxd.worker.cuda_graphs import BUCKETS
 from muxd.worker.sequence import Span
 
 _PROMPTS = (16, 128, 512, 2048)
@@ -22,10 +23,12 @@ _TIMES = 7
 
 
 def worker(probe: Probe) -> None:
-    """Once without graphs and once with them: the difference is theirs, compiled kernels are then there."""
+    """Once without graphs and once with the first of them: the difference is theirs; kernels are compiled."""
     for model in (SMALL,) if probe.dry else (MODELS[0], MODELS[3]):
         for recorded in (False, True):
             bench = _begun(probe, model, recorded)
+            if recorded:
+                _recorded(probe, model, bench)
             _prefills(probe, model, bench, recorded)
             del bench
             free(probe.plan)
@@ -40,6 +43,18 @@ def _begun(probe: Probe, model: ModelShape, recorded: bool) -> Bench:
     told: dict[str, Any] = {"ran": True} if probe.dry else {**taken, "seconds": round(seconds, 2)}
     probe.say(model=model.name, graphs=recorded, **told)
     return bench
+
+
+def _recorded(probe: Probe, model: ModelShape, bench: Bench) -> None:
+    """One graph after another, as steps want them."""
+    for lines in (1, 2) if probe.dry else BUCKETS:
+        sequences, before, begun = bench.sequences(lines, 8), _memory(probe), time.perf_counter()
+        bench.decode(sequences)
+        after, seconds = _memory(probe), time.perf_counter() - begun
+        taken = {"mib": (before[0] - after[0]) >> 20, "torch_mib": (after[1] - before[1]) >> 20}
+        told: dict[str, Any] = {"ran": True} if probe.dry else {**taken, "seconds": round(seconds, 2)}
+        probe.say(model=model.name, lines=lines, **told)
+        bench.forget(sequences)
 
 
 def _memory(probe: Probe) -> tuple[int, int]:

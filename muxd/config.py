@@ -20,7 +20,7 @@ ToolParser = Literal["auto", "none", "hermes", "mistral", "gemma", "functiongemm
 Reasoning = Literal["auto", "none", "think", "mistral", "gemma"]
 
 MPS_CLIENTS = 48  # processes that may use one GPU at once (NVIDIA, Multi-Process Service, "Limitations")
-_SPARED = 4  # of them, for the workers that replace others and for whoever looks at the GPU
+MPS_SPARED = 4  # of them, for the workers that replace others and for whoever looks at the GPU
 
 # Units of settings, for docs/configuration.md.
 Seconds = Annotated[float, Meta(extra={"unit": "s"})]
@@ -32,6 +32,9 @@ Rate = Annotated[float, Meta(extra={"unit": "requests/s"})]
 
 LogFormat = Literal["text", "logfmt", "json"]
 Split = Literal["auto", "yes", "no"]
+# How the two phases of a model share a device: one batch at a time; a batch of each at once in one process; a
+# process for each.
+Phasing = Literal["in turn", "beside", "apart"]
 Residents = Literal["worth", "lru", "one"]
 
 
@@ -116,7 +119,7 @@ class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     look_ahead: Tokens = 64  # generated tokens charged at admission at least
     batch_timeout: Seconds = 10.0  # seconds after which a batch may be taken to hang
     batch_timeout_factor: float = 20.0  # and times what it is expected to take
-    split_phases: Split = "auto"  # a process for prefill and one for decode; "auto": where SMs can be divided
+    split_phases: Split = "auto"  # a process for prefill and one for decode; "auto": where caps want it
 
 
 class PlacementConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -254,15 +257,21 @@ def state(env: Mapping[str, str] = os.environ) -> Path:
     return Path(given) if given else home(env)
 
 
-def splits(config: "Config", rungs: Sequence[int], *, gpu: bool) -> bool:
-    """Whether each model has a process for each phase on a device with these shares.
+def phasing(config: "Config", rungs: Sequence[int], *, gpu: bool, caps: bool) -> Phasing:
+    """How prefill and decode of a model compute on a device with these shares, by what is configured.
 
-    By default on a GPU that can be shared and takes so many processes. Where models take turns on the whole
-    of it, two processes could never compute at once; on the CPU each would hold packed weights of its own.
+    By default beside each other on a GPU that can be shared: in one process where a batch chooses its SMs;
+    where a process has its share for life (``caps``) in two, if the GPU takes so many. Where models take
+    turns on the whole of it, two batches could never compute at once; on the CPU each process would hold
+    packed weights of its own.
     """
-    if config.scheduler.split_phases == "auto":
-        return gpu and len(rungs) > 1 and 2 * config.models_a_device <= MPS_CLIENTS - _SPARED
-    return config.scheduler.split_phases == "yes"
+    if config.scheduler.split_phases != "auto":
+        return "apart" if config.scheduler.split_phases == "yes" else "in turn"
+    if not gpu or len(rungs) < 2:
+        return "in turn"
+    if not caps:
+        return "beside"
+    return "apart" if 2 * config.models_a_device <= MPS_CLIENTS - MPS_SPARED else "in turn"
 
 
 def running(model: ModelConfig, *, gpu: bool) -> int:

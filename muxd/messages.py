@@ -13,6 +13,7 @@ from msgspec import Struct
 Phases = Literal["both", "prefill", "decode"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 NO_TOKEN = -1  # in the place of a token: the logits had no finite maximum, so there was none to pick
+SAMPLED = 32  # sequences whose tokens a GPU picks at once, where that takes much memory for each
 _TINY = 2.0**-126  # the least float32 that is normal
 # What people write for it; "auto" is what the model folder holds.
 DtypeName = Literal["auto", "bfloat16", "float16", "float32", "bf16", "fp16", "half", "fp32", "float"]

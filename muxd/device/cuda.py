@@ -146,6 +146,7 @@ class Cuda:
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "CUBLAS_WORKSPACE_CONFIG": workspace,
+            "CUDA_MODULE_LOADING": "LAZY",  # only kernels that are launched take memory of the device
         }
         if self.mps is None:
             return {**common, **OFF_MPS}

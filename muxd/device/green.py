@@ -18,8 +18,9 @@ from muxd.device.driver import CudaError, Driver
 from muxd.errors import MuxdError
 
 PARTS = 4  # each mask in use costs a worker memory: few
-KEPT = 4  # masks whose CUDA graphs a worker keeps, beside those of the whole device
-PROMPT_MASKS = 2  # of those, masks whose graphs of prefills are kept: the first that are asked for
+KEPT = 3  # masks whose graphs of decode steps a worker keeps, beside the whole device's: one of each size
+PROMPT_MASKS = 1  # and whose graphs of prefills: the first that is asked for
+GRAPHS = 24  # that a worker keeps in all
 UNIT = 8  # SMs: least, and step, of a group on compute capability 9.x (cuda.h, 13.0)
 CAP = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from muxd.config import Config, ModelConfig, SchedulerConfig, context, running, splits
+from muxd.config import Config, ModelConfig, Phasing, SchedulerConfig, context, phasing, running
 from muxd.cost.profile import Shape
 from muxd.cost.shares import equal_part
 from muxd.engine.forecast import Forecast
@@ -36,9 +36,19 @@ class Place(Struct, frozen=True):
     total_blocks: int  # head blocks of the pool itself
     most_blocks: int  # and with everything that can be lent to it
     gpu: bool = False  # steps run ahead there
-    split: bool = False  # a model has a process for each phase
+    phasing: Phasing = "in turn"  # of a model's prefill and decode
     caps: bool = False  # a worker keeps for life the share it begins with
     meshed: bool = False  # several GPUs: kernels that wait for their other ranks have SMs of their own
+
+    @property
+    def split(self) -> bool:
+        """A batch of each phase of a model computes at once."""
+        return self.phasing != "in turn"
+
+    @property
+    def apart(self) -> bool:
+        """A model has a process for each phase."""
+        return self.phasing == "apart"
 
     @property
     def parts(self) -> int:
@@ -57,8 +67,8 @@ def place(
     meshed: bool = False,
 ) -> Place:
     """Of a device and the ``ledger`` of its pool of ``block_bytes`` blocks."""
-    split = splits(config, rungs, gpu=gpu)
-    return Place(rungs, block_bytes, ledger.total_blocks, ledger.reach, gpu, split, caps, meshed)
+    how = phasing(config, rungs, gpu=gpu, caps=caps)
+    return Place(rungs, block_bytes, ledger.total_blocks, ledger.reach, gpu, how, caps, meshed)
 
 
 def scheduler(
@@ -107,6 +117,7 @@ def opening(model: ModelConfig, shape: Shape, where: Place, models: int) -> tupl
         max_running=running(model, gpu=where.gpu),
         capacity_rows=where.total_blocks // width,
         split=where.split,
+        apart=where.apart,
         cap=cap if where.caps else 100,
         state_rows=state,
         windowed=windowed,

@@ -36,7 +36,8 @@ class LaneSpec(Struct, frozen=True):
     max_context: int  # tokens of prompt and answer; a lane's own spec has what fits into capacity_rows
     max_running: int
     capacity_rows: int  # the most rows one sequence could ever hold here, those of its state among them
-    split: bool = False  # prefill and decode in processes of their own: a batch of each at once
+    split: bool = False  # a batch of each phase at once
+    apart: bool = False  # by a process for each
     cap: int = 100  # percent its worker can use at most: under a fixed cap, more would be booked for nothing
     whole: bool = False  # every token sees the whole text: no prompt is cut into chunks
     state_rows: int = 0  # that each sequence holds beside those of its tokens (``models/state_layout.py``)
@@ -69,7 +70,7 @@ class Lane:
         self.retiring = False  # it gets no prompt more: it is to sleep
         self.asleep = False  # without a worker on purpose: whoever asks waits for it to wake
         self.workers: Mapping[Phases, str] = {}  # their names on the link
-        self.handover: Handover | None = None  # between the two of a split lane
+        self.handover: Handover | None = None  # between the two processes of a lane that has them
         self.blocked = ""  # what the head of the queue waits for: worker, slots, rows, share, turn
         self.blocked_since = 0.0
         self.failed: MuxdError | None = None  # set when its worker will not come back
@@ -232,7 +233,7 @@ class Lane:
         """They take commands, and know of nothing yet."""
         self.ready, self.failed, self.workers = True, None, workers
         self.retiring = self.asleep = False
-        self.handover = Handover() if self.spec.split else None
+        self.handover = Handover() if self.spec.apart else None
 
     def told(self, command: Prefill | Decode) -> tuple[str, Prefill | Decode]:
         """Which worker computes the lane's next command, and the command as that one needs it."""

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from muxd.config import Config, prefill_tokens, running, splits
+from muxd.config import Config, phasing, prefill_tokens, running
 from muxd.device.base import Device, is_gpu
 from muxd.device.cuda import WORKSPACE_BYTES
 from muxd.device.green import KEPT, PROMPT_MASKS
@@ -18,18 +18,8 @@ from muxd.sizes import AUTO, pool_bytes
 
 # Where workers are not counted.
 NOTHING = Budget(
-    1.0,
-    context=0,
-    graphs=0,
-    prompts=0,
-    streams=0,
-    workspace=0,
-    sets=0,
-    tables=0,
-    prefill_tokens=1,
-    max_running=1,
+    1.0, context=0, graphs=0, streams=0, workspace=0, sets=0, tables=0, prefill_tokens=1, max_running=1
 )
-_ANGLES = 96 << 20  # bytes of rotary angles and row lists in a worker
 # Where all models leave less of a GPU than the first, some sleep, and the pool takes the second of what those
 # leave that never do.
 _LEAST, _PART = 0.1, 0.25
@@ -83,13 +73,15 @@ class Divided(Protocol):
 def workers_budget(config: Config, device: Divided) -> Budget:
     """What workers take on a GPU, whoever counts it: also for one that is only planned for."""
     masks = (1 << device.parts) - 2 if device.parts else 0
+    how = phasing(config, device.rungs, gpu=True, caps=not device.parts)
     return Budget(
-        workers=2 if splits(config, device.rungs, gpu=True) else 1,
+        workers=2 if how == "apart" else 1,
         streams=2 + masks,  # the device's own, that of its recordings, and one for each set of parts
         workspace=WORKSPACE_BYTES,
         sets=1 + min(KEPT, masks),
         prompt_sets=1 + min(PROMPT_MASKS, masks),
-        tables=_ANGLES + device.memory // config.pool.block_bytes * 4,
+        tables=device.memory // config.pool.block_bytes * 4,  # where the pool were all of it
+        block_bytes=config.pool.block_bytes,
         prefill_tokens=prefill_tokens(config.scheduler, gpu=True),
         max_running=max((running(one, gpu=True) for one in config.bases), default=1),
     )

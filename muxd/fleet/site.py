@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from muxd.clock import Clock
-from muxd.config import MPS_CLIENTS
+from muxd.config import MPS_CLIENTS, MPS_SPARED
 from muxd.device.base import Device
 from muxd.engine.assembly import Place
 from muxd.engine.unit import Unit
@@ -92,19 +92,31 @@ class Site:
         supervisor = self.supervisors[entry.name] = Supervisor(
             entry, told, device=self.device, arena=self.arena, unit=self.unit, clock=self.clock,
             link=self.link, zygote=self.zygote, progress=progress, spawns=self.spawns,
-            split=self.place.split, faulted=lambda: self._faulted(entry.name), clear=self._cleared,
+            apart=self.place.apart, faulted=lambda: self._faulted(entry.name), clear=self._cleared,
             keep_queue=keep_queue,
         )  # fmt: skip
         supervisor.start()
         return supervisor
 
+    @property
+    def _each(self) -> int:
+        """Clients of MPS that a model is; 0: the device is not shared by MPS."""
+        shared = self.place.gpu and len(self.place.rungs) > 1
+        return (2 if self.place.apart else 1) if shared else 0
+
+    @property
+    def places(self) -> int | None:
+        """Models that there can be at once, however small they are; None: as many as fit."""
+        return (MPS_CLIENTS - MPS_SPARED) // self._each if self._each else None
+
     def _check_clients(self) -> None:
         """As memory they are short of, one model's leaving helps."""
-        processes = (len(self.supervisors) + 1) * (2 if self.place.split else 1)
-        if self.place.gpu and len(self.place.rungs) > 1 and processes > MPS_CLIENTS:
+        processes = (len(self.supervisors) + 1) * self._each
+        if processes > MPS_CLIENTS:
+            or_one = ', or set scheduler.split_phases = "no", one process a model' if self.place.apart else ""
             raise OutOfMemory(
                 f"{self.name} takes {MPS_CLIENTS} processes (MPS), {processes} are wanted: serve fewer "
-                'models here, or set scheduler.split_phases = "no", one process a model'
+                f"models here{or_one}"
             )
 
     async def bring_up(

@@ -80,12 +80,12 @@ class Supervisor:
         zygote: Zygote,
         progress: Progress,
         spawns: Iterator[int],
-        split: bool = False,
+        apart: bool = False,
         faulted: Callable[[], None] = lambda: None,
         clear: Callable[[], Awaitable[None]] = _at_once,
         keep_queue: bool = False,
     ):
-        """``split``: a process for each phase. ``spawns`` numbers all workers of the daemon: no two ever
+        """``apart``: a process for each phase. ``spawns`` numbers all workers of the daemon: no two ever
         have one identity. ``faulted`` is called when a worker's fault has reached all of the device;
         ``clear`` returns when new workers may be let onto it. ``arena``: the pool of ``device``, in which the
         model has its seat. ``keep_queue``: a start that fails for good tells no request, who started it has
@@ -107,7 +107,7 @@ class Supervisor:
         self.read = 0.0  # the part of them that has been read
         self.from_host = False  # they were in host memory
         self._keep = False  # they stay when the workers have ended
-        self._phases: tuple[Phases, ...] = ("prefill", "decode") if split else ("both",)
+        self._phases: tuple[Phases, ...] = ("prefill", "decode") if apart else ("both",)
         self._stopping = asyncio.Event()
         self._crew: Crew | None = None
         self._verdict: Died | None = None  # why the running workers end, where an exit code says less

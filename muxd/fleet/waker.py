@@ -80,7 +80,7 @@ class Waker:
         site = self.sites[entry.device]
         if site.counts_workers and site.budget is not None:
             return fixed(load_of(entry), 1, site.budget)
-        phases = 2 if site.place.split else 1
+        phases = 2 if site.place.apart else 1
         return entry.weight_bytes + beside(entry.opened.plan, site.device, phases)
 
     def _room(self, site: Site) -> int:
@@ -115,9 +115,15 @@ class Waker:
 
     def _rules(self) -> Rules:
         return Rules(
-            memory=self.rooms, host=self._host, shared=self._shared(), least=self.config.least,
-            patience=self.config.patience, idle=self.config.idle_after, kind=self.config.policy,
+            memory=self.rooms, host=self._host, shared=self._shared(), most=self._most,
+            least=self.config.least, patience=self.config.patience, idle=self.config.idle_after,
+            kind=self.config.policy,
         )  # fmt: skip
+
+    @property
+    def _most(self) -> dict[str, int]:
+        """Models that a site takes, where MPS says how many."""
+        return {name: site.places for name, site in self.sites.items() if site.places is not None}
 
     def _shared(self) -> int | None:
         """What the machine has now for those who are there and those who sleep: others take of it, too."""
@@ -187,6 +193,12 @@ class Waker:
             f"it takes {self.footprint(entry):,} bytes of {entry.device}, which has less, whoever sleeps: "
             'free memory, lower the pool, or have fewer models with resident = "always"'
         )
+        here = [one for one in self.entries.values() if one.pinned and one.device == entry.device]
+        if len(here) >= self._most.get(entry.device, inf):
+            why = OutOfMemory(
+                f"{entry.device} takes {self._most[entry.device]} models at once (MPS), and as many never "
+                'sleep there: have fewer with resident = "always"'
+            )
         operation = Operation(name, "woken", "reading")
         operation.start(self.reconciler.failed(name, operation, why))
         return operation
@@ -208,6 +220,8 @@ class Waker:
         entry.wakes = entry.wakes.after(woke.seconds, stated, parked=woke.parked)
 
     def _fits(self, site: str, models: Set[str]) -> bool:
+        if len(models) > self._most.get(site, len(models)):
+            return False
         return sum(self.footprint(self.entries[name]) for name in models) <= self.rooms[site]
 
 

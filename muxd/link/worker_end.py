@@ -1,5 +1,7 @@
 """The worker's end of the wire: a blocking ZeroMQ DEALER. Used by the worker's main thread only."""
 
+import os
+
 import zmq
 
 from muxd.link.fds import WireError
@@ -26,6 +28,14 @@ class WorkerEnd:
     def poll(self) -> ToWorker | None:
         """The next command if it is here. Raises WireError when it cannot be read."""
         return self._read(self._socket.recv()) if self._socket.poll(0) else None
+
+    def wait(self, seconds: float) -> None:
+        """Until a command is here, but not for so long: a nap may last longer than it was to. What is left of
+        it is given to whoever wants the core."""
+        if (whole := int(seconds * 1000) - 1) > 0:
+            self._socket.poll(whole)
+        else:
+            os.sched_yield()
 
     def _read(self, data: bytes) -> ToWorker:
         try:

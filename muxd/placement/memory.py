@@ -1,55 +1,71 @@
 """What a unit holds on each of its devices, and what that leaves for K and V.
 
-    pool    = usable · memory - sum over models of ( weights / g + workers · context + graphs + scratch )
-    scratch = 2 · activations + sets · graph + workers · (tables + sampling + streams · workspace)
+    pool    = usable · memory - sum over models of ( weights / g + workers · (context + graphs) + scratch )
+    scratch = 2 · activations + sets · step + prompt sets · prompt
+              + workers · (tables + sampling + streams · workspace)
 
 What torch's allocator takes in a worker is the scratch, and a worker is held to its part of it. All are
-budgets from shapes, not measurements; MuxServe's are 0.8 GB a process, two processes a model, and 6 GB of
-activations a model whatever its size (muxsched/placement.py).
+budgets from shapes, not measurements (``muxd/worker/design.md`` has each part's source); MuxServe's are 0.8
+GB a process, two processes a model, and 6 GB of activations a model whatever its size
+(muxsched/placement.py).
 """
 
 from collections.abc import Iterable
 
 from msgspec import Struct
 
+from muxd.device.green import GRAPHS, KEPT, PROMPT_MASKS
 from muxd.errors import ConfigError
-from muxd.messages import ITEM_BYTES, Phases
+from muxd.messages import ITEM_BYTES, SAMPLED, Phases
 from muxd.placement.problem import ModelLoad, Problem
 
 _GB = 1e9
 _LINES = 128  # of the largest graph
 _PROMPT = 1024  # tokens of the largest prefill that is recorded
 # What a recorded set may waste: torch takes memory in pieces of 2 and 20 MiB. Lines that filter count 2048
-# tokens of their vocabularies in 1 KiB each and list 64 KiB, 25 MB for 128 lines of the largest.
+# tokens of their vocabularies in 1 KiB each and list 64 KiB, 6 MB for as many of the largest as are sampled
+# at once.
 _SEGMENTS = 40 << 20
+# vLLM logs 6 to 26 MiB for each graph of larger models, with what it works in, which is ``step`` here.
+_GRAPH = 6 << 20
+# Of a rotary's cosines, and of its sines; longer ones are computed in every step (worker/cuda_parts.py). Some
+# models have two: of layers with a window, and of the others.
+_ANGLES, _ROTARIES = 64 << 20, 2
 
 
 class Budget(Struct, frozen=True):
-    """What is set aside. ``workers``: processes a model on each device (one a phase, or one for both).
+    """What is set aside. ``workers``: processes a model on each device (one for both phases, or one for
+    each).
 
     ``streams`` and ``sets`` are those of a GPU in four parts: every set of parts has a stream, as have the
-    whole device and the recording of its graphs; the graphs of the whole and of four sets of parts are kept.
+    whole device and the recording of its graphs; the graphs of the whole and of a few sets of parts are kept,
+    of prefills of fewer.
     """
 
     usable: float = 0.95  # of the device's memory
     workers: int = 1
-    context: int = 800_000_000  # bytes of a process's device context and libraries
-    graphs: int = 300_000_000  # bytes the driver takes for captured graphs, in the worker that decodes
-    prompts: int = 100_000_000  # and for those of prefills, in the worker that has them
+    # Bytes of a process's device context and libraries. 426 MiB were seen of torch 2.10 with CUDA 13 on an
+    # RTX 6000 Ada (unsloth-zoo #1053): kernels are loaded when they are first launched
+    # (``device.cuda.worker_env``).
+    context: int = 500_000_000
+    graphs: int = GRAPHS * _GRAPH  # bytes the driver takes for captured graphs, in each worker
     streams: int = 16  # that a worker may compute on
     workspace: int = 8_519_680  # bytes of cuBLAS for each stream: CUBLAS_WORKSPACE_CONFIG of its environment
-    sets: int = 5  # of graphs kept, each with memory of its own
-    prompt_sets: int = 3  # of those, with graphs of prefills
-    tables: int = 128 << 20  # bytes of row tables, row lists and angles in each worker
+    sets: int = 1 + KEPT  # of graphs of decode steps, each with memory of its own
+    prompt_sets: int = 1 + PROMPT_MASKS  # and of prefills
+    tables: int = 32 << 20  # bytes of the row table in each worker; 0: no table is counted
+    block_bytes: int = 8192  # of a head block
     prefill_tokens: int = 2048  # of the largest batch
     max_running: int = 256
 
 
 def activations(model: ModelLoad, gpus: int, budget: Budget) -> int:
     """Bytes of one batch's working memory: residual, normed copy, attention in and out, two halves of the
-    feed-forward part (cut over the devices), and a row of float32 logits a sequence."""
-    width = _width(model, gpus) * ITEM_BYTES[model.dtype]
-    return int(budget.prefill_tokens * width + budget.max_running * model.shape.vocab * 4)
+    feed-forward part (cut over the devices); of the sequences that are sampled at once a row of logits, and
+    one in float32."""
+    item = ITEM_BYTES[model.dtype]
+    logits = min(budget.max_running, SAMPLED) * model.shape.vocab * (item + 4)
+    return int(budget.prefill_tokens * _width(model, gpus) * item + logits)
 
 
 def _width(model: ModelLoad, gpus: int) -> float:
@@ -59,20 +75,36 @@ def _width(model: ModelLoad, gpus: int) -> float:
     return 4 * shape.hidden + attention + shape.mlp_numbers / gpus + 3 * shape.inputs
 
 
+def _eager(model: ModelLoad, gpus: int, budget: Budget) -> int:
+    """Bytes that the largest decode step works in."""
+    numbers = min(budget.max_running, _LINES) * (_width(model, gpus) + model.shape.vocab)
+    return int(numbers * ITEM_BYTES[model.dtype])
+
+
 def step(model: ModelLoad, gpus: int, budget: Budget) -> int:
     """Bytes that one set of graphs works in: those of the largest recorded step, and what the graphs of each
     size and kind return."""
     lines = min(budget.max_running, _LINES)
     # Three kinds of graphs, and those of all sizes have less than four times the lines of the largest.
-    kept = 3 * 4 * model.shape.hidden
-    numbers = lines * (_width(model, gpus) + kept + model.shape.vocab)
-    return int(numbers * ITEM_BYTES[model.dtype]) + _SEGMENTS
+    kept = lines * 3 * 4 * model.shape.hidden * ITEM_BYTES[model.dtype]
+    return _eager(model, gpus, budget) + kept + _SEGMENTS
+
+
+def tables(model: ModelLoad, budget: Budget) -> int:
+    """Bytes of what a worker keeps from its start: the row table, row lists as long as the longest sequence,
+    and cosines and sines of all positions."""
+    if not budget.tables:
+        return 0
+    shape, item = model.shape, ITEM_BYTES[model.dtype]
+    row = max(1, budget.block_bytes // (2 * shape.head_dim * item))
+    lists = budget.max_running * -(-shape.max_positions // row) * 4
+    angles = 2 * min(_ANGLES, shape.max_positions * shape.head_dim * item)
+    return budget.tables + lists + _ROTARIES * angles
 
 
 def prompt(model: ModelLoad, gpus: int, budget: Budget) -> int:
-    """Bytes that the graphs of prefills work in: those of the largest that is recorded."""
-    tokens = min(budget.prefill_tokens, _PROMPT)
-    return int(tokens * _width(model, gpus) * ITEM_BYTES[model.dtype]) + _SEGMENTS
+    """Bytes that one set of graphs of prefills works in: those of the largest, which is always recorded."""
+    return int(_PROMPT * _width(model, gpus) * ITEM_BYTES[model.dtype]) + _SEGMENTS
 
 
 def scratch(model: ModelLoad, gpus: int, budget: Budget, phases: Phases) -> int:
@@ -81,24 +113,25 @@ def scratch(model: ModelLoad, gpus: int, budget: Budget, phases: Phases) -> int:
     Activations count twice: batches differ in size, and torch keeps the pieces of each until it is short.
     What it keeps for other streams it gives back then, so their number does not matter here.
     """
-    # Of each sequence the tokens counted for penalties, and its logits in float32.
-    sampling = 2 * budget.max_running * model.shape.vocab * 4
-    own = budget.tables + sampling + budget.streams * budget.workspace
+    # Of each sequence the tokens counted for penalties, of those sampled at once their logits in float32.
+    sampling = (budget.max_running + min(budget.max_running, SAMPLED)) * model.shape.vocab * 4
+    own = tables(model, budget) + sampling + budget.streams * budget.workspace
     prefill = 0 if phases == "decode" else 2 * activations(model, gpus, budget)
     if not budget.sets:
         return own + prefill
-    decoding = 0 if phases == "prefill" else step(model, gpus, budget)
-    reading = 0 if phases == "decode" else prompt(model, gpus, budget)
-    # Graphs of a set never run at once, and work in the same memory. A step whose log-probabilities are
-    # asked for is computed beside them.
-    larger = budget.prompt_sets * max(0, reading - decoding)
-    return own + prefill + (budget.sets + 1) * decoding + larger
+    # Also for the whole device, where both work in one memory: its pieces need not suit both.
+    reading = 0 if phases == "decode" else budget.prompt_sets * prompt(model, gpus, budget)
+    if phases == "prefill":
+        return own + prefill + reading
+    # A step whose log-probabilities are asked for is computed beside the recorded ones.
+    stepping = budget.sets * step(model, gpus, budget) + _eager(model, gpus, budget)
+    return own + prefill + reading + stepping
 
 
 def fixed(model: ModelLoad, gpus: int, budget: Budget) -> int:
     """Bytes on each device that the model holds whether or not it serves."""
     phases: tuple[Phases, ...] = ("both",) if budget.workers == 1 else ("prefill", "decode")
-    process = budget.workers * budget.context + budget.graphs + budget.prompts
+    process = budget.workers * (budget.context + budget.graphs)
     held = sum(scratch(model, gpus, budget, one) for one in phases)
     return model.shape.weight_bytes(gpus, model.dtype) + held + process
 

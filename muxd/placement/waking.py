@@ -8,6 +8,7 @@ somebody has waited ``patience``, and nobody leaves before it has been there for
 times what its waking takes: so the device spends its time on answers, not on loads.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from math import inf
 from typing import Literal
@@ -51,7 +52,8 @@ class Standing(Struct, frozen=True):
 
 class Rules(Struct, frozen=True):
     """``memory``: bytes for ``Standing.size``, by site; ``host``: for the weights of those who sleep;
-    ``shared``: for both together, where sites have no memory but the host's.
+    ``shared``: for both together, where sites have no memory but the host's; ``most``: models that a site
+    takes however small they are, where there is such a number.
 
     ``start``: seconds of a wake beside its bytes, at ``host_rate`` or ``disk_rate`` bytes a second, where
     none was seen yet. ``idle``: seconds without work after which a model sleeps though nobody needs its
@@ -61,6 +63,7 @@ class Rules(Struct, frozen=True):
     memory: Mapping[str, int]
     host: int
     shared: int | None = None
+    most: Mapping[str, int] = {}
     start: float = 0.2
     host_rate: float = 10e9
     disk_rate: float = 2e9
@@ -137,10 +140,12 @@ def residents(models: Iterable[Model], rules: Rules) -> dict[str, str]:
     """Who is where from the start: in this order, at the first of its sites that has room; who is to be kept
     there always is."""
     free, shared, found = dict(rules.memory), _bytes(rules.shared), dict[str, str]()
+    there = Counter[str]()
     for model in models:
         for site in model.sites:
-            alone = rules.kind != "one" or site not in found.values()
-            if model.keep or (alone and model.size <= min(free[site], shared)):
+            most = 1 if rules.kind == "one" else rules.most.get(site, inf)
+            if model.keep or (there[site] < most and model.size <= min(free[site], shared)):
+                there[site] += 1
                 free[site] -= model.size
                 shared -= model.size
                 found[model.name] = site
@@ -189,6 +194,7 @@ class _Look:
         self._models, self._rules, self._now = list(models), rules, now
         self._free = dict(rules.memory)
         self._shared = _bytes(rules.shared)
+        self._places = {site: rules.most.get(site, inf) for site in rules.memory}
         for model in self._models:
             if model.site and not model.leaving:
                 self._take(model.site, model.size)
@@ -203,9 +209,10 @@ class _Look:
         self._send_idle()
         return Shift(self._wake, list(self._sleep), self._drops(), self._hopeless)
 
-    def _take(self, site: str, nbytes: int) -> None:
+    def _take(self, site: str, nbytes: int, places: int = 1) -> None:
         self._free[site] -= nbytes
         self._shared -= nbytes
+        self._places[site] -= places
 
     def _room(self, site: str) -> float:
         """What sleeps is in nobody's way: it can leave host memory at once."""
@@ -227,7 +234,7 @@ class _Look:
         _, site, victims = best
         for victim in victims:
             self._sleep[victim.name] = victim
-            self._take(site, -victim.size)
+            self._take(site, -victim.size, -1)
         self._wake[model.name] = site
         self._take(site, model.size)
 
@@ -235,7 +242,7 @@ class _Look:
         """Were all gone that ever leave."""
         stay = [one for one in self._models if one.keep and one.site]
         here = [one.size for one in stay if one.site == site]
-        if self._rules.kind == "one" and here:
+        if len(here) >= (1 if self._rules.kind == "one" else self._rules.most.get(site, inf)):
             return False
         shared = _bytes(self._rules.shared) - sum(one.size for one in stay)
         return model.size <= min(self._rules.memory[site] - sum(here), shared)
@@ -248,13 +255,14 @@ class _Look:
             alone = len(may) == len(here) and site not in self._wake.values()
             return may if alone and model.size <= self._room(site) + sum(one.size for one in may) else None
         found: list[Standing] = []
-        missing = model.size - self._room(site)
+        missing, crowd = model.size - self._room(site), 1 - self._places[site]
         for victim in sorted(may, key=lambda one: (one.busy, self._loss(one) / one.size, one.used)):
-            if missing <= 0:
+            if missing <= 0 and crowd <= 0:
                 break
             found.append(victim)
             missing -= victim.size
-        return None if missing > 0 else _needed(found, -missing)
+            crowd -= 1
+        return None if missing > 0 or crowd > 0 else _needed(found, -missing, -crowd)
 
     def _may_go(self, victim: Standing, model: Standing) -> bool:
         if victim.keep or not victim.settled or self._now < victim.since + _stay(victim, self._rules):
@@ -290,7 +298,7 @@ class _Look:
             there = model.site and model.settled and self._now >= model.since + _stay(model, self._rules)
             if idle and there and not model.keep and model.name not in self._sleep:
                 self._sleep[model.name] = model
-                self._take(model.site, -model.size)
+                self._take(model.site, -model.size, -1)
 
     def _drops(self) -> list[str]:
         """Host memory is for those to whom it saves most; what a waking model leaves is free."""
@@ -306,11 +314,12 @@ class _Look:
         return drops
 
 
-def _needed(found: Collection[Standing], spare: float) -> list[Standing]:
+def _needed(found: Collection[Standing], spare: float, places: float) -> list[Standing]:
     """Without those that could as well stay, the dearest first."""
     needed = list(found)
     for victim in reversed(list(found)):
-        if victim.size <= spare:
+        if victim.size <= spare and places > 0:
             needed.remove(victim)
             spare -= victim.size
+            places -= 1
     return needed

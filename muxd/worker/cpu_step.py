@@ -4,7 +4,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -65,6 +65,7 @@ class CpuStep(ABC, Generic[K]):
     with that, calls ``_turn_to`` with what ``_over`` made of the shared pool."""
 
     ahead = False
+    between: Callable[[], None] | None = None
     rehearsal = ((8, Sampling(temperature=0.0)),)
     model: Head
 
@@ -86,7 +87,7 @@ class CpuStep(ABC, Generic[K]):
         return self._kv.tokens
 
     @contextmanager
-    def share(self, percent: int, parts: int) -> Iterator[None]:
+    def share(self, percent: int, parts: int, *, prefill: bool) -> Iterator[None]:
         self._use(percent)
         yield
 
@@ -96,7 +97,7 @@ class CpuStep(ABC, Generic[K]):
         own = torch.zeros(rows * self._spec.blocks_per_row * self._setup.block_bytes, dtype=torch.uint8)
         self._turn_to(self._over(own, rows))
         try:
-            with self.share(1, 0):  # one thread: others stream meanwhile
+            with self.share(1, 0, prefill=True):  # one thread: others stream meanwhile
                 yield
         finally:
             self._turn_to(shared)

@@ -1,5 +1,6 @@
 """Attention of one batch on a device: K and V written where they belong, and read where they lie."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -8,7 +9,7 @@ from muxd.kernels import ops
 from muxd.kernels.paged_decode import DecodePlan
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.paged_states import PagedStates
-from muxd.models.layers import Angles, Norm, Recur
+from muxd.models.layers import Angles, Attend, Norm, Recur
 from muxd.models.spec import ModelSpec
 from muxd.models.state_layout import StateLayout
 
@@ -124,3 +125,23 @@ class PagedPrefill(NamedTuple):
             scale=self.spec.attention_scale, window=self.spec.windows[layer],
             softcap=self.spec.attention_softcap, sinks=sinks,
         )  # fmt: skip
+
+
+class Woven(NamedTuple):
+    """Implements ``muxd.models.layers.Attend`` and ``Recur`` by another, behind each call of which
+    ``between`` is called."""
+
+    call: Attend | Recur
+    between: Callable[[], None]
+    recur: Recur | None = None
+
+    def __call__(self, *given: Any, **named: Any) -> Tensor:
+        out = self.call(*given, **named)
+        self.between()
+        return out
+
+
+def woven(attend: Attend, between: Callable[[], None]) -> Attend:
+    """``attend`` of a prefill, behind each layer of which ``between`` is called, whatever keeps its state."""
+    recur = None if attend.recur is None else Woven(attend.recur, between)
+    return Woven(attend, between, recur)

@@ -2,11 +2,13 @@
 sequences, of prefills of tokens, padded up to.
 
 A graph holds addresses, so what it reads lies in tensors that never move: its inputs, the row table, the row
-lists, the counts of the sampler, the tokens picked by the step before. Graphs of a mask never run at once and
-share one memory pool; of several the largest is recorded first: the smaller ones find their memory there.
-A graph recorded on the stream of a green context keeps that context, hence one set for each mask of parts.
+lists, the counts of the sampler, the tokens picked by the step before. A graph recorded on the stream of a
+green context keeps that context, hence one set for each mask of parts. Graphs of a mask run on one stream,
+whatever they compute, so never at once: they share one memory pool, and what one returns is there until the
+next of them runs. Of several sizes the largest is recorded first: the smaller ones find their memory there.
 torch shares a pool's memory on one stream only, so each mask has a pool of its own, and only few masks beside
-the whole device keep theirs.
+the whole device keep theirs. A graph is recorded when a batch first wants it: most sizes never come, and the
+driver keeps memory for each, so that those which were not used for the longest time go.
 """
 
 import gc
@@ -15,6 +17,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muxd.device.green import KEPT
-from muxd.worker.cuda_upload import pack, views
+from muxd.device.green import GRAPHS, KEPT
+from muxd.worker.cuda_upload import pack, upload, views
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +46,12 @@ def bucket(count: int, buckets: tuple[int, ...] = BUCKETS) -> int | None:
 
 
 class Recorder(Protocol):
-    """Makes something to be done again of ``step``; its result lies in the same tensor each time."""
+    """Makes something to be done again of ``step``; its result lies in the same tensor each time.
+
+    ``shares``: all that is made for a mask works in one memory.
+    """
+
+    shares: bool
 
     def __call__(self, step: Callable[[], Tensor], mask: int) -> tuple[Callable[[], None], Tensor]: ...
 
@@ -54,6 +62,8 @@ class Recorder(Protocol):
 
 class CudaRecorder:
     """A CUDA graph of ``step`` on the current stream (its green context, if it has one)."""
+
+    shares = True
 
     def __init__(self) -> None:
         self._pools: dict[int, Any] = {}  # by mask
@@ -89,6 +99,8 @@ class CudaRecorder:
 class Again:
     """For tensors of the CPU: the step is computed again, into the same tensor."""
 
+    shares = False
+
     def __call__(self, step: Callable[[], Tensor], mask: int) -> tuple[Callable[[], None], Tensor]:
         result = step()
 
@@ -108,12 +120,41 @@ class _Recorded:
     result: Tensor
 
 
+class KeptGraphs:
+    """All graphs of a worker, ``most`` at once, and when each was last used."""
+
+    def __init__(self, recorder: Recorder, most: int = GRAPHS):
+        self._recorder, self._most, self.shares = recorder, most, recorder.shares
+        # Whose, mask, mode and size; that which was used last at the end.
+        self._used: dict[tuple[StepGraphs, int, int, int], None] = {}
+
+    def oldest(self, wanted: int) -> "tuple[StepGraphs, int, int, int] | None":
+        """Which one must go before so many can be recorded; None when there is room."""
+        return next(iter(self._used)) if self._used and len(self._used) + wanted > self._most else None
+
+    def record(
+        self, owner: "StepGraphs", mask: int, mode: int, size: int, step: Callable[[], Tensor]
+    ) -> tuple[Callable[[], None], Tensor]:
+        self._used[owner, mask, mode, size] = None
+        return self._recorder(step, mask)
+
+    def use(self, owner: "StepGraphs", mask: int, mode: int, size: int) -> None:
+        self._used[owner, mask, mode, size] = self._used.pop((owner, mask, mode, size))
+
+    def drop(self, owner: "StepGraphs", mask: int, mode: int, size: int) -> None:
+        """The last of a mask takes its memory along."""
+        del self._used[owner, mask, mode, size]
+        if not any(key[1] == mask for key in self._used):
+            self._recorder.forget(mask)
+
+
 class StepGraphs:
-    """Recorded steps of one model, by mask, mode and bucket.
+    """Recorded steps of one model and kind (decode steps, or prefills), by mask, mode and bucket.
 
     ``step(mode, tensors)`` computes a step of the ``mode`` (what it does after the model, a small number),
     without a wait for the device. ``padding(mode, size)``: its inputs for ``size`` sequences, or tokens, of
-    nobody.
+    nobody. ``kept``: those of both kinds. ``masks``: beside the whole device, that have graphs of this
+    kind.
     """
 
     def __init__(
@@ -121,14 +162,23 @@ class StepGraphs:
         step: Callable[[int, list[Tensor]], Tensor],
         padding: Callable[[int, int], Arrays],
         device: torch.device,
-        recorder: Recorder,
+        kept: KeptGraphs,
         buckets: tuple[int, ...] = BUCKETS,
         masks: int = KEPT,
     ):
-        self._step, self._padding = step, padding
-        self._device, self._recorder, self._buckets, self._masks = device, recorder, buckets, masks
+        self._step, self._padding, self._device = step, padding, device
+        self._kept, self._buckets, self._masks = kept, buckets, masks
         # By mask, that which was used last at the end; by mode and size.
         self._made: dict[int, dict[tuple[int, int], _Recorded]] = {}
+
+    @property
+    def largest(self) -> int:
+        return self._buckets[-1]
+
+    def rehearse(self, mode: int) -> None:
+        """Compute a step of every size, not recorded: kernels are compiled by size and by mode."""
+        for size in self._buckets:
+            self._step(mode, upload(self._device, *self._padding(mode, size)))
 
     def size(self, count: int) -> int | None:
         """The bucket that ``count`` sequences, or tokens, run in; None when none holds them."""
@@ -144,32 +194,49 @@ class StepGraphs:
         return others[0] if mask and mask not in self._made and len(others) >= self._masks else None
 
     def record(self, mask: int, mode: int, *sizes: int) -> None:
-        """For these ``sizes``, by default all, on the current stream. Each takes some ten milliseconds."""
+        """For these ``sizes`` on the current stream, the first time of a ``mask`` whose graphs share memory
+        also for the largest there is. Each takes some ten milliseconds. Nothing recorded may be running, of
+        either kind: others may have to go."""
         begun = time.monotonic()
+        wanted = self._wanted(mask, sizes)
+        while (oldest := self._kept.oldest(len(wanted))) is not None:
+            owner, *key = oldest
+            owner._drop(*key)
+            wanted = self._wanted(mask, sizes)
         found = self._made.setdefault(mask, {})
-        for size in sorted(sizes or self._buckets, reverse=True):
+        for size in sorted(wanted, reverse=True):
             arrays = self._padding(mode, size)
             packed = pack(self._device, arrays).to(self._device)
-            tensors = views(packed, arrays)
-            replay, result = self._recorder(lambda own=tensors: self._step(mode, own), mask)  # type: ignore[misc]
+            step = partial(self._step, mode, views(packed, arrays))
+            replay, result = self._kept.record(self, mask, mode, size, step)
             found[mode, size] = _Recorded(replay, packed, result)
-        count, seconds = len(sizes or self._buckets), time.monotonic() - begun
+        count, seconds = len(wanted), time.monotonic() - begun
         _log.debug("%d graphs (mode %d) for parts %s recorded in %.2f s", count, mode, bin(mask), seconds)
 
     def forget(self, mask: int | None = None) -> None:
         """What they read has moved, or there is no room for those of ``mask``. Nothing may be running."""
         for one in list(self._made) if mask is None else [mask]:
-            del self._made[one]
-            self._recorder.forget(one)
+            for mode, size in list(self._made[one]):
+                self._drop(one, mode, size)
 
     def run(self, mask: int, mode: int, size: int, arrays: Items[NDArray[Any]]) -> Tensor:
         """Queue the recorded step for ``arrays`` as ``padding`` makes them; its result, overwritten by the
-        next run."""
+        next run of any graph of the mask."""
         recorded = self._made[mask][mode, size]
         self._made[mask] = self._made.pop(mask)
+        self._kept.use(self, mask, mode, size)
         recorded.packed.copy_(pack(self._device, arrays), non_blocking=True)
         recorded.replay()
         return recorded.result
+
+    def _wanted(self, mask: int, sizes: Items[int]) -> set[int]:
+        return {*sizes, self.largest} if self._kept.shares and mask not in self._made else {*sizes}
+
+    def _drop(self, mask: int, mode: int, size: int) -> None:
+        del self._made[mask][mode, size]
+        if not self._made[mask]:
+            del self._made[mask]
+        self._kept.drop(self, mask, mode, size)
 
 
 def lines_of(size: int) -> list[NDArray[np.int32]]:

@@ -8,6 +8,7 @@ device alone.
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from muxd.kernels import ops
 from muxd.kernels.sampling import SamplingLines
-from muxd.messages import Sampling, TokenLogprob
+from muxd.messages import SAMPLED, Sampling, TokenLogprob
 from muxd.worker import sampler
 from muxd.worker.cuda_upload import int32, to_host, upload
 from muxd.worker.sequence import Sequence, Span
@@ -40,15 +41,19 @@ class SamplingMode(IntEnum):
 
 
 class CudaSampler:
-    """Picks tokens of one model with ``vocab`` tokens. Batches of up to ``lines`` work in one tensor,
-    on any stream: they follow each other; as many may have counts before more room is made.
+    """Picks tokens of one model with ``vocab`` tokens. Decode steps of up to ``lines`` work in one tensor,
+    some of their lines at once, on any stream: they follow each other; as many may have counts before more
+    room is made. A prefill beside them works in memory of its own.
 
-    ``counts`` int32 [slots, vocab] is another tensor after ``note`` has made room.
+    ``counts`` int32 [slots, vocab] is another tensor after ``note`` has made room; ``rest`` waits until
+    nothing runs that reads or writes it.
     """
 
-    def __init__(self, vocab: int, device: torch.device, lines: int = 0):
-        self._device = device
-        self._room = torch.empty((lines, vocab), dtype=torch.float32, device=device)
+    def __init__(
+        self, vocab: int, device: torch.device, lines: int = 0, rest: Callable[[], None] = lambda: None
+    ):
+        self._device, self._rest = device, rest
+        self._room = torch.empty((min(lines, SAMPLED), vocab), dtype=torch.float32, device=device)
         # counts[slot, token] = 2 · times generated + seen at all, see muxd.kernels.sampling
         slots = max(_SLOTS, lines)
         self.counts = torch.zeros((slots, vocab), dtype=torch.int32, device=device)
@@ -84,15 +89,52 @@ class CudaSampler:
     def pick(
         self, mode: SamplingMode, logits: Tensor, tensors: Items[Tensor], out: Tensor | None = None
     ) -> Tensor:
-        """One token for each line, or NO_TOKEN, int64 [b], in ``out`` where given.
+        """One token for each line, or NO_TOKEN, int64 [b], of a decode step in ``out``.
 
         ``tensors``: ``columns`` on the device, none for a greedy batch. Can be recorded.
         """
         if mode is SamplingMode.GREEDY:
-            lines = _first(self._plain, len(logits))
+            lines = _some(self._plain, slice(len(logits)))
             return ops.sample(logits, lines, self.counts, greedy=True, out=out)
         lines, filtered = SamplingLines(*tensors), mode is SamplingMode.FILTERED
-        return ops.sample(logits, lines, self.counts, filtered=filtered, out=out, room=self._room)
+        if out is None or not len(self._room):
+            return ops.sample(logits, lines, self.counts, filtered=filtered, out=out)
+        for at in range(0, len(logits), len(self._room)):
+            part = slice(at, at + len(self._room))
+            some = _some(lines, part)
+            ops.sample(logits[part], some, self.counts, filtered=filtered, out=out[part], room=self._room)
+        return out
+
+    def sample(
+        self,
+        logits_of: Callable[[Tensor], Tensor],
+        hidden: Tensor,
+        sequences: Items[Sequence],
+        known: Items[int],
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Logprobs | None]:
+        """As ``pick``, and log-probabilities for those who asked, by operations that cannot be recorded. Of a
+        prefill, which has no ``out``, logits are made for a few at once."""
+        at_once = SAMPLED if out is None else len(sequences)
+        picked, told = [], list[tuple[int, Logprobs]]()
+        for at in range(0, len(sequences), at_once):
+            part = slice(at, at + at_once)
+            tokens, logprobs = self._sampled(logits_of(hidden[part]), sequences[part], known[part], out)
+            picked.append(tokens)
+            if logprobs is not None:
+                told.append((at, logprobs))
+        every = picked[0] if len(picked) == 1 else torch.cat(picked)
+        return every, partial(_joined, told) if told else None
+
+    def _sampled(
+        self, logits: Tensor, sequences: Items[Sequence], known: Items[int], out: Tensor | None
+    ) -> tuple[Tensor, Logprobs | None]:
+        mode = mode_of(sequences, known)
+        told = [] if mode is SamplingMode.GREEDY else columns(sequences, known, len(sequences))
+        kept = self.bounded(logits, sequences) if any(map(bound, sequences)) else logits
+        picked = self.pick(mode, kept, upload(self._device, *told) if told else [], out)
+        asked = any(map(asks, sequences))
+        return picked, self.logprobs(logits, picked, sequences) if asked else None
 
     def bounded(self, logits: Tensor, sequences: Items[Sequence]) -> Tensor:
         """A copy of ``logits`` with what ``Bound`` says of each line, as ``sampler.bounded``. The masks are
@@ -142,11 +184,18 @@ class CudaSampler:
         """A line of zeros."""
         if not self._free:
             count = len(self.counts)
+            self._rest()
             self.counts = torch.cat((self.counts, torch.zeros_like(self.counts)))
+            self._rest()
             self._free = list(range(len(self.counts) - 1, count - 1, -1))
         slot = self._free.pop()
         self.counts[slot].zero_()
         return slot
+
+
+def _joined(told: list[tuple[int, Logprobs]]) -> dict[int, TokenLogprob]:
+    """Of parts of a batch, by the place of each's first."""
+    return {at + i: found for at, read in told for i, found in read().items()}
 
 
 def asks(sequence: Sequence) -> bool:
@@ -224,6 +273,6 @@ def _held_back(sequences: Items[Sequence], known: Items[int]) -> dict[int, tuple
     }
 
 
-def _first(lines: SamplingLines, count: int) -> SamplingLines:
+def _some(lines: SamplingLines, which: slice) -> SamplingLines:
     names = SamplingLines.__dataclass_fields__
-    return SamplingLines(**{name: getattr(lines, name)[:count] for name in names})
+    return SamplingLines(**{name: getattr(lines, name)[which] for name in names})

@@ -4,6 +4,7 @@ Both only grow: new rows travel once with their head blocks, and a sequence that
 decode step brings of either goes with the step's own inputs and is written by it; a prefill sends it before.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 
 import numpy as np
@@ -20,15 +21,24 @@ from muxd.worker.cuda_upload import int32, upload
 from muxd.worker.rows import Ids, KnownRows
 from muxd.worker.sequence import Sequence
 
-_LINES = 256  # sequences at first; doubled when they do not suffice
+_LINES = 256  # sequences, where nobody has said how many; doubled when they do not suffice
 _NEW_BYTES = 16 << 10  # of head blocks that go with a step; they travel with every step, used or not
 
 
 class RowLists:
     """``rows`` int32 [lines, width]: the row ids of each sequence, one line each; ``states``
-    [lines, state_width]: those of its state, where its model keeps one."""
+    [lines, state_width]: those of its state, where its model keeps one. ``rest`` waits until nothing runs
+    that reads or writes them: also batches that this one does not follow."""
 
-    def __init__(self, width: int, device: torch.device, lines: int = _LINES, state_width: int = 0):
+    def __init__(
+        self,
+        width: int,
+        device: torch.device,
+        lines: int = _LINES,
+        state_width: int = 0,
+        rest: Callable[[], None] = lambda: None,
+    ):
+        self._rest = rest
         self.rows = torch.zeros((lines, width), dtype=torch.int32, device=device)
         self.states = torch.zeros((lines, state_width), dtype=torch.int32, device=device)
         self._free = list(range(lines - 1, -1, -1))
@@ -96,17 +106,29 @@ class RowLists:
     def _line(self) -> int:
         if not self._free:
             count = len(self.rows)
+            self._rest()
             self.rows = torch.cat((self.rows, torch.zeros_like(self.rows)))
             self.states = torch.cat((self.states, torch.zeros_like(self.states)))
+            self._rest()
             self._free = list(range(2 * count - 1, count - 1, -1))
         return self._free.pop()
 
 
 class PagedState:
-    """One model's view of a pool. ``memory``: uint8 [bytes] on the device; ``width``: rows of a sequence."""
+    """One model's view of a pool. ``memory``: uint8 [bytes] on the device; ``width``: rows of a sequence;
+    ``lines``: sequences that there are at once, 0: nobody knows; ``rest``: see ``RowLists``."""
 
     def __init__(
-        self, spec: ModelSpec, memory: Tensor, block_bytes: int, max_rows: int, width: int, dtype: torch.dtype
+        self,
+        spec: ModelSpec,
+        memory: Tensor,
+        block_bytes: int,
+        max_rows: int,
+        width: int,
+        dtype: torch.dtype,
+        *,
+        lines: int = 0,
+        rest: Callable[[], None] = lambda: None,
     ):
         spec.tokens_per_row(block_bytes, dtype.itemsize)  # refuses blocks that hold no token
         table = torch.zeros((max_rows, spec.blocks_per_row), dtype=torch.int32, device=memory.device)
@@ -116,7 +138,8 @@ class PagedState:
         if (delta := spec.delta) is not None:
             own = PagedStates.over(self.pool, delta.key_dim, delta.value_dim)
             self.states = own, state_layout(delta, block_bytes)
-        self.lists = RowLists(width, memory.device, state_width=state_rows(spec, block_bytes))
+        kept = state_rows(spec, block_bytes)
+        self.lists = RowLists(width, memory.device, lines or _LINES, kept, rest)
         self._new: list[tuple[Ids, Ids]] = []  # learnt, and not in the table yet
 
     def copy(self, rows: list[int], into: list[int]) -> None:

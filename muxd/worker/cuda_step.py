@@ -2,10 +2,16 @@
 
 What a batch needs travels in one small copy; nothing waits for the device before the tokens are read back.
 A decode step may be queued before that: it takes the tokens of the step before from where they were picked.
-The same code runs over tensors of the CPU, by the references of ``muxd.kernels.ops``: so it is tested.
+
+Batches of one phase follow each other on the device, whatever stream each is on; those of the two phases do
+not. Nothing that is written by the one and read by the other is in flight: a sequence is in one phase at a
+time, its rows, its state, its line of the row lists and its slot of the counts are its own, and the daemon
+says who goes over to the other phase, or whose rows are somebody else's, when the batch that wrote them is
+done. What all batches read may move only while nothing runs (``Streams.rest``). The same code runs over
+tensors of the CPU, by the references of ``muxd.kernels.ops``: so it is tested.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from functools import partial
@@ -20,12 +26,21 @@ from muxd.device.green import PROMPT_MASKS
 from muxd.kernels import ops
 from muxd.kernels.paged_decode import AN_SM
 from muxd.messages import NewRows, Sampling, Setup
+from muxd.models.layers import Attend
 from muxd.models.registry import build
 from muxd.models.spec import ModelSpec
 from muxd.worker import pooling, scoring
-from muxd.worker.cuda_attend import DecodeRecur, PagedDecode, PagedPrefill, PrefillRecur
+from muxd.worker.cuda_attend import DecodeRecur, PagedDecode, PagedPrefill, PrefillRecur, woven
 from muxd.worker.cuda_flight import CudaFlight
-from muxd.worker.cuda_graphs import Again, Arrays, CudaRecorder, StepGraphs, buckets_for, lines_of
+from muxd.worker.cuda_graphs import (
+    Again,
+    Arrays,
+    CudaRecorder,
+    KeptGraphs,
+    StepGraphs,
+    buckets_for,
+    lines_of,
+)
 from muxd.worker.cuda_memory import Scratch
 from muxd.worker.cuda_parts import CudaWeights
 from muxd.worker.cuda_prompts import PROMPT_LINES, PROMPTS, prompt_arrays, prompt_padding
@@ -45,10 +60,11 @@ from muxd.worker.cuda_streams import Streams
 from muxd.worker.cuda_upload import int32, to_host, upload
 from muxd.worker.kept import kv_type
 from muxd.worker.pooling import Pooler
-from muxd.worker.ranks import entries, ranked
+from muxd.worker.ranks import RankWeights, entries, ranked
 from muxd.worker.rows import check_tokens
 from muxd.worker.scoring import Scorer
 from muxd.worker.sequence import Sequence, Span
+from muxd.worker.step import Copy
 
 _MANY = 300  # tokens of a prompt: kernels are chosen by size at 256
 _AHEAD = 64  # tokens for which rows may be granted beyond the longest context
@@ -68,6 +84,7 @@ class CudaStep:
     """
 
     ahead = True
+    between: Callable[[], None] | None = None
     rehearsal = (
         (8, Sampling(temperature=0.0)),
         (_MANY, Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1)),
@@ -81,43 +98,54 @@ class CudaStep:
         self._streams = Streams(pool.device)
         self._scratch = Scratch(setup.model, pool.device, setup.scratch.get(setup.phases, 0))
         mapped = CudaWeights(entries(setup, spec.vocab_size), weights, setup.max_context)
-        self.model = build(spec, ranked(mapped, setup, spec, pool.device))
+        parts = ranked(mapped, setup, spec, pool.device)
+        self._group = parts.group if isinstance(parts, RankWeights) else None
+        self.model = build(spec, parts)
         self.scorer = Scorer(
             self.model.logits, spec.vocab_size, to_host, lambda ids: upload(pool.device, ids)[0]
         )
         self._pooler = Pooler(self.model.output, to_host)
         row_tokens = spec.tokens_per_row(setup.block_bytes, self._kept.itemsize)
         width = min(setup.max_rows, -(-(setup.max_context + _AHEAD) // row_tokens) + 1)
-        self._state = PagedState(spec, pool, setup.block_bytes, setup.max_rows, width, self._kept)
+        self._state = PagedState(
+            spec, pool, setup.block_bytes, setup.max_rows, width, self._kept,
+            lines=setup.max_running, rest=self._streams.rest,
+        )  # fmt: skip
         sizes = buckets_for(setup.max_running)
-        self._sampler = CudaSampler(spec.vocab_size, pool.device, sizes[-1] if pool.is_cuda else 0)
-        recorder = CudaRecorder() if pool.is_cuda else Again()
+        lines = sizes[-1] if pool.is_cuda else 0
+        self._sampler = CudaSampler(spec.vocab_size, pool.device, lines, self._streams.rest)
+        kept = KeptGraphs(CudaRecorder() if pool.is_cuda else Again())
         padded = partial(padding, spec.blocks_per_row)
         self._graphs: StepGraphs | None = None
         self._prompts: StepGraphs | None = None
         if graphs:
-            self._graphs = StepGraphs(self._decode, padded, pool.device, recorder, sizes)
+            self._graphs = StepGraphs(self._decode, padded, pool.device, kept, sizes)
         # Of one without a head every token is looked at; a padding span must not have a state.
         if graphs and not spec.headless and spec.delta is None:
             self._prompts = StepGraphs(
-                self._prefilled, prompt_padding, pool.device, recorder, PROMPTS, PROMPT_MASKS
+                self._prefilled, prompt_padding, pool.device, kept, PROMPTS, PROMPT_MASKS
             )
         self._read: tuple[Tensor, ...] = ()  # what the graphs read and may move: row lists, counts
         self._picked = torch.zeros(MOST, dtype=torch.int64, device=pool.device)  # by the last decode step
+        self._none = torch.zeros(0, dtype=torch.int64, device=pool.device)  # by a prefill that ends no prompt
         self._places: dict[int, int] = {}  # of its sequences, by identity, in ``_picked``
-        self._last: CudaFlight | None = None
+        self._stepped: Items[Sequence] = ()  # they stay, so that no other gets the identity of one
+        self._last: dict[bool, CudaFlight] = {}  # of each phase, by whether it prefills
 
     @property
     def tokens(self) -> int:
         return self._state.pool.tokens
 
     @contextmanager
-    def share(self, percent: int, parts: int) -> Iterator[None]:
+    def share(self, percent: int, parts: int, *, prefill: bool) -> Iterator[None]:
         """``parts`` is a mask of SMs; a share alone is a promise of the daemon, or a cap from the spawn."""
         with self._scratch.named(), self._streams.use(parts):
-            if self._last is not None and self._last.event is not None:
-                # The batch before may be on another stream; what is queued now comes after it.
-                torch.cuda.current_stream(self.device).wait_event(self._last.event)
+            before = self._last.get(prefill)
+            if before is not None and before.event is not None:
+                # It may be on another stream; what is queued now comes after it.
+                torch.cuda.current_stream(self.device).wait_event(before.event)
+            if self._group is not None:
+                self._group.prefill = prefill
             yield
 
     @contextmanager
@@ -134,14 +162,18 @@ class CudaStep:
             self._state, (self._graphs, self._prompts) = state, graphs
 
     def ready(self, decodes: bool) -> None:
-        """Record the graphs for the whole device. Those of its parts are recorded one by one, when they are
-        first asked for, and find every kernel compiled."""
+        """Record the largest graphs for the whole device: they say what memory a set takes. All others are
+        recorded one by one, when they are first asked for, and find every kernel compiled."""
+        reads = self._setup.phases != "decode"
+        # The largest first.
+        wanted = (self._prompts, reads, 0), (self._graphs, decodes, SamplingMode.FILTERED)
         with self._scratch.recorded():
-            if self._prompts is not None and self._setup.phases != "decode":
-                self._record(self._prompts, 0, 0)  # the largest of all first
-            if self._graphs is not None and decodes:
-                for mode in SamplingMode:
-                    self._record(self._graphs, 0, mode)
+            for graphs, asked, most in wanted:
+                if graphs is not None and asked:
+                    with self.share(100, 0, prefill=graphs is self._prompts):
+                        for mode in range(most + 1):
+                            graphs.rehearse(mode)
+                        self._record(graphs, 0, most, graphs.largest)
         self._streams.wait()
         self._scratch.limit()
 
@@ -163,26 +195,32 @@ class CudaStep:
         self._state.lists.release(sequence)
         self._sampler.release(sequence)
 
-    def prefill(self, spans: Items[Span], ends: Items[int]) -> CudaFlight:
-        self._places = {}
+    def prefill(self, spans: Items[Span], ends: Items[int], copies: Items[Copy] = ()) -> CudaFlight:
+        self._hold(spans)
         self._state.send()
         self._state.lists.place([span.sequence for span in spans])
         hidden, read = self._read_prompts(spans, ends)
+        for rows, into in copies:
+            self._state.copy(rows, into)
         self._sampler.note(spans)
         if not ends:
-            return self._flown(CudaFlight(hidden, self._picked[:0], None, *read))
+            return self._flown(CudaFlight(hidden, self._none, None, *read), prefill=True)
         sampling, known = [spans[i].sequence for i in ends], [spans[i].stop for i in ends]
         return self._sampled(hidden, sampling, known, read=read)
 
     def _read_prompts(self, spans: Items[Span], ends: Items[int]) -> tuple[Tensor, _Read]:
         """Hidden states [m, hidden] of the tokens that sample."""
+        # Not of ranks: each would do it elsewhere, and collectives want one order of all that is launched.
+        between = self.between if self._group is None else None
         graphs, size = self._prompts, self._prompt_size(spans)
         arrays = prompt_arrays(spans, ends, size)
         self._check(arrays[0], arrays[1])
         if graphs is not None and size:
+            if between is not None:
+                between()  # not behind it: the next graph of its mask overwrites what it returns
             return self._run(graphs, 0, size, arrays)[: len(ends)], _Read([], [])
         tensors = upload(self.device, *arrays)
-        every = self._every(tensors)
+        every = self._every(tensors, between)
         read = _Read(self.scorer.score(spans, every), self._pooler.pool(spans, every))
         return every.index_select(0, tensors[-1]), read
 
@@ -200,13 +238,17 @@ class CudaStep:
         """What is recorded of a prefill: from its inputs to the hidden states of the tokens that sample."""
         return self._every(tensors).index_select(0, tensors[-1])
 
-    def _every(self, tensors: list[Tensor]) -> Tensor:
-        """Hidden states of all tokens of a prefill, [n, hidden]."""
+    def _every(self, tensors: list[Tensor], between: Callable[[], None] | None = None) -> Tensor:
+        """Hidden states of all tokens of a prefill, [n, hidden]; see ``woven``, never of what is recorded."""
         ids, places, positions, owners, begins, cached, lines, _ = tensors
         rows = self._state.lists.rows.index_select(0, lines)
         own = self._state.of(lines)
         recur = PrefillRecur(*own, begins, cached) if own else None
-        attend = PagedPrefill(self._spec, self._state.pool, rows, positions, owners, begins, cached, recur)
+        attend: Attend = PagedPrefill(
+            self._spec, self._state.pool, rows, positions, owners, begins, cached, recur
+        )
+        if between is not None:
+            attend = woven(attend, between)
         return self.model.hidden(ids, places, attend)
 
     def decode(self, sequences: Items[Sequence]) -> CudaFlight:
@@ -225,8 +267,8 @@ class CudaStep:
         if apart:
             flight = self._sampled(hidden, sequences, known, self._picked[: len(sequences)])
         else:
-            flight = self._flown(CudaFlight(hidden, self._picked[: len(sequences)]))
-        self._places = {id(sequence): i for i, sequence in enumerate(sequences)}
+            flight = self._flown(CudaFlight(hidden, self._picked[: len(sequences)]), prefill=False)
+        self._places, self._stepped = {id(sequence): i for i, sequence in enumerate(sequences)}, sequences
         return flight
 
     def _step(self, sequences: Items[Sequence], known: list[int], mode: SamplingMode) -> Tensor:
@@ -272,14 +314,9 @@ class CudaStep:
         out: Tensor | None = None,
         read: "_Read | tuple[()]" = (),
     ) -> CudaFlight:
-        """Logits only for the tokens that sample, each operation launched by itself."""
-        logits, mode = self.model.logits(hidden), mode_of(sequences, known)
-        told = [] if mode is SamplingMode.GREEDY else columns(sequences, known, len(sequences))
-        kept = self._sampler.bounded(logits, sequences) if any(map(bound, sequences)) else logits
-        picked = self._sampler.pick(mode, kept, upload(self.device, *told) if told else [], out)
-        asked = any(map(asks, sequences))
-        logprobs = self._sampler.logprobs(logits, picked, sequences) if asked else None
-        return self._flown(CudaFlight(hidden, picked, logprobs, *read))
+        """Each operation launched by itself; a prefill has no ``out``."""
+        picked, logprobs = self._sampler.sample(self.model.logits, hidden, sequences, known, out)
+        return self._flown(CudaFlight(hidden, picked, logprobs, *read), prefill=out is None)
 
     def _decode(self, mode: int, tensors: list[Tensor]) -> Tensor:
         """What is recorded: from a step's inputs to its tokens in ``_picked``; hidden [b, hidden]."""
@@ -296,15 +333,15 @@ class CudaStep:
         return hidden
 
     def _record(self, graphs: StepGraphs, mask: int, mode: int, *sizes: int) -> None:
-        """The steps that are run for it pick tokens too: those of the last one must stay."""
+        """The steps that are run for it pick tokens too: those of the last one must stay. What goes for it
+        may be a graph of the other phase."""
+        self._streams.rest()
         if not self._recorded():
-            self._streams.wait()
             for made in (self._graphs, self._prompts):
                 if made is not None:
                     made.forget()
-            self._read = (self._state.lists.rows, self._state.lists.states, self._sampler.counts)
+            self._read = self._movable()
         elif (crowded := graphs.crowded(mask)) is not None:
-            self._streams.wait()
             graphs.forget(crowded)
         picked = self._picked.clone()
         graphs.record(mask, mode, *sizes)
@@ -312,12 +349,24 @@ class CudaStep:
 
     def _recorded(self) -> bool:
         """Whether what the graphs read is where it was."""
-        now = (self._state.lists.rows, self._state.lists.states, self._sampler.counts)
+        now = self._movable()
         return len(self._read) == len(now) and all(a is b for a, b in zip(self._read, now, strict=True))
 
-    def _flown(self, flight: CudaFlight) -> CudaFlight:
-        self._last = flight
+    def _movable(self) -> tuple[Tensor, ...]:
+        return self._state.lists.rows, self._state.lists.states, self._sampler.counts
+
+    def _flown(self, flight: CudaFlight, *, prefill: bool) -> CudaFlight:
+        self._last[prefill] = flight
         return flight
+
+    def _hold(self, spans: Items[Span]) -> None:
+        """What their chunks before have left may be another stream's: its memory is nobody else's until this
+        batch has read it."""
+        if self.device.type == "cuda":
+            stream = torch.cuda.current_stream(self.device)
+            for left in (left for span in spans for left in (span.sequence.tail, span.sequence.pooled)):
+                if left is not None:
+                    left.record_stream(stream)
 
     def _check(self, tokens: NDArray[np.int32], positions: NDArray[np.int32]) -> None:
         """Raises ValueError. On a device an index out of range is a fault of every worker that shares it."""

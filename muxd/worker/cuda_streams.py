@@ -24,25 +24,35 @@ class Streams:
     def use(self, mask: int) -> Iterator[None]:
         """Queue what is inside on the parts in ``mask``; 0: the whole device.
 
-        Whoever queues a batch orders it behind the one before. Raises Unsplittable where there are no parts,
-        ValueError for a mask that names none.
+        Whoever queues a batch orders it behind those that it needs. Raises Unsplittable where there are no
+        parts, ValueError for a mask that names none.
         """
-        if mask == 0 or self._device.type != "cuda":
+        if self._device.type != "cuda":
             yield
             return
-        green = self._green(mask)
-        self.mask, self.sms = mask, green.sms
+        outer = self.mask, self.sms  # a step is queued between two layers of a prefill
+        self.mask, self.sms, stream = self._place(mask)
         try:
-            stream = torch.cuda.ExternalStream(green.stream, device=self._device)
             with torch.cuda.stream(stream):
                 yield
         finally:
-            self.mask, self.sms = 0, self._whole
+            self.mask, self.sms = outer
 
     def wait(self) -> None:
         """Until all that was queued by this batch is done."""
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
+
+    def rest(self) -> None:
+        """Until nothing of this process runs on the device, of neither phase."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _place(self, mask: int) -> tuple[int, int, torch.cuda.Stream]:
+        if mask == 0:
+            return 0, self._whole, torch.cuda.default_stream(self._device)
+        green = self._green(mask)
+        return mask, green.sms, torch.cuda.ExternalStream(green.stream, device=self._device)
 
     def _green(self, mask: int) -> Green:
         if self._contexts is None:

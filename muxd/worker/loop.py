@@ -1,14 +1,17 @@
-"""One reply for each command, in their order, until told to stop. Runs in the worker's main thread; knows no
-tensors.
+"""One reply for each command, until told to stop. Runs in the worker's main thread; knows no tensors.
 
-A decode step that arrives while another runs begins at once where the runner can run ahead: then the device
-has its next work when it is done with this one, and the daemon hears of it meanwhile.
+Batches of a device that queues are under way together: a prefill, and beside it a decode step with the next
+one behind it. Each begins when its command is here, so that the device always has its next work, and is told
+of when it is done: prefills in their order and steps in theirs, and a step does not wait for the prefill
+beside it. Nor does it wait while that is asked for: some milliseconds of launches, layer by layer, between
+which steps begin and end.
 """
 
 import logging
-import os
 import time
-from typing import Protocol
+from collections import deque
+from collections.abc import Callable
+from typing import NoReturn, Protocol
 
 from muxd.errors import MuxdError
 from muxd.link.exits import Exit
@@ -25,6 +28,7 @@ from muxd.messages import (
     Unmapped,
     UnmapPool,
 )
+from muxd.worker.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,8 @@ class BatchRunner(Protocol):
 
     def begin(self, command: Prefill | Decode, /) -> Batch: ...
 
+    def weave(self, between: Callable[[], None], /) -> None: ...
+
 
 class Growing(Protocol):
     """The pool's memory, as it comes and goes: ``muxd.worker.growth.Growth``."""
@@ -62,6 +68,8 @@ class Link(Protocol):
 
     def poll(self) -> ToWorker | None: ...
 
+    def wait(self, seconds: float, /) -> None: ...
+
     def send(self, message: FromWorker, /) -> None: ...
 
 
@@ -70,12 +78,12 @@ class _Failed(Exception):
 
 
 def serve(link: Link, runner: BatchRunner, growth: Growing) -> Exit:
-    """Serve commands in their order; returns the code to exit with."""
+    """Serve commands, begun in their order; returns the code to exit with."""
     loop = _Loop(link, runner, growth)
     try:
         while (command := loop.next()) is not None:
             loop.take(command)
-        loop.finish()
+        loop.finish_all()
     except WireError as error:
         log.error("%s", error)
         return Exit.BAD_MESSAGE
@@ -87,60 +95,120 @@ def serve(link: Link, runner: BatchRunner, growth: Growing) -> Exit:
     return Exit.OK
 
 
-class _Loop:
-    """At most one batch runs, and while a new one begins, two."""
+class _UnderWay:
+    """The batches of one phase that are under way, in the order in which the device computes them."""
 
+    def __init__(self) -> None:
+        self.batches: deque[Batch] = deque()
+        self.sizes: deque[int] = deque()  # what each is a multiple of, see ``Pace``
+        self.done = 0.0  # when the last one was
+        self.began = 0.0  # when the first one of those under way could begin
+        self.pace = Pace()
+
+    def add(self, batch: Batch, size: int) -> None:
+        if not self.batches:
+            self.began = time.perf_counter()
+        self.batches.append(batch)
+        self.sizes.append(size)
+
+    def finish(self) -> BatchDone:
+        """Wait for the first one."""
+        done = self.batches[0].finish(self.done)
+        self.batches.popleft()
+        self.done = self.began = time.perf_counter()
+        self.pace.learn(self.sizes.popleft(), done.seconds)
+        return done
+
+    def left(self, now: float) -> float:
+        """Seconds that the first one takes at least from ``now`` on, by those before it."""
+        return self.began + self.pace.expected(self.sizes[0]) - now
+
+
+class _Loop:
     def __init__(self, link: Link, runner: BatchRunner, growth: Growing):
         self._link, self._runner, self._growth = link, runner, growth
-        self._running: Batch | None = None
-        self._decoding = False
-        self._done = 0.0  # when the last batch was
+        self._steps, self._prefills = _UnderWay(), _UnderWay()
+        self._queues = (self._steps, self._prefills)  # a step that is done is told of first
+        self._held: Command | Shutdown | None = None  # came while a prefill was asked for, and is no step
+        if runner.ahead:
+            runner.weave(self._between)
 
     def next(self) -> Command | None:
-        """The next command; None to stop. Finishes what is running as soon as it is ready."""
-        while self._running is not None:
+        """The next command; None to stop. Tells of what is done as soon as it is."""
+        while under_way := [queue for queue in self._queues if queue.batches]:
             # A command that is here goes to the device before the tokens of the last one are looked at.
-            command = self._link.poll() if self._runner.ahead else None
-            if command is not None:
+            if (command := self._poll()) is not None:
                 break
-            if not self._runner.ahead or self._running.ready():
-                self.finish()
+            done = next((queue for queue in under_way if self._ready(queue)), None)
+            if done is not None:
+                self._finish(done)
             else:
-                os.sched_yield()  # as CUDA itself waits: a nap would be longer than a small model's step
+                now = time.perf_counter()
+                self._link.wait(min(queue.left(now) for queue in under_way))
         else:
-            command = self._link.receive()
+            command = self._poll() or self._link.receive()
         return None if isinstance(command, Shutdown) else command
 
+    def _poll(self) -> Command | Shutdown | None:
+        """What is here, in the order in which it came."""
+        held, self._held = self._held, None
+        return held or (self._link.poll() if self._runner.ahead else None)
+
+    def _between(self) -> None:
+        """A part of a prefill has been asked for: steps go on, up to the next command that is none."""
+        while self._steps.batches and self._ready(self._steps):
+            self._finish(self._steps)
+        while self._held is None and (command := self._link.poll()) is not None:
+            if isinstance(command, Decode):
+                self._begin(command)
+            else:
+                self._held = command
+
     def take(self, command: Command) -> None:
-        """Begin it, behind what is running where both are decode steps."""
+        """Begin it beside what is under way, if the device queues; memory comes and goes when nothing is."""
         if isinstance(command, MapPool | UnmapPool):
-            self.finish()  # what runs may still use what is to go
+            self.finish_all()  # what runs may still use what is to go
             if (answer := self._growth.handle(command)) is not None:
                 self._link.send(answer)
             return
-        decoding = isinstance(command, Decode)
-        if not (decoding and self._decoding and self._runner.ahead):
-            self.finish()
+        if not self._runner.ahead:
+            self.finish_all()
+        self._begin(command)
+
+    def _begin(self, command: Prefill | Decode) -> None:
         try:
             begun = self._runner.begin(command)
+        except (_Failed, WireError):  # of what has begun or came between
+            raise
         except Exception as error:
             self._fail(command.batch, error)
-        self.finish()
-        self._running, self._decoding = begun, decoding
+        if isinstance(command, Decode):
+            self._steps.add(begun, 1)
+        else:
+            self._prefills.add(begun, sum(len(chunk.tokens) for chunk in command.chunks))
 
-    def finish(self) -> None:
-        """Wait for what is running, if anything is, and reply."""
-        running, self._running = self._running, None
-        if running is None:
-            return
+    def finish_all(self) -> None:
+        """Wait for what is under way, if anything is, and reply."""
+        for queue in self._queues:
+            while queue.batches:
+                self._finish(queue)
+
+    def _ready(self, queue: _UnderWay) -> bool:
+        first = queue.batches[0]
         try:
-            done = running.finish(self._done)
+            return not self._runner.ahead or first.ready()
+        except Exception as error:  # of the device, which may be anybody's
+            self._fail(first.number, error)
+
+    def _finish(self, queue: _UnderWay) -> None:
+        number = queue.batches[0].number
+        try:
+            done = queue.finish()
         except Exception as error:
-            self._fail(running.number, error)
-        self._done = time.perf_counter()
+            self._fail(number, error)
         self._link.send(done)
 
-    def _fail(self, batch: int, error: Exception) -> None:
+    def _fail(self, batch: int, error: Exception) -> NoReturn:
         log.exception("batch %d failed", batch)
         self._link.send(BatchFailed(batch, _brief(error)))
         raise _Failed from error

@@ -21,6 +21,7 @@ from muxd.worker.cpu_step import CpuStep, Done, lasts
 from muxd.worker.native_model import NativeModel
 from muxd.worker.native_pool import NativePool
 from muxd.worker.sequence import Sequence, Span
+from muxd.worker.step import Copy
 
 Ids = NDArray[np.int32]
 
@@ -45,12 +46,18 @@ class NativeStep(CpuStep[NativePool]):
         self.model.use(kv)
 
     @contextmanager
-    def share(self, percent: int, parts: int) -> Iterator[None]:
-        with super().share(percent, parts):
+    def share(self, percent: int, parts: int, *, prefill: bool) -> Iterator[None]:
+        with super().share(percent, parts, prefill=prefill):
             self.model.threads = self._threads
             yield
 
-    def prefill(self, spans: Items[Span], ends: Items[int]) -> Done:
+    def prefill(self, spans: Items[Span], ends: Items[int], copies: Items[Copy] = ()) -> Done:
+        done = self._prefilled(spans, ends)
+        for rows, into in copies:
+            self.copy(rows, into)
+        return done
+
+    def _prefilled(self, spans: Items[Span], ends: Items[int]) -> Done:
         rows = [span.sequence for span in spans]
         starts = np.array([span.start for span in spans], dtype=np.int32)
         counts = np.array([span.stop - span.start for span in spans], dtype=np.int32)

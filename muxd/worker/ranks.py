@@ -25,10 +25,14 @@ _HEAD_PART = "embed.head"  # a tied head: the rank's rows of the whole embedding
 
 
 class Group:
-    """The ranks of a model's processes of one phase. Made once a process; waits until all are there.
+    """The ranks of a model's processes. Made once a process; waits until all are there.
 
-    NCCL where tensors lie on a GPU, gloo on the CPU.
+    NCCL where tensors lie on a GPU, gloo on the CPU. Where batches of both phases are under way in one
+    process each phase has collectives of its own (``prefill`` says whose are asked for): on one communicator
+    they would follow each other, and a step wait for the prefill beside it.
     """
+
+    prefill = False
 
     def __init__(self, setup: Setup, device: torch.device):
         store = FileStore(setup.meeting, setup.ranks)
@@ -36,17 +40,23 @@ class Group:
         own = device if device.type == "cuda" else None
         dist.init_process_group(backend, store=store, rank=setup.rank, world_size=setup.ranks, device_id=own)
         self.ranks = setup.ranks
+        # Of None the default group.
+        self._prefills = dist.new_group() if setup.phases == "both" and setup.device != "cpu" else None
 
     def add(self, x: Tensor) -> Tensor:
         """The sum of all ranks' x, in its place."""
-        dist.all_reduce(x)
+        dist.all_reduce(x, group=self._phase)
         return x
 
     def gather(self, x: Tensor) -> Tensor:
         """Each rank's x [n, c] -> [n, ranks · c], in the ranks' order."""
         parts = [torch.empty_like(x) for _ in range(self.ranks)]
-        dist.all_gather(parts, x)
+        dist.all_gather(parts, x, group=self._phase)
         return torch.cat(parts, 1)
+
+    @property
+    def _phase(self) -> dist.ProcessGroup | None:
+        return self._prefills if self.prefill else None
 
 
 def leave() -> None:
@@ -114,7 +124,8 @@ class RankWeights:
 
     def __init__(self, plain: Weights, group: Group, setup: Setup, spec: ModelSpec):
         """``spec``: as one rank computes it."""
-        self._plain, self._group, self._vocab = plain, group, spec.vocab_size
+        self.group = group
+        self._plain, self._vocab = plain, spec.vocab_size
         self._size = logit_part(spec.vocab_size, Rank(setup.rank, setup.ranks))[1]
         heads = dict(zip(("q_norm", "k_norm"), spec.all_heads, strict=True)) if spec.wide_qk_norm else {}
         self._wide = {name: count * spec.head_dim for name, count in heads.items()}
@@ -125,16 +136,16 @@ class RankWeights:
     def linear(self, name: str, *, bias: bool = False) -> Linear:
         if name in ("head", "embed"):
             part = self._plain.linear(_HEAD_PART if name == "embed" else name)
-            return _Head(part, self._group, self._size, self._vocab)
+            return _Head(part, self.group, self._size, self._vocab)
         if way(name) == "columns":
             added = self._plain.tensor(f"{name}.bias") if bias else None
-            return _Sum(self._plain.linear(name), self._group, added)
+            return _Sum(self._plain.linear(name), self.group, added)
         return self._plain.linear(name, bias=bias)
 
     def norm(self, name: str, eps: float, *, offset: bool = False, centred: bool = False) -> Norm:
         plain = self._plain.norm(name, eps, offset=offset, centred=centred)
         numbers = self._wide.get(name.rpartition(".")[2])
-        return plain if numbers is None else _WideNorm(plain, self._group, numbers)
+        return plain if numbers is None else _WideNorm(plain, self.group, numbers)
 
     def plain_norm(self, size: int, eps: float) -> Norm:
         return self._plain.plain_norm(size, eps)
@@ -143,7 +154,7 @@ class RankWeights:
         return self._plain.rotary(rope, head_dim)
 
     def summed(self, x: Tensor) -> Tensor:
-        return self._group.add(x)
+        return self.group.add(x)
 
 
 def ranked(plain: Weights, setup: Setup, spec: ModelSpec, device: torch.device) -> Weights:

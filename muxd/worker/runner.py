@@ -1,9 +1,10 @@
 """Runs batch commands: what every sequence is at, and the step that computes it.
 
-Called by ``muxd.worker.loop``, one command after another: begun in their order and finished in it. A decode
-step may begin before the one in front of it is finished (``ahead``); it then feeds tokens that nobody has
-read yet. Anything raised here is a broken command or a fault; the loop reports it and the worker ends, since
-sequence state is then undefined.
+Called by ``muxd.worker.loop``, one command after another, begun in their order. Where the device queues
+(``ahead``) a decode step may begin before the one in front of it is finished, and then feeds tokens that
+nobody has read yet; a prefill, of sequences that are in no step yet, may begin and finish beside both.
+Anything raised here is a broken command or a fault; the loop reports it and the worker ends, since sequence
+state is then undefined.
 """
 
 import logging
@@ -36,7 +37,7 @@ from muxd.worker.cuda_step import CudaStep
 from muxd.worker.host_step import HostStep
 from muxd.worker.native_step import NativeStep
 from muxd.worker.sequence import Sequence, Span
-from muxd.worker.step import Flight, Step
+from muxd.worker.step import Copy, Flight, Step
 
 _log = logging.getLogger("muxd.worker")
 
@@ -94,6 +95,10 @@ class Runner:
         self._adapters = {0, *(part.adapter for part in setup.lora)}
         self._bounds = Bounds(Path(setup.folder), self._spec.vocab_size)
 
+    def weave(self, between: Callable[[], None]) -> None:
+        """``between`` is called from within ``begin`` of a prefill, and may begin and finish decode steps."""
+        self._step.between = between
+
     def watch_scores(self, seen: Callable[[Tensor], None]) -> None:
         """``seen``: see ``muxd.worker.scoring.Scorer.watch``."""
         self._step.scorer.watch = seen
@@ -122,10 +127,11 @@ class Runner:
     def begin(self, cmd: Prefill | Decode) -> Batch:
         """Ask the device for it.
 
-        Only with ``ahead``, and only a decode step behind another, may begin while that one is not finished.
+        Only with ``ahead`` may it begin while others are not finished: a decode step behind another, or
+        beside a prefill of other sequences, or such a prefill.
         """
         begun = time.perf_counter()
-        with self._step.share(cmd.share, cmd.parts):
+        with self._step.share(cmd.share, cmd.parts, prefill=isinstance(cmd, Prefill)):
             self._forget(cmd.forget)
             self._step.learn(cmd.rows)
             flight, sequences = self._prefill(cmd) if isinstance(cmd, Prefill) else self._decode(cmd)
@@ -135,19 +141,13 @@ class Runner:
         spans = [self._take_chunk(chunk) for chunk in cmd.chunks]
         last = [i for i, chunk in enumerate(cmd.chunks) if chunk.last and not chunk.pooling]
         late = self._copied(spans, cmd.chunks)
-        flight = self._step.prefill(spans, last)
-        for rows, into in late:
-            self._step.copy(rows, into)
+        flight = self._step.prefill(spans, last, late)
         return flight, [spans[i].sequence for i in last]
 
-    def _copied(self, spans: list[Span], chunks: list[Chunk]) -> list[tuple[list[int], list[int]]]:
+    def _copied(self, spans: list[Span], chunks: list[Chunk]) -> list[Copy]:
         """Compute those whose states are to be copied before their ends as far as to there, and copy them:
         ``spans`` is what is left. Returns the rows of states to be copied at their ends, and into which."""
-        before, early, late = (
-            list[Span](),
-            list[tuple[list[int], list[int]]](),
-            list[tuple[list[int], list[int]]](),
-        )
+        before, early, late = list[Span](), list[Copy](), list[Copy]()
         for i, (span, chunk) in enumerate(zip(spans, chunks, strict=True)):
             if not chunk.copy:
                 continue
@@ -161,9 +161,7 @@ class Runner:
             before.append(span._replace(stop=chunk.mark))
             spans[i] = span._replace(start=chunk.mark)
         if before:
-            self._step.prefill(before, [])
-        for rows, into in early:
-            self._step.copy(rows, into)
+            self._step.prefill(before, [], early)
         return late
 
     def _decode(self, cmd: Decode) -> tuple[Flight, list[Sequence]]:

@@ -3,6 +3,7 @@
 ``cpu_step`` says what the CPU's two share (``native_step``, ``host_step``); ``cuda_step`` is a GPU's.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -17,6 +18,7 @@ from muxd.worker.sequence import Sequence, Span
 Sampled = tuple[
     list[int], dict[int, TokenLogprob] | None
 ]  # tokens; by index, the log-probabilities asked for
+Copy = tuple[list[int], list[int]]  # rows of a state, and those that it is copied into
 
 
 class Flight(Protocol):
@@ -45,15 +47,21 @@ class Flight(Protocol):
 
 
 class Step(Protocol):
-    """A model, its K and V in the pool, and how its batches are computed, one after another.
+    """A model, its K and V in the pool, and how its batches are computed: one after another, or on a device
+    that queues, the two phases beside each other.
 
     Sampling is by the rules of ``muxd.worker.sampler``, one token for each sequence.
     """
 
     @property
     def ahead(self) -> bool:
-        """Whether ``decode`` may be asked again before the flight of the one before is read."""
+        """Whether batches queue on the device: a decode step behind another, and a prefill beside them, may
+        be asked for before the flights of those are read."""
         ...
+
+    # Called between the parts of a prefill as they are asked for, where batches queue: decode steps may be
+    # asked for and read meanwhile.
+    between: Callable[[], None] | None
 
     @property
     def model(self) -> Head: ...
@@ -71,8 +79,8 @@ class Step(Protocol):
         """Prompts (tokens, sampling) after which everything a batch needs is compiled."""
         ...
 
-    def share(self, percent: int, parts: int) -> AbstractContextManager[None]:
-        """Run what is inside with this much of the device."""
+    def share(self, percent: int, parts: int, *, prefill: bool) -> AbstractContextManager[None]:
+        """Run what is inside with this much of the device, behind what is under way of its phase."""
         ...
 
     def apart(self, rows: int) -> AbstractContextManager[None]:
@@ -106,8 +114,9 @@ class Step(Protocol):
         """What the device holds for it can go."""
         ...
 
-    def prefill(self, spans: Items[Span], ends: Items[int]) -> Flight:
-        """Compute the spans; sample after the last token of the spans in ``ends``."""
+    def prefill(self, spans: Items[Span], ends: Items[int], copies: Items[Copy] = ()) -> Flight:
+        """Compute the spans; sample after the last token of the spans in ``ends``. When its flight is done
+        ``copies`` are made, too: of states as the spans leave them, which the next step changes."""
         ...
 
     def decode(self, sequences: Items[Sequence]) -> Flight:

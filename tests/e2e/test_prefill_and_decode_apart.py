@@ -1,4 +1,5 @@
-"""A model whose prompts and answers are computed by two processes: same tokens, one copy of everything."""
+"""A model whose prompts and answers are computed at once, by two processes or, where a GPU can be divided, by
+one: the same tokens, one copy of everything."""
 
 import os
 import re
@@ -69,21 +70,25 @@ def questions() -> list[tuple[str, dict[str, Any]]]:
     return greedy + [(same + f"Say {i}", drawn) for i in range(6)]
 
 
-def test_two_processes_say_what_one_says(where: Where, folder: Path, tmp_path: Path) -> None:
-    said = {}
-    for split in ("no", "yes"):
+def test_two_processes_say_what_one_says_of_both_phases_and_of_one(
+    where: Where, folder: Path, tmp_path: Path
+) -> None:
+    said, processes = {}, {"no": ["prefill+decode"], "yes": ["decode", "prefill"]}
+    if where.gpu:
+        processes["auto"] = ["prefill+decode"]
+    for split, expected in processes.items():
         (tmp_path / split).mkdir()
         with where.live(config(folder, split), tmp_path / split) as daemon, ThreadPoolExecutor(12) as pool:
-            assert sorted(pair(daemon)) == {"no": ["prefill+decode"], "yes": ["decode", "prefill"]}[split]
+            assert sorted(pair(daemon)) == expected
             asked = [pool.submit(ask, daemon, prompt, **options) for prompt, options in questions()]
             said[split] = [future.result() for future in asked]
             assert daemon.admin.audit().fault == ""
-            if split == "yes":
+            if split != "no":
                 together = [
                     (one, other) for one in spans(daemon) for other in spans(daemon) if beside(one, other)
                 ]
                 assert together, "no prompt was ever computed beside an answer of the same model"
-    assert said["yes"] == said["no"]
+    assert all(tokens == said["no"] for tokens in said.values())
     assert len({tuple(tokens) for tokens in said["no"]}) > 6
 
 
@@ -134,6 +139,38 @@ def test_one_that_is_killed_takes_the_other_along(daemon: LiveDaemon, victim: st
     books = daemon.admin.audit()
     assert not books.fault
     assert not books.held_blocks
+
+
+def test_one_that_computes_both_phases_is_killed_and_everybody_goes_on(
+    where: Where, folder: Path, tmp_path: Path
+) -> None:
+    """While prompts and answers are under way; nobody is told, and no token is another one."""
+    asked = [(f"{prompt} again", {**options, "max_tokens": 120}) for prompt, options in questions()]
+    with where.live(config(folder, "auto"), tmp_path) as daemon, ThreadPoolExecutor(12) as pool:
+        alone = [ask(daemon, prompt, **options) for prompt, options in asked]
+        before, restarted = pair(daemon), restarts(daemon)
+        with daemon.client() as client:
+            stream = client.completions.create(
+                model="a", prompt="Once", stream=True, max_tokens=LONG, temperature=0,
+                extra_body={"ignore_eos": True, "return_token_ids": True},
+            )  # fmt: skip
+            chunks = [next(stream)]
+            answers = [pool.submit(ask, daemon, prompt, **options) for prompt, options in asked]
+            for _ in range(20):
+                chunks.append(next(stream))
+            os.kill(before["prefill+decode"], signal.SIGKILL)
+            chunks += stream
+        tokens = [token for chunk in chunks for token in getattr(chunk.choices[0], "token_ids", [])]
+        assert chunks[-1].choices[0].finish_reason == "length"
+        assert tokens == ask(daemon, "Once", temperature=0, max_tokens=LONG)
+        assert [answer.result() for answer in answers] == alone
+        after = pair(daemon)
+        assert set(after) == {"prefill+decode"}
+        assert after != before
+        assert restarts(daemon) == restarted + 1
+        books = daemon.admin.audit()
+        assert not books.fault
+        assert not books.held_blocks
 
 
 def restarts(daemon: LiveDaemon) -> float:

@@ -1,6 +1,7 @@
 """What a pair of workers is told; tests/engine/test_scheduler_properties.py shows that it always suffices."""
 
 import numpy as np
+import pytest
 from support.bench_unit import BenchUnit
 from support.bench_worker import Spec
 
@@ -68,14 +69,15 @@ def test_a_token_of_a_sequence_that_is_forgotten_means_nothing() -> None:
     assert (again, told.forget) == ("prefill", [7])
 
 
-def test_a_prompt_of_a_split_model_computes_beside_its_own_answers() -> None:
-    for split, together in ((True, ["a/prefill", "a/decode"]), (False, ["a"])):
-        unit = BenchUnit([Spec("a", share=50, split=split)], total_blocks=600)
-        unit.arrive("a", 8, 40)
-        unit.finish(unit.busy()[0])
-        unit.arrive("a", 8, 40)
-        assert unit.busy() == (together[1:] if split else together)
-        unit.finish(unit.busy()[0])
-        assert unit.busy() == together
-        if split:
-            assert {unit.workers[name].busy.share for name in together} == {50}  # type: ignore[union-attr]
+@pytest.mark.parametrize(("split", "beside"), [(True, False), (True, True), (False, False)])
+def test_a_prompt_of_a_split_model_computes_beside_its_own_answers(split: bool, beside: bool) -> None:
+    together = ["a/prefill", "a/decode"] if split else ["a"]
+    unit = BenchUnit([Spec("a", share=50, split=split, beside=beside)], total_blocks=600)
+    unit.arrive("a", 8, 40)
+    unit.finish(unit.busy()[0])
+    unit.arrive("a", 8, 40)
+    assert unit.busy() == (together[1:] if split else together)
+    unit.finish(unit.busy()[0])
+    assert unit.busy() == together
+    if split:
+        assert {unit.workers[name].busy.share for name in together} == {50}  # type: ignore[union-attr]

@@ -21,6 +21,7 @@ SPECS = [
     Spec("c", blocks=1, row_tokens=8, share=100, max_running=8),
 ]
 SPLIT = [replace(SPECS[0], split=True), replace(SPECS[1], split=True), SPECS[2]]
+BESIDE = [replace(SPECS[0], split=True, beside=True), replace(SPECS[1], split=True, beside=True), SPECS[2]]
 
 QUARTERS = (25, 50, 75, 100)
 
@@ -200,7 +201,7 @@ arrivals = st.tuples(
     st.integers(0, 2), st.integers(1, 30), st.integers(1, 12), st.integers(0, 3), st.sampled_from([0, 8])
 )
 policies = st.sampled_from(sorted(POLICIES))
-either = st.sampled_from([SPECS, SPLIT])
+either = st.sampled_from([SPECS, SPLIT, BESIDE])
 
 
 @settings(max_examples=examples(200), suppress_health_check=[HealthCheck.too_slow])

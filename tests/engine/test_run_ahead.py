@@ -193,15 +193,15 @@ CANCEL = st.tuples(st.just("cancel"), st.integers(0, 30), st.just(0), st.just(0)
 @given(
     st.lists(st.one_of(ARRIVE, FINISH, FINISH, FINISH, CANCEL), min_size=25, max_size=90),
     st.integers(8, 40),
-    st.booleans(),
+    st.sampled_from(["no", "apart", "beside"]),
     st.sampled_from(sorted(POLICIES)),
 )
 def test_any_stops_and_leavings(
-    script: list[tuple[str, int, int, int]], blocks: int, split: bool, policy: str
+    script: list[tuple[str, int, int, int]], blocks: int, split: str, policy: str
 ) -> None:
     """``BenchUnit.check`` after every event: no row that a step may still write is given back."""
     specs = [
-        Spec("a", blocks=2, max_running=4, split=split),
+        Spec("a", blocks=2, max_running=4, split=split != "no", beside=split == "beside"),
         Spec("b", blocks=1, row_tokens=2, max_running=4),
     ]
     unit, told = BenchUnit(specs, blocks, settings=AHEAD, policy=policy), dict[int, int]()
@@ -231,11 +231,14 @@ def stop_some(unit: BenchUnit, name: str, stops: int, told: dict[int, int]) -> N
     unit.finish(name, stops=stops)
 
 
-# ---- a process for each phase -------------------------------------------------------------------------
+# ---- a batch of each phase at once, in two processes or in one -------------------------------------------
+
+both_ways = pytest.mark.parametrize("beside", [False, True], ids=["apart", "beside"])
 
 
-def test_the_decode_worker_runs_ahead_and_the_prefill_worker_does_not() -> None:
-    unit = make(Spec("a", split=True))
+@both_ways
+def test_decode_steps_run_ahead_and_prefills_do_not(beside: bool) -> None:
+    unit = make(Spec("a", split=True, beside=beside))
     one = unit.arrive("a", 5, 20)
     unit.finish("a/prefill")
     assert behind(unit, "a/decode") == [one.id]
@@ -246,9 +249,10 @@ def test_the_decode_worker_runs_ahead_and_the_prefill_worker_does_not() -> None:
     assert unit.workers["a/prefill"].behind is None
 
 
-def test_a_prompt_is_computed_beside_both_steps_and_is_in_the_next_after_them() -> None:
+@both_ways
+def test_a_prompt_is_computed_beside_both_steps_and_is_in_the_next_after_them(beside: bool) -> None:
     """Its own prefill does not end the steps in a row; without a rule nobody would ever let it in."""
-    unit = make(Spec("a", split=True))
+    unit = make(Spec("a", split=True, beside=beside))
     one = unit.arrive("a", 5, 40)
     unit.finish("a/prefill")
     other = unit.arrive("a", 5, 40)
@@ -264,9 +268,10 @@ def test_a_prompt_is_computed_beside_both_steps_and_is_in_the_next_after_them() 
     assert behind(unit, "a/decode") == [one.id, other.id]
 
 
+@both_ways
 @pytest.mark.parametrize("final", [False, True])
-def test_lost_workers_of_both_phases_take_both_steps_with_them(final: bool) -> None:
-    unit = make(Spec("a", split=True))
+def test_lost_workers_of_both_phases_take_both_steps_with_them(final: bool, beside: bool) -> None:
+    unit = make(Spec("a", split=True, beside=beside))
     one = unit.arrive("a", 5, 20)
     unit.finish("a/prefill")
     assert behind(unit, "a/decode") == [one.id]

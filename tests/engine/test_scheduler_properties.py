@@ -29,16 +29,20 @@ SPECS = [
 ]
 ENCODING = [SPECS[0], SPECS[1], replace(SPECS[2], whole=True)]
 PAIRS = [replace(SPECS[0], split=True), replace(SPECS[1], split=True), SPECS[2]]
+BESIDE = [replace(SPECS[0], split=True, beside=True), replace(SPECS[1], split=True, beside=True), SPECS[2]]
 # Sequences of one own rows of a state besides; alone, or beside a pair.
 KEEPING = [SPECS[0], replace(SPECS[1], blocks=1, state_rows=2), SPECS[2]]
 KEEPING_APART = [SPECS[0], replace(SPECS[1], blocks=1, state_rows=1, split=True), SPECS[2]]
+KEEPING_BESIDE = [SPECS[0], replace(KEEPING_APART[1], beside=True), SPECS[2]]
 SLIDING = [
-    replace(SPECS[0], windowed=Windowed(9, (0, 2))),
+    replace(SPECS[0], windowed=Windowed(9, (0, 2)), split=True, beside=True),
     replace(SPECS[1], windowed=Windowed(3, (1,)), split=True),
     replace(SPECS[2], windowed=Windowed(5, (0,))),
 ]
-# One worker a model, or two for some.
-either = st.sampled_from([SPECS, PAIRS, ENCODING, KEEPING, KEEPING_APART, SLIDING, SLIDING])
+# One batch a model at once, or two for some.
+either = st.sampled_from(
+    [SPECS, PAIRS, BESIDE, ENCODING, KEEPING, KEEPING_APART, KEEPING_BESIDE, SLIDING, SLIDING]
+)
 
 models = st.integers(0, 2)
 same = st.sampled_from([0, 0, 8, 17])  # tokens that prompts have in common

@@ -10,7 +10,7 @@ from muxd.config import Config, DeviceConfig, ModelConfig, PoolConfig, Scheduler
 from muxd.device.base import Device
 from muxd.device.cpu import Cpu
 from muxd.device.cuda import WORKSPACE_BYTES, Cuda
-from muxd.device.green import KEPT
+from muxd.device.green import KEPT, PROMPT_MASKS
 from muxd.errors import ConfigError
 from muxd.fleet.catalog import Entry
 from muxd.fleet.demand import load_of
@@ -19,9 +19,7 @@ from muxd.placement.memory import Budget, fixed
 
 GIB = 1 << 30
 # Models take turns on the whole of a GPU: its stream, that of its recordings, and one set of graphs.
-WORKERS = Budget(
-    streams=2, sets=1, prompt_sets=1, tables=(96 << 20) + 24 * GIB // 2048, prefill_tokens=256, max_running=1
-)
+WORKERS = Budget(streams=2, sets=1, prompt_sets=1, tables=24 * GIB // 2048, prefill_tokens=256, max_running=1)
 
 
 def entries(root: Path, **pins: str) -> list[Entry]:
@@ -64,7 +62,7 @@ def test_on_a_gpu_it_is_what_models_and_workers_leave(gpus: dict[str, Device], t
 
 
 def test_a_gpu_in_parts_has_streams_and_graphs_for_them(gpus: dict[str, Device]) -> None:
-    """Two processes a model, and what each stream and each set of graphs costs, by name."""
+    """One process a model, and what each stream and each set of graphs costs, by name."""
 
     class Parted:
         kind, memory, rungs, parts = "NVIDIA H200", 24 * GIB, (25, 50, 75, 100), 4
@@ -72,8 +70,11 @@ def test_a_gpu_in_parts_has_streams_and_graphs_for_them(gpus: dict[str, Device])
     few = ModelConfig("a", "a", max_running=8)
     asked = msgspec.structs.replace(config(), model=[few, ModelConfig("b", "b")])
     found = workers_budget(asked, Parted())
-    assert (found.workers, found.streams, found.sets, found.max_running) == (2, 2 + 14, 1 + KEPT, 128)
+    assert (found.workers, found.streams, found.sets, found.max_running) == (1, 2 + 14, 1 + KEPT, 128)
+    assert found.prompt_sets == 1 + PROMPT_MASKS
     assert found.workspace == WORKSPACE_BYTES
+    pairs = msgspec.structs.replace(asked, scheduler=SchedulerConfig(split_phases="yes"))
+    assert workers_budget(pairs, Parted()).workers == 2
     assert workers_budget(asked, gpus["cuda:0"]).streams == 2
 
 
@@ -97,8 +98,8 @@ def test_what_a_device_is_allowed_is_for_pool_and_weights(gpus: dict[str, Device
 def test_where_nothing_is_left_the_setting_is_named(
     gpus: dict[str, Device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_CUDA_MEMORY", str(GIB))
-    with pytest.raises(ConfigError, match=r"pool.bytes: nothing is left for K and V of 1.1 GB on cuda:0"):
+    monkeypatch.setenv("FAKE_CUDA_MEMORY", str(GIB // 2))
+    with pytest.raises(ConfigError, match=r"pool.bytes: nothing is left for K and V of 0.5 GB on cuda:0"):
         pool_sizes(config(), {"cuda:0": gpus["cuda:0"]}, entries(tmp_path, a=""))
     with pytest.raises(ConfigError, match=r"pool.bytes = 'plenty' is not a size; write .* \"25%\""):
         pool_sizes(config("plenty"), {"cuda:0": gpus["cuda:0"]}, [])
@@ -118,7 +119,7 @@ def test_where_not_all_fit_some_sleep_and_the_pool_has_its_part(
         return pool_sizes(config(), {"cuda:0": Cuda(0)}, found)["cuda:0"]
 
     def left(memory: int, models: int) -> int:
-        held = msgspec.structs.replace(WORKERS, tables=(96 << 20) + memory // 8192 * 4)
+        held = msgspec.structs.replace(WORKERS, tables=memory // 8192 * 4)
         return int(0.95 * memory) - models * fixed(load_of(found[0]), 1, held)
 
     three, barely, five = (int(part * each / 0.95) for part in (3.2, 1.2, 4.8))

@@ -348,6 +348,28 @@ def test_a_callback_that_raises_loses_one_worker_not_the_daemon(
     assert "handling Ready of first failed" in caplog.text
 
 
+def test_a_worker_that_sleeps_is_woken_by_a_command_and_hardly_sleeps_at_all_for_nothing(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        def body() -> list[object]:
+            link = WorkerEnd(bench.end.endpoint, "w")
+            link.wait(0.0)
+            link.wait(-1.0)
+            before = link.poll()
+            link.send(ready("w"))
+            link.wait(3600.0)
+            found = link.poll()
+            link.close()
+            return [before, found]
+
+        bench.announce("w")
+        told = asyncio.create_task(asyncio.to_thread(body))
+        await bench.next()
+        bench.end.send("w", command(7))
+        assert await told == [None, command(7)]
+
+    play(scene)
+
+
 def test_a_malformed_command_is_an_error_at_the_worker(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         def body() -> str:

@@ -5,7 +5,7 @@ import pytest
 from support.placements import COSTS, GB, load
 
 from muxd.errors import ConfigError
-from muxd.messages import Phases
+from muxd.messages import SAMPLED, Phases
 from muxd.placement import memory
 from muxd.placement.estimator import Estimator
 from muxd.placement.memory import Budget
@@ -58,16 +58,19 @@ def test_what_torch_takes_in_a_worker_is_counted_by_name() -> None:
     assert prompt > step
     for phases in ("both", "prefill", "decode"):
         assert more(phases, streams=16) == 15 * plain.workspace
+        assert more(phases, tables=plain.tables + 1000) == 1000
         assert more(phases, sets=5) == (0 if phases == "prefill" else 4 * step)
-    assert more("prefill", prompt_sets=3) == 2 * prompt
-    assert more("both", prompt_sets=3) == 2 * (prompt - step), "in the same memory as its steps"
-    assert more("decode", prompt_sets=3) == 0
+        assert more(phases, prompt_sets=3) == (0 if phases == "decode" else 2 * prompt)
     assert prompt > 1024 * (4096 + 3 * 14336) * 2
     assert memory.step(model, 1, plain) > 128 * (4096 + 3 * 14336 + 128256) * 2
+    # 64 sequences are sampled as 32 are; a prompt's logits are there twice, in float32, too.
+    sampled = memory.activations(model, 1, msgspec.structs.replace(plain, max_running=64))
+    assert sampled == memory.activations(model, 1, msgspec.structs.replace(plain, max_running=SAMPLED))
+    assert sampled > SAMPLED * 128256 * 6 + plain.prefill_tokens * (4096 + 3 * 14336) * 2
     few = msgspec.structs.replace(plain, max_running=8)
     assert memory.step(model, 1, few) < memory.step(model, 1, plain) / 2
     pair = msgspec.structs.replace(plain, workers=2)
-    held = memory.fixed(model, 1, pair) - model.weights - 2 * pair.context - pair.graphs - pair.prompts
+    held = memory.fixed(model, 1, pair) - model.weights - 2 * (pair.context + pair.graphs)
     assert held == sum(memory.scratch(model, 1, pair, one) for one in ("prefill", "decode"))
 
 
@@ -117,3 +120,19 @@ def test_a_small_pool_shrinks_batches_and_says_what_is_not_served() -> None:
     assert tight.members[0].batch < roomy.members[0].batch
     assert tight.served < roomy.served <= 30
     assert tight.members[0].ttft is None
+
+
+def test_cosines_are_as_long_as_the_longest_text_or_not_kept() -> None:
+    model, budget = load("a", "llama-3-8b", 1.0), Budget(max_running=1)
+    assert memory.tables(model, msgspec.structs.replace(budget, tables=0)) == 0
+
+    def angles(positions: int) -> int:
+        shape = msgspec.structs.replace(model.shape, max_positions=positions)
+        return memory.tables(msgspec.structs.replace(model, shape=shape), budget) - budget.tables
+
+    rows = [positions // 16 * 4 for positions in (1024, 4096)]
+    assert [angles(1024), angles(4096)] == [
+        rows[0] + 4 * 1024 * 128 * 2,
+        rows[1] + 4 * 4096 * 128 * 2,
+    ]
+    assert angles(1 << 20) == (1 << 20) // 16 * 4 + 4 * (64 << 20)

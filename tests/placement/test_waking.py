@@ -160,23 +160,50 @@ def test_who_cannot_sleep_in_host_memory_is_as_dear_as_its_wake_from_disk() -> N
     assert decide(models, GPU, 10.0).sleep == ["host"]
 
 
+def test_a_site_takes_so_many_models_however_small_they_are() -> None:
+    rules = replace(GPU, most={"gpu": 2})
+    here = [there("often", 1, rate=5.0, used=9.9), there("seldom", 1, rate=0.1, used=5.0)]
+    assert decide([*here, asked("new", 1, since=9.9)], rules, 10.0) == Shift({"new": "gpu"}, ["seldom"])
+    assert decide([here[0], asked("new", 1, since=9.9)], rules, 10.0) == Shift({"new": "gpu"})
+    kept = [replace(one, keep=True) for one in here]
+    assert decide([*kept, asked("new", 1, since=9.9)], rules, 10.0) == Shift(hopeless=["new"])
+    # The large one must go for its memory, and nobody else for a place.
+    models = [*here[:1], there("large", 9, rate=9.0, used=9.9), asked("new", 9, since=9.9)]
+    assert decide(models, rules, 10.0) == Shift({"new": "gpu"}, ["large"])
+
+
+def test_who_is_there_from_the_start_is_no_more_than_a_site_takes() -> None:
+    models = [Model(name, 1, 1, ("gpu",)) for name in "abc"]
+    assert residents(models, replace(GPU, most={"gpu": 2})) == {"a": "gpu", "b": "gpu"}
+    models[2] = replace(models[2], keep=True)
+    assert residents([models[2], *models[:2]], replace(GPU, most={"gpu": 2})) == {"c": "gpu", "a": "gpu"}
+
+
 learnt = st.builds(Wakes, *[st.just(0.0) | st.floats(0, 1e9)] * 2)
 kinds = st.sampled_from(["worth", "lru", "one"])
 sizes = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 2), st.integers(0, 20)), min_size=1, max_size=8)
 
 
-@given(sizes, kinds, st.integers(0, 12), st.lists(learnt, min_size=8, max_size=8), st.booleans())
-def test_memory_is_never_promised_twice(
-    drawn: list[tuple[int, int, int]], kind: str, host: int, wakes: list[Wakes], parks: bool
+@given(
+    sizes,
+    kinds,
+    st.integers(0, 12),
+    st.lists(learnt, min_size=8, max_size=8),
+    st.booleans(),
+    st.integers(1, 4),
+)
+def test_neither_memory_nor_places_are_promised_twice(
+    drawn: list[tuple[int, int, int]], kind: str, host: int, wakes: list[Wakes], parks: bool, most: int
 ) -> None:
-    rules = Rules({"x": 10, "y": 7}, host=host, kind=kind)  # type: ignore[arg-type]
-    models, free, left = [], dict(rules.memory), host
+    rules = Rules({"x": 10, "y": 7}, host=host, kind=kind, most={"x": most})  # type: ignore[arg-type]
+    models, free, left, places = [], dict(rules.memory), host, {"x": most, "y": 8}
     for i, (size, place, age) in enumerate(drawn):
         one = Standing(f"m{i}", size, size, ("x", "y"), rate=age / 7, used=float(age), wakes=wakes[i])
         one = replace(one, parks=parks or i % 2 == 0)
         site = ("x", "y", "")[place]
-        if site and free[site] >= size:
+        if site and free[site] >= size and places[site]:
             free[site] -= size
+            places[site] -= 1
             one = replace(one, site=site, since=0.0, running=age % 3)
         elif age % 2:
             one = replace(one, waiting=1, oldest=float(age))
@@ -188,11 +215,14 @@ def test_memory_is_never_promised_twice(
     by_name = {one.name: one for one in models}
     for name in found.sleep:
         free[by_name[name].site] += by_name[name].size
+        places[by_name[name].site] += 1
     for name, site in found.wake.items():
         assert by_name[name].waiting
         assert not by_name[name].site
         free[site] -= by_name[name].size
+        places[site] -= 1
     assert min(free.values()) >= 0
+    assert min(places.values()) >= 0
     asleep = {one.name for one in models if one.asleep} - found.wake.keys()
     kept = (asleep | set(found.sleep)) - set(found.drop)
     assert sum(by_name[name].weights for name in kept) <= host

@@ -26,8 +26,8 @@ def moves(found: Any) -> list[Move]:
 @pytest.mark.slow
 def test_replanning_keeps_up_with_an_oracle(drift: Any) -> None:
     """Two phases of 100 s, far shorter than the benchmark's: the pair of the second shares a device, and is
-    more than it can serve on time."""
-    day = drift.Day(phase=100.0, hot=6.5, popular=((0, 1), (1, 7)))
+    more than its memory serves on time."""
+    day = drift.Day(phase=100.0, hot=6.5, memory=77_500_000_000, popular=((0, 1), (1, 7)))
     costs = Roofline("A100-80G")
     workload = drift.traffic(day, 1)
     found = {name: drift.simulated(name, day, workload, costs) for name in ("fixed", "replan", "oracle")}

@@ -26,6 +26,7 @@ from muxd.engine.actions import (
     WorkerLost,
     WorkerReady,
 )
+from muxd.engine.flight import Flight
 from muxd.engine.request import Request
 from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Phase, Sequence
@@ -89,6 +90,7 @@ class BenchUnit:
                     prefix_cache=spec.prefix_cache,
                     cap=spec.cap,
                     split=spec.split,
+                    apart=spec.split and not spec.beside,
                     ttft_slo=spec.ttft_slo,
                     whole=spec.whole,
                     state_rows=spec.state_rows,
@@ -99,7 +101,7 @@ class BenchUnit:
         self.scheduler = Scheduler(lanes, self.ledger, self.shares, self.settings, policy=policy, parts=parts)
         self._pool: dict[int, tuple[str, ...]] = {}
         self.specs = {spec.name: spec for spec in specs}
-        self.workers: dict[str, Worker] = {}  # of a split model: "<model>/prefill" and "<model>/decode"
+        self.workers: dict[str, Worker] = {}  # of a split model: "<model>/prefill", "<model>/decode"
         for spec in specs:
             self._spawn(spec.name)
         self.now = 0.0
@@ -117,13 +119,24 @@ class BenchUnit:
 
     def _spawn(self, model: str) -> None:
         spec = self.specs[model]
-        for name in self._names(model).values():
-            self.workers[name] = Worker(spec, pool=self._pool)
+        first = Worker(spec, pool=self._pool)
+        if not spec.split:
+            self.workers[model] = first
+            return
+        second = first.beside() if spec.beside else Worker(spec, pool=self._pool)
+        self.workers[f"{model}/prefill"], self.workers[f"{model}/decode"] = first, second
 
     def _names(self, model: str) -> dict[Phases, str]:
-        if not self.specs[model].split:
+        if not self.specs[model].split or self.specs[model].beside:
             return {"both": model}
         return {"prefill": f"{model}/prefill", "decode": f"{model}/decode"}
+
+    def _worker(self, flight: Flight) -> Worker:
+        """Who keeps the books of such batches."""
+        spec = self.specs[flight.model]
+        assert flight.worker in self._names(flight.model).values()
+        phase = "prefill" if flight.prefill else "decode"
+        return self.workers[f"{flight.model}/{phase}" if spec.split else flight.model]
 
     def handle(self, event: Event) -> list[Action]:
         actions = self.scheduler.handle(event, self.now)
@@ -144,13 +157,13 @@ class BenchUnit:
                 flight = action.flight
                 self.launches.append((self.now, flight.model, flight.command))
                 if not action.ahead:
-                    self.workers[flight.worker].receive(flight.command)
-                assert self.workers[flight.worker].number == flight.batch
+                    self._worker(flight).receive(flight.command)
+                assert self._worker(flight).number == flight.batch
             case Ahead():
                 told = action.flight.command
                 assert isinstance(told, Decode)
                 assert not told.joined
-                self.workers[action.flight.worker].queue(told)
+                self._worker(action.flight).queue(told)
             case Emit():
                 for sequence, token in zip(action.sequences, action.tokens, strict=True):
                     assert sequence.id not in self.outcome, "a token after the end"
@@ -327,7 +340,7 @@ class BenchUnit:
             assert use.blocks == len(held[model]) * spec.blocks - faded
         for lane in self.scheduler.lanes.values():
             for flight in lane.all_flights:
-                worker = self.workers[flight.worker]
+                worker = self._worker(flight)
                 for sequence in flight.sequences:
                     told = worker.sequences.get(sequence.id, [])
                     told = told + worker.states.get(sequence.id, []) if told else told

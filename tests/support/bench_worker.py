@@ -3,7 +3,7 @@
 Every row it is told to use is its model's, positions follow each other, one batch at a time.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,7 +26,8 @@ class Spec:
     weight: float = 1.0
     prefix_cache: bool = True
     cap: int = 100
-    split: bool = False  # two workers, one for each phase
+    split: bool = False  # a batch of each phase at once: by two workers,
+    beside: bool = False  # or by one
     ttft_slo: float = 0.0
     whole: bool = False  # an encoder: no prompt is cut
     state_rows: int = 0  # of each sequence, beside those of its tokens
@@ -35,7 +36,8 @@ class Spec:
 
 @dataclass
 class Worker:
-    """What the process at the other end of the link would know."""
+    """What the process at the other end of the link would know; of one that computes both phases at once
+    there are two, one for the batches of each, that know the same."""
 
     spec: Spec
     rows: dict[int, tuple[int, ...]] = field(default_factory=dict)  # row id -> blocks
@@ -63,10 +65,18 @@ class Worker:
         assert self.behind is None, "three batches at once on one worker"
         assert set(command.seqs) <= set(self.busy.seqs), "a token that nobody has"
         self.behind = command
+        self._told(command)
 
     def receive(self, command: Prefill | Decode) -> None:
-        assert self.busy is None, "two batches at once on one worker"
-        self.busy = command
+        self._told(command)
+        self._start(command)
+
+    def beside(self) -> "Worker":
+        """Of the same process, for the other phase."""
+        return replace(self, busy=None, behind=None)
+
+    def _told(self, command: Prefill | Decode) -> None:
+        """When the command is here, whatever still runs."""
         for seq in command.forget:
             self.sequences.pop(seq, None)
             self.position.pop(seq, None)
@@ -74,6 +84,10 @@ class Worker:
         blocks = np.frombuffer(command.rows.blocks, "<i4").reshape(len(ids), self.spec.blocks)
         for row, held in zip(ids.tolist(), blocks.tolist(), strict=True):
             self.rows[row] = tuple(held)
+
+    def _start(self, command: Prefill | Decode) -> None:
+        assert self.busy is None, "two batches at once on one worker"
+        self.busy = command
         if isinstance(command, Prefill):
             self._prefill(command)
         else:
@@ -121,6 +135,7 @@ class Worker:
         assert command.seqs
         for one in command.joined:
             assert self.spec.split
+            assert not self.spec.beside
             assert one.seq in command.seqs
             assert one.seq not in self.sequences, "told twice"
             tokens = np.frombuffer(one.tokens, "<i4").tolist()
@@ -182,7 +197,7 @@ class Worker:
         self.busy = None
         if self.behind is not None:
             behind, self.behind = self.behind, None
-            self.receive(behind)
+            self._start(behind)
 
     def _advance(self, seq: int, tokens: int) -> None:
         assert tokens > 0

@@ -21,6 +21,7 @@ def few_graphs() -> Iterator[None]:
     """For tests that make many workers: each records its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda_step, "buckets_for", lambda most: (1, 2, 4))
+        patch.setattr(cuda_step, "PROMPTS", (16, 32, 64))
         yield
 
 

@@ -111,4 +111,7 @@ def test_graphs_are_there_when_a_worker_is_ready(tmp_path: Path, device: str, ma
     step = direct.runner._step
     assert isinstance(step, CudaStep)
     assert step._prompts is not None
-    assert all(step._prompts.has(0, 0, size) for size in PROMPTS)
+    kept = [size for size in PROMPTS if step._prompts.has(0, 0, size)]
+    assert kept == [PROMPTS[-1]], "others when they are wanted, in its memory"
+    direct.prefill([(1, 0, words(60), True)])
+    assert [size for size in PROMPTS if step._prompts.has(0, 0, size)] == [64, PROMPTS[-1]]

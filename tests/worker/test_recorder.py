@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from muxd.worker import cuda_step
-from muxd.worker.cuda_graphs import CudaRecorder, StepGraphs
+from muxd.worker.cuda_graphs import CudaRecorder, KeptGraphs, StepGraphs
 
 padding = partial(cuda_step.padding, 6)
 
@@ -85,19 +85,19 @@ def test_graphs_are_recorded_anew_while_a_result_of_the_old_ones_is_held(pools: 
     def step(mode: int, tensors: list[torch.Tensor]) -> torch.Tensor:
         return torch.zeros(len(tensors[0]), 1)
 
-    graphs = StepGraphs(step, padding, torch.device("cpu"), CudaRecorder(), (1, 2))
-    graphs.record(0, 0)
-    graphs.record(0, 1)
+    graphs = StepGraphs(step, padding, torch.device("cpu"), KeptGraphs(CudaRecorder()), (1, 2))
+    graphs.record(0, 0, 1)
+    graphs.record(0, 1, 1, 2)
     assert pools.graphs == {1: 4}, "all graphs share one pool"
     held = graphs.run(0, 0, 2, padding(0, 2))
     pools.results[1].add(held)
     graphs.forget()
     gc.collect()
     assert pools.graphs == {1: 0}
-    graphs.record(0, 0)
+    graphs.record(0, 0, 1)
     assert pools.graphs == {1: 0, 2: 2}
     del held
-    graphs.record(0, 1)
+    graphs.record(0, 1, 1, 2)
     assert pools.graphs == {2: 4}, "the old pool went with the last of its results"
 
 
@@ -105,10 +105,10 @@ def test_the_graphs_of_a_mask_that_was_not_used_for_long_give_their_memory_back(
     def step(mode: int, tensors: list[torch.Tensor]) -> torch.Tensor:
         return torch.zeros(len(tensors[0]), 1)
 
-    graphs = StepGraphs(step, padding, torch.device("cpu"), CudaRecorder(), (1, 2), masks=2)
+    graphs = StepGraphs(step, padding, torch.device("cpu"), KeptGraphs(CudaRecorder()), (1, 2), masks=2)
     for mask in (0, 1, 2):
         assert graphs.crowded(mask) is None
-        graphs.record(mask, 0)
+        graphs.record(mask, 0, 1)
     assert pools.graphs == {1: 2, 2: 2, 3: 2}, "each mask has a pool of its own"
     graphs.run(1, 0, 2, padding(0, 2))
     assert [graphs.crowded(mask) for mask in (0, 1, 2, 4)] == [None, None, None, 2]
@@ -116,8 +116,27 @@ def test_the_graphs_of_a_mask_that_was_not_used_for_long_give_their_memory_back(
     gc.collect()
     assert pools.graphs == {1: 2, 2: 2, 3: 0}
     graphs.record(4, 0, 1)
-    assert pools.graphs == {1: 2, 2: 2, 4: 1}
+    assert pools.graphs == {1: 2, 2: 2, 4: 2}
     assert [graphs.has(mask, 0, 1) for mask in (0, 1, 2, 4)] == [True, True, False, True]
+
+
+def test_a_mask_keeps_its_memory_while_there_are_graphs_of_either_kind(pools: Pools) -> None:
+    def step(mode: int, tensors: list[torch.Tensor]) -> torch.Tensor:
+        return torch.zeros(len(tensors[0]), 1)
+
+    kept_graphs, cpu = KeptGraphs(CudaRecorder()), torch.device("cpu")
+    prompts, steps = (StepGraphs(step, padding, cpu, kept_graphs, (1, 2)) for _ in range(2))
+    prompts.record(3, 0, 1)
+    steps.record(3, 0, 2)
+    assert pools.graphs == {1: 3}, "one memory for both: they run on one stream"
+    prompts.forget(3)
+    steps.record(3, 0, 1)
+    gc.collect()
+    assert pools.graphs == {1: 2}
+    steps.forget(3)
+    prompts.record(3, 0, 2)
+    gc.collect()
+    assert pools.graphs == {2: 1}
 
 
 def test_collections_are_off_while_a_graph_is_recorded_and_on_again_behind_it(pools: Pools) -> None:

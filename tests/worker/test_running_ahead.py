@@ -188,6 +188,9 @@ class Script:
                 self.story.append(f"take {command.batch}")
         return command
 
+    def wait(self, seconds: float) -> None:
+        raise AssertionError("what tensors of the CPU compute is done when it has begun")
+
     def handle(self, command: MapPool | UnmapPool) -> Unmapped | None:
         """As ``muxd.worker.growth.Growth``."""
         kind = "map" if isinstance(command, MapPool) else "unmap"

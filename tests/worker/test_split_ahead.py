@@ -1,20 +1,26 @@
-"""A model with a process for each phase whose decode worker runs ahead: real scheduler, Handover and two
-Runners over one pool on tensors of the CPU. Work is begun and answered in any order that two workers can."""
+"""A model of which a batch of each phase computes at once, and decode steps run ahead: real scheduler,
+Handover and two Runners over one pool, or one Runner for both phases, on tensors of the CPU.
+
+Work is begun and answered in any order that two workers can, or that one can: it begins commands as they
+come, and its device ends prefills and steps in any order. There what a prefill has the device do may be done
+as late as its answer, behind steps that began after it; or steps are woven in between its layers."""
 
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 from support.lanes import lane_spec
 from support.ledger_runner import LedgerRunner
-from support.tiny_models import llama
+from support.tiny_models import llama, qwen3_5
 
 from muxd.engine.actions import (
     Action,
@@ -36,8 +42,13 @@ from muxd.engine.scheduler import Scheduler
 from muxd.engine.sequence import Sequence
 from muxd.engine.settings import Settings
 from muxd.engine.shares import Shares
-from muxd.messages import Decode, Prefill, Sampling
-from muxd.worker.runner import Batch
+from muxd.messages import Decode, Prefill, PromptScores, Sampling
+from muxd.models.spec import read_spec
+from muxd.worker.cuda_step import CudaStep
+from muxd.worker.runner import Batch, Runner
+from muxd.worker.sequence import Span
+from muxd.worker.step import Copy, Sampled
+from muxd.worker.step import Flight as Flown
 
 _BLOCK_BYTES = 4096
 _ROWS = 40
@@ -53,18 +64,88 @@ class Sent:
     begun: Batch | None = None
 
 
-class Pair:
-    """A daemon's part with two workers. What the scheduler sends lies in ``sent`` until it is begun: a worker
-    may take its time."""
+class Late:
+    """A flight whose work the device does only when somebody waits for it."""
 
-    def __init__(self, folder: Path, rows: int = _ROWS):
-        self._made = LedgerRunner({"m": folder}, rows * 6, _BLOCK_BYTES, paged=True)
-        self._runners = {"prefill": self._made.another("m"), "decode": self._made.runners["m"]}
+    def __init__(self, compute: Callable[[], Flown]):
+        self._compute = compute
+        self._flight: Flown | None = None
+
+    @property
+    def _done(self) -> Flown:
+        if self._flight is None:
+            with torch.inference_mode():
+                self._flight = self._compute()
+        return self._flight
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        return self._done.hidden
+
+    def ready(self) -> bool:
+        return True
+
+    def result(self) -> Sampled:
+        return self._done.result()
+
+    def prompt_scores(self) -> list[PromptScores]:
+        return self._done.prompt_scores()
+
+    def vectors(self) -> list[tuple[int, bytes]]:
+        return self._done.vectors()
+
+
+def late(runner: Runner) -> None:
+    """Its prefills are ``Late``, and in their order: nobody waits for the first part of one that copies a
+    state on its way."""
+    prefill, asked = runner._step.prefill, deque[Callable[[], Flown]]()
+
+    def computed() -> Flown:
+        while len(asked) > 1:
+            asked.popleft()()
+        return asked.popleft()()
+
+    def later(spans: Items[Span], ends: Items[int], copies: Items[Copy] = ()) -> Flown:
+        asked.append(lambda: prefill(spans, ends, copies))
+        return Late(computed)
+
+    runner._step.prefill = later  # type: ignore[method-assign]
+
+
+class Pair:
+    """A daemon's part with two workers, or one that is ``beside`` itself. What the scheduler sends lies in
+    ``sent`` until it is begun: a worker may take its time. ``slow``: the one worker's prefills are late;
+    ``woven``: between two of their layers, or before one that is a graph, a step begins and one ends;
+    ``graphs``: whether prefills are. ``cache``: prompts share what they have in common."""
+
+    def __init__(
+        self,
+        folder: Path,
+        rows: int = _ROWS,
+        *,
+        beside: bool = False,
+        slow: bool = False,
+        woven: bool = False,
+        graphs: bool = True,
+        cache: bool = False,
+    ):
+        width = read_spec(folder).blocks_per_row
+        self._made = LedgerRunner({"m": folder}, rows * width, _BLOCK_BYTES, paged=True)
+        decodes = self._made.another("m")
+        if not graphs:
+            assert isinstance(decodes._step, CudaStep)
+            decodes._step._prompts = None
+        self._runners = {"prefill": decodes if beside else self._made.another("m"), "decode": decodes}
+        self._beside, self._order = beside, deque[Sent]()
+        if slow:
+            late(decodes)
+        if woven:
+            decodes.weave(self._between)
         self.ledger, self._size = self._made.ledger, self._made.row_tokens["m"]
         lane = lane_spec(
-            model="m", share=50, row_tokens=self._size, blocks_per_row=6, max_context=500, max_running=4,
-            max_queue=100, capacity_rows=self.ledger.limit("m"), prefix_cache=False, split=True,
-            windowed=self._made.windowed["m"],
+            model="m", share=50, row_tokens=self._size, blocks_per_row=width, max_context=500, max_running=4,
+            max_queue=100, capacity_rows=self.ledger.limit("m"), prefix_cache=cache, split=True,
+            apart=not beside, windowed=self._made.windowed["m"], state_rows=self._made.state_rows["m"],
         )  # fmt: skip
         self._scheduler = Scheduler(
             [lane], self.ledger, Shares([50, 100]), Settings(0.5, 24, look_ahead=8, run_ahead=True)
@@ -75,8 +156,11 @@ class Pair:
         self.sequences: list[Sequence] = []
         self.answers: list[list[int]] = []
         self.over: set[int] = set()  # ended, or nobody reads it any more
-        self.ahead = self.side_by_side = self.preempted = 0
-        self._handle(WorkerReady("m", {"prefill": "prefill", "decode": "decode"}))
+        self.copied = 0  # states, into the cache and out of it
+        self.ahead = self.side_by_side = self.preempted = self.inside = 0
+        self._handle(
+            WorkerReady("m", {"both": "both"} if beside else {"prefill": "prefill", "decode": "decode"})
+        )
 
     # ---- what may happen --------------------------------------------------------------------------
 
@@ -95,9 +179,19 @@ class Pair:
     def begin(self, phase: Phase) -> None:
         """The worker asks its device for the next command that it has."""
         sent = next((one for one in self.sent[phase] if one.begun is None), None)
-        if sent is not None:
-            sent.begun = self._runners[phase].begin(sent.command)
+        while sent is not None and sent.begun is None:
+            # One worker takes its commands in their order.
+            first = self._order.popleft() if self._beside else sent
+            first.begun = self._runners[phase].begin(first.command)
             self._check()
+
+    def _between(self) -> None:
+        if self._order and isinstance(self._order[0].command, Decode):
+            first = self._order.popleft()
+            first.begun = self._runners["decode"].begin(first.command)
+            self.inside += 1
+        if self.sent["decode"] and self.sent["decode"][0].begun is not None:
+            self._answer("decode")
 
     def answer(self, phase: Phase) -> None:
         """The worker's oldest batch is done."""
@@ -105,6 +199,10 @@ class Pair:
             return
         if self.sent[phase][0].begun is None:
             self.begin(phase)
+        if self.sent[phase] and self.sent[phase][0].begun is not None:  # else it was answered meanwhile
+            self._answer(phase)
+
+    def _answer(self, phase: Phase) -> None:
         batch = self.sent[phase].popleft().begun
         assert batch is not None
         done = batch.finish()
@@ -147,6 +245,7 @@ class Pair:
         command = flight.command
         if isinstance(command, Prefill):
             spans = [(c.seq, c.start, c.start + len(c.tokens) // 4) for c in command.chunks]
+            self.copied += sum(bool(c.copy) + bool(c.origin) for c in command.chunks)
         else:
             known = [(seq, self.sequences[seq].computed + behind) for seq in command.seqs]
             spans = [(seq, at, at + 1) for seq, at in known]
@@ -156,8 +255,9 @@ class Pair:
             for i in range(start // self._size, -(-stop // self._size))
         ]
         phase: Phase = "prefill" if flight.prefill else "decode"
-        assert flight.worker == phase
+        assert flight.worker == ("both" if self._beside else phase)
         self.sent[phase].append(Sent(command, writes))
+        self._order.append(self.sent[phase][-1])
         assert len(self.sent["decode"]) <= 2
         assert len(self.sent["prefill"]) <= 1
 
@@ -191,6 +291,14 @@ def reference(folder: Path) -> LedgerRunner:
     return LedgerRunner({"m": folder}, _ROWS * 6, _BLOCK_BYTES, paged=False)
 
 
+@pytest.fixture(scope="module")
+def keeping(tmp_path_factory: pytest.TempPathFactory, few_graphs: None) -> tuple[Path, LedgerRunner]:
+    """A model whose sequences have a state, and who computes it alone."""
+    folder = tmp_path_factory.mktemp("keeping")
+    qwen3_5(folder)
+    return folder, LedgerRunner({"m": folder}, 1000, _BLOCK_BYTES, paged=False)
+
+
 def alone(reference: LedgerRunner, prompt: list[int], tokens: int, sampling: Sampling) -> list[int]:
     one = reference.start("m", prompt, sampling=sampling, cache=False)
     while len(one.answer) < tokens:
@@ -220,18 +328,28 @@ EVENTS = st.lists(
     max_size=60,
 )
 
+HOW: list[dict[str, bool]] = [
+    {},
+    {"beside": True},
+    {"beside": True, "slow": True},
+    {"beside": True, "woven": True},
+    {"beside": True, "woven": True, "graphs": False},
+]
+_NAMES = ["two workers", "one", "one, prefills late", "one, steps before graphs", "one, steps between layers"]
 
-@settings(max_examples=examples(40))
-@given(EVENTS, st.sampled_from([_ROWS, 9]), st.integers(0, 99))
-def test_any_order_of_two_workers_gives_the_tokens_of_one_request_alone(
+
+@settings(max_examples=examples(60))
+@given(EVENTS, st.sampled_from([_ROWS, 9]), st.integers(0, 99), st.sampled_from(HOW))
+def test_any_order_of_two_workers_or_phases_gives_the_tokens_of_one_request_alone(
     folder: Path,
     reference: LedgerRunner,
     events: list[tuple],  # type: ignore[type-arg]
     rows: int,
     seed: int,
+    how: dict[str, bool],
 ) -> None:
     """Each answer may stop at a token it really says. With few rows some are preempted."""
-    pair, expected, rest = Pair(folder, rows), list[list[int]](), Random(seed)
+    pair, expected, rest = Pair(folder, rows, **how), list[list[int]](), Random(seed)
     for kind, *args in events:
         if kind == "arrive" and len(expected) < 5:
             length, tokens, which, stop = args
@@ -269,8 +387,11 @@ def play(pair: Pair, until: Callable[[], bool]) -> None:
     raise AssertionError("it never comes to that")
 
 
-def test_a_prompt_is_computed_beside_two_steps_and_joins_them(folder: Path, reference: LedgerRunner) -> None:
-    pair, greedy = Pair(folder), SAMPLINGS[0]
+@pytest.mark.parametrize("how", HOW, ids=_NAMES)
+def test_a_prompt_is_computed_beside_two_steps_and_joins_them(
+    folder: Path, reference: LedgerRunner, how: dict[str, bool]
+) -> None:
+    pair, greedy = Pair(folder, **how), SAMPLINGS[0]
     expected = [alone(reference, words(i, 20 + i), 40, greedy) for i in range(3)]
     for number in range(2):
         pair.arrive(words(number, 20 + number), 40, greedy, frozenset())
@@ -283,5 +404,27 @@ def test_a_prompt_is_computed_beside_two_steps_and_joins_them(folder: Path, refe
     assert pair.answers[1:] == expected[1:]
     assert pair.answers[0] == expected[0][: len(pair.answers[0])]
     assert pair.ahead > 10
+    assert pair.side_by_side
+    assert bool(pair.inside) is how.get("woven", False)
+    assert pair.ledger.unheld_blocks == pair.ledger.total_blocks
+
+
+@pytest.mark.parametrize("how", HOW[:4], ids=[*_NAMES[:3], "one, steps between layers"])
+def test_states_go_from_prompts_to_steps_and_their_copies_to_later_prompts(
+    keeping: tuple[Path, LedgerRunner], how: dict[str, bool]
+) -> None:
+    """A prompt's state is copied where its last whole row ends, while others step; its own next step changes
+    it. Prompts that begin alike begin behind the copy."""
+    folder, one = keeping
+    pair, greedy = Pair(folder, 200, cache=True, **how), SAMPLINGS[0]
+    begin = words(0, 9 * one.row_tokens["m"])
+    prompts = [begin, begin + words(1, 5), begin + words(2, 30), words(3, 73), words(3, 73) + words(4, 9)]
+    expected = [alone(one, prompt, 12, greedy) for prompt in prompts]
+    for number, prompt in enumerate(prompts):
+        pair.arrive(prompt, 12, greedy, frozenset())
+        play(pair, lambda: bool(pair.answers[-1]))
+        assert pair.copied > number
+    play(pair, lambda: not pair.busy)
+    assert pair.answers == expected
     assert pair.side_by_side
     assert pair.ledger.unheld_blocks == pair.ledger.total_blocks

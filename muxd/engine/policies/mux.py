@@ -125,7 +125,7 @@ class Mux(Policy):
     def _prefill_share(self, lane: Lane) -> int:
         """Arithmetic needs multiprocessors, decode steps beside it do not: the first prefill leaves them the
         least that streams there are need (muxd.cost.peaks: a quarter reaches two thirds of the bandwidth),
-        its own among them where each phase has a process."""
+        its own among them where a batch of each phase computes at once."""
         if self.board.prefilling:
             return lane.spec.share
         streams = (other for other in self.board.lanes.values() if other.running)
