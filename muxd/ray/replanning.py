@@ -44,6 +44,15 @@ class ChangedHost(NamedTuple):
     config: ModelConfig
 
 
+class _Parked(NamedTuple):
+    """A model that serves nowhere: the host whose file has it, and how it is loaded there. ``refused``:
+    places where it could not be loaded since."""
+
+    host: str
+    config: ModelConfig
+    refused: set[Place]
+
+
 class HostsProblem:
     """What the hosts have said, as one problem. Hosts are taken for alike: the smallest device's memory and
     the first host's speed count for all."""
@@ -124,7 +133,7 @@ class HostsReplanner:
         self._residency: Residency[Place] | None = None
         self._fleet = HostsProblem({})
         self._orders: dict[str, tuple[str, Order, Step[Place] | None]] = {}  # by id: host, order, its step
-        self._parked: dict[str, tuple[str, ModelConfig]] = {}  # who serves nowhere, and where it did
+        self._parked: dict[str, _Parked] = {}
 
     @property
     def busy(self) -> bool:
@@ -159,17 +168,21 @@ class HostsReplanner:
 
     def mend(self, views: Mapping[str, HostView], named: Mapping[str, Set[str]]) -> None:
         """What an end in the midst of a move has left: a copy at a host whose file does not have it, and who
-        serves nowhere. ``named``: the models of each host's file."""
+        serves nowhere: it goes where it was, or where there is room by now. ``named``: the models of each
+        host's file."""
         served = {host: {model.name for model in view.models} for host, view in views.items()}
         for host, models in served.items():
             for model in models - named[host]:
                 if any(model in served[other] & named[other] for other in served if other != host):
                     self._give(host, Order(self._id(), model))
-        for model, (host, config) in list(self._parked.items()):
+        for model, parked in list(self._parked.items()):
             if any(model in models for models in served.values()):
                 del self._parked[model]
-            elif host in views:
-                self._give(host, Order(self._id(), model, config, config.device))
+            elif parked.host in views:
+                host, device = _somewhere(parked, views)
+                self._give(
+                    host, Order(self._id(), model, structs.replace(parked.config, device=device), device)
+                )
 
     def orders(self, host: str) -> list[Order]:
         """What it has not said to be done; the same again until it has."""
@@ -178,8 +191,10 @@ class HostsReplanner:
     def done(self, id: str, *, failed: bool = False) -> ChangedHost | None:
         """The host has carried it out, or cannot."""
         host, order, step = self._orders.pop(id, ("", None, None))
-        if order is None or step is None or self._residency is None:
+        if order is None:
             return None
+        if step is None or self._residency is None:
+            return self._mended(host, order, failed)
         residency, key, moved = self._residency, step.model, None
         source = self._fleet.at(key)[0]
         if isinstance(step, Load):
@@ -190,9 +205,20 @@ class HostsReplanner:
             self._take(residency.failed(key) if failed else residency.loaded(key))
         else:
             if isinstance(step, Leave) and step.to is not None and not failed:
-                self._parked[order.model] = host, self._fleet.config(key, step.site)
+                self._parked[order.model] = _Parked(host, self._fleet.config(key, step.site), set())
             self._take(residency.stay(key) if failed else residency.left(key))
         return moved
+
+    def _mended(self, host: str, order: Order, failed: bool) -> ChangedHost | None:
+        """What came of an order that ``mend`` gave."""
+        parked = self._parked.get(order.model)
+        if parked is None or order.load is None:
+            return None
+        if failed:
+            parked.refused.add((host, order.device))
+            return None
+        del self._parked[order.model]
+        return ChangedHost(parked.host, host, order.load) if host != parked.host else None
 
     def abandon(self) -> None:
         """Somebody is lost: what is under way is told to nobody any more; the next look sees what is so."""
@@ -213,3 +239,19 @@ class HostsReplanner:
 
     def _id(self) -> str:
         return f"{self._name}-{next(self._numbers)}"
+
+
+def _somewhere(parked: _Parked, views: Mapping[str, HostView]) -> Place:
+    """Where it was; where that refuses, what has the fewest weights; all of them anew once all have refused.
+    A host's only device goes by no name."""
+    held: dict[Place, int] = {}
+    for host, view in views.items():
+        for name in (name for name, one in view.devices.items() if one.members == 1):
+            own = sum(model.load.weights for model in view.models if model.device == name)
+            held[host, name if len(view.devices) > 1 else ""] = own
+    if not held.keys() - parked.refused:
+        parked.refused.clear()
+    home = parked.host, parked.config.device
+    return min(
+        held.keys() - parked.refused, key=lambda place: (place != home, held[place], place), default=home
+    )

@@ -20,7 +20,7 @@ from muxd.placement.host_view import HostDevice, HostedModel, HostView
 from muxd.placement.memory import Budget
 from muxd.placement.replan import Policy
 from muxd.ray.plan_text import beside, without
-from muxd.ray.replanning import HostsReplanner, Order
+from muxd.ray.replanning import HostsReplanner, Order, _Parked
 
 EAGER = Policy(steps=40, walks=1, least_gain=0.01, cooldown=0.0)
 MEMORY, POOL = 80 * GB, 20 * GB
@@ -149,6 +149,34 @@ def test_a_load_that_fails_leaves_everybody_where_they_were() -> None:
     assert world.served == before
 
 
+def test_who_finds_no_room_where_it_was_goes_where_there_is_some() -> None:
+    """What a plan takes for enough is not: the place that it was parked for refuses, its own one is taken."""
+    quiet = {name: 0.01 for name in ("qwen2.5-14b a1", "llama-3-8b a2", "qwen2.5-14b b1", "llama-3-8b b2")}
+    quiet["llama-3-8b c2"] = 0.01
+    world = World(
+        {"a": 2, "b": 2, "c": 1},
+        {
+            ("a", "cuda:0"): set(), ("a", "cuda:1"): {"qwen2.5-14b a1", "llama-3-8b a2"},
+            ("b", "cuda:0"): {"qwen2.5-14b b1", "llama-3-8b c2"}, ("b", "cuda:1"): set(),
+            ("c", "cuda:0"): {"llama-3-8b c1"},
+        },
+        {**quiet, "llama-3-8b c1": 30.0},
+    )  # fmt: skip
+    replanner = HostsReplanner("t", EAGER)
+    config = ModelConfig("llama-3-8b b2", "/m/llama-3-8b b2", device="cuda:0")
+    replanner._parked[config.name] = _Parked("b", config, set())
+    moved = None
+    for _ in range(5):
+        replanner.mend(world.views(), world.named())
+        for host in world.devices:
+            for order in replanner.orders(host):
+                moved = replanner.done(order.id, failed=not world.carry_out(host, order)) or moved
+    (place,) = world.places(config.name)
+    assert place in (("a", "cuda:0"), ("b", "cuda:1"))
+    assert moved is None if place[0] == "b" else moved is not None
+    assert world.fits()
+
+
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     hosts = {name: draw(st.integers(1, 2)) for name in "abc"[: draw(st.integers(2, 3))]}
@@ -170,7 +198,7 @@ def worlds(draw: st.DrawFn) -> World:
 def test_whatever_fails_nobody_is_lost(world: World, failing: set[int]) -> None:
     replanner = HostsReplanner("t", EAGER)
     run(world, replanner, failing)
-    for _ in range(3):  # what was left is mended, when nothing fails any more
+    for _ in range(6):  # what was left is mended, when nothing fails any more: at one of five places at most
         replanner.mend(world.views(), world.named())
         for host in world.devices:
             for order in replanner.orders(host):
@@ -197,11 +225,14 @@ def test_given_up_in_the_midst_the_next_look_makes_it_whole(world: World, steps:
             files[moved.source].discard(moved.config.name)
     replanner.abandon()
     assert not replanner.busy
-    for _ in range(2):
+    for _ in range(6):
         replanner.mend(world.views(), files)
         for host in world.devices:
             for order in replanner.orders(host):
-                assert replanner.done(order.id, failed=not world.carry_out(host, order)) is None
+                moved = replanner.done(order.id, failed=not world.carry_out(host, order))
+                if moved is not None:  # where it was there is no room any more
+                    files[moved.to].add(moved.config.name)
+                    files[moved.source].discard(moved.config.name)
     for model in world.rates:
         assert len(world.places(model)) == 1, model
     assert world.fits()
