@@ -10,7 +10,7 @@ which steps begin and end.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn, Protocol
 
 from muxd.errors import MuxdError
@@ -101,20 +101,23 @@ class _UnderWay:
     def __init__(self) -> None:
         self.batches: deque[Batch] = deque()
         self.sizes: deque[int] = deque()  # what each is a multiple of, see ``Pace``
+        self.seqs: deque[frozenset[int]] = deque()  # that each computes
         self.done = 0.0  # when the last one was
         self.began = 0.0  # when the first one of those under way could begin
         self.pace = Pace()
 
-    def add(self, batch: Batch, size: int) -> None:
+    def add(self, batch: Batch, size: int, seqs: Iterable[int]) -> None:
         if not self.batches:
             self.began = time.perf_counter()
         self.batches.append(batch)
         self.sizes.append(size)
+        self.seqs.append(frozenset(seqs))
 
     def finish(self) -> BatchDone:
         """Wait for the first one."""
         done = self.batches[0].finish(self.done)
         self.batches.popleft()
+        self.seqs.popleft()
         self.done = self.began = time.perf_counter()
         self.pace.learn(self.sizes.popleft(), done.seconds)
         return done
@@ -176,6 +179,8 @@ class _Loop:
         self._begin(command)
 
     def _begin(self, command: Prefill | Decode) -> None:
+        if isinstance(command, Decode):
+            self._read(command.seqs)
         try:
             begun = self._runner.begin(command)
         except (_Failed, WireError):  # of what has begun or came between
@@ -183,9 +188,17 @@ class _Loop:
         except Exception as error:
             self._fail(command.batch, error)
         if isinstance(command, Decode):
-            self._steps.add(begun, 1)
+            self._steps.add(begun, 1, command.seqs)
         else:
-            self._prefills.add(begun, sum(len(chunk.tokens) for chunk in command.chunks))
+            size = sum(len(chunk.tokens) for chunk in command.chunks)
+            self._prefills.add(begun, size, [chunk.seq for chunk in command.chunks])
+
+    def _read(self, seqs: Iterable[int]) -> None:
+        """The step feeds what their prefills have picked. Of a mesh the first rank's answer is enough: another
+        may hear of the step before it has looked at its own prefill, which is as good as done."""
+        wanted = frozenset(seqs)
+        while any(not wanted.isdisjoint(one) for one in self._prefills.seqs):
+            self._finish(self._prefills)
 
     def finish_all(self) -> None:
         """Wait for what is under way, if anything is, and reply."""
