@@ -194,8 +194,8 @@ class _Loop:
             self._prefills.add(begun, size, [chunk.seq for chunk in command.chunks])
 
     def _read(self, seqs: Iterable[int]) -> None:
-        """The step feeds what their prefills have picked. Of a mesh the first rank's answer is enough: another
-        may hear of the step before it has looked at its own prefill, which is as good as done."""
+        """The step feeds what their prefills have picked. Of a mesh the first rank's answer is enough:
+        another may hear of the step before it has looked at its own prefill, which is as good as done."""
         wanted = frozenset(seqs)
         while any(not wanted.isdisjoint(one) for one in self._prefills.seqs):
             self._finish(self._prefills)

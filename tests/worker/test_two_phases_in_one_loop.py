@@ -203,3 +203,58 @@ def test_a_device_that_has_become_slower_is_believed_in_the_end() -> None:
     for _ in range(15):
         pace.learn(1, 0.02)
     assert pace.expected(1) == pytest.approx(0.02)
+
+
+class Rank:
+    """Runner and link of a rank that is not the first: steps come before it has looked at its prefill."""
+
+    ahead = True
+
+    def __init__(self, commands: list[ToWorker]):
+        self._commands, self.happened = deque(commands), list[str]()
+
+    def begin(self, command: Prefill | Decode) -> "Computed":
+        self.happened.append(f"begun {command.batch}")
+        return Computed(self, command.batch)
+
+    def weave(self, between: Callable[[], None]) -> None:
+        """Ranks are not."""
+
+    def handle(self, command: MapPool | UnmapPool) -> None:
+        raise AssertionError
+
+    def receive(self) -> ToWorker:
+        return self._commands.popleft()
+
+    def poll(self) -> ToWorker | None:
+        return self._commands.popleft() if self._commands else None
+
+    def wait(self, seconds: float) -> None:
+        raise AssertionError("there is always a command")
+
+    def send(self, message: FromWorker) -> None:
+        assert isinstance(message, BatchDone)
+        self.happened.append(f"told {message.batch}")
+
+
+class Computed:
+    def __init__(self, rank: Rank, number: int):
+        self._rank, self.number = rank, number
+
+    def ready(self) -> bool:
+        return False
+
+    def finish(self, after: float = 0.0) -> BatchDone:
+        return BatchDone(self.number, [], 0.25)
+
+
+def test_a_step_waits_for_the_prefill_of_its_own_sequences_and_for_no_other() -> None:
+    def prefill(batch: int, seq: int) -> Prefill:
+        return Prefill(batch, 100, NewRows(), [Chunk(seq, 0, b"\0" * 4, b"", True, Sampling(), 1)], [])
+
+    def step(batch: int, *seqs: int) -> Decode:
+        return Decode(batch, 100, NewRows(), list(seqs), [], [])
+
+    rank = Rank([prefill(1, 7), step(2, 5), step(3, 5, 7), Shutdown()])
+    assert serve(rank, rank, rank) is Exit.OK
+    assert rank.happened == ["begun 1", "begun 2", "told 1", "begun 3", "told 2", "told 3"]
