@@ -10,8 +10,8 @@ which steps begin and end.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import NoReturn, Protocol
+from collections.abc import Callable, Iterable, Set
+from typing import NamedTuple, NoReturn, Protocol
 
 from muxd.errors import MuxdError
 from muxd.link.exits import Exit
@@ -95,13 +95,19 @@ def serve(link: Link, runner: BatchRunner, growth: Growing) -> Exit:
     return Exit.OK
 
 
+class _Begun(NamedTuple):
+    """``size``: what the batch is a multiple of, see ``Pace``; ``seqs``: the sequences in it."""
+
+    batch: Batch
+    size: int
+    seqs: frozenset[int]
+
+
 class _UnderWay:
     """The batches of one phase that are under way, in the order in which the device computes them."""
 
     def __init__(self) -> None:
-        self.batches: deque[Batch] = deque()
-        self.sizes: deque[int] = deque()  # what each is a multiple of, see ``Pace``
-        self.seqs: deque[frozenset[int]] = deque()  # that each computes
+        self.batches: deque[_Begun] = deque()
         self.done = 0.0  # when the last one was
         self.began = 0.0  # when the first one of those under way could begin
         self.pace = Pace()
@@ -109,22 +115,26 @@ class _UnderWay:
     def add(self, batch: Batch, size: int, seqs: Iterable[int]) -> None:
         if not self.batches:
             self.began = time.perf_counter()
-        self.batches.append(batch)
-        self.sizes.append(size)
-        self.seqs.append(frozenset(seqs))
+        self.batches.append(_Begun(batch, size, frozenset(seqs)))
+
+    @property
+    def first(self) -> Batch:
+        return self.batches[0].batch
+
+    def has(self, seqs: Set[int]) -> bool:
+        """Some of them are in a batch."""
+        return any(not one.seqs.isdisjoint(seqs) for one in self.batches)
 
     def finish(self) -> BatchDone:
         """Wait for the first one."""
-        done = self.batches[0].finish(self.done)
-        self.batches.popleft()
-        self.seqs.popleft()
+        done = self.first.finish(self.done)
         self.done = self.began = time.perf_counter()
-        self.pace.learn(self.sizes.popleft(), done.seconds)
+        self.pace.learn(self.batches.popleft().size, done.seconds)
         return done
 
     def left(self, now: float) -> float:
         """Seconds that the first one takes at least from ``now`` on, by those before it."""
-        return self.began + self.pace.expected(self.sizes[0]) - now
+        return self.began + self.pace.expected(self.batches[0].size) - now
 
 
 class _Loop:
@@ -179,8 +189,7 @@ class _Loop:
         self._begin(command)
 
     def _begin(self, command: Prefill | Decode) -> None:
-        if isinstance(command, Decode):
-            self._read(command.seqs)
+        self._settle(command)
         try:
             begun = self._runner.begin(command)
         except (_Failed, WireError):  # of what has begun or came between
@@ -193,12 +202,15 @@ class _Loop:
             size = sum(len(chunk.tokens) for chunk in command.chunks)
             self._prefills.add(begun, size, [chunk.seq for chunk in command.chunks])
 
-    def _read(self, seqs: Iterable[int]) -> None:
-        """The step feeds what their prefills have picked. Of a mesh the first rank's answer is enough:
-        another may hear of the step before it has looked at its own prefill, which is as good as done."""
-        wanted = frozenset(seqs)
-        while any(not wanted.isdisjoint(one) for one in self._prefills.seqs):
-            self._finish(self._prefills)
+    def _settle(self, command: Prefill | Decode) -> None:
+        """Of a mesh the first rank's answers are enough for the daemon: another one may be told to forget
+        sequences, or to step those whose prompts are read, before it has looked at batches of its own that
+        are as good as done."""
+        gone = frozenset(command.forget)
+        stepped = frozenset(command.seqs) if isinstance(command, Decode) else frozenset[int]()
+        for queue, seqs in ((self._steps, gone), (self._prefills, gone | stepped)):
+            while queue.has(seqs):
+                self._finish(queue)
 
     def finish_all(self) -> None:
         """Wait for what is under way, if anything is, and reply."""
@@ -207,14 +219,13 @@ class _Loop:
                 self._finish(queue)
 
     def _ready(self, queue: _UnderWay) -> bool:
-        first = queue.batches[0]
         try:
-            return not self._runner.ahead or first.ready()
+            return not self._runner.ahead or queue.first.ready()
         except Exception as error:  # of the device, which may be anybody's
-            self._fail(first.number, error)
+            self._fail(queue.first.number, error)
 
     def _finish(self, queue: _UnderWay) -> None:
-        number = queue.batches[0].number
+        number = queue.first.number
         try:
             done = queue.finish()
         except Exception as error:

@@ -5,7 +5,7 @@ ones of each phase is done next is drawn. The real runner's part is in ``test_sp
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 
 import pytest
@@ -248,13 +248,25 @@ class Computed:
         return BatchDone(self.number, [], 0.25)
 
 
+def prefill(batch: int, seq: int, forget: Iterable[int] = ()) -> Prefill:
+    chunk = Chunk(seq, 0, b"\0" * 4, b"", True, Sampling(), 1)
+    return Prefill(batch, 100, NewRows(), [chunk], list(forget))
+
+
+def step(batch: int, *seqs: int, forget: Iterable[int] = ()) -> Decode:
+    return Decode(batch, 100, NewRows(), list(seqs), [], list(forget))
+
+
 def test_a_step_waits_for_the_prefill_of_its_own_sequences_and_for_no_other() -> None:
-    def prefill(batch: int, seq: int) -> Prefill:
-        return Prefill(batch, 100, NewRows(), [Chunk(seq, 0, b"\0" * 4, b"", True, Sampling(), 1)], [])
-
-    def step(batch: int, *seqs: int) -> Decode:
-        return Decode(batch, 100, NewRows(), list(seqs), [], [])
-
     rank = Rank([prefill(1, 7), step(2, 5), step(3, 5, 7), Shutdown()])
     assert serve(rank, rank, rank) is Exit.OK
     assert rank.happened == ["begun 1", "begun 2", "told 1", "begun 3", "told 2", "told 3"]
+
+
+@pytest.mark.parametrize("then", ["prefill", "step"])
+def test_who_is_to_be_forgotten_is_in_no_batch_any_more(then: str) -> None:
+    """What it had on the device goes to others."""
+    last = prefill(3, 9, forget=[5]) if then == "prefill" else step(3, 6, forget=[5])
+    rank = Rank([step(1, 5, 6), step(2, 6), last, Shutdown()])
+    assert serve(rank, rank, rank) is Exit.OK
+    assert rank.happened[:4] == ["begun 1", "begun 2", "told 1", "begun 3"]
