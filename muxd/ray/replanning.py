@@ -112,9 +112,7 @@ class HostsProblem:
 
     def config(self, key: str, place: Place) -> ModelConfig:
         """As it is loaded there."""
-        host, device = place
-        several = len(self._views[host].devices) > 1
-        return structs.replace(self.models[key][1].config, device=device if several else "")
+        return structs.replace(self.models[key][1].config, device=_named(self._views, place))
 
     def _load(self, key: str, model: HostedModel, rate: float) -> ModelLoad:
         return structs.replace(model.load, name=key, cost=key, rate=max(_LEAST, rate))
@@ -241,15 +239,21 @@ class HostsReplanner:
         return f"{self._name}-{next(self._numbers)}"
 
 
+def _named(views: Mapping[str, HostView], place: Place) -> str:
+    """The device as the host's settings name it: its only one goes by no name."""
+    host, device = place
+    return device if len(views[host].devices) > 1 else ""
+
+
 def _somewhere(parked: _Parked, views: Mapping[str, HostView]) -> Place:
     """Where it was; where that refuses, what has the fewest weights; all of them anew once all have refused.
-    A host's only device goes by no name."""
+    Devices as ``_named``."""
     held: dict[Place, int] = {}
     for host, view in views.items():
-        for name in (name for name, one in view.devices.items() if one.members == 1):
-            own = sum(model.load.weights for model in view.models if model.device == name)
-            held[host, name if len(view.devices) > 1 else ""] = own
-    if not held.keys() - parked.refused:
+        for device in (name for name, one in view.devices.items() if one.members == 1):
+            weights = sum(model.load.weights for model in view.models if model.device == device)
+            held[host, _named(views, (host, device))] = weights
+    if parked.refused >= held.keys():
         parked.refused.clear()
     home = parked.host, parked.config.device
     return min(

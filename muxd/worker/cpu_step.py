@@ -21,7 +21,7 @@ from muxd.models.spec import ModelSpec
 from muxd.worker import pooling, sampler, scoring
 from muxd.worker.rows import check_tokens
 from muxd.worker.sequence import Sequence, Span
-from muxd.worker.step import Sampled
+from muxd.worker.step import Copy, Sampled
 
 
 class Done(NamedTuple):
@@ -61,7 +61,7 @@ K = TypeVar("K", bound=Kv)
 
 
 class CpuStep(ABC, Generic[K]):
-    """See ``muxd.worker.step.Step``, but for ``prefill`` and ``decode``. A subclass makes its ``model`` and,
+    """See ``muxd.worker.step.Step``, but for ``decode``. A subclass makes its ``model`` and,
     with that, calls ``_turn_to`` with what ``_over`` made of the shared pool."""
 
     ahead = False
@@ -113,6 +113,16 @@ class CpuStep(ABC, Generic[K]):
 
     def copy(self, rows: list[int], into: list[int]) -> None:
         self._kv.copy(rows, into)
+
+    def prefill(self, spans: Items[Span], ends: Items[int], copies: Items[Copy] = ()) -> Done:
+        done = self._prefilled(spans, ends)
+        for rows, into in copies:
+            self.copy(rows, into)
+        return done
+
+    @abstractmethod
+    def _prefilled(self, spans: Items[Span], ends: Items[int]) -> Done:
+        """``prefill`` without copies."""
 
     def join(self, sequence: Sequence) -> None:
         pass

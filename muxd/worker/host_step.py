@@ -21,7 +21,6 @@ from muxd.worker.pooling import Pooler
 from muxd.worker.ranks import entries, ranked
 from muxd.worker.scoring import Scorer
 from muxd.worker.sequence import Sequence, Span
-from muxd.worker.step import Copy
 
 
 class HostStep(CpuStep[PagedKv]):
@@ -42,14 +41,12 @@ class HostStep(CpuStep[PagedKv]):
     def _over(self, memory: Tensor, rows: int) -> PagedKv:
         return PagedKv(self._spec, memory, self._setup.block_bytes, rows, *self._types)
 
-    def prefill(self, spans: Items[Span], ends: Items[int], copies: Items[Copy] = ()) -> Done:
+    def _prefilled(self, spans: Items[Span], ends: Items[int]) -> Done:
         attend = PrefillAttend(self._kv, spans)
         self._adapters.use([span.sequence for span in spans], [span.stop - span.start for span in spans])
         hidden = self._hidden(self._tokens_of(spans), attend.positions, attend)
         picked = hidden[torch.from_numpy(lasts(spans, ends))]
         done = self._sampled(picked, [spans[i].sequence for i in ends])
-        for rows, into in copies:
-            self.copy(rows, into)
         scored, pooled = self.scorer.score(spans, hidden), self._pooler.pool(spans, hidden)
         return done._replace(scored=tuple(scored), pooled=tuple(pooled))
 

@@ -21,7 +21,6 @@ from muxd.worker.cpu_step import CpuStep, Done, lasts
 from muxd.worker.native_model import NativeModel
 from muxd.worker.native_pool import NativePool
 from muxd.worker.sequence import Sequence, Span
-from muxd.worker.step import Copy
 
 Ids = NDArray[np.int32]
 
@@ -50,12 +49,6 @@ class NativeStep(CpuStep[NativePool]):
         with super().share(percent, parts, prefill=prefill):
             self.model.threads = self._threads
             yield
-
-    def prefill(self, spans: Items[Span], ends: Items[int], copies: Items[Copy] = ()) -> Done:
-        done = self._prefilled(spans, ends)
-        for rows, into in copies:
-            self.copy(rows, into)
-        return done
 
     def _prefilled(self, spans: Items[Span], ends: Items[int]) -> Done:
         rows = [span.sequence for span in spans]
