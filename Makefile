@@ -125,9 +125,9 @@ demo: $(VENV)/.muxd
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/peers/llama_build.py $(PEERS)
 	$(BIN)/python benchmarks/peers/vllm_build.py $(PEERS)
+	$(BIN)/python benchmarks/peers/benchy.py $(PEERS) --json $(PEERS)/benchy.json
 	$(BIN)/python benchmarks/peers/peers.py $(PEERS) --json $(PEERS)/peers.json
 	$(BIN)/python benchmarks/peers/many.py $(PEERS) --json $(PEERS)/many.json
-	$(BIN)/python benchmarks/peers/benchy.py $(PEERS) --json $(PEERS)/benchy.json
 	$(BIN)/python benchmarks/peers/peer_page.py $(PEERS)/peers.json $(PEERS)/many.json $(PEERS)/benchy.json
 
 bench-engine: $(VENV)/.dev demo

@@ -18,6 +18,11 @@ from muxd.fleet.pool_sizes import workers_budget
 from muxd.placement.memory import Budget, fixed
 from muxd.placement.problem import ModelLoad
 
+# What each is less without.
+_PARTS = {
+    "contexts": "context", "graphs": "graphs", "workspaces": "streams", "tables": "tables",
+    "prompts": "prompt_sets", "steps": "sets",
+}  # fmt: skip
 _MODELS = "qwen2.5-0.5b,llama-3.2-1b,llama-3-8b,qwen2.5-14b,qwen2.5-32b"
 
 
@@ -40,11 +45,7 @@ def row(name: str, running: int, budget: Budget) -> list[str]:
     model = ModelLoad(name, name, shape, 1.0, 100, 100)
     own = structs.replace(budget, max_running=running)
     whole = beside(model, own)
-    without = {
-        "contexts": {"context": 0}, "graphs": {"graphs": 0}, "workspaces": {"streams": 0},
-        "tables": {"tables": 0}, "prompts": {"prompt_sets": 0}, "steps": {"sets": 0},
-    }  # fmt: skip
-    parts = [whole - beside(model, structs.replace(own, **change)) for change in without.values()]
+    parts = [whole - beside(model, structs.replace(own, **{field: 0})) for field in _PARTS.values()]
     parts[-1] -= parts[-2]  # without sets there are no graphs at all
     return [name, str(running), *(f"{nbytes / 1e6:.0f}" for nbytes in (whole, *parts, whole - sum(parts)))]
 
@@ -67,18 +68,7 @@ def main() -> None:
         for name in args.models.split(",")
         for running in args.running.split(",")
     ]
-    head = [
-        "model",
-        "running",
-        "MB",
-        "contexts",
-        "graphs",
-        "workspaces",
-        "tables",
-        "prompts",
-        "steps",
-        "the rest",
-    ]
+    head = ["model", "running", "MB", *_PARTS, "the rest"]
     print(render(head, rows))
 
 

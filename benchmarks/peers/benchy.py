@@ -9,10 +9,8 @@ round and last in the next. Its text is this repository's documentation, served 
 fetch a book. Some minutes a round.
 """
 
-import argparse
 import http.server
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from peer_servers import Serving
 from peers import APART, servers
 from provenance import machine
+from sittings import arguments, in_turns, keep
 
 from muxd.device.cpu import Cpu
 
@@ -116,18 +115,12 @@ def asked(program: Path, serving: Serving, tokenizer: Path, book: str, runs: int
     """Raises CalledProcessError, also where one request fails."""
     with TemporaryDirectory(prefix="muxd-benchy-") as home:
         result = Path(home) / "result.json"
-        given = ["--base-url", f"{serving.urls[CHATS]}/v1", "--model", CHATS, "--tokenizer", str(tokenizer)]
-        given += ["--pp", str(PROMPT), "--tg", str(ANSWER), "--exact-tg", "--no-cache", "--runs", str(runs)]
-        given += ["--concurrency", *map(str, STREAMS), "--latency-mode", "none", "--skip-coherence"]
-        given += [
-            "--book-url",
-            book,
-            "--format",
-            "json",
-            "--save-result",
-            str(result),
-            "--no-results-on-fail",
-        ]
+        given = [
+            "--base-url", f"{serving.urls[CHATS]}/v1", "--model", CHATS, "--tokenizer", str(tokenizer),
+            "--pp", str(PROMPT), "--tg", str(ANSWER), "--exact-tg", "--no-cache", "--runs", str(runs),
+            "--concurrency", *map(str, STREAMS), "--latency-mode", "none", "--skip-coherence",
+            "--book-url", book, "--format", "json", "--save-result", str(result), "--no-results-on-fail",
+        ]  # fmt: skip
         # It keeps the text by its address, under the home folder: another run's is another.
         environment = os.environ | {"HOME": home, "HF_HUB_OFFLINE": "1"}
         subprocess.run([str(program), *given], check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -145,16 +138,10 @@ def sitting(number: int, server: str, form: str, lines: list[_Line]) -> list[Tol
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = arguments(__doc__, "benchy.json")
     parser.add_argument("--runs", type=int, default=2, help="of each load, by the generator")
     parser.add_argument("--forms", nargs="+", default=["file", "bf16"])
-    parser.add_argument("--json", type=Path, default=Path("benchy.json"))
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers end with it
     folder: Path = given.folder.absolute()
     program = generator(folder)
     found = Report({**machine(Cpu()).fields, "llama-benchy": VERSION}, given.runs)
@@ -163,14 +150,13 @@ def main() -> None:
             for form in given.forms:
                 known = servers(folder, Path(scratch), form)
                 known.pop(APART)
-                turns = list(known.items())
                 tokenizer = Path(scratch) / f"{CHATS}-{form}"
-                for server, start in turns if number % 2 == 0 else turns[::-1]:
+                for server, start in in_turns(known, number):
                     with start() as serving:
                         lines = asked(program, serving, tokenizer, book, given.runs)
                     found.told += sitting(number, server, form, lines)
                     print(*found.told[-len(lines) :], sep="\n", flush=True)
-                    given.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
+                    keep(found, given.json)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ memory for six more, or for none; the router holds four. All files are in the pa
 server.
 """
 
-import argparse
 import asyncio
 import math
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -30,6 +27,7 @@ from llama_build import VERSION
 from peer_servers import Serving, muxd, router
 from provenance import machine
 from residency_live import workload
+from sittings import arguments, in_turns, keep
 
 from muxd.device.cpu import Cpu
 from muxd.importer.convert import import_gguf
@@ -105,27 +103,20 @@ def crowd(number: int, server: str, serving: Serving, seconds: float, rate: floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = arguments(__doc__, "many.json")
     parser.add_argument("--seconds", type=float, default=40.0, help="of each half")
     parser.add_argument("--rate", type=float, default=1.0)
-    parser.add_argument("--json", type=Path, default=Path("many.json"))
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers end with it
     found = Crowds({**machine(Cpu()).fields, "llama.cpp": VERSION}, given.rate, given.seconds)
     with TemporaryDirectory(prefix="muxd-many-") as scratch:
         known = servers(given.folder.absolute(), Path(scratch))
         for number in range(given.rounds):
-            turns = list(known.items())
-            for server, start in turns if number % 2 == 0 else turns[::-1]:
+            for server, start in in_turns(known, number):
                 with start() as serving:
                     one = crowd(number, server, serving, given.seconds, given.rate)
                 print(one, flush=True)
                 found.found.append(one)
-                given.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
+                keep(found, given.json)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ build, where ``vllm_build.py`` has made one, is asked those of one model in bflo
 run. ``peer_page.py`` makes docs/benchmarks.md of the file. A quarter of an hour a round.
 """
 
-import argparse
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import msgspec
 from msgspec import Struct
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,6 +26,7 @@ from llama_build import FORMS, VERSION
 from peer_loads import Client, Figures, Load, loads
 from peer_servers import Serving, llama, muxd, vllm
 from provenance import machine
+from sittings import arguments, in_turns, keep
 from vllm_build import VERSION as VLLM_VERSION
 
 from muxd.device.cpu import Cpu
@@ -99,16 +97,10 @@ def sitting(number: int, server: str, form: str, start: Start, asked: Mapping[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = arguments(__doc__, "peers.json")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--forms", nargs="+", default=list(FORMS))
-    parser.add_argument("--json", type=Path, default=Path("peers.json"))
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers end with it
     every = loads(given.seconds)
     short = {name: load for name, load in every.items() if load.short}
     versions = {"llama.cpp": VERSION, **({"vLLM": VLLM_VERSION} if (given.folder / "vllm").exists() else {})}
@@ -119,13 +111,12 @@ def main() -> None:
                 known = servers(given.folder.absolute(), Path(scratch), form)
                 if form != given.forms[0]:  # of one model at a time: cores apart would only be less
                     known.pop(APART)
-                turns = list(known.items())
-                for server, start in turns if number % 2 == 0 else turns[::-1]:
+                for server, start in in_turns(known, number):
                     asked = every if form == given.forms[0] else short
                     if server != MUXD:
                         asked = {name: load for name, load in asked.items() if load.pair == (server == APART)}
                     found.sittings.append(sitting(number, server, form, start, asked))
-                    given.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
+                    keep(found, given.json)
 
 
 if __name__ == "__main__":
