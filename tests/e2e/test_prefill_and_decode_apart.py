@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from openai import OpenAI, Stream
+from openai.types import Completion
 from support.live import LiveDaemon
 from support.shared import Shared
 from support.tiny import tiny_served
@@ -54,6 +56,21 @@ def ask(daemon: LiveDaemon, prompt: str, **options: Any) -> list[int]:
     answer = httpx.post(f"{daemon.url}/v1/completions", json=body | options, timeout=60)
     assert answer.status_code == 200, answer.text
     return list(answer.json()["choices"][0]["token_ids"])
+
+
+def once(client: OpenAI) -> Stream[Completion]:
+    """A long answer as it comes."""
+    return client.completions.create(
+        model="a", prompt="Once", stream=True, max_tokens=LONG, temperature=0,
+        extra_body={"ignore_eos": True, "return_token_ids": True},
+    )  # fmt: skip
+
+
+def check_whole(daemon: LiveDaemon, chunks: list[Completion]) -> None:
+    """Of ``once``: it came to its end, with the tokens that it has when nothing happens."""
+    tokens = [token for chunk in chunks for token in getattr(chunk.choices[0], "token_ids", [])]
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert tokens == ask(daemon, "Once", temperature=0, max_tokens=LONG)
 
 
 def questions() -> list[tuple[str, dict[str, Any]]]:
@@ -122,16 +139,11 @@ def test_one_that_is_killed_takes_the_other_along(daemon: LiveDaemon, victim: st
     """Both are replaced, and a stream goes on where it was."""
     before, restarted = pair(daemon), restarts(daemon)
     with daemon.client() as client:
-        stream = client.completions.create(
-            model="a", prompt="Once", stream=True, max_tokens=LONG, temperature=0,
-            extra_body={"ignore_eos": True, "return_token_ids": True},
-        )  # fmt: skip
+        stream = once(client)
         chunks = [next(stream)]
         os.kill(before[victim], signal.SIGKILL)
         chunks += stream
-        tokens = [token for chunk in chunks for token in getattr(chunk.choices[0], "token_ids", [])]
-    assert chunks[-1].choices[0].finish_reason == "length"
-    assert tokens == ask(daemon, "Once", temperature=0, max_tokens=LONG)
+    check_whole(daemon, chunks)
     after = pair(daemon)
     assert set(after) == {"prefill", "decode"}
     assert not set(after.values()) & set(before.values())
@@ -150,19 +162,14 @@ def test_one_that_computes_both_phases_is_killed_and_everybody_goes_on(
         alone = [ask(daemon, prompt, **options) for prompt, options in asked]
         before, restarted = pair(daemon), restarts(daemon)
         with daemon.client() as client:
-            stream = client.completions.create(
-                model="a", prompt="Once", stream=True, max_tokens=LONG, temperature=0,
-                extra_body={"ignore_eos": True, "return_token_ids": True},
-            )  # fmt: skip
+            stream = once(client)
             chunks = [next(stream)]
             answers = [pool.submit(ask, daemon, prompt, **options) for prompt, options in asked]
             for _ in range(20):
                 chunks.append(next(stream))
             os.kill(before["prefill+decode"], signal.SIGKILL)
             chunks += stream
-        tokens = [token for chunk in chunks for token in getattr(chunk.choices[0], "token_ids", [])]
-        assert chunks[-1].choices[0].finish_reason == "length"
-        assert tokens == ask(daemon, "Once", temperature=0, max_tokens=LONG)
+        check_whole(daemon, chunks)
         assert [answer.result() for answer in answers] == alone
         after = pair(daemon)
         assert set(after) == {"prefill+decode"}

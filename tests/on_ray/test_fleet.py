@@ -17,13 +17,9 @@ from support.two_units import ask, body
 from muxd.ray import app
 
 pytest.importorskip("ray.serve", reason="needs the extra muxd[ray]")
-from support.ray_cluster import RayHosts, ray_hosts
+from support.ray_cluster import MARKS, RayHosts, ray_hosts
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # Ray's own, of its threads and files too
-]
+pytestmark = MARKS
 TOKENS = 48
 MODELS = ("a", "b", "c")
 

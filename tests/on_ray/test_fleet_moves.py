@@ -15,13 +15,9 @@ from muxd.device import host_speed
 from muxd.ray import app
 
 pytest.importorskip("ray.serve", reason="needs the extra muxd[ray]")
-from support.ray_cluster import RayHosts, ray_hosts
+from support.ray_cluster import MARKS, RayHosts, ray_hosts
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # Ray's own, of its threads and files too
-]
+pytestmark = MARKS
 TOKENS = 48
 CLIENTS = 16
 WIDE, BYTES = 65536, 100e6  # of an MLP; of weights, which every step reads

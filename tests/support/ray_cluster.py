@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import pytest
 
 from muxd.admin.client import AdminClient
 from muxd.config import home
 from muxd.errors import DaemonUnreachable
 from support import leaks
 
+MARKS = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # Ray's own, of its threads and files too
+]
 _MEMORY = 80 << 20  # bytes of a node's object store, the least that Ray takes with room to spare
 
 
