@@ -142,13 +142,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2, help="of each load, by the generator")
     parser.add_argument("--forms", nargs="+", default=["file", "bf16"])
     given = parser.parse_args()
-    folder: Path = given.folder.absolute()
-    program = generator(folder)
+    program = generator(given.folder)
     found = Report({**machine(Cpu()).fields, "llama-benchy": VERSION}, given.runs)
     with TemporaryDirectory(prefix="muxd-peers-") as scratch, text() as book:
         for number in range(given.rounds):
             for form in given.forms:
-                known = servers(folder, Path(scratch), form)
+                known = servers(given.folder, Path(scratch), form)
                 known.pop(APART)
                 tokenizer = Path(scratch) / f"{CHATS}-{form}"
                 for server, start in in_turns(known, number):

@@ -109,7 +109,7 @@ def main() -> None:
     given = parser.parse_args()
     found = Crowds({**machine(Cpu()).fields, "llama.cpp": VERSION}, given.rate, given.seconds)
     with TemporaryDirectory(prefix="muxd-many-") as scratch:
-        known = servers(given.folder.absolute(), Path(scratch))
+        known = servers(given.folder, Path(scratch))
         for number in range(given.rounds):
             for server, start in in_turns(known, number):
                 with start() as serving:

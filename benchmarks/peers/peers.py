@@ -108,7 +108,7 @@ def main() -> None:
     with TemporaryDirectory(prefix="muxd-peers-") as scratch:
         for number in range(given.rounds):
             for form in given.forms:
-                known = servers(given.folder.absolute(), Path(scratch), form)
+                known = servers(given.folder, Path(scratch), form)
                 if form != given.forms[0]:  # of one model at a time: cores apart would only be less
                     known.pop(APART)
                 for server, start in in_turns(known, number):

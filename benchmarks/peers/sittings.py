@@ -17,10 +17,19 @@ def arguments(doc: str | None, name: str) -> argparse.ArgumentParser:
     """FOLDER, ``--rounds``, and ``--json``, by default ``name``."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers end with it
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=_made)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", type=Path, default=Path(name))
     return parser
+
+
+def _made(given: str) -> Path:
+    folder = Path(given).absolute()
+    if not (folder / "bin/llama-server").exists():
+        raise argparse.ArgumentTypeError(
+            f"{given} is empty: benchmarks/peers/llama_build.py {given} fills it"
+        )
+    return folder
 
 
 def in_turns(servers: Mapping[str, T], number: int) -> list[tuple[str, T]]:

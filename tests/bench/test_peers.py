@@ -1,5 +1,7 @@
 """The comparison with other servers: what it asks a live daemon, what it reads off, and the page of it."""
 
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +130,15 @@ def test_what_another_generator_has_written_is_beside_ours(peers: Any) -> None:
     assert "| 8 at once | 4 bits, as published | muxd | 900 | 400 | 250 |" in shown
     assert "| **muxd / the best other** | **1.00** | **0.80** | **2.00** |" in shown
     assert "* 0.80: 8 at once by llama-benchy, answers, tokens/s (4 bits, as published)" in shown
+
+
+@pytest.mark.parametrize("name", ["peers", "many", "benchy"])
+def test_a_folder_with_no_servers_is_a_sentence(name: str, tmp_path: Path) -> None:
+    program = str(BENCHMARKS / "peers" / f"{name}.py")
+    said = subprocess.run([sys.executable, program, str(tmp_path)], capture_output=True, text=True)
+    assert said.returncode == 2
+    assert f"{tmp_path} is empty: benchmarks/peers/llama_build.py" in said.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_generator_is_given_the_documentation(peers: Any) -> None:
