@@ -2,8 +2,9 @@
 
 Every round times each in turn: decode steps of 1, 8 and 32 sequences behind prompts of 100 tokens, and a long
 prompt in chunks of 512. Printed are the best round's figures, which other work on the machine disturbs least,
-and the median's. Then, by teacher forcing along the greedy answers of float32, how often each picks another
-token, and by how much at most float32 prefers its own.
+and the median's, and at what part of the memory's rate one sequence reads the weights (an array that no cache
+holds is added up in the same rounds). Then, by teacher forcing along the greedy answers of float32, how often
+each picks another token, and by how much at most float32 prefers its own.
 
     python benchmarks/cpu_step.py FOLDER --gguf FILE.gguf [--peer LLAMA_CPP/build/bin] [--rounds 5]
 
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +40,8 @@ from muxd.messages import Dtype, WeightsName  # noqa: E402
 
 STREAMS, PROMPT, STEPS, CHUNK = (1, 8, 32), 100, 6, 512
 ROWS = 1400  # of 32 sequences, or of one long prompt
+READ = 512 << 20  # bytes
+MEMORY = "memory"
 
 
 class Kind(NamedTuple):
@@ -73,16 +77,21 @@ def main() -> None:
         kept = Path(scratch) / "kept"
         import_gguf(args.gguf, kept, progress=Silent(), weights="file")
         folders = {kind: kept if kind.blocks else args.folder for kind in KINDS}
-        found = timed(folders, args, cores)
-        print(markdown_table(("", *found), speeds(found, args.prompt)), flush=True)
+        found, sizes = timed(folders, args, cores)
+        rate = READ / min(found.pop(MEMORY)["read"])
+        print(f"memory is read at {rate / 1e9:.1f} GB/s")
+        table = [*speeds(found, args.prompt), share_of_memory(found, sizes, rate)]
+        print(markdown_table(("", *found), table), flush=True)
         print(markdown_table(MISSES, misses(args.folder, folders, args.new, cores)), flush=True)
 
 
 # ---- speed ---------------------------------------------------------------------------------------------
 
 
-def timed(folders: dict[Kind, Path], args: argparse.Namespace, cores: int) -> dict[str, Times]:
-    """By the name of each."""
+def timed(
+    folders: dict[Kind, Path], args: argparse.Namespace, cores: int
+) -> tuple[dict[str, Times], dict[str, int]]:
+    """Times and bytes of weights by the name of each."""
     runners = {
         kind.name: DirectRunner(
             folder, "bfloat16", rows=ROWS, cores=cores, capture=False, native=kind.native,
@@ -100,10 +109,21 @@ def timed(folders: dict[Kind, Path], args: argparse.Namespace, cores: int) -> di
     if args.peer:
         name = f"llama.cpp, {args.gguf.name}"
         found[name], rounds[name] = {}, lambda: peer_round(args.peer, args.gguf, args.prompt, cores)
+    found[MEMORY], rounds[MEMORY] = {}, partial(read_round, torch.ones(READ // 8, dtype=torch.int64), cores)
     for _ in range(args.rounds):
         for name, run in rounds.items():
             for what, seconds in run().items():
                 found[name].setdefault(what, []).extend(seconds)
+    return found, {name: direct.weights_bytes for name, direct in runners.items()}
+
+
+def read_round(memory: torch.Tensor, cores: int) -> Times:
+    torch.set_num_threads(cores)
+    found: Times = {"read": []}
+    for _ in range(STEPS):
+        begun = time.perf_counter()
+        memory.sum()
+        found["read"].append(time.perf_counter() - begun)
     return found
 
 
@@ -162,6 +182,15 @@ def speeds(found: dict[str, Times], prompt: int) -> list[list[str]]:
         ]
         rows.append([label, *cells])
     return rows
+
+
+def share_of_memory(found: dict[str, Times], sizes: dict[str, int], rate: float) -> list[str]:
+    """A step of one sequence reads every weight once, where the embedding is the head, too."""
+    shares = (
+        f"{sizes[name] / min(times['1']) / rate:.0%}" if name in sizes else ""
+        for name, times in found.items()
+    )
+    return ["1 stream: of the memory's rate", *shares]
 
 
 # ---- what is picked ------------------------------------------------------------------------------------
