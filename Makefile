@@ -5,6 +5,8 @@ VENV := .venv
 CLIENTS := .venv-clients
 AUDIT := .venv-audit
 RAY := .venv-ray
+# Of the GPU image's torch; the tests run with a newer one.
+TRITON := 3.6.0
 PEERS := .peers
 BIN := $(VENV)/bin
 
@@ -19,7 +21,7 @@ LONG := stand_in or interpreter or compile or slow
 JOBS := 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help test-page test-ray test-clients serve quick test test-all gpu roofline check format lock audit docs coverage demo bench bench-engine churn chaos soak fuzz drawn clean
+.PHONY: help test-page test-ray test-triton test-clients serve quick test test-all gpu roofline check format lock audit docs coverage demo bench bench-engine churn chaos soak fuzz drawn clean
 
 help:
 	@echo "make serve   environment, demo models, daemon on 127.0.0.1:8000"
@@ -31,6 +33,7 @@ help:
 	@echo "make roofline  on a GPU host: kernels, steps and answers against what the GPU allows, and transformers"
 	@echo "make test-page  the page in a real browser: needs Chromium (Debian: apt install chromium)"
 	@echo "make test-ray  three hosts on a local Ray cluster, and the manifests: installs Ray, needs a gigabyte of memory"
+	@echo "make test-triton  what compiled kernels take, by the older Triton of the GPU image"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make format  ruff's formatter, and what ruff can mend"
 	@echo "make coverage  which lines and branches the tests of make test run, by room"
@@ -67,6 +70,15 @@ test-all: $(VENV)/.dev demo
 	$(PYTEST) -m "not gpu and not page and (slow or not smoke) and not interpreter and ($(LONG))"
 	MUXD_EXAMPLES=1 $(PYTEST) -m "hypothesis and not (gpu or $(LONG))"
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) -m interpreter tests/kernels/interpreted tests/bench/interpreted
+	$(MAKE) test-triton
+
+# What Triton compiles, once more by its older version.
+test-triton: $(VENV)/.dev .triton-$(TRITON)/.made
+	PYTHONPATH=.triton-$(TRITON) $(PYTEST) -m compile tests/kernels/test_compiled.py tests/kernels/test_launch.py
+
+.triton-$(TRITON)/.made:
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $(@D) triton==$(TRITON)
+	@touch $@
 
 # Other people's clients and schemas, in an environment of their own, against a live daemon.
 test-clients: $(VENV)/.muxd demo $(CLIENTS)/.made $(CLIENTS)/agents/.made
@@ -157,7 +169,7 @@ drawn: $(VENV)/.dev
 	MUXD_DRAWN=$(MUXD_DRAWN) $(PYTEST) -m slow tests/worker/test_drawn_architectures.py
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(AUDIT) $(RAY) build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(CLIENTS) $(AUDIT) $(RAY) .triton-* build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps make the second start a matter of seconds; a changed pyproject.toml installs anew.

@@ -7,14 +7,13 @@ x / 2 · (1 + tanh(√(2/π) (x + 0.044715 x³))). Computed in float32 and round
 """
 
 from functools import cache
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from muxd.kernels.launch import Call, ceil_div, power_of_two
+from muxd.kernels.launch import Call, Constants, ceil_div, power_of_two
 from muxd.kernels.paged_tile_kernel import tanh
 
 
@@ -48,9 +47,9 @@ def gate_calls(
 
 
 @cache
-def _sizes(inner: int, kind: str) -> dict[str, Any]:
+def _sizes(inner: int, kind: str) -> Constants:
     size = min(2048, power_of_two(inner))
-    return {"KIND": kind, "SIZE": size, "num_warps": max(1, size // 256)}
+    return Constants(KIND=kind, SIZE=size, num_warps=max(1, size // 256))
 
 
 def silu_gate(gate_up: Tensor) -> Tensor:

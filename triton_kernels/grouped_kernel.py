@@ -8,7 +8,6 @@ and programs without rows end at once.
 """
 
 from functools import cache
-from typing import Any
 
 import torch
 import triton
@@ -16,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from muxd.kernels.grouped import Groups
-from muxd.kernels.launch import Call, ceil_div
+from muxd.kernels.launch import Call, Constants, ceil_div
 
 _MANY = 256  # tokens from which tiles are large: decode steps have fewer
 
@@ -81,7 +80,7 @@ def grouped_calls(
 
 
 @cache
-def _sizes(many: bool, whole: bool, itemsize: int, gather: bool, biased: bool) -> dict[str, Any]:
+def _sizes(many: bool, whole: bool, itemsize: int, gather: bool, biased: bool) -> Constants:
     """Few rows: weights stream, four tiles in flight. Full float32 products run outside the tensor cores, and
     inputs that are not ``whole`` 16-byte loads go through registers: small tiles."""
     if itemsize == 4:
@@ -92,7 +91,7 @@ def _sizes(many: bool, whole: bool, itemsize: int, gather: bool, biased: bool) -
         tile = {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
     else:
         tile = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4}
-    return {"GATHER": gather, "BIASED": biased, **tile}
+    return Constants(GATHER=gather, BIASED=biased, **tile)
 
 
 def grouped_linear(

@@ -7,14 +7,13 @@ columns of a state never meet, so no program waits for another, and each is alon
 """
 
 from functools import cache
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from muxd.kernels.launch import Call, ceil_div, power_of_two
+from muxd.kernels.launch import Call, Constants, ceil_div, power_of_two
 from muxd.kernels.paged_states import PagedStates
 
 _HELD = 32  # numbers of a state in a thread's registers
@@ -314,40 +313,44 @@ def _rule_call(
 
 
 @cache
-def _channels(channels: int, kernel: int, per_row: int, block: int) -> dict[str, Any]:
+def _channels(channels: int, kernel: int, per_row: int, block: int) -> Constants:
     # Not fewer channels than threads: of several that hold the same one, one alone may load and store it.
     size = max(32, min(256, power_of_two(channels)))
-    return {
-        **{"CHANNELS": channels, "KERNEL": kernel, "PER_ROW": per_row, "BLOCK": block},
-        **{"SIZE": size, "num_warps": max(1, size // 64)},
-    }
+    return Constants(
+        CHANNELS=channels,
+        KERNEL=kernel,
+        PER_ROW=per_row,
+        BLOCK=block,
+        SIZE=size,
+        num_warps=max(1, size // 64),
+    )
 
 
 @cache
-def _pieces(channels: int, kernel: int, per_row: int, block: int) -> dict[str, Any]:
-    return {
+def _pieces(channels: int, kernel: int, per_row: int, block: int) -> Constants:
+    return Constants(
         **{"CHANNELS": channels, "KERNEL": kernel, "PER_ROW": per_row, "BLOCK": block},
         **{"TOKENS": 16, "SIZE": min(128, power_of_two(channels)), "num_warps": 4},
-    }
+    )
 
 
 @cache
 def _columns(
     channels: int, heads: int, key_dim: int, value_dim: int, per_row: int, block: int, one: bool
-) -> dict[str, Any]:
+) -> Constants:
     padded = power_of_two(key_dim)
     # Of a prompt the latency of a token counts: one warp sums without waiting for others.
     warps = 4 if one else 1
     tile = max(1, min(power_of_two(value_dim), 32 * warps * _HELD // padded))
     lines = block // value_dim
-    return {
-        "CHANNELS": channels,
-        "KEY_HEADS": (channels - heads * value_dim) // (2 * key_dim),
-        "HEADS": heads,
+    return Constants(
+        CHANNELS=channels,
+        KEY_HEADS=(channels - heads * value_dim) // (2 * key_dim),
+        HEADS=heads,
         **{"K": key_dim, "K_PAD": padded, "V": value_dim, "TILE": tile},
         **{"LINES": lines, "HEAD_BLOCKS": ceil_div(key_dim, lines), "PER_ROW": per_row, "BLOCK": block},
         **{"ONE": one, "num_warps": warps},
-    }
+    )
 
 
 def delta_decode(

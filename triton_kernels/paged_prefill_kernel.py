@@ -8,14 +8,13 @@ mask), cut by causality.
 """
 
 from functools import cache
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from muxd.kernels.launch import Call, power_of_two
+from muxd.kernels.launch import Call, Constants, power_of_two
 from muxd.kernels.paged_pool import PagedPool
 from muxd.kernels.paged_tile_kernel import LOG2_E, fold, load_half, offsets_of, scores_of
 
@@ -194,13 +193,13 @@ def prefill_calls(
 def _sizes(
     heads: int, kv_heads: int, d: int, tokens: int, block: int, width: int, itemsize: int, kv_itemsize: int,
     windowed: bool, capped: bool, sunk: bool,
-) -> dict[str, Any]:  # fmt: skip
+) -> Constants:  # fmt: skip
     group, d_pad = heads // kv_heads, max(16, power_of_two(d))
-    return {
+    return Constants(
         **{"GROUP": group, "KV_HEADS": kv_heads, "D": d, "D_PAD": d_pad, "T": tokens, "WIDTH": width},
         **{"BLOCK": block, "WINDOWED": windowed, "CAPPED": capped, "SUNK": sunk},
         **_shape(d_pad, group, itemsize, kv_itemsize),
-    }
+    )
 
 
 def prefill_attention(

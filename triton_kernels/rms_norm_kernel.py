@@ -3,14 +3,13 @@
 """Triton kernel of ``rms_norm``: one program normalises one line, held in registers, with its residual."""
 
 from functools import cache
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from muxd.kernels.launch import Call, power_of_two
+from muxd.kernels.launch import Call, Constants, power_of_two
 
 
 @triton.jit
@@ -57,11 +56,11 @@ def rms_norm_calls(
 
 
 @cache
-def _sizes(size: int, offset: bool, before: bool, after: bool) -> dict[str, Any]:
+def _sizes(size: int, offset: bool, before: bool, after: bool) -> Constants:
     padded = power_of_two(size)
     warps = min(16, max(1, padded // 512))
     constants = {"N": size, "N_PAD": padded, "OFFSET": offset, "BEFORE": before, "AFTER": after}
-    return {**constants, "num_warps": warps}
+    return Constants(**constants, num_warps=warps)
 
 
 def rms_norm(

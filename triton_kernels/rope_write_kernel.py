@@ -6,7 +6,6 @@ What a head is (query, key or value) follows from its number, so a program takes
 """
 
 from functools import cache
-from typing import Any
 
 import torch
 import triton
@@ -14,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from muxd.kernels.float8 import FLOAT8, FP8_MAX
-from muxd.kernels.launch import Call, ceil_div, power_of_two
+from muxd.kernels.launch import Call, Constants, ceil_div, power_of_two
 from muxd.kernels.paged_pool import PagedPool
 
 
@@ -146,14 +145,14 @@ def _sizes(
     lines: int, heads: int, kv_heads: int, d: int, width: int, values: int, row_tokens: int,
     block: int, dtype: torch.dtype, tokens: int, owned: bool,
     q_norm: bool, k_norm: bool, v_norm: bool, offset: bool,
-) -> dict[str, Any]:  # fmt: skip
-    return {
+) -> Constants:  # fmt: skip
+    return Constants(
         **{"LINES": lines, "HEADS": heads, "KV_HEADS": kv_heads, "D": d, "HALF_PAD": power_of_two(d // 2)},
         **{"T": row_tokens, "BLOCK": block, "WIDTH": width, "VALUES": values, "TOKENS": tokens},
         **{"OWNED": owned, "Q_NORM": q_norm, "K_NORM": k_norm, "V_NORM": v_norm, "OFFSET": offset},
-        "LIMIT": int(FP8_MAX) if dtype is FLOAT8 else 0,
-        "num_warps": 1 if tokens == 1 else 4,
-    }
+        LIMIT=int(FP8_MAX) if dtype is FLOAT8 else 0,
+        num_warps=1 if tokens == 1 else 4,
+    )
 
 
 def rope_write(

@@ -9,7 +9,6 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,8 +24,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
+from support.hopper import REGISTERS, SHARED, hopper
 
 from muxd.kernels import (
     feed_kernel,
@@ -50,7 +48,6 @@ CUOBJDUMP = TOOLS / "cuobjdump"
 if not CUOBJDUMP.exists() or not (TOOLS / "ptxas").exists():
     pytest.skip("this triton wheel has no ptxas and cuobjdump", allow_module_level=True)
 
-REGISTERS, SHARED = 65_536, 232_448  # of one SM of compute capability 9.0; shared in bytes, per program
 SM_SHARED = 233_472  # bytes that one SM shares out
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
 WAIT = r"cp\.async\.wait_group\s+(\d+)"
@@ -59,19 +56,9 @@ BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.floa
 
 
 @pytest.fixture(scope="module", autouse=True)
-def hopper() -> Iterator[None]:
-    """Triton believes that it drives an H200."""
-    before = driver._active
-    driver.set_active(
-        SimpleNamespace(
-            get_current_target=lambda: GPUTarget("cuda", 90, 32),
-            get_current_device=lambda: 0,
-            get_current_stream=lambda device=0: 0,
-            get_active_torch_device=lambda: torch.device("cpu"),
-        )
-    )
-    yield
-    driver._active = before
+def _hopper() -> Iterator[None]:
+    with hopper():
+        yield
 
 
 class Compiled(NamedTuple):
