@@ -18,6 +18,7 @@ class Clients:
     def __init__(self, url: str, expected: dict[str, list[int]], tokens: int):
         self.url, self.expected, self._tokens = url, expected, tokens
         self.ends: Counter[str] = Counter()
+        self.models: set[str] = set()  # that were served
         self.wrong: list[str] = []
         self._stopped, self._lock = threading.Event(), threading.Lock()
 
@@ -31,6 +32,8 @@ class Clients:
                 end = f"wrong: {error!r}"
             with self._lock:
                 self.ends[end] += 1
+                if end in ("served", "streamed"):
+                    self.models.add(model)
                 if end.startswith("wrong"):
                     self.wrong.append(end)
 
