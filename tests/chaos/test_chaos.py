@@ -1,9 +1,10 @@
 """Faults one after another against a daemon that serves; at the end nothing is lost, doubled or left.
 
 Workers are killed, stopped and hang; text processes and the process that forks workers are killed; the daemon
-itself stands still; a model's files are gone while it is loaded; strangers send garbage to every socket that
-there is, and operators nonsense. Whatever is asked meanwhile ends in exactly one way, and what is answered is
-what the model answers alone. ``MUXD_CHAOS`` says how many faults (42 unless told, 1,000 for ``make chaos``),
+itself stands still; a model's files are gone while it is loaded; the disk is full and the wall clock jumps;
+strangers send garbage to every socket that there is, and operators nonsense. Whatever is asked meanwhile ends
+in exactly one way, and what is answered is what the model answers alone. ``MUXD_CHAOS`` says how many faults
+(42 unless told, 1,000 for ``make chaos``),
 ``MUXD_CHAOS_SEED`` draws another course. How long models were away is printed.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import leaks
+from support import jumping_clock, leaks
 from support.churn import ask
 from support.churn_books import check_answers, check_both_sides
 from support.churned import Churn, config, every_step, folders, played
@@ -54,7 +55,8 @@ class Chaos(Churn):
         faults = [
             self._kill, self._kill, self._hang, self._stand_still, self._daemon_stands_still,
             self._kill_text, self._kill_zygote, self._files_gone, self._garbage_http, self._half_a_request,
-            self._garbage_admin, self._garbage_link, self._nonsense, self._move_quotas,
+            self._garbage_admin, self._garbage_link, self._nonsense, self._move_quotas, self._disk_full,
+            self._clock_jumps,
         ]  # fmt: skip
         rounds = [
             fault for _ in range(FAULTS // len(faults) + 1) for fault in self.draw.sample(faults, len(faults))
@@ -144,6 +146,39 @@ class Chaos(Churn):
         away.rename(file)
         await self._try("loads", every_step(self.daemon.admin.load), LoadModel("c"))
 
+    # ---- the host ---------------------------------------------------------------------------------
+
+    async def _disk_full(self) -> None:
+        """What an operator sets is not kept over a restart, as the log says; it holds all the same."""
+        await asyncio.to_thread(self._set_a_quota)
+        folder = self.daemon.folder
+        await asyncio.to_thread(until, lambda: any(folder.glob("*.set.json")))
+        (kept,) = folder.glob("*.set.json")
+        draft = kept.with_name(f".{kept.name}.new")
+        await asyncio.to_thread(until, lambda: _leads_to(draft, "/dev/full"))
+        before = self._unkept()
+        await asyncio.to_thread(self._set_a_quota)
+        await asyncio.to_thread(until, lambda: self._unkept() > before)
+        draft.unlink()
+        self.done["a full disk"] += 1
+
+    def _unkept(self) -> int:
+        return self.daemon.log.count("what was set cannot be kept: No space left on device")
+
+    async def _clock_jumps(self) -> None:
+        """By a year at most, either way."""
+        ahead = self.draw.randrange(-365 * 86400, 365 * 86400)
+        clock_of(self.daemon.folder).write_text(str(ahead))
+        await asyncio.to_thread(self._set_a_quota)
+        seen = [one.time for one in self.daemon.admin.events() if one.kind == "quota"][-1]
+        assert abs(seen - time.time() - ahead) < 30, "the daemon's clock has not jumped"
+        self.done["the clock jumped"] += 1
+
+    def _set_a_quota(self) -> None:
+        """One that was not set before."""
+        change = QuotaChange(self.draw.choice("ab"), f"{next(self._ids) % 9973 / 1000:.3f}%", "100%")
+        self.daemon.admin.set_quota(change)
+
     # ---- strangers --------------------------------------------------------------------------------
 
     async def _garbage_http(self) -> None:
@@ -186,6 +221,19 @@ class Chaos(Churn):
         await self._try("quotas", self.daemon.admin.set_quota, change)
 
 
+def clock_of(folder: Path) -> Path:
+    """The file by which ``support.jumping_clock`` is told."""
+    return folder / "clock"
+
+
+def _leads_to(draft: Path, there: str) -> bool:
+    """False where the daemon is just writing it."""
+    with suppress(FileExistsError):
+        draft.symlink_to(there)
+        return True
+    return False
+
+
 def _send(where: tuple[str, int] | str, data: bytes) -> None:
     """And hang up."""
     family = socket.AF_UNIX if isinstance(where, str) else socket.AF_INET
@@ -220,7 +268,10 @@ def test_whatever_is_done_to_it_the_daemon_serves_on(tmp_path: Path) -> None:
     models = folders(tmp_path)
     patience = f"[scheduler]\nbatch_timeout = {HANG}\nbatch_timeout_factor = 5.0\n"
     text = config(models).replace("[scheduler]\n", patience)
-    with live(text, tmp_path) as daemon:
+    clock_of(tmp_path).write_text("0")
+    paths = [*jumping_clock.__path__, *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {"MUXD_TEST_CLOCK": str(clock_of(tmp_path)), "PYTHONPATH": os.pathsep.join(paths)}
+    with live(text, tmp_path, env) as daemon:
         chaos, text, before, after = asyncio.run(
             played(daemon, lambda session: Chaos(daemon, models, session, FAULTS * SECONDS * 4, SEED))
         )
