@@ -41,7 +41,7 @@ help:
 	@echo "make docs    the pages and pictures that are made from the code: settings, how-it-works"
 	@echo "make audit   known vulnerabilities of what muxd and its tests run with; needs a network"
 	@echo "make demo    only fetch the demo models"
-	@echo "make bench   beside llama.cpp's servers, vLLM's CPU build and transformers serve, from the index, on the same files: docs/benchmarks.md"
+	@echo "make bench   beside llama.cpp's servers and vLLM's CPU build, from the index, on the same files: docs/benchmarks.md"
 	@echo "make bench-engine  what the daemon costs beside a bare loop"
 	@echo "make churn   ten minutes of arrivals, cancels, crashes, loads and unloads, fifteen of models that wake"
 	@echo "make chaos   a thousand faults under load, by a seed (MUXD_CHAOS, MUXD_CHAOS_SEED): half an hour"
@@ -136,7 +136,7 @@ demo: $(VENV)/.muxd
 # Half an hour of a quiet machine, and six minutes more the first time.
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/peers/llama_build.py $(PEERS)
-	$(BIN)/python benchmarks/peers/pip_builds.py $(PEERS)
+	$(BIN)/python benchmarks/peers/vllm_build.py $(PEERS)
 	$(BIN)/python benchmarks/peers/benchy.py $(PEERS) --json $(PEERS)/benchy.json
 	$(BIN)/python benchmarks/peers/peers.py $(PEERS) --json $(PEERS)/peers.json
 	$(BIN)/python benchmarks/peers/many.py $(PEERS) --json $(PEERS)/many.json

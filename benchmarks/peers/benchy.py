@@ -2,7 +2,7 @@
 
     python benchmarks/peers/benchy.py FOLDER [--rounds 2] [--runs 2] [--forms file bf16] [--json FILE]
 
-FOLDER is what ``llama_build.py`` has made (and ``pip_builds.py``); the generator goes from the package index
+FOLDER is what ``llama_build.py`` has made (and ``vllm_build.py``); the generator goes from the package index
 into FOLDER/benchy, an environment of its own. Chats of 256 tokens and 64 to answer, no two alike, 1, 8 and 32
 at once, with the one of the two models that has a chat template, at each server in turns, muxd first in one
 round and last in the next. Its text is this repository's documentation, served to it from here: it would
@@ -16,7 +16,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,9 +24,8 @@ from msgspec import Struct
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from peer_servers import Serving, transformers
-from peers import APART, VLLM_FORM, Start, servers
-from pip_builds import transformers_version
+from peer_servers import Serving
+from peers import APART, servers
 from provenance import machine
 from sittings import arguments, in_turns, keep
 
@@ -35,7 +33,6 @@ from muxd.device.cpu import Cpu
 
 VERSION = "0.4.0"
 CHATS = "smol"
-TRANSFORMERS = "transformers serve, all threads"
 STREAMS = (1, 8, 32)
 PROMPT, ANSWER = 256, 64  # tokens
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -140,28 +137,18 @@ def sitting(number: int, server: str, form: str, lines: list[_Line]) -> list[Tol
     ]
 
 
-def chatting(folder: Path, scratch: Path, form: str) -> dict[str, Start]:
-    """Those of ``peers.py`` that have all cores, and one that knows no completions of token ids."""
-    known = servers(folder, scratch, form)
-    known.pop(APART)
-    program = folder / "transformers/bin/transformers"
-    if form == VLLM_FORM and program.exists():
-        known[TRANSFORMERS] = partial(transformers, program, CHATS, scratch / f"{CHATS}-{form}")
-    return known
-
-
 def main() -> None:
     parser = arguments(__doc__, "benchy.json")
     parser.add_argument("--runs", type=int, default=2, help="of each load, by the generator")
     parser.add_argument("--forms", nargs="+", default=["file", "bf16"])
     given = parser.parse_args()
     program = generator(given.folder)
-    versions = {"llama-benchy": VERSION, "transformers": transformers_version()}
-    found = Report({**machine(Cpu()).fields, **versions}, given.runs)
+    found = Report({**machine(Cpu()).fields, "llama-benchy": VERSION}, given.runs)
     with TemporaryDirectory(prefix="muxd-peers-") as scratch, text() as book:
         for number in range(given.rounds):
             for form in given.forms:
-                known = chatting(given.folder, Path(scratch), form)
+                known = servers(given.folder, Path(scratch), form)
+                known.pop(APART)
                 tokenizer = Path(scratch) / f"{CHATS}-{form}"
                 for server, start in in_turns(known, number):
                     with start() as serving:

@@ -47,8 +47,7 @@ rounds, with the lowest and the highest; who got no token waited for ever."""
 
 
 GENERATED = f"""The same servers and files, asked by llama-benchy, which is not ours, and measured by it:
-chats of {PROMPT} tokens and {ANSWER} to answer with {CHATS}, no two alike. `transformers serve`
-(`--continuous-batching`) answers chats alone, so it is in no other table. Tokens a second are those of all
+chats of {PROMPT} tokens and {ANSWER} to answer with {CHATS}, no two alike. Tokens a second are those of all
 requests together, while prompts are read and while answers are written. Means of its runs; a cell is the
 median of the rounds, with the lowest and the highest."""
 

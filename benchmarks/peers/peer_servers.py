@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pip_builds import ENVIRONMENT
+from vllm_build import ENVIRONMENT
 from worker_start import pss, tree_of
 
 from muxd.cli.local_daemon import local_daemon
@@ -98,17 +98,6 @@ def vllm(program: Path, models: Mapping[str, Path]) -> Iterator[Serving]:
             pids.append(process.pid)
             _wait(urls[name], process)  # one after the other: each measures the memory that is free
         yield Serving(urls, began, lambda: pids)
-
-
-@contextmanager
-def transformers(program: Path, name: str, folder: Path) -> Iterator[Serving]:
-    """`transformers serve` with continuous batching, for one model in bfloat16 with all cores."""
-    cores = sorted(os.sched_getaffinity(0))
-    given = ["serve", str(folder), "--continuous-batching", "--device", "cpu", "--dtype", "bfloat16"]
-    began = time.perf_counter()
-    with _process(program, given, cores, os.environ | ENVIRONMENT) as (process, url):
-        _wait(url, process)
-        yield Serving({name: url}, began, lambda: [process.pid])
 
 
 def _one(server: Path, name: str, file: Path, cores: list[int]) -> "_Running":

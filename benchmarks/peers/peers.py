@@ -6,7 +6,7 @@ FOLDER is what ``llama_build.py`` has made. In each round every server is starte
 (``peer_loads.py``) and stopped, one after the other, muxd first in one round and last in the next. The first
 of the forms is asked all of them, the others those of one model. llama-servers that have all threads each are
 asked loads of one model, those with cores apart loads of two, which is what each is good at. vLLM's CPU
-build, where ``pip_builds.py`` has made one, is asked those of one model in bfloat16. Nothing else should
+build, where ``vllm_build.py`` has made one, is asked those of one model in bfloat16. Nothing else should
 run. ``peer_page.py`` makes docs/benchmarks.md of the file. A quarter of an hour a round.
 """
 
@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from llama_build import FORMS, VERSION
 from peer_loads import Client, Figures, Load, loads
 from peer_servers import Serving, llama, muxd, vllm
-from pip_builds import VLLM_VERSION
 from provenance import machine
 from sittings import arguments, in_turns, keep
+from vllm_build import VERSION as VLLM_VERSION
 
 from muxd.device.cpu import Cpu
 from muxd.importer.convert import import_gguf
