@@ -74,7 +74,7 @@ test-all: $(VENV)/.dev demo
 
 # What Triton compiles, once more by its older version.
 test-triton: $(VENV)/.dev .triton-$(TRITON)/.made
-	PYTHONPATH=.triton-$(TRITON) $(PYTEST) -m compile tests/kernels/test_compiled.py tests/kernels/test_launch.py
+	PYTHONPATH=$(CURDIR)/.triton-$(TRITON) $(PYTEST) -m compile tests/kernels/test_compiled.py tests/kernels/test_launch.py
 
 .triton-$(TRITON)/.made:
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $(@D) triton==$(TRITON)

@@ -109,17 +109,8 @@ def main() -> None:
     with hopper():
         for shape in SHAPES:
             layer = Layer(shape)
-            best = {
-                name: min(times)
-                for name, times in zip(
-                    WAYS,
-                    zip(
-                        *([measured(layer, run) for run in WAYS.values()] for _ in range(rounds)), strict=True
-                    ),
-                    strict=True,
-                )
-            }
-            rows.append([shape.name, *(f"{one:.1f}" for one in best.values())])
+            times = [[measured(layer, run) for run in WAYS.values()] for _ in range(rounds)]
+            rows.append([shape.name, *(f"{min(one):.1f}" for one in zip(*times, strict=True))])
     print(markdown_table(["five launches, us a layer", *WAYS], rows))
 
 

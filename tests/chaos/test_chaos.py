@@ -4,8 +4,8 @@ Workers are killed, stopped and hang; text processes and the process that forks 
 itself stands still; a model's files are gone while it is loaded; the disk is full and the wall clock jumps;
 strangers send garbage to every socket that there is, and operators nonsense. Whatever is asked meanwhile ends
 in exactly one way, and what is answered is what the model answers alone. ``MUXD_CHAOS`` says how many faults
-(42 unless told, 1,000 for ``make chaos``),
-``MUXD_CHAOS_SEED`` draws another course. How long models were away is printed.
+(42 unless told, 1,000 for ``make chaos``), ``MUXD_CHAOS_SEED`` draws another course. How long models were
+away is printed.
 """
 
 import asyncio

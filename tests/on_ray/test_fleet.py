@@ -3,7 +3,6 @@ request ends in one way, with the tokens that a muxd alone gives."""
 
 import http.client
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2 as httpx
@@ -67,30 +66,19 @@ def test_a_node_that_is_killed_one_that_comes_and_a_muxd_that_dies(tmp_path: Pat
         assert set(hosts.models()) == set(MODELS)
         check_cancels(hosts)
         clients = Clients(hosts.url, expected, TOKENS)
-        with ThreadPoolExecutor(4) as threads:
-            running = [threads.submit(clients.run, seed) for seed in range(4)]
-            try:
-                until(lambda: clients.served() > 40)
-                hosts.kill(1)
-                until(lambda: list(hosts.health().values()).count("ok") == 2)
-                before = clients.served()
-                until(lambda: clients.served() > before + 40)
-                hosts.add()
-                until(lambda: list(hosts.health().values()).count("ok") == 3)
-                until(lambda: bool(hosts.admin(3).status().requests.served))  # it is asked as the others are
-                hosts.kill_daemon(2)
-                until(lambda: list(hosts.health().values()).count("ok") == 2)
-                until(lambda: list(hosts.health().values()).count("ok") == 3)  # its node has started another
-                before = clients.served()
-                until(lambda: clients.served() > before + 40)
-            finally:
-                clients.stop()
-            for one in running:
-                one.result()
+        with clients.asking(4):
+            until(lambda: clients.served() > 40)
+            hosts.kill(1)
+            until(lambda: list(hosts.health().values()).count("ok") == 2)
+            clients.served_more(40)
+            hosts.add()
+            until(lambda: list(hosts.health().values()).count("ok") == 3)
+            until(lambda: bool(hosts.admin(3).status().requests.served))  # it is asked as the others are
+            hosts.kill_daemon(2)
+            until(lambda: list(hosts.health().values()).count("ok") == 2)
+            until(lambda: list(hosts.health().values()).count("ok") == 3)  # its node has started another
+            clients.served_more(40)
         assert clients.wrong == []
         assert clients.ends["served"]
         assert clients.ends["streamed"]
-        for number in (0, 2, 3):
-            books = hosts.admin(number).audit()
-            assert not books.fault
-            assert not books.held_blocks
+        hosts.check_books(0, 2, 3)

@@ -1,7 +1,6 @@
 """Two hosts on a local Ray cluster, one asked for more than it does on time: one of its models moves to the
 other by the rates that are measured, under load, and every request is served."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,21 +52,11 @@ def test_a_model_moves_to_the_host_that_has_time_for_it(tmp_path: Path) -> None:
         until(lambda: sorted(map(len, (ready(hosts, 0), ready(hosts, 1)))) == [1, 2])
         full = 0 if len(ready(hosts, 0)) == 2 else 1
         clients = Clients(hosts.url, {name: expected[name] for name in ("a", "b")}, TOKENS)
-        with ThreadPoolExecutor(CLIENTS) as threads:
-            running = [threads.submit(clients.run, seed) for seed in range(CLIENTS)]
-            try:
-                until(lambda: len(ready(hosts, full)) == 1 and len(ready(hosts, 1 - full)) == 2)
-                (stayed,) = ready(hosts, full)
-                assert stayed in ("a", "b")
-                assert ready(hosts, 1 - full) == set(tables) - {stayed}
-                before = clients.served()
-                until(lambda: clients.served() > before + 40)
-            finally:
-                clients.stop()
-            for one in running:
-                one.result()
+        with clients.asking(CLIENTS):
+            until(lambda: len(ready(hosts, full)) == 1 and len(ready(hosts, 1 - full)) == 2)
+            (stayed,) = ready(hosts, full)
+            assert stayed in ("a", "b")
+            assert ready(hosts, 1 - full) == set(tables) - {stayed}
+            clients.served_more(40)
         assert set(clients.ends) == {"served", "streamed"}, clients.ends
-        for number in range(2):
-            books = hosts.admin(number).audit()
-            assert not books.fault
-            assert not books.held_blocks
+        hosts.check_books(0, 1)

@@ -4,10 +4,14 @@ import json
 import random
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx2 as httpx
 
+from support.shared import until
 from support.two_units import body
 
 
@@ -37,8 +41,22 @@ class Clients:
                 if end.startswith("wrong"):
                     self.wrong.append(end)
 
-    def stop(self) -> None:
-        self._stopped.set()
+    @contextmanager
+    def asking(self, count: int) -> Iterator[None]:
+        """So many of them, until the block ends."""
+        with ThreadPoolExecutor(count) as threads:
+            running = [threads.submit(self.run, seed) for seed in range(count)]
+            try:
+                yield
+            finally:
+                self._stopped.set()
+            for one in running:
+                one.result()
+
+    def served_more(self, count: int) -> None:
+        """Waits until so many more are."""
+        before = self.served()
+        until(lambda: self.served() > before + count)
 
     def served(self) -> int:
         with self._lock:

@@ -75,6 +75,13 @@ class RayHosts:
         """Of all nodes."""
         return [one.name for number in self._nodes for one in self.admin(number).models()]
 
+    def check_books(self, *numbers: int) -> None:
+        """Of hosts that are at rest: nothing is lost, nothing held."""
+        for number in numbers:
+            books = self.admin(number).audit()
+            assert not books.fault
+            assert not books.held_blocks
+
     def kill(self, number: int) -> None:
         """The node with its muxd."""
         pid = self.admin(number).status().pid
